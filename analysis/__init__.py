@@ -1,0 +1,1 @@
+"""What is read out of finished runs: matrices, metrics, intervals, correlations, tables and figures."""

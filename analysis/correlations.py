@@ -1,0 +1,143 @@
+"""Do prompts that are good for one other task tend to be good for the rest? (The paper's Figures 2, 7-10.)"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sapo.analysis.results import RunResult, require_comparable, score_matrix
+from sapo.conf.errors import UserError
+
+COEFFICIENTS = ("pearson", "spearman")
+FEWEST_PROMPTS = 3
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How the effects of prompts on two tasks go together; coefficients are None for the `reason` given."""
+
+    x_task: str
+    y_task: str
+    pearson: float | None
+    spearman: float | None
+    n_prompts: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptEffects:
+    """Final scores on the tasks that are not current: a row per prompt of the current (last trained) task."""
+
+    run: RunResult
+    measure: str
+    scores: pd.DataFrame
+    correlations: tuple[Correlation, ...]
+
+    @property
+    def current(self) -> str:
+        """The task whose prompt varies."""
+        return self.run.tasks[-1]
+
+    def matrix(self, coefficient: str) -> pd.DataFrame:
+        """The symmetric matrix of a coefficient, for drawing: 1 on the diagonal, NaN where it is None."""
+        tasks = list(self.scores.columns)
+        matrix = pd.DataFrame(np.eye(len(tasks)), index=tasks, columns=tasks)
+        for cell in self.correlations:
+            value = getattr(cell, coefficient)
+            matrix.loc[cell.x_task, cell.y_task] = matrix.loc[cell.y_task, cell.x_task] = (
+                np.nan if value is None else value
+            )
+        return matrix
+
+
+def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
+    """The sets among `runs` that differ only in the last trained task's prompt, two prompts or more each.
+
+    Runs that ended up with the same prompt (a policy chose what another fixed) count once.
+    """
+    groups: dict[tuple, dict[str, RunResult]] = {}
+    for run in runs:
+        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(run.prompts[run.tasks[-1]], run)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def _all_but_last_prompt(run: RunResult) -> tuple:
+    earlier = tuple(run.prompts[task] for task in run.tasks[:-1])
+    return (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, str(run.parity), earlier)
+
+
+def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
+    """Final scores per prompt and their correlations between every two non-current tasks.
+
+    Raises UserError if the runs differ in more than the last trained task's prompt.
+    """
+    require_comparable(runs)
+    if len({_all_but_last_prompt(run) for run in runs}) > 1:
+        raise UserError(
+            f"Runs {', '.join(run.id for run in runs)} differ in more than the prompt of their last task: "
+            "correlations of prompt effects need one model, sequence, method, seed, and equal earlier prompts"
+        )
+    current = runs[0].tasks[-1]
+    rows = {_prompt_index(run): score_matrix(run, measure).iloc[-1].drop(current) for run in runs}
+    if len(rows) < len(runs):
+        rows = {number: score_matrix(run, measure).iloc[-1].drop(current) for number, run in enumerate(runs)}
+    scores = pd.DataFrame(rows).T.sort_index().rename_axis("prompt")
+    return PromptEffects(runs[0], measure, scores, tuple(correlate(scores)))
+
+
+def _prompt_index(run: RunResult) -> int:
+    current = run.tasks[-1]
+    frame = run.predictions
+    index = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == current), "prompt_index"]
+    return int(index.iloc[0]) if len(index) else -1
+
+
+def correlate(scores: pd.DataFrame) -> Iterator[Correlation]:
+    """Pearson's and Spearman's coefficients between every two columns (rows = prompts)."""
+    for x_task, y_task in combinations(scores.columns, 2):
+        x, y = scores[x_task], scores[y_task]
+        reason = _why_undefined(x, y)
+        if reason:
+            yield Correlation(x_task, y_task, None, None, len(scores), reason)
+        else:
+            values = (float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic))
+            yield Correlation(x_task, y_task, *values, len(scores))
+
+
+def _why_undefined(x: pd.Series, y: pd.Series) -> str | None:
+    if len(x) < FEWEST_PROMPTS:
+        return f"{len(x)} prompts: a correlation needs {FEWEST_PROMPTS} or more"
+    for column in (x, y):
+        if column.isna().any():
+            return f"{column.name} was not evaluated for every prompt"
+        # Equal means can differ in their last bits; a spread of rounding noise must not correlate.
+        if np.ptp(column) <= 1e-9 * max(1.0, float(column.abs().max())):
+            return f"scores of {column.name} are the same for all prompts"
+    return None
+
+
+def correlation_table(effects: Sequence[PromptEffects]) -> pd.DataFrame:
+    """All correlations in long form; an undefined coefficient is empty and has its reason beside it."""
+    rows = [
+        {
+            "model": effect.run.model,
+            "sequence": effect.run.sequence,
+            "method": effect.run.method,
+            "seed": effect.run.seed,
+            "current_task": effect.current,
+            "measure": effect.measure,
+            "x_task": cell.x_task,
+            "y_task": cell.y_task,
+            "coefficient": coefficient,
+            "r": getattr(cell, coefficient),
+            "n_prompts": cell.n_prompts,
+            "reason": cell.reason,
+        }
+        for effect in effects
+        for coefficient in COEFFICIENTS
+        for cell in effect.correlations
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,120 @@
+"""Heat maps of effects and correlations: red is worse, blue better, legible to colour-blind readers."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from sapo.analysis.files import replacing
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult
+from sapo.data.tasks import short_name
+
+if TYPE_CHECKING:
+    from sapo.analysis.correlations import PromptEffects
+
+CELL_WIDTH, CELL_HEIGHT = 0.85, 0.5  # inches
+UNITS = {"rougeL": "ROUGE-L points", "exact_match": "percentage points", "nll": "nats per target token"}
+NO_VALUE = "#e6e6e6"
+
+
+def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: str) -> Figure:
+    """A signed matrix (states x tasks, NaN = no such cell) centred on 0, without empty rows and columns."""
+    shown = changes.dropna(how="all").dropna(how="all", axis="columns")
+    columns = [short_name(task) for task in shown.columns]
+    rows = [f"after {short_name(run.tasks[after - 1])}" for after in shown.index]
+    figure, axes = _canvas(columns, rows, panels=1)
+    limit = max(float(np.nanmax(np.abs(shown))), 1e-6)
+    decimals = 2 if measure == "nll" else 1
+    lower = measure in LOWER_IS_BETTER
+    image = _draw(axes[0], shown, rows, columns, limit, f"{{:+.{decimals}f}}", "RdBu_r" if lower else "RdBu")
+    better = "lower is better" if lower else "higher is better"
+    figure.colorbar(image, ax=axes, shrink=0.9, label=f"{UNITS[measure]}\n({better})")
+    _title(figure, f"{title}\n{run.facts}")
+    return figure
+
+
+def correlation_heatmap(effects: "PromptEffects") -> Figure:
+    """Pearson and Spearman matrices side by side; grey cells are undefined (the table says why)."""
+    tasks = [short_name(task) for task in effects.scores.columns]
+    figure, axes = _canvas(tasks, tasks, panels=2)
+    for panel, coefficient in zip(axes, ("pearson", "spearman"), strict=True):
+        image = _draw(panel, effects.matrix(coefficient), tasks, tasks, 1.0, "{:.2f}", "RdBu")
+        panel.set_title(coefficient.capitalize(), fontsize=10)
+    figure.colorbar(image, ax=axes, shrink=0.9, label="correlation over prompts")
+    run = effects.run
+    facts = [
+        run.model,
+        run.sequence,
+        run.method,
+        f"seed {run.seed}",
+        *(["demonstration"] if run.demonstration else []),
+    ]
+    _title(
+        figure,
+        f"Effects of {len(effects.scores)} prompts of {short_name(effects.current)} on other tasks "
+        f"({MEASURES[effects.measure].split(' (')[0]})\n{' · '.join(facts)}",
+    )
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """The figure as `stem`.png and `stem`.pdf; returns both paths."""
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
+    for path in paths:
+        # Without a creation date, equal figures are equal files.
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=160, metadata=metadata)
+    return paths
+
+
+def _canvas(columns: list[str], rows: list[str], panels: int) -> tuple[Figure, list[Axes]]:
+    """An empty figure sized so that cells, labels and title have room."""
+    letter = 0.085  # inches a letter of a 9 point label takes
+    margin = letter * max(map(len, rows))
+    width = panels * (CELL_WIDTH * len(columns) + margin) + 1.6
+    height = CELL_HEIGHT * len(rows) + 0.75 * letter * max(map(len, columns)) + 1.3
+    figure = Figure(figsize=(max(width, 6.0), max(height, 2.8)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
+
+
+def _draw(
+    axes: Axes,
+    values: pd.DataFrame,
+    rows: list[str],
+    columns: list[str],
+    limit: float,
+    form: str,
+    colours: str,
+) -> AxesImage:
+    """One annotated heat map from -limit to limit."""
+    array = values.to_numpy(dtype=float)
+    axes.set_facecolor(NO_VALUE)
+    image = axes.imshow(array, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    for (row, column), value in np.ndenumerate(array):
+        if np.isfinite(value):
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            text = form.format(round(value, 2) + 0.0)
+            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    return image
+
+
+def _title(figure: Figure, text: str) -> None:
+    letters = int(figure.get_figwidth() / 0.085)
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, letters)]
+    figure.suptitle("\n".join(lines), fontsize=10)

@@ -1,0 +1,85 @@
+"""Score, forgetting and generalization matrices of a run, and the files that hold them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sapo.analysis.figures import effect_heatmap, save
+from sapo.analysis.files import write_text
+from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, load_run, n_examples, score_matrix
+
+PAPER_MEASURE = "rougeL"
+
+
+def forgetting(scores: pd.DataFrame) -> pd.DataFrame:
+    """a[i][j] - a[j][j] for j < i: states 1..N x the N trained tasks, NaN elsewhere.
+
+    For a score, negative means forgotten; for NLL, positive does.
+    """
+    n = len(scores) - 1
+    trained = scores.iloc[1:, :n]
+    just_trained = pd.Series([scores.iloc[j + 1, j] for j in range(n)], index=trained.columns)
+    change = trained - just_trained
+    return change.where([[task < after for task in range(1, n + 1)] for after in range(1, n + 1)])
+
+
+def generalization(scores: pd.DataFrame) -> pd.DataFrame:
+    """a[i][j] - a[0][j] for tasks not trained yet (j > i) or never: states 1..N x all tasks, else NaN."""
+    n, width = len(scores) - 1, scores.shape[1]
+    change = scores.iloc[1:] - scores.iloc[0]
+    return change.where([[task > after for task in range(1, width + 1)] for after in range(1, n + 1)])
+
+
+EFFECTS = {
+    "forgetting": (forgetting, "Forgetting: change since the task was trained"),
+    "generalization": (
+        generalization,
+        "Generalization: change of tasks not trained yet, since the untouched model",
+    ),
+}
+
+
+def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]:
+    """Writes matrices, effects, metrics and the heat maps of `measure` into the run's folder.
+
+    Returns `{"files": [path, …], "metrics": {measure: {definition: {metric: value or None}}}}`.
+    """
+    run = load_run(run_dir)
+    files = [path for name in MEASURES for path in _write_matrices(run, name)]
+    files += [path for effect in EFFECTS for path in _draw(run, effect, measure)]
+    content = _metrics_file(run)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    files.append(write_text(run.path / "metrics.json", text + "\n"))
+    return {"files": files, "metrics": content["metrics"]}
+
+
+def _write_matrices(run: RunResult, measure: str) -> list[Path]:
+    scores = score_matrix(run, measure)
+    files = [write_matrix(scores, run.path / f"matrix_{measure}.csv")]
+    for effect, (compute, _) in EFFECTS.items():
+        files.append(write_matrix(compute(scores), run.path / f"{effect}_{measure}.csv"))
+    return files
+
+
+def _draw(run: RunResult, effect: str, measure: str) -> list[Path]:
+    compute, title = EFFECTS[effect]
+    changes = compute(score_matrix(run, measure))
+    if changes.isna().all(axis=None):
+        return []  # one trained task forgets nothing: there is no figure to draw
+    name = effect if measure == PAPER_MEASURE else f"{effect}_{measure}"
+    return save(effect_heatmap(changes, run, title, measure), run.path / name)
+
+
+def _metrics_file(run: RunResult) -> dict[str, Any]:
+    matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
+    return {
+        "run": run.id,
+        "demonstration": run.demonstration,
+        "n_examples": n_examples(run),
+        "better": {measure: "lower" if measure in LOWER_IS_BETTER else "higher" for measure in MEASURES},
+        "metrics": {measure: continual_metrics(matrix) for measure, matrix in matrices.items()},
+        "unseen_gain": {measure: unseen_gain(matrix) for measure, matrix in matrices.items()},
+    }

@@ -1,0 +1,251 @@
+"""AP, BWT and FWT of a score matrix in three definitions, and the CSV file such a matrix lives in.
+
+a[i][j] is the score on task j after training task i; i = 0 is the untouched model, j counts from 1.
+Every metric is linear in a, so that a definition is written once, as weights: values, the cells a metric
+needs, and bootstrap intervals all follow from them.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sapo.conf.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+METRICS = ("AP", "BWT", "FWT")
+DEFINITIONS = {
+    "paper": "the formulas as printed: mean change over each single training step, over N",
+    "reference": "the published code: change since the task was trained / since the untouched model",
+    "gem": "Lopez-Paz & Ranzato 2017: the same, at the end only / just before training only",
+}
+DEFAULT_DEFINITION = "reference"
+Weights = NDArray[np.float64]
+
+
+def continual_metrics(matrix: ArrayLike) -> dict[str, dict[str, float | None]]:
+    """`{definition: {"AP": …, "BWT": …, "FWT": …}}` of scores (N+1 states x N tasks, NaN = not evaluated).
+
+    Columns beyond the N-th are unseen tasks and do not count. A metric that needs a cell which was not
+    evaluated, or more than the one task there is, is None.
+    """
+    scores = _checked(matrix)
+    return {
+        definition: {
+            metric: _apply(metric_weights(definition, metric, len(scores) - 1), scores) for metric in METRICS
+        }
+        for definition in DEFINITIONS
+    }
+
+
+def unseen_gain(matrix: ArrayLike) -> float | None:
+    """Mean final-minus-untouched score over the unseen tasks (columns beyond the N-th); None if undefined."""
+    scores = _checked(matrix)
+    unseen = scores[:, len(scores) - 1 :]
+    if not unseen.size or np.isnan(unseen[[0, -1]]).any():
+        return None
+    return rounded(np.mean(unseen[-1] - unseen[0]))
+
+
+def why_undefined(matrix: ArrayLike, definition: str, metric: str, tasks: list[str]) -> str | None:
+    """The reason why a metric is None, or None if it is defined."""
+    scores = _checked(matrix)
+    weights = metric_weights(definition, metric, len(scores) - 1)
+    if weights is None:
+        return "needs at least two trained tasks"
+    missing = np.argwhere((weights != 0) & np.isnan(scores[:, : weights.shape[1]]))
+    if not len(missing):
+        return None
+    after, column = missing[0]
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"not evaluated: {tasks[column]} after {after}{more}"
+
+
+def check_definition(definition: str) -> None:
+    """UserError unless `definition` is one of DEFINITIONS."""
+    if definition not in DEFINITIONS:
+        raise unknown("metric definition", definition, DEFINITIONS)
+
+
+@lru_cache(maxsize=64)
+def metric_weights(definition: str, metric: str, n: int) -> Weights | None:
+    """Weights w (n+1 x n) with metric = sum of w * a; None where the metric needs more than `n` tasks."""
+    check_definition(definition)
+    weights = np.zeros((n + 1, n))
+    if metric == "AP":
+        weights[n] = 1 / n
+        return weights
+    if n < 2:
+        return None
+    changes = _backward_changes if metric == "BWT" else _forward_changes
+    for after, task, since, weight in changes(definition, n):
+        weights[after, task - 1] += weight
+        weights[since, task - 1] -= weight
+    return weights
+
+
+def _backward_changes(definition: str, n: int) -> Iterator[tuple[int, int, int, float]]:
+    """(i, j, i', weight) of every a[i][j] - a[i'][j] in BWT."""
+    if definition == "gem":
+        yield from ((n, task, task, 1 / (n - 1)) for task in range(1, n))
+        return
+    for after in range(2, n + 1):
+        for task in range(1, after):
+            if definition == "reference":
+                yield after, task, task, 1 / ((n - 1) * (after - 1))
+            else:
+                yield after, task, after - 1, 1 / (n * (after - 1))
+
+
+def _forward_changes(definition: str, n: int) -> Iterator[tuple[int, int, int, float]]:
+    """(i, j, i', weight) of every a[i][j] - a[i'][j] in FWT."""
+    if definition == "gem":
+        yield from ((task - 1, task, 0, 1 / (n - 1)) for task in range(2, n + 1))
+        return
+    for after in range(1, n):
+        for task in range(after + 1, n + 1):
+            if definition == "reference":
+                yield after, task, 0, 1 / ((n - 1) * (n - after))
+            else:
+                yield after, task, after - 1, 1 / (n * (n - after))
+
+
+def _apply(weights: Weights | None, scores: NDArray[np.float64]) -> float | None:
+    if weights is None:
+        return None
+    needed = weights != 0
+    cells = scores[:, : weights.shape[1]][needed]
+    return None if np.isnan(cells).any() else rounded(weights[needed] @ cells)
+
+
+def rounded(value: float) -> float:
+    """The value without the noise of summation (75.99999999999999), and never -0.0."""
+    return round(float(value), 10) + 0.0
+
+
+def _checked(matrix: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(matrix, dtype=float)
+    if scores.ndim != 2 or len(scores) < 2 or scores.shape[1] < len(scores) - 1:
+        raise ValueError(
+            f"A score matrix has N+1 rows and N or more columns, N >= 1; got shape {scores.shape}."
+        )
+    if np.isinf(scores).any():
+        raise ValueError("A score matrix holds finite scores, or NaN where a task was not evaluated.")
+    return scores
+
+
+def write_matrix(frame: "DataFrame", path: Path) -> Path:
+    """A matrix as `after,<task>,…` with an empty cell for NaN, in full precision; returns the path."""
+    from sapo.analysis.files import replacing
+
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index_label="after", na_rep="", lineterminator="\n")
+    return path
+
+
+def read_matrix(path: Path) -> "DataFrame":
+    """The scores in a MATRIX.csv: index `after` 0..N, a column a task, NaN where a cell is empty.
+
+    A file that starts at `after` 1 gets an empty row 0. Scores are 0-100; a file whose name ends in `nll.csv`
+    holds nats, which have no upper limit. Raises UserError with file, line and column.
+    """
+    from pandas import DataFrame, RangeIndex
+
+    header, *lines = _rows(path)
+    tasks = _task_names(path, header[1])
+    highest = math.inf if path.stem.endswith("nll") else 100.0
+    states = [_state(path, number, fields, tasks) for number, fields in lines]
+    _check_states(path, [number for number, _ in lines], states, len(tasks))
+    scores = [
+        [_score(path, number, task, text, highest) for task, text in zip(tasks, fields[1:], strict=True)]
+        for number, fields in lines
+    ]
+    if states[0] == 1:
+        scores.insert(0, [math.nan] * len(tasks))
+    return DataFrame(scores, columns=tasks, index=RangeIndex(len(scores), name="after"))
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, fields) of each line that is not blank; the first is the header."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader if any(fields)]
+    except OSError as error:
+        raise UserError(f"Cannot read the matrix {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): a matrix is a CSV file.") from error
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}).") from error
+    if not rows:
+        raise UserError(f"{path} is empty: a matrix has a header `after,<task>,…` and a row a state.")
+    return rows
+
+
+def _task_names(path: Path, header: list[str]) -> list[str]:
+    if header[0] != "after":
+        raise UserError(
+            f"{path}, line 1: the header is `after,<task>,<task>,…` with commas; "
+            f"this one begins with '{header[0]}'."
+        )
+    tasks = header[1:]
+    if not tasks:
+        raise UserError(f"{path}, line 1: the header names no task after `after`.")
+    for column, task in enumerate(tasks, start=2):
+        if not task:
+            raise UserError(f"{path}, line 1, column {column}: a task without a name.")
+        if task in tasks[: column - 2]:
+            raise UserError(f"{path}, line 1, column {column}: task '{task}' is named twice.")
+    return tasks
+
+
+def _state(path: Path, number: int, fields: list[str], tasks: list[str]) -> int:
+    if len(fields) != len(tasks) + 1:
+        raise UserError(
+            f"{path}, line {number}: {len(fields)} fields where the header has {len(tasks) + 1}. "
+            "A cell that was not evaluated stays empty between its commas."
+        )
+    if not (fields[0].isascii() and fields[0].isdigit()):
+        raise UserError(
+            f"{path}, line {number}, column after: '{fields[0]}' is not a whole number 0, 1, …, N."
+        )
+    return int(fields[0])
+
+
+def _check_states(path: Path, numbers: list[int], states: list[int], n_tasks: int) -> None:
+    if not states or states == [0]:
+        raise UserError(f"{path} has no row with `after` 1 or more: metrics need at least one trained state.")
+    start = 1 if states[0] == 1 else 0
+    for place, state in enumerate(states):
+        if state != start + place:
+            problem = "is there twice" if state in states[:place] else f"stands where {start + place} should"
+            where = f"{path}, line {numbers[place]}, column after"
+            raise UserError(f"{where}: {state} {problem}. Rows are 0, 1, …, N in order.")
+    if states[-1] > n_tasks:
+        raise UserError(
+            f"{path}, line {numbers[-1]}: more trained states ({states[-1]}) than tasks ({n_tasks})."
+        )
+
+
+def _score(path: Path, number: int, task: str, text: str, highest: float) -> float:
+    if not text:
+        return math.nan
+    where = f"{path}, line {number}, column {task}"
+    try:
+        score = math.nan if "_" in text else float(text)
+    except ValueError:
+        score = math.nan
+    if math.isnan(score):
+        raise UserError(f"{where}: '{text}' is not a number. Leave a cell that was not evaluated empty.")
+    if not 0 <= score < math.inf or score > highest:
+        limits = "0 to 100" if math.isfinite(highest) else "finite and not negative"
+        raise UserError(f"{where}: {text} is out of range: scores here are {limits}.")
+    return score

@@ -1,0 +1,234 @@
+"""Tables as text: for the terminal, Markdown, LaTeX (booktabs) and CSV."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
+from sapo.analysis.statistics import Interval
+from sapo.analysis.tables import Group, Row, Table1
+from sapo.data.tasks import short_name
+
+NONE = "-"
+COLUMNS = ("Model", "Sequence", "Method", "Policy", *METRICS, "Examples", "Seeds")
+PAPER_LABEL = "paper: "
+
+
+def metrics_terminal(scores: pd.DataFrame) -> RenderableType:
+    """AP, BWT and FWT of a score matrix in three definitions, what they mean, and why a value is missing."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Trained tasks: {len(scores) - 1}", title_justify="left")
+    table.add_column("definition")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    table.add_column("what BWT / FWT are", ratio=1)
+    for definition, values in continual_metrics(scores).items():
+        mark = " *" if definition == DEFAULT_DEFINITION else ""
+        cells = [NONE if values[metric] is None else f"{values[metric]:.2f}" for metric in METRICS]
+        table.add_row(definition + mark, *cells, DEFINITIONS[definition])
+    notes = [
+        "* the definition that the paper's tables hold (by the size of their values), and ours beside them",
+        *_reasons(scores),
+    ]
+    return Lines(table, *(escape(note) for note in notes))
+
+
+def _reasons(scores: pd.DataFrame) -> Iterator[str]:
+    """One line for each reason why metrics are missing."""
+    for metric in METRICS:
+        reasons = {name: why_undefined(scores, name, metric, list(scores.columns)) for name in DEFINITIONS}
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            which = ", ".join(name for name in DEFINITIONS if reasons[name] == reason)
+            yield f"{NONE} {metric} ({which}): {reason}"
+
+
+def terminal(table: Table1) -> RenderableType:
+    """Table 1 for 80 columns or more: a block a group, intervals under their values."""
+    return Lines(
+        *(_block(group, table.decimals) for group in table.groups), *(escape(note) for note in table.notes)
+    )
+
+
+def _block(group: Group, decimals: int) -> Table:
+    block = Table(box=box.SIMPLE_HEAD, title=escape(group.title), title_justify="left", padding=(0, 1, 0, 0))
+    block.add_column("policy")
+    for name in (*METRICS, "examples", "seeds"):
+        block.add_column(name, justify="right", no_wrap=True)
+    for number, (row, label) in enumerate(_labelled(group)):
+        cells = [
+            _cell(row.cells[metric], row.difference, decimals).replace(" [", "\n[") for metric in METRICS
+        ]
+        last_of_ours = number == len(group.rows) - 1 and bool(group.paper)
+        block.add_row(escape(label), *map(escape, cells), *_counts(row), end_section=last_of_ours)
+    if group.paper and not group.same_setting:
+        row = group.paper[0]
+        block.caption = f"* {row.model} · {row.sequence} · {row.method}"
+        block.caption_justify = "left"
+    return block
+
+
+def markdown(table: Table1) -> str:
+    """Table 1 as one Markdown table with its notes."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * 4}{'---:|' * (len(COLUMNS) - 4)}"]
+    for group in table.groups:
+        for row, label in _labelled(group):
+            fields = [
+                row.model,
+                row.sequence,
+                _method(group, row),
+                label,
+                *_cells(row, table.decimals),
+                *_counts(row),
+            ]
+            lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in fields)} |")
+    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
+
+
+def latex(table: Table1) -> str:
+    """Table 1 as a LaTeX `table` for the booktabs package."""
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        r"\begin{tabular}{llll" + "r" * (len(COLUMNS) - 4) + "}",
+        r"\toprule",
+    ]
+    lines += [f"{' & '.join(COLUMNS)} {chr(92) * 2}"]
+    for group in table.groups:
+        lines.append(r"\midrule")
+        for row, label in _labelled(group):
+            fields = [
+                row.model,
+                row.sequence,
+                _method(group, row),
+                label,
+                *_cells(row, table.decimals),
+                *_counts(row),
+            ]
+            # Braces keep a cell that begins with [ from being read as the optional argument of \\.
+            lines.append(f"{' & '.join('{' + _tex(field) + '}' for field in fields)} {chr(92) * 2}")
+    caption = " ".join(_tex(note) for note in table.notes)
+    return "\n".join(
+        [*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}", ""]
+    )
+
+
+def csv(table: Table1) -> str:
+    """Table 1 in long form: one line a row and metric, with definition, counts and demonstration mark."""
+    demonstration = any(note.startswith("Demonstration") for note in table.notes)
+    records = [
+        {
+            "source": row.source,
+            "model": row.model,
+            "sequence": row.sequence,
+            "method": _method(group, row),
+            "policy": row.policy,
+            "quantity": "difference from static" if row.difference else "score",
+            "metric": metric,
+            **_numbers(row.cells[metric]),
+            "n_examples": row.n_examples,
+            "n_seeds": row.n_seeds,
+            "measure": table.measure,
+            "definition": table.definition,
+            "demonstration": demonstration and row.source == "ours",
+        }
+        for group in table.groups
+        for row in (*group.rows, *group.paper)
+        for metric in METRICS
+    ]
+    frame = pd.DataFrame(records).astype({"n_examples": "Int64", "n_seeds": "Int64"})
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def prompts_terminal(prompts: pd.DataFrame) -> RenderableType:
+    """The chosen prompts for a terminal, a block a run."""
+    blocks = []
+    for run, rows in prompts.groupby("run", sort=False):
+        block = Table(box=box.SIMPLE_HEAD, title=escape(f"Prompts of {run}"), title_justify="left")
+        block.add_column("task", overflow="fold")
+        for name in ("index", "loss", "original"):
+            block.add_column(name, justify="right", no_wrap=True)
+        block.add_column("text", ratio=1)
+        for _, row in rows.iterrows():
+            fields = [short_name(row["task"]), *_prompt_numbers(row), row["text"]]
+            block.add_row(*map(escape, fields))
+        blocks.append(block)
+    return Lines(*blocks)
+
+
+def prompts_markdown(prompts: pd.DataFrame) -> str:
+    """The chosen prompts as a Markdown table."""
+    lines = ["| Run | Task | Index | Loss | Loss of the original | Text |", "|---|---|---:|---:|---:|---|"]
+    for _, row in prompts.iterrows():
+        fields = [row["run"], short_name(row["task"]), *_prompt_numbers(row), " ".join(row["text"].split())]
+        lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in fields)} |")
+    return "\n".join([*lines, ""])
+
+
+def prompts_latex(prompts: pd.DataFrame) -> str:
+    """The chosen prompts as a LaTeX `tabular` for the booktabs package."""
+    lines = [
+        r"\begin{tabular}{llrrrp{0.5\linewidth}}",
+        r"\toprule",
+        r"Run & Task & Index & Loss & Original & Text \\",
+    ]
+    lines.append(r"\midrule")
+    for _, row in prompts.iterrows():
+        fields = [row["run"], short_name(row["task"]), *_prompt_numbers(row), row["text"]]
+        lines.append(f"{' & '.join('{' + _tex(field) + '}' for field in fields)} {chr(92) * 2}")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _prompt_numbers(row: pd.Series) -> list[str]:
+    losses = [NONE if row[name] is None else f"{row[name]:.4f}" for name in ("loss", "original_loss")]
+    return [NONE if row["index"] is None else str(row["index"]), *losses]
+
+
+def _labelled(group: Group) -> Iterator[tuple[Row, str]]:
+    """Our rows, then the paper's, with what stands in the column `policy`."""
+    yield from ((row, row.label) for row in group.rows)
+    mark = "" if group.same_setting else " *"
+    yield from ((row, f"{PAPER_LABEL}{row.label}{mark}") for row in group.paper)
+
+
+def _method(group: Group, row: Row) -> str:
+    return group.method if row.source == "ours" else row.method
+
+
+def _cells(row: Row, decimals: int) -> list[str]:
+    return [_cell(row.cells[metric], row.difference, decimals) for metric in METRICS]
+
+
+def _cell(value: Interval | float | None, signed: bool, decimals: int) -> str:
+    """`76.00 [74.10, 77.90]`; signed for a difference."""
+
+    def number(value: float) -> str:
+        return f"{round(value, decimals) + 0.0:{'+' if signed else ''}.{decimals}f}"
+
+    if value is None:
+        return NONE
+    if isinstance(value, Interval):
+        return f"{number(value.estimate)} [{number(value.low)}, {number(value.high)}]"
+    return number(value)
+
+
+def _counts(row: Row) -> list[str]:
+    return [NONE if count is None else str(count) for count in (row.n_examples, row.n_seeds)]
+
+
+def _numbers(value: Interval | float | None) -> dict[str, float | None]:
+    if isinstance(value, Interval):
+        return {"estimate": value.estimate, "low": value.low, "high": value.high}
+    return {"estimate": value, "low": None, "high": None}
+
+
+def _tex(text: str) -> str:
+    specials: Sequence[tuple[str, str]] = [(character, "\\" + character) for character in "&%$#_{}"]
+    table = str.maketrans(
+        dict(specials) | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    )
+    return re.sub("`([^`]*)`", r"\\texttt{\1}", text.translate(table)).replace("·", r"$\cdot$")

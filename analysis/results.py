@@ -1,0 +1,222 @@
+"""Finished runs as they lie on disk: what was run, and every prediction with its scores."""
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sapo.conf.errors import UserError, unknown
+
+MEASURES = {
+    "rougeL": "ROUGE-L (0-100)",
+    "exact_match": "exact match (%)",
+    "nll": "NLL (nats per target token)",
+}
+LOWER_IS_BETTER = frozenset({"nll"})
+COLUMNS = ("after", "task", "prompt_index", "example", "prediction", "target", *MEASURES, "target_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """One run: its facts (`run.json`) and its predictions (a row per state, task and example)."""
+
+    path: Path
+    id: str
+    sequence: str
+    tasks: tuple[str, ...]
+    unseen: tuple[str, ...]
+    model: str
+    method: str
+    policy: str
+    seed: int
+    parity: Any
+    demonstration: bool
+    prompts: dict[str, str]
+    choices: list[dict[str, Any]]
+    comparable: dict[str, Any]
+    predictions: pd.DataFrame = field(repr=False)
+
+    @property
+    def facts(self) -> str:
+        """Model, sequence, method, policy and seed in one line, for titles."""
+        parts = [self.model, self.sequence, self.method, self.policy, f"seed {self.seed}"]
+        return " · ".join([*parts, "demonstration"] if self.demonstration else parts)
+
+
+def load_run(path: Path) -> RunResult:
+    """The run in folder `path`; UserError names what is missing or damaged, and the mend."""
+    record = _record(path)
+    predictions = _predictions(path, record)
+    names = [part.name for part in fields(RunResult) if part.name not in ("path", "predictions")]
+    values = {name: record[name] for name in names} | {
+        "tasks": tuple(record["tasks"]),
+        "unseen": tuple(record["unseen"]),
+    }
+    return RunResult(path=path, predictions=predictions, **values)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    again = _again(path, {})
+    file = path / "run.json"
+    if not file.is_file():
+        raise UserError(f"{path} has no run.json: it is not a finished run. {again}")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file} is damaged: {error}. {again}") from error
+    kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("tasks", "unseen", "choices"), list)
+    kinds |= dict.fromkeys(("id", "sequence", "model", "method", "policy"), str)
+    kinds |= {"seed": int, "demonstration": bool, "prompts": dict, "comparable": dict, "parity": object}
+    wrong = [name for name, kind in kinds.items() if not isinstance(record, dict) or name not in record]
+    wrong = wrong or [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
+    wrong += ["tasks"] if not wrong and not record["tasks"] else []
+    if wrong:
+        raise UserError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type. {again}")
+    return record
+
+
+def _predictions(path: Path, record: dict[str, Any]) -> pd.DataFrame:
+    again = _again(path, record)
+    file = path / "predictions.parquet"
+    if not file.is_file():
+        raise UserError(f"{path} has no predictions.parquet. {again}")
+    try:
+        frame = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}. {again}") from error
+    problem = _problem(frame, [*record["tasks"], *record["unseen"]], len(record["tasks"]))
+    if problem:
+        raise UserError(f"{file} is damaged: {problem}. {again}")
+    return frame.sort_values(["after", "task", "example"], ignore_index=True)
+
+
+def _problem(frame: pd.DataFrame, tasks: list[str], n: int) -> str | None:
+    """What is wrong with a table of predictions, or None."""
+    missing = [column for column in COLUMNS if column not in frame]
+    if missing:
+        return f"without column {', '.join(missing)}"
+    strangers = sorted(set(frame["task"]) - set(tasks))
+    if strangers:
+        return f"task {strangers[0]} is not in run.json"
+    if not frame["after"].isin(range(n + 1)).all():
+        return f"a state `after` outside 0..{n}"
+    if frame.duplicated(["after", "task", "example"]).any():
+        return "an example is scored twice for one state and task"
+    for measure in MEASURES:
+        values = pd.to_numeric(frame[measure], errors="coerce").to_numpy(dtype=float)
+        if not np.isfinite(values).all():
+            return f"{measure} is not a finite number in row {int(np.argmin(np.isfinite(values)))}"
+    states = frame.groupby("task")["after"].nunique()
+    uneven = frame.groupby(["task", "example"])["after"].nunique().reset_index()
+    uneven = uneven[uneven["after"] != uneven["task"].map(states)]
+    return (
+        f"task {uneven['task'].iloc[0]} has other test rows in one state than in another"
+        if len(uneven)
+        else None
+    )
+
+
+def _again(path: Path, record: dict[str, Any]) -> str:
+    """The command that mends a run."""
+    names = ("sequence", "model", "method", "policy", "seed")
+    options = " ".join(f"{name}={record[name]}" for name in names if name in record) or "…"
+    settings = path / "config.yaml"
+    return f"Run `sapo train {options}` again (settings: {settings}): only what is missing is computed."
+
+
+def find_runs(names: Sequence[str], root: Path) -> list[Path]:
+    """The run folders meant by `names`: folders, ids under `root`/runs, patterns, or folders of several runs.
+
+    Each folder once, in the order of the names. Raises UserError for a name that means no run.
+    """
+    found: dict[Path, Path] = {}
+    for name in names:
+        for path in _runs_named(name, root / "runs"):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _runs_named(name: str, store: Path) -> list[Path]:
+    paths = [Path(name), store / name]
+    if glob.has_magic(name):
+        paths = [
+            Path(match) for pattern in paths for match in sorted(glob.glob(str(pattern), recursive=True))
+        ]
+        paths = [path for path in paths if (path / "run.json").is_file()]
+        if not paths:
+            raise UserError(f"No run matches '{name}', neither here nor in {store}.")
+        return paths
+    for path in paths:
+        if (path / "run.json").is_file():
+            return [path]
+        inside = [
+            file.parent
+            for pattern in ("*/run.json", "runs/*/run.json")
+            for file in sorted(path.glob(pattern))
+        ]
+        if inside:
+            return inside
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} holds no finished run (no run.json). {_again(path, {})}")
+    raise unknown("run", name, [file.parent.name for file in store.glob("*/run.json")])
+
+
+def score_matrix(run: RunResult, measure: str) -> pd.DataFrame:
+    """Mean score per state (index `after` 0..N) and task (trained, then unseen); NaN = not evaluated."""
+    check_measure(measure)
+    means = run.predictions.pivot_table(index="after", columns="task", values=measure, aggfunc="mean")
+    states = pd.RangeIndex(len(run.tasks) + 1, name="after")
+    matrix = means.reindex(index=states, columns=[*run.tasks, *run.unseen])
+    matrix.columns.name = None
+    return matrix
+
+
+def example_scores(run: RunResult, measure: str) -> dict[tuple[int, str], NDArray[np.float64]]:
+    """Scores of every test example, ordered by example, for each (state, task) that was evaluated."""
+    check_measure(measure)
+    groups = run.predictions.groupby(["after", "task"])[measure]
+    return {(int(after), str(task)): values.to_numpy(dtype=float) for (after, task), values in groups}
+
+
+def n_examples(run: RunResult) -> dict[str, int]:
+    """Number of test examples of each evaluated task."""
+    counts = run.predictions.groupby("task")["example"].nunique()
+    return {task: int(counts[task]) for task in (*run.tasks, *run.unseen) if task in counts}
+
+
+def require_comparable(runs: Sequence[RunResult]) -> None:
+    """UserError, with every difference, unless the runs share model, test data and evaluator."""
+    for other in runs[1:]:
+        differences = _differences(runs[0].comparable, other.comparable)
+        if differences:
+            raise UserError(
+                f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "
+                + "\n  ".join(differences)
+                + "\nAnalyze them apart, or run one of them again with the settings of the other."
+            )
+
+
+def _differences(first: Any, second: Any, where: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [*first, *(key for key in second if key not in first)]
+        parts = [_differences(first.get(key), second.get(key), f"{where} {key}".strip()) for key in keys]
+        return [difference for part in parts for difference in part]
+    return [] if first == second else [f"{where}: {_shown(first)} against {_shown(second)}"]
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def check_measure(measure: str) -> None:
+    """UserError unless `measure` is one of MEASURES."""
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)

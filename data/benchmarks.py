@@ -1,0 +1,149 @@
+"""Loading a task by name: SuperNI and TRACE in the reference's folder layout, mini, and users' own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sapo.conf.errors import UserError, unknown
+from sapo.conf.schema import Config
+from sapo.data.mini import generate, mini_tasks
+from sapo.data.tasks import Example, Task, short_name
+
+FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
+MINI_TEST_EXAMPLES = 200
+MINI_SEED = 0
+_FETCH = "Set data.root=FOLDER or SAPO_DATA, or get the data with: sapo fetch benchmarks"
+
+
+def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
+    """The trained tasks of the config's sequence, in order, and its unseen tasks.
+
+    Raises UserError naming every task that cannot be loaded.
+    """
+    failures: list[str] = []
+    loaded: dict[str, Task] = {}
+    for name in (*config.sequence.tasks, *config.sequence.unseen):
+        try:
+            loaded[name] = load_task(name, config)
+        except UserError as error:
+            failures.append(str(error))
+    if failures:
+        raise UserError("\n".join(dict.fromkeys(failures)))
+    return [loaded[n] for n in config.sequence.tasks], [loaded[n] for n in config.sequence.unseen]
+
+
+def load_task(name: str, config: Config) -> Task:
+    """One task of the config's benchmark, cut to the configured number of rows.
+
+    The benchmark is told by the name where it can be: `mini_…`, `NI195`, or a TRACE name.
+    """
+    benchmark = benchmark_of(name, config.sequence.benchmark)
+    train = config.data.train_examples or config.sequence.train_examples
+    if benchmark == "mini":
+        if name not in mini_tasks():
+            raise unknown("mini task", name, mini_tasks())
+        return generate(name, train, config.data.test_examples or MINI_TEST_EXAMPLES, MINI_SEED)
+    if not config.data.root:
+        raise UserError(f"Task {name} needs benchmark data, and no folder is set. {_FETCH}")
+    root = Path(config.data.root)
+    task = load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
+    return Task(
+        **{**vars_of(task), "train": task.train[:train], "test": task.test[: config.data.test_examples]}
+    )
+
+
+def vars_of(task: Task) -> dict[str, Any]:
+    """The declared fields of a task by name."""
+    return {name: getattr(task, name) for name in Task.__dataclass_fields__}
+
+
+def benchmark_of(name: str, default: str) -> str:
+    """Which benchmark a task name belongs to."""
+    if name.startswith("mini_"):
+        return "mini"
+    if name.startswith(("NI", "task")) and short_name(name).removeprefix("NI").isdigit():
+        return "superni"
+    return default
+
+
+def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
+    """A task of SuperNI or TRACE: `ROOT/SUPERNI/<task>/{train,test}.json` and `instructions.json` beside it."""
+    base = root / FOLDERS[benchmark]
+    if not base.is_dir():
+        raise UserError(f"No folder {FOLDERS[benchmark]} in {root}. {_FETCH}")
+    instructions = read_json(base / "instructions.json")
+    folders = {short_name(folder): folder for folder in instructions}
+    folder = folders.get(short_name(name))
+    if folder is None:
+        raise unknown(f"{FOLDERS[benchmark]} task", name, folders)
+    if not (base / folder).is_dir():
+        raise UserError(f"Task {name}: no folder {base / folder}. {_FETCH}")
+    facts = instructions[folder]
+    is_chinese = any("一" <= character <= "鿿" for character in facts["instruction"])
+    return Task(
+        name=short_name(folder),
+        instruction=facts["instruction"],
+        suffix=facts["suffix"],
+        train=read_examples(base / folder / "train.json"),
+        test=read_examples(base / folder / "test.json"),
+        labels=tuple(facts.get("labels") or ()),
+        language="zh" if is_chinese else "en",
+        # The official code asks for the Chinese word "attitude", which only C-STANCE's instruction has.
+        separator="文本:" if is_chinese else "Text:",
+    )
+
+
+def load_own_task(name: str, root: Path) -> Task:
+    """A user's task described by `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns."""
+    from sapo.data.own import load_own  # brings pandas
+
+    path = root / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("own task", name, (p.stem for p in root.glob("*.yaml")))
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path}: {error}") from error
+    if not isinstance(facts, dict) or not {"instruction", "data"} <= facts.keys():
+        raise UserError(f"{path}: a task file needs `instruction:` and `data:` (a file, or a dataset's name).")
+    known = {"instruction", "data", "suffix", "labels", "columns"}
+    if facts.keys() - known:
+        raise unknown(f"key in {path}", sorted(facts.keys() - known)[0], known)
+    data = path.parent / facts["data"]
+    return load_own(
+        str(data) if data.exists() else facts["data"],
+        facts["instruction"],
+        suffix=facts.get("suffix", ""),
+        labels=tuple(map(str, facts.get("labels") or ())),
+        columns=tuple(facts["columns"]) if facts.get("columns") else None,
+        name=name,
+    )
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Examples of a JSON list of `{"sentence", "label"}`; UserError names the file and the row."""
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: expected a list of at least one example.")
+    examples = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys():
+            raise UserError(f'{path}, row {number}: expected {{"sentence": …, "label": …}}.')
+        if not isinstance(row["sentence"], str) or not str(row["label"]).strip():
+            raise UserError(f"{path}, row {number}: an example needs an input text and a target that is not empty.")
+        examples.append(Example(row["sentence"], str(row["label"]).strip()))
+    return tuple(examples)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; UserError names the file and the position of what is wrong."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"No file {path}. {_FETCH}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start}.") from error

@@ -1,0 +1,67 @@
+"""Prompts and prompt pools: the original instruction of a task and its paraphrases."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from sapo.conf.errors import UserError
+from sapo.data.tasks import Task
+
+ORIGINAL = -1
+BANK = Path(__file__).parent / "bank"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One wording of an instruction; `index` is its place in the pool, -1 for the original."""
+
+    text: str
+    index: int = ORIGINAL
+
+
+@dataclass(frozen=True)
+class PromptPool:
+    """The original instruction of a task and its paraphrases, with where they come from."""
+
+    task: str
+    original: Prompt
+    paraphrases: tuple[Prompt, ...]
+    language: str = "en"
+    source: str = ""
+
+    def candidates(self, include_original: bool) -> tuple[Prompt, ...]:
+        """What a policy chooses from: the paraphrases, after the original if asked, or if there are none."""
+        if include_original or not self.paraphrases:
+            return (self.original, *self.paraphrases)
+        return self.paraphrases
+
+    def first(self, count: int) -> "PromptPool":
+        """The same pool with its first `count` paraphrases only: pools of different sizes nest."""
+        return PromptPool(self.task, self.original, self.paraphrases[:count], self.language, self.source)
+
+
+def pool_of(task: Task, texts: list[str], source: str) -> PromptPool:
+    """A pool for `task` of paraphrase texts in order."""
+    paraphrases = tuple(Prompt(text, index) for index, text in enumerate(texts))
+    return PromptPool(task.name, Prompt(task.instruction), paraphrases, task.language, source)
+
+
+def read_pool(path: Path, task: Task) -> PromptPool:
+    """The pool in a YAML file: `prompts` (texts) and optionally `original`, `task`, `language`, `source`.
+
+    Raises UserError if the file is not such YAML, or was written for another instruction.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read the prompt pool {path}: {error}") from error
+    texts = content.get("prompts") if isinstance(content, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path}: a prompt pool is YAML with `prompts:`, a list of texts.")
+    original = content.get("original")
+    if original is not None and original != task.instruction:
+        raise UserError(
+            f"{path} holds paraphrases of another instruction than {task.name} has now:\n"
+            f"  pool: {original}\n  task: {task.instruction}"
+        )
+    return pool_of(task, texts, str(content.get("source") or path.name))

@@ -1,0 +1,124 @@
+"""From a task, a prompt and an example to token ids, with the target's place known by construction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sapo.conf.errors import UserError
+from sapo.data.tasks import Example, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One example as token ids: `input_ids[target_start:]` is the target with the template's end of turn."""
+
+    input_ids: list[int]
+    target_start: int
+    is_shortened: bool = False
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What a model is given to generate from."""
+        return self.input_ids[: self.target_start]
+
+    @property
+    def target_ids(self) -> list[int]:
+        """What a model is trained to give."""
+        return self.input_ids[self.target_start :]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer with its chat template's switches and a length limit.
+
+    The text is built by concatenation, so braces in an instruction are only characters.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template_options: dict[str, Any]
+    max_input_tokens: int
+
+    def render(self, task: Task, prompt: str, examples: Sequence[Example]) -> list[Rendered]:
+        """All examples under one prompt.
+
+        An input that makes the prompt longer than `max_input_tokens` loses its end; instruction, suffix,
+        template and target stay whole. Raises UserError where even an empty input does not fit, or where
+        a target has no tokens.
+        """
+        if not examples:
+            return []
+        prompts = [self.prompt_text(task, prompt, example.input) for example in examples]
+        inputs = self._tokenize(prompts)
+        rendered = []
+        for example, text, ids in zip(examples, prompts, inputs, strict=True):
+            is_shortened = len(ids) > self.max_input_tokens
+            if is_shortened:
+                text, ids = self._shorten(task, prompt, example)
+            target_ids = self._target_ids(text, ids, task, example)
+            rendered.append(Rendered([*ids, *target_ids], len(ids), is_shortened))
+        return rendered
+
+    def prompt_text(self, task: Task, prompt: str, text: str) -> str:
+        """The user turn in the model's chat template, up to where the model's answer begins."""
+        turn = user_turn(task, prompt, text)
+        return self._template([{"role": "user", "content": turn}], add_generation_prompt=True)
+
+    def full_text(self, task: Task, prompt: str, example: Example) -> str:
+        """Prompt, target and the template's end of turn as one text."""
+        start = self.prompt_text(task, prompt, example.input)
+        return start + self._answer(start, example.target)
+
+    def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, **self.template_options, **options)
+        )
+
+    def _answer(self, start: str, target: str) -> str:
+        """What the template writes after the generation prompt for an assistant turn with this target."""
+        probe = [{"role": "user", "content": ""}]
+        header = self._template(probe, add_generation_prompt=True)
+        whole = self._template([*probe, {"role": "assistant", "content": target}])
+        if not whole.startswith(header):
+            raise UserError(
+                "The chat template writes an answered turn differently from its generation prompt, so the "
+                "target's place is unknown. Set model.template_options or model.chat_template."
+            )
+        return whole[len(header) :]
+
+    def _target_ids(self, text: str, prompt_ids: list[int], task: Task, example: Example) -> list[int]:
+        answer = self._answer(text, example.target)
+        (whole,) = self._tokenize([text + answer])
+        n = len(prompt_ids)
+        # A tokenizer that merges over the border would show training other prompt tokens than generation sees.
+        target_ids = whole[n:] if whole[:n] == prompt_ids else self._tokenize([answer])[0]
+        if not target_ids or not example.target.strip():
+            raise UserError(f"Task {task.name}: an example has no target ({example.input[:60]!r}).")
+        return target_ids
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+    def _shorten(self, task: Task, prompt: str, example: Example) -> tuple[str, list[int]]:
+        """The prompt with as much of the input's beginning as fits, and its token ids."""
+        (frame,) = self._tokenize([self.prompt_text(task, prompt, "")])
+        keep = self.max_input_tokens - len(frame)
+        encoded = self.tokenizer(example.input, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"]
+        while keep >= 0:
+            end = offsets[keep - 1][1] if keep else 0
+            text = self.prompt_text(task, prompt, example.input[:end])
+            (ids,) = self._tokenize([text])
+            if len(ids) <= self.max_input_tokens:
+                return text, ids
+            keep -= len(ids) - self.max_input_tokens
+        raise UserError(
+            f"Task {task.name}: instruction, suffix and chat template alone take {len(frame)} tokens, "
+            f"more than data.max_input_tokens={self.max_input_tokens}."
+        )
+
+
+def user_turn(task: Task, prompt: str, text: str) -> str:
+    """Instruction, input and output-format suffix as one user turn (official file `src/uie_collator.py`)."""
+    return prompt + "\n\n" + task.separator + "\n" + text + "\n\n" + task.suffix

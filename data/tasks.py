@@ -1,0 +1,60 @@
+"""What a task is: an instruction, a fixed output-format suffix, and its examples."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input text and the answer a model is trained to give."""
+
+    input: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its original instruction and all its examples.
+
+    The user turn of an example is `instruction + "\\n\\n" + separator + "\\n" + input + "\\n\\n" + suffix`
+    (paper, Section 4; official file `src/uie_dataset.py`). Policies replace the instruction only.
+    """
+
+    name: str
+    instruction: str
+    suffix: str
+    train: tuple[Example, ...] = field(repr=False)
+    test: tuple[Example, ...] = field(repr=False)
+    labels: tuple[str, ...] = ()
+    language: str = "en"
+    separator: str = "Text:"
+
+    @property
+    def kind(self) -> str:
+        """`classification` where the label set is known, else `generation`."""
+        return "classification" if self.labels else "generation"
+
+    @cached_property
+    def short_name(self) -> str:
+        """`NI195` for `task195_…`, else the name."""
+        return short_name(self.name)
+
+
+def short_name(task: str) -> str:
+    """The paper's name for a task: `NI195` for `task195_sentiment140_classification`."""
+    digits = task.removeprefix("task").split("_", 1)[0]
+    return f"NI{digits}" if task.startswith("task") and digits.isdigit() else task
+
+
+def digest(items: object) -> str:
+    """SHA-256 of the canonical JSON of strings, numbers, and lists and dicts of them."""
+    text = json.dumps(items, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """SHA-256 over inputs and targets in order: the identity of the very rows a stage reads."""
+    return digest([[example.input, example.target] for example in examples])

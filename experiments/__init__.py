@@ -1,0 +1,1 @@
+"""What runs: models, pre-update scoring, policies, methods, training, evaluation, and the continual loop."""

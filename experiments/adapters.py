@@ -1,0 +1,90 @@
+"""LoRA adapters on disk and on a base model, and their exact concatenation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sapo.conf.errors import WorkError
+from sapo.conf.schema import MethodConfig
+
+FOLDER = "adapter"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_config(method: MethodConfig, targets: list[str]) -> LoraConfig:
+    """PEFT's configuration of the adapter that a method trains."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=sorted(targets),
+        bias="none",
+    )
+
+
+def load_adapter(
+    base: PreTrainedModel, folder: Path, *, trainable: bool = False, name: str = "default"
+) -> PeftModel:
+    """A base model with the adapter saved in `folder`; WorkError if a weight of it did not arrive."""
+    model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
+    saved = load_file(folder / WEIGHTS)
+    loaded = adapter_tensors(model, name)
+    wrong = [
+        key for key, value in saved.items() if key not in loaded or not torch.equal(loaded[key].cpu(), value)
+    ]
+    if wrong or len(saved) != len(loaded):
+        raise WorkError(f"The adapter in {folder} did not load: {wrong[:3] or 'weights are missing'}.")
+    return model
+
+
+def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """The LoRA weights of one adapter by the names that PEFT saves them under."""
+    mark = f".{name}.weight"
+    return {
+        key.replace(mark, ".weight"): value
+        for key, value in model.state_dict().items()
+        if "lora_" in key and key.endswith(mark)
+    }
+
+
+def trainable_parameters(model: PeftModel) -> int:
+    """Number of values that training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two adapters of one scale as a single one of their summed rank.
+
+    B1 A1 + B2 A2 = [B1 B2] [A1; A2]: A (r, d_in) is stacked by rows, B (d_out, r) by columns, exactly.
+    """
+    if first.keys() != second.keys():
+        raise WorkError("Adapters of different modules cannot be concatenated.")
+    return {
+        key: torch.cat([first[key], second[key]], dim=0 if "lora_A" in key else 1).contiguous()
+        for key in first
+    }
+
+
+@contextmanager
+def plain(base: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The base model; whatever adapters were put on it inside are taken off again."""
+    try:
+        yield base
+    finally:
+        unwrap(base)
+
+
+def unwrap(base: PreTrainedModel) -> None:
+    """Puts the plain layers back where PEFT has wrapped them."""
+    for name, module in list(base.named_modules()):
+        if hasattr(module, "base_layer"):
+            base.set_submodule(name, module.get_base_layer())
+    for leftover in ("peft_config", "_hf_peft_config_loaded", "active_adapter"):
+        base.__dict__.pop(leftover, None)

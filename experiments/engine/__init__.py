@@ -1,0 +1,1 @@
+"""Stages, the store that remembers them, and the engine that runs them."""

@@ -1,0 +1,68 @@
+"""LoraInc: a new adapter for each task; earlier ones frozen, all of them active (paper, Section 5.1).
+
+Adapters of earlier tasks are kept as one adapter of their summed rank, which is exact: see `concatenate`.
+"""
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from sapo.conf.errors import WorkError
+from sapo.conf.schema import MethodConfig
+from sapo.experiments.adapters import (
+    WEIGHTS,
+    adapter_tensors,
+    concatenate,
+    load_adapter,
+    lora_config,
+    trainable_parameters,
+)
+
+EARLIER = "earlier"
+CURRENT = "current"
+
+
+class LoraInc:
+    """Trains a fresh adapter beside the frozen ones."""
+
+    def __init__(self, config: MethodConfig, targets: list[str]) -> None:
+        self.config = config
+        self.targets = targets
+
+    def start(self, base: PreTrainedModel, previous: Path | None) -> PeftModel:
+        """The base with all earlier adapters, frozen, and a new one whose B is zero: no logit changes."""
+        new = lora_config(self.config, self.targets)
+        if previous is None:
+            return get_peft_model(base, new, adapter_name=CURRENT)
+        model = load_adapter(base, previous, name=EARLIER)
+        model.add_adapter(CURRENT, new)
+        model.base_model.set_adapter([EARLIER, CURRENT])
+        # PEFT makes everything trainable that it activates.
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(f".{CURRENT}." in key)
+        expected = sum(value.numel() for value in adapter_tensors(model, CURRENT).values())
+        if trainable_parameters(model) != expected:
+            raise WorkError("LoraInc would train other weights than the new adapter's.")
+        return model
+
+    def save(self, model: PeftModel, folder: Path) -> None:
+        """All adapters so far as one ordinary PEFT adapter."""
+        weights = adapter_tensors(model, CURRENT)
+        rank = self.config.rank
+        if EARLIER in model.peft_config:
+            weights = concatenate(adapter_tensors(model, EARLIER), weights)
+            rank += model.peft_config[EARLIER].r
+        save_adapter(self.config, self.targets, rank, weights, folder)
+
+
+def save_adapter(method: MethodConfig, targets: list[str], rank: int, weights: dict, folder: Path) -> None:
+    """Writes an ordinary PEFT adapter of the given rank; its scale stays the method's alpha / rank."""
+    config: LoraConfig = lora_config(method, targets)
+    config.r = rank
+    config.lora_alpha = method.alpha / method.rank * rank
+    config.inference_mode = True
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)

@@ -1,0 +1,154 @@
+"""Run folders: what a finished run leaves for people and for the analysis."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from sapo.conf.schema import Config, identity_values
+from sapo.data.tasks import Task, digest, examples_digest
+from sapo.experiments.continual import Run
+from sapo.experiments.engine.stages import BASE
+from sapo.experiments.engine.store import Store, Stored, write_json
+from sapo.experiments.models import model_identity
+
+
+def write_run(run: Run, store: Store) -> Path:
+    """Writes `run.json`, `predictions.parquet` and `config.yaml` to the run's folder and returns it."""
+    identity = _identity(run)
+    folder = store.run_folder(run_id(run, identity))
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    building.mkdir(parents=True, exist_ok=True)
+    _predictions(run).to_parquet(building / "predictions.parquet")
+    OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
+    write_json(building / "run.json", {"id": folder.name, **_facts(run, identity)})
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in building.iterdir():
+        path.replace(folder / path.name)
+    shutil.rmtree(building)
+    return folder
+
+
+def run_id(run: Run, identity: dict[str, Any]) -> str:
+    """A name that people can read, and enough of the identity's digest to be one run's own."""
+    config = run.config
+    names = (
+        config.sequence.name,
+        config.model.name,
+        config.method.name,
+        config.policy.name,
+        f"s{config.seed}",
+    )
+    return "-".join((*names, digest(json.loads(json.dumps(identity)))[:8]))
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What makes this run another than that one: its settings, the rows it read, the prompts it trained with."""
+    config = run.config
+    return {
+        "model": model_identity(config),
+        "method": identity_values(config.method),
+        "policy": [config.policy.name, config.policy.index],
+        "scorer": vars(config.scorer),
+        "trainer": identity_values(config.trainer),
+        "evaluator": identity_values(config.evaluator),
+        "train": {task.name: examples_digest(task.train) for task in run.tasks},
+        "test": _test_digests(run),
+        "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
+        "seed": config.seed,
+    }
+
+
+def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
+    config = run.config
+    return {
+        "sequence": config.sequence.name,
+        "tasks": [task.name for task in run.tasks],
+        "unseen": [task.name for task in run.unseen],
+        "model": config.model.name,
+        "method": config.method.name,
+        "policy": config.policy.name,
+        "seed": config.seed,
+        "parity": config.parity.name,
+        "trainer": config.trainer.name,
+        "demonstration": is_demonstration(config),
+        "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
+        "choices": [
+            {
+                "task": choice.task,
+                "index": choice.prompt.index,
+                "text": choice.prompt.text,
+                "candidates": choice.candidates,
+            }
+            for choice in run.choices
+        ],
+        "comparable": {
+            "model": identity["model"],
+            "data": identity["test"],
+            "evaluator": identity["evaluator"],
+        },
+        "states": [BASE, *(stored.key for stored in run.trained)],
+        "stages": _stages(run),
+        "shortened": _shortened(run),
+        "notes": [note for task in run.tasks if (note := _note(task, config))],
+        "identity": identity,
+        "environment": json.loads((_stored(run)[0].folder / "environment.json").read_text()),
+    }
+
+
+def is_demonstration(config: Config) -> bool:
+    """Whether a result is a demonstration on a small model or small data, not a reproduction."""
+    is_real = config.sequence.benchmark in {"superni", "trace"} and config.trainer.name == "paper"
+    return not (is_real and config.model.parameters >= 5)
+
+
+def _note(task: Task, config: Config) -> str | None:
+    if not task.instruction.strip() and config.policy.name != "static":
+        return f"{task.name} has an empty instruction: nothing to paraphrase, policy {config.policy.name} keeps it."
+    return None
+
+
+def _test_digests(run: Run) -> dict[str, str]:
+    return {task.name: examples_digest(task.test) for task in (*run.tasks, *run.unseen)}
+
+
+def _stored(run: Run) -> list[Stored]:
+    everything = [*run.trained, *(evaluation.stored for evaluation in run.evaluations)]
+    return [stored for stored in everything if isinstance(stored, Stored)]
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    return [
+        {"kind": stored.folder.parent.name, "key": stored.key, **_brief(stored.result)}
+        for stored in _stored(run)
+    ]
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in ("task", "seconds", "tokens", "shortened") if name in result}
+
+
+def _shortened(run: Run) -> dict[str, int]:
+    """Most inputs of a task that any of its stages had to shorten."""
+    counts: dict[str, int] = {}
+    for stored in _stored(run):
+        task = stored.result["task"]
+        counts[task] = max(counts.get(task, 0), stored.result["shortened"])
+    return counts
+
+
+def _predictions(run: Run) -> pd.DataFrame:
+    tables = []
+    for evaluation in run.evaluations:
+        if not isinstance(evaluation.stored, Stored):
+            raise ValueError("a planned run has no predictions")
+        table = evaluation.stored.examples()
+        table.insert(0, "after", evaluation.after)
+        table.insert(1, "task", evaluation.task)
+        table.insert(2, "prompt_index", evaluation.prompt.index)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,103 @@
+"""Correlation of prompt effects across tasks, against pandas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.analysis.correlations import correlate, correlation_table, prompt_effects, prompt_variants
+from sapo.analysis.results import load_run
+from sapo.conf.errors import UserError
+
+TRAINED, UNSEEN = ("T1", "T2"), ("X", "Y")
+
+
+def probe(run_folder, finals: dict[str, list[float]], **changes):
+    """One run a prompt; `finals`: final scores a prompt of each non-current task."""
+    runs = []
+    for index in range(len(next(iter(finals.values())))):
+        scores = {(after, task): np.full(4, 30.0) for after in range(3) for task in (*TRAINED, *UNSEEN)}
+        scores |= {(2, task): np.full(4, values[index]) for task, values in finals.items()}
+        prompts = {"T1": "first", "T2": f"wording {index}"}
+        name = f"probe{index}{changes.get('seed', '')}"
+        path = run_folder(
+            name, scores, tasks=TRAINED, unseen=UNSEEN, policy="fixed", prompts=prompts, **changes
+        )
+        frame = pd.read_parquet(path / "predictions.parquet")
+        frame.loc[(frame["after"] == 2) & (frame["task"] == "T2"), "prompt_index"] = index - 1
+        frame.to_parquet(path / "predictions.parquet")
+        runs.append(load_run(path))
+    return runs
+
+
+FINALS = {"T1": [50.0, 60.0, 55.0, 70.0], "X": [1.0, 3.0, 2.0, 9.0], "Y": [8.0, 5.0, 7.0, 6.0]}
+
+
+@pytest.mark.parametrize("measure", ["rougeL", "nll"])
+def test_effects_are_final_scores_and_correlations_those_of_pandas(run_folder, measure):
+    effects = prompt_effects(probe(run_folder, FINALS), measure)
+    assert effects.current == "T2"
+    expected = pd.DataFrame(FINALS, index=[-1, 0, 1, 2])
+    expected = expected if measure == "rougeL" else 5.0 - expected / 25.0
+    pd.testing.assert_frame_equal(effects.scores, expected, check_names=False)
+    for coefficient in ("pearson", "spearman"):
+        pd.testing.assert_frame_equal(effects.matrix(coefficient), expected.corr(coefficient))
+    assert [(cell.x_task, cell.y_task) for cell in effects.correlations] == [
+        ("T1", "X"),
+        ("T1", "Y"),
+        ("X", "Y"),
+    ]
+
+
+def test_spearman_by_hand():
+    # Ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8
+    (cell,) = correlate(pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [10.0, 20, 40, 30]}))
+    assert cell.spearman == pytest.approx(0.8)
+    assert cell.pearson == pytest.approx(0.8)
+    assert (cell.n_prompts, cell.reason) == (4, None)
+
+
+def test_constant_scores_and_too_few_prompts_say_so(run_folder):
+    constant = prompt_effects(probe(run_folder, FINALS | {"Y": [0.1 + 0.2, 0.3, 0.3, 0.3]}), "rougeL")
+    cells = {(cell.x_task, cell.y_task): cell for cell in constant.correlations}
+    assert cells["T1", "X"].reason is None
+    assert cells["X", "Y"].pearson is cells["X", "Y"].spearman is None
+    assert cells["X", "Y"].reason == "scores of Y are the same for all prompts"
+    (few,) = correlate(pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]}))
+    assert (few.pearson, few.spearman) == (None, None)
+    assert few.reason == "2 prompts: a correlation needs 3 or more"
+    (missing,) = correlate(pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [2.0, 1.0, np.nan]}))
+    assert missing.reason == "b was not evaluated for every prompt"
+
+
+def test_the_long_table_keeps_undefined_cells_with_their_reason(run_folder):
+    table = correlation_table([prompt_effects(probe(run_folder, FINALS | {"Y": [7.0] * 4}), "rougeL")])
+    assert len(table) == 6
+    undefined = table[table["y_task"] == "Y"]
+    assert undefined["r"].isna().all()
+    assert undefined["reason"].str.contains("same for all prompts").all()
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=3, max_size=12))
+def test_coefficients_are_symmetric_and_bounded(pairs):
+    scores = pd.DataFrame(pairs, columns=["a", "b"])
+    (forward,), (backward,) = correlate(scores), correlate(scores[["b", "a"]])
+    assert (forward.pearson is None) == (forward.reason is not None)
+    if forward.pearson is not None:
+        assert -1 <= forward.pearson <= 1
+        assert (forward.pearson, forward.spearman) == pytest.approx((backward.pearson, backward.spearman))
+
+
+def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
+    runs = probe(run_folder, FINALS)
+    other_seed = probe(run_folder, FINALS, seed=1)
+    alone = load_run(run_folder("alone"))
+    twin = load_run(run_folder("twin", tasks=TRAINED, unseen=UNSEEN, prompts=runs[0].prompts))
+    groups = prompt_variants([*runs, *other_seed, alone, twin])
+    assert [[run.id for run in group] for group in groups] == [
+        [run.id for run in runs],
+        [run.id for run in other_seed],
+    ]
+    with pytest.raises(UserError, match="more than the prompt of their last task"):
+        prompt_effects([runs[0], other_seed[1]], "rougeL")

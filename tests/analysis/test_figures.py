@@ -1,0 +1,112 @@
+"""Heat maps: what they say, and that no text lies on other text."""
+
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from sapo.analysis.correlations import PromptEffects, correlate
+from sapo.analysis.figures import correlation_heatmap, effect_heatmap, save
+from sapo.analysis.matrices import forgetting, generalization
+from sapo.analysis.results import load_run, score_matrix
+
+
+def texts_of(figure):
+    """Every visible text of a figure with its box in pixels."""
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    bar = figure.axes[-1]
+    lowest, highest = bar.get_ylim()
+    # Matplotlib keeps labels for ticks just outside of a colour bar, but does not draw them.
+    undrawn = {label for label in bar.get_yticklabels() if not lowest <= label.get_position()[1] <= highest}
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible() and text not in undrawn:
+            yield text, text.get_window_extent(renderer)
+
+
+def overlapping(figure):
+    """Pairs of level texts whose boxes overlap (slanted labels overlap by their boxes only)."""
+    level = [(text, box) for text, box in texts_of(figure) if text.get_rotation() % 90 == 0]
+    return [
+        (first.get_text(), second.get_text())
+        for (first, one), (second, two) in combinations(level, 2)
+        if min(one.x1, two.x1) - max(one.x0, two.x0) > 1 and min(one.y1, two.y1) - max(one.y0, two.y0) > 1
+    ]
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+@pytest.mark.parametrize("name", ["task{}_x", "mini_reverse_words_{}"])
+def test_effects_are_legible(run_folder, n, name):
+    run = load_run(run_folder(tasks=[name.format(1000 + task) for task in range(n)]))
+    scores = score_matrix(run, "rougeL")
+    for changes in (forgetting(scores), generalization(scores)):
+        figure = effect_heatmap(changes, run, "Change since the task was trained", "rougeL")
+        assert overlapping(figure) == []
+        width, height = figure.canvas.get_width_height()
+        for text, box in texts_of(figure):
+            assert box.x0 >= 0, text
+            assert box.y0 >= 0, text
+            assert box.x1 <= width, text
+            assert box.y1 <= height, text
+
+
+def test_a_heat_map_says_values_units_tasks_and_run(run_folder):
+    run = load_run(run_folder())
+    changes = pd.DataFrame([[np.nan, 1.25], [-3.0, np.nan]], index=[1, 2], columns=list(run.tasks[:2]))
+    figure = effect_heatmap(changes, run, "Forgetting", "nll")
+    said = " ".join(text.get_text() for text, _ in texts_of(figure))
+    for part in (
+        "+1.25",
+        "-3.00",
+        "NI195",
+        "after NI363",
+        "lorainc",
+        "seed 0",
+        "demonstration",
+        "nats",
+        "lower is",
+    ):
+        assert part in said
+    image = figure.axes[0].images[0]
+    assert (image.get_clim(), image.get_cmap().name) == ((-3.0, 3.0), "RdBu_r")
+
+
+def test_no_change_at_all_can_be_drawn(run_folder):
+    run = load_run(run_folder())
+    changes = pd.DataFrame([[0.0]], index=[1], columns=[run.tasks[0]])
+    figure = effect_heatmap(changes, run, "Forgetting", "rougeL")
+    assert "+0.0" in {text.get_text() for text, _ in texts_of(figure)}
+
+
+def test_correlations_are_legible_and_undefined_cells_empty(run_folder):
+    run = load_run(run_folder())
+    values = np.random.default_rng(0).normal(size=(10, 9))
+    values[:, 4] = 1.0
+    scores = pd.DataFrame(values, columns=[f"task{task}_x" for task in range(1300, 1309)])
+    figure = correlation_heatmap(PromptEffects(run, "rougeL", scores, tuple(correlate(scores))))
+    assert overlapping(figure) == []
+    annotations = [text.get_text() for text in figure.axes[0].texts]
+    assert len(annotations) == 81 - 16
+
+
+def test_equal_figures_are_equal_files(run_folder, tmp_path):
+    run = load_run(run_folder())
+    files = []
+    for name in ("one", "two"):
+        figure = effect_heatmap(forgetting(score_matrix(run, "rougeL")), run, "Forgetting", "rougeL")
+        files.append([path.read_bytes() for path in save(figure, tmp_path / name)])
+    assert files[0] == files[1]
+    assert files[0][0].startswith(b"\x89PNG")
+    assert files[0][1].startswith(b"%PDF")
+
+
+def test_drawing_leaves_pyplot_alone():
+    code = (
+        "import sys, sapo.analysis.figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,79 @@
+"""Forgetting and generalization, and what summarizing a run leaves behind."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sapo.analysis.matrices import forgetting, generalization, summarize_run
+from sapo.analysis.metrics import continual_metrics, read_matrix
+from sapo.analysis.results import MEASURES, load_run, score_matrix
+
+NAN = math.nan
+SCORES = pd.DataFrame(
+    [[10, 20, 30, 5], [50, 21, 28, 6], [48, 60, 35, 2], [44, 61, 70, 9]],
+    columns=["a", "b", "c", "unseen"],
+    index=pd.RangeIndex(4, name="after"),
+    dtype=float,
+)
+
+
+def test_forgetting_by_hand():
+    expected = [[NAN, NAN, NAN], [-2, NAN, NAN], [-6, 1, NAN]]
+    np.testing.assert_array_equal(forgetting(SCORES), expected)
+    assert list(forgetting(SCORES).index) == [1, 2, 3]
+
+
+def test_generalization_by_hand():
+    expected = [[NAN, 1, -2, 1], [NAN, NAN, 5, -3], [NAN, NAN, NAN, 4]]
+    np.testing.assert_array_equal(generalization(SCORES), expected)
+
+
+def test_reference_metrics_are_means_of_these_matrices():
+    metrics = continual_metrics(SCORES)["reference"]
+    assert metrics["BWT"] == pytest.approx(forgetting(SCORES).mean(axis=1).mean())
+    assert metrics["FWT"] == pytest.approx(generalization(SCORES[["a", "b", "c"]]).mean(axis=1).mean())
+
+
+def test_summary_writes_the_files_of_the_contract(run_folder):
+    path = run_folder(unseen=["x"])
+    summary = summarize_run(path)
+    names = {file.name for file in summary["files"]}
+    expected = {
+        f"{kind}_{measure}.csv" for kind in ("matrix", "forgetting", "generalization") for measure in MEASURES
+    }
+    expected |= {
+        f"{effect}.{suffix}" for effect in ("forgetting", "generalization") for suffix in ("png", "pdf")
+    }
+    assert names == expected | {"metrics.json"}
+    assert {file.name for file in path.iterdir()} == names | {"run.json", "predictions.parquet"}
+
+
+def test_metrics_json_holds_all_definitions_of_all_measures(run_folder):
+    path = run_folder()
+    summary = summarize_run(path)
+    content = json.loads((path / "metrics.json").read_text())
+    assert content["metrics"] == summary["metrics"]
+    for measure in MEASURES:
+        matrix = read_matrix(path / f"matrix_{measure}.csv")
+        pd.testing.assert_frame_equal(matrix, score_matrix(load_run(path), measure), check_index_type=False)
+        assert content["metrics"][measure] == continual_metrics(matrix)
+    assert content["better"] == {"rougeL": "higher", "exact_match": "higher", "nll": "lower"}
+    assert content["n_examples"] == dict.fromkeys(load_run(path).tasks, 20)
+    assert content["demonstration"] is True
+
+
+def test_one_task_has_null_transfer_and_no_figure(run_folder):
+    path = run_folder(tasks=["a"])
+    summary = summarize_run(path)
+    assert summary["metrics"]["rougeL"]["reference"]["BWT"] is None
+    assert not [file for file in summary["files"] if file.suffix == ".png"]
+    assert "NaN" not in (path / "metrics.json").read_text()
+
+
+def test_figures_of_another_measure_have_its_name(run_folder):
+    names = {file.name for file in summarize_run(run_folder(), "nll")["files"]}
+    assert {"forgetting_nll.png", "generalization_nll.pdf"} <= names
+    assert "forgetting.png" not in names

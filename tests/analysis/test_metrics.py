@@ -1,0 +1,253 @@
+"""The three definitions of AP, BWT and FWT, and MATRIX.csv."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sapo.analysis.metrics import (
+    METRICS,
+    continual_metrics,
+    read_matrix,
+    unseen_gain,
+    why_undefined,
+    write_matrix,
+)
+from sapo.conf.errors import UserError
+
+NAN = math.nan
+
+
+def vector() -> np.ndarray:
+    """The example of the specification: N = 5, values worked out there."""
+    matrix = np.full((6, 5), 40.0)
+    for i in range(1, 6):
+        for j in range(1, 6):
+            matrix[i, j - 1] = 80 - 2 * (i - j) if j <= i else 40 + i
+    return matrix
+
+
+def plain(a: np.ndarray, n: int) -> dict[str, dict[str, float]]:
+    """The formulas of the three definitions, written out; a[i][j] with j counted from 1."""
+    a = np.column_stack([np.full(n + 1, NAN), a])
+    steps, earlier = range(2, n + 1), range(1, n)
+    ap = sum(a[n][j] for j in range(1, n + 1)) / n
+    return {
+        "reference": {
+            "AP": ap,
+            "BWT": sum(sum(a[i][j] - a[j][j] for j in range(1, i)) / (i - 1) for i in steps) / (n - 1),
+            "FWT": sum(sum(a[i][j] - a[0][j] for j in range(i + 1, n + 1)) / (n - i) for i in earlier)
+            / (n - 1),
+        },
+        "paper": {
+            "AP": ap,
+            "BWT": sum(sum(a[i][j] - a[i - 1][j] for j in range(1, i)) / (i - 1) for i in steps) / n,
+            "FWT": sum(sum(a[i][j] - a[i - 1][j] for j in range(i + 1, n + 1)) / (n - i) for i in earlier)
+            / n,
+        },
+        "gem": {
+            "AP": ap,
+            "BWT": sum(a[n][j] - a[j][j] for j in earlier) / (n - 1),
+            "FWT": sum(a[j - 1][j] - a[0][j] for j in steps) / (n - 1),
+        },
+    }
+
+
+def matrices(smallest: int = 2):
+    scores = st.floats(0, 100, allow_nan=False).map(lambda value: round(value, 3))
+    return st.integers(smallest, 6).flatmap(lambda n: arrays(float, (n + 1, n), elements=scores))
+
+
+def test_vector_of_the_specification():
+    metrics = continual_metrics(vector())
+    assert metrics["reference"] == {"AP": 76.0, "BWT": -3.5, "FWT": 2.5}
+    assert metrics["paper"] == {"AP": 76.0, "BWT": -1.6, "FWT": 0.8}
+    # At the end tasks 1-4 lost 8, 6, 4, 2; just before training tasks 2-5 had gained 1, 2, 3, 4.
+    assert metrics["gem"] == {"AP": 76.0, "BWT": -5.0, "FWT": 2.5}
+
+
+def test_two_tasks_by_hand():
+    metrics = continual_metrics([[10, 20], [50, 26], [44, 60]])
+    assert metrics["reference"] == {"AP": 52.0, "BWT": -6.0, "FWT": 6.0}
+    assert metrics["paper"] == {"AP": 52.0, "BWT": -3.0, "FWT": 3.0}
+    assert metrics["gem"] == {"AP": 52.0, "BWT": -6.0, "FWT": 6.0}
+
+
+@given(matrices())
+def test_equals_the_formulas_written_out(matrix):
+    expected = plain(matrix, len(matrix) - 1)
+    for definition, values in continual_metrics(matrix).items():
+        assert values == pytest.approx(expected[definition], abs=1e-6)
+
+
+@given(matrices(), st.floats(-50, 50))
+def test_a_constant_added_to_all_scores_moves_ap_only(matrix, shift):
+    before, after = continual_metrics(matrix), continual_metrics(matrix + shift)
+    for definition in before:
+        assert after[definition]["AP"] == pytest.approx(before[definition]["AP"] + shift, abs=1e-6)
+        for metric in ("BWT", "FWT"):
+            assert after[definition][metric] == pytest.approx(before[definition][metric], abs=1e-6)
+
+
+@given(matrices(), st.floats(-3, 3))
+def test_metrics_scale_with_the_scores(matrix, factor):
+    before, after = continual_metrics(matrix), continual_metrics(matrix * factor)
+    for definition in before:
+        for metric in METRICS:
+            assert after[definition][metric] == pytest.approx(before[definition][metric] * factor, abs=1e-6)
+
+
+@given(matrices(1), st.randoms())
+def test_ap_does_not_depend_on_the_order_of_tasks(matrix, random):
+    order = list(range(matrix.shape[1]))
+    random.shuffle(order)
+    expected = continual_metrics(matrix)["paper"]["AP"]
+    assert continual_metrics(matrix[:, order])["paper"]["AP"] == pytest.approx(expected, abs=1e-6)
+
+
+@given(matrices(), st.data())
+def test_a_metric_is_none_exactly_if_changing_the_missing_cell_would_change_it(matrix, data):
+    row = data.draw(st.integers(0, len(matrix) - 1))
+    column = data.draw(st.integers(0, matrix.shape[1] - 1))
+    missing, changed = matrix.copy(), matrix.copy()
+    missing[row, column] = NAN
+    changed[row, column] += 50
+    before, after, none = continual_metrics(matrix), continual_metrics(changed), continual_metrics(missing)
+    for definition in before:
+        for metric in METRICS:
+            depends = abs(after[definition][metric] - before[definition][metric]) > 1e-6
+            assert (none[definition][metric] is None) == depends
+
+
+def test_one_task_has_no_transfer():
+    for values in continual_metrics([[40.0], [70.0]]).values():
+        assert values == {"AP": 70.0, "BWT": None, "FWT": None}
+
+
+def test_without_row_0_there_is_ap_and_bwt():
+    matrix = vector()
+    matrix[0] = NAN
+    metrics = continual_metrics(matrix)
+    assert metrics["reference"] == {"AP": 76.0, "BWT": -3.5, "FWT": None}
+    assert metrics["paper"] == {"AP": 76.0, "BWT": -1.6, "FWT": None}
+    assert metrics["gem"]["FWT"] is None
+
+
+def test_unseen_tasks_do_not_count_and_have_their_own_gain():
+    matrix = np.column_stack([vector(), [10, 11, 12, 13, 14, 18], [20, 0, 0, 0, 0, 24]])
+    assert continual_metrics(matrix) == continual_metrics(vector())
+    assert unseen_gain(matrix) == 6.0  # (8 + 4) / 2
+    assert unseen_gain(vector()) is None
+    matrix[0, 6] = NAN
+    assert unseen_gain(matrix) is None
+
+
+def test_why_undefined_names_task_and_state():
+    matrix = vector()
+    matrix[0] = NAN
+    assert why_undefined(matrix, "reference", "FWT", list("abcde")) == "not evaluated: b after 0 and 3 more"
+    assert why_undefined(matrix, "reference", "BWT", list("abcde")) is None
+    assert why_undefined([[1], [2]], "gem", "BWT", ["a"]) == "needs at least two trained tasks"
+
+
+@pytest.mark.parametrize("matrix", [[[1.0, 2.0]], [1.0, 2.0], [[1.0], [2.0], [3.0]], [[math.inf], [1.0]]])
+def test_what_is_not_a_score_matrix_is_refused(matrix):
+    with pytest.raises(ValueError, match="score matrix"):
+        continual_metrics(matrix)
+
+
+@given(matrices(1))
+def test_a_matrix_survives_its_file(tmp_path_factory, matrix):
+    matrix[0, 0] = NAN
+    frame = pd.DataFrame(matrix, columns=[f'task, "{j}" ü' for j in range(matrix.shape[1])])
+    path = write_matrix(frame, tmp_path_factory.mktemp("matrix") / "M.csv")
+    assert path.read_text(encoding="utf-8").startswith("after,")
+    read = read_matrix(path)
+    assert list(read.columns) == list(frame.columns)
+    np.testing.assert_array_equal(read.to_numpy(), matrix)
+
+
+def write(tmp_path: Path, content: str | bytes, name: str = "M.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_a_file_may_begin_at_1_and_have_blank_lines_spaces_and_a_byte_order_mark(tmp_path):
+    path = write(tmp_path, "\ufeffafter, a , b\r\n1, 70 ,\r\n\r\n2, 60, 80\r\n")
+    read = read_matrix(path)
+    assert list(read.columns) == ["a", "b"]
+    np.testing.assert_array_equal(read.to_numpy(), [[NAN, NAN], [70, NAN], [60, 80]])
+
+
+def test_nats_may_exceed_100_scores_may_not(tmp_path):
+    content = "after,a\n0,250\n1,1\n"
+    assert read_matrix(write(tmp_path, content, "matrix_nll.csv")).iloc[0, 0] == 250
+    with pytest.raises(UserError, match=r"M.csv, line 2, column a: 250 is out of range.*0 to 100"):
+        read_matrix(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", r"not UTF-8 text \(byte 0\)"),
+        ("0,40,40\n1,70,41\n", "line 1: the header is `after,"),
+        ("after;a;b\n0;1;2\n", "with commas"),
+        ("after\n0\n", "names no task"),
+        ("after,a,\n0,1,2\n", "line 1, column 3: a task without a name"),
+        ("after,a,a\n0,1,2\n", "line 1, column 3: task 'a' is named twice"),
+        ("after,a\n", "no row with `after` 1"),
+        ("after,a\n0,4\n", "no row with `after` 1"),
+        ("after,a\n0,4\n,5\n", "line 3, column after: '' is not a whole number"),
+        ("after,a\n0,4\nx,5\n", "line 3, column after: 'x' is not"),
+        ("after,a\n0,4\n1.5,5\n", "line 3, column after: '1.5' is not"),
+        ("after,a\n0,4\n0,5\n", "line 3, column after: 0 is there twice"),
+        ("after,a,b\n1,4,4\n0,5,5\n", "line 3, column after: 0 stands where 2 should"),
+        ("after,a,b\n0,4,4\n2,5,5\n", "line 3, column after: 2 stands where 1 should"),
+        ("after,a\n2,4\n", "line 2, column after: 2 stands where 0 should"),
+        ("after,a\n0,4\n1,5\n2,6\n", r"line 4: more trained states \(2\) than tasks \(1\)"),
+        ("after,a,b\n0,4\n", "line 2: 2 fields where the header has 3"),
+        ("after,a\n0,4\n1,5,6\n", "line 3: 3 fields where the header has 2"),
+        ("after,a\n0,4\n1,high\n", "line 3, column a: 'high' is not a number"),
+        ("after,a\n0,4\n1,nan\n", "line 3, column a: 'nan' is not a number"),
+        ("after,a\n0,4\n1,1_0\n", "line 3, column a: '1_0' is not a number"),
+        ("after,a\n0,4\n1,-1\n", "line 3, column a: -1 is out of range"),
+        ("after,a\n0,4\n1,inf\n", "line 3, column a: inf is out of range"),
+        ("after,a\n0,4\n1,1e999\n", "line 3, column a: 1e999 is out of range"),
+        ('after,a\n0,"4\n', "not CSV"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_matrix(write(tmp_path, content))
+    assert "M.csv" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="Cannot read the matrix"):
+            read_matrix(path)
+
+
+def test_an_unwritable_place_is_named_and_nothing_half_is_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        write_matrix(pd.DataFrame({"a": [1.0, 2.0]}), tmp_path / "file" / "M.csv")
+    write_matrix(pd.DataFrame({"a": [1.0, 2.0]}), tmp_path / "M.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["M.csv", "file"]
+
+
+def test_importing_metrics_loads_neither_pandas_nor_torch():
+    heavy = "('pandas', 'torch', 'scipy', 'rich')"
+    code = f"import sys, sapo.analysis.metrics; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,159 @@
+"""Reading run folders, finding them, and refusing what cannot be compared."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sapo.analysis.results import (
+    example_scores,
+    find_runs,
+    load_run,
+    n_examples,
+    require_comparable,
+    score_matrix,
+)
+from sapo.conf.errors import UserError
+
+
+def two_tasks() -> dict[tuple[int, str], np.ndarray]:
+    values = {
+        (0, "a"): [0, 10],
+        (1, "a"): [50, 70],
+        (2, "a"): [40, 60],
+        (1, "b"): [20, 30, 40],
+        (2, "b"): [80, 90, 100],
+    }
+    return {key: np.array(scores, dtype=float) for key, scores in values.items()}
+
+
+def test_scores_are_means_per_state_and_task_in_order(run_folder):
+    run = load_run(run_folder(tasks=["b", "a"], scores=two_tasks()))
+    matrix = score_matrix(run, "rougeL")
+    assert list(matrix.columns) == ["b", "a"]
+    assert list(matrix.index) == [0, 1, 2]
+    np.testing.assert_array_equal(matrix, [[np.nan, 5], [30, 60], [90, 50]])
+    np.testing.assert_array_equal(score_matrix(run, "exact_match")["a"], [0, 50, 50])
+    assert n_examples(run) == {"b": 3, "a": 2}
+
+
+def test_example_scores_come_in_the_order_of_examples_though_the_table_is_shuffled(run_folder):
+    scores = example_scores(load_run(run_folder(tasks=["b", "a"], scores=two_tasks())), "rougeL")
+    assert set(scores) == set(two_tasks())
+    for key, expected in two_tasks().items():
+        np.testing.assert_array_equal(scores[key], expected)
+
+
+def test_unseen_tasks_follow_the_trained_ones(run_folder):
+    run = load_run(run_folder(unseen=["x"]))
+    assert list(score_matrix(run, "nll").columns) == [*run.tasks, "x"]
+    assert len(score_matrix(run, "nll")) == len(run.tasks) + 1
+
+
+def test_unknown_measure(run_folder):
+    with pytest.raises(UserError, match=r"Unknown measure 'rouge'.*rougeL"):
+        score_matrix(load_run(run_folder()), "rouge")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", None, "no run.json"),
+        ("run.json", b"{", "run.json is damaged"),
+        ("run.json", b"\xff", "run.json is damaged"),
+        ("run.json", b"[]", "missing or of the wrong type"),
+        ("run.json", b"{}", "tasks.*missing or of the wrong type"),
+        ("predictions.parquet", None, "no predictions.parquet"),
+        ("predictions.parquet", b"PAR1", "predictions.parquet is damaged"),
+    ],
+)
+def test_missing_and_damaged_files_are_named_with_the_mend(run_folder, file, content, message):
+    path = run_folder()
+    (path / file).unlink() if content is None else (path / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(path)
+    assert "Run `sapo train" in str(caught.value)
+    if file == "predictions.parquet":
+        assert "sequence=mini_three model=smollm2_135m method=lorainc policy=static seed=0" in str(
+            caught.value
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tasks", []), ("tasks", "a"), ("seed", "0"), ("comparable", None)]
+)
+def test_a_wrong_field_of_run_json_is_named(run_folder, field, value):
+    path = run_folder()
+    record = json.loads((path / "run.json").read_text()) | {field: value}
+    (path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"damaged: {field}"):
+        load_run(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda frame: frame.drop(columns="nll"), "without column nll"),
+        (lambda frame: frame.assign(task="other"), "task other is not in run.json"),
+        (lambda frame: frame.assign(after=7), r"outside 0\.\.3"),
+        (lambda frame: pd.concat([frame, frame.head(1)]), "scored twice"),
+        (lambda frame: frame.assign(rougeL=np.nan), "rougeL is not a finite number"),
+        (lambda frame: frame.assign(nll=np.inf), "nll is not a finite number"),
+        (lambda frame: frame[(frame["after"] != 2) | (frame["example"] != 3)], "other test rows"),
+    ],
+)
+def test_damaged_predictions_are_refused(run_folder, damage, message):
+    path = run_folder()
+    damage(pd.read_parquet(path / "predictions.parquet")).to_parquet(path / "predictions.parquet")
+    with pytest.raises(UserError, match=message):
+        load_run(path)
+
+
+def comparable(**changes):
+    return {"model": "m", "data": {"a": "1", "b": "2"}, "evaluator": {"max_new": 128}} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "other"}, "model: m against other"),
+        ({"data": {"a": "1", "b": "3"}}, "data b: 2 against 3"),
+        ({"data": {"a": "1"}}, "data b: 2 against nothing"),
+        ({"evaluator": {"max_new": 64}}, "evaluator max_new: 128 against 64"),
+    ],
+)
+def test_runs_that_differ_in_model_data_or_evaluator_are_not_compared(run_folder, changes, message):
+    first = load_run(run_folder("first", comparable=comparable()))
+    same = load_run(run_folder("same", comparable=comparable(), policy="sapo", seed=1))
+    other = load_run(run_folder("other", comparable=comparable(**changes)))
+    require_comparable([first, same])
+    with pytest.raises(UserError, match=message) as caught:
+        require_comparable([first, same, other])
+    assert "first and other" in str(caught.value)
+
+
+def test_runs_are_found_by_folder_id_pattern_and_parent(tmp_path, monkeypatch, run_folder):
+    one, two = run_folder("runs/one"), run_folder("runs/two")
+    monkeypatch.chdir(tmp_path)
+    for names in (
+        ["one", "two"],
+        ["runs/one", "runs/two"],
+        ["runs/*"],
+        ["*o*"],
+        ["runs"],
+        ["."],
+        [str(one), "two", "one"],
+    ):
+        assert [path.resolve() for path in find_runs(names, tmp_path)] == [one, two], names
+
+
+def test_names_that_mean_no_run(tmp_path, run_folder):
+    run_folder("runs/static_0")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="Did you mean static_0"):
+        find_runs(["statik_0"], tmp_path)
+    with pytest.raises(UserError, match="No run matches"):
+        find_runs(["nothing*"], tmp_path)
+    with pytest.raises(UserError, match="holds no finished run"):
+        find_runs([str(tmp_path / "empty")], tmp_path)

@@ -1,0 +1,206 @@
+"""The generated mini tasks: right answers, balance, disjoint splits, the same bytes for the same seed."""
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sapo.conf.errors import UserError
+from sapo.data import mini_words as words
+from sapo.data.mini import generate, mini_tasks
+from sapo.data.tasks import Task, digest, examples_digest
+
+NAMES = mini_tasks()
+CLASSIFICATION = [name for name in NAMES if generate(name, 0, 0, 0).labels]
+
+
+def rows(name: str, size: int = 300) -> list[tuple[str, str]]:
+    return [(example.input, example.target) for example in generate(name, size, 0, seed=5).train]
+
+
+def test_there_are_tasks_of_both_kinds() -> None:
+    kinds = Counter(generate(name, 0, 0, 0).kind for name in NAMES)
+    assert kinds == {"classification": 6, "generation": 6}
+    assert all(name.startswith("mini_") for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=10, deadline=None)
+@given(train=st.integers(0, 60), test=st.integers(0, 60), seed=st.integers(0, 2**32))
+def test_splits_are_distinct_balanced_and_of_the_size_asked_for(
+    name: str, train: int, test: int, seed: int
+) -> None:
+    task = generate(name, train, test, seed)
+    assert (len(task.train), len(task.test)) == (train, test)
+    inputs = [example.input for example in task.train + task.test]
+    assert len(set(inputs)) == train + test
+    for split in (task.train, task.test):
+        counts = Counter(example.target for example in split)
+        assert not task.labels or set(counts) <= set(task.labels)
+        if task.labels:
+            share = [counts[label] for label in task.labels]
+            assert max(share) - min(share) <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_and_answers_are_short_and_on_one_line(name: str) -> None:
+    for text, target in rows(name):
+        assert text == text.strip()
+        assert target == target.strip()
+        assert "\n" not in text + target
+        assert "{" not in text
+        assert 1 <= len(text.split()) <= 18
+        assert 1 <= len(target.split()) <= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_changes_the_examples_and_nothing_else(name: str) -> None:
+    first, second = generate(name, 20, 20, 0), generate(name, 20, 20, 1)
+    assert generate(name, 20, 20, 0) == first
+    assert first.train != second.train
+    assert first.test != second.test
+    assert Task(name, first.instruction, first.suffix, (), (), first.labels) == generate(name, 0, 0, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_test_set_is_independent_of_the_training_size_and_training_sets_nest(name: str) -> None:
+    small, large = generate(name, 16, 24, 3), generate(name, 64, 24, 3)
+    assert small.test == large.test
+    assert small.train == large.train[:16]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thousands_of_examples_can_be_had(name: str) -> None:
+    assert len(generate(name, 2000, 1000, 0).train) == 2000
+
+
+def test_golden_digest() -> None:
+    """The same bytes on every supported Python: stored results would lose their meaning otherwise."""
+    tasks = [generate(name, 32, 32, 0) for name in NAMES]
+    digests = [examples_digest(task.train + task.test) for task in tasks]
+    assert digest(digests) == "d184bf2fcac4d4205756b8e99a31ea3c5b97c838733e63aa7d255b04395c1e23"
+
+
+def test_no_word_stands_in_two_categories() -> None:
+    listed = [word for category in words.CATEGORIES for word in category]
+    assert len(listed) == len(set(listed))
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(UserError, match="mini_sort has no more distinct examples after"):
+        generate("mini_sort", 30_000, 0, 0)
+    with pytest.raises(UserError, match="'formal' after"):
+        generate("mini_formality", 30_000, 0, 0)
+
+
+def test_unknown_names_and_negative_sizes_are_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean mini_sort"):
+        generate("mini_sorted", 1, 1, 0)
+    with pytest.raises(UserError, match="cannot be negative"):
+        generate("mini_sort", -1, 1, 0)
+
+
+# --- every answer is what the instruction asks for, worked out again from the input -------------------------
+
+
+def test_sort() -> None:
+    for text, target in rows("mini_sort"):
+        first, second = (int(number) for number in re.findall(r"\d+", text))
+        assert first != second
+        assert target == f"{min(first, second)}, {max(first, second)}"
+
+
+def test_last() -> None:
+    assert all(target == text.split(", ")[-1] for text, target in rows("mini_last"))
+
+
+def test_odd() -> None:
+    category = {word: i for i, kind in enumerate(words.CATEGORIES) for word in kind}
+    for text, target in rows("mini_odd"):
+        listed = text.split(", ")
+        others = {category[word] for word in listed if word != target}
+        assert len(listed) == len(set(listed)) == 4
+        assert len(others) == 1
+        assert category[target] not in others
+
+
+def test_animals() -> None:
+    for text, target in rows("mini_animals"):
+        found = [word for word in text.split(", ") if word in words.ANIMALS]
+        assert 1 <= len(found) <= 3
+        assert target == ", ".join(found)
+
+
+def test_member() -> None:
+    for text, target in rows("mini_member"):
+        listed, word = re.fullmatch(r"List: (.+)\. Word: (\w+)", text).groups()
+        assert target == ("yes" if word in listed.split(", ") else "no")
+
+
+def test_city() -> None:
+    for text, target in rows("mini_city"):
+        named = [word for word in re.findall(r"\w+", text) if word in words.CITIES]
+        assert len(set(named)) == len(named) == 2
+        assert re.search(rf"(?:\bto|\bfor|\bin|\bon to) {target}\b", text)
+
+
+def test_price() -> None:
+    for text, target in rows("mini_price"):
+        amounts = re.findall(r"\$\d+", text)
+        assert len(set(amounts)) == len(amounts) == 2
+        assert target in amounts
+        if "save" in text:
+            assert target == amounts[0]
+        elif " off" in text:
+            assert target == amounts[1]
+        else:
+            low, high = sorted(amounts, key=lambda amount: int(amount[1:]))
+            assert target == (high if "raised" in text else low)
+
+
+def test_tense() -> None:
+    for text, target in rows("mini_tense"):
+        future, present = " will " in text, " is " in text
+        assert target == ("future" if future else "present" if present else "past")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mini_sentiment", {"positive": words.PRAISE, "negative": words.BLAME}),
+        ("mini_complaint", {"yes": words.BLAME, "no": (*words.PRAISE, "?")}),
+    ],
+)
+def test_opinions(name: str, said: dict[str, tuple[str, ...]]) -> None:
+    for text, target in rows(name):
+        assert [label for label, texts in said.items() if any(t.lower() in text.lower() for t in texts)] == [
+            target
+        ]
+
+
+def test_topic() -> None:
+    signs = {
+        "food": words.FOODS,
+        "sports": words.SPORTS,
+        "music": words.INSTRUMENTS,
+        "weather": words.SKIES,
+    }
+    for text, target in rows("mini_topic"):
+        found = set(re.findall(r"\w+", text.lower()))
+        assert [label for label, listed in signs.items() if found & set(listed)] == [target]
+
+
+def test_formality() -> None:
+    slang = {"u", "worries", "lol", "thanks", "gonna", "totally", "wanna", "super", "guess"}
+    for text, target in rows("mini_formality"):
+        assert target == ("casual" if slang & set(re.findall(r"\w+", text)) else "formal")
+
+
+def test_classes_share_no_input() -> None:
+    for name in CLASSIFICATION:
+        answers: dict[str, set[str]] = {}
+        for seed in range(4):
+            for example in generate(name, 200, 0, seed).train:
+                answers.setdefault(example.input, set()).add(example.target)
+        assert all(len(targets) == 1 for targets in answers.values())

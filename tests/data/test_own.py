@@ -1,0 +1,309 @@
+"""Users' own data: every format gives the same task, and every fault is named with its file and row."""
+
+import json
+import logging
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+from sapo.conf.errors import UserError
+from sapo.data.own import guess_columns, load_own
+from sapo.data.tasks import Example, Task
+
+INSTRUCTION = "Say whether the dish is sweet or sour."
+RECORDS = [
+    {"text": "honey cake", "label": "sweet"},
+    {"text": 'lemon "sorbet", cold', "label": "sour"},
+    {"text": "two\nlines of sugar", "label": "sweet"},
+    {"text": "Sauerkraut, süß-sauer", "label": "sour"},
+    {"text": "candy\u2028floss", "label": "sweet"},
+]
+ROWS = {Example(record["text"], record["label"]) for record in RECORDS}
+
+
+def write(path: Path, records: list[dict[str, object]]) -> Path:
+    """The records in the format that the file's ending names."""
+    table = pd.DataFrame(records)
+    if path.suffix == ".jsonl":
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+def load(path: Path, **options: object) -> Task:
+    return load_own(str(path), INSTRUCTION, **options)
+
+
+def refusal(path: Path, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, **options)
+    return str(caught.value)
+
+
+# --- what is read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_task(tmp_path: Path, ending: str) -> None:
+    task = load(write(tmp_path / f"dishes.{ending}", RECORDS), suffix="Answer:", labels=("sweet", "sour"))
+    assert (len(task.train), len(task.test)) == (4, 1)
+    assert set(task.train) | set(task.test) == ROWS
+    assert (task.name, task.instruction, task.suffix) == ("dishes", INSTRUCTION, "Answer:")
+    assert (task.kind, task.labels, task.language) == ("classification", ("sweet", "sour"), "en")
+
+
+def test_the_split_follows_seed_and_share(tmp_path: Path) -> None:
+    path = write(tmp_path / "many.jsonl", [{"input": f"q{i}", "output": f"a{i}"} for i in range(50)])
+    first = load(path)
+    assert load(path) == first
+    assert len(first.test) == 10
+    assert {example.target for example in first.train + first.test} == {f"a{i}" for i in range(50)}
+    assert all(example.input[1:] == example.target[1:] for example in first.train)
+    assert load(path, seed=1).test != first.test
+    assert len(load(path, test_share=0.5).test) == 25
+    assert len(load(path, test_share=0.001).test) == 1
+    assert len(load(path, test_share=0.999).train) == 1
+
+
+def test_a_folder_with_both_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "v1.dishes"
+    folder.mkdir()
+    write(folder / "train.jsonl", RECORDS[:3])
+    write(folder / "test.csv", RECORDS[3:])
+    task = load(folder)
+    assert task.train == tuple(Example(record["text"], record["label"]) for record in RECORDS[:3])
+    assert task.test == tuple(Example(record["text"], record["label"]) for record in RECORDS[3:])
+    assert task.name == "v1.dishes"
+
+
+def test_a_folder_with_a_train_file_only_is_split(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", RECORDS)
+    task = load(tmp_path, name="mine")
+    assert (task.name, len(task.train), len(task.test)) == ("mine", 4, 1)
+
+
+def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sweet", "sour"])}
+    )
+    classes = {"text": ["honey", "lemon"], "label": [0, 1]}
+    split = datasets.Dataset.from_dict(classes, features=features)
+    datasets.DatasetDict({"train": split, "test": split.select([1])}).save_to_disk(tmp_path / "both")
+    task = load(tmp_path / "both")
+    assert task.train == (Example("honey", "sweet"), Example("lemon", "sour"))
+    assert task.test == (Example("lemon", "sour"),)
+    split.save_to_disk(tmp_path / "one")
+    assert len(load(tmp_path / "one").train) == 1
+
+
+def test_a_dataset_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = datasets.Dataset.from_list(RECORDS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": split}))
+    task = load_own("someone/dishes", INSTRUCTION)
+    assert (task.name, len(task.train)) == ("someone_dishes", 4)
+
+
+def test_chats(tmp_path: Path) -> None:
+    def turns(*pairs: tuple[str, str]) -> dict[str, object]:
+        return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+    path = write(
+        tmp_path / "chats.jsonl",
+        [
+            turns(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello")),
+            turns(("user", "1"), ("assistant", "one"), ("user", "2"), ("assistant", "two"), ("user", "3")),
+        ],
+    )
+    task = load(path)
+    assert set(task.train + task.test) == {Example("Hi", "Hello"), Example("2", "two")}
+
+
+def test_given_columns_and_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [
+        {"text": "x", "label": "y", "sum": "2+2", "is": 4},
+        {"text": "x", "label": "y", "sum": "1+2", "is": 3},
+    ]
+    with caplog.at_level(logging.INFO):
+        task = load(write(tmp_path / "sums.json", records), columns=("sum", "is"))
+    assert set(task.train + task.test) == {Example("2+2", "4"), Example("1+2", "3")}
+    assert "input from column 'sum', target from column 'is'" in caplog.text
+
+
+def test_duplicates_across_the_split_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(write(tmp_path / "same.json", [{"input": "x", "output": "y"}] * 4))
+    assert "1 inputs occur in train and in test" in caplog.text
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "marked.csv"
+    path.write_bytes(b"\xef\xbb\xbfinput,output\r\na,b\r\n\r\nc,d\r\n")
+    task = load(path)
+    assert set(task.train + task.test) == {Example("a", "b"), Example("c", "d")}
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(b'\n{"input": "a", "output": "b"}\r\n\r\n{"input": "c", "output": "d"}')
+    assert set(load(lines).train + load(lines).test) == {Example("a", "b"), Example("c", "d")}
+
+
+def test_a_chinese_instruction_makes_a_chinese_task(tmp_path: Path) -> None:
+    path = write(tmp_path / "zh.json", [{"input": "好", "output": "A"}, {"input": "坏", "output": "B"}])
+    task = load_own(str(path), "判断文本的态度，输出A或者B。")
+    assert (task.language, task.separator) == ("zh", "文本:")
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["input", "output"], ("input", "output")),
+        (["id", "Prompt", "Completion"], ("Prompt", "Completion")),
+        (["answer", "question"], ("question", "answer")),
+        (["sentence", "label"], ("sentence", "label")),
+        (["text", "label", "input"], ("text", "label")),
+        (["text", "label", "messages"], ("messages", "messages")),
+    ],
+)
+def test_guessing_columns(names: list[str], pair: tuple[str, str]) -> None:
+    assert guess_columns(names, "a file") == pair
+
+
+# --- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_broken_json_is_placed(tmp_path: Path) -> None:
+    lines = tmp_path / "broken.jsonl"
+    lines.write_text('{"input": "a", "output": "b"}\n{"input": "a" "output": "b"}\n')
+    assert f"{lines}: broken JSON at line 2, column 15" in refusal(lines)
+    whole = tmp_path / "broken.json"
+    whole.write_text('[\n  {"input": "a"},\n  {"input" "b"}\n]')
+    assert f"{whole}: broken JSON at line 3, column 12" in refusal(whole)
+
+
+def test_json_of_another_shape(tmp_path: Path) -> None:
+    path = tmp_path / "shape.json"
+    path.write_text('{"input": "a", "output": "b"}')
+    assert "expected a JSON list of objects, found an object" in refusal(path)
+    path.write_text('[{"input": "a", "output": "b"}, "c"]')
+    assert f"{path}, item 2: expected an object with named columns, found text" in refusal(path)
+
+
+def test_bad_utf8_is_placed(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("input,output\nsüß,x\n".encode("latin-1"))
+    assert f"{path}: not UTF-8 at byte 14 (line 2)" in refusal(path)
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.csv", [{"tweet": "a", "mood": "b"}] * 2)
+    message = refusal(path)
+    assert f"{path}: no known pair of columns among tweet, mood." in message
+    assert "columns=[INPUT,TARGET]" in message
+    assert "no column 'feeling'; there are tweet, mood" in refusal(path, columns=("tweet", "feeling"))
+
+
+def test_empty_targets_are_counted(tmp_path: Path) -> None:
+    records = [{"text": "x", "label": "" if i % 2 else "y"} for i in range(16)]
+    path = write(tmp_path / "empty.jsonl", records)
+    assert f"{path}: empty target in line 2, line 4, line 6, line 8, line 10 and 3 more." in refusal(path)
+
+
+def test_missing_values(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "holes.json", [{"text": "x", "label": "y"}, {"text": "x"}, {"text": None, "label": "y"}]
+    )
+    assert f"{path}: column 'text' is empty or absent in item 3." in refusal(path)
+    table = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
+    assert f"{table}: column 'label' is empty or absent in row 2." in refusal(table)
+
+
+def test_mixed_types(tmp_path: Path) -> None:
+    path = write(tmp_path / "mixed.jsonl", [{"text": "x", "label": "1"}, {"text": "x", "label": 1}])
+    assert f"{path}: column 'label' mixes types: text (line 1), number (line 2)." in refusal(path)
+    nested = write(tmp_path / "nested.jsonl", [{"text": ["x"], "label": "1"}] * 2)
+    assert f"{nested}: column 'text' holds a list, not texts or numbers." in refusal(nested)
+
+
+def test_targets_that_are_no_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "dishes.csv", RECORDS)
+    message = refusal(path, labels=("sweet", "salty"))
+    assert "target is none of the labels sweet, salty in line 3 ('sour'), line 6 ('sour')" in message
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_rows(tmp_path: Path, count: int) -> None:
+    path = write(tmp_path / "few.jsonl", RECORDS[:count])
+    assert f"{path}: {'1 row; at least 2' if count else 'no rows'}" in refusal(path)
+
+
+def test_csv_rows_that_do_not_fit_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "ragged.csv"
+    path.write_text("input,output\na,b\nc,d,e\n")
+    assert f"{path}, line 3: 3 fields, but the header has 2 columns." in refusal(path)
+    path.write_text("input,output,input\na,b,c\n")
+    assert "a column name occurs twice in the header: input, output, input" in refusal(path)
+    path.write_text('input,output\na,"b\n')
+    assert f"{path}, line 2: unexpected end of data" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        "Hi",
+        [],
+        [{"role": "user"}],
+        [{"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": 1}, {"role": "assistant", "content": "x"}],
+        [{"role": "assistant", "content": "Hi"}],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}],
+    ],
+)
+def test_chats_without_an_exchange(tmp_path: Path, turns: object) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    assert str(path) in refusal(path)
+    assert "line 1" in refusal(path)
+
+
+def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
+    assert "there is no such file or folder" in refusal(tmp_path / "no.jsonl")
+    assert "there is no such file or folder" in refusal(tmp_path / "nothing")
+    (tmp_path / "notes.txt").write_text("x")
+    assert "cannot read '.txt' files; known: .jsonl" in refusal(tmp_path / "notes.txt")
+    assert "no train file (train.jsonl, " in refusal(tmp_path)
+    assert "it has notes.txt" in refusal(tmp_path)
+    write(tmp_path / "train.json", RECORDS)
+    write(tmp_path / "train.csv", RECORDS)
+    assert "more than one train file: train.csv, train.json" in refusal(tmp_path)
+
+
+def test_damaged_parquet_and_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    assert "not a readable parquet file" in refusal(tmp_path / "bad.parquet")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    assert "the saved dataset cannot be loaded" in refusal(tmp_path / "saved")
+
+    def offline(name: str) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(
+        UserError, match=r"someone/dishes: there is no such file, .*ConnectionError: no route"
+    ):
+        load_own("someone/dishes", INSTRUCTION)
+
+
+def test_a_dataset_without_a_train_split(tmp_path: Path) -> None:
+    split = datasets.Dataset.from_list(RECORDS)
+    datasets.DatasetDict({"all": split}).save_to_disk(tmp_path / "all")
+    assert "has no split 'train'; it has all" in refusal(tmp_path / "all")
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 20])
+def test_the_share_must_leave_two_parts(tmp_path: Path, share: float) -> None:
+    assert "must lie between 0 and 1" in refusal(write(tmp_path / "a.json", RECORDS), test_share=share)

@@ -1,0 +1,319 @@
+"""The checks on paraphrases: each fires on its fault, and none on sound texts."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sapo.conf.errors import UserError
+from sapo.data.pool_checks import (
+    Problem,
+    check_pool,
+    check_text,
+    cjk_share,
+    levenshtein,
+    overlap,
+    quoted_literals,
+    require_valid,
+    similarity,
+)
+from sapo.data.prompts import Prompt, PromptPool, pool_of
+from sapo.data.tasks import Task
+
+INSTRUCTION = 'In this task, you are given a tweet. Classify it as "POS" or "NEG" by its sentiment.'
+TASK = Task("tweets", INSTRUCTION, "Directly output only POS or NEG as your answer.", (), (), ("POS", "NEG"))
+SOUND = 'Read the tweet below. Is its sentiment good ("POS") or bad ("NEG")?'
+
+
+def task(instruction: str, labels: tuple[str, ...] = (), suffix: str = "", language: str = "en") -> Task:
+    return Task("some", instruction, suffix, (), (), labels, language=language)
+
+
+def table_distance(first: str, second: str) -> int:
+    """Levenshtein by the textbook's table."""
+    row = list(range(len(second) + 1))
+    for i, char in enumerate(first, start=1):
+        above = row
+        row = [i]
+        for j, other in enumerate(second, start=1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (char != other)))
+    return row[-1]
+
+
+# --- measures ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"),
+    [
+        ("", "", 0),
+        ("", "abc", 3),
+        ("abc", "", 3),
+        ("kitten", "sitting", 3),
+        ("flaw", "lawn", 2),
+        ("同意", "不同意", 1),
+    ],
+)
+def test_levenshtein_by_hand(first: str, second: str, distance: int) -> None:
+    assert levenshtein(first, second) == distance
+
+
+@given(st.text("abc d", max_size=40), st.text("abc d", max_size=40))
+def test_levenshtein_equals_the_table(first: str, second: str) -> None:
+    assert levenshtein(first, second) == levenshtein(second, first) == table_distance(first, second)
+
+
+def test_levenshtein_beyond_one_machine_word() -> None:
+    first, second = "ab" * 100, "ba" * 97 + "xyz"
+    assert levenshtein(first, second) == table_distance(first, second)
+
+
+def test_similarity_ignores_case_and_is_relative_to_the_longer() -> None:
+    assert similarity("KITTEN", "sitting") == 1 - 3 / 7
+    assert similarity("", "") == 1.0
+
+
+def test_overlap_by_hand() -> None:
+    # 4-grams: abcd, bcde against abcd, bcdx: one shared of three.
+    assert overlap("a b c d e", "A b, c d. x") == 1 / 3
+    # Chinese characters count as words: 1234, 2345 against 2345, 3456.
+    assert overlap("一二三四五", "二三四五六") == 1 / 3
+    assert overlap("one two", "one two") == 1.0
+    assert overlap("one two", "one three") == 0.0
+    assert overlap("", "!") == 0.0
+
+
+def test_cjk_share() -> None:
+    assert cjk_share("判断A。") == 2 / 3
+    assert cjk_share("12 !") == 0.0
+
+
+# --- one text ----------------------------------------------------------------------------------------------
+
+
+def test_a_sound_text_passes() -> None:
+    assert check_text(SOUND, TASK, []) is None
+    assert check_text(SOUND, TASK, ["Sort tweets: POS for happy ones, NEG for the rest."]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is empty"),
+        (" \n\t", "it is empty"),
+        (SOUND + " ", "begins or ends with blanks"),
+        ("\u3000" + SOUND, "begins or ends with blanks"),
+        (SOUND.replace(". ", ".\n"), "line breaks"),
+        (SOUND.replace("tweet", "tw\x00eet"), "control"),
+        (SOUND.replace("tweet", "tw\u200beet"), "invisible"),
+        (f"“{SOUND}”", "stands in quotes"),
+        ("'Tell POS from NEG, given the sentiment of some tweet.'", "stands in quotes"),
+        (SOUND + " {input}", "braces"),
+        (SOUND.replace("POS", "positive"), "lost the label 'POS'"),
+        (SOUND.replace("POS", "Pos"), "lost the label 'POS'"),
+        (SOUND.replace('"POS"', "POSITIVE"), "lost the label 'POS'"),
+        ("Read the tweet below. Is its sentiment good or bad?", "lost the labels 'POS', 'NEG'"),
+        ("Paraphrase: " + SOUND, "'Paraphrase'"),
+        ("Here is the instruction in other words. " + SOUND, "'Here is the instruction'"),
+        ("Here's a shorter version: " + SOUND, "Here's a shorter version"),
+        ("Reworded, the task is this. " + SOUND, "'Reworded'"),
+        ("The rewritten instruction: " + SOUND, "'rewritten instruction'"),
+        ("Sure, " + SOUND, "'Sure,'"),
+        (f"<paraphrase>{SOUND}</paraphrase>", "'paraphrase'"),
+        (f"<answer>{SOUND}</answer>", "'<answer>'"),
+        ("1. " + SOUND, "'1.'"),
+        ("2) " + SOUND, "'2)'"),
+        ("- " + SOUND, "'-'"),
+        ("Option 3: " + SOUND, "'Option 3:'"),
+        ("**Task** " + SOUND, "'**'"),
+        (SOUND + " Directly output only POS or NEG as your answer.", "repeats the suffix"),
+        (SOUND + " directly output ONLY pos or neg as your answer", "repeats the suffix"),
+        ("判断推文的情感是 POS 还是 NEG，并给出你的选择，请仔细阅读下面的推文内容。", "not English"),
+        ("Определите тональность твита: POS или NEG, прочитав его текст.", "not English"),
+        ("POS or NEG tweet?", "0.20 times as long"),
+        (SOUND + " Think about it well." * 10, "times as long"),
+        (INSTRUCTION, "the same as the original"),
+        (INSTRUCTION.replace("tweet", "Tweet"), "nearly the original: edit similarity"),
+        (
+            'Classify it as "POS" or "NEG" by its sentiment. In this task, you are given a tweet.',
+            "nearly the original: 4-gram overlap",
+        ),
+    ],
+)
+def test_a_fault_is_named(text: str, reason: str) -> None:
+    found = check_text(text, TASK, [])
+    assert found is not None
+    assert reason in found
+
+
+def test_nearness_to_accepted_texts() -> None:
+    assert check_text(SOUND, TASK, ["Another.", SOUND]) == "it is the same as paraphrase 1"
+    assert "nearly paraphrase 0" in str(check_text(SOUND.replace("Read", "See"), TASK, [SOUND]))
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "kept"),
+    [
+        ("a", "Write a or b.", True),
+        ("a", "Choose between a and b.", True),
+        ("a", "Options: (a), (b).", True),
+        ("a", "Pick 'a' if the first fits.", True),
+        ("a", "Pick a title, not b.", False),
+        ("A", "A. dovish, B. hawkish", True),
+        ("A", "Pick option A whenever it fits, B otherwise.", True),
+        ("A", "A text is given. Choose B.", False),
+        ("A", "Read it. A text is given. Choose B.", False),
+        ("A", "选择A或者B", True),
+        ("A", "选择AB", False),
+        ("1", "from 1 to 5", True),
+        ("1", "from 10 to 50", False),
+        ("1", "1表示很差", True),
+        ("Positive Review", "is it a 'Positive Review' or not", True),
+        ("Positive Review", "is it a positive review or not", False),
+        ("no", "nothing", False),
+        ("MadeOf", "type MadeOf,", True),
+    ],
+)
+def test_labels_count_as_whole_words(label: str, text: str, kept: bool) -> None:
+    about = task(f"Answer with '{label}' here, always.", labels=(label,))
+    assert ("lost the label" not in str(check_text(text, about, []))) == kept
+
+
+def test_labels_that_the_original_does_not_name_are_not_asked_for() -> None:
+    rating = task(
+        'Give a rating from "1 star" to "5 stars" for the place that is reviewed.',
+        ("1 star", "2 stars", "5 stars"),
+    )
+    text = "Rate the reviewed place. The lowest rating is 1 star and the highest one is 5 stars."
+    assert check_text(text, rating, []) is None
+
+
+def test_quoted_literals_are_kept_in_any_case_and_any_quotes() -> None:
+    original = "Fill in \"_\" where a [Link] was. Don't say 'yes, and...' in John's words."
+    assert quoted_literals(original) == ("_", "[Link]", "yes, and")
+    about = task(original)
+    assert (
+        check_text("The gap _ and the mark [Link] are to be filled, 'Yes, and' left out.", about, []) is None
+    )
+    reason = check_text("The gap and the mark [Link] are to be filled, without agreeing first.", about, [])
+    assert reason == "it lost '_', 'yes, and', which the original quotes"
+
+
+def test_what_the_original_has_itself_is_no_fault() -> None:
+    original = (
+        "Paraphrase the <b>bold</b> sentence in {braces}, and rewrite nothing else of what you see there."
+    )
+    text = "Of all the text shown, only the <b>bold</b> sentence within {braces} should be paraphrased."
+    assert check_text(text, task(original), []) is None
+    two_lines = task("Classify the text of this tweet.\nAnswer after having thought about what it says.")
+    assert (
+        check_text("Think about the meaning of the tweet first.\nThen put it into a class.", two_lines, [])
+        is None
+    )
+
+
+def test_words_of_a_task_are_no_markers() -> None:
+    about = task("Change the given sentence so that everything in it happens in the past.")
+    for text in (
+        "Here is a sentence about something. Put what happens there into the past.",
+        "Rewrite some sentence so that it tells of the past.",
+        "3 rules hold: read what is given, find its verbs, and put these into the past tense.",
+    ):
+        assert check_text(text, about, []) is None
+
+
+def test_a_short_suffix_counts_only_at_the_end() -> None:
+    about = task("Answer the question on the paragraph that you are given here.", suffix="Answer:")
+    assert (
+        check_text("Give an answer: it must come from the paragraph, as the question asks.", about, [])
+        is None
+    )
+    reason = check_text("Use the paragraph given to deal with its question. Answer:", about, [])
+    assert reason == "it repeats the suffix 'Answer:'"
+
+
+def test_chinese() -> None:
+    about = task(
+        "判断以下文本对指定对象的态度，选择一项：A.支持，B.反对，C.中立。输出A，B或者C。",
+        ("A", "B", "C"),
+        "直接只回答A 或者 B 或者 C作为你的答案。",
+        "zh",
+    )
+    text = "请阅读下面这段话，看作者如何看待所给的对象：赞成选A，不赞成选B，没有倾向则选C。"
+    assert check_text(text, about, []) is None
+    assert check_text(text.replace("选C", "选丙"), about, []) == "it lost the label 'C'"
+    assert "not Chinese" in str(
+        check_text("Say whether the text is for (A), against (B) or neither (C).", about, [])
+    )
+    assert "repeats the suffix" in str(check_text(text + "直接只回答A或者B或者C作为你的答案。", about, []))
+    assert "改写" in str(check_text("改写：" + text, about, []))
+
+
+@pytest.mark.parametrize(("size", "fine"), [(11, False), (12, True), (60, True), (360, True), (361, False)])
+def test_short_originals_leave_more_room(size: int, fine: bool) -> None:
+    words = ["".join(letters) for letters in product("abcdefgh", repeat=3)]
+    original = " ".join(words[-15:]) + "s"
+    assert len(original) == 60
+    text = " ".join(words)[: size - 1] + "."
+    assert ("times as long" not in str(check_text(text, task(original), []))) == fine
+
+
+@pytest.mark.parametrize(("size", "fine"), [(29, False), (30, True), (300, True), (301, False)])
+def test_long_originals_leave_less(size: int, fine: bool) -> None:
+    words = ["".join(letters) for letters in product("abcdefgh", repeat=3)]
+    original = " ".join(words[-25:]) + "s"
+    assert len(original) == 100
+    text = " ".join(words)[: size - 1] + "."
+    assert ("times as long" not in str(check_text(text, task(original), []))) == fine
+
+
+@given(st.text(max_size=200))
+def test_any_text_gets_an_answer(text: str) -> None:
+    reason = check_text(text, TASK, [SOUND])
+    assert reason is None or reason.startswith("it ")
+
+
+# --- a pool ------------------------------------------------------------------------------------------------
+
+
+def test_a_valid_pool() -> None:
+    pool = pool_of(TASK, [SOUND, "Sort the tweet: POS when it sounds happy, NEG when it does not."], "here")
+    assert check_pool(pool, TASK) == []
+    require_valid(pool, TASK)
+
+
+def test_all_problems_of_a_pool_are_listed_at_once() -> None:
+    pool = pool_of(
+        TASK, [SOUND, "", SOUND, "Here is a version: tell if the tweet is POS or not."], "mine.yaml"
+    )
+    assert check_pool(pool, TASK) == [
+        Problem(1, "it is empty"),
+        Problem(2, "it is the same as paraphrase 0"),
+        Problem(3, "it lost the label 'NEG'"),
+        Problem(3, "it says 'Here is a version', which belongs to the work of paraphrasing, not to the task"),
+    ]
+    with pytest.raises(UserError) as caught:
+        require_valid(pool, TASK)
+    message = str(caught.value)
+    assert "tweets (mine.yaml)" in message
+    assert "  paraphrase 1: it is empty\n  paraphrase 2: it is the same" in message
+    assert "'NEG'" in message
+
+
+def test_a_pool_of_another_task_or_instruction() -> None:
+    pool = PromptPool("other", Prompt("Something else."), (Prompt(SOUND, 0),))
+    reasons = [problem.reason for problem in check_pool(pool, TASK) if problem.index == -1]
+    assert reasons == [
+        "it belongs to the task other",
+        "its original is not the task's instruction: 'Something else.'",
+    ]
+
+
+def test_empty_pools() -> None:
+    """Py150 has no instruction, and so nothing to paraphrase."""
+    without = task("", suffix="Answer:")
+    assert check_pool(pool_of(without, [], ""), without) == []
+    assert check_pool(pool_of(TASK, [], ""), TASK) == [Problem(-1, "it holds no paraphrases")]
+    assert check_pool(pool_of(without, ["Complete the code."], ""), without) == [
+        Problem(-1, "the task has no instruction that could be paraphrased")
+    ]
