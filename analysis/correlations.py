@@ -58,14 +58,14 @@ def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
 
     Runs that ended up with the same prompt (a policy chose what another fixed) count once.
     """
-    groups: dict[tuple, dict[str, RunResult]] = {}
+    groups: dict[tuple, dict[str | None, RunResult]] = {}
     for run in runs:
-        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(run.prompts[run.tasks[-1]], run)
+        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(run.prompts.get(run.tasks[-1]), run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def _all_but_last_prompt(run: RunResult) -> tuple:
-    earlier = tuple(run.prompts[task] for task in run.tasks[:-1])
+    earlier = tuple(run.prompts.get(task) for task in run.tasks[:-1])
     return (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, str(run.parity), earlier)
 
 

@@ -155,9 +155,10 @@ def _runs_named(name: str, store: Path) -> list[Path]:
     for path in paths:
         if (path / "run.json").is_file():
             return [path]
+        # Names with a leading dot are runs that are just being written.
         inside = [
             file.parent
-            for pattern in ("*/run.json", "runs/*/run.json")
+            for pattern in ("[!.]*/run.json", "runs/[!.]*/run.json")
             for file in sorted(path.glob(pattern))
         ]
         if inside:
@@ -165,7 +166,7 @@ def _runs_named(name: str, store: Path) -> list[Path]:
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path} holds no finished run (no run.json). {_again(path, {})}")
-    raise unknown("run", name, [file.parent.name for file in store.glob("*/run.json")])
+    raise unknown("run", name, [file.parent.name for file in store.glob("[!.]*/run.json")])
 
 
 def score_matrix(run: RunResult, measure: str) -> pd.DataFrame:

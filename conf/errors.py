@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class WorkError(UserError):
-    """The request was right, but the work failed (a loss that is not finite, a damaged stage). Exit code 1."""
+    """The request was right, but the work failed (a loss is not finite, a stage is damaged). Exit code 1."""
 
     exit_code = 1
 

@@ -1,7 +1,8 @@
 """From Hydra overrides to validated configs, one for each run that they describe."""
 
+import difflib
 import os
-from dataclasses import fields, is_dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sapo.conf.errors import UserError, unknown
-from sapo.conf.schema import Config
+from sapo.conf.schema import Config, settings
 from sapo.conf.validate import problems
 
 FOLDER = Path(__file__).parent
@@ -31,6 +32,7 @@ GROUPS = (
     "engine",
     "parity",
 )
+_OPEN = "model.template_options."  # switches that only the chat template knows
 
 
 def load(overrides: list[str]) -> list[Config]:
@@ -38,18 +40,12 @@ def load(overrides: list[str]) -> list[Config]:
 
     `experiment=NAME` adds that experiment's own sweep. Raises UserError naming every problem at once.
     """
-    _check_choices(overrides)
-    configs = [_compose(combination) for combination in _expand(overrides)]
-    # An experiment's sweep comes first, so that what the user says wins over it.
-    swept = [
-        config
-        for overall in configs
-        for config in ([overall] if not overall.sweep else _load_sweep(overall.sweep, overrides))
-    ]
-    found = sorted({problem for config in swept for problem in problems(config)})
+    _check_names(overrides)
+    configs = [config for combination in _expand(overrides) for config in _compose_all(combination)]
+    found = sorted({problem for config in configs for problem in problems(config)})
     if found:
         raise UserError("The configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
-    return swept
+    return configs
 
 
 def load_one(overrides: list[str]) -> Config:
@@ -62,14 +58,27 @@ def load_one(overrides: list[str]) -> Config:
 
 def choices(group: str) -> list[str]:
     """Names of the YAML files of a config group, the user's own (SAPO_CONF) included."""
-    folders = [FOLDER / group, *(folder / group for folder in _own_folders())]
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    return sorted({path.stem for path in _choice_files(group)})
 
 
-def _load_sweep(sweep: list[str], overrides: list[str]) -> list[Config]:
+def description(group: str, name: str) -> str:
+    """The first comment line of a group member's YAML file; empty if it has none."""
+    path = next(path for path in _choice_files(group) if path.stem == name)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return next((comment for comment in comments if not comment.startswith("@package")), "")
+
+
+def _choice_files(group: str) -> list[Path]:
+    return [path for folder in (FOLDER, *_own_folders()) for path in (folder / group).glob("*.yaml")]
+
+
+def _compose_all(overrides: list[str]) -> list[Config]:
+    """The config of overrides without sweeps, or those of its experiment's sweep; what the user said wins."""
+    overall = _compose(overrides)
     said = {override.split("=", 1)[0] for override in overrides}
-    mine = [item for item in sweep if item.split("=", 1)[0] not in said]
-    return [_compose(combination) for combination in _expand([*overrides, *mine])]
+    sweep = [item for item in overall.sweep if item.split("=", 1)[0] not in said]
+    return [_compose(combination) for combination in _expand([*overrides, *sweep])] if sweep else [overall]
 
 
 def _expand(overrides: list[str]) -> list[list[str]]:
@@ -77,10 +86,9 @@ def _expand(overrides: list[str]) -> list[list[str]]:
     axes = []
     for override in _parse(overrides):
         if override.is_sweep_override():
-            key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            axes.append([f"{override.get_key_element()}={value}" for value in _swept(override)])
         else:
-            axes.append([override.input_line])
+            axes.append([str(override.input_line)])
     return [list(combination) for combination in product(*axes)]
 
 
@@ -88,56 +96,69 @@ def _parse(overrides: list[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(f"Cannot read the overrides {' '.join(overrides)}: {_cause(error)}") from error
+        raise UserError(
+            f"Cannot read the overrides {' '.join(overrides)}: {_cause(error)}. Write KEY=VALUE, and quote "
+            "a value with special characters twice: 'KEY=\"VALUE\"'."
+        ) from error
 
 
-def _check_choices(overrides: list[str]) -> None:
-    """Unknown names of group members get suggestions before Hydra's long message would."""
+def _swept(override: Override) -> list[str]:
+    """The values of a comma list, `choice(…)` or `range(…)`."""
+    try:
+        values = list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise UserError(f"{override.input_line}: sweep with a comma list, choice(…) or range(…).") from error
+    if not values:
+        raise UserError(f"{override.input_line}: this sweep has no values.")
+    return values
+
+
+def _check_names(overrides: list[str]) -> None:
+    """Unknown settings and group members get suggestions before Hydra's long messages would."""
+    known = {*settings(), *GROUPS}
     for override in _parse(overrides):
-        if override.key_or_group not in GROUPS or override.is_delete():
-            continue
-        values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-        for value in values:
-            if str(value) not in (known := choices(override.key_or_group)):
-                raise unknown(override.key_or_group, str(value), known)
+        key, is_switch = override.key_or_group, override.key_or_group.startswith(_OPEN)
+        if key not in known and not is_switch:
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"Unknown setting {key}.{hint} `sapo show config` lists all that there are.")
+        if override.is_delete() or override.package is not None or (override.is_add() and not is_switch):
+            raise UserError(
+                f"{override.input_line}: settings are neither added nor removed; write {key}=VALUE."
+            )
+        if key in GROUPS:
+            for name in _swept(override) if override.is_sweep_override() else [str(override.value())]:
+                if name not in (members := choices(key)):
+                    raise unknown(key, name, members)
+
+
+@cache
+def _register_schema() -> None:
+    ConfigStore.instance().store(name="schema", node=Config)
 
 
 def _compose(overrides: list[str]) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in _own_folders())}]"]
+    _register_schema()
+    own = ",".join(f"'file://{folder}'" for folder in _own_folders())
+    search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            composed = compose("config", overrides=[*overrides, *(search if _own_folders() else [])])
-        _refuse_leftovers(composed)
+            composed = compose("config", overrides=[*overrides, *search])
+        missing = OmegaConf.missing_keys(composed)
+        if missing:
+            raise UserError(f"No value for {', '.join(sorted(missing))}.")
         return OmegaConf.to_object(composed)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"The configuration does not fit: {_cause(error)}") from error
 
 
-def _refuse_leftovers(composed: DictConfig) -> None:
-    """Missing values, and keys that a `+new=…` override added beside the schema, which would vanish silently."""
-    missing = OmegaConf.missing_keys(composed)
-    if missing:
-        raise UserError(f"No value for {', '.join(sorted(missing))}. Choose a member of that group.")
-    extra = _extra_keys(composed, Config)
-    if extra:
-        raise UserError(f"Unknown setting {', '.join(extra)}: `sapo show config` lists all that there are.")
-
-
-def _extra_keys(node: DictConfig, schema: type, where: str = "") -> list[str]:
-    known = {f.name: f.type for f in fields(schema)}
-    extra = [f"{where}{key}" for key in node if key not in known]
-    for name, kind in known.items():
-        if isinstance(kind, type) and is_dataclass(kind):
-            extra += _extra_keys(node[name], kind, f"{where}{name}.")
-    return extra
-
-
 def _cause(error: BaseException) -> str:
-    """The useful text of a Hydra error stands in its innermost cause."""
+    """The useful text of a Hydra error stands in its innermost cause; OmegaConf's begins with the key."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().replace("\n", "; ")
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {str(error).strip().splitlines()[0]}"
+    return str(error).strip().split("\nSee ")[0].replace("\n", "; ")
 
 
 def _own_folders() -> list[Path]:

@@ -25,7 +25,7 @@ def identity(doc: str, default: Any = MISSING) -> Any:
 
 
 def runtime(doc: str, default: Any = MISSING) -> Any:
-    """A field that cannot: names, paths, devices, batch layout, and row counts (the rows' digest stands for them)."""
+    """A field that cannot: names, paths, devices, batch layout; row counts (keys hold the rows' digest)."""
     return _setting(doc, default, False)
 
 
@@ -185,6 +185,16 @@ class Config:
 def identity_values(config: Any) -> dict[str, Any]:
     """The fields of a config dataclass that can change a result, by name."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["identity"]}
+
+
+def settings(schema: type = Config, where: str = "") -> list[str]:
+    """The dotted names of all settings, groups included."""
+    names = []
+    for f in fields(schema):
+        names.append(f"{where}{f.name}")
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            names += settings(f.type, f"{where}{f.name}.")
+    return names
 
 
 def undeclared_fields(schema: type = Config, where: str = "") -> list[str]:

@@ -1,6 +1,8 @@
 """What types cannot say of a config: ranges and names, all problems at once."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 from sapo.conf.schema import Config
 
@@ -52,8 +54,8 @@ def problems(config: Config) -> Iterator[str]:
         if value is not None and not value >= least:
             yield f"{key}={value}: must be at least {least}"
     for key in _ABOVE_ZERO:
-        if not _get(config, key) > 0:
-            yield f"{key}={_get(config, key)}: must be above 0"
+        if not 0 < _get(config, key) < math.inf:
+            yield f"{key}={_get(config, key)}: must be a number above 0"
     for key in _BELOW_ONE:
         if not 0 <= _get(config, key) < 1:
             yield f"{key}={_get(config, key)}: must be at least 0 and below 1"
@@ -73,8 +75,8 @@ def _sequence_problems(config: Config) -> Iterator[str]:
         yield f"sequence {config.sequence.name} names {', '.join(repeated)} twice"
 
 
-def _get(config: Config, key: str) -> object:
-    value: object = config
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
     return value

@@ -12,6 +12,7 @@ from sapo.data.mini import generate, mini_tasks
 from sapo.data.tasks import Example, Task, short_name
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
+TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
 MINI_TEST_EXAMPLES = 200
 MINI_SEED = 0
 _FETCH = "Set data.root=FOLDER or SAPO_DATA, or get the data with: sapo fetch benchmarks"
@@ -46,7 +47,7 @@ def load_task(name: str, config: Config) -> Task:
             raise unknown("mini task", name, mini_tasks())
         return generate(name, train, config.data.test_examples or MINI_TEST_EXAMPLES, MINI_SEED)
     if not config.data.root:
-        raise UserError(f"Task {name} needs benchmark data, and no folder is set. {_FETCH}")
+        raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
     root = Path(config.data.root)
     task = load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
     return Task(
@@ -65,11 +66,11 @@ def benchmark_of(name: str, default: str) -> str:
         return "mini"
     if name.startswith(("NI", "task")) and short_name(name).removeprefix("NI").isdigit():
         return "superni"
-    return default
+    return "trace" if name in TRACE_TASKS else default
 
 
 def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
-    """A task of SuperNI or TRACE: `ROOT/SUPERNI/<task>/{train,test}.json` and `instructions.json` beside it."""
+    """A SuperNI or TRACE task: `ROOT/SUPERNI/<task>/{train,test}.json`, and `instructions.json` beside it."""
     base = root / FOLDERS[benchmark]
     if not base.is_dir():
         raise UserError(f"No folder {FOLDERS[benchmark]} in {root}. {_FETCH}")
@@ -81,6 +82,8 @@ def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
     if not (base / folder).is_dir():
         raise UserError(f"Task {name}: no folder {base / folder}. {_FETCH}")
     facts = instructions[folder]
+    if not isinstance(facts, dict) or not {"instruction", "suffix"} <= facts.keys():
+        raise UserError(f"{base / 'instructions.json'}: {folder} needs `instruction` and `suffix`.")
     is_chinese = any("一" <= character <= "鿿" for character in facts["instruction"])
     return Task(
         name=short_name(folder),
@@ -96,7 +99,7 @@ def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
 
 
 def load_own_task(name: str, root: Path) -> Task:
-    """A user's task described by `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns."""
+    """A user's task in `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns."""
     from sapo.data.own import load_own  # brings pandas
 
     path = root / f"{name}.yaml"
@@ -107,33 +110,41 @@ def load_own_task(name: str, root: Path) -> Task:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path}: {error}") from error
     if not isinstance(facts, dict) or not {"instruction", "data"} <= facts.keys():
-        raise UserError(f"{path}: a task file needs `instruction:` and `data:` (a file, or a dataset's name).")
+        raise UserError(f"{path}: a task needs `instruction:` and `data:` (a file, or a dataset's name).")
     known = {"instruction", "data", "suffix", "labels", "columns"}
     if facts.keys() - known:
         raise unknown(f"key in {path}", sorted(facts.keys() - known)[0], known)
-    data = path.parent / facts["data"]
+    columns = facts.get("columns")
+    if columns is not None and not (isinstance(columns, list) and len(columns) == 2):
+        raise UserError(f"{path}: `columns:` is a list of two names, [INPUT, TARGET].")
+    data = path.parent / str(facts["data"])
     return load_own(
-        str(data) if data.exists() else facts["data"],
-        facts["instruction"],
+        str(data) if data.exists() else str(facts["data"]),
+        str(facts["instruction"]),
         suffix=facts.get("suffix", ""),
         labels=tuple(map(str, facts.get("labels") or ())),
-        columns=tuple(facts["columns"]) if facts.get("columns") else None,
+        columns=(str(columns[0]), str(columns[1])) if columns else None,
         name=name,
     )
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:
-    """Examples of a JSON list of `{"sentence", "label"}`; UserError names the file and the row."""
+    """Examples of a JSON list of `{"sentence", "label"}`; UserError names the file and the row.
+
+    An empty label stays: in the published data it is the right answer of some rows (NI488: a list without
+    letters), and a model then learns to end its turn at once.
+    """
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a list of at least one example.")
     examples = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys():
             raise UserError(f'{path}, row {number}: expected {{"sentence": …, "label": …}}.')
-        if not isinstance(row["sentence"], str) or not str(row["label"]).strip():
-            raise UserError(f"{path}, row {number}: an example needs an input text and a target that is not empty.")
-        examples.append(Example(row["sentence"], str(row["label"]).strip()))
+        text, label = row["sentence"], row["label"]
+        if not isinstance(text, str) or not isinstance(label, str | int | float):
+            raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
+        examples.append(Example(text, str(label).strip()))
     return tuple(examples)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from sapo.conf.errors import UserError
 from sapo.data.tasks import Task
 
@@ -34,6 +35,15 @@ class PromptPool:
         if include_original or not self.paraphrases:
             return (self.original, *self.paraphrases)
         return self.paraphrases
+
+    def at(self, index: int) -> Prompt:
+        """The paraphrase of that index, or the original for -1; UserError naming the range."""
+        if index == ORIGINAL:
+            return self.original
+        if 0 <= index < len(self.paraphrases):
+            return self.paraphrases[index]
+        has = f"paraphrases 0 to {len(self.paraphrases) - 1}" if self.paraphrases else "no paraphrases"
+        raise UserError(f"No prompt {index}: the pool of {self.task} has {has}; -1 is the original.")
 
     def first(self, count: int) -> "PromptPool":
         """The same pool with its first `count` paraphrases only: pools of different sizes nest."""

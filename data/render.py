@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError
 from sapo.data.tasks import Example, Task
+
+_EMPTY_TURN = {"role": "user", "content": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +71,34 @@ class Renderer:
     def full_text(self, task: Task, prompt: str, example: Example) -> str:
         """Prompt, target and the template's end of turn as one text."""
         start = self.prompt_text(task, prompt, example.input)
-        return start + self._answer(start, example.target)
+        return start + self._answer(example.target)
 
     def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
         return str(
             self.tokenizer.apply_chat_template(messages, tokenize=False, **self.template_options, **options)
         )
 
-    def _answer(self, start: str, target: str) -> str:
+    @cached_property
+    def _empty_prompt(self) -> str:
+        return self._template([_EMPTY_TURN], add_generation_prompt=True)
+
+    def _answer(self, target: str) -> str:
         """What the template writes after the generation prompt for an assistant turn with this target."""
-        probe = [{"role": "user", "content": ""}]
-        header = self._template(probe, add_generation_prompt=True)
-        whole = self._template([*probe, {"role": "assistant", "content": target}])
-        if not whole.startswith(header):
+        whole = self._template([_EMPTY_TURN, {"role": "assistant", "content": target}])
+        if not whole.startswith(self._empty_prompt):
             raise UserError(
                 "The chat template writes an answered turn differently from its generation prompt, so the "
                 "target's place is unknown. Set model.template_options or model.chat_template."
             )
-        return whole[len(header) :]
+        return whole[len(self._empty_prompt) :]
 
     def _target_ids(self, text: str, prompt_ids: list[int], task: Task, example: Example) -> list[int]:
-        answer = self._answer(text, example.target)
+        answer = self._answer(example.target)
         (whole,) = self._tokenize([text + answer])
         n = len(prompt_ids)
-        # A tokenizer that merges over the border would show training other prompt tokens than generation sees.
+        # A tokenizer that merges over the border would train on other prompt tokens than generation sees.
         target_ids = whole[n:] if whole[:n] == prompt_ids else self._tokenize([answer])[0]
-        if not target_ids or not example.target.strip():
+        if not target_ids:
             raise UserError(f"Task {task.name}: an example has no target ({example.input[:60]!r}).")
         return target_ids
 
@@ -103,20 +108,21 @@ class Renderer:
     def _shorten(self, task: Task, prompt: str, example: Example) -> tuple[str, list[int]]:
         """The prompt with as much of the input's beginning as fits, and its token ids."""
         (frame,) = self._tokenize([self.prompt_text(task, prompt, "")])
-        keep = self.max_input_tokens - len(frame)
+        if len(frame) > self.max_input_tokens:
+            raise UserError(
+                f"Task {task.name}: instruction, suffix and chat template alone take {len(frame)} tokens, "
+                f"more than data.max_input_tokens={self.max_input_tokens}. Raise it, "
+                "or shorten the instruction."
+            )
         encoded = self.tokenizer(example.input, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
-        while keep >= 0:
-            end = offsets[keep - 1][1] if keep else 0
-            text = self.prompt_text(task, prompt, example.input[:end])
+        keep = min(self.max_input_tokens - len(frame), len(offsets))
+        while True:  # ends: without any input the prompt is the frame, which fits
+            text = self.prompt_text(task, prompt, example.input[: offsets[keep - 1][1] if keep else 0])
             (ids,) = self._tokenize([text])
             if len(ids) <= self.max_input_tokens:
                 return text, ids
-            keep -= len(ids) - self.max_input_tokens
-        raise UserError(
-            f"Task {task.name}: instruction, suffix and chat template alone take {len(frame)} tokens, "
-            f"more than data.max_input_tokens={self.max_input_tokens}."
-        )
+            keep = max(0, keep - (len(ids) - self.max_input_tokens))
 
 
 def user_turn(task: Task, prompt: str, text: str) -> str:

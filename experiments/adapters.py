@@ -22,7 +22,7 @@ def lora_config(method: MethodConfig, targets: list[str]) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
-        lora_alpha=method.alpha,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=method.dropout,
         target_modules=sorted(targets),
         bias="none",

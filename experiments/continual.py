@@ -82,7 +82,7 @@ async def run_sequence(config: Config, engine: Engine) -> Run:
     run = Run(config, tasks, unseen)
     prompts = {task.name: Prompt(task.instruction) for task in (*tasks, *unseen)}
     state = BASE
-    evaluations = [_evaluate_all(run, engine, state, 0, dict(prompts))]
+    states = [(state, dict(prompts))]
     for position, task in enumerate(tasks):
         choice = await choose_prompt(config, engine, state, task, pools[task.name])
         prompts[task.name] = choice.prompt
@@ -90,9 +90,10 @@ async def run_sequence(config: Config, engine: Engine) -> Run:
         state = trained.key
         run.choices.append(choice)
         run.trained.append(trained)
-        # Evaluated only now that the state is stored: a failure here loses no training.
-        evaluations.append(_evaluate_all(run, engine, state, position + 1, dict(prompts)))
-    for row in await asyncio.gather(*evaluations):
+        states.append((state, dict(prompts)))
+    # Evaluated only now that every state is stored: a failure here loses no training.
+    rows = (_evaluate_all(run, engine, key, after, texts) for after, (key, texts) in enumerate(states))
+    for row in await asyncio.gather(*rows):
         run.evaluations.extend(row)
     return run
 

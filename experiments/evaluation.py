@@ -10,9 +10,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sapo.conf.schema import EvaluatorConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example
-from sapo.experiments.forward import can_share_prefix, generate, in_batches
+from sapo.experiments.forward import answer_and_nll, can_share_prefix, in_batches
 from sapo.experiments.models import LanguageModel
-from sapo.experiments.scoring import example_losses
 
 
 def evaluate(
@@ -22,44 +21,37 @@ def evaluate(
     rendered: Sequence[Rendered],
     config: EvaluatorConfig,
 ) -> pd.DataFrame:
-    """A row an example: `prediction`, `target`, `rougeL` and `exact_match` (0-100), `nll` (nats a target token).
+    """A row an example: `prediction`, `target`, `rougeL`, `exact_match` (0-100), `nll` (nats a target token).
 
     `model` is the base model of `language_model`, or that with adapters.
     """
     share = can_share_prefix(language_model.base.config)
-    losses = example_losses(model, rendered, config.batch_tokens, share)
-    answers = answer(language_model, model, rendered, config, share)
-    return pd.DataFrame(
-        [
-            {
-                "example": i,
-                "prediction": answers[i],
-                "target": example.target,
-                "rougeL": rouge_l(answers[i], example.target),
-                "exact_match": exact_match(answers[i], example.target),
-                "nll": losses["nll"][i] / losses["n_tokens"][i],
-                "target_tokens": losses["n_tokens"][i],
-                "is_shortened": rendered[i].is_shortened,
-            }
-            for i, example in enumerate(examples)
-        ]
-    )
-
-
-def answer(
-    language_model: LanguageModel, model, rendered: Sequence[Rendered], config: EvaluatorConfig, share: bool
-) -> list[str]:
-    """Greedy answers as stripped text."""
-    prompts = [r.prompt_ids for r in rendered]
     stops = language_model.stop_ids()
 
-    def work(batch: list[int]) -> list[list[int]]:
-        return generate(model, [prompts[i] for i in batch], config.max_new_tokens, stops, share)
+    def work(batch: list[int]) -> list[tuple[list[int], float]]:
+        return answer_and_nll(model, [rendered[i] for i in batch], config.max_new_tokens, stops, share)
 
-    lengths = [len(prompt) + config.max_new_tokens for prompt in prompts]
-    ids = dict(in_batches(lengths, config.batch_tokens, work))
+    lengths = [len(r.input_ids) + config.max_new_tokens for r in rendered]
+    found = dict(in_batches(lengths, config.batch_tokens, work))
     decode = language_model.tokenizer.decode
-    return [decode(ids[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
+    rows = []
+    for i, example in enumerate(examples):
+        ids, nll = found[i]
+        prediction = str(decode(ids, skip_special_tokens=True)).strip()
+        n_tokens = len(rendered[i].target_ids)
+        rows.append(
+            {
+                "example": i,
+                "prediction": prediction,
+                "target": example.target,
+                "rougeL": rouge_l(prediction, example.target),
+                "exact_match": exact_match(prediction, example.target),
+                "nll": nll / n_tokens,
+                "target_tokens": n_tokens,
+                "is_shortened": rendered[i].is_shortened,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def exact_match(prediction: str, target: str) -> float:

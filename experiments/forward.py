@@ -5,14 +5,15 @@ batch and repeated over its rows; gradients flow through them. Shape letters: B 
 L tokens after the prefix, T target tokens of the longest target, V vocabulary.
 """
 
-import os
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sapo.conf.errors import WorkError
@@ -72,14 +73,17 @@ def target_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def prefix_length(batch: Sequence[Rendered]) -> int:
-    """Tokens that all examples begin with, short of the token that predicts the first target; 0 if not worth it."""
+    """Tokens that all examples begin with, before the one that predicts a target; 0 if not worth it."""
     if len(batch) < 2:
         return 0
     return _worthwhile([example.prompt_ids for example in batch])
 
 
-def _worthwhile(prompts: Sequence[Sequence[int]]) -> int:
-    common = len(os.path.commonprefix(list(prompts)))  # type: ignore[arg-type]
+def _worthwhile(prompts: Sequence[list[int]]) -> int:
+    first, last = min(prompts), max(prompts)  # what the extremes share, all share
+    common = next(
+        (i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
+    )
     length = min(common, min(map(len, prompts)) - 1)
     return length if length >= SHORTEST_PREFIX else 0
 
@@ -107,52 +111,123 @@ def _pad_left(
     return ids.to(device), mask.to(device), positions.to(device)
 
 
+@dataclass
+class _Prefilled:
+    """Prompts that a model has read: what comes next, and what it takes to go on."""
+
+    logits: Tensor  # (B, V), predicting the first token after each prompt
+    cache: Cache
+    mask: Tensor  # (B, tokens so far)
+    positions: Tensor  # (B, 1), of the last token read
+
+
+def _prefill(model: PreTrainedModel, prompts: Sequence[list[int]], share_prefix: bool) -> _Prefilled:
+    prefix = _worthwhile(prompts) if share_prefix and len(prompts) > 1 else 0
+    cache = prefix_cache(model, prompts[0][:prefix], len(prompts)) if prefix else None
+    ids, mask, positions = _pad_left([ids[prefix:] for ids in prompts], prefix, model.device)
+    output = _step(model, ids, mask, positions, cache, logits_to_keep=1)
+    return _Prefilled(output.logits[:, -1], output.past_key_values, mask, positions[:, -1:])
+
+
+def _step(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: Cache | None,
+    logits_to_keep: int,
+) -> Any:
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=logits_to_keep,
+    )
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     max_new_tokens: int,
     stop_ids: Sequence[int],
     share_prefix: bool = True,
 ) -> list[list[int]]:
     """Greedy continuations of the prompts, the stop token not included.
 
-    Equal to `model.generate(do_sample=False)` token by token; a row leaves the batch when it has stopped.
+    Equal to `model.generate(do_sample=False)` token by token.
     """
-    prefix = _worthwhile(prompts) if share_prefix and len(prompts) > 1 else 0
-    cache = prefix_cache(model, prompts[0][:prefix], len(prompts)) if prefix else None
-    ids, mask, positions = _pad_left([ids[prefix:] for ids in prompts], prefix, model.device)
+    return _decode(model, _prefill(model, prompts, share_prefix), max_new_tokens, stop_ids, share_prefix)
+
+
+@torch.inference_mode()
+def answer_and_nll(
+    model: PreTrainedModel,
+    batch: Sequence[Rendered],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    share_prefix: bool = True,
+) -> list[tuple[list[int], float]]:
+    """Greedy answer and summed target NLL (nats) of each example; the prompts are read once for both."""
+    prefilled = _prefill(model, [example.prompt_ids for example in batch], share_prefix)
+    nll = _targets_nll(model, prefilled, [example.target_ids for example in batch])
+    answers = _decode(model, prefilled, max_new_tokens, stop_ids, share_prefix)
+    return list(zip(answers, nll, strict=True))
+
+
+def _targets_nll(
+    model: PreTrainedModel, prefilled: _Prefilled, target_ids: Sequence[Sequence[int]]
+) -> list[float]:
+    """NLL of targets after their prompts; works on a copy of the cache, which generation goes on with."""
+    longest = max(map(len, target_ids))
+    targets = torch.full((len(target_ids), longest), IGNORED)
+    for row, target in enumerate(target_ids):
+        targets[row, : len(target)] = torch.tensor(target)
+    targets = targets.to(model.device)
+    logits = prefilled.logits.unsqueeze(1)  # (B, V) -> (B, 1, V)
+    if longest > 1:
+        ids = targets[:, :-1].clamp(min=0)
+        mask = torch.cat([prefilled.mask, (targets[:, :-1] != IGNORED).long()], dim=1)
+        positions = prefilled.positions + 1 + torch.arange(longest - 1, device=model.device)
+        rest = _step(model, ids, mask, positions, copy.deepcopy(prefilled.cache), logits_to_keep=longest - 1)
+        logits = torch.cat([logits, rest.logits], dim=1)  # (B, T, V)
+    return target_nll(logits, targets).sum(-1).tolist()
+
+
+def _decode(
+    model: PreTrainedModel,
+    prefilled: _Prefilled,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    can_drop_rows: bool,
+) -> list[list[int]]:
+    """Greedy tokens after the prompts; rows that have stopped leave the batch."""
+    cache, mask, positions = prefilled.cache, prefilled.mask, prefilled.positions
+    tokens = prefilled.logits.argmax(-1)  # (B, V) -> (B)
     stops = torch.tensor(list(stop_ids), device=model.device)
-    answers: list[list[int]] = [[] for _ in prompts]
-    rows = torch.arange(len(prompts), device=model.device)
-    is_running = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
-    for _ in range(max_new_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        tokens = output.logits[:, -1].argmax(-1)  # (B, 1, V) -> (B)
+    answers: list[list[int]] = [[] for _ in range(len(tokens))]
+    rows = torch.arange(len(tokens), device=model.device)
+    is_running = torch.ones_like(tokens, dtype=torch.bool)
+    for step in range(max_new_tokens):
         is_running &= ~torch.isin(tokens, stops)
         running = is_running.tolist()
         for row, token, goes_on in zip(rows.tolist(), tokens.tolist(), running, strict=True):
             if goes_on:
                 answers[row].append(token)
-        if not any(running):
+        if not any(running) or step + 1 == max_new_tokens:
             break
         # Selecting rows copies the cache, so it is done only when a quarter of them has stopped.
-        if running.count(False) * 4 >= len(running):
+        if can_drop_rows and running.count(False) * 4 >= len(running):
             keep = is_running.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
             rows, tokens, mask, positions = rows[keep], tokens[keep], mask[keep], positions[keep]
             is_running = is_running[keep]
-        ids = tokens.unsqueeze(1)
+        ids = tokens.unsqueeze(1)  # (B) -> (B, 1)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        positions = positions[:, -1:] + 1
+        positions = positions + 1
+        tokens = _step(model, ids, mask, positions, cache, logits_to_keep=1).logits[:, -1].argmax(-1)
     return answers
 
 

@@ -79,7 +79,7 @@ def dtype_of(config: Config) -> str:
 
 
 def model_identity(config: Config) -> dict[str, Any]:
-    """What of a model can change a result: its weights, tokenizer, template, precision and LoRA targets."""
+    """What of a model can change a result: weights, tokenizer, template, precision, LoRA targets."""
     model = config.model
     identity: dict[str, Any] = {
         "weights": folder_digest(Path(model.path)) if model.path else _source(model),
@@ -118,7 +118,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def model_folder(model: ModelConfig) -> Path:
-    """The local Hugging Face folder of a model; UserError with the command that gets it, if it is not there."""
+    """The local Hugging Face folder of a model; UserError with the command that gets it."""
     kind, _, name = model.source.partition(":")
     mend = f"Get it with: sapo fetch model {model.name}"
     if model.path or kind == "path":
@@ -263,7 +263,7 @@ def load_model(config: Config) -> LanguageModel:
         folder = model_folder(config.model)
         _log.info("loading %s", config.model.name)
         remote = config.model.trust_remote_code
-        base = AutoModelForCausalLM.from_pretrained(
+        base: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=AutoConfig.from_pretrained(folder, trust_remote_code=remote),
             dtype=getattr(torch, dtype_of(config)),

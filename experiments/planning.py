@@ -10,10 +10,12 @@ from sapo.conf.schema import Config
 from sapo.experiments.continual import Planned, run_all
 from sapo.experiments.engine.stages import Score, Stage, Train, stage_key
 from sapo.experiments.engine.store import KINDS, Store, Stored
+from sapo.experiments.models import dtype_of
 
 # English text in subword tokens; the chat template adds a few dozen.
 _CHARACTERS_A_TOKEN = 4.0
 _TEMPLATE_TOKENS = 40
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass
@@ -49,8 +51,8 @@ class KindPlan:
 def plan(configs: Sequence[Config], store: Store) -> list[KindPlan]:
     """The stages of the runs by kind, shared ones counted once.
 
-    Tokens are estimated from characters; seconds from the median rate of this store's finished stages of the same
-    kind and model, None where there are none.
+    Tokens are estimated from characters; seconds from the median rate of this store's finished stages of the
+    same kind and model, None where there are none.
     """
     engine = PlanEngine(store)
     asyncio.run(run_all(configs, engine))
@@ -93,6 +95,11 @@ def measured_rates(store: Store, models: set[str]) -> dict[tuple[str, str], floa
         if name in models and stored.result["seconds"] > 0:
             rates[kind, name].append(stored.result["tokens"] / stored.result["seconds"])
     return {key: statistics.median(values) for key, values in rates.items()}
+
+
+def weight_bytes(config: Config) -> int | None:
+    """Memory of the model's weights: parameters x bytes of the precision; None if the size is not known."""
+    return round(config.model.parameters * 1e9 * _BYTES[dtype_of(config)]) or None
 
 
 def _model_name(stored: Stored) -> str:

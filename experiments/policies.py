@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping
 
-from sapo.conf.errors import UserError
 from sapo.conf.schema import PolicyConfig
 from sapo.data.prompts import Prompt, PromptPool
 
@@ -24,28 +23,18 @@ def choose(
 ) -> Prompt:
     """The prompt that a task is trained with.
 
-    `losses` maps a prompt's index to its pre-update loss, for the policies that need it. Of equal losses the
-    lowest index wins. `random` is decided by (seed, task) alone. Raises UserError if `fixed` asks for a prompt
-    that the pool does not have.
+    `losses` maps a prompt's index to its pre-update loss, for the policies that need it. Of equal losses
+    the lowest index wins. `random` is decided by (seed, task) alone. Raises UserError if `fixed`
+    asks for a prompt that the pool does not have.
     """
     candidates = pool.candidates(include_original)
     if policy.name == "static":
         return pool.original
     if policy.name == "fixed":
-        return _fixed(policy.index, pool)
+        return pool.at(policy.index)
     if policy.name == "random":
         return random.Random(f"random {seed} {pool.task}").choice(candidates)  # noqa: S311
     if losses is None:
         raise ValueError(f"policy {policy.name} needs the losses of the candidates")
     sign = 1 if policy.name == "sapo" else -1
     return min(candidates, key=lambda prompt: (sign * losses[prompt.index], prompt.index))
-
-
-def _fixed(index: int, pool: PromptPool) -> Prompt:
-    by_index = {prompt.index: prompt for prompt in pool.candidates(include_original=True)}
-    if index not in by_index:
-        raise UserError(
-            f"policy.index={index}: the pool of {pool.task} has {len(pool.paraphrases)} paraphrases "
-            f"(0 to {len(pool.paraphrases) - 1}; -1 is the original)."
-        )
-    return by_index[index]

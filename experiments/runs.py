@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from sapo.conf.errors import UserError
 from sapo.conf.schema import Config, identity_values
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.continual import Run
@@ -33,6 +36,16 @@ def write_run(run: Run, store: Store) -> Path:
     return folder
 
 
+def read_config(folder: Path) -> Config:
+    """The config that a run was made with; UserError if its file is missing or is not such a config."""
+    path = folder / "config.yaml"
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"Cannot read the config of run {folder.name} ({path}): {error}") from error
+
+
 def run_id(run: Run, identity: dict[str, Any]) -> str:
     """A name that people can read, and enough of the identity's digest to be one run's own."""
     config = run.config
@@ -47,7 +60,7 @@ def run_id(run: Run, identity: dict[str, Any]) -> str:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """What makes this run another than that one: its settings, the rows it read, the prompts it trained with."""
+    """What makes this run another than that one: settings, rows and prompts."""
     config = run.config
     return {
         "model": model_identity(config),
@@ -90,6 +103,8 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
             "model": identity["model"],
             "data": identity["test"],
             "evaluator": identity["evaluator"],
+            "trainer": identity["trainer"],
+            "train": identity["train"],
         },
         "states": [BASE, *(stored.key for stored in run.trained)],
         "stages": _stages(run),
@@ -108,7 +123,7 @@ def is_demonstration(config: Config) -> bool:
 
 def _note(task: Task, config: Config) -> str | None:
     if not task.instruction.strip() and config.policy.name != "static":
-        return f"{task.name} has an empty instruction: nothing to paraphrase, policy {config.policy.name} keeps it."
+        return f"{task.name}: an empty instruction has no paraphrases; policy {config.policy.name} keeps it."
     return None
 
 

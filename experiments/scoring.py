@@ -1,4 +1,4 @@
-"""The pre-update loss: how well a model, before it is trained on a task, predicts its targets under each prompt."""
+"""The pre-update loss: how well a model that is not yet trained on a task predicts its targets."""
 
 import random
 from collections.abc import Sequence

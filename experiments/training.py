@@ -42,7 +42,7 @@ def train(
     trainer = TokenMeanTrainer(
         model=model,
         args=_arguments(config, warmup, seed, scratch, model.device),
-        train_dataset=examples,  # type: ignore[arg-type] (any sequence will do)
+        train_dataset=examples,  # type: ignore[arg-type]  # any sequence will do
         data_collator=lambda batch: {"examples": batch},
         callbacks=[],
         trainer_config=config,
@@ -66,6 +66,7 @@ def _arguments(
 ) -> TrainingArguments:
     own_schedule = config.schedule == "warmup_log_constant"
     constant = own_schedule or config.schedule == "constant"
+    memory: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=config.epochs,
@@ -79,7 +80,7 @@ def _arguments(
         seed=seed,
         use_cpu=device.type == "cpu",
         bf16=False,  # weights are in their final precision already
-        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
+        **memory,
         logging_strategy="steps",
         logging_steps=1,
         save_strategy="steps" if config.checkpoint_steps else "no",
@@ -99,6 +100,9 @@ class TokenMeanTrainer(Trainer):
     (paper, Section 4; official code with transformers 4.51).
     """
 
+    model: Any
+    optimizer: Any
+
     def __init__(self, *args: Any, trainer_config: TrainerConfig, what: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.trainer_config = trainer_config
@@ -110,9 +114,7 @@ class TokenMeanTrainer(Trainer):
             and can_share_prefix(self.model.config)
         )
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
         """Gradients of one global batch; a micro-batch that does not fit in memory starts it over, halved."""
         model.train()
         while True:
@@ -140,7 +142,7 @@ class TokenMeanTrainer(Trainer):
         return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's schedules, and `warmup_log_constant`: DeepSpeed's WarmupLR, as the official code ran."""
+        """The Trainer's schedules, and DeepSpeed's WarmupLR, as the official code ran."""
         if self.trainer_config.schedule == "warmup_log_constant" and self.lr_scheduler is None:
             warmup = max(2, int(self.args.warmup_steps))
             self.lr_scheduler = LambdaLR(
@@ -150,14 +152,14 @@ class TokenMeanTrainer(Trainer):
             return self.lr_scheduler
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, *_: Any, **__: Any) -> None:
         """Checkpoints hold the trainable weights only; the base model and frozen adapters do not change."""
-        folder = output_dir or self.args.output_dir
+        folder = str(output_dir or self.args.output_dir)
         os.makedirs(folder, exist_ok=True)
         weights = {key: p.detach().cpu().contiguous() for key, p in self._trainable().items()}
         save_file(weights, os.path.join(folder, _CHECKPOINT_WEIGHTS))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
         weights = load_file(os.path.join(resume_from_checkpoint, _CHECKPOINT_WEIGHTS))
         parameters = self._trainable()
         if weights.keys() != parameters.keys():

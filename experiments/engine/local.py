@@ -13,7 +13,7 @@ class LocalEngine:
     """Answers a stage from the store, or computes it and stores it."""
 
     def __init__(self, store: Store, watch: Watcher | None = None, force: bool = False) -> None:
-        """`watch` is told `begin`, `done` or `stored` of a stage; `force` computes stored stages again, once."""
+        """`watch` is told `begin`, `done` or `stored` of a stage; `force` computes stored ones again."""
         self.store = store
         self.watch = watch or _ignore
         self.force = force

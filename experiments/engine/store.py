@@ -1,8 +1,8 @@
 """The store: a folder a stage, under the key of its meaning, there entirely or not at all.
 
-Layout: `ROOT/stages/<kind>/<key>/` with `result.json`, `config.yaml`, `identity.json`, `environment.json`, tables
-as parquet, adapters as PEFT folders, and `manifest.json` with every file's SHA-256, written last. A folder is
-built under `ROOT/building` and moved in by one rename.
+Layout: `ROOT/stages/<kind>/<key>/` with `result.json`, `config.yaml`, `identity.json`, `environment.json`,
+tables as parquet, adapters as PEFT folders, and `manifest.json` with every file's SHA-256, written last.
+A folder is built under `ROOT/building` and moved in by one rename.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Store:
 
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[Path]:
-        """A folder to build a stage in; on leaving without an error it is moved into place with its manifest."""
+        """A folder to build a stage in; left without an error, it moves into place with its manifest."""
         self._make(self.root / "building")
         scratch = Path(tempfile.mkdtemp(prefix=f"{kind}-{key[:12]}-", dir=self.root / "building"))
         try:

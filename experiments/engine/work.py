@@ -115,5 +115,5 @@ def _evaluate(stage: Evaluate, store: Store, language_model: LanguageModel, fold
 
 
 def derived_seed(seed: int, position: int) -> int:
-    """A seed of its own for each task of a run: equal seeds would draw equal initial weights for every task."""
+    """A seed for each task of a run: one seed for all would draw equal initial weights every time."""
     return int(digest(["task", seed, position])[:8], 16)

@@ -4,8 +4,9 @@ Adapters of earlier tasks are kept as one adapter of their summed rank, which is
 """
 
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -38,7 +39,7 @@ class LoraInc:
             return get_peft_model(base, new, adapter_name=CURRENT)
         model = load_adapter(base, previous, name=EARLIER)
         model.add_adapter(CURRENT, new)
-        model.base_model.set_adapter([EARLIER, CURRENT])
+        model.base_model.set_adapter([EARLIER, CURRENT])  # type: ignore[operator]
         # PEFT makes everything trainable that it activates.
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(f".{CURRENT}." in key)
@@ -53,13 +54,13 @@ class LoraInc:
         rank = self.config.rank
         if EARLIER in model.peft_config:
             weights = concatenate(adapter_tensors(model, EARLIER), weights)
-            rank += model.peft_config[EARLIER].r
+            rank += model.peft_config[EARLIER].r  # type: ignore[attr-defined]
         save_adapter(self.config, self.targets, rank, weights, folder)
 
 
 def save_adapter(method: MethodConfig, targets: list[str], rank: int, weights: dict, folder: Path) -> None:
     """Writes an ordinary PEFT adapter of the given rank; its scale stays the method's alpha / rank."""
-    config: LoraConfig = lora_config(method, targets)
+    config: Any = lora_config(method, targets)
     config.r = rank
     config.lora_alpha = method.alpha / method.rank * rank
     config.inference_mode = True

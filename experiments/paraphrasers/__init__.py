@@ -1,0 +1,1 @@
+"""Ways to get paraphrases of an instruction."""

@@ -135,6 +135,7 @@ def test_runs_that_differ_in_model_data_or_evaluator_are_not_compared(run_folder
 
 def test_runs_are_found_by_folder_id_pattern_and_parent(tmp_path, monkeypatch, run_folder):
     one, two = run_folder("runs/one"), run_folder("runs/two")
+    run_folder("runs/.half.7")
     monkeypatch.chdir(tmp_path)
     for names in (
         ["one", "two"],

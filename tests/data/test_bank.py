@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from sapo.data.mini import generate, mini_tasks
 from sapo.data.pool_checks import require_valid
-from sapo.data.prompts import BANK, bank_path, read_pool
-from sapo.data.tasks import Task
+from sapo.data.prompts import BANK, read_pool
+from sapo.data.tasks import Task, short_name
 
 FILES = sorted(BANK.glob("*.yaml"))
 MINI = [path for path in FILES if path.stem.startswith("mini_")]
@@ -27,7 +28,7 @@ def benchmark_tasks(root: Path) -> dict[str, Task]:
             task = Task(
                 name, entry["instruction"], entry["suffix"], (), (), tuple(entry["labels"]), language=language
             )
-            found[task.short_name] = task
+            found[short_name(name)] = task
     return found
 
 
@@ -54,10 +55,7 @@ def test_every_benchmark_task_has_a_pool(benchmarks: Path) -> None:
 
 @pytest.mark.parametrize("name", mini_tasks())
 def test_mini_pool_is_valid(name: str) -> None:
-    task = generate(name, 0, 0, 0)
-    path = bank_path(task)
-    assert path is not None
-    check(path, task)
+    check(BANK / f"{name}.yaml", generate(name, 0, 0, 0))
 
 
 @pytest.mark.parametrize("name", mini_tasks())

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sapo.conf.errors import UserError
 from sapo.data import mini_words as words
 from sapo.data.mini import generate, mini_tasks

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
+
 from sapo.conf.errors import UserError
 from sapo.data.own import guess_columns, load_own
 from sapo.data.tasks import Example, Task

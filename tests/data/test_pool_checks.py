@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sapo.conf.errors import UserError
 from sapo.data.pool_checks import (
     Problem,

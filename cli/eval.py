@@ -1,0 +1,71 @@
+"""`sapo eval RUN [TASKS…]`: a run's states on tasks, under given prompts."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sapo.cli.console import Json, emit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="Run folder or id")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tasks, also ones that the run does not have [default: the run's]"),
+    ] = None,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="original, trained (where the state has learned the task), or a number of the pool"
+        ),
+    ] = "trained",
+    state: Annotated[str, typer.Option(help="Number of trained tasks, base, last, or all")] = "all",
+    json: Json = False,
+) -> None:
+    """Evaluate the states of a finished run, the untouched model included, on tasks."""
+    from sapo.cli.console import find_run, nothing_on_stdout
+    from sapo.cli.progress import StageProgress
+    from sapo.experiments import reevaluation
+    from sapo.experiments.engine.local import LocalEngine
+    from sapo.experiments.engine.store import Store
+
+    folder = find_run(run)
+    opened = reevaluation.open_run(folder)
+    wishes = opened.wishes(tasks or [], prompt, state)
+    store = Store(folder.parent.parent)  # ROOT/runs/<id>
+    reevaluation.require_states(opened, wishes, store)
+    with StageProgress(len(wishes)) as progress, nothing_on_stdout():
+        stored = reevaluation.evaluate(opened, wishes, LocalEngine(store, progress))
+    rows = [
+        {
+            "after": wish.after,
+            "state": wish.state,
+            "task": wish.task.name,
+            "prompt": {"index": wish.prompt.index, "text": wish.prompt.text},
+            **{name: result.result[name] for name in ("rougeL", "exact_match", "nll", "examples")},
+        }
+        for wish, result in zip(wishes, stored, strict=True)
+    ]
+    emit(
+        {"run": folder.name, "dir": str(folder), "evaluations": rows},
+        json,
+        lambda console: _render(console, rows),
+    )
+
+
+def _render(console: "Console", rows: list[dict[str, Any]]) -> None:
+    from sapo.cli.views import simple_table
+
+    table = simple_table(None, "task", "after", "prompt", "ROUGE-L", "exact match", "NLL", "examples")
+    for row in rows:
+        index = row["prompt"]["index"]
+        scores = (f"{row['rougeL']:.2f}", f"{row['exact_match']:.2f}", f"{row['nll']:.4f}")
+        prompt = "original" if index == -1 else str(index)
+        table.add_row(row["task"], str(row["after"]), prompt, *scores, str(row["examples"]))
+    console.print(table)
+    console.print(
+        "after: tasks trained so far (0: untouched model). NLL: nats per target token, lower is better."
+    )

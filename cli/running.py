@@ -1,0 +1,97 @@
+"""What `train` and `reproduce` share: running configs with progress, and telling what failed."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapo.cli.console import nothing_on_stdout, notice
+from sapo.cli.progress import StageProgress
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.schema import Config
+from sapo.experiments.batch import complete, expected_stages, require_ready
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is written, and how many of its stages were computed now or came from the store."""
+
+    config: Config
+    folder: Path
+    computed: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Runs that finished, runs that failed (name and message), and the seconds that all took."""
+
+    finished: list[Finished]
+    failed: list[tuple[str, str]]
+    seconds: float
+
+    @property
+    def computed(self) -> int:
+        """Stages that were computed."""
+        return sum(run.computed for run in self.finished)
+
+    @property
+    def stored(self) -> int:
+        """Stages that came from the store, shared ones counted for each run that asked."""
+        return sum(run.stored for run in self.finished)
+
+
+def run_configs(configs: Sequence[Config], force: bool, fail_fast: bool) -> Outcome:
+    """Runs all on one engine and writes their folders; raises if none finished, with `fail_fast` at once."""
+    begun = time.monotonic()
+    require_ready(configs)
+    progress = StageProgress(sum(map(expected_stages, configs)))
+    engine = LocalEngine(Store(Path(configs[0].store.root)), progress, force)
+    try:
+        with progress, nothing_on_stdout():
+            results = complete(configs, engine, keep_going=not fail_fast)
+    except KeyboardInterrupt:
+        notice("sapo: interrupted. Finished stages are kept: the same command goes on from here.")
+        raise
+    finished = [
+        Finished(config, result, progress.computed[id(config)], progress.stored[id(config)])
+        for config, result in zip(configs, results, strict=True)
+        if isinstance(result, Path)
+    ]
+    errors = [
+        (config, result)
+        for config, result in zip(configs, results, strict=True)
+        if not isinstance(result, Path)
+    ]
+    if errors and not finished:
+        raise _all_failed([error for _, error in errors])
+    return Outcome(
+        finished, [(label(config), _message(error)) for config, error in errors], time.monotonic() - begun
+    )
+
+
+def report_failures(outcome: Outcome) -> None:
+    """A line on stderr for every run that failed."""
+    for name, message in outcome.failed:
+        notice(f"sapo: {name} failed: {message}")
+
+
+def label(config: Config) -> str:
+    """A run's name before it has an id."""
+    groups = (config.sequence, config.model, config.method, config.policy)
+    return " ".join([*(group.name for group in groups), f"seed {config.seed}"])
+
+
+def _all_failed(errors: Sequence[Exception]) -> Exception:
+    """The one error, or one that holds the messages of all."""
+    messages = list(dict.fromkeys(map(_message, errors)))
+    if len(messages) == 1:
+        return errors[0]
+    is_command_wrong = all(isinstance(error, UserError) and error.exit_code == 2 for error in errors)
+    return (UserError if is_command_wrong else WorkError)("\n".join(messages))
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

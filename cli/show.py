@@ -1,0 +1,215 @@
+"""`sapo show …`: one thing, looked at closely."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sapo.cli.console import Json, Overrides, emit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sapo.conf.schema import Config
+    from sapo.data.tasks import Task
+
+group = typer.Typer(help="A config, run, task, pool, model, or example token by token.", no_args_is_help=True)
+
+
+@group.command("config")
+def show_config(overrides: Overrides = None, json: Json = False) -> None:
+    """The resolved config, every setting with what it means."""
+    from dataclasses import asdict
+
+    from sapo.cli.settings import commented_yaml
+    from sapo.conf.load import load_one
+
+    config = load_one(overrides or [])
+    text = commented_yaml(config)
+    emit(asdict(config), json, lambda console: console.print(text, markup=False, soft_wrap=True, end=""))
+
+
+@group.command("run")
+def show_run(run: Annotated[str, typer.Argument(help="Run folder or id")], json: Json = False) -> None:
+    """A finished run: its settings, chosen prompts, metrics, stages and environment."""
+    from json import loads
+
+    from sapo.analysis.metrics import continual_metrics
+    from sapo.analysis.results import MEASURES, load_run, score_matrix
+    from sapo.cli.console import find_run
+
+    folder = find_run(run)
+    result = load_run(folder)
+    record = loads((folder / "run.json").read_text(encoding="utf-8"))
+    record |= {"dir": str(folder)}
+    record |= {"metrics": {measure: continual_metrics(score_matrix(result, measure)) for measure in MEASURES}}
+    emit(record, json, lambda console: _render_run(console, folder, record))
+
+
+def _render_run(console: "Console", folder: Path, record: dict[str, Any]) -> None:
+    from sapo.analysis.render import prompts_terminal
+    from sapo.analysis.results import load_run, score_matrix
+    from sapo.analysis.tables import chosen_prompts
+    from sapo.cli.console import duration
+    from sapo.cli.views import matrix_table, metrics_line
+
+    result = load_run(folder)
+    scores = score_matrix(result, "rougeL")
+    seconds = sum(stage["seconds"] for stage in record["stages"])
+    environment = record["environment"]
+    console.rule(result.facts, align="left")
+    console.print(matrix_table(scores))
+    console.print(metrics_line(scores, "reference"), markup=False)
+    console.print(prompts_terminal(chosen_prompts([result])))
+    lines = [
+        f"{len(record['stages'])} stages, computed in {duration(seconds)}, on {environment['device']}",
+        *(f"{task}: {n} inputs shortened" for task, n in record["shortened"].items() if n),
+        *record["notes"],
+        f"In {folder}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@group.command("task")
+def show_task(overrides: Overrides = None, json: Json = False) -> None:
+    """A task (task=NAME): rows, labels, instruction, suffix, lengths, prompt pool."""
+    from sapo.conf.errors import UserError
+    from sapo.data.pools import unchecked_pool
+
+    config, task = _config_and_task(overrides)
+    try:
+        paraphrases: int | None = len(unchecked_pool(task, config.paraphrases).paraphrases)
+    except UserError:
+        paraphrases = None
+    document = {
+        "name": task.name,
+        "kind": task.kind,
+        "language": task.language,
+        "train": len(task.train),
+        "test": len(task.test),
+        "labels": list(task.labels),
+        "instruction": task.instruction,
+        "suffix": task.suffix,
+        "input_characters": _spread([len(example.input) for example in task.train]),
+        "target_characters": _spread([len(example.target) for example in task.train]),
+        "paraphrases": paraphrases,
+    }
+
+    def render(console: "Console") -> None:
+        for name, value in document.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{key} {number}" for key, number in value.items())
+            elif isinstance(value, list):
+                value = ", ".join(value) or "none known"
+            shown = "none: no pool" if value is None else value
+            console.print(f"{name.replace('_', ' '):<18} {shown}", markup=False, soft_wrap=True)
+
+    emit(document, json, render)
+
+
+@group.command("pool")
+def show_pool(overrides: Overrides = None, json: Json = False) -> None:
+    """The prompt pool of a task (task=NAME), with what the validator says of each prompt."""
+    from sapo.data.pool_checks import check_pool
+    from sapo.data.pools import unchecked_pool
+
+    config, task = _config_and_task(overrides)
+    pool = unchecked_pool(task, config.paraphrases)
+    problems = check_pool(pool, task) if pool.paraphrases else []
+    indices = {prompt.index for prompt in pool.paraphrases}
+    rows = [
+        {
+            "index": prompt.index,
+            "text": prompt.text,
+            "problems": [problem.reason for problem in problems if problem.index == prompt.index],
+        }
+        for prompt in pool.candidates(include_original=True)
+    ]
+    whole = [problem.reason for problem in problems if problem.index not in indices]
+    # The original cannot be at fault: what is found under its index is about the pool as a whole.
+    rows[0]["problems"] = []
+    document = {
+        "task": task.name,
+        "source": pool.source,
+        "valid": not problems,
+        "problems": whole,
+        "prompts": rows,
+    }
+
+    def render(console: "Console") -> None:
+        for row in rows:
+            mark = "original" if row["index"] == -1 else f"{row['index']:>8}"
+            console.print(f"{mark}  {row['text']}", markup=False, soft_wrap=True)
+            for reason in row["problems"]:
+                console.print(f"{'':>8}  not valid: {reason}", markup=False, soft_wrap=True)
+        verdict = "valid" if not problems else "; ".join(["not valid", *whole])
+        console.print(
+            f"{len(indices)} paraphrases from {pool.source}: {verdict}", markup=False, soft_wrap=True
+        )
+
+    emit(document, json, render)
+
+
+@group.command("model")
+def show_model(
+    model: Annotated[
+        list[str], typer.Argument(metavar="NAME|OVERRIDES…", help="A model's name, or overrides")
+    ],
+    json: Json = False,
+) -> None:
+    """A model: where its Hugging Face folder lies, precision, LoRA targets."""
+    from sapo.conf.load import load_one
+    from sapo.experiments.models import dtype_of, model_folder
+
+    config = load_one([part if "=" in part else f"model={part}" for part in model])
+    document = {
+        "name": config.model.name,
+        "path": str(model_folder(config.model)),
+        "source": config.model.source,
+        "revision": config.model.revision,
+        "dtype": dtype_of(config),
+        "lora_targets": list(config.model.lora_targets),
+        "parameters_billions": config.model.parameters or None,
+    }
+
+    def render(console: "Console") -> None:
+        for name, value in document.items():
+            shown = ", ".join(value) if isinstance(value, list) else "-" if value is None else value
+            console.print(f"{name.replace('_', ' '):<20} {shown}", markup=False, soft_wrap=True)
+
+    emit(document, json, render)
+
+
+@group.command("example")
+def show_example(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="task=T index=I [prompt=K] [split=train|test] [OVERRIDES]…", help="Which example"
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """One example as the model sees it, token by token, with the target marked."""
+    from sapo.cli.example import render_example, rendered_example
+
+    document = rendered_example(arguments)
+    emit(document, json, lambda console: render_example(console, document))
+
+
+def _config_and_task(overrides: list[str] | None) -> tuple["Config", "Task"]:
+    from sapo.conf.errors import UserError
+    from sapo.conf.load import load_one
+    from sapo.data.benchmarks import load_task
+
+    config = load_one(overrides or [])
+    if not config.task:
+        raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
+    return config, load_task(config.task, config)
+
+
+def _spread(lengths: list[int]) -> dict[str, int]:
+    from statistics import median
+
+    return {"shortest": min(lengths), "median": round(median(lengths)), "longest": max(lengths)}

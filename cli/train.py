@@ -1,0 +1,87 @@
+"""`sapo train OVERRIDES…`: sequences of tasks under SAPO or a baseline."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sapo.cli.console import Json, Overrides, emit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sapo.cli.running import Finished, Outcome
+
+
+def command(
+    overrides: Overrides = None,
+    json: Json = False,
+    force: Annotated[bool, typer.Option(help="Compute stages again that are stored")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what there is to do")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going/--fail-fast", help="After a failed run, go on with the others")
+    ] = True,
+) -> None:
+    """Train sequences of tasks, choosing each task's prompt by a policy; evaluate every task after each."""
+    if dry_run:
+        from sapo.cli import plan
+
+        plan.command(overrides, json)
+        return
+    from sapo.conf.load import load
+
+    configs = load(overrides or [])  # a wrong override is answered before PyTorch is imported
+    from sapo.cli.running import report_failures, run_configs
+
+    outcome = run_configs(configs, force, not keep_going)
+    summaries = [_summary(run) for run in outcome.finished]
+    emit(_document(summaries, outcome), json, lambda console: _render(console, outcome))
+    report_failures(outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _summary(run: "Finished") -> dict[str, Any]:
+    """One run as JSON values; writes its matrices, figures and metrics beside it."""
+    from sapo.analysis.matrices import summarize_run
+    from sapo.analysis.results import load_run
+    from sapo.analysis.tables import chosen_prompts
+
+    metrics = summarize_run(run.folder)["metrics"]
+    result = load_run(run.folder)
+    return {
+        "id": result.id,
+        "dir": str(run.folder),
+        "sequence": result.sequence,
+        "model": result.model,
+        "method": result.method,
+        "policy": result.policy,
+        "seed": result.seed,
+        "demonstration": result.demonstration,
+        "prompts": result.prompts,
+        "choices": chosen_prompts([result]).drop(columns=["run", "text"]).to_dict("records"),
+        "matrix": str(run.folder / "matrix_rougeL.csv"),
+        "metrics": metrics,
+        "stages": {"computed": run.computed, "stored": run.stored},
+    }
+
+
+def _document(summaries: list[dict[str, Any]], outcome: "Outcome") -> dict[str, Any]:
+    failed = [{"run": name, "error": message} for name, message in outcome.failed]
+    return {"runs": summaries, "failed": failed, "seconds": round(outcome.seconds, 3)}
+
+
+def _render(console: "Console", outcome: "Outcome") -> None:
+    from sapo.analysis.render import prompts_terminal
+    from sapo.analysis.results import load_run, score_matrix
+    from sapo.analysis.tables import chosen_prompts
+    from sapo.cli.views import matrix_table, metrics_line
+
+    for run in outcome.finished:
+        result = load_run(run.folder)
+        scores = score_matrix(result, "rougeL")
+        console.rule(result.facts, align="left")
+        console.print(matrix_table(scores))
+        console.print(metrics_line(scores, run.config.parity.definition), markup=False)
+        console.print(prompts_terminal(chosen_prompts([result])))
+        console.print(f"Stages: {run.computed} computed, {run.stored} from the store.")
+        console.print(f"Written to {run.folder}", markup=False, soft_wrap=True)

@@ -1,0 +1,66 @@
+"""Every task that can be named, and whether its data is at hand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sapo.data.benchmarks import FOLDERS, benchmark_of, read_json
+from sapo.data.mini import mini_tasks
+from sapo.data.prompts import BANK
+from sapo.data.tasks import short_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task's name, benchmark and instruction, the size of its bank pool, and whether it can be loaded."""
+
+    name: str
+    benchmark: str
+    instruction: str
+    paraphrases: int
+    at_hand: bool
+
+
+def catalogue(root: Path | None) -> list[Entry]:
+    """All tasks of the bank and of the benchmark folder `root`, by benchmark and name."""
+    entries = {path.stem: _bank_entry(path, root) for path in sorted(BANK.glob("*.yaml"))}
+    for entry in _unbanked(root):
+        entries.setdefault(entry.name, entry)
+    order = ("mini", *FOLDERS, "own")
+    return sorted(entries.values(), key=lambda entry: (order.index(entry.benchmark), _natural(entry.name)))
+
+
+def _bank_entry(path: Path, root: Path | None) -> Entry:
+    pool = yaml.safe_load(path.read_text(encoding="utf-8"))
+    benchmark = benchmark_of(path.stem, "own")
+    at_hand = path.stem in mini_tasks() or _folder(path.stem, benchmark, root) is not None
+    return Entry(path.stem, benchmark, pool.get("original") or "", len(pool["prompts"]), at_hand)
+
+
+def _unbanked(root: Path | None) -> Iterator[Entry]:
+    """Tasks in the benchmark folder that may have no paraphrases in the bank, and users' own."""
+    for benchmark, name in FOLDERS.items() if root else ():
+        instructions = Path(str(root)) / name / "instructions.json"
+        for folder, facts in read_json(instructions).items() if instructions.is_file() else ():
+            task = short_name(folder)
+            yield Entry(task, benchmark, facts["instruction"], 0, _folder(task, benchmark, root) is not None)
+    for path in sorted(root.glob("*.yaml")) if root else ():
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and {"instruction", "data"} <= facts.keys():
+            yield Entry(path.stem, "own", str(facts["instruction"]), 0, True)
+
+
+def _folder(task: str, benchmark: str, root: Path | None) -> Path | None:
+    """The task's data folder, if it is there."""
+    if root is None or benchmark not in FOLDERS:
+        return None
+    folders = (root / FOLDERS[benchmark]).glob("*/train.json")
+    return next((path.parent for path in folders if short_name(path.parent.name) == task), None)
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """NI24 before NI195."""
+    letters = name.rstrip("0123456789")
+    return letters, int(name[len(letters) :] or 0)

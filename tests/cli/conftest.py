@@ -1,0 +1,111 @@
+"""The command line in this process, and a store with two finished runs of the random tiny model."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sapo.cli.app import main
+
+SMALL = (
+    "model=tiny_llama",
+    "sequence.tasks=[mini_city,mini_topic]",
+    "data.train_examples=8",
+    "data.test_examples=4",
+    "scorer.examples=4",
+    "paraphrases.count=3",
+    "evaluator.max_new_tokens=4",
+    "data.max_input_tokens=512",  # the tiny tokenizer has one token a byte
+    "trainer.epochs=1",
+    "engine.device=cpu",
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout."""
+        assert self.code == 0, self.err
+        return json.loads(self.out, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} in JSON")
+
+
+def call(*arguments: object) -> Done:
+    """Runs `sapo ARGUMENTS` in this process."""
+    out, err = StringIO(), StringIO()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return Done(int(exit_.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than the tiny model itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sapo() -> Callable[..., Done]:
+    """`sapo("train", …)` runs the command."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Overrides that make a run take a second."""
+    return SMALL
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A store with a `static` and a `sapo` run, and what `sapo train --json` said of them."""
+
+    root: Path
+    done: Done
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """The document of the `static` run."""
+        return self.done.document["runs"][0]
+
+    @property
+    def adaptive(self) -> dict[str, Any]:
+        """The document of the `sapo` run."""
+        return self.done.document["runs"][1]
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("trained") / "store"
+    return Trained(root, call("train", *SMALL, "policy=static,sapo", f"store.root='{root}'", "--json"))
+
+
+@pytest.fixture
+def trained(_trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """The finished runs; commands find their store by SAPO_STORE. Tests leave it as it is, or add to it."""
+    monkeypatch.setenv("SAPO_STORE", str(_trained.root))
+    return _trained

@@ -1,0 +1,80 @@
+"""`sapo fetch`."""
+
+import subprocess
+
+import pytest
+
+from sapo.conf.errors import WorkError
+from sapo.data.fetch import fetch_benchmarks
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A git repository laid out as the reference's."""
+    folder = tmp_path / "reference"
+    for name in ("SUPERNI", "TRACE", "src"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "instructions.json").write_text("{}")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    return folder.as_uri()
+
+
+def test_only_the_benchmarks_are_kept(repository, tmp_path):
+    target = tmp_path / "to" / "data"
+    assert fetch_benchmarks(target, repository) is True
+    assert sorted(path.name for path in target.iterdir()) == ["SUPERNI", "TRACE"]
+    assert [path.name for path in target.parent.iterdir()] == ["data"]
+    assert fetch_benchmarks(target, "file:///nowhere") is False  # there already: nothing is asked
+
+
+def test_what_is_there_is_left_alone(repository, tmp_path):
+    (tmp_path / "data" / "TRACE").mkdir(parents=True)
+    (tmp_path / "data" / "TRACE" / "mine").touch()
+    assert fetch_benchmarks(tmp_path / "data", repository) is True
+    assert [path.name for path in (tmp_path / "data" / "TRACE").iterdir()] == ["mine"]
+
+
+def test_a_failed_clone_leaves_nothing(tmp_path):
+    with pytest.raises(WorkError, match=r"git cannot clone(?s:.*)SAPO_DATA"):
+        fetch_benchmarks(tmp_path / "to" / "data", (tmp_path / "nowhere").as_uri())
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_a_repository_without_the_folders(repository, tmp_path):
+    other = tmp_path / "other"
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    with pytest.raises(WorkError, match="has no SUPERNI"):
+        fetch_benchmarks(tmp_path / "to" / "data", other.as_uri())
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(WorkError, match="git is not installed"):
+        fetch_benchmarks(tmp_path / "data")
+
+
+def test_the_command_says_where(sapo, repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sapo.data.fetch._clone",
+        lambda url, folder: subprocess.run(["git", "clone", "-q", repository, folder], check=True),
+    )
+    text = sapo("fetch", "benchmarks", "--to", tmp_path / "data").out
+    assert f"export SAPO_DATA={tmp_path / 'data'}" in text.replace("\n", "")
+    again = sapo("fetch", "benchmarks", "--to", tmp_path / "data", "--json").document
+    assert again == {"path": str(tmp_path / "data"), "fetched": False}
+
+
+def test_models_are_built(sapo, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAPO_CACHE", str(tmp_path / "cache"))
+    document = sapo("fetch", "model", "tiny_llama", "tiny_qwen3", "--json").document
+    assert [model["name"] for model in document["models"]] == ["tiny_llama", "tiny_qwen3"]
+    assert all(model["path"].startswith(str(tmp_path)) for model in document["models"])
+
+
+def test_every_name_is_checked_before_anything_is_fetched(sapo, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAPO_CACHE", str(tmp_path / "cache"))
+    assert sapo("fetch", "model", "tiny_llama", "tiny_lama").code == 2
+    assert not (tmp_path / "cache").exists()

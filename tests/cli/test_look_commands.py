@@ -1,0 +1,303 @@
+"""Commands that look at things: `ls`, `show`, `eval`, `store`, `doctor`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sapo.cli.ls import GROUPS, KINDS
+from sapo.conf.load import choices, load_one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ls_has_one_described_line_each(sapo, trained, kind):
+    entries = sapo("ls", kind, "--json").document[kind]
+    assert entries
+    assert all(entry["name"] and entry["description"] for entry in entries)
+    assert [line.split()[0] for line in sapo("ls", kind).out.splitlines()] == [
+        entry["name"] for entry in entries
+    ]
+    if kind in GROUPS:
+        assert [entry["name"] for entry in entries] == choices(GROUPS[kind])
+
+
+def test_ls_takes_the_name_of_a_group_too(sapo):
+    assert "models" in sapo("ls", "model", "--json").document
+
+
+def test_ls_runs(sapo, trained):
+    runs = {run["policy"]: run for run in sapo("ls", "runs", "--json").document["runs"]}
+    for document in (trained.static, trained.adaptive):
+        listed = runs[document["policy"]]
+        assert listed["name"] == document["id"]
+        assert listed["AP"] == document["metrics"]["rougeL"]["reference"]["AP"]
+
+
+def test_ls_of_an_empty_store(sapo):
+    done = sapo("ls", "runs")
+    assert (done.code, done.out) == (0, "")
+    assert "no runs" in done.err
+
+
+def test_ls_runs_with_a_damaged_one(sapo, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAPO_STORE", str(tmp_path))
+    (tmp_path / "runs" / "broken").mkdir(parents=True)
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    assert "not readable" in sapo("ls", "runs").out
+
+
+def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):
+    without = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
+    assert without["mini_city"]["at_hand"]
+    assert not without["NI195"]["at_hand"]
+    assert "sapo fetch benchmarks" in without["NI195"]["description"]
+    monkeypatch.setenv("SAPO_DATA", str(benchmarks))
+    tasks = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
+    assert tasks["NI195"] | {"description": ""} == {
+        "name": "NI195",
+        "benchmark": "superni",
+        "instruction": tasks["NI195"]["instruction"],
+        "paraphrases": 20,
+        "at_hand": True,
+        "description": "",
+    }
+    assert (tasks["FOMC"]["benchmark"], tasks["FOMC"]["at_hand"]) == ("trace", True)
+    assert not tasks["ScienceQA"]["at_hand"]
+    assert tasks["Py150"]["paraphrases"] == 0
+
+
+def test_ls_tasks_has_users_own(sapo, tmp_path, monkeypatch):
+    (tmp_path / "tickets.yaml").write_text("instruction: Sort the ticket.\ndata: tickets.csv\n")
+    monkeypatch.setenv("SAPO_DATA", str(tmp_path))
+    tasks = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
+    assert (tasks["tickets"]["benchmark"], tasks["tickets"]["at_hand"]) == ("own", True)
+
+
+def test_show_config_is_yaml_of_the_config_with_its_docs(sapo, small):
+    text = sapo("show", "config", *small).out
+    assert (
+        yaml.safe_load(text)
+        == asdict(load_one(list(small)))
+        == sapo("show", "config", *small, "--json").document
+    )
+    assert "  rank: 8  # LoRA rank of the adapter that is trained" in text.splitlines()
+
+
+def test_show_task(sapo, small):
+    facts = sapo("show", "task", "task=mini_topic", *small, "--json").document
+    assert (facts["train"], facts["test"], facts["kind"], facts["paraphrases"]) == (
+        8,
+        4,
+        "classification",
+        20,
+    )
+    assert set(facts["labels"]) == {"food", "sports", "music", "weather"}
+    text = sapo("show", "task", "task=mini_topic", *small).out
+    assert facts["instruction"] in text
+    assert "longest" in text
+
+
+def test_show_task_of_a_benchmark(sapo, benchmarks):
+    facts = sapo("show", "task", "task=NI195", f"data.root={benchmarks}", "trainer=paper", "--json").document
+    assert (facts["name"], facts["train"], facts["language"]) == ("NI195", 1000, "en")
+
+
+def test_show_pool(sapo):
+    pool = sapo("show", "pool", "task=mini_city", "--json").document
+    assert pool["valid"] is True
+    assert [prompt["index"] for prompt in pool["prompts"]] == list(range(-1, 20))
+    assert "20 paraphrases from" in sapo("show", "pool", "task=mini_city").out
+
+
+def test_show_pool_says_what_is_wrong_with_which(sapo, tmp_path):
+    bank = sapo("show", "pool", "task=mini_city", "--json").document["prompts"]
+    path = tmp_path / "pool.yaml"
+    path.write_text(yaml.safe_dump({"prompts": [bank[1]["text"], "", bank[1]["text"]]}))
+    arguments = ("show", "pool", "task=mini_city", "paraphrases=file", f"paraphrases.file='{path}'")
+    pool = sapo(*arguments, "--json").document
+    assert pool["valid"] is False
+    assert [bool(prompt["problems"]) for prompt in pool["prompts"]] == [False, False, True, True]
+    assert sapo(*arguments).out.count("not valid") == 2 + 1
+
+
+def test_show_model(sapo):
+    document = sapo("show", "model", "tiny_llama", "--json").document
+    assert (document["name"], document["source"], document["dtype"]) == (
+        "tiny_llama",
+        "tiny:llama",
+        "float32",
+    )
+    assert (Path(document["path"]) / "config.json").is_file()
+    renamed = sapo("show", "model", f"model.path={document['path']}", "model.name=mine", "--json").document
+    assert (renamed["name"], renamed["path"]) == ("mine", document["path"])
+    assert document["path"] in sapo("show", "model", "tiny_llama").out
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("prompt", [-1, 1])
+def test_show_example(sapo, small, prompt, split):
+    from sapo.data.benchmarks import load_task
+    from sapo.experiments.models import load_tokenizer
+
+    config = load_one([*small, "task=mini_topic"])
+    arguments = (
+        "show",
+        "example",
+        "task=mini_topic",
+        "index=2",
+        f"prompt={prompt}",
+        f"split={split}",
+        *small,
+    )
+    shown = sapo(*arguments, "--json").document
+    task = load_task("mini_topic", config)
+    example = (task.train if split == "train" else task.test)[2]
+    tokenizer = load_tokenizer(config.model)
+    assert shown["input_ids"][shown["target_start"] :] == shown["target_ids"]
+    assert tokenizer.decode(shown["input_ids"]) == shown["text"]
+    assert tokenizer.decode(shown["target_ids"]).startswith(example.target)
+    assert "".join(shown["tokens"]) == shown["text"]
+    assert example.input in shown["text"]
+    assert shown["prompt"]["text"] in shown["text"]
+    assert (shown["prompt"]["text"] == task.instruction) == (prompt == -1)
+    text = sapo(*arguments).out
+    assert f"target: tokens {shown['target_start']} to {len(shown['input_ids']) - 1}" in text
+
+
+def test_show_example_of_a_shortened_input(sapo, small):
+    arguments = ("show", "example", "task=mini_city", "index=0", *small)
+    whole = sapo(*arguments, "--json").document
+    limit = whole["target_start"] - 5
+    short = sapo(*arguments, f"data.max_input_tokens={limit}", "--json").document
+    assert (whole["shortened"], short["shortened"]) == (False, True)
+    assert short["target_start"] == limit
+    assert short["target_ids"] == whole["target_ids"]
+    assert "input shortened" in sapo(*arguments, f"data.max_input_tokens={limit}").out
+
+
+def test_show_run(sapo, trained):
+    shown = sapo("show", "run", trained.adaptive["id"], "--json").document
+    assert shown["metrics"] == trained.adaptive["metrics"]
+    assert shown["states"][0] == "base"
+    assert "8 stages" in sapo("show", "run", trained.adaptive["dir"]).out
+
+
+def test_eval_of_the_runs_own_tasks_comes_from_the_store(sapo, trained):
+    done = sapo("eval", trained.adaptive["id"], "--json")
+    assert done.err == ""  # nothing was computed
+    matrix = Path(trained.adaptive["matrix"]).read_text().splitlines()
+    names = matrix[0].split(",")[1:]
+    for row in done.document["evaluations"]:
+        cell = float(matrix[row["after"] + 1].split(",")[names.index(row["task"]) + 1])
+        assert row["rougeL"] == pytest.approx(cell, abs=1e-3)
+    learned = {
+        row["task"]
+        for row in done.document["evaluations"]
+        if row["after"] == 1 and row["prompt"]["index"] >= 0
+    }
+    expected = {c["task"] for c in trained.adaptive["choices"][:1] if c["index"] >= 0}
+    assert learned == expected
+
+
+def test_eval_of_another_task_state_and_prompt(sapo, trained):
+    arguments = ("eval", trained.static["dir"], "mini_price", "--state", "last", "--prompt", "1")
+    (row,) = sapo(*arguments, "--json").document["evaluations"]
+    assert (row["task"], row["after"], row["prompt"]["index"], row["examples"]) == ("mini_price", 2, 1, 4)
+    assert row["nll"] > 0
+    text = sapo(*arguments).out
+    assert "mini_price" in text
+    base = sapo("eval", trained.static["id"], "--state", "base", "--prompt", "original", "--json").document
+    assert {row["state"] for row in base["evaluations"]} == {"base"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--state", "3"], "states 0 (base) to 2 (last)"),
+        (["--state", "first"], "states 0"),
+        (["--prompt", "best"], "original, trained"),
+        (["--prompt", "7"], "No prompt 7"),
+        (["mini_citty"], "Unknown mini task"),
+    ],
+)
+def test_eval_of_what_is_not_there(sapo, trained, options, message):
+    done = sapo("eval", trained.static["id"], *options, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
+def test_eval_of_no_run_several_runs_and_lost_states(sapo, trained, tmp_path):
+    import shutil
+
+    assert "Unknown run" in sapo("eval", "nothing").err
+    assert "means 2" in sapo("eval", str(trained.root)).err
+    moved = tmp_path / "elsewhere" / "runs" / trained.static["id"]
+    shutil.copytree(trained.static["dir"], moved)
+    done = sapo("eval", moved)
+    assert done.code == 2
+    assert "sapo train sequence=" in done.err
+    (moved / "config.yaml").write_text("sequence: [")
+    assert "Cannot read the config" in sapo("eval", moved).err
+
+
+def test_store_verify_and_ls(sapo, trained):
+    document = sapo("store", "verify", "--json").document
+    assert document["damaged"] == []
+    assert document["stages"] == len(sapo("store", "ls", "--json").document["stages"])
+    assert "none damaged" in sapo("store", "verify", "--root", trained.root).out
+    assert len(sapo("store", "ls").out.splitlines()) == document["stages"]
+
+
+def test_store_verify_names_what_is_damaged(sapo, trained, tmp_path):
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(trained.root, root)
+    victims = sorted(root.glob("stages/evaluate/*/examples.parquet"))[:2]
+    content = bytearray(victims[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    victims[0].write_bytes(bytes(content))
+    victims[1].unlink()
+    done = sapo("store", "verify", "--root", root, "--json")
+    assert done.code == 1
+    damaged = json.loads(done.out)["damaged"]
+    assert len(damaged) == 2
+    for victim in victims:
+        assert any(str(victim) in line for line in damaged)
+        assert str(victim) in done.err
+
+
+def test_no_store(sapo, tmp_path):
+    done = sapo("store", "verify", "--root", tmp_path / "none")
+    assert done.code == 2
+    assert "--root FOLDER" in done.err
+
+
+def test_doctor_finds_what_a_job_needs(sapo, small):
+    document = sapo("doctor", *small, "--json").document
+    checks = {check["name"]: check for check in document["checks"]}
+    assert document["ready"] is True
+    assert checks["torch"]["ok"]
+    assert checks["model tiny_llama"]["ok"]
+    assert checks["benchmarks"] | {"detail": ""} == {
+        "name": "benchmarks",
+        "ok": False,
+        "detail": "",
+        "mend": "sapo fetch benchmarks",
+        "required": False,
+    }
+    assert "Ready." in sapo("doctor", *small).out
+
+
+def test_doctor_names_what_is_missing_and_the_mend(sapo):
+    done = sapo("doctor", "model=qwen3_14b", "sequence=ni_seq_g1")
+    assert done.code == 1
+    for part in ("sapo fetch model qwen3_14b", "sapo fetch benchmarks", "Not ready"):
+        assert part in done.out
+
+
+def test_doctor_with_benchmarks(sapo, small, benchmarks):
+    document = sapo("doctor", *small, "sequence=ni_seq_c1", f"data.root={benchmarks}", "--json").document
+    assert document["ready"] is True

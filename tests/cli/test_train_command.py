@@ -1,0 +1,146 @@
+"""`sapo train` and `sapo plan`."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+RUN_KEYS = {"id", "dir", "sequence", "model", "method", "policy", "seed", "prompts", "matrix", "metrics"}
+
+
+def rows_of(run):
+    with Path(run["matrix"]).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_document_of_two_runs(trained):
+    assert trained.done.document["failed"] == []
+    for run, policy in ((trained.static, "static"), (trained.adaptive, "sapo")):
+        assert run.keys() >= RUN_KEYS
+        assert (run["policy"], run["model"], run["method"], run["seed"]) == (
+            policy,
+            "tiny_llama",
+            "lorainc",
+            0,
+        )
+        assert run["demonstration"] is True
+        assert Path(run["dir"]) == trained.root / "runs" / run["id"]
+        assert list(run["prompts"]) == ["mini_city", "mini_topic"]
+
+
+def test_metrics_are_those_of_the_matrix(trained):
+    rows = rows_of(trained.adaptive)
+    assert [row["after"] for row in rows] == ["0", "1", "2"]
+    last = (float(rows[2]["mini_city"]) + float(rows[2]["mini_topic"])) / 2
+    assert trained.adaptive["metrics"]["rougeL"]["reference"]["AP"] == pytest.approx(last, abs=1e-3)
+
+
+def test_sapo_takes_the_prompt_with_the_lowest_loss(trained):
+    import json
+
+    record = json.loads((Path(trained.adaptive["dir"]) / "run.json").read_text())
+    for choice, said in zip(record["choices"], trained.adaptive["choices"], strict=True):
+        losses = {candidate["index"]: candidate["loss"] for candidate in choice["candidates"]}
+        assert set(losses) == {-1, 0, 1, 2}
+        assert choice["index"] == min(losses, key=lambda index: losses[index])
+        assert said["index"] == choice["index"]
+        assert (said["loss"], said["original_loss"]) == (min(losses.values()), losses[-1])
+    assert all(choice["index"] == -1 and choice["loss"] is None for choice in trained.static["choices"])
+
+
+def test_stages_are_counted_and_shared(trained):
+    # 2 trainings and 3 x 2 evaluations; sapo adds 2 scorings. The untouched model is evaluated once for both.
+    assert trained.static["stages"]["computed"] + trained.static["stages"]["stored"] == 8
+    assert trained.adaptive["stages"]["computed"] + trained.adaptive["stages"]["stored"] == 10
+    assert trained.adaptive["stages"]["stored"] >= 2
+    lines = [line for line in trained.done.err.splitlines() if line.startswith("[")]
+    assert len(lines) == sum(run["stages"]["computed"] for run in (trained.static, trained.adaptive))
+    assert lines[0].startswith("[1/18] training mini_city, original prompt: ")
+
+
+def test_again_computes_nothing_and_says_the_same(sapo, small, trained):
+    done = sapo("train", *small, "policy=sapo", "--json")
+    (run,) = done.document["runs"]
+    assert run["stages"] == {"computed": 0, "stored": 10}
+    assert run | {"stages": None} == trained.adaptive | {"stages": None}
+    assert done.err == ""
+
+
+def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):
+    done = sapo("train", *small, "policy=sapo")
+    assert done.code == 0
+    for part in (
+        "ROUGE-L",
+        "AP ",
+        "definition `reference`",
+        "demonstration",
+        "0 computed, 10 from the store",
+    ):
+        assert part in done.out
+    assert str(trained.root) in done.out.replace("\n", "")
+
+
+def test_force_computes_again_and_finds_the_same(sapo, small, trained):
+    (run,) = sapo("train", *small, "policy=static", "--json", "--force").document["runs"]
+    assert run["stages"] == {"computed": 8, "stored": 0}
+    assert run["metrics"] == trained.static["metrics"]
+
+
+def test_dry_run_and_plan_compute_nothing(sapo, small, tmp_path):
+    root = tmp_path / "planned"
+    document = sapo("train", *small, "policy=static", f"store.root='{root}'", "--dry-run", "--json").document
+    assert document == sapo("plan", *small, "policy=static", f"store.root='{root}'", "--json").document
+    assert {kind["kind"]: (kind["done"], kind["to_do"]) for kind in document["kinds"]} == {
+        "score": (0, 0),
+        "train": (0, 2),
+        "evaluate": (0, 6),
+    }
+    assert document["seconds"] is None  # nothing of this model was ever timed here
+    assert document["weight_bytes"] == {"tiny_llama": None}
+    assert not root.exists()
+
+
+def test_a_plan_of_what_is_done(sapo, small, trained):
+    document = sapo("plan", *small, "policy=sapo", "--json").document
+    assert [(kind["done"], kind["to_do"], kind["tokens"]) for kind in document["kinds"]] == [
+        (2, 0, 0),
+        (2, 0, 0),
+        (6, 0, 0),
+    ]
+    assert document["seconds"] == 0
+    assert "memory" in sapo("plan", *small, "policy=random", "seed=range(2)").out
+
+
+def test_weights_are_parameters_times_bytes(sapo, small):
+    document = sapo("plan", *small, "model.parameters=0.5", "model.dtype=bfloat16", "--json").document
+    assert document["weight_bytes"] == {"tiny_llama": 1_000_000_000}
+
+
+def test_a_failed_run_does_not_stop_the_others(sapo, small, trained):
+    done = sapo("train", *small, "policy=fixed", "policy.index=50,-1", "--json")
+    assert done.code == 1
+    assert "fixed seed 0 failed: No prompt 50" in done.err
+    import json
+
+    document = json.loads(done.out)
+    assert len(document["runs"]) == 1
+    assert "No prompt 50" in document["failed"][0]["error"]
+
+
+def test_fail_fast_stops(sapo, small, tmp_path):
+    store = f"store.root='{tmp_path / 'fast'}'"
+    done = sapo("train", *small, "policy=fixed", "policy.index=50,-1", store, "--fail-fast", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert not list((tmp_path / "fast").glob("runs/*"))
+
+
+def test_a_failure_that_is_nobodys_fault_is_named(sapo, small, trained, monkeypatch):
+    from sapo.experiments.engine import local
+
+    def fail(stage, store, folder):
+        raise MemoryError("too small a machine")
+
+    monkeypatch.setattr(local, "do", fail)
+    done = sapo("train", *small, "policy=random", "seed=1", "trainer.learning_rate=0.5", "--json")
+    assert (done.code, done.out) == (1, "")
+    assert "MemoryError: too small a machine" in done.err

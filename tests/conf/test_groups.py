@@ -1,0 +1,131 @@
+"""The YAML files: each composes and validates, sequences are the paper's, and every setting is declared."""
+
+import csv
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sapo.analysis import metrics
+from sapo.conf.load import FOLDER, GROUPS, choices, load, load_one
+from sapo.conf.schema import Config, MethodConfig, identity, identity_values, settings, undeclared_fields
+
+FILES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("**/*.yaml"))
+MEMBERS = [(str(path.parent), path.stem) for path in FILES if path.parent.name]
+# A member that cannot run as it is, and what makes it.
+NEEDS = {("paraphrases", "file"): ["paraphrases.file=pool.yaml"]}
+PAPER = Path(metrics.__file__).parent / "paper"
+
+
+# --- every file --------------------------------------------------------------------------------------------
+
+
+def test_files_are_members_of_known_groups() -> None:
+    assert {group for group, _ in MEMBERS} <= set(GROUPS)
+    assert [path for path in FILES if not path.parent.name] == [Path("config.yaml")]
+    for group in GROUPS:
+        assert choices(group) == sorted(name for found, name in MEMBERS if found == group)
+
+
+@pytest.mark.parametrize(("group", "member"), [pair for pair in MEMBERS if pair[0] != "experiment"])
+def test_every_member_composes_and_validates(group: str, member: str) -> None:
+    config = load_one([f"{group}={member}", *NEEDS.get((group, member), [])])
+    if group != "evaluator":
+        assert getattr(config, group).name == member
+
+
+def first_of(item: str) -> str:
+    """A sweep's item with its first value alone: `seed=0` of `seed=range(2)`, `model=a` of `model=a,b`."""
+    key, _, values = item.partition("=")
+    return f"{key}={0 if values.startswith('range') else values.split(',')[0]}"
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_composes_and_validates_along_each_axis(name: str) -> None:
+    content = yaml.safe_load((FOLDER / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    sweep = content.get("sweep", [])
+    for swept in sweep or [None]:
+        fixed = [first_of(item) for item in sweep if item != swept]
+        configs = load([f"experiment={name}", *fixed])
+        assert len(configs) > 1 or not sweep
+        assert all(config.sweep == sweep for config in configs)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    text = (FOLDER / path).read_text(encoding="utf-8")
+    assert text.startswith("#"), f"{path} needs a first line that says what it is, for `sapo ls`"
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_paths_and_secrets_stay_out_of_the_files() -> None:
+    for path in FILES:
+        values = (FOLDER / path).read_text(encoding="utf-8")
+        assert ": /" not in values, f"{path} holds an absolute path"
+
+
+# --- the paper's sequences ---------------------------------------------------------------------------------
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (PAPER / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tasks_of(cell: str) -> list[str]:
+    return [f"NI{task}" if task.isdigit() else task for task in cell.split()]
+
+
+@pytest.mark.parametrize("row", rows_of("sequences.csv"), ids=lambda row: row["sequence"])
+def test_training_sequences_are_the_papers(row: dict[str, str]) -> None:
+    sequence = load_one([f"sequence={row['sequence'].lower().replace('-', '_')}"]).sequence
+    assert sequence.tasks == tasks_of(row["tasks_in_order"])
+    assert sequence.unseen == []
+    assert sequence.train_examples == int(row["train_per_task"])
+    assert sequence.benchmark == ("trace" if row["sequence"] == "TRACE" else "superni")
+
+
+@pytest.mark.parametrize("row", rows_of("probe_sequences.csv"), ids=lambda row: row["sequence"])
+def test_probe_sequences_are_the_papers(row: dict[str, str]) -> None:
+    sequence = load_one([f"sequence={row['sequence'].lower().replace('-', '_')}"]).sequence
+    assert sequence.tasks == tasks_of(f"{row['trained_T1']} {row['current_T2']}")
+    assert sequence.unseen == tasks_of(row["unseen_T3"])
+    assert sequence.benchmark == "superni"
+
+
+# --- every setting -----------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_declared_identity_or_runtime_with_a_doc() -> None:
+    missing = undeclared_fields()
+    assert missing == [], (
+        f"{', '.join(missing)} in conf/schema.py: declare each as identity('what it is', default) if it can "
+        "change what a stage computes, else as runtime('what it is', default)"
+    )
+
+
+def test_a_new_setting_without_a_declaration_would_be_caught() -> None:
+    @dataclass
+    class Method(MethodConfig):
+        decay: float = 0.5
+        silent: int = identity("", 1)
+
+    @dataclass
+    class Grown(Config):
+        method: Method = identity("Continual-learning method", Method)
+
+    assert undeclared_fields(Grown) == ["method.decay", "method.silent"]
+
+
+def test_identity_values_leave_runtime_settings_out() -> None:
+    trainer = load_one(["trainer=paper"]).trainer
+    assert identity_values(trainer).keys() == {f.name for f in fields(trainer) if f.metadata["identity"]}
+    assert identity_values(trainer)["learning_rate"] == 1e-4
+    assert not {"name", "micro_batch_tokens", "report_to"} & identity_values(trainer).keys()
+
+
+def test_settings_are_named_with_their_group() -> None:
+    names = settings()
+    assert {"seed", "method", "method.rank", "trainer.learning_rate", "store.root"} <= set(names)
+    assert len(names) == len(set(names))

@@ -1,0 +1,188 @@
+"""From overrides to configs: sweeps, legible refusals, a folder of one's own."""
+
+from pathlib import Path
+
+import pytest
+
+from sapo.conf.errors import UserError, WorkError, unknown
+from sapo.conf.load import choices, load, load_one
+from sapo.conf.schema import Config
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(list(overrides))
+    return str(caught.value)
+
+
+# --- sweeps ------------------------------------------------------------------------------------------------
+
+
+def test_no_overrides_are_one_run_with_the_defaults() -> None:
+    (config,) = load([])
+    assert isinstance(config, Config)
+    assert (config.sequence.name, config.model.name, config.method.name) == (
+        "mini_three",
+        "smollm2_135m",
+        "lorainc",
+    )
+    assert (config.policy.name, config.paraphrases.name, config.seed) == ("sapo", "bank", 0)
+
+
+def test_comma_lists_and_ranges_expand_to_every_combination_in_order() -> None:
+    configs = load(["policy=static,sapo", "seed=range(2)", "method.rank=4"])
+    found = [(config.policy.name, config.seed, config.method.rank) for config in configs]
+    assert found == [("static", 0, 4), ("static", 1, 4), ("sapo", 0, 4), ("sapo", 1, 4)]
+
+
+def test_a_group_brings_its_values_and_a_single_override_wins() -> None:
+    paper = load_one(["trainer=paper"])
+    assert (paper.trainer.epochs, paper.trainer.global_batch, paper.trainer.learning_rate) == (10, 64, 1e-4)
+    assert load_one(["trainer=paper", "trainer.epochs=2"]).trainer.epochs == 2
+
+
+def test_commands_for_one_run_refuse_several() -> None:
+    with pytest.raises(UserError, match="describe 2 runs"):
+        load_one(["seed=0,1"])
+
+
+def test_template_switches_can_be_added() -> None:
+    config = load_one(["model=qwen3_8b", "+model.template_options.shout=true"])
+    assert config.model.template_options == {"enable_thinking": False, "shout": True}
+
+
+def test_environment_variables_set_the_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAPO_STORE", "kept here")
+    monkeypatch.setenv("SAPO_DATA", "data there")
+    config = load_one([])
+    assert (config.store.root, config.data.root) == ("kept here", "data there")
+    assert load_one(["data.root=else/where", "store.root=s"]).data.root == "else/where"
+
+
+# --- an experiment's sweep ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, with a model and an experiment; its name has a space."""
+    folder = tmp_path / "my conf"
+    (folder / "model").mkdir(parents=True)
+    (folder / "experiment").mkdir()
+    (folder / "model" / "mine.yaml").write_text("name: mine\nsource: tiny:llama\n", encoding="utf-8")
+    (folder / "experiment" / "pair.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: mine\n"
+        "sweep:\n  - policy=static,sapo\n  - seed=range(3)\nmethod:\n  rank: 2\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("SAPO_CONF", str(folder))
+    return folder
+
+
+def runs(*overrides: str) -> list[tuple[str, int]]:
+    return [(config.policy.name, config.seed) for config in load(list(overrides))]
+
+
+def test_a_model_of_ones_own(own_conf: Path) -> None:
+    assert "mine" in choices("model")
+    assert load_one(["model=mine"]).model.source == "tiny:llama"
+    assert load_one(["model=tiny_qwen3"]).model.source == "tiny:qwen3"
+
+
+def test_an_experiment_expands_its_sweep(own_conf: Path) -> None:
+    assert runs("experiment=pair") == [(policy, seed) for policy in ("static", "sapo") for seed in range(3)]
+    assert {(config.model.name, config.method.rank) for config in load(["experiment=pair"])} == {("mine", 2)}
+
+
+def test_what_the_user_says_wins_over_the_experiment(own_conf: Path) -> None:
+    assert runs("experiment=pair", "seed=7") == [("static", 7), ("sapo", 7)]
+    assert runs("experiment=pair", "policy=random") == [("random", 0), ("random", 1), ("random", 2)]
+    (config,) = load(["experiment=pair", "seed=0", "policy=sapo", "method.rank=16", "model=tiny_llama"])
+    assert (config.method.rank, config.model.name) == (16, "tiny_llama")
+
+
+def test_a_users_sweep_over_an_experiment_has_no_run_twice(own_conf: Path) -> None:
+    assert sorted(runs("experiment=pair", "seed=5,6")) == [
+        ("sapo", 5),
+        ("sapo", 6),
+        ("static", 5),
+        ("static", 6),
+    ]
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("policy=sapoo", "Unknown policy 'sapoo'. Did you mean sapo"),
+        ("policy=static,sapoo", "Unknown policy 'sapoo'."),
+        ("experiment=table1_min", "Unknown experiment 'table1_min'. Did you mean table1_mini"),
+        ("modle=tiny_llama", "Unknown setting modle. Did you mean model"),
+        ("trainer.epoch=1", "Unknown setting trainer.epoch. Did you mean trainer.epochs"),
+        ("+new=1", "Unknown setting new."),
+        ("++model.new=1", "Unknown setting model.new."),
+        ("~method", "~method: settings are neither added nor removed; write method=VALUE."),
+        ("~data.root", "~data.root: settings are neither added nor removed"),
+        ("+sequence=trace", "write sequence=VALUE."),
+        ("policy@other=sapo", "write policy=VALUE."),
+        ("hydra.run.dir=x", "Unknown setting hydra.run.dir."),
+        ("trainer.epochs=ten", "trainer.epochs: Value 'ten' of type 'str' could not be converted to Integer"),
+        ("trainer.epochs=1.5", "trainer.epochs: Value '1.5' of type 'float' could not be converted to Int"),
+        ("sequence.tasks=mini_city", "sequence.tasks: Invalid value assigned"),
+        ("scorer.include_original=maybe", "scorer.include_original: Value 'maybe' is not a valid bool"),
+        ("seed", "missing EQUAL"),
+        ("data.root=a=b", "quote a value with special characters twice"),
+        ("seed=range(0)", "seed=range(0): this sweep has no values."),
+        ("seed=interval(0,1)", "sweep with a comma list, choice(…) or range(…)."),
+    ],
+)
+def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
+    message = refusal(override)
+    assert said in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["policy.name=best"], "policy.name=best: must be one of static, random, sapo, sapp, fixed"),
+        (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
+        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be a number above 0"),
+        (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a number above 0"),
+        (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
+        (["data.test_examples=0"], "data.test_examples=0: must be at least 1"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+        (["sequence.tasks=[]"], "sequence mini_three has no tasks"),
+        (["sequence.tasks=[mini_city,mini_city]"], "sequence mini_three names mini_city twice"),
+        (["sequence.tasks=[mini_city]", "sequence.unseen=[mini_city]"], "names mini_city twice"),
+        (["paraphrases=file"], "say which with paraphrases.file=POOL.yaml"),
+    ],
+)
+def test_values_that_cannot_work(overrides: list[str], said: str) -> None:
+    assert said in refusal(*overrides)
+
+
+def test_all_problems_are_named_at_once_and_each_once() -> None:
+    message = refusal("trainer.epochs=0", "method.rank=0", "policy.index=-5", "seed=0,1")
+    assert message.splitlines() == [
+        "The configuration cannot run:",
+        "  - method.rank=0: must be at least 1",
+        "  - policy.index=-5: must be at least -1",
+        "  - trainer.epochs=0: must be at least 1",
+    ]
+
+
+def test_a_key_in_an_own_file_that_does_not_exist(own_conf: Path) -> None:
+    (own_conf / "model" / "typo.yaml").write_text("name: typo\nsorce: tiny:llama\n", encoding="utf-8")
+    assert "sorce" in refusal("model=typo")
+
+
+def test_an_own_model_without_a_source(own_conf: Path) -> None:
+    (own_conf / "model" / "bare.yaml").write_text("name: bare\n", encoding="utf-8")
+    assert refusal("model=bare") == "No value for model.source."
+
+
+def test_errors_know_their_exit_code() -> None:
+    assert (UserError.exit_code, WorkError.exit_code) == (2, 1)
+    assert str(unknown("thing", "x", [])) == "Unknown thing 'x'. Known: none."

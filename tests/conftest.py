@@ -1,0 +1,66 @@
+"""What all tests share: an environment of their own, the real data where it is, and tiny configs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from sapo.conf.load import load_one
+from sapo.conf.schema import Config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+GIVEN_DATA = os.environ.pop("SAPO_DATA", None)
+
+# Libraries read these when they are imported: no test reaches the network or depends on a user's settings.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# Tiny models are fastest on one thread, and several processes at once do not wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("SAPO_CONF", "SAPO_STORE", *(n for n in os.environ if n.lower().endswith("_proxy"))):
+    os.environ.pop(_name, None)
+
+settings.register_profile("sapo", deadline=None)
+settings.load_profile("sapo")
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results go under the test's folder, also those of processes that it starts."""
+    monkeypatch.setenv("SAPO_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def benchmarks() -> Path:
+    """The folder of the real benchmarks: SAPO_DATA, or the one beside the repository."""
+    folder = Path(GIVEN_DATA) if GIVEN_DATA else SHARED / "benchmarks"
+    if not (folder / "SUPERNI" / "instructions.json").is_file():
+        pytest.skip(f"no benchmark data: {folder}/SUPERNI is absent (set SAPO_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> Path:
+    """The folder of the real tokenizers, `qwen3` and `llama2`."""
+    folder = SHARED / "tokenizers"
+    for name in ("qwen3", "llama2"):
+        if not (folder / name / "tokenizer.json").is_file():
+            pytest.skip(f"no tokenizers: {folder / name} is absent")
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., Config]:
+    """`tiny_config("method=olora", …)`: a config of the random two-layer model with a few examples."""
+    small = (
+        "model=tiny_llama",
+        "trainer.epochs=1",
+        "data.train_examples=8",
+        "data.test_examples=4",
+        "scorer.examples=4",
+        "evaluator.max_new_tokens=4",
+        "engine.device=cpu",
+        f"store.root='{tmp_path / 'store'}'",
+    )
+    return lambda *overrides: load_one([*small, *overrides])

@@ -1,0 +1,242 @@
+"""Tasks by name: the real benchmarks, users' own, and every fault named with its file and place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapo.conf.errors import UserError
+from sapo.conf.load import load_one
+from sapo.conf.schema import Config
+from sapo.data.benchmarks import benchmark_of, load_benchmark_task, load_task, load_tasks, read_examples
+from sapo.data.mini import generate
+from sapo.data.tasks import Example, Task
+
+ROWS = [{"sentence": "so happy", "label": "good"}, {"sentence": "so sad", "label": "bad"}]
+FACTS = {"instruction": "Name the mood.", "suffix": "Answer:", "labels": ["good", "bad"], "size": [2, 0, 2]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A benchmark folder with one SuperNI task, NI7."""
+    folder = tmp_path / "bench" / "SUPERNI" / "task007_moods"
+    folder.mkdir(parents=True)
+    (folder.parent / "instructions.json").write_text(json.dumps({folder.name: FACTS}), encoding="utf-8")
+    for split in ("train", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    return tmp_path / "bench"
+
+
+def config_of(root: Path | None, *overrides: str) -> Config:
+    return load_one([f"data.root='{root}'" if root else "data.root=null", *overrides])
+
+
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+# --- the real data -----------------------------------------------------------------------------------------
+
+
+def test_a_superni_task(benchmarks: Path) -> None:
+    task = load_task("NI195", config_of(benchmarks, "sequence=ni_seq_c1", "trainer=paper"))
+    assert (task.name, task.short_name, task.kind, task.language) == (
+        "NI195",
+        "NI195",
+        "classification",
+        "en",
+    )
+    assert task.instruction.startswith("In this task, you are given a text from tweets.")
+    assert task.suffix == "Directly output only positive or negative as your answer."
+    assert (task.labels, task.separator) == (("positive", "negative"), "Text:")
+    assert (len(task.train), len(task.test)) == (1000, 650)
+    assert task.train[0].input.startswith("@theroser @honorsociety I'm glad")
+    assert task.train[0].target == "positive"
+    assert task.test[0] == Example("Going to bed. yay for sheet being fresh out of the dryer. ", "positive")
+
+
+def test_the_long_name_is_the_same_task(benchmarks: Path) -> None:
+    config = config_of(benchmarks, "sequence=ni_seq_c1", "data.train_examples=5", "data.test_examples=3")
+    task = load_task("task195_sentiment140_classification", config)
+    assert task == load_task("NI195", config)
+    assert (len(task.train), len(task.test)) == (5, 3)
+
+
+def test_a_trace_task(benchmarks: Path) -> None:
+    task = load_task("NumGLUE-cm", config_of(benchmarks, "sequence=trace", "trainer=paper"))
+    assert (task.name, task.separator, len(task.test)) == ("NumGLUE-cm", "Text:", 81)
+    assert task.train[0].target == "12"
+
+
+@pytest.mark.parametrize("sequence", ["ni_seq_g2", "ni_probe_g1"])
+def test_rows_whose_right_answer_is_nothing_load(benchmarks: Path, sequence: str) -> None:
+    trained, unseen = load_tasks(config_of(benchmarks, f"sequence={sequence}", "trainer=paper"))
+    tasks = {task.name: task for task in (*trained, *unseen)}
+    name, row = ("NI511", 79) if "NI488" not in tasks else ("NI488", 11)
+    assert tasks[name].train[row].target == ""
+
+
+def test_the_tasks_of_a_sequence_in_order(benchmarks: Path) -> None:
+    trained, unseen = load_tasks(config_of(benchmarks, "sequence=ni_probe_g5", "data.train_examples=2"))
+    assert [task.name for task in trained] == ["NI339", "NI618"]
+    assert [task.name for task in unseen] == ["NI163", "NI292", "NI141", "NI511", "NI024", "NI619"]
+
+
+def test_the_chinese_task_has_a_chinese_separator(benchmarks: Path, tmp_path: Path) -> None:
+    facts = json.loads((benchmarks / "TRACE" / "instructions.json").read_text(encoding="utf-8"))
+    for name in ("C-STANCE", "FOMC"):
+        folder = tmp_path / "TRACE" / name
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            (folder / f"{split}.json").write_text('[{"sentence": "文字", "label": "A"}]', encoding="utf-8")
+    (tmp_path / "TRACE" / "instructions.json").write_text(json.dumps(facts), encoding="utf-8")
+    chinese, english = (load_benchmark_task(name, "trace", tmp_path) for name in ("C-STANCE", "FOMC"))
+    assert (chinese.separator, chinese.language) == ("文本:", "zh")
+    assert (english.separator, english.language) == ("Text:", "en")
+
+
+# --- where a task is looked for ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark"),
+    [
+        ("mini_city", "mini"),
+        ("NI024", "superni"),
+        ("task024_cosmosqa_answer_generation", "superni"),
+        ("FOMC", "trace"),
+        ("NIGHT", "trace"),
+        ("tasks", "trace"),
+    ],
+)
+def test_names_tell_the_benchmark(name: str, benchmark: str) -> None:
+    assert benchmark_of(name, default="trace") == benchmark
+
+
+def test_mini_tasks_need_no_folder() -> None:
+    config = config_of(None, "data.train_examples=4", "data.test_examples=2")
+    trained, unseen = load_tasks(config)
+    assert trained == [generate(name, 4, 2, 0) for name in config.sequence.tasks]
+    assert unseen == []
+
+
+def test_rows_are_cut_to_what_is_configured(root: Path) -> None:
+    task = load_task("NI007", config_of(root, "data.train_examples=1", "data.test_examples=1"))
+    assert task.train == task.test == (Example("so happy", "good"),)
+
+
+def test_numbers_and_padded_labels_become_texts(tmp_path: Path) -> None:
+    rows = [{"sentence": "6 x 7", "label": 42}, {"sentence": " kept ", "label": " good\n"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert read_examples(tmp_path / "rows.json") == (Example("6 x 7", "42"), Example(" kept ", "good"))
+
+
+# --- own tasks ---------------------------------------------------------------------------------------------
+
+
+def own(folder: Path, text: str) -> Config:
+    (folder / "dishes.yaml").write_text(text, encoding="utf-8")
+    (folder / "dishes.csv").write_text("dish,taste\nhoney cake,sweet\nlemon tart,sour\n", encoding="utf-8")
+    return config_of(folder, "sequence.benchmark=own", "sequence.tasks=[dishes]")
+
+
+def test_an_own_task_file_beside_its_table(tmp_path: Path) -> None:
+    described = "instruction: Sweet or sour?\ndata: dishes.csv\nsuffix: 'Taste:'\nlabels: [sweet, sour]\n"
+    ((task,), _) = load_tasks(own(tmp_path, described + "columns: [dish, taste]\n"))
+    assert isinstance(task, Task)
+    assert (task.name, task.instruction, task.suffix) == ("dishes", "Sweet or sour?", "Taste:")
+    assert (task.kind, len(task.train), len(task.test)) == ("classification", 1, 1)
+    assert {*task.train, *task.test} == {Example("honey cake", "sweet"), Example("lemon tart", "sour")}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("instruction: Do.\n", "dishes.yaml: a task needs `instruction:` and `data:`"),
+        ("- a list\n", "dishes.yaml: a task needs"),
+        ("instruction: [\n", "Cannot read "),
+        ("instruction: Do.\ndata: dishes.csv\nlables: [a]\n", "'lables'. Did you mean labels?"),
+        ("instruction: Do.\ndata: dishes.csv\ncolumns: dish\n", "`columns:` is a list of two names"),
+        ("instruction: Do.\ndata: dishes.csv\n", "no known pair of columns among dish, taste"),
+        ("instruction: Do.\ndata: plates.csv\n", "plates.csv: there is no such file or folder"),
+    ],
+)
+def test_faults_of_an_own_task_file(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(load_tasks, own(tmp_path, text))
+
+
+def test_an_own_task_that_is_not_there(tmp_path: Path) -> None:
+    own(tmp_path, "instruction: Do.\ndata: dishes.csv\n")
+    config = config_of(tmp_path, "sequence.benchmark=own", "sequence.tasks=[dishs]")
+    assert "Unknown own task 'dishs'. Did you mean dishes?" in refusal(load_tasks, config)
+
+
+# --- faults ------------------------------------------------------------------------------------------------
+
+
+def test_no_folder_is_set() -> None:
+    message = refusal(load_task, "NI195", config_of(None))
+    assert "superni" in message
+    assert "no folder is set" in message
+    assert "SAPO_DATA" in message
+    assert "sapo fetch benchmarks" in message
+
+
+def test_the_folder_has_no_such_benchmark(tmp_path: Path) -> None:
+    assert f"No folder SUPERNI in {tmp_path}." in refusal(load_task, "NI195", config_of(tmp_path))
+
+
+def test_the_benchmark_has_no_such_task(root: Path) -> None:
+    assert "Unknown SUPERNI task 'NI008'. Did you mean NI007?" in refusal(load_task, "NI008", config_of(root))
+
+
+def test_the_tasks_folder_is_missing(root: Path) -> None:
+    (root / "SUPERNI" / "task007_moods").rename(root / "elsewhere")
+    assert f"no folder {root / 'SUPERNI' / 'task007_moods'}." in refusal(load_task, "NI007", config_of(root))
+
+
+def test_a_split_is_missing(root: Path) -> None:
+    path = root / "SUPERNI" / "task007_moods" / "test.json"
+    path.unlink()
+    assert f"No file {path}." in refusal(load_task, "NI007", config_of(root))
+
+
+def test_instructions_without_a_suffix(root: Path) -> None:
+    path = root / "SUPERNI" / "instructions.json"
+    path.write_text('{"task007_moods": {"instruction": "Do."}}', encoding="utf-8")
+    message = refusal(load_task, "NI007", config_of(root))
+    assert message == f"{path}: task007_moods needs `instruction` and `suffix`."
+
+
+def test_all_faulty_tasks_of_a_sequence_are_named_at_once(root: Path) -> None:
+    message = refusal(load_tasks, config_of(root, "sequence.tasks=[NI007,NI008,mini_ciy]"))
+    assert message.count("\n") == 1
+    assert "'NI008'" in message
+    assert "'mini_ciy'. Did you mean mini_city" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[{"sentence": "a", "label": "b"},\n {"sentence": "a" "label": "b"}]', ", line 2, column 19: "),
+        (b"[]", ": expected a list of at least one example."),
+        (b'{"sentence": "a", "label": "b"}', ": expected a list of at least one example."),
+        (b'[{"sentence": "a", "label": "b"}, {"input": "a"}]', ', row 2: expected {"sentence": '),
+        (b'[{"sentence": "a", "label": "b"}, "a"]', ", row 2: expected "),
+        (
+            b'[{"sentence": "a", "label": "b"}, {"sentence": "a", "label": ["b"]}]',
+            ", row 2: `sentence` must ",
+        ),
+        (b'[{"sentence": "a", "label": null}]', ", row 1: `sentence` must "),
+        (b'[{"sentence": 3, "label": "b"}]', ", row 1: `sentence` must "),
+        ('[{"sentence": "é", "label": "b"}]'.encode("latin-1"), " is not UTF-8: byte 15."),
+    ],
+)
+def test_faults_of_a_split_are_named_with_their_place(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes(content)
+    assert refusal(read_examples, path).startswith(f"{path}{said}")

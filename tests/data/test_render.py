@@ -1,0 +1,258 @@
+"""Rendering: what a model sees of an example, token by token, on three chat templates."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.conf.errors import UserError
+from sapo.conf.load import load_one
+from sapo.data.render import Renderer, user_turn
+from sapo.data.tasks import Example, Task
+from sapo.experiments.models import load_tokenizer, model_folder
+from sapo.experiments.tiny import tiny_tokenizer
+
+TASK = Task("mood", "Name the {mood}.", "Answer:", (), (), ("good", "bad"))
+EXAMPLE = Example("so happy", "good")
+
+# The very tokens of TASK and EXAMPLE; a change of any of them changes what models are trained on.
+SMOLLM2_TEXT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nName the {mood}.\n\nText:\nso happy\n\nAnswer:<|im_end|>\n"
+    "<|im_start|>assistant\ngood<|im_end|>\n"
+)
+# fmt: off
+SMOLLM2_SYSTEM = [
+    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308,
+    34519, 28, 7018, 411, 407, 19712, 8182, 2, 198,
+]
+SMOLLM2_USER = [
+    1, 4093, 198, 5820, 260, 1662, 93, 528, 19181, 198, 198, 8060, 42, 198, 559, 5587, 198, 198,
+    21350, 42, 2, 198,
+]
+# fmt: on
+SMOLLM2_HEADER = [1, 520, 9531, 198]
+SMOLLM2_TARGET = [12018, 2, 198]  # good <|im_end|> newline
+
+QWEN3_TEXT = (
+    "<|im_start|>user\nName the {mood}.\n\nText:\nso happy\n\nAnswer:<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\ngood<|im_end|>\n"
+)
+# fmt: off
+QWEN3_USER = [
+    151644, 872, 198, 675, 279, 314, 76, 1386, 92, 382, 1178, 510, 704, 6247, 271, 16141, 25, 151645, 198,
+]
+# fmt: on
+QWEN3_HEADER = [151644, 77091, 198, 151667, 271, 151668, 271]  # assistant, and an empty think block
+QWEN3_TARGET = [18536, 151645, 198]
+
+LLAMA2_TEXT = "<s>[INST] Name the {mood}.\n\nText:\nso happy\n\nAnswer: [/INST] good </s>"
+# fmt: off
+LLAMA2_PROMPT = [
+    1, 733, 16289, 28793, 6620, 272, 371, 28719, 1004, 2051, 13, 13, 1874, 28747, 13, 667, 4610, 13, 13,
+    2820, 16981, 28747, 733, 28748, 16289, 28793,
+]
+# fmt: on
+LLAMA2_TARGET = [1179, 28705, 2]  # good, a space, </s>
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Renderer:
+    try:
+        model_folder(load_one([]).model)
+    except UserError as error:
+        pytest.skip(str(error))
+    return renderer_of("model=smollm2_135m")
+
+
+@pytest.fixture(scope="module")
+def qwen3(tokenizers: Path) -> Renderer:
+    return renderer_of("model=qwen3_8b", f"model.tokenizer='{tokenizers / 'qwen3'}'")
+
+
+@pytest.fixture(scope="module")
+def llama2(tokenizers: Path) -> Renderer:
+    return renderer_of("model=llama2_7b_chat", f"model.tokenizer='{tokenizers / 'llama2'}'")
+
+
+@pytest.fixture(params=["smollm2", "qwen3", "llama2"])
+def real(request: pytest.FixtureRequest) -> Renderer:
+    """Each real tokenizer in turn."""
+    return request.getfixturevalue(request.param)
+
+
+def renderer_of(*overrides: str, limit: int = 512) -> Renderer:
+    model = load_one(list(overrides)).model
+    return Renderer(load_tokenizer(model), dict(model.template_options), limit)
+
+
+def limited(renderer: Renderer, limit: int) -> Renderer:
+    return Renderer(renderer.tokenizer, renderer.template_options, limit)
+
+
+def ids_of(renderer: Renderer, text: str) -> list[int]:
+    return list(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def conversation(renderer: Renderer, task: Task, example: Example) -> str:
+    """The two-message conversation as the chat template itself writes it."""
+    messages = [
+        {"role": "user", "content": user_turn(task, task.instruction, example.input)},
+        {"role": "assistant", "content": example.target},
+    ]
+    return renderer.tokenizer.apply_chat_template(messages, tokenize=False, **renderer.template_options)
+
+
+# --- golden values -----------------------------------------------------------------------------------------
+
+
+def test_the_user_turn() -> None:
+    assert user_turn(TASK, "Say {x}.", "a\nb") == "Say {x}.\n\nText:\na\nb\n\nAnswer:"
+
+
+def test_smollm2(smollm2: Renderer) -> None:
+    check_golden(smollm2, SMOLLM2_TEXT, SMOLLM2_SYSTEM + SMOLLM2_USER + SMOLLM2_HEADER, SMOLLM2_TARGET)
+
+
+def test_qwen3_with_an_empty_think_block(qwen3: Renderer) -> None:
+    check_golden(qwen3, QWEN3_TEXT, QWEN3_USER + QWEN3_HEADER, QWEN3_TARGET)
+
+
+def test_llama2_with_our_template(llama2: Renderer) -> None:
+    check_golden(llama2, LLAMA2_TEXT, LLAMA2_PROMPT, LLAMA2_TARGET)
+
+
+def check_golden(renderer: Renderer, text: str, prompt_ids: list[int], target_ids: list[int]) -> None:
+    assert renderer.full_text(TASK, TASK.instruction, EXAMPLE) == text
+    (rendered,) = renderer.render(TASK, TASK.instruction, [EXAMPLE])
+    assert rendered.prompt_ids == prompt_ids
+    assert rendered.target_ids == target_ids
+    assert rendered.input_ids[rendered.target_start :] == target_ids
+    assert not rendered.is_shortened
+
+
+# --- for every template ------------------------------------------------------------------------------------
+
+EXAMPLES = [
+    EXAMPLE,
+    Example("a {brace} and {0}\n\ttabs, 漢字 and émoji 🙂", "two words"),
+    Example("", "B"),
+    Example("ends with a colon:", "42.5%"),
+]
+
+
+def test_text_and_tokens_are_those_of_the_conversation(real: Renderer) -> None:
+    for example, rendered in zip(EXAMPLES, real.render(TASK, TASK.instruction, EXAMPLES), strict=True):
+        text = conversation(real, TASK, example)
+        assert real.full_text(TASK, TASK.instruction, example) == text
+        assert rendered.input_ids == ids_of(real, text)
+
+
+def test_prompt_ids_are_those_that_generation_sees(real: Renderer) -> None:
+    for example, rendered in zip(EXAMPLES, real.render(TASK, TASK.instruction, EXAMPLES), strict=True):
+        assert rendered.prompt_ids == ids_of(real, real.prompt_text(TASK, TASK.instruction, example.input))
+
+
+def test_one_example_at_a_time_gives_the_same(real: Renderer) -> None:
+    alone = [real.render(TASK, TASK.instruction, [example])[0] for example in EXAMPLES]
+    assert alone == real.render(TASK, TASK.instruction, EXAMPLES)
+
+
+def test_braces_in_the_instruction_keep_the_input(real: Renderer) -> None:
+    (rendered,) = real.render(TASK, "Fill {text} with {} and {0!r}.", [EXAMPLE])
+    text = real.tokenizer.decode(rendered.input_ids)
+    assert "Fill {text} with {} and {0!r}.\n\nText:\nso happy\n\nAnswer:" in text
+
+
+def test_nothing_to_render(real: Renderer) -> None:
+    assert real.render(TASK, TASK.instruction, []) == []
+
+
+# --- too long ----------------------------------------------------------------------------------------------
+
+
+def test_a_long_input_is_shortened_and_nothing_else(real: Renderer) -> None:
+    long = Example(" ".join(f"word{number}" for number in range(400)), "a target of several words")
+    renderer = limited(real, 100)
+    whole, short = renderer.render(TASK, TASK.instruction, [EXAMPLE, long])
+    assert (whole.is_shortened, short.is_shortened) == (False, True)
+    assert 90 <= len(short.prompt_ids) <= 100
+    assert short.target_ids == real.render(TASK, TASK.instruction, [Example("", long.target)])[0].target_ids
+    framed = r"Name the \{mood}\.\n\nText:\n(.+)\n\nAnswer:"
+    (kept,) = re.findall(framed, real.tokenizer.decode(short.prompt_ids))
+    assert long.input.startswith(kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "kept"),
+    [
+        ("abcdefghij", 10, "abcdefghij"),
+        ("abcdefghij", 4, "abcd"),
+        ("abcdefghij", 0, ""),
+        ("aéé", 3, "aé"),  # é takes two tokens of a byte each
+        ("aéé", 4, "aé"),
+        ("aéé", 2, "a"),
+    ],
+)
+def test_what_is_kept_with_a_token_a_byte(text: str, room: int, kept: str) -> None:
+    frame = len("user\nDo.\n\nText:\n\n\nAnswer:\nassistant\n") + 3  # and three special tokens
+    renderer = Renderer(tiny_tokenizer(), {}, frame + room)
+    (rendered,) = renderer.render(TASK, "Do.", [Example(text, "x")])
+    assert f"\n\nText:\n{kept}\n\nAnswer:" in renderer.tokenizer.decode(rendered.input_ids)
+    assert rendered.is_shortened == (kept != text)
+
+
+def test_an_instruction_that_does_not_fit_is_refused(real: Renderer) -> None:
+    with pytest.raises(UserError, match=r"mood: .* more than data.max_input_tokens=50"):
+        limited(real, 50).render(TASK, "Think. " * 100, [EXAMPLE])
+
+
+def test_an_empty_target_is_the_end_of_the_turn(real: Renderer) -> None:
+    (rendered,) = real.render(TASK, TASK.instruction, [Example("so happy", "")])
+    assert real.tokenizer.eos_token_id in rendered.target_ids
+    assert real.tokenizer.decode(rendered.target_ids, skip_special_tokens=True).strip() == ""
+
+
+def test_an_example_without_a_token_to_learn_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match=r"mood: an example has no target \('so happy'\)"):
+        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [Example("so happy", "")])
+
+
+def test_a_template_that_writes_answers_elsewhere_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    with pytest.raises(UserError, match="target's place is unknown"):
+        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [EXAMPLE])
+
+
+# --- any text ----------------------------------------------------------------------------------------------
+
+TINY = Renderer(tiny_tokenizer(), {}, 100_000)
+TEXTS = st.text(max_size=40)
+
+
+@given(instruction=TEXTS, suffix=TEXTS, text=TEXTS, target=TEXTS)
+def test_tokens_read_back_as_the_text(instruction: str, suffix: str, text: str, target: str) -> None:
+    task = Task("any", instruction, suffix, (), ())
+    (rendered,) = TINY.render(task, instruction, [Example(text, target)])
+    decode: Callable[[list[int]], str] = TINY.tokenizer.decode
+    assert decode(rendered.prompt_ids) == TINY.prompt_text(task, instruction, text)
+    assert decode(rendered.target_ids) == target + "<|im_end|>\n"
+
+
+@given(text=TEXTS, room=st.integers(0, 60))
+def test_what_is_kept_is_a_beginning_that_fits(text: str, room: int) -> None:
+    frame = len(TINY.render(TASK, "Do.", [Example("", "x")])[0].prompt_ids)
+    (rendered,) = limited(TINY, frame + room).render(TASK, "Do.", [Example(text, "x")])
+    before, after = TINY.prompt_text(TASK, "Do.", "|||").split("|||")
+    kept = TINY.tokenizer.decode(rendered.prompt_ids).removeprefix(before).removesuffix(after)
+    assert text.startswith(kept)
+    assert len(rendered.prompt_ids) <= frame + room
+    assert rendered.is_shortened == (len(text.encode()) > room) == (kept != text)

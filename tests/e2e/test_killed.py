@@ -1,0 +1,95 @@
+"""A run that is killed again and again ends with the numbers of one that was left alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+# Forks after the imports and before any tensor is touched: a process that dies costs nothing but its stage.
+SCRIPT = """
+import os
+import sys
+from pathlib import Path
+
+import peft  # noqa: F401 (imported late otherwise, in every fork)
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+from sapo.conf.load import load_one
+from sapo.experiments.batch import complete
+from sapo.experiments.engine import local
+from sapo.experiments.engine.store import Store
+
+KILLED = 9
+do = local.do
+
+
+def die_inside(stage, store, folder):
+    do(stage, store, folder)
+    os._exit(KILLED)
+
+
+def die_after(stage, event):
+    if event == "done":
+        os._exit(KILLED)
+
+
+def attempt(config, number):
+    if number % 2:
+        local.do = die_inside
+    complete([config], local.LocalEngine(Store(Path(config.store.root)), die_after), keep_going=False)
+
+
+def run(number, function):
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, KILLED), code
+    return code
+
+
+def config_in(name):
+    return load_one([*sys.argv[2:], f"store.root='{sys.argv[1]}/{name}'"])
+
+
+whole, killed = config_in("whole"), config_in("killed")
+run(0, lambda: complete([whole], local.LocalEngine(Store(Path(whole.store.root))), keep_going=False))
+number = 0
+while run(number, lambda: attempt(killed, number)) == KILLED:
+    number += 1
+print(number)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_after_and_inside_each_stage(small, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), *small, "policy=sapo"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # 10 stages, each of them stored by one attempt, with one that dies inside a stage between every two.
+    assert int(done.stdout) == 10 + 9
+    killed, whole = (next((tmp_path / name / "runs").iterdir()) for name in ("killed", "whole"))
+    assert killed.name == whole.name
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(killed / "predictions.parquet"), pd.read_parquet(whole / "predictions.parquet")
+    )
+    assert facts(killed) == facts(whole)
+
+
+def facts(folder: Path) -> dict:
+    record = json.loads((folder / "run.json").read_text())
+    stages = [{key: stage[key] for key in ("kind", "key", "task")} for stage in record["stages"]]
+    return record | {"stages": stages}

@@ -1,0 +1,151 @@
+"""The continual loop on a tiny model: what is asked, what is shared, what is left."""
+
+import asyncio
+import json
+
+import pandas as pd
+import pytest
+
+from sapo.conf.schema import Config
+from sapo.experiments.continual import run_all
+from sapo.experiments.engine import local
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.planning import plan
+from sapo.experiments.runs import write_run
+from sapo.experiments.scoring import prompt_losses
+
+SMALL = ("paraphrases.count=3", "data.train_examples=4", "data.test_examples=2", "scorer.examples=2")
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def finish(configs: list[Config], store: Store):
+    """The runs, and a line for every stage that was computed."""
+    computed = []
+    engine = LocalEngine(store, lambda stage, event: computed.append(stage.kind) if event == "done" else None)
+    return asyncio.run(run_all(configs, engine)), computed
+
+
+def test_a_run_trains_in_order_and_tests_learned_tasks_with_their_own_prompt(tiny_config, store):
+    ((run,), computed) = finish([tiny_config("policy=fixed", "policy.index=1", *SMALL)], store)
+    assert sorted(set(computed)) == ["evaluate", "train"]
+    names = [task.name for task in run.tasks]
+    assert [choice.task for choice in run.choices] == names == run.config.sequence.tasks
+    for evaluation in run.evaluations:
+        is_learned = names.index(evaluation.task) < evaluation.after
+        assert evaluation.prompt.index == (1 if is_learned else -1)
+    assert len(run.evaluations) == 4 * 3
+
+
+def test_sapo_trains_with_the_prompt_of_lowest_loss_in_the_present_state(tiny_config, store):
+    ((run,), _) = finish([tiny_config("policy=sapo", *SMALL)], store)
+    for choice in run.choices:
+        losses = {c["index"]: c["loss"] for c in choice.candidates}
+        assert sorted(losses) == [-1, 0, 1, 2]
+        assert losses[choice.prompt.index] == min(losses.values())
+    scored = [stored for kind, stored in store.stages() if kind == "score"]
+    states = {json.loads((s.folder / "identity.json").read_text())["state"] for s in scored}
+    assert states == {"base", run.trained[0].key, run.trained[1].key}
+    first = next(s for s in scored if s.result["task"] == run.tasks[0].name)
+    recomputed = prompt_losses(first.examples(), "token")["loss"].tolist()
+    assert recomputed == [c["loss"] for c in run.choices[0].candidates]
+
+
+def test_nothing_is_computed_twice_and_runs_share_what_they_have_in_common(tiny_config, store):
+    configs = [tiny_config(f"policy={name}", *SMALL) for name in ("static", "random")]
+    runs, computed = finish(configs, store)
+    # The untouched model's three evaluations are common to both.
+    assert computed.count("train") == 6
+    assert computed.count("evaluate") == 3 + 9 + 9
+    again, computed = finish(configs, store)
+    assert computed == []
+    assert [run.prompts for run in again] == [run.prompts for run in runs]
+
+
+def test_force_computes_again_and_gets_the_same(tiny_config, store):
+    config = tiny_config("policy=static", *SMALL)
+    finish([config], store)
+    before = {
+        s.key: (s.folder / "manifest.json").read_text() for kind, s in store.stages() if kind == "train"
+    }
+    engine = LocalEngine(store, force=True)
+    asyncio.run(run_all([config], engine))
+    assert len(engine.computed) == 3 + 12
+    for key, manifest in before.items():
+        old, new = (
+            json.loads(manifest),
+            json.loads((store.find("train", key).folder / "manifest.json").read_text()),
+        )
+        weights = "adapter/adapter_model.safetensors"
+        assert old[weights] == new[weights]
+
+
+class Killed(BaseException):
+    """In the place of a kill."""
+
+
+def test_a_run_killed_after_each_stage_ends_with_the_same_numbers(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config("policy=sapo", "sequence.tasks=[mini_price,mini_topic]", *SMALL)
+    undisturbed = Store(tmp_path / "undisturbed")
+    ((run,), computed) = finish([config], undisturbed)
+    expected = pd.read_parquet(write_run(run, undisturbed) / "predictions.parquet")
+    store, do = Store(tmp_path / "killed"), local.do
+    kills = 0
+    for _ in range(len(computed) + 1):
+        left = [1]
+
+        def one_more(stage, store, folder, left=left):
+            if not left:
+                raise Killed
+            left.pop()
+            do(stage, store, folder)
+
+        monkeypatch.setattr(local, "do", one_more)
+        try:
+            ((resumed,), _) = finish([config], store)
+        except Killed:
+            kills += 1
+        else:
+            break
+    assert kills == len(computed) - 1
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(write_run(resumed, store) / "predictions.parquet"), expected
+    )
+
+
+def test_a_task_without_an_instruction_keeps_its_empty_prompt_and_says_so(tiny_config, store, tmp_path):
+    (tmp_path / "code.csv").write_text("input,output\n" + "".join(f"x{i} =,{i}\n" for i in range(10)))
+    (tmp_path / "code.yaml").write_text("instruction: ''\ndata: code.csv\n")
+    own = ("sequence.benchmark=own", "sequence.tasks=[code]", f"data.root={tmp_path}")
+    ((run,), computed) = finish([tiny_config("policy=sapo", *own)], store)
+    assert "score" not in computed
+    facts = json.loads((write_run(run, store) / "run.json").read_text())
+    assert facts["prompts"] == {"code": ""}
+    assert facts["notes"] == ["code: an empty instruction has no paraphrases; policy sapo keeps it."]
+
+
+def test_the_plan_counts_what_is_shared_and_what_is_done(tiny_config, store):
+    configs = [tiny_config(f"policy={name}", *SMALL) for name in ("static", "sapo")]
+    by_kind = {kind.kind: kind for kind in plan(configs, store)}
+    assert [by_kind[kind].to_do for kind in ("score", "train", "evaluate")] == [3, 6, 21]
+    assert all(kind.seconds is None and kind.tokens > 0 for kind in by_kind.values())
+    finish(configs, store)
+    assert [(kind.to_do, kind.tokens, kind.seconds) for kind in plan(configs, store)] == [(0, 0, 0)] * 3
+
+
+def test_the_run_folder_tells_everything(tiny_config, store):
+    ((run,), _) = finish([tiny_config("policy=random", *SMALL)], store)
+    folder = write_run(run, store)
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["demonstration"] is True
+    assert facts["tasks"] == run.config.sequence.tasks
+    assert facts["prompts"] == {name: prompt.text for name, prompt in run.prompts.items()}
+    assert set(facts["environment"]["packages"]) >= {"torch", "transformers", "peft"}
+    assert len(facts["states"]) == 4
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert table.groupby(["after", "task"]).size().tolist() == [2] * 12
+    assert write_run(run, store) == folder

@@ -1,0 +1,127 @@
+"""What each method trains, freezes and keeps."""
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from sapo.conf.errors import WorkError
+from sapo.experiments.adapters import (
+    WEIGHTS,
+    adapter_tensors,
+    concatenate,
+    load_adapter,
+    plain,
+    trainable_parameters,
+)
+from sapo.experiments.methods import METHODS, method_of
+from sapo.experiments.models import load_model
+
+IDS = torch.arange(3, 40).unsqueeze(0)
+
+
+@pytest.fixture
+def base(tiny_config):
+    return load_model(tiny_config()).base
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits
+
+
+def trained(method, base, previous, folder, seed):
+    """Random weights in place of training, saved to `folder`; returns the trained model's logits."""
+    torch.manual_seed(seed)
+    with plain(base):
+        model = method.start(base, previous)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.3)
+        found = logits(model)
+        method.save(model, folder)
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_opens_with_plain_peft_and_gives_the_same_logits(tiny_config, base, tmp_path, name):
+    method = method_of(tiny_config(f"method={name}"))
+    previous = None
+    for task in range(3):
+        folder = tmp_path / str(task)
+        expected = trained(method, base, previous, folder, task)
+        with plain(base):
+            found = logits(PeftModel.from_pretrained(base, str(folder)))
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (found - logits(base)).abs().max() > 1e-3
+        previous = folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_starts_from_exactly_the_model_that_was_scored(tiny_config, base, tmp_path, name):
+    method = method_of(tiny_config(f"method={name}"))
+    trained(method, base, None, tmp_path / "0", 0)
+    with plain(base):
+        scored = logits(load_adapter(base, tmp_path / "0"))
+    with plain(base):
+        started = logits(method.start(base, tmp_path / "0"))
+    assert torch.equal(scored, started)
+
+
+def test_lorainc_keeps_earlier_adapters_to_the_bit_and_trains_only_the_new_one(tiny_config, base, tmp_path):
+    method = method_of(tiny_config("method=lorainc"))
+    previous = None
+    for task in range(3):
+        with plain(base):
+            model = method.start(base, previous)
+            new = sum(value.numel() for value in adapter_tensors(model, "current").values())
+            assert trainable_parameters(model) == new
+        trained(method, base, previous, tmp_path / str(task), task)
+        previous = tmp_path / str(task)
+    two, three = (load_file(tmp_path / name / WEIGHTS) for name in "12")
+    for key, value in two.items():
+        kept = three[key][: value.shape[0]] if "lora_A" in key else three[key][:, : value.shape[1]]
+        assert torch.equal(kept, value)
+        assert three[key].shape[0 if "lora_A" in key else 1] == 24
+
+
+def test_sequential_goes_on_with_one_adapter(tiny_config, base, tmp_path):
+    method = method_of(tiny_config("method=sequential"))
+    trained(method, base, None, tmp_path / "0", 0)
+    with plain(base):
+        model = method.start(base, tmp_path / "0")
+        saved = load_file(tmp_path / "0" / WEIGHTS)
+        assert trainable_parameters(model) == sum(value.numel() for value in saved.values())
+
+
+def test_concatenation_by_hand():
+    first = {"x.lora_A.weight": torch.tensor([[1.0, 2.0]]), "x.lora_B.weight": torch.tensor([[3.0], [4.0]])}
+    second = {"x.lora_A.weight": torch.tensor([[5.0, 6.0]]), "x.lora_B.weight": torch.tensor([[7.0], [8.0]])}
+    both = concatenate(first, second)
+    assert both["x.lora_A.weight"].tolist() == [[1, 2], [5, 6]]
+    assert both["x.lora_B.weight"].tolist() == [[3, 7], [4, 8]]
+    product = both["x.lora_B.weight"] @ both["x.lora_A.weight"]
+    parts = [part["x.lora_B.weight"] @ part["x.lora_A.weight"] for part in (first, second)]
+    assert torch.equal(product, parts[0] + parts[1])
+    with pytest.raises(WorkError, match="different modules"):
+        concatenate(first, {})
+
+
+def test_an_adapter_whose_weights_do_not_arrive_is_an_error(tiny_config, base, tmp_path):
+    trained(method_of(tiny_config()), base, None, tmp_path / "0", 0)
+    weights = load_file(tmp_path / "0" / WEIGHTS)
+    save_file(
+        {key.replace("layers.1", "layers.7"): v for key, v in weights.items()}, tmp_path / "0" / WEIGHTS
+    )
+    with plain(base), pytest.warns(UserWarning), pytest.raises(WorkError, match="did not load"):
+        load_adapter(base, tmp_path / "0")
+
+
+def test_the_base_is_plain_again_afterwards(tiny_config, base, tmp_path):
+    before = logits(base)
+    names = [name for name, _ in base.named_modules()]
+    trained(method_of(tiny_config()), base, None, tmp_path / "0", 0)
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base), before)
+    assert not any(parameter.requires_grad for parameter in base.parameters())

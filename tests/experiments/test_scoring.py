@@ -1,0 +1,65 @@
+"""The pre-update loss of each prompt."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.conf.errors import WorkError
+from sapo.data.mini import generate
+from sapo.data.prompts import Prompt
+from sapo.experiments.models import load_model
+from sapo.experiments.scoring import example_losses, prompt_losses, require_finite, subset
+
+# Two examples under one prompt: 6 nats over 2 tokens, 2 nats over 2 tokens; one of 9 nats over 6 tokens in all.
+LOSSES = pd.DataFrame({"prompt": [-1, -1, 0, 0], "nll": [6.0, 2.0, 1.0, 8.0], "n_tokens": [2, 2, 1, 5]})
+
+
+def test_token_reduction_is_total_nll_over_total_tokens():
+    assert prompt_losses(LOSSES, "token")["loss"].tolist() == [8 / 4, 9 / 6]
+
+
+def test_example_reduction_is_the_mean_of_example_means():
+    assert prompt_losses(LOSSES, "example")["loss"].tolist() == [2.0, (1.0 + 1.6) / 2]
+    assert prompt_losses(LOSSES, "example")["n_examples"].tolist() == [2, 2]
+
+
+@given(st.integers(1, 30), st.integers(0, 5))
+def test_the_random_subset_is_drawn_by_seed_and_task_alone(count, seed):
+    task = generate("mini_price", 20, 4, 0)
+    drawn = subset(task, count, "random", seed)
+    assert drawn == subset(task, count, "random", seed)
+    assert len(set(drawn)) == len(drawn) == min(count, 20)
+    assert set(drawn) <= set(task.train)
+
+
+def test_the_first_rows_where_asked():
+    task = generate("mini_price", 20, 4, 0)
+    assert subset(task, 5, "first", 3) == task.train[:5]
+    assert subset(task, 5, "random", 0) != subset(task, 5, "random", 1)
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_losses_equal_a_plain_computation_whatever_the_batches(tiny_config, budget):
+    model = load_model(tiny_config())
+    task = generate("mini_price", 6, 2, 0)
+    rendered = model.renderer(512).render(task, task.instruction, task.train)
+    found = example_losses(model.base, rendered, budget)
+    for i, example in enumerate(rendered):
+        ids = torch.tensor([example.input_ids])
+        labels = ids.clone()
+        labels[:, : example.target_start] = -100
+        with torch.inference_mode():
+            mean = model.base(input_ids=ids, labels=labels).loss.item()
+        assert found["nll"][i] == pytest.approx(mean * len(example.target_ids), rel=1e-5)
+        assert found["n_tokens"][i] == len(example.target_ids)
+        assert 0 < found["entropy"][i] <= len(example.target_ids) * math.log(len(model.tokenizer))
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_task_and_prompt():
+    losses = pd.DataFrame({"example": [0, 1], "nll": [1.0, float("nan")]})
+    with pytest.raises(WorkError, match=r"mini_price under prompt 3 .*example 1"):
+        require_finite(losses, generate("mini_price", 2, 2, 0), Prompt("…", 3))

@@ -1,0 +1,97 @@
+"""Stages are there entirely or not at all."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sapo.conf.errors import UserError, WorkError
+from sapo.experiments.engine.store import MANIFEST, Store
+
+
+def put(store: Store, key: str, text: str = "content") -> None:
+    with store.building("train", key) as folder:
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_text(text)
+        (folder / "result.json").write_text(json.dumps({"seconds": 1.5}))
+
+
+def test_a_finished_stage_is_found_with_its_result(tmp_path):
+    store = Store(tmp_path)
+    assert store.find("train", "a" * 64) is None
+    put(store, "a" * 64)
+    stored = store.find("train", "a" * 64)
+    assert stored.result == {"seconds": 1.5}
+    assert (stored.folder / "adapter" / "weights").read_text() == "content"
+    assert [(kind, s.key) for kind, s in store.stages()] == [("train", "a" * 64)]
+    assert not list((tmp_path / "building").iterdir())
+    assert not list(store.damaged())
+
+
+def test_a_stage_that_fails_half_way_leaves_nothing(tmp_path):
+    store = Store(tmp_path)
+
+    def fails():
+        with store.building("train", "a") as folder:
+            (folder / "result.json").write_text("{}")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fails()
+    assert store.find("train", "a") is None
+    assert not list((tmp_path / "building").iterdir())
+
+
+def test_a_folder_without_a_manifest_is_no_stage_and_gives_way(tmp_path):
+    store = Store(tmp_path)
+    half = tmp_path / "stages" / "train" / "a"
+    half.mkdir(parents=True)
+    (half / "result.json").write_text("{")
+    assert store.find("train", "a") is None
+    put(store, "a")
+    assert store.find("train", "a").result == {"seconds": 1.5}
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "flipped", "manifest"])
+def test_damage_is_named(tmp_path, damage):
+    store = Store(tmp_path)
+    put(store, "a")
+    folder = tmp_path / "stages" / "train" / "a"
+    path = folder / "adapter" / "weights"
+    if damage == "cut":
+        path.write_text("cont")
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "flipped":
+        path.write_text("Content")
+    else:
+        path = folder / MANIFEST
+        path.write_text("{")
+    (line,) = store.damaged()
+    assert str(path) in line
+    if damage != "flipped":  # the size tells the others already when a stage is read
+        with pytest.raises(WorkError, match=f"Damaged: .*{path.name}"):
+            store.find("train", "a")
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file")
+    with pytest.raises(UserError, match="Cannot write to the store .*store.root"), store.lock("a"):
+        pass
+
+
+def test_processes_wait_for_each_others_stages(tmp_path):
+    """Four processes add to one file under the lock; no addition is lost."""
+    program = (
+        "import sys; from pathlib import Path; from sapo.experiments.engine.store import Store\n"
+        "count = Path(sys.argv[1]) / 'count'\n"
+        "for _ in range(25):\n"
+        "    with Store(Path(sys.argv[1])).lock('a'):\n"
+        "        count.write_text(str(int(count.read_text()) + 1))\n"
+    )
+    (tmp_path / "count").write_text("0")
+    several = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait() for process in several] == [0] * 4
+    assert (tmp_path / "count").read_text() == "100"

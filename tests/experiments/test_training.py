@@ -1,0 +1,131 @@
+"""Training one task: the loss of a step, its independence of the split, and going on after a kill."""
+
+import pytest
+import torch
+
+from sapo.conf.errors import WorkError
+from sapo.data.mini import generate
+from sapo.experiments import training
+from sapo.experiments.adapters import adapter_tensors, plain
+from sapo.experiments.methods import method_of
+from sapo.experiments.models import load_model
+from sapo.experiments.training import TokenMeanTrainer, train
+
+SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
+
+
+def run(config, scratch, n=10, seed=3):
+    """Facts of a training from scratch, and the trained weights."""
+    language_model = load_model(config)
+    task = generate("mini_price", n, 2, 0)
+    rendered = language_model.renderer(512).render(task, task.instruction, task.train)
+    with plain(language_model.base) as base:
+        torch.manual_seed(seed)
+        model = method_of(config).start(base, None)
+        facts = train(model, rendered, config.trainer, seed=seed, scratch=scratch, what="Task t, prompt 2")
+        return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+
+
+def test_the_first_loss_is_the_token_mean_of_the_whole_global_batch(tiny_config, tmp_path):
+    config = tiny_config(*SMALL, "trainer.global_batch=10", "trainer.epochs=1")
+    language_model = load_model(config)
+    task = generate("mini_price", 10, 2, 0)
+    total, tokens = 0.0, 0
+    for example in language_model.renderer(512).render(task, task.instruction, task.train):
+        ids = torch.tensor([example.input_ids])
+        labels = ids.clone()
+        labels[:, : example.target_start] = -100
+        with torch.inference_mode():
+            mean = language_model.base(input_ids=ids, labels=labels).loss.item()
+        total += mean * len(example.target_ids)
+        tokens += len(example.target_ids)
+    facts, _ = run(config, tmp_path / "scratch")
+    assert facts["losses"] == [pytest.approx(total / tokens, rel=1e-5)]
+
+
+@pytest.mark.parametrize("change", ["trainer.micro_batch_tokens=1", "trainer.shared_prefix=false"])
+def test_neither_the_split_nor_the_prefix_changes_the_result(tiny_config, tmp_path, change):
+    facts, weights = run(tiny_config(*SMALL), tmp_path / "a")
+    other_facts, other = run(tiny_config(*SMALL, change), tmp_path / "b")
+    assert other_facts["losses"] == pytest.approx(facts["losses"], rel=1e-4)
+    for key, value in weights.items():
+        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+def test_training_lowers_the_loss_and_counts_its_work(tiny_config, tmp_path):
+    facts, _ = run(tiny_config(*SMALL, "trainer.epochs=6"), tmp_path / "a")
+    assert facts["steps"] == len(facts["losses"]) == 6 * 3
+    assert sum(facts["losses"][-3:]) < 0.9 * sum(facts["losses"][:3])
+    assert facts["trainable_parameters"] == 2 * (8 * (32 + 32) + 8 * (32 + 16))  # two layers: q and v
+
+
+class Killed(Exception):
+    """In the place of a kill."""
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(*SMALL, "method.dropout=0.3", "trainer.checkpoint_steps=2")
+    expected, weights = run(config, tmp_path / "undisturbed")
+    step = TokenMeanTrainer.training_step
+
+    def dies_in_the_fourth_step(self, model, inputs, *rest):
+        if self.state.global_step == 3:
+            raise Killed
+        return step(self, model, inputs, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TokenMeanTrainer, "training_step", dies_in_the_fourth_step)
+        run(config, tmp_path / "killed")
+    assert (tmp_path / "killed" / "checkpoint-2").is_dir()
+    resumed, other = run(config, tmp_path / "killed")
+    assert resumed["losses"] == expected["losses"]
+    assert all(torch.equal(other[key], value) for key, value in weights.items())
+
+
+def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch):
+    expected, weights = run(tiny_config(*SMALL), tmp_path / "a")
+    whole = training.target_logits
+
+    def small_memory(model, batch, share):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too large")
+        return whole(model, batch, share)
+
+    monkeypatch.setattr(training, "target_logits", small_memory)
+    facts, other = run(tiny_config(*SMALL), tmp_path / "b")
+    assert facts["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    for key, value in weights.items():
+        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+def test_a_loss_that_is_not_finite_stops_with_task_prompt_and_step(tiny_config, tmp_path):
+    config = tiny_config(*SMALL, "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
+    with pytest.raises(WorkError, match=r"Task t, prompt 2: the loss at step \d+ is (nan|inf)"):
+        run(config, tmp_path / "a")
+
+
+def rates(config, scratch):
+    """The learning rate of every step."""
+    seen = []
+    step = TokenMeanTrainer.training_step
+
+    def note(self, model, inputs, *rest):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, model, inputs, *rest)
+
+    TokenMeanTrainer.training_step = note
+    try:
+        run(config, scratch, n=40)
+    finally:
+        TokenMeanTrainer.training_step = step
+    return [rate / config.trainer.learning_rate for rate in seen]
+
+
+def test_schedules(tiny_config, tmp_path):
+    small = (*SMALL, "trainer.warmup_ratio=0.2")  # 20 steps, 4 of them warm-up
+    cosine = rates(tiny_config(*small, "trainer.schedule=cosine"), tmp_path / "a")
+    assert cosine[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    assert cosine[12] == pytest.approx(0.5)
+    logarithmic = rates(tiny_config(*small, "trainer.schedule=warmup_log_constant"), tmp_path / "b")
+    assert logarithmic[:4] == pytest.approx([0, 0.5, 0.792481, 1.0], abs=1e-5)  # ln(k + 1) / ln 4
+    assert set(logarithmic[4:]) == {1.0}

@@ -1,0 +1,143 @@
+"""The shape of the code: imports go down, packages are complete, files and functions stay small."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A folder may import from itself and from folders of a lower level.
+LEVELS = {"conf": 0, "data": 1, "experiments": 2, "analysis": 2, "cli": 3}
+MODULES = sorted(path.relative_to(ROOT) for folder in LEVELS for path in (ROOT / folder).glob("**/*.py"))
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 60
+
+
+def tree_of(module: Path) -> ast.Module:
+    return ast.parse((ROOT / module).read_text(encoding="utf-8"))
+
+
+def imports_of(module: Path) -> Iterator[str]:
+    """Dotted names of all modules imported anywhere in a file, relative imports as they are written."""
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def modules_after(statement: str) -> set[str]:
+    """What a fresh process has imported after a statement."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+# --- imports -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_go_down_the_table_of_folders(module: Path) -> None:
+    here = module.parts[0]
+    for name in imports_of(module):
+        assert not name.startswith("."), f"{module}: write {name} as an import from sapo.{here}"
+        root, _, rest = name.partition(".")
+        assert root not in LEVELS, f"{module} imports {name}: the package is called sapo.{root}"
+        there = rest.split(".")[0]
+        if root == "sapo" and there != here:
+            assert LEVELS[there] < LEVELS[here], f"{module} imports {name}, which does not stand below it"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] == "analysis"], ids=str)
+def test_analysis_names_no_tensor_library(module: Path) -> None:
+    assert not {name.split(".")[0] for name in imports_of(module)} & {"torch", "transformers", "peft"}
+
+
+@pytest.mark.parametrize("name", ["sapo.analysis.metrics", "sapo.analysis.tables", "sapo.cli.app"])
+def test_what_needs_no_tensors_starts_without_torch(name: str) -> None:
+    assert not {"torch", "transformers", "peft"} & modules_after(f"import {name}")
+
+
+# --- packages ----------------------------------------------------------------------------------------------
+
+
+def setuptools_table() -> dict[str, object]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def test_every_folder_with_code_is_a_package_and_every_package_is_there() -> None:
+    with_code = {".".join(("sapo", *module.parent.parts)) for module in MODULES}
+    assert set(setuptools_table()["packages"]) == with_code, "mend the list of packages in pyproject.toml"
+
+
+def test_every_package_has_its_folder_and_an_init() -> None:
+    folders = setuptools_table()["package-dir"]
+    assert folders == {f"sapo.{folder}": folder for folder in LEVELS}
+    for package in setuptools_table()["packages"]:
+        folder = ROOT.joinpath(*package.split(".")[1:])
+        assert (folder / "__init__.py").is_file(), f"{package} has no __init__.py"
+
+
+# --- size and words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_files_and_functions_stay_small(module: Path) -> None:
+    n_lines = len((ROOT / module).read_text(encoding="utf-8").splitlines())
+    assert n_lines <= LONGEST_FILE, f"{module} has {n_lines} lines: does it still have one subject?"
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{module}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_modules_and_public_names_have_a_docstring(module: Path) -> None:
+    tree = tree_of(module)
+    assert ast.get_docstring(tree), f"{module} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            public = not node.name.startswith("_")
+            assert ast.get_docstring(node) or not public, f"{module}: {node.name} has no docstring"
+
+
+# --- what is published -------------------------------------------------------------------------------------
+
+MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:work|farm|root|home|Users)/\w")
+PACKAGE_INDEX = re.compile(r"index[-]url|find[-]links|https?://\S*/simple(?:/|\b)")
+
+
+def published_files() -> list[Path]:
+    """Files of the repository, tracked or about to be, that are texts."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for path in map(ROOT.joinpath, listed.stdout.splitlines()) if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"), [(MACHINE_PATH, "a path of one machine"), (PACKAGE_INDEX, "a package index")]
+)
+def test_no_file_names_one_machine_or_its_package_index(pattern: re.Pattern[str], what: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
+        for path in published_files()
+        for number, line in enumerate(
+            path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+        )
+        if pattern.search(line)
+    ]
+    assert not found, f"{what} is named in\n" + "\n".join(found)
+
+
+def test_nothing_built_or_downloaded_is_published() -> None:
+    built = {".pyc", ".safetensors", ".gguf", ".bin", ".pt", ".parquet", ".whl"}
+    found = [str(path.relative_to(ROOT)) for path in published_files() if path.suffix in built]
+    assert found == []
