@@ -7,10 +7,12 @@ from rich.text import Text
 
 from sapo.conf.errors import UserError, unknown
 from sapo.conf.load import load_one
+from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer
+from sapo.data.tasks import Example, Task
 from sapo.experiments.models import load_tokenizer
 
 SPLITS = ("train", "test")
@@ -23,6 +25,18 @@ def rendered_example(arguments: list[str]) -> dict[str, Any]:
     if not config.task:
         raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
     task = load_task(config.task, config)
+    split, index, example = _chosen_row(own, task)
+    number = _number("prompt", own.get("prompt", str(ORIGINAL)))
+    prompt = (
+        Prompt(task.instruction) if number == ORIGINAL else load_pool(task, config.paraphrases).at(number)
+    )
+    facts = {"task": task.name, "split": split, "index": index, "model": config.model.name}
+    facts |= {"prompt": {"index": prompt.index, "text": prompt.text}, "target": example.target}
+    return facts | _tokens(config, task, prompt, example)
+
+
+def _chosen_row(own: dict[str, str], task: Task) -> tuple[str, int, Example]:
+    """Split, row number and example; UserError naming what there is."""
     split = own.get("split", "train")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -33,22 +47,15 @@ def rendered_example(arguments: list[str]) -> dict[str, Any]:
             f"index={index}: task {task.name} has {split} rows 0 to {len(rows) - 1} here "
             f"(data.{split}_examples={len(rows)})."
         )
-    number = _number("prompt", own.get("prompt", str(ORIGINAL)))
-    prompt = (
-        Prompt(task.instruction) if number == ORIGINAL else load_pool(task, config.paraphrases).at(number)
-    )
+    return split, index, rows[index]
+
+
+def _tokens(config: Config, task: Task, prompt: Prompt, example: Example) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     renderer = Renderer(tokenizer, dict(config.model.template_options), config.data.max_input_tokens)
-    example = rows[index]
     (rendered,) = renderer.render(task, prompt.text, [example])
     whole = renderer.full_text(task, prompt.text, example)
     return {
-        "task": task.name,
-        "split": split,
-        "index": index,
-        "model": config.model.name,
-        "prompt": {"index": prompt.index, "text": prompt.text},
-        "target": example.target,
         "text": tokenizer.decode(rendered.input_ids) if rendered.is_shortened else whole,
         "input_ids": rendered.input_ids,
         "target_start": rendered.target_start,

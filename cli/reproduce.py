@@ -1,6 +1,6 @@
 """`sapo reproduce TARGET`: one table of the paper, run and rendered beside the paper's numbers."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,16 +56,7 @@ def command(
     output = Path(configs[0].store.root) / "reports" / f"{target}-{scale}"
     report = analyze([run.folder for run in outcome.finished], output, "rougeL", configs[0].parity.definition)
     again = _command(target, scale, overrides or [])
-    document = {
-        "target": target,
-        "scale": scale,
-        "files": [str(path) for path in report.files],
-        "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in outcome.finished],
-        "failed": [{"run": name, "error": message} for name, message in outcome.failed],
-        "command": again,
-        "seconds": round(outcome.seconds, 3),
-        "stages": {"computed": outcome.computed, "stored": outcome.stored},
-    }
+    document = {"target": target, "scale": scale, **_document(report, outcome), "command": again}
     emit(document, json, lambda console: _render(console, report, outcome, output, again))
     report_failures(outcome)
     if outcome.failed:
@@ -96,6 +87,16 @@ def _show_plan(configs: list["Config"]) -> None:
         plan.render(console, plan.describe(configs))
     except UserError as error:  # the data is missing too: then there is no plan to show
         console.print(f"No plan: {error}", markup=False, soft_wrap=True)
+
+
+def _document(report: "Report", outcome: "Outcome") -> dict[str, Any]:
+    return {
+        "files": [str(path) for path in report.files],
+        "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in outcome.finished],
+        "failed": [{"run": name, "error": message} for name, message in outcome.failed],
+        "seconds": round(outcome.seconds, 3),
+        "stages": {"computed": outcome.computed, "stored": outcome.stored},
+    }
 
 
 def _command(target: str, scale: str, overrides: list[str]) -> str:

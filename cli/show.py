@@ -95,60 +95,48 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
         "target_characters": _spread([len(example.target) for example in task.train]),
         "paraphrases": paraphrases,
     }
-
-    def render(console: "Console") -> None:
-        for name, value in document.items():
-            if isinstance(value, dict):
-                value = ", ".join(f"{key} {number}" for key, number in value.items())
-            elif isinstance(value, list):
-                value = ", ".join(value) or "none known"
-            shown = "none: no pool" if value is None else value
-            console.print(f"{name.replace('_', ' '):<18} {shown}", markup=False, soft_wrap=True)
-
-    emit(document, json, render)
+    emit(document, json, lambda console: _render_facts(console, document))
 
 
 @group.command("pool")
 def show_pool(overrides: Overrides = None, json: Json = False) -> None:
     """The prompt pool of a task (task=NAME), with what the validator says of each prompt."""
+    config, task = _config_and_task(overrides)
+    document = _pool_document(config, task)
+    emit(document, json, lambda console: _render_pool(console, document))
+
+
+def _pool_document(config: "Config", task: "Task") -> dict[str, Any]:
     from sapo.data.pool_checks import check_pool
     from sapo.data.pools import unchecked_pool
 
-    config, task = _config_and_task(overrides)
     pool = unchecked_pool(task, config.paraphrases)
     problems = check_pool(pool, task) if pool.paraphrases else []
-    indices = {prompt.index for prompt in pool.paraphrases}
-    rows = [
-        {
-            "index": prompt.index,
-            "text": prompt.text,
-            "problems": [problem.reason for problem in problems if problem.index == prompt.index],
-        }
-        for prompt in pool.candidates(include_original=True)
-    ]
-    whole = [problem.reason for problem in problems if problem.index not in indices]
-    # The original cannot be at fault: what is found under its index is about the pool as a whole.
-    rows[0]["problems"] = []
-    document = {
+    of_prompt = {
+        prompt.index: [problem.reason for problem in problems if problem.index == prompt.index]
+        for prompt in pool.paraphrases
+    }
+    return {
         "task": task.name,
         "source": pool.source,
         "valid": not problems,
-        "problems": whole,
-        "prompts": rows,
+        "problems": [problem.reason for problem in problems if problem.index not in of_prompt],
+        "prompts": [
+            {"index": prompt.index, "text": prompt.text, "problems": of_prompt.get(prompt.index, [])}
+            for prompt in pool.candidates(include_original=True)
+        ],
     }
 
-    def render(console: "Console") -> None:
-        for row in rows:
-            mark = "original" if row["index"] == -1 else f"{row['index']:>8}"
-            console.print(f"{mark}  {row['text']}", markup=False, soft_wrap=True)
-            for reason in row["problems"]:
-                console.print(f"{'':>8}  not valid: {reason}", markup=False, soft_wrap=True)
-        verdict = "valid" if not problems else "; ".join(["not valid", *whole])
-        console.print(
-            f"{len(indices)} paraphrases from {pool.source}: {verdict}", markup=False, soft_wrap=True
-        )
 
-    emit(document, json, render)
+def _render_pool(console: "Console", document: dict[str, Any]) -> None:
+    for row in document["prompts"]:
+        mark = "original" if row["index"] == -1 else f"{row['index']:>8}"
+        console.print(f"{mark}  {row['text']}", markup=False, soft_wrap=True)
+        for reason in row["problems"]:
+            console.print(f"{'':>8}  not valid: {reason}", markup=False, soft_wrap=True)
+    verdict = "valid" if document["valid"] else "; ".join(["not valid", *document["problems"]])
+    count = len(document["prompts"]) - 1
+    console.print(f"{count} paraphrases from {document['source']}: {verdict}", markup=False, soft_wrap=True)
 
 
 @group.command("model")
@@ -172,13 +160,18 @@ def show_model(
         "lora_targets": list(config.model.lora_targets),
         "parameters_billions": config.model.parameters or None,
     }
+    emit(document, json, lambda console: _render_facts(console, document))
 
-    def render(console: "Console") -> None:
-        for name, value in document.items():
-            shown = ", ".join(value) if isinstance(value, list) else "-" if value is None else value
-            console.print(f"{name.replace('_', ' '):<20} {shown}", markup=False, soft_wrap=True)
 
-    emit(document, json, render)
+def _render_facts(console: "Console", facts: dict[str, Any]) -> None:
+    """A line a fact: its name and its value."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number}" for key, number in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        shown = "-" if value in (None, "") else value
+        console.print(f"{name.replace('_', ' '):<20} {shown}", markup=False, soft_wrap=True)
 
 
 @group.command("example")

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +17,10 @@ MEMBERS = [(str(path.parent), path.stem) for path in FILES if path.parent.name]
 # A member that cannot run as it is, and what makes it.
 NEEDS = {("paraphrases", "file"): ["paraphrases.file=pool.yaml"]}
 PAPER = Path(metrics.__file__).parent / "paper"
+
+
+def content_of(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 # --- every file --------------------------------------------------------------------------------------------
@@ -43,8 +48,7 @@ def first_of(item: str) -> str:
 
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_composes_and_validates_along_each_axis(name: str) -> None:
-    content = yaml.safe_load((FOLDER / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
-    sweep = content.get("sweep", [])
+    sweep = content_of("experiment", name).get("sweep", [])
     for swept in sweep or [None]:
         fixed = [first_of(item) for item in sweep if item != swept]
         configs = load([f"experiment={name}", *fixed])
@@ -79,19 +83,25 @@ def tasks_of(cell: str) -> list[str]:
 
 @pytest.mark.parametrize("row", rows_of("sequences.csv"), ids=lambda row: row["sequence"])
 def test_training_sequences_are_the_papers(row: dict[str, str]) -> None:
-    sequence = load_one([f"sequence={row['sequence'].lower().replace('-', '_')}"]).sequence
-    assert sequence.tasks == tasks_of(row["tasks_in_order"])
-    assert sequence.unseen == []
-    assert sequence.train_examples == int(row["train_per_task"])
-    assert sequence.benchmark == ("trace" if row["sequence"] == "TRACE" else "superni")
+    name = row["sequence"].lower().replace("-", "_")
+    assert content_of("sequence", name) == {
+        "name": name,
+        "benchmark": "trace" if name == "trace" else "superni",
+        "tasks": tasks_of(row["tasks_in_order"]),
+        "train_examples": int(row["train_per_task"]),
+    }
 
 
 @pytest.mark.parametrize("row", rows_of("probe_sequences.csv"), ids=lambda row: row["sequence"])
 def test_probe_sequences_are_the_papers(row: dict[str, str]) -> None:
-    sequence = load_one([f"sequence={row['sequence'].lower().replace('-', '_')}"]).sequence
-    assert sequence.tasks == tasks_of(f"{row['trained_T1']} {row['current_T2']}")
-    assert sequence.unseen == tasks_of(row["unseen_T3"])
-    assert sequence.benchmark == "superni"
+    name = row["sequence"].lower().replace("-", "_")
+    assert content_of("sequence", name) == {
+        "name": name,
+        "benchmark": "superni",
+        "tasks": tasks_of(f"{row['trained_T1']} {row['current_T2']}"),
+        "unseen": tasks_of(row["unseen_T3"]),
+        "train_examples": 1000,
+    }
 
 
 # --- every setting -----------------------------------------------------------------------------------------

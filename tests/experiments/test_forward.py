@@ -23,12 +23,12 @@ from sapo.experiments.models import load_model
 
 HEAD = list(range(3, 33))
 CASES = {
-    "common prefix": [(HEAD + [40, 41], [50, 51]), (HEAD + [42], [52]), (HEAD + [43, 44, 45], [53, 54, 55])],
-    "one example": [(HEAD + [40, 41], [50, 51])],
+    "common prefix": [([*HEAD, 40, 41], [50, 51]), ([*HEAD, 42], [52]), ([*HEAD, 43, 44, 45], [53, 54, 55])],
+    "one example": [([*HEAD, 40, 41], [50, 51])],
     "no common prefix": [([40, 41, 42], [50]), ([60, 61], [51, 52])],
-    "an example equal to the prefix": [(HEAD, [50]), (HEAD + [44, 45], [51])],
+    "an example equal to the prefix": [(HEAD, [50]), ([*HEAD, 44, 45], [51])],
     "equal prompts": [(HEAD, [50, 51]), (HEAD, [52])],
-    "long targets": [(HEAD + [40], list(range(60, 90))), (HEAD + [41], [50])],
+    "long targets": [([*HEAD, 40], list(range(60, 90))), ([*HEAD, 41], [50])],
 }
 
 

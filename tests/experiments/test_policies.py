@@ -34,8 +34,8 @@ def test_the_original_is_chosen_only_where_it_takes_part():
     assert pick("sapo", losses, include_original=False) == 1
 
 
-@given(st.dictionaries(st.just(0), st.none()), st.integers(0, 1000))
-def test_random_is_decided_by_seed_and_task_and_reaches_every_candidate(_, seed):
+@given(st.integers(0, 1000))
+def test_random_is_decided_by_seed_and_task_and_reaches_every_candidate(seed):
     assert pick("random", seed=seed) == pick("random", seed=seed)
     assert {pick("random", seed=s) for s in range(100)} == {-1, 0, 1, 2}
     assert {pick("random", include_original=False, seed=s) for s in range(100)} == {0, 1, 2}

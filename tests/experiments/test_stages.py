@@ -15,15 +15,22 @@ MODEL = {
     "model.source", "model.revision", "model.tokenizer", "model.chat_template", "model.template_options",
     "model.dtype", "model.lora_targets",
 }  # fmt: skip
+OPTIMIZATION = (
+    "epochs",
+    "learning_rate",
+    "schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "global_batch",
+)
 READS = {
     "score": MODEL | {"scorer.name", "data.max_input_tokens"},
     "train": MODEL
     | {"method.name", "method.rank", "method.alpha", "method.dropout", "seed", "data.max_input_tokens"}
-    | {f"trainer.{name}" for name in (
-        "epochs", "learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "global_batch",
-    )},
+    | {f"trainer.{name}" for name in OPTIMIZATION},
     "evaluate": MODEL | {"evaluator.max_new_tokens", "data.max_input_tokens"},
-}  # fmt: skip
+}
 OTHER_VALUES = {
     "model.source": "tiny:qwen3",
     "model.chat_template": "llama2",
@@ -112,7 +119,7 @@ def test_a_stage_does_not_read_the_other_split_nor_the_pool_place_of_its_prompt(
 
 
 def test_keys_stay_what_they_were():
-    """If these change, everything that people have stored is computed again: raise VERSIONS on purpose only."""
+    """If these change, all that people have stored is computed again: raise VERSIONS on purpose only."""
     config = Config(
         model=ModelConfig("tiny_llama", "tiny:llama", dtype="float32"),
         method=MethodConfig("lorainc"),

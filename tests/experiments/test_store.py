@@ -78,7 +78,7 @@ def test_damage_is_named(tmp_path, damage):
 def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file")
-    with pytest.raises(UserError, match="Cannot write to the store .*store.root"), store.lock("a"):
+    with pytest.raises(UserError, match=r"Cannot write to the store .*store\.root"), store.lock("a"):
         pass
 
 
