@@ -15,6 +15,7 @@ FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
 MINI_TEST_EXAMPLES = 200
 MINI_SEED = 0
+MOST_EMPTY = 0.05  # share of rows without a target; NI488 has 2 %
 _FETCH = "Set data.root=FOLDER or SAPO_DATA, or get the data with: sapo fetch benchmarks"
 
 
@@ -131,8 +132,8 @@ def load_own_task(name: str, root: Path) -> Task:
 def read_examples(path: Path) -> tuple[Example, ...]:
     """Examples of a JSON list of `{"sentence", "label"}`; UserError names the file and the row.
 
-    An empty label stays: in the published data it is the right answer of some rows (NI488: a list without
-    letters), and a model then learns to end its turn at once.
+    A rare empty label stays: in the published data it is the right answer of some rows (NI488: a list without
+    letters), and a model then learns to end its turn at once. Where more are empty, targets are missing.
     """
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:
@@ -145,6 +146,12 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         if not isinstance(text, str) or not isinstance(label, str | int | float):
             raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
         examples.append(Example(text, str(label).strip()))
+    empty = [number for number, example in enumerate(examples, start=1) if not example.target]
+    if len(empty) > MOST_EMPTY * len(examples):
+        rows_named = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
+        raise UserError(
+            f"{path}: no target (`label` is empty) in {len(empty)} of {len(examples)} rows: {rows_named}."
+        )
     return tuple(examples)
 
 

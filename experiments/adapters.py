@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +16,7 @@ from sapo.conf.schema import MethodConfig
 
 FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
+CURRENT = "current"  # the adapter in training
 
 
 def lora_config(method: MethodConfig, targets: list[str]) -> LoraConfig:
@@ -42,6 +44,17 @@ def load_adapter(
     if wrong or len(saved) != len(loaded):
         raise WorkError(f"The adapter in {folder} did not load: {wrong[:3] or 'weights are missing'}.")
     return model
+
+
+def save_adapter(method: MethodConfig, targets: list[str], rank: int, weights: dict, folder: Path) -> None:
+    """Writes an ordinary PEFT adapter of the given rank; its scale stays the method's alpha / rank."""
+    config: Any = lora_config(method, targets)
+    config.r = rank
+    config.lora_alpha = method.alpha / method.rank * rank
+    config.inference_mode = True
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:

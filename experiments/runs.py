@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
         "states": [BASE, *(stored.key for stored in run.trained)],
         "stages": _stages(run),
         "shortened": _shortened(run),
-        "notes": [note for task in run.tasks if (note := _note(task, config))],
+        "notes": [note for task in (*run.tasks, *run.unseen) for note in _notes(task, config)],
         "identity": identity,
         "environment": json.loads((_stored(run)[0].folder / "environment.json").read_text()),
     }
@@ -121,10 +122,13 @@ def is_demonstration(config: Config) -> bool:
     return not (is_real and config.model.parameters >= 5)
 
 
-def _note(task: Task, config: Config) -> str | None:
+def _notes(task: Task, config: Config) -> Iterator[str]:
+    """What a reader of the results must know of a task."""
     if not task.instruction.strip() and config.policy.name != "static":
-        return f"{task.name}: an empty instruction has no paraphrases; policy {config.policy.name} keeps it."
-    return None
+        yield f"{task.name}: an empty instruction has no paraphrases; policy {config.policy.name} keeps it."
+    empty = sum(not example.target for example in (*task.train, *task.test))
+    if empty:
+        yield f"{task.name}: {empty} rows have an empty target, to which the right answer is nothing."
 
 
 def _test_digests(run: Run) -> dict[str, str]:

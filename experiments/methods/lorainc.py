@@ -4,25 +4,23 @@ Adapters of earlier tasks are kept as one adapter of their summed rank, which is
 """
 
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel, get_peft_model
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
 from sapo.experiments.adapters import (
-    WEIGHTS,
+    CURRENT,
     adapter_tensors,
     concatenate,
     load_adapter,
     lora_config,
+    save_adapter,
     trainable_parameters,
 )
 
 EARLIER = "earlier"
-CURRENT = "current"
 
 
 class LoraInc:
@@ -56,14 +54,3 @@ class LoraInc:
             weights = concatenate(adapter_tensors(model, EARLIER), weights)
             rank += model.peft_config[EARLIER].r  # type: ignore[attr-defined]
         save_adapter(self.config, self.targets, rank, weights, folder)
-
-
-def save_adapter(method: MethodConfig, targets: list[str], rank: int, weights: dict, folder: Path) -> None:
-    """Writes an ordinary PEFT adapter of the given rank; its scale stays the method's alpha / rank."""
-    config: Any = lora_config(method, targets)
-    config.r = rank
-    config.lora_alpha = method.alpha / method.rank * rank
-    config.inference_mode = True
-    folder.mkdir(parents=True)
-    config.save_pretrained(str(folder))
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)

@@ -6,8 +6,7 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from sapo.conf.schema import MethodConfig
-from sapo.experiments.adapters import adapter_tensors, load_adapter, lora_config
-from sapo.experiments.methods.lorainc import CURRENT, save_adapter
+from sapo.experiments.adapters import CURRENT, adapter_tensors, load_adapter, lora_config, save_adapter
 
 
 class Sequential:

@@ -232,6 +232,10 @@ def test_all_faulty_tasks_of_a_sequence_are_named_at_once(root: Path) -> None:
             ", row 2: `sentence` must ",
         ),
         (b'[{"sentence": "a", "label": null}]', ", row 1: `sentence` must "),
+        (
+            b'[{"sentence": "a", "label": "b"}, {"sentence": "c", "label": " "}]',
+            ": no target (`label` is empty) in 1 of 2 rows: 2.",
+        ),
         (b'[{"sentence": 3, "label": "b"}]', ", row 1: `sentence` must "),
         ('[{"sentence": "é", "label": "b"}]'.encode("latin-1"), " is not UTF-8: byte 15."),
     ],

@@ -114,7 +114,7 @@ def test_an_adapter_whose_weights_do_not_arrive_is_an_error(tiny_config, base, t
     save_file(
         {key.replace("layers.1", "layers.7"): v for key, v in weights.items()}, tmp_path / "0" / WEIGHTS
     )
-    with plain(base), pytest.warns(match="adapter weights"), pytest.raises(WorkError, match="did not load"):
+    with plain(base), pytest.warns(match="missing adapter"), pytest.raises(WorkError, match="did not load"):
         load_adapter(base, tmp_path / "0")
 
 

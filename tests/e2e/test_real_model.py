@@ -1,0 +1,69 @@
+"""The embedded real model: equal numbers on the fast path, and training that can be seen."""
+
+import json
+
+import pytest
+import torch
+
+from sapo.cli.app import main
+from sapo.conf.errors import UserError
+from sapo.conf.load import load_one
+from sapo.data.benchmarks import load_task
+from sapo.experiments.forward import answer_and_nll, target_logits, target_nll
+from sapo.experiments.models import load_model, model_folder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = load_one(["model=smollm2_135m"])
+    try:
+        model_folder(config.model)
+    except UserError as error:
+        pytest.skip(str(error))
+    return config
+
+
+@pytest.mark.parametrize("task", ["mini_price", "NI195", "NI363"])
+def test_the_shared_prefix_changes_no_number(config, task, request):
+    if task.startswith("NI"):
+        config.data.root = str(request.getfixturevalue("benchmarks"))
+    config.data.train_examples = 4
+    model = load_model(config)
+    loaded = load_task(task, config)
+    rendered = model.renderer(512).render(loaded, loaded.instruction, loaded.train)
+    with torch.inference_mode():
+        shared, plain = (
+            target_nll(*target_logits(model.base, rendered, share)).sum(-1) for share in (True, False)
+        )
+    assert shared.tolist() == pytest.approx(plain.tolist(), rel=1e-4)
+    fast, slow = (answer_and_nll(model.base, rendered, 6, model.stop_ids(), share) for share in (True, False))
+    assert [answer for answer, _ in fast] == [answer for answer, _ in slow]
+    assert [nll for _, nll in fast] == pytest.approx(plain.tolist(), rel=1e-4)
+    ids = torch.tensor([rendered[0].prompt_ids])
+    whole = model.base.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    answer = [token for token in whole[0, ids.shape[1] :].tolist() if token not in model.stop_ids()]
+    assert fast[0][0] == answer
+
+
+@pytest.mark.usefixtures("config")
+def test_a_trained_task_beats_the_untouched_model(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    small = ["data.train_examples=32", "data.test_examples=12", "scorer.examples=2", "paraphrases.count=2"]
+    arguments = [
+        "model=smollm2_135m",
+        "sequence.tasks=[mini_price]",
+        "policy=sapo",
+        "trainer.epochs=2",
+        *small,
+    ]
+    with pytest.raises(SystemExit) as done:
+        main(["train", "--json", "evaluator.max_new_tokens=6", *arguments])
+    out, err = capfd.readouterr()
+    assert not done.value.code, err
+    (run,) = json.loads(out)["runs"]
+    header, *rows = (tmp_path / run["matrix"]).read_text().splitlines()
+    assert header == "after,mini_price"
+    before, after = (float(row.split(",")[1]) for row in rows)
+    assert after > before + 20
