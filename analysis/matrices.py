@@ -37,7 +37,7 @@ EFFECTS = {
     "forgetting": (forgetting, "Forgetting: change since the task was trained"),
     "generalization": (
         generalization,
-        "Generalization: change since the untouched model, before a task is trained",
+        "Generalization: change since the untouched model",
     ),
 }
 

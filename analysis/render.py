@@ -56,8 +56,8 @@ def terminal(table: Table1) -> RenderableType:
 
 def _block(group: Group, decimals: int) -> Table:
     block = Table(box=box.SIMPLE_HEAD, title=escape(group.title), title_justify="left", padding=(0, 1, 0, 0))
-    block.add_column("policy")
-    for name in (*METRICS, "examples", "seeds"):
+    block.add_column("policy", min_width=15)
+    for name in (*METRICS, "n", "seeds"):
         block.add_column(name, justify="right", no_wrap=True)
     for number, (row, label) in enumerate(_labelled(group)):
         cells = [

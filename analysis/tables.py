@@ -146,7 +146,7 @@ def _notes(
     notes = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
     notes.append(
         f"{MEASURES[measure]}, definition `{definition}`. `policy - {BASE}` rows are differences. "
-        f"In brackets: 95 % intervals, {draws} paired bootstrap draws over test examples"
+        f"In brackets: 95 % intervals, {draws} paired bootstrap draws over the n test examples"
         + (
             " and seeds."
             if len({run.seed for run in runs}) > 1

@@ -100,10 +100,12 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
 
 @group.command("pool")
 def show_pool(overrides: Overrides = None, json: Json = False) -> None:
-    """The prompt pool of a task (task=NAME), with what the validator says of each prompt."""
+    """The prompt pool of a task (task=NAME), with what the validator says; exit 1 if it refuses any."""
     config, task = _config_and_task(overrides)
     document = _pool_document(config, task)
     emit(document, json, lambda console: _render_pool(console, document))
+    if not document["valid"]:
+        raise typer.Exit(1)
 
 
 def _pool_document(config: "Config", task: "Task") -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _pool_document(config: "Config", task: "Task") -> dict[str, Any]:
     from sapo.data.pools import unchecked_pool
 
     pool = unchecked_pool(task, config.paraphrases)
-    problems = check_pool(pool, task) if pool.paraphrases else []
+    problems = check_pool(pool, task) if task.instruction.strip() else []
     of_prompt = {
         prompt.index: [problem.reason for problem in problems if problem.index == prompt.index]
         for prompt in pool.paraphrases

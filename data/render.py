@@ -105,8 +105,8 @@ class Renderer:
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    def _shorten(self, task: Task, prompt: str, example: Example) -> tuple[str, list[int]]:
-        """The prompt with as much of the input's beginning as fits, and its token ids."""
+    def require_fits(self, task: Task, prompt: str) -> int:
+        """Tokens of the prompt without an input; UserError if they are more than `max_input_tokens`."""
         (frame,) = self._tokenize([self.prompt_text(task, prompt, "")])
         if len(frame) > self.max_input_tokens:
             raise UserError(
@@ -114,9 +114,14 @@ class Renderer:
                 f"more than data.max_input_tokens={self.max_input_tokens}. Raise it, "
                 "or shorten the instruction."
             )
+        return len(frame)
+
+    def _shorten(self, task: Task, prompt: str, example: Example) -> tuple[str, list[int]]:
+        """The prompt with as much of the input's beginning as fits, and its token ids."""
+        frame = self.require_fits(task, prompt)
         encoded = self.tokenizer(example.input, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
-        keep = min(self.max_input_tokens - len(frame), len(offsets))
+        keep = min(self.max_input_tokens - frame, len(offsets))
         while True:  # ends: without any input the prompt is the frame, which fits
             text = self.prompt_text(task, prompt, example.input[: offsets[keep - 1][1] if keep else 0])
             (ids,) = self._tokenize([text])

@@ -1,34 +1,57 @@
 """Many runs on one engine: checked before they begin, and each written as soon as it is finished."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
-from sapo.experiments.continual import run_sequence
+from sapo.data.render import Renderer
+from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.models import device_of, model_folder
+from sapo.experiments.models import device_of, load_tokenizer, model_folder
 from sapo.experiments.policies import needs_losses
 from sapo.experiments.runs import write_run
 
 
 def require_ready(configs: Sequence[Config]) -> None:
-    """UserError with everything that the runs need and that is not there: models, devices, benchmark data.
+    """UserError with everything that the runs need and that is not there or does not fit.
 
-    Checked before the first stage, since a run late in a sweep would say so only hours later.
+    Models, devices, benchmark data, prompt pools, prompts within the length limit: checked before the first
+    stage, since a run late in a sweep would say so only hours later.
     """
     failures: dict[str, None] = {}
-    checks: tuple[Callable[[Config], object], ...] = (lambda c: model_folder(c.model), device_of, load_tasks)
+    checked = set()
     for config in configs:
-        for check in checks:
+        parts = (config.model, config.sequence, config.data, config.paraphrases, config.policy, config.engine)
+        if repr(parts) in checked:
+            continue
+        checked.add(repr(parts))
+        for check in (_require_model, device_of, _require_prompts):
             try:
                 check(config)
             except UserError as error:
                 failures[str(error)] = None
     if failures:
         raise UserError("\n".join(failures))
+
+
+def _require_model(config: Config) -> None:
+    model_folder(config.model)
+
+
+def _require_prompts(config: Config) -> None:
+    """UserError if tasks or pools cannot be loaded, or a prompt is too long even without an input."""
+    tasks, unseen = load_tasks(config)
+    pools = [pool_for(task, config) for task in tasks]
+    options = dict(config.model.template_options)
+    renderer = Renderer(load_tokenizer(config.model), options, config.data.max_input_tokens)
+    for task, pool in zip(tasks, pools, strict=True):
+        for prompt in pool.candidates(include_original=True):
+            renderer.require_fits(task, prompt.text)
+    for task in unseen:
+        renderer.require_fits(task, task.instruction)
 
 
 def expected_stages(config: Config) -> int:

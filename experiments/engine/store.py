@@ -74,6 +74,9 @@ class Store:
     def building(self, kind: str, key: str) -> Iterator[Path]:
         """A folder to build a stage in; left without an error, it moves into place with its manifest."""
         self._make(self.root / "building")
+        # The caller holds the stage's lock, so what lies here under its key is a killed process's.
+        for leftover in (self.root / "building").glob(f"{kind}-{key[:12]}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{kind}-{key[:12]}-", dir=self.root / "building"))
         try:
             yield scratch

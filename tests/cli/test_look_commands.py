@@ -116,7 +116,9 @@ def test_show_pool_says_what_is_wrong_with_which(sapo, tmp_path):
     path = tmp_path / "pool.yaml"
     path.write_text(yaml.safe_dump({"prompts": [bank[1]["text"], "", bank[1]["text"]]}))
     arguments = ("show", "pool", "task=mini_city", "paraphrases=file", f"paraphrases.file='{path}'")
-    pool = sapo(*arguments, "--json").document
+    done = sapo(*arguments, "--json")
+    assert done.code == 1
+    pool = json.loads(done.out)
     assert pool["valid"] is False
     assert [bool(prompt["problems"]) for prompt in pool["prompts"]] == [False, False, True, True]
     assert sapo(*arguments).out.count("not valid") == 2 + 1

@@ -43,6 +43,14 @@ def test_a_stage_that_fails_half_way_leaves_nothing(tmp_path):
     assert not list((tmp_path / "building").iterdir())
 
 
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    left = tmp_path / "building" / f"train-{'a' * 12}-x1"
+    left.mkdir(parents=True)
+    (left / "result.json").write_text("{")
+    put(Store(tmp_path), "a" * 64)
+    assert not list((tmp_path / "building").iterdir())
+
+
 def test_a_folder_without_a_manifest_is_no_stage_and_gives_way(tmp_path):
     store = Store(tmp_path)
     half = tmp_path / "stages" / "train" / "a"

@@ -1,1 +1,0 @@
-"""Ways to get paraphrases of an instruction."""
