@@ -143,7 +143,7 @@ class EngineConfig:
     """Where stages run."""
 
     name: str = runtime("local: in this process, on the one device", "local")
-    device: str = runtime("cuda, cpu, mps, or auto", "auto")
+    device: str = runtime("cuda, cpu, mps, or auto; which GPU: CUDA_VISIBLE_DEVICES", "auto")
 
 
 @dataclass

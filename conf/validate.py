@@ -16,6 +16,7 @@ _NAMES = {
     "trainer.schedule": ("cosine", "linear", "constant", "warmup_log_constant"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "engine.name": ("local",),
+    "engine.device": ("auto", "cuda", "cpu", "mps"),
     "parity.definition": ("reference", "paper", "gem"),
     "sequence.benchmark": ("superni", "trace", "mini", "own"),
 }

@@ -92,6 +92,8 @@ def plain(base: PreTrainedModel) -> Iterator[PreTrainedModel]:
         yield base
     finally:
         unwrap(base)
+        if base.is_gradient_checkpointing:
+            base.gradient_checkpointing_disable()
 
 
 def unwrap(base: PreTrainedModel) -> None:

@@ -67,7 +67,7 @@ def _arguments(
     own_schedule = config.schedule == "warmup_log_constant"
     constant = own_schedule or config.schedule == "constant"
     memory: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=config.epochs,
         # One batch of the data loader is a whole global batch; `training_step` splits it by tokens.
@@ -91,6 +91,9 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    # The Trainer would spread each batch over all the GPUs that it sees; a stage has one.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 class TokenMeanTrainer(Trainer):

@@ -43,11 +43,16 @@ def test_the_first_loss_is_the_token_mean_of_the_whole_global_batch(tiny_config,
     assert facts["losses"] == [pytest.approx(total / tokens, rel=1e-5)]
 
 
-@pytest.mark.parametrize("change", ["trainer.micro_batch_tokens=1", "trainer.shared_prefix=false"])
-def test_neither_the_split_nor_the_prefix_changes_the_result(tiny_config, tmp_path, change):
+@pytest.mark.parametrize(
+    "change",
+    ["trainer.micro_batch_tokens=1", "trainer.shared_prefix=false", "trainer.gradient_checkpointing=true"],
+)
+def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tmp_path, change):
     facts, weights = run(tiny_config(*SMALL), tmp_path / "a")
     other_facts, other = run(tiny_config(*SMALL, change), tmp_path / "b")
     assert other_facts["losses"] == pytest.approx(facts["losses"], rel=1e-4)
+    again, _ = run(tiny_config(*SMALL), tmp_path / "c")  # on the same loaded model: nothing stays switched on
+    assert again["losses"] == facts["losses"]
     for key, value in weights.items():
         assert (other[key] - value).norm() <= 1e-3 * value.norm()
 
