@@ -55,7 +55,7 @@ def terminal(table: Table1) -> RenderableType:
 
 
 def _block(group: Group, decimals: int) -> Table:
-    block = Table(box=box.SIMPLE_HEAD, title=escape(group.title), title_justify="left", padding=(0, 1, 0, 0))
+    block = Table(box=box.SIMPLE_HEAD, title=escape(group.title), title_justify="left", padding=0)
     block.add_column("policy", min_width=15)
     for name in (*METRICS, "n", "seeds"):
         block.add_column(name, justify="right", no_wrap=True)
