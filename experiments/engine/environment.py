@@ -37,12 +37,18 @@ def _version(package: str) -> str:
 @lru_cache(maxsize=1)
 def _commit() -> dict[str, Any]:
     """The git commit of the code and whether files differ from it; nothing for an installed wheel."""
-    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)  # noqa: S603
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)  # noqa: S603
-    except OSError:
+        # A wheel that lies inside some other repository is not that repository's commit.
+        if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+            return {}
+        commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    except OSError:  # no git here
         return {}
-    if commit.returncode:
-        return {}
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    return {} if commit is None else {"commit": commit, "dirty": bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in this file's folder; None if it refuses."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 (fixed command)
+    return None if done.returncode else done.stdout.strip()
