@@ -11,9 +11,8 @@ from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.render import Renderer
 from sapo.data.tasks import Example, Task
-from sapo.experiments.models import load_tokenizer
+from sapo.experiments.models import load_renderer
 
 SPLITS = ("train", "test")
 
@@ -51,16 +50,15 @@ def _chosen_row(own: dict[str, str], task: Task) -> tuple[str, int, Example]:
 
 
 def _tokens(config: Config, task: Task, prompt: Prompt, example: Example) -> dict[str, Any]:
-    tokenizer = load_tokenizer(config.model)
-    renderer = Renderer(tokenizer, dict(config.model.template_options), config.data.max_input_tokens)
+    renderer = load_renderer(config)
     (rendered,) = renderer.render(task, prompt.text, [example])
     whole = renderer.full_text(task, prompt.text, example)
     return {
-        "text": tokenizer.decode(rendered.input_ids) if rendered.is_shortened else whole,
+        "text": renderer.tokenizer.decode(rendered.input_ids) if rendered.is_shortened else whole,
         "input_ids": rendered.input_ids,
         "target_start": rendered.target_start,
         "target_ids": rendered.target_ids,
-        "tokens": [tokenizer.decode([token]) for token in rendered.input_ids],
+        "tokens": [renderer.tokenizer.decode([token]) for token in rendered.input_ids],
         "shortened": rendered.is_shortened,
     }
 

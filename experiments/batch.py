@@ -7,10 +7,9 @@ from pathlib import Path
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
-from sapo.data.render import Renderer
 from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.models import device_of, load_tokenizer, model_folder
+from sapo.experiments.models import device_of, load_renderer, model_folder
 from sapo.experiments.policies import needs_losses
 from sapo.experiments.runs import write_run
 
@@ -45,8 +44,7 @@ def _require_prompts(config: Config) -> None:
     """UserError if tasks or pools cannot be loaded, or a prompt is too long even without an input."""
     tasks, unseen = load_tasks(config)
     pools = [pool_for(task, config) for task in tasks]
-    options = dict(config.model.template_options)
-    renderer = Renderer(load_tokenizer(config.model), options, config.data.max_input_tokens)
+    renderer = load_renderer(config)
     for task, pool in zip(tasks, pools, strict=True):
         for prompt in pool.candidates(include_original=True):
             renderer.require_fits(task, prompt.text)

@@ -148,21 +148,6 @@ def _step(
 
 
 @torch.inference_mode()
-def generate(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    share_prefix: bool = True,
-) -> list[list[int]]:
-    """Greedy continuations of the prompts, the stop token not included.
-
-    Equal to `model.generate(do_sample=False)` token by token.
-    """
-    return _decode(model, _prefill(model, prompts, share_prefix), max_new_tokens, stop_ids, share_prefix)
-
-
-@torch.inference_mode()
 def answer_and_nll(
     model: PreTrainedModel,
     batch: Sequence[Rendered],

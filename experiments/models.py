@@ -252,6 +252,12 @@ def _template(model: ModelConfig) -> str:
     return path.read_text(encoding="utf-8").rstrip("\n")
 
 
+def load_renderer(config: Config) -> Renderer:
+    """How the config's model sees examples; loads its tokenizer only."""
+    options = dict(config.model.template_options)
+    return Renderer(load_tokenizer(config.model), options, config.data.max_input_tokens)
+
+
 _loaded: dict[str, LanguageModel] = {}
 
 

@@ -12,7 +12,6 @@ from sapo.data.render import Rendered
 from sapo.experiments.forward import (
     answer_and_nll,
     can_share_prefix,
-    generate,
     in_batches,
     prefix_length,
     target_entropy,
@@ -79,10 +78,10 @@ def test_answers_equal_plain_generate_and_nll_the_plain_computation(model, case,
 
 def test_generation_stops_rows_one_by_one(model):
     """Stop tokens taken from what the model says, so that rows leave at different steps."""
-    prompts = [[*HEAD, 40 + i] for i in range(6)]
-    free = generate(model, prompts, 10, [])
+    batch = [Rendered([*HEAD, 40 + i, 50], len(HEAD) + 1) for i in range(6)]
+    free = [answer for answer, _ in answer_and_nll(model, batch, 10, [])]
     stops = [free[0][2], free[1][5]]
-    stopped = generate(model, prompts, 10, stops)
+    stopped = [answer for answer, _ in answer_and_nll(model, batch, 10, stops)]
     for whole, cut in zip(free, stopped, strict=True):
         ends = [place for place, token in enumerate(whole) if token in stops]
         assert cut == whole[: ends[0] if ends else None]
