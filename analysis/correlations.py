@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sapo.analysis.results import RunResult, require_comparable, score_matrix
+from sapo.analysis.results import RunResult, column_rows, require_comparable, score_matrix
 from sapo.conf.errors import UserError
 
 COEFFICIENTS = ("pearson", "spearman")
@@ -90,7 +90,7 @@ def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
 
 def _prompt_index(run: RunResult) -> int:
     current = run.tasks[-1]
-    frame = run.predictions
+    frame = column_rows(run, "trained")
     index = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == current), "prompt_index"]
     return int(index.iloc[0]) if len(index) else -1
 

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from sapo.analysis.correlations import PromptEffects
 
 CELL_WIDTH, CELL_HEIGHT = 0.85, 0.5  # inches
-UNITS = {"rougeL": "ROUGE-L points", "exact_match": "percentage points", "nll": "nats per target token"}
+UNITS = {
+    "rougeL": "ROUGE-L points",
+    "exact_match": "percentage points",
+    "label_match": "percentage points",
+    "nll": "nats per target token",
+}
 NO_VALUE = "#e6e6e6"
 
 

@@ -9,7 +9,16 @@ import pandas as pd
 from sapo.analysis.figures import effect_heatmap, save
 from sapo.analysis.files import write_text
 from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
-from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, load_run, n_examples, score_matrix
+from sapo.analysis.results import (
+    LABELS,
+    LOWER_IS_BETTER,
+    MEASURES,
+    RunResult,
+    load_run,
+    n_examples,
+    score_matrix,
+    why_no_labels,
+)
 
 PAPER_MEASURE = "rougeL"
 
@@ -45,7 +54,8 @@ EFFECTS = {
 def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]:
     """Writes matrices, effects, metrics and the heat maps of `measure` into the run's folder.
 
-    Returns `{"files": [path, …], "metrics": {measure: {definition: {metric: value or None}}}}`.
+    Returns `{"files": [path, …], "metrics": {measure: {definition: {metric: value or None}}},
+    "metrics_common": the same with learned tasks tested under their original instruction, or None}`.
     """
     run = load_run(run_dir)
     files = [path for name in MEASURES for path in _write_matrices(run, name)]
@@ -53,14 +63,27 @@ def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]
     content = _metrics_file(run)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     files.append(write_text(run.path / "metrics.json", text + "\n"))
-    return {"files": files, "metrics": content["metrics"]}
+    return {"files": files, **{name: content[name] for name in ("metrics", "metrics_common")}}
+
+
+def metrics_of(run: RunResult, column: str = "trained") -> dict[str, Any] | None:
+    """`{measure: {definition: {metric: value or None}}}` of a column; None if the run does not have it."""
+    if column == "common" and not run.has_common:
+        return None
+    return {measure: continual_metrics(score_matrix(run, measure, column)) for measure in MEASURES}
 
 
 def _write_matrices(run: RunResult, measure: str) -> list[Path]:
+    """The matrices of a measure; none of one that no task has."""
     scores = score_matrix(run, measure)
+    if scores.isna().all(axis=None):
+        return []
     files = [write_matrix(scores, run.path / f"matrix_{measure}.csv")]
     for effect, (compute, _) in EFFECTS.items():
         files.append(write_matrix(compute(scores), run.path / f"{effect}_{measure}.csv"))
+    if run.has_common:
+        common = score_matrix(run, measure, "common")
+        files.append(write_matrix(common, run.path / f"matrix_{measure}_common.csv"))
     return files
 
 
@@ -74,12 +97,14 @@ def _draw(run: RunResult, effect: str, measure: str) -> list[Path]:
 
 
 def _metrics_file(run: RunResult) -> dict[str, Any]:
-    matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
+    reason = why_no_labels(run)
     return {
         "run": run.id,
         "demonstration": run.demonstration,
         "n_examples": n_examples(run),
         "better": {measure: "lower" if measure in LOWER_IS_BETTER else "higher" for measure in MEASURES},
-        "metrics": {measure: continual_metrics(matrix) for measure, matrix in matrices.items()},
-        "unseen_gain": {measure: unseen_gain(matrix) for measure, matrix in matrices.items()},
+        "metrics": metrics_of(run),
+        "metrics_common": metrics_of(run, "common"),
+        "not_defined": {LABELS: reason} if reason else {},
+        "unseen_gain": {measure: unseen_gain(score_matrix(run, measure)) for measure in MEASURES},
     }

@@ -154,14 +154,14 @@ def write_matrix(frame: "DataFrame", path: Path) -> Path:
 def read_matrix(path: Path) -> "DataFrame":
     """The scores in a MATRIX.csv: index `after` 0..N, a column a task, NaN where a cell is empty.
 
-    A file that starts at `after` 1 gets an empty row 0. Scores are 0-100; a file whose name ends in `nll.csv`
-    holds nats, which have no upper limit. Raises UserError with file, line and column.
+    A file that starts at `after` 1 gets an empty row 0. Scores are 0-100; a file named for `nll`
+    (`matrix_nll.csv`) holds nats, which have no upper limit. Raises UserError with file, line and column.
     """
     from pandas import DataFrame, RangeIndex
 
     header, *lines = _rows(path)
     tasks = _task_names(path, header[1])
-    highest = math.inf if path.stem.endswith("nll") else 100.0
+    highest = math.inf if "nll" in path.stem.split("_") else 100.0
     states = [_state(path, number, fields, tasks) for number, fields in lines]
     _check_states(path, [number for number, _ in lines], states, len(tasks))
     scores = [

@@ -16,7 +16,8 @@ from sapo.analysis.tables import Group, Row, Table1
 from sapo.data.tasks import short_name
 
 NONE = "-"
-COLUMNS = ("Model", "Sequence", "Method", "Policy", *METRICS, "Examples", "Seeds")
+NAMES = ("Model", "Sequence", "Method", "Policy", "Score")
+COLUMNS = (*NAMES, *METRICS, "Examples", "Seeds")
 PAPER_LABEL = "paper: "
 
 
@@ -48,23 +49,29 @@ def _reasons(scores: pd.DataFrame) -> Iterator[str]:
 
 
 def terminal(table: Table1) -> RenderableType:
-    """Table 1 for 80 columns or more: a block a group, intervals under their values."""
+    """Table 1 for 80 columns or more: a block a group, intervals under the values of the score asked for."""
     return Lines(
         *(_block(group, table.decimals) for group in table.groups), *(escape(note) for note in table.notes)
     )
 
 
 def _block(group: Group, decimals: int) -> Table:
-    block = Table(box=box.SIMPLE_HEAD, title=escape(group.title), title_justify="left", padding=0)
+    title = f"{group.title}: {group.rows[0].score}"
+    block = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", padding=0)
     block.add_column("policy", min_width=15)
     for name in (*METRICS, "n", "seeds"):
         block.add_column(name, justify="right", no_wrap=True)
-    for number, (row, label) in enumerate(_labelled(group)):
-        cells = [
-            _cell(row.cells[metric], row.difference, decimals).replace(" [", "\n[") for metric in METRICS
-        ]
-        last_of_ours = number == len(group.rows) - 1 and bool(group.paper)
-        block.add_row(escape(label), *map(escape, cells), *_counts(row), end_section=last_of_ours)
+    before = group.rows[0]
+    for row, label in _labelled(group):
+        if (row.score, row.source) != (before.score, before.source):
+            block.add_section()
+        if row.score != before.score:
+            block.add_row(escape(f"{row.score}:".replace(", ", ",\n")))
+        cells = [_cell(row.cells[metric], row.difference, decimals) for metric in METRICS]
+        # The scores beside the one asked for take one line each; files hold their intervals.
+        lines = [cell.replace(" [", "\n[") if row in group.rows else cell.split(" [")[0] for cell in cells]
+        block.add_row(escape(label), *map(escape, lines), *_counts(row))
+        before = row
     if group.paper and not group.same_setting:
         row = group.paper[0]
         block.caption = f"* {row.model} · {row.sequence} · {row.method}"
@@ -74,7 +81,7 @@ def _block(group: Group, decimals: int) -> Table:
 
 def markdown(table: Table1) -> str:
     """Table 1 as one Markdown table with its notes."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * 4}{'---:|' * (len(COLUMNS) - 4)}"]
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(NAMES)}{'---:|' * (len(COLUMNS) - len(NAMES))}"]
     for group in table.groups:
         for row, label in _labelled(group):
             fields = [
@@ -82,6 +89,7 @@ def markdown(table: Table1) -> str:
                 row.sequence,
                 _method(group, row),
                 label,
+                row.score,
                 *_cells(row, table.decimals),
                 *_counts(row),
             ]
@@ -94,18 +102,22 @@ def latex(table: Table1) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        r"\begin{tabular}{llll" + "r" * (len(COLUMNS) - 4) + "}",
+        r"\begin{tabular}{" + "l" * len(NAMES) + "r" * (len(COLUMNS) - len(NAMES)) + "}",
         r"\toprule",
     ]
     lines += [f"{' & '.join(COLUMNS)} {chr(92) * 2}"]
     for group in table.groups:
         lines.append(r"\midrule")
+        score = group.rows[0].score
         for row, label in _labelled(group):
+            lines += [r"\addlinespace"] if row.score != score else []
+            score = row.score
             fields = [
                 row.model,
                 row.sequence,
                 _method(group, row),
                 label,
+                row.score,
                 *_cells(row, table.decimals),
                 *_counts(row),
             ]
@@ -132,12 +144,13 @@ def csv(table: Table1) -> str:
             **_numbers(row.cells[metric]),
             "n_examples": row.n_examples,
             "n_seeds": row.n_seeds,
-            "measure": table.measure,
+            "measure": row.measure,
+            "tested_with": row.column,
             "definition": table.definition,
             "demonstration": demonstration and row.source == "ours",
         }
         for group in table.groups
-        for row in (*group.rows, *group.paper)
+        for row in group.all_rows
         for metric in METRICS
     ]
     frame = pd.DataFrame(records).astype({"n_examples": "Int64", "n_seeds": "Int64"})
@@ -189,10 +202,10 @@ def _prompt_numbers(row: pd.Series) -> list[str]:
 
 
 def _labelled(group: Group) -> Iterator[tuple[Row, str]]:
-    """Our rows, then the paper's, with what stands in the column `policy`."""
-    yield from ((row, row.label) for row in group.rows)
+    """All rows, with what stands in the column `policy`."""
     mark = "" if group.same_setting else " *"
-    yield from ((row, f"{PAPER_LABEL}{row.label}{mark}") for row in group.paper)
+    for row in group.all_rows:
+        yield row, row.label if row.source == "ours" else f"{PAPER_LABEL}{row.label}{mark}"
 
 
 def _method(group: Group, row: Row) -> str:

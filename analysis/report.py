@@ -23,7 +23,7 @@ class Report:
     """What was read out of some runs, and the files that hold it."""
 
     runs: list[RunResult]
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]  # a run: `metrics` and `metrics_common`, as summarize_run returns them
     prompts: pd.DataFrame
     table: Table1 | None = None
     correlations: list[PromptEffects] = field(default_factory=list)
@@ -44,7 +44,7 @@ def analyze(folders: Sequence[Path], output: Path, measure: str, definition: str
     _compare(report, measure, definition)
     for run in runs:
         summary = summarize_run(run.path, measure)
-        report.metrics.append(summary["metrics"])
+        report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})
         report.files += summary["files"]
     _write(report, output, measure)
     return report
@@ -103,8 +103,10 @@ def page(report: Report, measure: str, figures: Sequence[Path]) -> str:
     if report.table:
         parts += ["## Table 1", "", render.markdown(report.table)]
     else:
-        lines = json.dumps([values[measure] for values in report.metrics], indent=2)
-        parts += [f"## AP, BWT, FWT ({measure})", "", "```json", lines, "```", ""]
+        names = ["rougeL", "exact_match"] if measure == "rougeL" else [measure]
+        for name in names:
+            lines = json.dumps([values["metrics"][name] for values in report.metrics], indent=2)
+            parts += [f"## AP, BWT, FWT ({name})", "", "```json", lines, "```", ""]
     parts += ["## Prompts", "", render.prompts_markdown(report.prompts)]
     pictures = [path for path in figures if path.suffix == ".png"]
     if pictures:
@@ -117,7 +119,7 @@ def as_json(report: Report) -> dict[str, Any]:
     """The report as plain JSON values: no NaN, None for what is undefined."""
     return {
         "runs": [
-            {"id": run.id, "dir": str(run.path), "metrics": metrics}
+            {"id": run.id, "dir": str(run.path), **metrics}
             for run, metrics in zip(report.runs, report.metrics, strict=True)
         ],
         "table1": _table_json(report.table) if report.table else None,
@@ -142,10 +144,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _table_json(table: Table1) -> dict[str, Any]:
-    rows = [row for group in table.groups for row in (*group.rows, *group.paper)]
     return {
         "measure": table.measure,
         "definition": table.definition,
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for group in table.groups for row in (*group.rows, *group.paper)],
+        "more_rows": [asdict(row) for group in table.groups for row in group.more],
         "notes": table.notes,
     }

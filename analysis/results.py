@@ -12,14 +12,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, unknown
+from sapo.data.prompts import ORIGINAL
+from sapo.data.tasks import short_name
 
 MEASURES = {
     "rougeL": "ROUGE-L (0-100)",
     "exact_match": "exact match (%)",
+    "label_match": "label match (%)",
     "nll": "NLL (nats per target token)",
 }
+LABELS = "label_match"  # the measure that only classification tasks have
 LOWER_IS_BETTER = frozenset({"nll"})
-COLUMNS = ("after", "task", "prompt_index", "example", "prediction", "target", *MEASURES, "target_tokens")
+EVERYWHERE = tuple(measure for measure in MEASURES if measure != LABELS)
+NEEDED = ("after", "task", "prompt_index", "example", "prediction", "target", *EVERYWHERE, "target_tokens")
+# The prompt that learned tasks are tested with.
+COLUMNS = {"trained": "the prompt it was trained with", "common": "its original instruction"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,7 @@ class RunResult:
     prompts: dict[str, str]
     choices: list[dict[str, Any]]
     comparable: dict[str, Any]
+    has_common: bool
     predictions: pd.DataFrame = field(repr=False)
 
     @property
@@ -53,12 +61,17 @@ def load_run(path: Path) -> RunResult:
     """The run in folder `path`; UserError names what is missing or damaged, and the mend."""
     record = _record(path)
     predictions = _predictions(path, record)
-    names = [part.name for part in fields(RunResult) if part.name not in ("path", "predictions")]
-    values = {name: record[name] for name in names} | {
+    of_record = {part.name for part in fields(RunResult)} - {"path", "predictions", "has_common"}
+    values = {name: record[name] for name in of_record} | {
         "tasks": tuple(record["tasks"]),
         "unseen": tuple(record["unseen"]),
+        # `inscl (lexical)`: variants of a method are told apart wherever it is shown or grouped by.
+        "method": str(record.get("label", record["method"])),
     }
-    return RunResult(path=path, predictions=predictions, **values)
+    # A run that was asked for the common column has rows of it wherever the prompts differ.
+    asked = "common_prompt" in record.get("identity", {}) and record["identity"]["common_prompt"]
+    has_common = bool(asked) or bool((predictions["prompt_index"] == ORIGINAL).all())
+    return RunResult(path=path, has_common=has_common, predictions=predictions, **values)
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -90,15 +103,20 @@ def _predictions(path: Path, record: dict[str, Any]) -> pd.DataFrame:
         frame = pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is damaged: {error}. {again}") from error
+    if "column" not in frame:
+        frame["column"] = "trained"
+    if LABELS not in frame:
+        frame[LABELS] = np.nan
     problem = _problem(frame, [*record["tasks"], *record["unseen"]], len(record["tasks"]))
     if problem:
         raise UserError(f"{file} is damaged: {problem}. {again}")
-    return frame.sort_values(["after", "task", "example"], ignore_index=True)
+    frame[LABELS] = frame[LABELS].astype(float)
+    return frame.sort_values(["after", "task", "column", "example"], ignore_index=True)
 
 
 def _problem(frame: pd.DataFrame, tasks: list[str], n: int) -> str | None:
     """What is wrong with a table of predictions, or None."""
-    missing = [column for column in COLUMNS if column not in frame]
+    missing = [column for column in NEEDED if column not in frame]
     if missing:
         return f"without column {', '.join(missing)}"
     strangers = sorted(set(frame["task"]) - set(tasks))
@@ -106,20 +124,23 @@ def _problem(frame: pd.DataFrame, tasks: list[str], n: int) -> str | None:
         return f"task {strangers[0]} is not in run.json"
     if not frame["after"].isin(range(n + 1)).all():
         return f"a state `after` outside 0..{n}"
-    if frame.duplicated(["after", "task", "example"]).any():
+    if not frame["column"].isin(COLUMNS).all():
+        return f"`column` is none of {', '.join(COLUMNS)}"
+    if frame.duplicated(["after", "task", "column", "example"]).any():
         return "an example is scored twice for one state and task"
-    for measure in MEASURES:
+    for measure in EVERYWHERE:
         values = pd.to_numeric(frame[measure], errors="coerce").to_numpy(dtype=float)
         if not np.isfinite(values).all():
             return f"{measure} is not a finite number in row {int(np.argmin(np.isfinite(values)))}"
-    states = frame.groupby("task")["after"].nunique()
-    uneven = frame.groupby(["task", "example"])["after"].nunique().reset_index()
-    uneven = uneven[uneven["after"] != uneven["task"].map(states)]
-    return (
-        f"task {uneven['task'].iloc[0]} has other test rows in one state than in another"
-        if len(uneven)
-        else None
-    )
+    # No example comes twice: equal numbers are equal rows.
+    whole = frame.groupby("task")["example"].nunique()
+    found = frame.groupby(["after", "task", "column"])["example"].nunique().reset_index()
+    uneven = found[found["example"] != found["task"].map(whole)]
+    if len(uneven):
+        return f"task {uneven['task'].iloc[0]} has other test rows in one state than in another"
+    labelled = frame.groupby("task")[LABELS].agg(lambda values: values.notna().mean())
+    partly = labelled[(labelled > 0) & (labelled < 1)]
+    return f"{LABELS} is missing in some rows of task {partly.index[0]}" if len(partly) else None
 
 
 def _again(path: Path, record: dict[str, Any]) -> str:
@@ -169,21 +190,64 @@ def _runs_named(name: str, store: Path) -> list[Path]:
     raise unknown("run", name, [file.parent.name for file in store.glob("[!.]*/run.json")])
 
 
-def score_matrix(run: RunResult, measure: str) -> pd.DataFrame:
-    """Mean score per state (index `after` 0..N) and task (trained, then unseen); NaN = not evaluated."""
+def column_rows(run: RunResult, column: str) -> pd.DataFrame:
+    """The predictions of a column of COLUMNS: a row per state, task and example.
+
+    Tasks that were tested with their original instruction anyway count for both columns. Raises UserError if
+    the run has no such column.
+    """
+    if column not in COLUMNS:
+        raise unknown("column", column, COLUMNS)
+    frame = run.predictions
+    trained = frame[frame["column"] == "trained"]
+    if column == "trained":
+        return trained
+    if not run.has_common:
+        raise UserError(
+            f"Run {run.id} tested learned tasks with their training prompts only. For their original "
+            "instructions too, run it again with evaluator.common_prompt=true."
+        )
+    common = frame[frame["column"] == "common"]
+    cells = ["after", "task"]
+    tested_apart = pd.MultiIndex.from_frame(trained[cells]).isin(pd.MultiIndex.from_frame(common[cells]))
+    return pd.concat([trained[~tested_apart], common]).sort_values([*cells, "example"], ignore_index=True)
+
+
+def tests_apart(run: RunResult) -> bool:
+    """Whether the columns of the run differ: a learned task was tested with two prompts."""
+    return bool((run.predictions["column"] == "common").any())
+
+
+def score_matrix(run: RunResult, measure: str, column: str = "trained") -> pd.DataFrame:
+    """Mean score per state (index `after` 0..N) and task (trained, then unseen); NaN = not evaluated.
+
+    Learned tasks are tested with their training prompt or, in the column `common`, with their original
+    instruction. `label_match` is also NaN for tasks without labels.
+    """
     check_measure(measure)
-    means = run.predictions.pivot_table(index="after", columns="task", values=measure, aggfunc="mean")
+    means = column_rows(run, column).groupby(["after", "task"])[measure].mean().unstack("task")
     states = pd.RangeIndex(len(run.tasks) + 1, name="after")
     matrix = means.reindex(index=states, columns=[*run.tasks, *run.unseen])
     matrix.columns.name = None
     return matrix
 
 
-def example_scores(run: RunResult, measure: str) -> dict[tuple[int, str], NDArray[np.float64]]:
+def example_scores(
+    run: RunResult, measure: str, column: str = "trained"
+) -> dict[tuple[int, str], NDArray[np.float64]]:
     """Scores of every test example, ordered by example, for each (state, task) that was evaluated."""
     check_measure(measure)
-    groups = run.predictions.groupby(["after", "task"])[measure]
+    groups = column_rows(run, column).dropna(subset=[measure]).groupby(["after", "task"])[measure]
     return {(int(after), str(task)): values.to_numpy(dtype=float) for (after, task), values in groups}
+
+
+def why_no_labels(run: RunResult) -> str | None:
+    """Why AP, BWT and FWT of `label_match` are not defined for the run, or None if they are."""
+    has_labels = run.predictions.groupby("task")[LABELS].agg(lambda values: values.notna().all())
+    if not has_labels.any():
+        return "no task has labels, or the run is older than this measure"
+    free = [short_name(task) for task in run.tasks if not has_labels.get(task, False)]
+    return f"no label set: {', '.join(free)}" if free else None
 
 
 def n_examples(run: RunResult) -> dict[str, int]:

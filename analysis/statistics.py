@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +33,16 @@ def metric_intervals(
     against: Sequence[RunResult] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    column: str = "trained",
 ) -> dict[str, Interval | None]:
     """AP, BWT and FWT averaged over `runs` (one per seed), or their difference `runs` minus `against`.
 
-    A difference pairs the runs of equal seed and uses the seeds that both sides have. A metric that is
-    undefined for one of the runs is None. Raises UserError if the runs are not comparable.
+    A difference pairs the runs of equal seed and uses the seeds that both sides have. Learned tasks are
+    tested as `column` says. A metric that is undefined for one of the runs is None. Raises UserError if the
+    runs are not comparable.
     """
     pairs = _pairs(runs, against)
-    scores = {run: example_scores(run, measure) for pair in pairs for run in pair}
+    scores = {run: example_scores(run, measure, column) for pair in pairs for run in pair}
     tasks = pairs[0][0].tasks
     result: dict[str, Interval | None] = {}
     for metric in METRICS:
@@ -117,23 +120,34 @@ def _stack(rows: list[list[Array]], task: str) -> Array:
 
 
 def _interval(parts: list[Array], draws: int, seed: int) -> Interval:
-    values = bootstrap(parts, draws, np.random.default_rng(seed))
+    values = bootstrap(parts, draws, seed)
     low, high = np.percentile(values, [2.5, 97.5])
     estimate = sum(part.mean() for part in parts)
     examples = sum(part.shape[1] for part in parts)
     return Interval(rounded(estimate), rounded(low), rounded(high), examples, parts[0].shape[0])
 
 
-def bootstrap(parts: Sequence[Array], draws: int, rng: np.random.Generator) -> Array:
+def bootstrap(parts: Sequence[Array], draws: int, seed: int) -> Array:
     """`draws` resampled sums over tasks of mean contributions (`parts`: seeds x examples for each task).
 
     Examples are resampled within their task, the same rows for all seeds, since all seeds are tested on the
     same rows; seeds are resampled as the outer level. Two or three seeds say little about seeds: the interval
     then mostly reflects the test examples.
     """
-    per_seed = sum(resample_counts(part.shape[1], draws, rng) @ part.T / part.shape[1] for part in parts)
     n_seeds = parts[0].shape[0]
-    return (per_seed * resample_counts(n_seeds, draws, rng)).sum(axis=1) / n_seeds
+    *of_examples, of_seeds = _counts(tuple(part.shape[1] for part in parts), n_seeds, draws, seed)
+    per_seed = sum(counts @ part.T / part.shape[1] for counts, part in zip(of_examples, parts, strict=True))
+    return (per_seed * of_seeds).sum(axis=1) / n_seeds
+
+
+@lru_cache(maxsize=4)
+def _counts(sizes: tuple[int, ...], n_seeds: int, draws: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
+    """How often each example of each task, and last each seed, comes in every draw.
+
+    Kept, since a table needs the same draws for many scores and policies.
+    """
+    rng = np.random.default_rng(seed)
+    return tuple(resample_counts(n, draws, rng).astype(np.uint16) for n in (*sizes, n_seeds))
 
 
 def resample_counts(n: int, draws: int, rng: np.random.Generator) -> Array:

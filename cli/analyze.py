@@ -17,7 +17,7 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="Folder of what runs say together [default: results/analysis]"),
     ] = None,
-    measure: Annotated[str, typer.Option(help="rougeL, exact_match or nll")] = "rougeL",
+    measure: Annotated[str, typer.Option(help="rougeL, exact_match, label_match or nll")] = "rougeL",
     definition: Annotated[
         str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
     ] = "reference",
@@ -43,7 +43,7 @@ def _print(report: "Report", measure: str) -> None:
     from rich.console import Console
 
     from sapo.analysis import render
-    from sapo.analysis.results import score_matrix
+    from sapo.analysis.results import MEASURES, score_matrix
 
     console = Console()
     if report.table:
@@ -51,7 +51,9 @@ def _print(report: "Report", measure: str) -> None:
     else:
         for run in report.runs:
             console.print(f"{run.id}: {run.facts}", markup=False)
-            console.print(render.metrics_terminal(score_matrix(run, measure)))
+            for name in ("rougeL", "exact_match") if measure == "rougeL" else (measure,):
+                console.print(f"By {MEASURES[name]}:")
+                console.print(render.metrics_terminal(score_matrix(run, name)))
     console.print(render.prompts_terminal(report.prompts))
     for note in report.notes:
         console.print(note, markup=False)

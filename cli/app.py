@@ -8,7 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from sapo.cli import analyze, doctor, eval, fetch, ls, metrics, plan, reproduce, show, store, train  # noqa: A004
+from sapo.cli import (
+    analyze,
+    bench,
+    doctor,
+    eval,  # noqa: A004
+    export,
+    fetch,
+    ls,
+    metrics,
+    paraphrase,
+    plan,
+    reproduce,
+    select,
+    show,
+    store,
+    train,
+)
 from sapo.conf.errors import UserError
 
 DEBUG = "--debug"
@@ -22,14 +38,18 @@ app = typer.Typer(
 )
 app.command("train")(train.command)
 app.command("eval")(eval.command)
+app.command("export")(export.command)
 app.command("analyze")(analyze.command)
 app.command("reproduce")(reproduce.command)
 app.command("plan")(plan.command)
+app.command("select")(select.command)
+app.command("paraphrase")(paraphrase.command)
 app.command("metrics")(metrics.command)
 app.command("ls")(ls.command)
 app.add_typer(show.group, name="show")
 app.add_typer(fetch.group, name="fetch")
 app.command("doctor")(doctor.command)
+app.add_typer(bench.group, name="bench")
 app.add_typer(store.group, name="store")
 
 

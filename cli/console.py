@@ -46,6 +46,14 @@ def emit(document: Any, as_json: bool, render: Callable[["Console"], None]) -> N
     render(Console(highlight=False))
 
 
+def take(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The values of a command's own KEY=VALUE arguments, and the overrides."""
+    # Hydra would not know the former.
+    pairs = [argument.partition("=") for argument in arguments]
+    own = {key: value for key, equals, value in pairs if equals and key in names}
+    return own, [argument for argument, pair in zip(arguments, pairs, strict=True) if pair[0] not in names]
+
+
 def notice(text: str) -> None:
     """A line on stderr."""
     typer.echo(text, err=True)

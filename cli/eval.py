@@ -31,6 +31,7 @@ def command(
     from sapo.experiments import reevaluation
     from sapo.experiments.engine.local import LocalEngine
     from sapo.experiments.engine.store import Store
+    from sapo.experiments.evaluation import mean_label_match
 
     folder = find_run(run)
     opened = reevaluation.open_run(folder)
@@ -46,6 +47,7 @@ def command(
             "task": wish.task.name,
             "prompt": {"index": wish.prompt.index, "text": wish.prompt.text},
             **{name: result.result[name] for name in ("rougeL", "exact_match", "nll", "examples")},
+            "label_match": mean_label_match(result.examples(), wish.task.labels),
         }
         for wish, result in zip(wishes, stored, strict=True)
     ]
@@ -59,13 +61,16 @@ def command(
 def _render(console: "Console", rows: list[dict[str, Any]]) -> None:
     from sapo.cli.views import simple_table
 
-    table = simple_table(None, "task", "after", "prompt", "ROUGE-L", "exact match", "NLL", "examples")
+    names = ("after", "prompt", "ROUGE-L", "exact", "label", "NLL", "n")
+    table = simple_table(None, "task", *names)
     for row in rows:
         index = row["prompt"]["index"]
-        scores = (f"{row['rougeL']:.2f}", f"{row['exact_match']:.2f}", f"{row['nll']:.4f}")
+        label = "-" if row["label_match"] is None else f"{row['label_match']:.2f}"
+        scores = (f"{row['rougeL']:.2f}", f"{row['exact_match']:.2f}", label, f"{row['nll']:.4f}")
         prompt = "original" if index == -1 else str(index)
         table.add_row(row["task"], str(row["after"]), prompt, *scores, str(row["examples"]))
     console.print(table)
     console.print(
-        "after: tasks trained so far (0: untouched model). NLL: nats per target token, lower is better."
+        "after: tasks trained so far (0: untouched model). exact, label: exact and label match in % (-: the "
+        "task has no labels). NLL: nats per target token, lower is better. n: test examples."
     )

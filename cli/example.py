@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from sapo.cli.console import take
 from sapo.conf.errors import UserError, unknown
 from sapo.conf.load import load_one
 from sapo.conf.schema import Config
@@ -19,7 +20,7 @@ SPLITS = ("train", "test")
 
 def rendered_example(arguments: list[str]) -> dict[str, Any]:
     """The example as JSON values; `input_ids[target_start:]` are the `target_ids`."""
-    own, overrides = _take(arguments, ("index", "prompt", "split"))
+    own, overrides = take(arguments, ("index", "prompt", "split"))
     config = load_one(overrides)
     if not config.task:
         raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
@@ -91,13 +92,6 @@ def _joined(tokens: list[str], style: str) -> Text:
             text.append("|", style="red")
         text.append(token.replace("\n", "⏎\n"), style=style)
     return text
-
-
-def _take(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """What belongs to this command, and the overrides: Hydra would not know the former."""
-    pairs = [argument.partition("=") for argument in arguments]
-    own = {key: value for key, equals, value in pairs if equals and key in names}
-    return own, [argument for argument, pair in zip(arguments, pairs, strict=True) if pair[0] not in names]
 
 
 def _number(name: str, value: str) -> int:

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sapo.experiments.engine.stages import Score, Stage
+from sapo.experiments.engine.stages import Score, Stage, Train
 
 WORDS = {"score": "scoring", "train": "training", "evaluate": "evaluating"}
 
@@ -63,6 +63,13 @@ class StageProgress:
 def describe(stage: Stage) -> str:
     """`training mini_city, prompt 3`."""
     if isinstance(stage, Score):
-        return f"{WORDS[stage.kind]} {len(stage.prompts)} prompts of {stage.task.name}"
-    which = "original prompt" if stage.prompt.index == -1 else f"prompt {stage.prompt.index}"
-    return f"{WORDS[stage.kind]} {stage.task.name}, {which}"
+        return f"{WORDS[stage.kind]} {len(stage.prompts)} prompts of {stage.name}"
+    if isinstance(stage, Train):
+        prompts = {prompt for lesson in stage.lessons for prompt in lesson.prompts}
+        if len(prompts) > 1:
+            return f"{WORDS[stage.kind]} {stage.name}, {len(prompts)} prompts"
+        (prompt,) = prompts
+    else:
+        prompt = stage.prompt
+    which = "original prompt" if prompt.index == -1 else f"prompt {prompt.index}"
+    return f"{WORDS[stage.kind]} {stage.name}, {which}"

@@ -1,5 +1,6 @@
 """`sapo show …`: one thing, looked at closely."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,35 +35,35 @@ def show_run(run: Annotated[str, typer.Argument(help="Run folder or id")], json:
     """A finished run: its settings, chosen prompts, metrics, stages and environment."""
     from json import loads
 
-    from sapo.analysis.metrics import continual_metrics
-    from sapo.analysis.results import MEASURES, load_run, score_matrix
+    from sapo.analysis.matrices import metrics_of
+    from sapo.analysis.results import load_run
     from sapo.cli.console import find_run
 
     folder = find_run(run)
     result = load_run(folder)
     record = loads((folder / "run.json").read_text(encoding="utf-8"))
     record |= {"dir": str(folder)}
-    record |= {"metrics": {measure: continual_metrics(score_matrix(result, measure)) for measure in MEASURES}}
+    record |= {"metrics": metrics_of(result), "metrics_common": metrics_of(result, "common")}
     emit(record, json, lambda console: _render_run(console, folder, record))
 
 
 def _render_run(console: "Console", folder: Path, record: dict[str, Any]) -> None:
     from sapo.analysis.render import prompts_terminal
-    from sapo.analysis.results import load_run, score_matrix
+    from sapo.analysis.results import load_run
     from sapo.analysis.tables import chosen_prompts
     from sapo.cli.console import duration
-    from sapo.cli.views import matrix_table, metrics_line
+    from sapo.cli.views import run_scores
 
     result = load_run(folder)
-    scores = score_matrix(result, "rougeL")
     seconds = sum(stage["seconds"] for stage in record["stages"])
     environment = record["environment"]
     console.rule(result.facts, align="left")
-    console.print(matrix_table(scores))
-    console.print(metrics_line(scores, "reference"), markup=False)
+    for part in run_scores(result, "reference"):
+        console.print(part)
     console.print(prompts_terminal(chosen_prompts([result])))
     lines = [
         f"{len(record['stages'])} stages, computed in {duration(seconds)}, on {environment['device']}",
+        *_kept_lines(record["kept"]),
         *(f"{task}: {n} inputs shortened" for task, n in record["shortened"].items() if n),
         *record["notes"],
         f"In {folder}",
@@ -71,13 +72,26 @@ def _render_run(console: "Console", folder: Path, record: dict[str, Any]) -> Non
         console.print(line, markup=False, soft_wrap=True)
 
 
+def _kept_lines(kept: dict[str, dict[str, int]]) -> Iterator[str]:
+    """What each training left for the next one, in bytes."""
+    for after, (key, files) in enumerate(kept.items(), start=1):
+        sizes = ", ".join(f"{Path(name).name} {size:,} bytes" for name, size in files.items())
+        yield f"Kept after training {after} ({key[:12]}): {sizes}"
+
+
 @group.command("task")
 def show_task(overrides: Overrides = None, json: Json = False) -> None:
-    """A task (task=NAME): rows, labels, instruction, suffix, lengths, prompt pool."""
+    """A task (task=NAME): rows and what is amiss in them, labels, instruction, suffix, lengths, pool."""
+    from dataclasses import asdict
+
     from sapo.conf.errors import UserError
+    from sapo.data.benchmarks import cut, load_whole_task
+    from sapo.data.hygiene import findings
     from sapo.data.pools import unchecked_pool
 
-    config, task = _config_and_task(overrides)
+    config = _config_of_task(overrides)
+    whole = load_whole_task(config.task or "", config)
+    task = cut(whole, config)
     try:
         paraphrases: int | None = len(unchecked_pool(task, config.paraphrases).paraphrases)
     except UserError:
@@ -95,14 +109,28 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
         "target_characters": _spread([len(example.target) for example in task.train]),
         "paraphrases": paraphrases,
     }
-    emit(document, json, lambda console: _render_facts(console, document))
+    found = findings(whole, task)
+    emit(
+        {**document, "findings": [asdict(finding) for finding in found]},
+        json,
+        lambda console: _render_task(console, document, [finding.message for finding in found]),
+    )
+
+
+def _render_task(console: "Console", facts: dict[str, Any], messages: list[str]) -> None:
+    _render_facts(console, facts)
+    for number, message in enumerate(messages or ["nothing amiss"]):
+        name = "" if number else "rows checked"
+        console.print(f"{name:<20} {message}", markup=False, soft_wrap=True)
 
 
 @group.command("pool")
 def show_pool(overrides: Overrides = None, json: Json = False) -> None:
     """The prompt pool of a task (task=NAME), with what the validator says; exit 1 if it refuses any."""
-    config, task = _config_and_task(overrides)
-    document = _pool_document(config, task)
+    from sapo.data.benchmarks import load_task
+
+    config = _config_of_task(overrides)
+    document = _pool_document(config, load_task(config.task or "", config))
     emit(document, json, lambda console: _render_pool(console, document))
     if not document["valid"]:
         raise typer.Exit(1)
@@ -193,15 +221,15 @@ def show_example(
     emit(document, json, lambda console: render_example(console, document))
 
 
-def _config_and_task(overrides: list[str] | None) -> tuple["Config", "Task"]:
+def _config_of_task(overrides: list[str] | None) -> "Config":
+    """The config, which names a task."""
     from sapo.conf.errors import UserError
     from sapo.conf.load import load_one
-    from sapo.data.benchmarks import load_task
 
     config = load_one(overrides or [])
     if not config.task:
         raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
-    return config, load_task(config.task, config)
+    return config
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -46,21 +46,23 @@ def _summary(run: "Finished") -> dict[str, Any]:
     from sapo.analysis.results import load_run
     from sapo.analysis.tables import chosen_prompts
 
-    metrics = summarize_run(run.folder)["metrics"]
+    summary = summarize_run(run.folder)
     result = load_run(run.folder)
     return {
         "id": result.id,
         "dir": str(run.folder),
         "sequence": result.sequence,
         "model": result.model,
-        "method": result.method,
+        "method": run.config.method.name,
+        "label": result.method,
         "policy": result.policy,
         "seed": result.seed,
         "demonstration": result.demonstration,
         "prompts": result.prompts,
         "choices": chosen_prompts([result]).drop(columns=["run", "text"]).to_dict("records"),
         "matrix": str(run.folder / "matrix_rougeL.csv"),
-        "metrics": metrics,
+        "metrics": summary["metrics"],
+        "metrics_common": summary["metrics_common"],
         "stages": {"computed": run.computed, "stored": run.stored},
     }
 
@@ -72,16 +74,15 @@ def _document(summaries: list[dict[str, Any]], outcome: "Outcome") -> dict[str, 
 
 def _render(console: "Console", outcome: "Outcome") -> None:
     from sapo.analysis.render import prompts_terminal
-    from sapo.analysis.results import load_run, score_matrix
+    from sapo.analysis.results import load_run
     from sapo.analysis.tables import chosen_prompts
-    from sapo.cli.views import matrix_table, metrics_line
+    from sapo.cli.views import run_scores
 
     for run in outcome.finished:
         result = load_run(run.folder)
-        scores = score_matrix(result, "rougeL")
         console.rule(result.facts, align="left")
-        console.print(matrix_table(scores))
-        console.print(metrics_line(scores, run.config.parity.definition), markup=False)
+        for part in run_scores(result, run.config.parity.definition):
+            console.print(part)
         console.print(prompts_terminal(chosen_prompts([result])))
         console.print(f"Stages: {run.computed} computed, {run.stored} from the store.")
         console.print(f"Written to {run.folder}", markup=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -41,7 +43,9 @@ def load(overrides: list[str]) -> list[Config]:
     `experiment=NAME` adds that experiment's own sweep. Raises UserError naming every problem at once.
     """
     _check_names(overrides)
-    configs = [config for combination in _expand(overrides) for config in _compose_all(combination)]
+    experiments = [axis for axis in _axes(overrides) if axis[0].startswith("experiment=")]
+    others = [override for override in overrides if not override.startswith("experiment=")]
+    configs = [config for chosen in product(*experiments) for config in _compose_all([*chosen, *others])]
     found = sorted({problem for config in configs for problem in problems(config)})
     if found:
         raise UserError("The configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
@@ -74,22 +78,65 @@ def _choice_files(group: str) -> list[Path]:
 
 
 def _compose_all(overrides: list[str]) -> list[Config]:
-    """The config of overrides without sweeps, or those of its experiment's sweep; what the user said wins."""
-    overall = _compose(overrides)
+    """The config of every combination of the overrides' sweeps and the experiment's; what was said wins."""
+    axes = _axes(overrides)
+    first = tuple(axis[0] for axis in axes)
+    composed = {first: _compose(first)}
     said = {override.split("=", 1)[0] for override in overrides}
-    sweep = [item for item in overall.sweep if item.split("=", 1)[0] not in said]
-    return [_compose(combination) for combination in _expand([*overrides, *sweep])] if sweep else [overall]
+    sweep = [item for item in composed[first].sweep if item.split("=", 1)[0] not in said]
+    return _compose_product([*axes, *_axes(sweep)], composed)
 
 
-def _expand(overrides: list[str]) -> list[list[str]]:
-    """Every combination of swept values: `seed=range(2)`, `policy=static,sapo`."""
+def _compose_product(axes: list[list[str]], composed: dict[tuple[str, ...], Config]) -> list[Config]:
+    """The config of every combination of the axes' values; `composed` holds those that are there already.
+
+    Composing takes a tenth of a second. So an axis that only decides its own part of the config is composed
+    once for each of its values, and the parts are put together.
+    """
+
+    def compose_once(combination: tuple[str, ...]) -> Config:
+        if combination not in composed:
+            composed[combination] = _compose(combination)
+        return composed[combination]
+
+    parts = {place: _part_of(axis) for place, axis in enumerate(axes) if len(axis) > 1}
+    configs = []
+    for combination in product(*axes):
+        # The same with the first value of every axis that stands for itself.
+        plain = tuple(
+            axes[place][0] if parts.get(place) else value for place, value in enumerate(combination)
+        )
+        values = {
+            part: getattr(compose_once((*plain[:place], combination[place], *plain[place + 1 :])), part)
+            for place, part in parts.items()
+            if part
+        }
+        configs.append(replace(compose_once(plain), **values))
+    return configs
+
+
+def _part_of(axis: list[str]) -> str | None:
+    """The part of the config that alone an axis decides: a group without `@package` members, or the seed."""
+    key = axis[0].split("=", 1)[0]
+    if key == "seed":
+        return key
+    if key not in GROUPS:
+        return None
+    chosen = {value.split("=", 1)[1] for value in axis}
+    files = [path for path in _choice_files(key) if path.stem in chosen]
+    is_own = all("@package" not in path.read_text(encoding="utf-8") for path in files)
+    return key if is_own else None
+
+
+def _axes(overrides: list[str]) -> list[list[str]]:
+    """The values of each override, as overrides without sweeps."""
     axes = []
     for override in _parse(overrides):
         if override.is_sweep_override():
             axes.append([f"{override.get_key_element()}={value}" for value in _swept(override)])
         else:
             axes.append([str(override.input_line)])
-    return [list(combination) for combination in product(*axes)]
+    return axes
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -137,7 +184,7 @@ def _register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def _compose(overrides: list[str]) -> Config:
+def _compose(overrides: Sequence[str]) -> Config:
     _register_schema()
     own = ",".join(f"'file://{folder}'" for folder in _own_folders())
     search = [f"hydra.searchpath=[{own}]"] if own else []

@@ -67,36 +67,85 @@ class MethodConfig:
     rank: int = identity("LoRA rank of the adapter that is trained", 8)
     alpha: float = identity("LoRA alpha; the scale of an adapter is alpha / rank", 32.0)
     dropout: float = identity("LoRA dropout in training", 0.1)
+    weight: float = identity("Weight of the penalty that protects earlier tasks (olora, ewc)", 0.0)
+    penalty_factor: float = identity("olora: how often a step counts the penalty; 8 as published (D4)", 1.0)
+    fisher: str = identity("ewc: how tasks' Fisher information adds up: half, last, online, separate", "half")
+    fisher_decay: float = identity(
+        "ewc, online: what earlier tasks' Fisher information is multiplied by", 0.9
+    )
+    fisher_examples: int = identity("ewc: training examples that the Fisher information is taken from", 200)
+    fisher_labels: str = identity("ewc: data: the targets; model: answers sampled from the model", "data")
+    fisher_loss: str = identity("ewc: mean or sum over the target tokens of an example", "mean")
+    buffer: int = identity(
+        "replay, inscl: examples of earlier tasks in all, trained on beside the task's own", 200
+    )
+    buffer_choice: str = identity(
+        "replay: balanced over tasks, or reservoir over the stream of rows", "balanced"
+    )
+    unit: str = identity(
+        "inscl: how a task's examples are chosen: instance (tags by tagger), lexical, instruction, quota",
+        "lexical",
+    )
+    access: str = identity(
+        "inscl: full: all earlier rows are kept; buffer: only method.buffer of them", "full"
+    )
+    tagger: str | None = identity(
+        "inscl, instance: what writes tags: local:MODEL, or openai:MODEL at paraphrases.base_url", None
+    )
 
 
 @dataclass
 class PolicyConfig:
     """Which prompt a task is trained with."""
 
-    name: str = runtime("static, random, sapo, sapp or fixed")
+    name: str = runtime("static, random, sapo, sapp, paft or fixed")
     index: int = runtime("Prompt of the pool that `fixed` trains every task with; -1 is the original", -1)
+    redraw: int = identity("paft: examples in a row that are trained with one drawn prompt", 1)
 
 
 @dataclass
 class ParaphrasesConfig:
     """Where the paraphrases of an instruction come from."""
 
-    name: str = runtime("bank, or file")
+    name: str = runtime("Name of these values, and of the folder of pools written with them")
+    source: str = runtime(
+        "bank, file, openai (an OpenAI-compatible endpoint) or local (the chat model of `model`)", "bank"
+    )
     file: str | None = runtime("YAML prompt pool, or a folder with a pool TASK.yaml for each task", None)
-    count: int = runtime("How many paraphrases of the pool are used", 20)
+    folder: str = runtime("Where `sapo paraphrase` keeps its pools: NAME/TASK.yaml", "${store.root}/pools")
+    count: int = runtime("How many paraphrases of the pool are used, or asked for", 20)
+    rounds: int = runtime("How many times missing paraphrases are asked for again", 4)
+    temperature: float = runtime("Sampling temperature", 0.6)
+    max_tokens: int | None = runtime("Longest answer in tokens; the server's own limit if not set", None)
+    base_url: str | None = runtime("Address of the endpoint, up to where /chat/completions follows", None)
+    model: str | None = runtime("Model that the endpoint is asked for; a server of one needs none", None)
+    key_variable: str | None = runtime(
+        "Environment variable of the key; if not set, OPENAI_API_KEY, and no key on this machine", None
+    )
+    concurrency: int = runtime("Requests at once", 4)
+    timeout: float = runtime("Seconds without a sign of the endpoint after which a request has failed", 120.0)
+    retries: int = runtime("How often a request is sent again after 429, 5xx or a lost connection", 4)
+    backoff: float = runtime("Seconds before the first retry, doubled for each further one", 1.0)
+    prices: list[float] = runtime("US dollars for a million tokens [IN, OUT], to report the cost", [])
 
 
 @dataclass
 class ScorerConfig:
     """How the pre-update loss of each prompt is measured (paper, Algorithm 1)."""
 
-    name: str = identity("full: every prompt on the whole subset", "full")
+    name: str = identity("full: every prompt on the whole subset; race: losers drop out on the way", "full")
     examples: int = runtime("Training examples in the subset", 250)
     subset: str = runtime("random: drawn by the seed; first: the first rows", "random")
     reduction: str = runtime(
-        "token: total NLL over total tokens; example: mean of per-example means", "token"
+        "token: total NLL over total tokens; example: mean of per-example means; "
+        "batch: mean over full batches of 8 of token means (D8, D9)",
+        "token",
+    )
+    state: str = identity(
+        "exact: the model that training starts from; shrunk: earlier adapters / tasks (D1)", "exact"
     )
     include_original: bool = runtime("Whether the original instruction can be chosen", True)
+    confidence: float = identity("race: probability that the winner on the whole subset is not dropped", 0.95)
 
 
 @dataclass
@@ -105,6 +154,7 @@ class EvaluatorConfig:
 
     max_new_tokens: int = identity("Longest generated answer, in tokens", 128)
     batch_tokens: int = runtime("Tokens in one batch of generation or scoring, padding included", 16384)
+    common_prompt: bool = runtime("Test learned tasks with their original instruction too (D22)", True)
 
 
 @dataclass
@@ -119,6 +169,9 @@ class TrainerConfig:
     weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0)
     max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0)
     global_batch: int = identity("Examples in one optimizer step", 64)
+    seeding: str = identity(
+        "task: each task of a run has a seed of its own; run: all have the run's (D21)", "task"
+    )
     micro_batch_tokens: int = runtime("Tokens in one forward and backward pass, padding included", 8192)
     shared_prefix: bool = runtime("Compute the tokens that all examples begin with once a batch", True)
     gradient_checkpointing: bool = runtime("Recompute activations to save memory", False)
@@ -135,6 +188,9 @@ class DataConfig:
     test_examples: int | None = runtime("First test rows a task that are evaluated; all if not set", None)
     max_input_tokens: int = identity(
         "Longest prompt; longer inputs are shortened, never the instruction", 1536
+    )
+    truncation: str = identity(
+        "input: as above; end: the end of the text is cut off, target included (D17)", "input"
     )
 
 

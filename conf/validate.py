@@ -1,19 +1,39 @@
 """What types cannot say of a config: ranges and names, all problems at once."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from sapo.conf.schema import Config
+from sapo.conf.schema import Config, MethodConfig, ParaphrasesConfig
 
 _NAMES = {
-    "policy.name": ("static", "random", "sapo", "sapp", "fixed"),
-    "method.name": ("lorainc", "sequential"),
-    "paraphrases.name": ("bank", "file"),
-    "scorer.name": ("full",),
+    "policy.name": ("static", "random", "sapo", "sapp", "paft", "fixed"),
+    "method.name": (
+        "lorainc",
+        "olora",
+        "ewc",
+        "inscl",
+        "replay",
+        "sequential",
+        "multitask",
+        "single",
+        "zero_shot",
+    ),
+    "method.fisher": ("half", "last", "online", "separate"),
+    "method.fisher_labels": ("data", "model"),
+    "method.fisher_loss": ("mean", "sum"),
+    "method.buffer_choice": ("balanced", "reservoir"),
+    "method.unit": ("instance", "lexical", "instruction", "quota"),
+    "method.access": ("full", "buffer"),
+    "paraphrases.source": ("bank", "file", "openai", "local"),
+    "scorer.name": ("full", "race"),
     "scorer.subset": ("random", "first"),
-    "scorer.reduction": ("token", "example"),
+    "scorer.reduction": ("token", "example", "batch"),
+    "scorer.state": ("exact", "shrunk"),
     "trainer.schedule": ("cosine", "linear", "constant", "warmup_log_constant"),
+    "trainer.seeding": ("task", "run"),
+    "data.truncation": ("input", "end"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "engine.name": ("local",),
     "engine.device": ("auto", "cuda", "cpu", "mps"),
@@ -23,7 +43,18 @@ _NAMES = {
 
 _AT_LEAST = {
     "method.rank": 1,
+    "method.weight": 0,
+    "method.penalty_factor": 0,
+    "method.fisher_examples": 1,
+    "method.buffer": 1,
+    "policy.redraw": 1,
     "paraphrases.count": 1,
+    "paraphrases.rounds": 0,
+    "paraphrases.temperature": 0,
+    "paraphrases.max_tokens": 1,
+    "paraphrases.concurrency": 1,
+    "paraphrases.retries": 0,
+    "paraphrases.backoff": 0,
     "policy.index": -1,
     "scorer.examples": 1,
     "evaluator.max_new_tokens": 1,
@@ -41,7 +72,7 @@ _AT_LEAST = {
     "seed": 0,
 }
 
-_ABOVE_ZERO = ("method.alpha", "trainer.learning_rate", "trainer.max_grad_norm")
+_ABOVE_ZERO = ("method.alpha", "method.fisher_decay", "trainer.learning_rate", "trainer.max_grad_norm")
 _BELOW_ONE = ("method.dropout", "trainer.warmup_ratio")
 
 
@@ -61,8 +92,52 @@ def problems(config: Config) -> Iterator[str]:
         if not 0 <= _get(config, key) < 1:
             yield f"{key}={_get(config, key)}: must be at least 0 and below 1"
     yield from _sequence_problems(config)
-    if config.paraphrases.name == "file" and not config.paraphrases.file:
+    yield from _race_problems(config)
+    yield from _inscl_problems(config.method)
+    yield from _paraphrases_problems(config.paraphrases)
+
+
+def _paraphrases_problems(config: ParaphrasesConfig) -> Iterator[str]:
+    """Values that may be a secret put in the wrong place are not repeated."""
+    if config.source == "file" and not config.file:
         yield "paraphrases=file: say which with paraphrases.file=POOL.yaml"
+    if config.base_url is not None and not re.fullmatch(
+        r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?", config.base_url
+    ):
+        yield "paraphrases.base_url: must be http(s)://HOST[:PORT][/PATH], with no user, password or query"
+    if config.key_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", config.key_variable):
+        yield (
+            "paraphrases.key_variable: must be the name of an environment variable, in capitals; "
+            "the key itself belongs in that variable"
+        )
+    if not 0 < config.timeout < math.inf:
+        yield f"paraphrases.timeout={config.timeout}: must be a number above 0"
+    if len(config.prices) not in (0, 2) or not all(0 <= price < math.inf for price in config.prices):
+        yield f"paraphrases.prices={config.prices}: must be [IN, OUT], two numbers of at least 0"
+
+
+def _inscl_problems(method: MethodConfig) -> Iterator[str]:
+    if method.name != "inscl":
+        return
+    if method.unit != "instance" and method.tagger is not None:
+        yield f"method.tagger={method.tagger}: only method.unit=instance asks for tags"
+    elif method.unit == "instance" and not re.fullmatch(r"(local|openai):\S+", method.tagger or ""):
+        yield (
+            f"method.tagger={method.tagger}: method.unit=instance needs a model that writes tags: "
+            "local:MODEL (of `sapo ls model`) or openai:MODEL (at paraphrases.base_url). "
+            "method.unit=lexical or quota needs none"
+        )
+
+
+def _race_problems(config: Config) -> Iterator[str]:
+    if not 0 < config.scorer.confidence < 1:
+        yield f"scorer.confidence={config.scorer.confidence}: must be above 0 and below 1"
+    if config.scorer.name != "race":
+        return
+    if config.policy.name == "sapp":
+        yield "policy=sapp with scorer=race: a race finds the lowest loss; use scorer=full"
+    if config.scorer.reduction == "batch":
+        yield "scorer.reduction=batch with scorer=race: rows are read in another order; use scorer=full"
 
 
 def _sequence_problems(config: Config) -> Iterator[str]:

@@ -37,23 +37,36 @@ def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
 
 
 def load_task(name: str, config: Config) -> Task:
-    """One task of the config's benchmark, cut to the configured number of rows.
+    """One task of the config's benchmark, cut to the configured number of rows."""
+    return cut(load_whole_task(name, config), config)
+
+
+def cut(task: Task, config: Config) -> Task:
+    """The task with its first rows only, as many as are configured."""
+    train, test = train_rows(config), config.data.test_examples
+    return Task(**{**vars_of(task), "train": task.train[:train], "test": task.test[:test]})
+
+
+def train_rows(config: Config) -> int:
+    """How many of a task's first training rows are used."""
+    return config.data.train_examples or config.sequence.train_examples
+
+
+def load_whole_task(name: str, config: Config) -> Task:
+    """One task of the config's benchmark with all rows of its files; a generated one as large as configured.
 
     The benchmark is told by the name where it can be: `mini_…`, `NI195`, or a TRACE name.
     """
     benchmark = benchmark_of(name, config.sequence.benchmark)
-    train = config.data.train_examples or config.sequence.train_examples
     if benchmark == "mini":
         if name not in mini_tasks():
             raise unknown("mini task", name, mini_tasks())
-        return generate(name, train, config.data.test_examples or MINI_TEST_EXAMPLES, MINI_SEED)
+        test = config.data.test_examples or MINI_TEST_EXAMPLES
+        return generate(name, train_rows(config), test, MINI_SEED)
     if not config.data.root:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
     root = Path(config.data.root)
-    task = load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
-    return Task(
-        **{**vars_of(task), "train": task.train[:train], "test": task.test[: config.data.test_examples]}
-    )
+    return load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
 
 
 def vars_of(task: Task) -> dict[str, Any]:

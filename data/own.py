@@ -1,15 +1,16 @@
-"""A user's own task from a file, a folder or a Hugging Face dataset: read, checked row by row, and split."""
+"""A user's own rows as examples, from files, datasets or objects: checked one by one, drawn, and split."""
 
-import csv
-import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from sapo.conf.errors import UserError
+from sapo.data.own_files import Row, Rows, dataset_rows, kind_of, read_splits
 from sapo.data.pool_checks import cjk_share
 from sapo.data.tasks import Example, Task
 
@@ -28,20 +29,7 @@ KNOWN_COLUMNS = (
 )
 MESSAGES = "messages"
 SHOWN = 5  # rows named in one message
-
-
-class Row(NamedTuple):
-    """One row and where it stands ("line 3", "row 3", "item 3"), for messages."""
-
-    where: str
-    values: Mapping[str, Any]
-
-
-class Rows(NamedTuple):
-    """The rows of one file or split, and what to call it in messages."""
-
-    source: str
-    rows: list[Row]
+LOOKED_AT = 1000  # rows whose columns are looked at before any row is turned into an example
 
 
 def load_own(
@@ -64,18 +52,29 @@ def load_own(
     """
     if not 0 < test_share < 1:
         raise UserError(f"test_share is {test_share}; it must lie between 0 and 1, such as 0.2.")
-    path = Path(path_or_name).expanduser()
-    splits = _read_splits(path, path_or_name)
-    train = _examples(splits["train"], columns, labels)
+    splits = read_splits(Path(path_or_name).expanduser(), path_or_name)
+    train = list(OwnExamples.of(splits["train"], columns, labels))
     if "test" in splits:
-        test = _examples(splits["test"], columns, labels)
+        test = list(OwnExamples.of(splits["test"], columns, labels))
     else:
         train, test = _split(splits["train"].source, train, test_share, seed)
     if not train or not test:
         raise UserError(f"{path_or_name}: the {'test' if train else 'train'} split is empty.")
+    return own_task(name or own_name(path_or_name), instruction, suffix, labels, train, test)
+
+
+def own_task(
+    name: str,
+    instruction: str,
+    suffix: str = "",
+    labels: tuple[str, ...] = (),
+    train: Iterable[Example] = (),
+    test: Iterable[Example] = (),
+) -> Task:
+    """A task whose language, and with it the word before the input, is told by its instruction."""
     chinese = cjk_share(instruction) > 0.5
     return Task(
-        name=name or _name(path, path_or_name),
+        name=name,
         instruction=instruction,
         suffix=suffix,
         train=tuple(train),
@@ -86,10 +85,12 @@ def load_own(
     )
 
 
-def _name(path: Path, given: str) -> str:
+def own_name(path_or_name: str) -> str:
+    """What a task is called after its data: the file's or folder's name, or the dataset's."""
+    path = Path(path_or_name).expanduser()
     if path.exists():
         return path.stem if path.is_file() else path.resolve().name
-    return given.replace("/", "_")
+    return path_or_name.replace("/", "_")
 
 
 def guess_columns(names: Iterable[str], source: str) -> tuple[str, str]:
@@ -111,217 +112,154 @@ def guess_columns(names: Iterable[str], source: str) -> tuple[str, str]:
     )
 
 
-# --- reading -----------------------------------------------------------------------------------------------
-
-
-def _read_splits(path: Path, name: str) -> dict[str, Rows]:
-    """The rows under "train" and, if there is such a split, "test"."""
-    if path.is_file():
-        return {"train": _read_file(path)}
-    if path.is_dir() and any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
-        return _read_dataset(name, on_disk=True)
-    if path.is_dir():
-        return _read_folder(path)
-    if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")):
-        raise UserError(f"{name}: there is no such file or folder.")
-    return _read_dataset(name, on_disk=False)
-
-
-def _read_folder(folder: Path) -> dict[str, Rows]:
-    """`train.*` and `test.*` of a folder, one readable file each."""
-    splits = {}
-    for split in ("train", "test"):
-        found = sorted(file for file in folder.glob(f"{split}.*") if file.suffix.lower() in READERS)
-        if len(found) > 1:
-            raise UserError(
-                f"{folder}: more than one {split} file: {', '.join(file.name for file in found)}."
-            )
-        if found:
-            splits[split] = _read_file(found[0])
-    if "train" not in splits:
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
-        raise UserError(
-            f"{folder}: no train file ({', '.join('train' + end for end in READERS)}); it has {there}."
-        )
-    return splits
-
-
-def _read_file(path: Path) -> Rows:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(READERS)}.")
-    try:
-        return Rows(str(path), reader(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: not UTF-8 at byte {error.start} (line {line}): {error.reason}. Save the file as UTF-8."
-        ) from error
-
-
-def _jsonl(path: Path) -> list[Row]:
-    # Not splitlines(): a JSON text may hold other line separators, such as U+2028.
-    lines = enumerate(_text(path).split("\n"), start=1)
-    return [
-        Row(f"line {number}", _object(path, f"line {number}", _json(path, line, number)))
-        for number, line in lines
-        if line.strip()
-    ]
-
-
-def _json(path: Path, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}: broken JSON at line {line}, column {error.colno}: {error.msg}.") from error
-
-
-def _json_list(path: Path) -> list[Row]:
-    content = _json(path, _text(path), 1)
-    if not isinstance(content, list):
-        raise UserError(f"{path}: expected a JSON list of objects, found {_kind(content)}.")
-    return [Row(f"item {i}", _object(path, f"item {i}", item)) for i, item in enumerate(content, start=1)]
-
-
-def _object(path: Path, where: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}, {where}: expected an object with named columns, found {_kind(value)}.")
-    return value
-
-
-def _delimited(delimiter: str) -> Callable[[Path], list[Row]]:
-    def read(path: Path) -> list[Row]:
-        lines = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
-        rows: list[Row] = []
-        try:
-            header = next(lines, [])
-            if len(set(header)) < len(header):
-                raise UserError(f"{path}: a column name occurs twice in the header: {', '.join(header)}.")
-            for fields in lines:
-                if fields:
-                    rows.append(_fields(path, f"line {lines.line_num}", header, fields))
-        except csv.Error as error:
-            raise UserError(f"{path}, line {lines.line_num}: {error}.") from error
-        return rows
-
-    return read
-
-
-def _fields(path: Path, where: str, header: list[str], fields: list[str]) -> Row:
-    if len(fields) != len(header):
-        raise UserError(
-            f"{path}, {where}: {len(fields)} fields, but the header has {len(header)} columns. "
-            "Put fields that hold the delimiter in double quotes."
-        )
-    return Row(where, dict(zip(header, fields, strict=True)))
-
-
-def _parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from error
-    return [Row(f"row {i}", record) for i, record in enumerate(records, start=1)]
-
-
-READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".json": _json_list,
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".parquet": _parquet,
-}
-
-
-def _read_dataset(name: str, on_disk: bool) -> dict[str, Rows]:
-    """The train and test splits of a Hugging Face dataset; a dataset without splits is all train."""
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name)
-    except Exception as error:  # the library raises whatever its file systems, hub and parsers raise
-        what = "the saved dataset" if on_disk else "there is no such file, and a dataset of this name"
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{name}: {what} cannot be loaded ({reason}).") from error
-    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    if "train" not in splits:
-        raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(splits)}.")
-    return {
-        split: Rows(f"{name} ({split})", _dataset_rows(splits[split]))
-        for split in ("train", "test")
-        if split in splits
-    }
-
-
-def _dataset_rows(dataset: Any) -> list[Row]:
-    """The rows of a split, with the names of classes in place of their numbers."""
-    classes = {
-        column: feature.names
-        for column, feature in dataset.features.items()
-        if type(feature).__name__ == "ClassLabel"
-    }
-    rows = []
-    for i, record in enumerate(dataset, start=1):
-        named = {
-            column: names[record[column]]
-            for column, names in classes.items()
-            if record[column] is not None and record[column] >= 0
-        }
-        rows.append(Row(f"row {i}", {**record, **dict.fromkeys(classes), **named}))
-    return rows
-
-
 # --- from rows to examples ---------------------------------------------------------------------------------
 
 
-def _examples(data: Rows, columns: tuple[str, str] | None, labels: Sequence[str]) -> list[Example]:
-    if not data.rows:
-        raise UserError(f"{data.source}: no rows.")
-    names = list(dict.fromkeys(name for row in data.rows for name in row.values))
-    input_column, target_column = columns or guess_columns(names, data.source)
-    missing = [column for column in (input_column, target_column) if column not in names]
-    if missing:
-        raise UserError(
-            f"{data.source}: no column {' and '.join(map(repr, missing))}; there are {', '.join(names)}."
-        )
-    log.info("%s: input from column %r, target from column %r", data.source, input_column, target_column)
-    if input_column == target_column and columns is None:
-        pairs = [_last_exchange(data.source, row, input_column) for row in data.rows]
-    else:
-        inputs, targets = (_column(data, column) for column in (input_column, target_column))
-        pairs = list(zip(inputs, targets, strict=True))
-    _check_targets(data, [target for _, target in pairs], labels)
-    return [Example(*pair) for pair in pairs]
+@dataclass(frozen=True)
+class OwnExamples:
+    """A user's rows as examples: read anew by each iteration, one at a time, never held whole.
+
+    An iteration passes over rows that cannot be used, and at its end raises one UserError that names them.
+    """
+
+    rows: Rows
+    columns: tuple[str, str]  # of input and target
+    labels: tuple[str, ...] = ()
+    is_chat: bool = False  # the one column holds turns with role and content
+
+    @classmethod
+    def of(
+        cls, rows: Rows, columns: tuple[str, str] | None = None, labels: tuple[str, ...] = ()
+    ) -> "OwnExamples":
+        """The examples in `rows`, whose columns are guessed if not given; UserError if they are not there."""
+        seen = [list(row.values) for row in islice(rows.read(), LOOKED_AT)]
+        if not seen:
+            raise UserError(f"{rows.source}: no rows.")
+        names = list(dict.fromkeys(name for row in seen for name in row))
+        pair = columns or guess_columns(names, rows.source)
+        missing = [column for column in dict.fromkeys(pair) if column not in names]
+        if missing:
+            raise UserError(
+                f"{rows.source}: no column {' and '.join(map(repr, missing))}; there are {', '.join(names)}."
+            )
+        log.info("%s: input from column %r, target from column %r", rows.source, *pair)
+        return cls(rows, pair, labels, is_chat=columns is None and pair[0] == pair[1])
+
+    def __iter__(self) -> Iterator[Example]:
+        source = self.rows.source
+        inputs, targets = (_Column(source, name) for name in self.columns)
+        empty, strange = _Places(), _Places()
+        text: str | None
+        target: str | None
+        for row in self.rows.read():
+            if self.is_chat:
+                text, target = _last_exchange(source, row, self.columns[0])
+            else:
+                text, target = inputs.text(row), targets.text(row)
+            if target is not None and not target.strip():
+                empty.add(row.where)
+            elif target is not None and self.labels and target not in self.labels:
+                strange.add(f"{row.where} ({target!r})")
+            elif text is not None and target is not None:
+                yield Example(text, target)
+        inputs.require_sound()
+        targets.require_sound()
+        if empty.count:
+            raise UserError(f"{source}: empty target in {empty}. Fill or drop these rows.")
+        if strange.count:
+            labels = ", ".join(self.labels)
+            raise UserError(f"{source}: target is none of the labels {labels} in {strange}.")
 
 
-def _column(data: Rows, column: str) -> list[str]:
-    """The values of a column as texts; all of one kind, none missing."""
-    values = [row.values.get(column) for row in data.rows]
-    first: dict[str, str] = {}
-    for row, value in zip(data.rows, values, strict=True):
-        first.setdefault(_kind(value), row.where)
-    if "nothing" in first:
-        where = [row.where for row, value in zip(data.rows, values, strict=True) if _kind(value) == "nothing"]
-        raise UserError(f"{data.source}: column '{column}' is empty or absent in {_some(where)}.")
-    if len(first) > 1:
-        kinds = ", ".join(f"{kind} ({where})" for kind, where in first.items())
-        raise UserError(f"{data.source}: column '{column}' mixes types: {kinds}. Make them all texts.")
-    if not isinstance(values[0], str | int | float):
-        raise UserError(f"{data.source}: column '{column}' holds {_kind(values[0])}, not texts or numbers.")
-    return [value if isinstance(value, str) else json.dumps(value) for value in values]
+def examples_of(
+    items: Iterable[Any], columns: tuple[str, str] | None = None, labels: tuple[str, ...] = ()
+) -> OwnExamples:
+    """Objects that a caller has as examples: (input, target) pairs, Examples, dicts, or a dataset's split."""
+    if hasattr(items, "features") and hasattr(items, "__len__"):
+        return OwnExamples.of(Rows("examples", lambda: dataset_rows(items)), columns, labels)
+    held = list(items)
+    rows = Rows("examples", lambda: (Row(f"row {i}", _values(i, item)) for i, item in enumerate(held)))
+    return OwnExamples.of(rows, columns, labels)
+
+
+def _values(number: int, item: Any) -> Mapping[str, Any]:
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, Example):
+        return {"input": item.input, "target": item.target}
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return {"input": item[0], "target": item[1]}
+    raise UserError(
+        f"examples, row {number}: expected (input, target) or a dict of columns, found {kind_of(item)}."
+    )
+
+
+def draw(examples: Iterable[Example], count: int, choice: str, seed: str) -> tuple[list[Example], int]:
+    """`count` examples in their order, and how many there are: the `first`, or `random` ones by the seed.
+
+    Reads all, holds `count`: every row has the same chance (reservoir sampling, Vitter 1985, algorithm R).
+    """
+    rng = Random(seed)  # noqa: S311
+    held: list[tuple[int, Example]] = []
+    number = -1
+    for number, example in enumerate(examples):
+        if number < count:
+            held.append((number, example))
+        elif choice == "random" and (place := rng.randrange(number + 1)) < count:
+            held[place] = (number, example)
+    return [example for _, example in sorted(held, key=lambda pair: pair[0])], number + 1
+
+
+@dataclass
+class _Places:
+    """Where something was found: the first few places, and how many there are."""
+
+    first: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, where: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN:
+            self.first.append(where)
+
+    def __str__(self) -> str:
+        rest = self.count - len(self.first)
+        return ", ".join(self.first) + (f" and {rest} more" if rest else "")
+
+
+class _Column:
+    """The values of a column as texts, and what was wrong with them."""
+
+    def __init__(self, source: str, name: str) -> None:
+        self.source, self.name = source, name
+        self.kinds: dict[str, _Places] = {}
+        self.strange: str | None = None
+
+    def text(self, row: Row) -> str | None:
+        """The row's value as a text; None if it is missing or neither text nor number."""
+        value = row.values.get(self.name)
+        kind = kind_of(value)
+        self.kinds.setdefault(kind, _Places()).add(row.where)
+        if kind == "nothing":
+            return None
+        if not isinstance(value, str | int | float):
+            self.strange = self.strange or kind
+            return None
+        return value if isinstance(value, str) else json.dumps(value)
+
+    def require_sound(self) -> None:
+        """UserError unless all values were of one kind, texts or numbers, none missing."""
+        if "nothing" in self.kinds:
+            raise UserError(
+                f"{self.source}: column '{self.name}' is empty or absent in {self.kinds['nothing']}."
+            )
+        if len(self.kinds) > 1:
+            kinds = ", ".join(f"{kind} ({places.first[0]})" for kind, places in self.kinds.items())
+            raise UserError(f"{self.source}: column '{self.name}' mixes types: {kinds}. Make them all texts.")
+        if self.strange:
+            raise UserError(
+                f"{self.source}: column '{self.name}' holds {self.strange}, not texts or numbers."
+            )
 
 
 def _last_exchange(source: str, row: Row, column: str) -> tuple[str, str]:
@@ -344,19 +282,6 @@ def _last_exchange(source: str, row: Row, column: str) -> tuple[str, str]:
     return asked[-1], spoken[last][1]
 
 
-def _check_targets(data: Rows, targets: Sequence[str], labels: Sequence[str]) -> None:
-    """Raises UserError if a target is empty, or is none of the labels where labels are given."""
-    pairs = list(zip(data.rows, targets, strict=True))
-    empty = [row.where for row, target in pairs if not target.strip()]
-    if empty:
-        raise UserError(f"{data.source}: empty target in {_some(empty)}. Fill or drop these rows.")
-    strange = [f"{row.where} ({target!r})" for row, target in pairs if labels and target not in labels]
-    if strange:
-        raise UserError(
-            f"{data.source}: target is none of the labels {', '.join(labels)} in {_some(strange)}."
-        )
-
-
 def _split(source: str, rows: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Train and test by a seeded shuffle, at least one row each."""
     if len(rows) < 2:
@@ -371,22 +296,3 @@ def _split(source: str, rows: list[Example], share: float, seed: int) -> tuple[l
     if shared:
         log.warning("%s: %d inputs occur in train and in test; drop duplicate rows", source, shared)
     return train, test
-
-
-def _some(places: Sequence[str]) -> str:
-    rest = len(places) - SHOWN
-    return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in a user's words."""
-    kinds = (
-        (bool, "true/false"),
-        (str, "text"),
-        (int | float, "number"),
-        (list, "a list"),
-        (dict, "an object"),
-    )
-    if value is None or value != value:  # NaN is what tables hold where nothing was written
-        return "nothing"
-    return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)

@@ -180,6 +180,12 @@ def _layout(text: str, task: Task) -> Iterator[str]:
         yield "it holds braces, as of a placeholder"
 
 
+def kept_words(task: Task) -> tuple[str, ...]:
+    """What a paraphrase must keep to the letter: labels that the instruction names, then what it quotes."""
+    labels = [label for label in task.labels if _stands(label, task.instruction)]
+    return tuple(dict.fromkeys((*labels, *quoted_literals(task.instruction))))
+
+
 def _labels(text: str, task: Task) -> Iterator[str]:
     lost = [label for label in task.labels if _stands(label, task.instruction) and not _stands(label, text)]
     if lost:

@@ -1,24 +1,28 @@
-"""The prompt pool of a task, as configured."""
+"""The prompt pool of a task, as configured, and pools that are written to files."""
 
+import os
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
 from sapo.data.pool_checks import require_valid
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
-from sapo.data.tasks import Task
+from sapo.data.tasks import Task, digest
 
 
 def load_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
-    """The task's prompt pool as configured, validated, cut to `config.count` paraphrases.
+    """The task's prompt pool as configured: its first `config.count` paraphrases, validated.
 
     A task with an empty instruction has nothing to paraphrase: its pool is the original alone. Raises
     UserError where there is no pool for the task, or it is not valid.
     """
-    pool = unchecked_pool(task, config)
+    pool = unchecked_pool(task, config).first(config.count)
     if task.instruction.strip():
         require_valid(pool, task)
-    return pool.first(config.count)
+    return pool
 
 
 def unchecked_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
@@ -28,13 +32,47 @@ def unchecked_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
     return read_pool(_pool_path(task, config), task)
 
 
+def instruction_name(instruction: str) -> str:
+    """What a task is called of which nothing but the instruction is given."""
+    return f"instruction-{digest(instruction)[:8]}"
+
+
+def written_path(task: Task, config: ParaphrasesConfig) -> Path:
+    """Where `sapo paraphrase` keeps a task's pool: `paraphrases.file`, else NAME/TASK.yaml in its folder."""
+    if config.source != "file" and config.file:
+        return _in_folder(Path(config.file), task)
+    return Path(config.folder) / config.name / f"{task.name}.yaml"
+
+
+def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
+    """Writes a pool as YAML by way of a temporary file and one rename, so that it is never half-written."""
+    content = {
+        "task": pool.task,
+        "language": pool.language,
+        "source": source,
+        "original": pool.original.text,
+        "prompts": [prompt.text for prompt in pool.paraphrases],
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"Cannot write the prompt pool {path}: {error.strerror or error}.") from error
+
+
 def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
-    if config.name == "file":
-        given = Path(str(config.file))
-        path = given / f"{task.name}.yaml" if given.is_dir() else given
+    if config.source == "file":
+        path = _in_folder(Path(str(config.file)), task)
         if not path.is_file():
             raise UserError(f"paraphrases.file: no prompt pool {path}.")
         return path
+    return _bank_path(task) if config.source == "bank" else _frozen_path(task, config)
+
+
+def _bank_path(task: Task) -> Path:
     path = BANK / f"{task.name}.yaml"
     if not path.is_file():
         raise UserError(
@@ -42,3 +80,21 @@ def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
             "(a list) and pass paraphrases=file paraphrases.file=POOL.yaml, or use policy=static."
         )
     return path
+
+
+def _frozen_path(task: Task, config: ParaphrasesConfig) -> Path:
+    """The pool that was written for the task, or for its instruction alone; never asks anybody."""
+    path = written_path(task, config)
+    of_instruction = path.with_name(f"{instruction_name(task.instruction)}.yaml")
+    found = next((candidate for candidate in (path, of_instruction) if candidate.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"No prompt pool {path}. A run never asks a model for paraphrases itself; write the pool first: "
+            f"sapo paraphrase task={task.name} paraphrases={config.name} "
+            "(instruction=TEXT in place of task= for data of your own)."
+        )
+    return found
+
+
+def _in_folder(given: Path, task: Task) -> Path:
+    return given / f"{task.name}.yaml" if given.is_dir() else given

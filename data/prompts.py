@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from sapo.conf.errors import UserError
-from sapo.data.tasks import Task
+from sapo.data.tasks import Task, digest
 
 ORIGINAL = -1
 BANK = Path(__file__).parent / "bank"
@@ -74,4 +74,13 @@ def read_pool(path: Path, task: Task) -> PromptPool:
             f"{path} holds paraphrases of another instruction than {task.name} has now:\n"
             f"  pool: {original}\n  task: {task.instruction}"
         )
-    return pool_of(task, texts, str(content.get("source") or path.name))
+    return pool_of(task, texts, _source_text(content.get("source") or path.name, texts))
+
+
+def _source_text(source: object, texts: list[str]) -> str:
+    """A source in a line; of a recorded one: who wrote the pool, when, and whether it was edited."""
+    if not isinstance(source, dict):
+        return str(source)
+    names = [str(source[name]) for name in ("paraphraser", "model", "date") if source.get(name)]
+    is_edited = source.get("prompts_sha256") not in (None, digest(texts))
+    return ", ".join([*names, "edited since"] if is_edited else names) or "a recorded source"

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from sapo.conf.errors import UserError
 from sapo.data.tasks import Example, Task
 
+MAX_TARGET_TOKENS = 128  # of the published code, beside the longest prompt
 _EMPTY_TURN = {"role": "user", "content": ""}
 
 
@@ -36,19 +37,24 @@ class Rendered:
 class Renderer:
     """A tokenizer with its chat template's switches and a length limit.
 
-    The text is built by concatenation, so braces in an instruction are only characters.
+    The text is built by concatenation, so braces in an instruction are only characters. `truncation` is
+    `input`, or `end`, which cuts where the published code does.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template_options: dict[str, Any]
     max_input_tokens: int
+    truncation: str = "input"
 
-    def render(self, task: Task, prompt: str, examples: Sequence[Example]) -> list[Rendered]:
+    def render(
+        self, task: Task, prompt: str, examples: Sequence[Example], for_test: bool = False
+    ) -> list[Rendered]:
         """All examples under one prompt.
 
         An input that makes the prompt longer than `max_input_tokens` loses its end; instruction, suffix,
         template and target stay whole. Raises UserError where even an empty input does not fit, or where
-        a target has no tokens.
+        a target has no tokens. With truncation `end` whatever is too long is cut from its end, so that a
+        training row can lose its target and a test prompt (`for_test`) its suffix.
         """
         if not examples:
             return []
@@ -56,12 +62,21 @@ class Renderer:
         inputs = self._tokenize(prompts)
         rendered = []
         for example, text, ids in zip(examples, prompts, inputs, strict=True):
-            is_shortened = len(ids) > self.max_input_tokens
+            is_shortened = len(ids) > self.max_input_tokens and self.truncation == "input"
             if is_shortened:
                 text, ids = self._shorten(task, prompt, example)
             target_ids = self._target_ids(text, ids, task, example)
-            rendered.append(Rendered([*ids, *target_ids], len(ids), is_shortened))
+            whole = Rendered([*ids, *target_ids], len(ids), is_shortened)
+            rendered.append(self._cut(whole, for_test) if self.truncation == "end" else whole)
         return rendered
+
+    def _cut(self, whole: Rendered, for_test: bool) -> Rendered:
+        """Cut at the end, as published: a test prompt at its limit, prompt and target together at theirs."""
+        if for_test:
+            ids = whole.prompt_ids[: self.max_input_tokens]
+            return Rendered([*ids, *whole.target_ids], len(ids), len(ids) < whole.target_start)
+        ids = whole.input_ids[: self.max_input_tokens + MAX_TARGET_TOKENS]
+        return Rendered(ids, min(whole.target_start, len(ids)), len(ids) < len(whole.input_ids))
 
     def prompt_text(self, task: Task, prompt: str, text: str) -> str:
         """The user turn in the model's chat template, up to where the model's answer begins."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -44,6 +45,13 @@ def load_adapter(
     if wrong or len(saved) != len(loaded):
         raise WorkError(f"The adapter in {folder} did not load: {wrong[:3] or 'weights are missing'}.")
     return model
+
+
+def scale_adapter(model: PeftModel, factor: float) -> None:
+    """Multiplies the scale of the model's only adapter."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(factor)
 
 
 def save_adapter(method: MethodConfig, targets: list[str], rank: int, weights: dict, folder: Path) -> None:

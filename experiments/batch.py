@@ -7,10 +7,14 @@ from pathlib import Path
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
-from sapo.experiments.continual import pool_for, run_sequence
+from sapo.experiments.continual import Planned, pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.stages import Stage, Train
+from sapo.experiments.engine.store import Store
+from sapo.experiments.methods import METHODS
+from sapo.experiments.methods.tagging import require_tagger
 from sapo.experiments.models import device_of, load_renderer, model_folder
-from sapo.experiments.policies import needs_losses
+from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
 
 
@@ -23,11 +27,19 @@ def require_ready(configs: Sequence[Config]) -> None:
     failures: dict[str, None] = {}
     checked = set()
     for config in configs:
-        parts = (config.model, config.sequence, config.data, config.paraphrases, config.policy, config.engine)
+        parts = (
+            config.model,
+            config.sequence,
+            config.data,
+            config.paraphrases,
+            config.policy,
+            config.method,
+            config.engine,
+        )
         if repr(parts) in checked:
             continue
         checked.add(repr(parts))
-        for check in (_require_model, device_of, _require_prompts):
+        for check in (_require_model, device_of, _require_prompts, _require_method):
             try:
                 check(config)
             except UserError as error:
@@ -52,11 +64,53 @@ def _require_prompts(config: Config) -> None:
         renderer.require_fits(task, task.instruction)
 
 
+def _require_method(config: Config) -> None:
+    """UserError if the method cannot do what it is for on these tasks."""
+    method, tasks = config.method, config.sequence.tasks
+    if method.name not in METHODS:
+        return
+    kind = METHODS[method.name]
+    if kind.keeps and len(tasks) == 1:
+        raise UserError(
+            f"method={method.name} protects earlier tasks, and sequence {config.sequence.name} has only one: "
+            "method=sequential trains the same."
+        )
+    if "buffer" in kind.reads:
+        rows = sum(len(task.train) for task in load_tasks(config)[0][:-1])
+        if method.buffer > rows:
+            raise UserError(
+                f"method.buffer={method.buffer}: the tasks before the last have only {rows} training rows. "
+                "Set a smaller method.buffer."
+            )
+    if method.name == "inscl" and method.unit == "instance" and _has_trainings_left(config):
+        require_tagger(config)
+
+
+def _has_trainings_left(config: Config) -> bool:
+    """Whether anything is to be trained: a run that is done needs nobody who writes tags."""
+    engine = PlanEngine(Store(Path(config.store.root)))
+    asyncio.run(run_sequence(config, engine))
+    return any(isinstance(stage, Train) for stage in engine.to_do.values())
+
+
+class _Counter:
+    """An engine that computes nothing and counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def run(self, stage: Stage) -> Planned:
+        """A stand-in for the stage."""
+        del stage
+        self.asked += 1
+        return Planned(str(self.asked))
+
+
 def expected_stages(config: Config) -> int:
-    """How many stages a run asks for."""
-    trained, unseen = len(config.sequence.tasks), len(config.sequence.unseen)
-    scored = trained if needs_losses(config.policy) else 0
-    return (trained + 1) * (trained + unseen) + trained + scored
+    """How many stages a run asks for, at most: a task whose original instruction wins is tested once less."""
+    counter = _Counter()
+    asyncio.run(run_sequence(config, counter))
+    return counter.asked
 
 
 def complete(configs: Sequence[Config], engine: LocalEngine, keep_going: bool) -> list[Path | Exception]:

@@ -16,6 +16,7 @@ from sapo.data.prompts import Prompt, PromptPool, pool_of
 from sapo.data.tasks import Task
 from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train
 from sapo.experiments.engine.store import Stored
+from sapo.experiments.lessons import Lesson
 from sapo.experiments.policies import choose, needs_losses
 from sapo.experiments.scoring import prompt_losses, subset
 
@@ -37,20 +38,43 @@ class Planned:
 
 @dataclass(frozen=True)
 class Choice:
-    """The prompt that a policy chose for a task, and what it chose from."""
+    """The prompt that a policy chose for a task, and what it chose from.
+
+    `drawn` are the prompts that training draws from, for a policy that never settles on one: the task is then
+    tested with `prompt`.
+    """
 
     task: str
     prompt: Prompt
     candidates: list[dict[str, Any]] | None = None
+    drawn: tuple[Prompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of the model on the way: the key of the training that made it, after `after` tasks.
+
+    `prompts` are the learned tasks' prompts, by task; `tested` are the tasks that it is tested on.
+    """
+
+    after: int
+    key: str
+    prompts: dict[str, Prompt]
+    tested: tuple[Task, ...]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task evaluated under a prompt after `after` trained tasks."""
+    """A task evaluated under a prompt after `after` trained tasks.
+
+    `column` is `trained`: learned tasks under the prompt they were trained with; or `common`: a learned task
+    under its original instruction, where that is another prompt.
+    """
 
     after: int
     task: str
     prompt: Prompt
+    column: str
     stored: Stored | Planned
 
 
@@ -63,6 +87,7 @@ class Run:
     unseen: list[Task]
     choices: list[Choice] = field(default_factory=list)
     trained: list[Stored | Planned] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
@@ -70,37 +95,80 @@ class Run:
         """The prompt that each task was trained with."""
         return {choice.task: choice.prompt for choice in self.choices}
 
+    def reach(self, key: str, after: int, learned: Sequence[Choice], tested: Sequence[Task] = ()) -> None:
+        """Notes a state to test: on all tasks if not said otherwise."""
+        prompts = {choice.task: choice.prompt for choice in learned}
+        self.states.append(State(after, key, prompts, tuple(tested) or (*self.tasks, *self.unseen)))
+
 
 async def run_sequence(config: Config, engine: Engine) -> Run:
-    """Trains a sequence of tasks and evaluates all of them before and after each.
+    """Trains the tasks of a sequence and evaluates before and after.
 
     Learned tasks are evaluated with the prompt that they were trained with, the others with their original
     instruction (paper, Section 5.1).
     """
-    tasks, unseen = load_tasks(config)
-    pools = {task.name: pool_for(task, config) for task in tasks}
-    run = Run(config, tasks, unseen)
-    prompts = {task.name: Prompt(task.instruction) for task in (*tasks, *unseen)}
-    state = BASE
-    states = [(state, dict(prompts))]
-    for position, task in enumerate(tasks):
-        choice = await choose_prompt(config, engine, state, task, pools[task.name])
-        prompts[task.name] = choice.prompt
-        trained = await engine.run(Train(config, state, position, task, choice.prompt))
-        state = trained.key
-        run.choices.append(choice)
-        run.trained.append(trained)
-        states.append((state, dict(prompts)))
+    run = Run(config, *load_tasks(config))
+    run.reach(BASE, 0, [])
+    await COURSES.get(config.method.name, _one_after_another)(run, engine)
     # Evaluated only now that every state is stored: a failure here loses no training.
-    rows = (_evaluate_all(run, engine, key, after, texts) for after, (key, texts) in enumerate(states))
-    for row in await asyncio.gather(*rows):
+    for row in await asyncio.gather(*(_evaluate_all(run, engine, state) for state in run.states)):
         run.evaluations.extend(row)
     return run
+
+
+async def _one_after_another(run: Run, engine: Engine) -> None:
+    """Each task goes on from the state that the last one left."""
+    state = BASE
+    for position, task in enumerate(run.tasks):
+        choice = await _choose(run, engine, state, task)
+        state = await _train(run, engine, state, position, [choice])
+        run.reach(state, position + 1, run.choices)
+
+
+async def _all_at_once(run: Run, engine: Engine) -> None:
+    """`multitask`: one training on the union of all tasks, an upper bound."""
+    choices = [await _choose(run, engine, BASE, task) for task in run.tasks]
+    state = await _train(run, engine, BASE, 0, choices)
+    run.reach(state, len(run.tasks), run.choices)
+
+
+async def _each_alone(run: Run, engine: Engine) -> None:
+    """`single`: every task from the untouched model; each resulting model is tested on its own task."""
+    for position, task in enumerate(run.tasks):
+        choice = await _choose(run, engine, BASE, task)
+        state = await _train(run, engine, BASE, position, [choice])
+        run.reach(state, len(run.tasks), [choice], [task])
+
+
+async def _none(run: Run, engine: Engine) -> None:
+    """`zero_shot`: nothing is trained; the tasks are only tested with the prompts that are chosen."""
+    for task in run.tasks:
+        await _choose(run, engine, BASE, task)
+    run.reach(BASE, len(run.tasks), run.choices)
+
+
+COURSES = {"multitask": _all_at_once, "single": _each_alone, "zero_shot": _none}
 
 
 async def run_all(configs: Sequence[Config], engine: Engine) -> list[Run]:
     """Runs many sequences on one engine; stages that they share are computed once."""
     return list(await asyncio.gather(*(run_sequence(config, engine) for config in configs)))
+
+
+async def _choose(run: Run, engine: Engine, state: str, task: Task) -> Choice:
+    """Chooses the prompt of a task in a state, and notes it."""
+    choice = await choose_prompt(run.config, engine, state, task, pool_for(task, run.config))
+    run.choices.append(choice)
+    return choice
+
+
+async def _train(run: Run, engine: Engine, state: str, position: int, choices: Sequence[Choice]) -> str:
+    """Trains the chosen tasks together from a state and returns the next state's key."""
+    tasks = {task.name: task for task in run.tasks}
+    lessons = (Lesson(tasks[choice.task], choice.drawn or (choice.prompt,)) for choice in choices)
+    stored = await engine.run(Train(run.config, state, position, tuple(lessons)))
+    run.trained.append(stored)
+    return stored.key
 
 
 def pool_for(task: Task, config: Config) -> PromptPool:
@@ -113,15 +181,20 @@ def pool_for(task: Task, config: Config) -> PromptPool:
 async def choose_prompt(config: Config, engine: Engine, state: str, task: Task, pool: PromptPool) -> Choice:
     """Asks the policy, after scoring the pool in the present state if the policy needs it."""
     include_original = config.scorer.include_original
+    if config.policy.name == "paft" and pool.paraphrases:
+        return Choice(task.name, pool.original, drawn=pool.candidates(include_original))
     if not needs_losses(config.policy) or not pool.paraphrases:
         return Choice(task.name, choose_unscored(config, pool))
     examples = subset(task, config.scorer.examples, config.scorer.subset, config.seed)
-    # The original is always scored, so that every result can say what it would have cost.
-    scored = await engine.run(Score(config, state, task, examples, pool.candidates(include_original=True)))
+    # The original is always scored, so that every result can say what it would have cost; in a race it would
+    # knock out others without being able to win, so there only what can be chosen is scored.
+    scored_too = include_original or config.scorer.name != "race"
+    scored = await engine.run(Score(config, state, task, examples, pool.candidates(scored_too)))
     if isinstance(scored, Planned):
         return Choice(task.name, Prompt(f"{task.instruction} [chosen by {scored.key}]"))
     losses = prompt_losses(scored.examples(), config.scorer.reduction)
-    by_index = dict(zip(losses["prompt"].tolist(), losses["loss"].tolist(), strict=True))
+    complete = losses[losses["is_complete"]]
+    by_index = dict(zip(complete["prompt"].tolist(), complete["loss"].tolist(), strict=True))
     texts = {prompt.index: prompt.text for prompt in pool.candidates(include_original=True)}
     candidates = [
         {
@@ -143,11 +216,15 @@ def choose_unscored(config: Config, pool: PromptPool) -> Prompt:
     return choose(config.policy, pool, config.scorer.include_original, config.seed)
 
 
-async def _evaluate_all(
-    run: Run, engine: Engine, state: str, after: int, prompts: dict[str, Prompt]
-) -> list[Evaluation]:
+async def _evaluate_all(run: Run, engine: Engine, state: State) -> list[Evaluation]:
     row = []
-    for task in (*run.tasks, *run.unseen):
-        stored = await engine.run(Evaluate(run.config, state, task, prompts[task.name]))
-        row.append(Evaluation(after, task.name, prompts[task.name], stored))
+    for task in state.tested:
+        original = Prompt(task.instruction)
+        prompt = state.prompts.get(task.name, original)
+        wishes = [(prompt, "trained")]
+        if run.config.evaluator.common_prompt and prompt.text != original.text:
+            wishes.append((original, "common"))
+        for text, column in wishes:
+            stored = await engine.run(Evaluate(run.config, state.key, task, text))
+            row.append(Evaluation(state.after, task.name, text, column, stored))
     return row

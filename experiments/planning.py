@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sapo.conf.schema import Config
+from sapo.data.prompts import Prompt
+from sapo.data.tasks import Example, Task
 from sapo.experiments.continual import Planned, run_all
 from sapo.experiments.engine.stages import Score, Stage, Train, stage_key
 from sapo.experiments.engine.store import KINDS, Store, Stored
@@ -77,14 +79,22 @@ def _kind_plan(kind: str, engine: PlanEngine, rates: dict[tuple[str, str], float
 
 def estimated_tokens(stage: Stage) -> int:
     """Tokens that a stage reads, from the characters of its texts."""
-    task = stage.task
-    texts = sum(len(example.input) + len(example.target) for example in stage.rows)
-    prompts = stage.prompts if isinstance(stage, Score) else (stage.prompt,)
-    total = 0.0
-    for prompt in prompts:
-        frame = len(prompt.text) + len(task.suffix)
-        total += (texts + frame * len(stage.rows)) / _CHARACTERS_A_TOKEN + _TEMPLATE_TOKENS * len(stage.rows)
-    return int(total) * (stage.config.trainer.epochs if isinstance(stage, Train) else 1)
+    if not isinstance(stage, Train):
+        prompts = stage.prompts if isinstance(stage, Score) else (stage.prompt,)
+        return sum(_tokens(stage.task, stage.rows, prompt) for prompt in prompts)
+    # Of several prompts each example sees one at a time.
+    lengths = (
+        sum(_tokens(lesson.task, lesson.task.train, prompt) for prompt in lesson.prompts)
+        / len(lesson.prompts)
+        for lesson in stage.lessons
+    )
+    return round(sum(lengths)) * stage.config.trainer.epochs
+
+
+def _tokens(task: Task, rows: Sequence[Example], prompt: Prompt) -> int:
+    texts = sum(len(example.input) + len(example.target) for example in rows)
+    frame = len(prompt.text) + len(task.suffix)
+    return int((texts + frame * len(rows)) / _CHARACTERS_A_TOKEN + _TEMPLATE_TOKENS * len(rows))
 
 
 def measured_rates(store: Store, models: set[str]) -> dict[tuple[str, str], float]:

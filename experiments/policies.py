@@ -23,9 +23,9 @@ def choose(
 ) -> Prompt:
     """The prompt that a task is trained with.
 
-    `losses` maps a prompt's index to its pre-update loss, for the policies that need it. Of equal losses
-    the lowest index wins. `random` is decided by (seed, task) alone. Raises UserError if `fixed`
-    asks for a prompt that the pool does not have.
+    `losses` maps a prompt's index to its pre-update loss, for the policies that need it; what it does not
+    hold cannot be chosen. Of equal losses the lowest index wins. `random` is decided by (seed, task) alone.
+    Raises UserError if `fixed` asks for a prompt that the pool does not have.
     """
     candidates = pool.candidates(include_original)
     if policy.name == "static":
@@ -37,4 +37,5 @@ def choose(
     if losses is None:
         raise ValueError(f"policy {policy.name} needs the losses of the candidates")
     sign = 1 if policy.name == "sapo" else -1
-    return min(candidates, key=lambda prompt: (sign * losses[prompt.index], prompt.index))
+    measured = [prompt for prompt in candidates if prompt.index in losses]
+    return min(measured, key=lambda prompt: (sign * losses[prompt.index], prompt.index))

@@ -36,8 +36,8 @@ class Reevaluation:
     config: Config
 
     @property
-    def states(self) -> list[str]:
-        """Keys of the run's states, the untouched model first."""
+    def states(self) -> list[dict[str, Any]]:
+        """The run's states, the untouched model first: `after`, `key`, and the `tasks` that it tested."""
         return self.record["states"]
 
     def wishes(self, names: Sequence[str], prompt: str, state: str) -> list[Wish]:
@@ -49,31 +49,39 @@ class Reevaluation:
         names = names or [*self.record["tasks"], *self.record["unseen"]]
         tasks = [load_task(name, self.config) for name in names]
         return [
-            Wish(after, self.states[after], task, self._prompt(task, after, prompt))
-            for after in self._which(state)
+            Wish(found["after"], found["key"], task, self._prompt(task, found, prompt))
+            for found in self._which(state)
             for task in tasks
         ]
 
-    def _which(self, state: str) -> list[int]:
-        last = len(self.states) - 1
-        named = {"all": list(range(last + 1)), "base": [0], "last": [last]}
-        if state in named:
-            return named[state]
-        if not state.isdecimal() or int(state) > last:
+    def _which(self, state: str) -> list[dict[str, Any]]:
+        last = self.states[-1]["after"]
+        if state == "all":
+            return self.states
+        number = {"base": 0, "last": last}.get(state, int(state) if state.isdecimal() else -1)
+        found = [known for known in self.states if known["after"] == number]
+        if not found:
             raise UserError(
                 f"--state {state}: run {self.record['id']} has states 0 (base) to {last} (last), or all."
             )
-        return [int(state)]
+        return found
 
-    def _prompt(self, task: Task, after: int, prompt: str) -> Prompt:
+    def _prompt(self, task: Task, state: dict[str, Any], prompt: str) -> Prompt:
         if prompt == "original":
             return Prompt(task.instruction)
         if prompt == "trained":
-            learned = {choice["task"]: choice for choice in self.record["choices"][:after]}
+            learned = {choice["task"]: choice for choice in self.learned(state)}
             choice = learned.get(task.name)
             return Prompt(choice["text"], choice["index"]) if choice else Prompt(task.instruction)
         pool = load_pool(task, self.config.paraphrases)
         return pool.at(_index(prompt))
+
+    def learned(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The choices that a state was trained with: its own task's where each task was trained alone."""
+        choices = self.record["choices"][: state["after"]]
+        if self.config.method.name == "single":
+            return [choice for choice in choices if choice["task"] in state["tasks"]]
+        return choices
 
 
 def open_run(folder: Path) -> Reevaluation:
@@ -85,12 +93,17 @@ def require_states(run: Reevaluation, wishes: Sequence[Wish], store: Store) -> N
     """UserError if the store does not hold a wished state (any more)."""
     for wish in wishes:
         if wish.state != BASE and store.find("train", wish.state) is None:
-            names = ("sequence", "model", "method", "policy", "seed")
-            again = " ".join(f"{name}={run.record[name]}" for name in names)
-            raise UserError(
-                f"State {wish.after} of run {run.record['id']} is not in the store {store.root}. Train it "
-                f"again: sapo train {again} (settings: config.yaml of the run)."
-            )
+            raise missing_state(run, wish.after, store)
+
+
+def missing_state(run: Reevaluation, after: int, store: Store) -> UserError:
+    """The error for a state that the store does not hold (any more), with the command that mends it."""
+    names = ("sequence", "model", "method", "policy", "seed")
+    again = " ".join(f"{name}={run.record[name]}" for name in names)
+    return UserError(
+        f"State {after} of run {run.record['id']} is not in the store {store.root}. Train it "
+        f"again: sapo train {again} (settings: config.yaml of the run)."
+    )
 
 
 def evaluate(run: Reevaluation, wishes: Sequence[Wish], engine: LocalEngine) -> list[Stored]:

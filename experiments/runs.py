@@ -16,8 +16,9 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config, identity_values
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.continual import Run
-from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store, Stored, write_json
+from sapo.experiments.evaluation import label_match
+from sapo.experiments.methods import method_label, method_note
 from sapo.experiments.models import model_identity
 
 
@@ -66,10 +67,15 @@ def _identity(run: Run) -> dict[str, Any]:
     return {
         "model": model_identity(config),
         "method": identity_values(config.method),
-        "policy": [config.policy.name, config.policy.index],
+        "policy": vars(config.policy),
         "scorer": vars(config.scorer),
         "trainer": identity_values(config.trainer),
-        "evaluator": identity_values(config.evaluator),
+        "evaluator": {
+            **identity_values(config.evaluator),
+            "truncation": config.data.truncation,
+            "max_input_tokens": config.data.max_input_tokens,
+        },
+        "common_prompt": config.evaluator.common_prompt,
         "train": {task.name: examples_digest(task.train) for task in run.tasks},
         "test": _test_digests(run),
         "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
@@ -85,6 +91,7 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
         "unseen": [task.name for task in run.unseen],
         "model": config.model.name,
         "method": config.method.name,
+        "label": method_label(config.method),
         "policy": config.policy.name,
         "seed": config.seed,
         "parity": config.parity.name,
@@ -97,6 +104,7 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
                 "index": choice.prompt.index,
                 "text": choice.prompt.text,
                 "candidates": choice.candidates,
+                "drawn": [prompt.text for prompt in choice.drawn] or None,
             }
             for choice in run.choices
         ],
@@ -107,10 +115,17 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
             "trainer": identity["trainer"],
             "train": identity["train"],
         },
-        "states": [BASE, *(stored.key for stored in run.trained)],
+        "states": [
+            {"after": state.after, "key": state.key, "tasks": [task.name for task in state.tested]}
+            for state in run.states
+        ],
+        "kept": {stored.key: stored.result["kept"] for stored in run.trained if isinstance(stored, Stored)},
         "stages": _stages(run),
         "shortened": _shortened(run),
-        "notes": [note for task in (*run.tasks, *run.unseen) for note in _notes(task, config)],
+        "notes": [
+            *filter(None, [method_note(config.method)]),
+            *(note for task in (*run.tasks, *run.unseen) for note in _notes(task, config)),
+        ],
         "identity": identity,
         "environment": json.loads((_stored(run)[0].folder / "environment.json").read_text()),
     }
@@ -161,6 +176,8 @@ def _shortened(run: Run) -> dict[str, int]:
 
 
 def _predictions(run: Run) -> pd.DataFrame:
+    """Every test example's row of every evaluation; `label_match` is null for a task without labels."""
+    labels = {task.name: task.labels for task in (*run.tasks, *run.unseen)}
     tables = []
     for evaluation in run.evaluations:
         if not isinstance(evaluation.stored, Stored):
@@ -169,5 +186,9 @@ def _predictions(run: Run) -> pd.DataFrame:
         table.insert(0, "after", evaluation.after)
         table.insert(1, "task", evaluation.task)
         table.insert(2, "prompt_index", evaluation.prompt.index)
+        table.insert(3, "column", evaluation.column)
+        answers = zip(table["prediction"], table["target"], strict=True)
+        matches = [label_match(answer, target, labels[evaluation.task]) for answer, target in answers]
+        table["label_match"] = pd.array(matches, dtype="Float64")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +19,59 @@ from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
 from sapo.experiments.adapters import trainable_parameters
 from sapo.experiments.forward import can_share_prefix, target_logits, target_nll
+from sapo.experiments.lessons import Draws, Row
+
+Penalty = Callable[[PeftModel], torch.Tensor | None]
 
 _CHECKPOINT_WEIGHTS = "trainable.safetensors"
 
 
+def nothing(model: PeftModel) -> None:
+    """The penalty of a method that has none."""
+    del model
+
+
 def train(
     model: PeftModel,
-    examples: Sequence[Rendered],
+    rows: Sequence[Row],
     config: TrainerConfig,
     *,
-    seed: int,
+    draws: Draws,
     scratch: Path,
     what: str,
+    penalty: Penalty = nothing,
 ) -> dict[str, Any]:
     """Trains the model in place and returns the loss of every step and what the training took.
 
-    Checkpoints go to `scratch`; one that is found there is continued. Raises WorkError naming `what` and the
-    step if a loss is not finite.
+    `draws` has the seed, and decides which prompt a row is shown under when it has several; `penalty` is
+    added to the loss of every optimizer step. Checkpoints go to `scratch`; one that is found there is
+    continued. Raises WorkError naming `what` and the step if a loss is not finite.
     """
-    steps_an_epoch = math.ceil(len(examples) / config.global_batch)
+    steps_an_epoch = math.ceil(len(rows) / config.global_batch)
     warmup = math.ceil(config.warmup_ratio * steps_an_epoch * config.epochs)
     trainer = TokenMeanTrainer(
         model=model,
-        args=_arguments(config, warmup, seed, scratch, model.device),
-        train_dataset=examples,  # type: ignore[arg-type]  # any sequence will do
-        data_collator=lambda batch: {"examples": batch},
+        args=_arguments(config, warmup, draws.seed, scratch, model.device),
+        train_dataset=rows,  # type: ignore[arg-type]  # any sequence will do
+        data_collator=lambda batch: {"rows": batch},
         callbacks=[],
         trainer_config=config,
+        draws=draws,
+        penalty=penalty,
         what=what,
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
+    if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+        raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
     history = trainer.state.log_history
     return {
         "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "penalties": [entry["penalty"] for entry in history if "penalty" in entry],
         "gradient_norms": [entry["grad_norm"] for entry in history if "grad_norm" in entry],
         "steps": trainer.state.global_step,
-        "tokens": config.epochs * sum(len(example.input_ids) for example in examples),
+        "tokens": round(config.epochs * sum(_mean_length(row) for row in rows)),
         "trainable_parameters": trainable_parameters(model),
     }
 
@@ -96,6 +111,10 @@ def _arguments(
     return arguments
 
 
+def _mean_length(row: Row) -> float:
+    return sum(len(wording.input_ids) for wording in row.wordings) / len(row.wordings)
+
+
 class TokenMeanTrainer(Trainer):
     """A Trainer whose step sees a whole global batch and splits it into micro-batches by length.
 
@@ -106,9 +125,19 @@ class TokenMeanTrainer(Trainer):
     model: Any
     optimizer: Any
 
-    def __init__(self, *args: Any, trainer_config: TrainerConfig, what: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        trainer_config: TrainerConfig,
+        draws: Draws,
+        penalty: Penalty,
+        what: str,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.trainer_config = trainer_config
+        self.draws = draws
+        self.penalty = penalty
         self.what = what
         self.budget = trainer_config.micro_batch_tokens
         self.shares_prefix = (
@@ -120,25 +149,42 @@ class TokenMeanTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
         """Gradients of one global batch; a micro-batch that does not fit in memory starts it over, halved."""
         model.train()
+        groups = self._worded(inputs["rows"])
         while True:
             try:
-                return self._accumulate(model, inputs["examples"])
+                return self._accumulate(model, groups)
             except torch.OutOfMemoryError as error:
                 model.zero_grad()
-                longest = max(len(example.input_ids) for example in inputs["examples"])
+                longest = max(len(example.input_ids) for group in groups for example in group)
                 if self.budget <= longest:
                     raise WorkError(f"{self.what}: one example of {longest} tokens does not fit.") from error
                 self.budget = max(self.budget // 2, longest)
                 torch.cuda.empty_cache()
 
-    def _accumulate(self, model: Any, examples: Sequence[Rendered]) -> torch.Tensor:
-        n_tokens = sum(len(example.target_ids) for example in examples)
+    def _worded(self, rows: Sequence[Row]) -> list[list[Rendered]]:
+        """The global batch by prompt: examples under one prompt share their beginning."""
+        n_steps = math.ceil(len(self.train_dataset) / self.trainer_config.global_batch)  # type: ignore[arg-type]
+        epoch, step = divmod(self.state.global_step, n_steps)
+        groups: dict[tuple[int, int], list[Rendered]] = {}
+        for place, row in enumerate(rows, start=step * self.trainer_config.global_batch):
+            wording = self.draws.wording(row, epoch, place)
+            groups.setdefault((row.group, wording), []).append(row.wordings[wording])
+        return list(groups.values())
+
+    def _accumulate(self, model: Any, groups: Sequence[Sequence[Rendered]]) -> torch.Tensor:
+        n_tokens = sum(len(example.target_ids) for group in groups for example in group)
         total = torch.zeros((), device=self.args.device)
-        for batch in by_tokens([len(example.input_ids) for example in examples], self.budget):
-            logits, targets = target_logits(model, [examples[i] for i in batch], self.shares_prefix)
-            loss = target_nll(logits, targets).sum() / n_tokens
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        for group in groups:
+            for batch in by_tokens([len(example.input_ids) for example in group], self.budget):
+                logits, targets = target_logits(model, [group[i] for i in batch], self.shares_prefix)
+                loss = target_nll(logits, targets).sum() / n_tokens
+                self.accelerator.backward(loss)
+                total += loss.detach()
+        penalty = self.penalty(model)
+        if penalty is not None:
+            self.accelerator.backward(penalty)
+            total += penalty.detach()
+            self.log({"penalty": penalty.item()})
         if not torch.isfinite(total):
             step = self.state.global_step + 1
             raise WorkError(f"{self.what}: the loss at step {step} is {total.item()}. Nothing was stored.")

@@ -9,6 +9,8 @@ from typing import Any
 from sapo.conf.schema import Config, identity_values
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task, digest, examples_digest
+from sapo.experiments.lessons import Lesson
+from sapo.experiments.methods import method_identity
 from sapo.experiments.models import model_identity
 
 # Raised when a change of the code changes what a stage computes.
@@ -27,12 +29,18 @@ class Score:
     prompts: tuple[Prompt, ...]
     kind: str = "score"
 
+    @property
+    def name(self) -> str:
+        """What is scored, for people."""
+        return self.task.name
+
     def identity(self) -> dict[str, Any]:
         """What can change the result."""
         return {
-            **_identity(self.config, self.kind, self.state, self.task, self.examples),
+            **_identity(self.config, self.kind, self.state),
+            "task": _frame(self.task, self.examples),
             "prompts": [[prompt.index, prompt.text] for prompt in self.prompts],
-            "scorer": self.config.scorer.name,
+            "scorer": _scorer_identity(self.config),
         }
 
     @property
@@ -43,30 +51,51 @@ class Score:
 
 @dataclass(frozen=True)
 class Train:
-    """A state and one task, under one prompt, give the next state. `position` counts tasks from 0."""
+    """A state and what is learned give the next state. `position` counts the run's trainings from 0.
+
+    Nearly always one lesson, a task under one prompt; several are learned together.
+    """
 
     config: Config
     state: str
     position: int
-    task: Task
-    prompt: Prompt
+    lessons: tuple[Lesson, ...]
     kind: str = "train"
+
+    @property
+    def task(self) -> Task:
+        """The task; the first of several."""
+        return self.lessons[0].task
+
+    @property
+    def name(self) -> str:
+        """What is learned, for people: the tasks' names."""
+        return "+".join(lesson.task.name for lesson in self.lessons)
 
     def identity(self) -> dict[str, Any]:
         """What can change the result."""
+        config = self.config
+        draws = any(len(lesson.prompts) > 1 for lesson in self.lessons)
         return {
-            **_identity(self.config, self.kind, self.state, self.task, self.task.train),
-            "prompt": self.prompt.text,
+            **_identity(config, self.kind, self.state),
+            "lessons": [
+                {
+                    "task": _frame(lesson.task, lesson.task.train),
+                    "prompts": [prompt.text for prompt in lesson.prompts],
+                }
+                for lesson in self.lessons
+            ],
             "position": self.position,
-            "method": identity_values(self.config.method),
-            "trainer": identity_values(self.config.trainer),
-            "seed": self.config.seed,
+            "method": method_identity(config.method, is_first=self.state == BASE),
+            "trainer": identity_values(config.trainer),
+            "seed": config.seed,
+            **({"redraw": config.policy.redraw} if draws else {}),
         }
 
     @property
     def rows(self) -> tuple[Example, ...]:
         """The examples it reads."""
-        return self.task.train
+        return tuple(example for lesson in self.lessons for example in lesson.task.train)
 
 
 @dataclass(frozen=True)
@@ -79,10 +108,16 @@ class Evaluate:
     prompt: Prompt
     kind: str = "evaluate"
 
+    @property
+    def name(self) -> str:
+        """What is evaluated, for people."""
+        return self.task.name
+
     def identity(self) -> dict[str, Any]:
         """What can change the result."""
         return {
-            **_identity(self.config, self.kind, self.state, self.task, self.task.test),
+            **_identity(self.config, self.kind, self.state),
+            "task": _frame(self.task, self.task.test),
             "prompt": self.prompt.text,
             "evaluator": identity_values(self.config.evaluator),
         }
@@ -101,12 +136,25 @@ def stage_key(stage: Stage) -> str:
     return digest(stage.identity())
 
 
-def _identity(config: Config, kind: str, state: str, task: Task, rows: tuple[Example, ...]) -> dict[str, Any]:
+def _identity(config: Config, kind: str, state: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "version": VERSIONS[kind],
         "state": state,
         "model": model_identity(config),
-        "task": {"suffix": task.suffix, "separator": task.separator, "examples": examples_digest(rows)},
         "data": identity_values(config.data),
     }
+
+
+def _scorer_identity(config: Config) -> dict[str, Any]:
+    """What of the scorer can change its result; a race also depends on its order and on the reduction."""
+    identity = identity_values(config.scorer)
+    if config.scorer.name == "race":
+        identity |= {"reduction": config.scorer.reduction, "seed": config.seed}
+    else:
+        del identity["confidence"]
+    return identity
+
+
+def _frame(task: Task, rows: tuple[Example, ...]) -> dict[str, str]:
+    return {"suffix": task.suffix, "separator": task.separator, "examples": examples_digest(rows)}

@@ -11,15 +11,18 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
+from sapo.conf.errors import WorkError
+from sapo.data.render import Renderer
 from sapo.data.tasks import digest
 from sapo.experiments import evaluation, scoring, training
-from sapo.experiments.adapters import FOLDER, load_adapter, plain
+from sapo.experiments.adapters import FOLDER, load_adapter, plain, scale_adapter
 from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train, stage_key
 from sapo.experiments.engine.store import EXAMPLES, Store, write_json
-from sapo.experiments.forward import can_share_prefix
-from sapo.experiments.methods import method_of
+from sapo.experiments.lessons import Draws, lesson_rows
+from sapo.experiments.methods import Context, method_of
 from sapo.experiments.models import LanguageModel, load_model
+from sapo.experiments.racing import pool_losses
 
 
 def do(stage: Stage, store: Store, folder: Path) -> None:
@@ -33,7 +36,7 @@ def do(stage: Stage, store: Store, folder: Path) -> None:
     else:
         facts = _evaluate(stage, store, language_model, folder)
     facts = {
-        "task": stage.task.name,
+        "task": stage.name,
         "model": stage.config.model.name,
         "seconds": round(time.monotonic() - begun, 3),
         **facts,
@@ -44,65 +47,92 @@ def do(stage: Stage, store: Store, folder: Path) -> None:
     OmegaConf.save(OmegaConf.structured(stage.config), folder / "config.yaml")
 
 
-def adapter_folder(store: Store, state: str) -> Path | None:
-    """Where the adapter of a state lies; None for the untouched model."""
-    return None if state == BASE else store.root / "stages" / "train" / state / FOLDER
+def state_folder(store: Store, state: str) -> Path | None:
+    """What the training that made a state left; None for the untouched model."""
+    return None if state == BASE else store.root / "stages" / "train" / state
 
 
 @contextmanager
-def in_state(language_model: LanguageModel, store: Store, state: str) -> Iterator[Any]:
-    """The model as the state left it, ready for scoring and evaluation."""
+def in_state(
+    language_model: LanguageModel, store: Store, state: str, shrunk_from_rank: int | None = None
+) -> Iterator[Any]:
+    """The model as the state left it, ready for scoring and evaluation.
+
+    `shrunk_from_rank` is the rank of one task's adapter: earlier adapters then count 1 / (their number), as
+    the published code scores them by keeping alpha while ranks add up (D1).
+    """
     with plain(language_model.base) as base:
-        folder = adapter_folder(store, state)
-        yield base if folder is None else load_adapter(base, folder).eval()
+        folder = state_folder(store, state)
+        if folder is None:
+            yield base.eval()
+            return
+        model = load_adapter(base, folder / FOLDER).eval()
+        if shrunk_from_rank is not None:
+            scale_adapter(model, shrunk_from_rank / model.peft_config["default"].r)  # type: ignore[attr-defined]
+        yield model
 
 
 def _score(stage: Score, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
-    renderer = language_model.renderer(stage.config.data.max_input_tokens)
-    share = stage.config.trainer.shared_prefix and can_share_prefix(language_model.base.config)
-    tables = []
-    n_tokens = 0
-    with in_state(language_model, store, stage.state) as model:
-        for prompt in stage.prompts:
-            rendered = renderer.render(stage.task, prompt.text, stage.examples)
-            losses = scoring.example_losses(model, rendered, stage.config.evaluator.batch_tokens, share)
-            scoring.require_finite(losses, stage.task, prompt)
-            tables.append(losses.assign(prompt=prompt.index))
-            n_tokens += sum(len(r.input_ids) for r in rendered)
-    table = pd.concat(tables, ignore_index=True)
+    renderer = _renderer(stage, language_model)
+    shrunk = stage.config.method.rank if stage.config.scorer.state == "shrunk" else None
+    rendered = {p.index: renderer.render(stage.task, p.text, stage.examples) for p in stage.prompts}
+    if not all(any(row.target_ids for row in rows) for rows in rendered.values()):
+        raise WorkError(f"Every target of task {stage.name} is cut off; raise data.max_input_tokens.")
+    with in_state(language_model, store, stage.state, shrunk) as model:
+        table = pool_losses(model, stage.task, stage.prompts, list(rendered.values()), stage.config)
     table.to_parquet(folder / EXAMPLES)
-    return {"prompts": len(stage.prompts), "tokens": n_tokens, "shortened": int(table["is_shortened"].sum())}
+    read = zip(table["prompt"], table["example"], strict=True)
+    return {
+        "prompts": len(stage.prompts),
+        "tokens": sum(len(rendered[prompt][example].input_ids) for prompt, example in read),
+        "full_tokens": sum(len(row.input_ids) for rows in rendered.values() for row in rows),
+        "shortened": int(table["is_shortened"].sum()),
+    }
 
 
 def _train(stage: Train, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
     config = stage.config
-    renderer = language_model.renderer(config.data.max_input_tokens)
-    rendered = renderer.render(stage.task, stage.prompt.text, stage.task.train)
-    seed = derived_seed(config.seed, stage.position)
-    method = method_of(config)
+    position = stage.position if config.trainer.seeding == "task" else 0
+    seed = derived_seed(config.seed, position)
+    previous = state_folder(store, stage.state)
+    method = method_of(Context(config, language_model, stage.lessons, previous, stage.position, seed))
     scratch = store.checkpoints(stage_key(stage))
-    with plain(language_model.base) as base:
+    with plain(language_model.base):
+        replayed = method.replayed()
+        rows = lesson_rows(_renderer(stage, language_model), stage.lessons, replayed)
         torch.manual_seed(seed)
-        model = method.start(base, adapter_folder(store, stage.state))
         facts = training.train(
-            model,
-            rendered,
+            model := method.start(),
+            rows,
             config.trainer,
-            seed=seed,
+            draws=Draws(seed, config.policy.redraw),
             scratch=scratch,
-            what=f"Task {stage.task.name}, prompt {stage.prompt.index}",
+            what=f"Training of {stage.name}",
+            penalty=method.penalty,
         )
-        method.save(model, folder / FOLDER)
+        method.save(model, folder)
     shutil.rmtree(scratch, ignore_errors=True)
-    return {**facts, "shortened": sum(r.is_shortened for r in rendered)}
+    return {
+        **facts,
+        "examples": len(rows),
+        "replayed": len(replayed),
+        "shortened": sum(any(wording.is_shortened for wording in row.wordings) for row in rows),
+        "kept": {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)},
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _evaluate(stage: Evaluate, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
-    renderer = language_model.renderer(stage.config.data.max_input_tokens)
-    rendered = renderer.render(stage.task, stage.prompt.text, stage.task.test)
+    renderer = _renderer(stage, language_model)
+    rendered = language_model.rendered_test(renderer, stage.task, stage.prompt.text)
     with in_state(language_model, store, stage.state) as model:
         table = evaluation.evaluate(language_model, model, stage.task.test, rendered, stage.config.evaluator)
     scoring.require_finite(table, stage.task, stage.prompt)
+    if stage.config.data.truncation == "end":
+        _leave_cut_unanswered(table)
     table.to_parquet(folder / EXAMPLES)
     means = {name: float(table[name].mean()) for name in ("rougeL", "exact_match", "nll")}
     n_tokens = sum(len(r.input_ids) for r in rendered)
@@ -112,6 +142,17 @@ def _evaluate(stage: Evaluate, store: Store, language_model: LanguageModel, fold
         "tokens": n_tokens,
         "shortened": int(table["is_shortened"].sum()),
     }
+
+
+def _leave_cut_unanswered(table: pd.DataFrame) -> None:
+    """The published code finds no answer where a test prompt lost its end, and scores 0 (D17)."""
+    table.loc[table["is_shortened"], "prediction"] = ""
+    table.loc[table["is_shortened"], ["rougeL", "exact_match"]] = 0.0
+
+
+def _renderer(stage: Stage, language_model: LanguageModel) -> Renderer:
+    data = stage.config.data
+    return language_model.renderer(data.max_input_tokens, data.truncation)
 
 
 def derived_seed(seed: int, position: int) -> int:

@@ -1,36 +1,59 @@
 """Continual-learning methods: how weights change from task to task, and what is kept between tasks.
 
-A method is a class with three steps, each given the folder that its own `save` wrote after the task before:
-`start` makes the model that a task is trained on, `save` writes what is kept, and `load` opens it for scoring
-and evaluation.
+One file a method; `method.py` says what each of them does around a training.
 """
 
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-
-from sapo.conf.schema import Config
+from sapo.conf.schema import MethodConfig
+from sapo.experiments.methods.ewc import EWC
+from sapo.experiments.methods.inscl import RULES, InsCL, inscl_label
 from sapo.experiments.methods.lorainc import LoraInc
+from sapo.experiments.methods.method import Context, Method
+from sapo.experiments.methods.olora import OLora
+from sapo.experiments.methods.replay import Replay
 from sapo.experiments.methods.sequential import Sequential
 
+__all__ = ["METHODS", "Context", "Method", "method_identity", "method_label", "method_note", "method_of"]
 
-class Method(Protocol):
-    """What a continual-learning method does around the training of one task."""
-
-    def start(self, base: PreTrainedModel, previous: Path | None) -> PeftModel:
-        """The model to train: `previous` is the folder saved after the last task, None for the first."""
-        ...
-
-    def save(self, model: PeftModel, folder: Path) -> None:
-        """Writes one ordinary PEFT adapter that, on the base model, is the trained model."""
-        ...
-
-
-METHODS: dict[str, type[LoraInc] | type[Sequential]] = {"lorainc": LoraInc, "sequential": Sequential}
+METHODS: dict[str, type[Method]] = {
+    "lorainc": LoraInc,
+    "olora": OLora,
+    "ewc": EWC,
+    "inscl": InsCL,
+    "replay": Replay,
+    "sequential": Sequential,
+    "single": Sequential,
+    "multitask": Sequential,
+}
 
 
-def method_of(config: Config) -> Method:
-    """The configured method."""
-    return METHODS[config.method.name](config.method, list(config.model.lora_targets))
+def method_of(context: Context) -> Method:
+    """The configured method, for one training."""
+    return METHODS[context.config.method.name](context)
+
+
+def method_identity(method: MethodConfig, is_first: bool) -> dict[str, Any]:
+    """The settings that can change what a training leaves.
+
+    The first training of a method that keeps nothing but its adapter is plain LoRA, whatever its name: such
+    methods share it.
+    """
+    kind = METHODS[method.name]
+    adapter = {"rank": method.rank, "alpha": method.alpha, "dropout": method.dropout}
+    if is_first and not kind.keeps:
+        return {"name": "lora", **adapter}
+    return {"name": method.name, **adapter, **{name: getattr(method, name) for name in kind.reads}}
+
+
+def method_label(method: MethodConfig) -> str:
+    """What the method is called in tables: its name, and for InsCL which of its variants it is."""
+    return inscl_label(method) if method.name == "inscl" else method.name
+
+
+def method_note(method: MethodConfig) -> str | None:
+    """What a reader of the results must know of the method; None if its name says it."""
+    if method.name != "inscl":
+        return None
+    every = " All rows kept are replayed, so distances decide nothing." if method.access == "buffer" else ""
+    return f"{inscl_label(method)}: quotas by distance, {RULES[method.unit]}.{every}"

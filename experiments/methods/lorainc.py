@@ -6,12 +6,11 @@ Adapters of earlier tasks are kept as one adapter of their summed rank, which is
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel
 
 from sapo.conf.errors import WorkError
-from sapo.conf.schema import MethodConfig
 from sapo.experiments.adapters import (
     CURRENT,
+    FOLDER,
     adapter_tensors,
     concatenate,
     load_adapter,
@@ -19,23 +18,21 @@ from sapo.experiments.adapters import (
     save_adapter,
     trainable_parameters,
 )
+from sapo.experiments.methods.method import Method
 
 EARLIER = "earlier"
 
 
-class LoraInc:
+class LoraInc(Method):
     """Trains a fresh adapter beside the frozen ones."""
 
-    def __init__(self, config: MethodConfig, targets: list[str]) -> None:
-        self.config = config
-        self.targets = targets
-
-    def start(self, base: PreTrainedModel, previous: Path | None) -> PeftModel:
+    def start(self) -> PeftModel:
         """The base with all earlier adapters, frozen, and a new one whose B is zero: no logit changes."""
+        base = self.context.language_model.base
         new = lora_config(self.config, self.targets)
-        if previous is None:
+        if self.previous_adapter is None:
             return get_peft_model(base, new, adapter_name=CURRENT)
-        model = load_adapter(base, previous, name=EARLIER)
+        model = load_adapter(base, self.previous_adapter, name=EARLIER)
         model.add_adapter(CURRENT, new)
         model.base_model.set_adapter([EARLIER, CURRENT])  # type: ignore[operator]
         # PEFT makes everything trainable that it activates.
@@ -43,7 +40,7 @@ class LoraInc:
             parameter.requires_grad_(f".{CURRENT}." in key)
         expected = sum(value.numel() for value in adapter_tensors(model, CURRENT).values())
         if trainable_parameters(model) != expected:
-            raise WorkError("LoraInc would train other weights than the new adapter's.")
+            raise WorkError(f"{self.config.name} would train other weights than the new adapter's.")
         return model
 
     def save(self, model: PeftModel, folder: Path) -> None:
@@ -53,4 +50,4 @@ class LoraInc:
         if EARLIER in model.peft_config:
             weights = concatenate(adapter_tensors(model, EARLIER), weights)
             rank += model.peft_config[EARLIER].r  # type: ignore[attr-defined]
-        save_adapter(self.config, self.targets, rank, weights, folder)
+        save_adapter(self.config, self.targets, rank, weights, folder / FOLDER)

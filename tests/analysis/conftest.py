@@ -111,6 +111,30 @@ def write_run(
     return path
 
 
+def with_columns(path: Path, loss: float, labels: bool = True) -> Path:
+    """The run with label matches and, for learned tasks, rows tested under the original instruction.
+
+    These score `loss` less in ROUGE-L, and 0 in exact match.
+    """
+    record = json.loads((path / "run.json").read_text())
+    frame = pd.read_parquet(path / "predictions.parquet").assign(column="trained")
+    if labels:
+        frame["label_match"] = frame["exact_match"].astype("Float64")
+    place = frame["task"].map({task: number for number, task in enumerate(record["tasks"])})
+    learned = place < frame["after"]
+    common = frame[learned].assign(column="common", rougeL=frame["rougeL"] - loss, exact_match=0.0)
+    frame.loc[learned, "prompt_index"] = 1
+    pd.concat([frame, common]).to_parquet(path / "predictions.parquet")
+    (path / "run.json").write_text(json.dumps(record | {"identity": {"common_prompt": True}}))
+    return path
+
+
+@pytest.fixture(name="with_columns")
+def _with_columns() -> Callable[..., Path]:
+    """`with_columns(path, loss)`."""
+    return with_columns
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
     """`run_folder(name, **changes)` writes a run under tmp_path."""

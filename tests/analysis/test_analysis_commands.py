@@ -74,12 +74,11 @@ def test_analyze_several_runs(store, tmp_path):
     result = document(call("analyze", "*", "--output", tmp_path / "out", "--json"))
     assert [run["dir"].split("/")[-1] for run in result["runs"]] == ["sapo0", "sapo1", "static0", "static1"]
     labels = [(row["source"], row["policy"], row["difference"]) for row in result["table1"]["rows"]]
-    assert labels == [
-        ("ours", "static", False),
-        ("ours", "sapo", True),
-        ("paper", "static", False),
-        ("paper", "sapo", True),
-    ]
+    ours = [("ours", "static", False), ("ours", "sapo", True)]
+    assert labels == [*ours, ("paper", "static", False), ("paper", "sapo", True)]
+    more = [(row["source"], row["policy"], row["difference"]) for row in result["table1"]["more_rows"]]
+    assert more == ours * 1
+    assert [row["measure"] for row in result["table1"]["rows"]] == ["rougeL"] * 4 + ["exact_match"] * 2
     assert result["table1"]["rows"][1]["cells"]["AP"]["estimate"] == pytest.approx(2.0)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {
@@ -97,6 +96,8 @@ def test_analyze_prints_the_table_and_where_files_are(store):
 
 def test_analyze_one_run_shows_its_metrics(store):
     text = call("analyze", "sapo1").stdout
+    assert "By ROUGE-L" in text
+    assert "By exact match" in text
     assert "reference *" in text
     assert document(call("analyze", "sapo1", "--json"))["table1"] is None
 

@@ -41,9 +41,11 @@ def test_summary_writes_the_files_of_the_contract(run_folder):
     path = run_folder(unseen=["x"])
     summary = summarize_run(path)
     names = {file.name for file in summary["files"]}
+    measures = ("rougeL", "exact_match", "nll")
     expected = {
-        f"{kind}_{measure}.csv" for kind in ("matrix", "forgetting", "generalization") for measure in MEASURES
+        f"{kind}_{measure}.csv" for kind in ("matrix", "forgetting", "generalization") for measure in measures
     }
+    expected |= {f"matrix_{measure}_common.csv" for measure in measures}
     expected |= {
         f"{effect}.{suffix}" for effect in ("forgetting", "generalization") for suffix in ("png", "pdf")
     }
@@ -56,11 +58,17 @@ def test_metrics_json_holds_all_definitions_of_all_measures(run_folder):
     summary = summarize_run(path)
     content = json.loads((path / "metrics.json").read_text())
     assert content["metrics"] == summary["metrics"]
-    for measure in MEASURES:
+    assert set(content["metrics"]) == set(MEASURES)
+    for measure in ("rougeL", "exact_match", "nll"):
         matrix = read_matrix(path / f"matrix_{measure}.csv")
         pd.testing.assert_frame_equal(matrix, score_matrix(load_run(path), measure), check_index_type=False)
         assert content["metrics"][measure] == continual_metrics(matrix)
-    assert content["better"] == {"rougeL": "higher", "exact_match": "higher", "nll": "lower"}
+    assert content["better"] == {
+        "rougeL": "higher",
+        "exact_match": "higher",
+        "label_match": "higher",
+        "nll": "lower",
+    }
     assert content["n_examples"] == dict.fromkeys(load_run(path).tasks, 20)
     assert content["demonstration"] is True
 

@@ -111,11 +111,14 @@ def test_the_terminal_table_fits(runs, width):
 
 def test_markdown(runs):
     lines = render.markdown(table1(runs, draws=50)).splitlines()
-    assert lines[0] == "| Model | Sequence | Method | Policy | AP | BWT | FWT | Examples | Seeds |"
+    assert lines[0] == "| Model | Sequence | Method | Policy | Score | AP | BWT | FWT | Examples | Seeds |"
     assert lines[3].startswith(
-        "| smollm2_135m | mini_three | lorainc | sapo - static | +2.00 [+2.00, +2.00] |"
+        "| smollm2_135m | mini_three | lorainc | sapo - static | ROUGE-L | +2.00 [+2.00, +2.00] |"
     )
-    assert "| Qwen3-8B | NI-Seq-M1 | LoraInc | paper: static * | 65.41 | -2.06 | 4.16 | - | - |" in lines
+    assert (
+        "| Qwen3-8B | NI-Seq-M1 | LoraInc | paper: static * | ROUGE-L | 65.41 | -2.06 | 4.16 | - | - |"
+        in lines
+    )
     assert DEMONSTRATION in lines
 
 
@@ -124,12 +127,12 @@ def test_latex(runs):
     for part in (r"\toprule", r"\midrule", r"\bottomrule", r"{smollm2\_135m} & {mini\_three}", r"95 \%"):
         assert part in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in body} == {8}
+    assert {line.count(" & ") for line in body} == {9}
 
 
 def test_csv_is_long_and_complete(runs):
     table = pd.read_csv(io.StringIO(render.csv(table1(runs, draws=50))))
-    assert len(table) == (3 + 2) * 3
+    assert len(table) == (3 + 2 + 3) * 3
     ours = table[table["source"] == "ours"]
     assert ours.notna().all(axis=None)
     assert ours["demonstration"].all()

@@ -10,19 +10,27 @@ import pytest
 from sapo.conf.errors import UserError, WorkError
 
 COMMANDS = (
+    "paraphrase",
     "train",
     "eval",
+    "export",
     "analyze",
     "reproduce",
     "plan",
+    "select",
     "metrics",
     "ls",
     "show",
     "fetch",
     "doctor",
+    "bench",
     "store",
 )
-GROUPS = {"show": ("config", "run", "task", "pool", "model", "example"), "fetch": ("model", "benchmarks")}
+GROUPS = {
+    "bench": ("scoring", "training", "evaluation", "all", "overhead", "racing"),
+    "show": ("config", "run", "task", "pool", "model", "example"),
+    "fetch": ("model", "benchmarks"),
+}
 
 
 def test_help_loads_nothing_heavy():

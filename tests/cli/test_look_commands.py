@@ -59,7 +59,7 @@ def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):
         "name": "NI195",
         "benchmark": "superni",
         "instruction": tasks["NI195"]["instruction"],
-        "paraphrases": 20,
+        "paraphrases": 50,
         "at_hand": True,
         "description": "",
     }
@@ -94,9 +94,12 @@ def test_show_task(sapo, small):
         20,
     )
     assert set(facts["labels"]) == {"food", "sports", "music", "weather"}
+    (finding,) = facts["findings"]
+    assert (finding["check"], finding["rows"]) == ("small_test", 4)
     text = sapo("show", "task", "task=mini_topic", *small).out
     assert facts["instruction"] in text
     assert "longest" in text
+    assert finding["message"] in text
 
 
 def test_show_task_of_a_benchmark(sapo, benchmarks):
@@ -182,8 +185,8 @@ def test_show_example_of_a_shortened_input(sapo, small):
 def test_show_run(sapo, trained):
     shown = sapo("show", "run", trained.adaptive["id"], "--json").document
     assert shown["metrics"] == trained.adaptive["metrics"]
-    assert shown["states"][0] == "base"
-    assert "8 stages" in sapo("show", "run", trained.adaptive["dir"]).out
+    assert shown["states"][0] == {"after": 0, "key": "base", "tasks": ["mini_city", "mini_topic"]}
+    assert "11 stages" in sapo("show", "run", trained.adaptive["dir"]).out
 
 
 def test_eval_of_the_runs_own_tasks_comes_from_the_store(sapo, trained):

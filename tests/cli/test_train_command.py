@@ -1,6 +1,7 @@
 """`sapo train` and `sapo plan`."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,6 @@ def test_metrics_are_those_of_the_matrix(trained):
 
 
 def test_sapo_takes_the_prompt_with_the_lowest_loss(trained):
-    import json
-
     record = json.loads((Path(trained.adaptive["dir"]) / "run.json").read_text())
     for choice, said in zip(record["choices"], trained.adaptive["choices"], strict=True):
         losses = {candidate["index"]: candidate["loss"] for candidate in choice["candidates"]}
@@ -49,19 +48,20 @@ def test_sapo_takes_the_prompt_with_the_lowest_loss(trained):
 
 
 def test_stages_are_counted_and_shared(trained):
-    # 2 trainings and 3 x 2 evaluations; sapo adds 2 scorings. The untouched model is evaluated once for both.
+    # 2 trainings, 3 x 2 evaluations; sapo adds 2 scorings, and learned tasks are tested under the original
+    # prompt too (3). The untouched model is evaluated once for both.
     assert trained.static["stages"]["computed"] + trained.static["stages"]["stored"] == 8
-    assert trained.adaptive["stages"]["computed"] + trained.adaptive["stages"]["stored"] == 10
+    assert trained.adaptive["stages"]["computed"] + trained.adaptive["stages"]["stored"] == 13
     assert trained.adaptive["stages"]["stored"] >= 2
     lines = [line for line in trained.done.err.splitlines() if line.startswith("[")]
     assert len(lines) == sum(run["stages"]["computed"] for run in (trained.static, trained.adaptive))
-    assert lines[0].startswith("[1/18] training mini_city, original prompt: ")
+    assert lines[0].startswith("[1/21] training mini_city, original prompt: ")
 
 
 def test_again_computes_nothing_and_says_the_same(sapo, small, trained):
     done = sapo("train", *small, "policy=sapo", "--json")
     (run,) = done.document["runs"]
-    assert run["stages"] == {"computed": 0, "stored": 10}
+    assert run["stages"] == {"computed": 0, "stored": 13}
     assert run | {"stages": None} == trained.adaptive | {"stages": None}
     assert done.err == ""
 
@@ -74,7 +74,7 @@ def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):
         "AP ",
         "definition `reference`",
         "demonstration",
-        "0 computed, 10 from the store",
+        "0 computed, 13 from the store",
     ):
         assert part in done.out
     assert str(trained.root) in done.out.replace("\n", "")
@@ -105,7 +105,7 @@ def test_a_plan_of_what_is_done(sapo, small, trained):
     assert [(kind["done"], kind["to_do"], kind["tokens"]) for kind in document["kinds"]] == [
         (2, 0, 0),
         (2, 0, 0),
-        (6, 0, 0),
+        (9, 0, 0),
     ]
     assert document["seconds"] == 0
     assert "memory" in sapo("plan", *small, "policy=random", "seed=range(2)").out
@@ -116,21 +116,36 @@ def test_weights_are_parameters_times_bytes(sapo, small):
     assert document["weight_bytes"] == {"tiny_llama": 1_000_000_000}
 
 
-def test_a_failed_run_does_not_stop_the_others(sapo, small, trained):
-    done = sapo("train", *small, "policy=fixed", "policy.index=50,-1", "--json")
-    assert done.code == 1
-    assert "fixed seed 0 failed: No prompt 50" in done.err
-    import json
+DIVERGES = (
+    "trainer.learning_rate=1e-3,1e30",
+    "trainer.max_grad_norm=1e30",
+    "policy=static",
+    "trainer.epochs=3",
+)
 
+
+def test_a_failed_run_does_not_stop_the_others(sapo, small, trained):
+    done = sapo("train", *small, *DIVERGES, "--json")
+    assert done.code == 1
+    assert "static seed 0 failed: Training of mini_" in done.err
     document = json.loads(done.out)
     assert len(document["runs"]) == 1
-    assert "No prompt 50" in document["failed"][0]["error"]
+    assert "Nothing was stored" in document["failed"][0]["error"]
+
+
+def test_a_prompt_that_is_not_there_is_refused_before_anything_runs(sapo, small, tmp_path):
+    store = f"store.root='{tmp_path / 'none'}'"
+    done = sapo("train", *small, "policy=fixed", "policy.index=-1,50", store, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert "No prompt 50: the pool of mini_city has paraphrases 0 to 2" in done.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_fail_fast_stops(sapo, small, tmp_path):
     store = f"store.root='{tmp_path / 'fast'}'"
-    done = sapo("train", *small, "policy=fixed", "policy.index=50,-1", store, "--fail-fast", "--json")
-    assert (done.code, done.out) == (2, "")
+    swapped = ("trainer.learning_rate=1e30,1e-3", *DIVERGES[1:])
+    done = sapo("train", *small, *swapped, store, "--fail-fast", "--json")
+    assert (done.code, done.out) == (1, "")
     assert not list((tmp_path / "fast").glob("runs/*"))
 
 

@@ -1,5 +1,6 @@
 """From overrides to configs: sweeps, legible refusals, a folder of one's own."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["policy.name=best"], "policy.name=best: must be one of static, random, sapo, sapp, fixed"),
+        (["policy.name=best"], "policy.name=best: must be one of static, random, sapo, sapp, paft, fixed"),
         (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
         (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be a number above 0"),
         (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a number above 0"),
@@ -186,3 +187,19 @@ def test_an_own_model_without_a_source(own_conf: Path) -> None:
 def test_errors_know_their_exit_code() -> None:
     assert (UserError.exit_code, WorkError.exit_code) == (2, 1)
     assert str(unknown("thing", "x", [])) == "Unknown thing 'x'. Known: none."
+
+
+def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one():
+    axes = {
+        "model": ("tiny_llama", "qwen3_8b"),
+        "method": ("ewc", "lorainc"),
+        "trainer": ("mini", "paper"),  # writes into other groups too
+        "seed": ("0", "3"),
+        "scorer.examples": ("4", "5"),
+    }
+    swept = load([f"{key}={','.join(values)}" for key, values in axes.items()])
+    alone = [
+        load_one([f"{key}={value}" for key, value in zip(axes, chosen, strict=True)])
+        for chosen in itertools.product(*axes.values())
+    ]
+    assert swept == alone

@@ -256,3 +256,25 @@ def test_what_is_kept_is_a_beginning_that_fits(text: str, room: int) -> None:
     assert text.startswith(kept)
     assert len(rendered.prompt_ids) <= frame + room
     assert rendered.is_shortened == (len(text.encode()) > room) == (kept != text)
+
+
+# --- cut where the published code cuts ----------------------------------------------------------------------
+
+
+def test_truncation_at_the_end_cuts_targets_in_training_and_the_suffix_in_tests():
+    tokenizer = tiny_tokenizer()
+    limit = 120
+    whole = Renderer(tokenizer, {}, 10_000)
+    published = Renderer(tokenizer, {}, limit, "end")
+    examples = [Example("word " * n, "good") for n in (2, 60, 400)]
+    full = whole.render(TASK, TASK.instruction, examples)
+    for expected, found in zip(full, published.render(TASK, TASK.instruction, examples), strict=True):
+        assert found.input_ids == expected.input_ids[: limit + 128]
+        assert found.target_ids == expected.input_ids[: limit + 128][expected.target_start :]
+        assert found.is_shortened == (len(expected.input_ids) > limit + 128)
+    tested = published.render(TASK, TASK.instruction, examples, for_test=True)
+    for expected, found in zip(full, tested, strict=True):
+        assert found.prompt_ids == expected.prompt_ids[:limit]
+        assert found.target_ids == expected.target_ids
+        assert found.is_shortened == (expected.target_start > limit)
+    assert [len(rendered.target_ids) > 0 for rendered in published.render(TASK, "x", examples)][-1] is False

@@ -79,8 +79,8 @@ def test_killed_after_and_inside_each_stage(small, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    # 10 stages, each of them stored by one attempt, with one that dies inside a stage between every two.
-    assert int(done.stdout) == 10 + 9
+    # 13 stages, each of them stored by one attempt, with one that dies inside a stage between every two.
+    assert int(done.stdout) == 13 + 12
     killed, whole = (next((tmp_path / name / "runs").iterdir()) for name in ("killed", "whole"))
     assert killed.name == whole.name
     pd.testing.assert_frame_equal(

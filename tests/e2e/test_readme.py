@@ -1,4 +1,4 @@
-"""Every shell block of the README runs: as it stands where that is quick, on the tiny model elsewhere."""
+"""Every shell block of README and docs runs: as it stands where quick, on the tiny model elsewhere."""
 
 import re
 import shlex
@@ -24,17 +24,19 @@ SMALL = (
 NEEDS_NETWORK = ("sapo fetch",)
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.M | re.S)
+def shown_commands() -> list[str]:
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    texts = [page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages]
+    blocks = [block for text in texts for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("export ")]
 
 
 def test_there_are_commands_to_run():
-    assert len(readme_commands()) > 10
+    assert len(shown_commands()) > 10
 
 
-@pytest.mark.parametrize("command", readme_commands())
+@pytest.mark.parametrize("command", shown_commands())
 def test_command_runs(command, request, tmp_path, monkeypatch, capfd):
     if command.startswith(NEEDS_NETWORK):
         # What it would do is another test's; here the words must be ones that the command knows.
@@ -46,6 +48,9 @@ def test_command_runs(command, request, tmp_path, monkeypatch, capfd):
         )
         assert done.returncode == 0, done.stderr
         return
+    if words[0] == "python":
+        assert (REPOSITORY / words[1]).is_file()  # what it does is its own test's
+        return
     assert words[0] == "sapo"
     if any(word in command for word in ("ni_seq", "--scale paper")):
         words.append(f"data.root={request.getfixturevalue('benchmarks')}")
@@ -56,6 +61,11 @@ def test_command_runs(command, request, tmp_path, monkeypatch, capfd):
         words += ["--dry-run", "sequence=ni_seq_c1"]
     elif words[1:3] == ["show", "example"]:
         words.append("model=tiny_llama")
+    elif words[1] == "select":
+        words += ("model=tiny_llama", "scorer.examples=4", "paraphrases.count=2")
+    elif words[1] == "paraphrase":
+        words.append("--dry-run")
+    (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:
         main(words[1:])

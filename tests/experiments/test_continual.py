@@ -3,10 +3,13 @@
 import asyncio
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from sapo.conf.load import choices
 from sapo.conf.schema import Config
+from sapo.experiments.batch import expected_stages
 from sapo.experiments.continual import run_all
 from sapo.experiments.engine import local
 from sapo.experiments.engine.local import LocalEngine
@@ -23,6 +26,11 @@ def store(tmp_path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("grid"))
+
+
 def finish(configs: list[Config], store: Store):
     """The runs, and a line for every stage that was computed."""
     computed = []
@@ -37,8 +45,67 @@ def test_a_run_trains_in_order_and_tests_learned_tasks_with_their_own_prompt(tin
     assert [choice.task for choice in run.choices] == names == run.config.sequence.tasks
     for evaluation in run.evaluations:
         is_learned = names.index(evaluation.task) < evaluation.after
-        assert evaluation.prompt.index == (1 if is_learned else -1)
-    assert len(run.evaluations) == 4 * 3
+        trained = is_learned and evaluation.column == "trained"
+        assert evaluation.prompt.index == (1 if trained else -1)
+    columns = [evaluation.column for evaluation in run.evaluations]
+    assert columns.count("trained") == 4 * 3
+    assert columns.count("common") == 1 + 2 + 3  # learned tasks, with their original instruction too
+
+
+def test_the_common_column_can_be_left_out_and_is_not_there_under_the_original(tiny_config, store):
+    off = tiny_config("policy=fixed", "policy.index=1", "evaluator.common_prompt=false", *SMALL)
+    runs, _ = finish([off, tiny_config("policy=static", *SMALL)], store)
+    assert {evaluation.column for run in runs for evaluation in run.evaluations} == {"trained"}
+
+
+def test_multitask_trains_all_tasks_at_once_and_is_tested_at_the_end(tiny_config, store):
+    ((run,), computed) = finish([tiny_config("method=multitask", "policy=static", *SMALL)], store)
+    assert computed.count("train") == 1
+    assert run.trained[0].result["examples"] == 3 * 4
+    assert [(state.after, len(state.tested)) for state in run.states] == [(0, 3), (3, 3)]
+
+
+def test_single_trains_each_task_from_the_untouched_model_and_tests_it_alone(tiny_config, store):
+    config = tiny_config("method=single", "policy=sapo", *SMALL)
+    ((run,), _) = finish([config, tiny_config("method=lorainc", "policy=sapo", *SMALL)][:1], store)
+    read = [json.loads((stored.folder / "identity.json").read_text()) for stored in run.trained]
+    assert [identity["state"] for identity in read] == ["base"] * 3
+    after = [(e.task, e.column) for e in run.evaluations if e.after == 3 and e.column == "trained"]
+    assert after == [(task.name, "trained") for task in run.tasks]
+    # Its first task is what every method that keeps only an adapter trains first.
+    _, computed = finish([tiny_config("method=lorainc", "policy=sapo", *SMALL)], store)
+    assert computed.count("train") == 2
+
+
+def test_zero_shot_trains_nothing_and_tests_under_the_prompt_that_sapo_would_train_with(tiny_config, store):
+    ((run,), computed) = finish([tiny_config("method=zero_shot", "policy=sapo", *SMALL)], store)
+    assert "train" not in computed
+    for choice in run.choices:
+        (tested,) = [e for e in run.evaluations if (e.after, e.task, e.column) == (3, choice.task, "trained")]
+        assert tested.prompt == choice.prompt
+
+
+def test_paft_draws_from_the_whole_pool_and_is_tested_with_the_original(tiny_config, store):
+    ((run,), computed) = finish([tiny_config("policy=paft", *SMALL)], store)
+    assert "score" not in computed
+    assert all(len(choice.drawn) == 4 for choice in run.choices)  # the original and three paraphrases
+    assert {evaluation.prompt.index for evaluation in run.evaluations} == {-1}
+
+
+GRID = [(method, policy) for method in choices("method") for policy in choices("policy")]
+
+
+@pytest.mark.parametrize(("method", "policy"), GRID)
+def test_every_policy_works_with_every_method(tiny_config, shared_store, method, policy):
+    small = ("paraphrases.count=2", "data.train_examples=4", "data.test_examples=1", "scorer.examples=2")
+    few = ("method.buffer=2", "method.fisher_examples=2", "trainer.epochs=1")
+    config = tiny_config(f"method={method}", f"policy={policy}", "policy.index=0", *small, *few)
+    ((run,), _) = finish([config], shared_store)
+    folder = write_run(run, shared_store)
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert table[table["after"] == 3]["task"].nunique() == 3
+    assert np.isfinite(table[["rougeL", "exact_match", "nll"]].to_numpy()).all()
+    assert expected_stages(config) >= len(run.evaluations) + len(run.trained)
 
 
 def test_sapo_trains_with_the_prompt_of_lowest_loss_in_the_present_state(tiny_config, store):
@@ -60,7 +127,8 @@ def test_nothing_is_computed_twice_and_runs_share_what_they_have_in_common(tiny_
     runs, computed = finish(configs, store)
     # The untouched model's three evaluations are common to both.
     assert computed.count("train") == 6
-    assert computed.count("evaluate") == 3 + 9 + 9
+    # Learned tasks of the second run are tested twice where its prompt is not the original.
+    assert 3 + 9 + 9 < computed.count("evaluate") <= 3 + 9 + 9 + 6
     again, computed = finish(configs, store)
     assert computed == []
     assert [run.prompts for run in again] == [run.prompts for run in runs]
@@ -131,7 +199,7 @@ def test_a_task_without_an_instruction_keeps_its_empty_prompt_and_says_so(tiny_c
 def test_the_plan_counts_what_is_shared_and_what_is_done(tiny_config, store):
     configs = [tiny_config(f"policy={name}", *SMALL) for name in ("static", "sapo")]
     by_kind = {kind.kind: kind for kind in plan(configs, store)}
-    assert [by_kind[kind].to_do for kind in ("score", "train", "evaluate")] == [3, 6, 21]
+    assert [by_kind[kind].to_do for kind in ("score", "train", "evaluate")] == [3, 6, 27]
     assert all(kind.seconds is None and kind.tokens > 0 for kind in by_kind.values())
     finish(configs, store)
     assert [(kind.to_do, kind.tokens, kind.seconds) for kind in plan(configs, store)] == [(0, 0, 0)] * 3
@@ -145,7 +213,9 @@ def test_the_run_folder_tells_everything(tiny_config, store):
     assert facts["tasks"] == run.config.sequence.tasks
     assert facts["prompts"] == {name: prompt.text for name, prompt in run.prompts.items()}
     assert set(facts["environment"]["packages"]) >= {"torch", "transformers", "peft"}
-    assert len(facts["states"]) == 4
+    assert [state["after"] for state in facts["states"]] == [0, 1, 2, 3]
+    assert all(sizes["adapter/adapter_model.safetensors"] > 0 for sizes in facts["kept"].values())
     table = pd.read_parquet(folder / "predictions.parquet")
-    assert table.groupby(["after", "task"]).size().tolist() == [2] * 12
+    trained = table[table["column"] == "trained"]
+    assert trained.groupby(["after", "task"]).size().tolist() == [2] * 12
     assert write_run(run, store) == folder

@@ -1,10 +1,18 @@
 """How answers are scored."""
 
+import pandas as pd
 import pytest
 
 from sapo.data.mini import generate
 from sapo.experiments.engine.work import in_state
-from sapo.experiments.evaluation import evaluate, exact_match, rouge_l
+from sapo.experiments.evaluation import (
+    evaluate,
+    exact_match,
+    label_match,
+    mean_label_match,
+    named_label,
+    rouge_l,
+)
 from sapo.experiments.models import load_model
 
 
@@ -29,6 +37,54 @@ def test_exact_match_is_to_the_letter_but_for_white_space():
     assert exact_match("Positive  Review\n", "Positive Review") == 100
     assert exact_match("positive", "Positive") == 0
     assert exact_match("-5", "5") == 0
+
+
+STARS = ("1 star", "2 stars", "3 stars")
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "expected"),
+    [
+        ("Positive.", ("positive", "negative"), "positive"),
+        (" **negative** ", ("positive", "negative"), "negative"),
+        ("The answer is POSITIVE, I think", ("positive", "negative"), "positive"),
+        ("positive or negative", ("positive", "negative"), None),
+        ("positively", ("positive", "negative"), None),
+        ("2  Stars!", STARS, "2 stars"),
+        ("It has 2 stars", STARS, "2 stars"),
+        ("12 stars", STARS, None),
+        ("not positive", ("positive", "not positive"), "not positive"),
+        ("b", ("A", "B"), "B"),
+        ("it is a B", ("A", "B"), "B"),
+        ("A. dovish", ("A", "B"), "A"),
+        ("a dove", ("A", "B"), None),
+        ("A or B", ("A", "B"), None),
+        ("4.5", ("4", "5"), None),
+        ("", ("a", "b"), None),
+        ("态度是支持。", ("支持", "反对"), "支持"),
+        ("答案是A", ("A", "B"), "A"),
+        ("c++ (new)", ("c++ (new)", "c"), "c++ (new)"),
+    ],
+)
+def test_an_answer_names_a_label_or_none(answer, labels, expected):
+    assert named_label(answer, labels) == expected
+
+
+@pytest.mark.parametrize(
+    "labels", [("positive", "negative"), STARS, ("A", "B", "C"), ("a", "b"), ("支持", "中立")]
+)
+def test_every_label_names_itself_and_no_other(labels):
+    assert [named_label(label, labels) for label in labels] == list(labels)
+    assert [label_match(labels[0], target, labels) for target in labels] == [100.0] + [0.0] * (
+        len(labels) - 1
+    )
+
+
+def test_label_match_is_not_applicable_without_labels():
+    table = pd.DataFrame({"prediction": ["A.", "B or A", "C"], "target": ["A", "A", "D"]})
+    assert label_match("yes", "yes", ()) is None
+    assert mean_label_match(table, ()) is None
+    assert mean_label_match(table, ("A", "B", "C")) == pytest.approx(100 / 3)
 
 
 def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):

@@ -1,6 +1,7 @@
 """The pre-update loss of each prompt."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -25,6 +26,27 @@ def test_token_reduction_is_total_nll_over_total_tokens():
 def test_example_reduction_is_the_mean_of_example_means():
     assert prompt_losses(LOSSES, "example")["loss"].tolist() == [2.0, (1.0 + 1.6) / 2]
     assert prompt_losses(LOSSES, "example")["n_examples"].tolist() == [2, 2]
+
+
+def test_batch_reduction_is_the_mean_of_eights_without_the_rest():
+    # Nine rows: eight of 1 nat over 1 token, where one has 9 nats over 2, and a ninth that falls away.
+    rows = pd.DataFrame(
+        {"prompt": -1, "example": range(9), "nll": [1.0] * 7 + [9.0, 50.0], "n_tokens": [1] * 7 + [2, 1]}
+    )
+    assert prompt_losses(rows, "batch")["loss"].tolist() == [16 / 9]
+    sixteen = pd.concat([rows[:8], rows[:8].assign(example=range(8, 16), nll=1.0)])
+    assert prompt_losses(sixteen, "batch")["loss"].tolist() == [(16 / 9 + 8 / 9) / 2]
+    assert prompt_losses(rows[:3], "batch")["loss"].tolist() == [1.0]  # fewer than eight are one batch
+
+
+def test_a_target_that_was_cut_off_counts_nothing(tiny_config):
+    model = load_model(tiny_config())
+    task = generate("mini_price", 3, 2, 0)
+    first, *others = model.renderer(512).render(task, task.instruction, task.train)
+    cut = replace(first, input_ids=first.prompt_ids)
+    found = example_losses(model.base, [cut, *others], 1000)
+    assert found.loc[0, ["nll", "entropy", "n_tokens"]].tolist() == [0, 0, 0]
+    assert found["nll"][1:].tolist() == example_losses(model.base, others, 1000)["nll"].tolist()
 
 
 @given(st.integers(1, 30), st.integers(0, 5))

@@ -4,18 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from sapo.conf.schema import Config, MethodConfig, ModelConfig, TrainerConfig, settings
+from sapo.conf.schema import Config, MethodConfig, ModelConfig, PolicyConfig, TrainerConfig, settings
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
 from sapo.experiments.engine.stages import BASE, Evaluate, Score, Train, stage_key
+from sapo.experiments.lessons import Lesson
 
 # What each kind of stage reads of the configuration; everything else must leave its key alone.
 MODEL = {
     "model.source", "model.revision", "model.tokenizer", "model.chat_template", "model.template_options",
     "model.dtype", "model.lora_targets",
 }  # fmt: skip
+DATA = {"data.max_input_tokens", "data.truncation"}
 OPTIMIZATION = (
+    "seeding",
     "epochs",
     "learning_rate",
     "schedule",
@@ -25,11 +28,12 @@ OPTIMIZATION = (
     "global_batch",
 )
 READS = {
-    "score": MODEL | {"scorer.name", "data.max_input_tokens"},
+    "score": MODEL | DATA | {"scorer.name", "scorer.state"},
     "train": MODEL
-    | {"method.name", "method.rank", "method.alpha", "method.dropout", "seed", "data.max_input_tokens"}
-    | {f"trainer.{name}" for name in OPTIMIZATION},
-    "evaluate": MODEL | {"evaluator.max_new_tokens", "data.max_input_tokens"},
+    | {"method.name", "method.rank", "method.alpha", "method.dropout", "seed"}
+    | {f"trainer.{name}" for name in OPTIMIZATION}
+    | DATA,
+    "evaluate": MODEL | DATA | {"evaluator.max_new_tokens"},
 }
 OTHER_VALUES = {
     "model.source": "tiny:qwen3",
@@ -40,8 +44,11 @@ OTHER_VALUES = {
     "method.name": "sequential",
     "trainer.schedule": "linear",
     "engine.device": "cuda",
+    "data.truncation": "end",
+    "scorer.state": "shrunk",
+    "trainer.seeding": "run",
 }
-GOLDEN = {"score": "4ee8c0ba01e774cb", "train": "77a28cbb8647a5cd", "evaluate": "df78e85df60ac550"}
+GOLDEN = {"score": "93e081e37443edc5", "train": "9410a298b05fa71f", "evaluate": "01d615715def3fe8"}
 
 
 def stages(config: Config):
@@ -49,9 +56,21 @@ def stages(config: Config):
     prompt = Prompt(task.instruction)
     return {
         "score": Score(config, BASE, task, task.train[:4], (prompt, Prompt("b", 0))),
-        "train": Train(config, BASE, 0, task, prompt),
+        "train": Train(config, "a" * 64, 1, (Lesson(task, (prompt,)),)),
         "evaluate": Evaluate(config, BASE, task, prompt),
     }
+
+
+def with_task(stage, task: Task):
+    if stage.kind == "train":
+        return replace(stage, lessons=(replace(stage.lessons[0], task=task),))
+    return replace(stage, task=task)
+
+
+def with_prompt(stage, prompt: Prompt):
+    if stage.kind == "train":
+        return replace(stage, lessons=(replace(stage.lessons[0], prompts=(prompt,)),))
+    return replace(stage, prompt=prompt)
 
 
 def changed(config: Config, key: str, tokenizer) -> Config:
@@ -97,14 +116,14 @@ def test_state_prompt_rows_and_task_frame_are_part_of_the_key(tiny_config):
     config = tiny_config()
     for stage in stages(config).values():
         task = stage.task
-        variants = [replace(stage, state="f" * 64), replace(stage, task=replace(task, suffix="Other."))]
+        variants = [replace(stage, state="f" * 64), with_task(stage, replace(task, suffix="Other."))]
         if stage.kind == "score":
             variants.append(replace(stage, prompts=(Prompt("other", 0),)))
             variants.append(replace(stage, examples=stage.examples[:3]))
         else:
-            variants.append(replace(stage, prompt=Prompt("other")))
+            variants.append(with_prompt(stage, Prompt("other")))
             rows = (Example("other", "row"),)
-            variants.append(replace(stage, task=replace(task, train=rows, test=rows)))
+            variants.append(with_task(stage, replace(task, train=rows, test=rows)))
         keys = {stage_key(variant) for variant in (stage, *variants)}
         assert len(keys) == len(variants) + 1
 
@@ -113,9 +132,27 @@ def test_a_stage_does_not_read_the_other_split_nor_the_pool_place_of_its_prompt(
     found = stages(tiny_config())
     train, evaluate = found["train"], found["evaluate"]
     none = (Example("other", "row"),)
-    assert stage_key(replace(train, task=replace(train.task, test=none))) == stage_key(train)
-    assert stage_key(replace(evaluate, task=replace(evaluate.task, train=none))) == stage_key(evaluate)
-    assert stage_key(replace(train, prompt=Prompt(train.prompt.text, 7))) == stage_key(train)
+    assert stage_key(with_task(train, replace(train.task, test=none))) == stage_key(train)
+    assert stage_key(with_task(evaluate, replace(evaluate.task, train=none))) == stage_key(evaluate)
+    text = train.lessons[0].prompts[0].text
+    assert stage_key(with_prompt(train, Prompt(text, 7))) == stage_key(train)
+
+
+def test_drawn_prompts_and_how_often_they_are_drawn_are_part_of_the_key(tiny_config):
+    train = stages(tiny_config())["train"]
+    drawn = replace(train, lessons=(replace(train.lessons[0], prompts=(Prompt("a", 0), Prompt("b", 1))),))
+    often = replace(drawn, config=replace(drawn.config, policy=PolicyConfig("paft", redraw=4)))
+    assert len({stage_key(stage) for stage in (train, drawn, often)}) == 3
+
+
+def test_the_first_training_of_methods_that_keep_only_an_adapter_is_one(tiny_config):
+    plain = ("lorainc", "sequential", "single", "multitask", "olora")
+    for state, kinds in ((BASE, 1), ("a" * 64, 5)):
+        trains = [
+            replace(stages(tiny_config(f"method={name}", "method.weight=1"))["train"], state=state)
+            for name in plain
+        ]
+        assert len({stage_key(train) for train in trains}) == kinds
 
 
 def test_keys_stay_what_they_were():
@@ -130,7 +167,7 @@ def test_keys_stay_what_they_were():
     prompt = Prompt("Add.")
     golden = {
         "score": Score(config, BASE, task, rows, (prompt,)),
-        "train": Train(config, BASE, 0, task, prompt),
+        "train": Train(config, BASE, 0, (Lesson(task, (prompt,)),)),
         "evaluate": Evaluate(config, BASE, task, prompt),
     }
     assert {kind: stage_key(stage)[:16] for kind, stage in golden.items()} == GOLDEN

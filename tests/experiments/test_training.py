@@ -5,24 +5,29 @@ import torch
 
 from sapo.conf.errors import WorkError
 from sapo.data.mini import generate
+from sapo.data.prompts import Prompt
 from sapo.experiments import training
 from sapo.experiments.adapters import adapter_tensors, plain
-from sapo.experiments.methods import method_of
+from sapo.experiments.lessons import Draws, Lesson, Row, lesson_rows
+from sapo.experiments.methods import Context, method_of
 from sapo.experiments.models import load_model
 from sapo.experiments.training import TokenMeanTrainer, train
 
 SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
 
 
-def run(config, scratch, n=10, seed=3):
+def run(config, scratch, n=10, seed=3, prompts=None, redraw=1):
     """Facts of a training from scratch, and the trained weights."""
     language_model = load_model(config)
     task = generate("mini_price", n, 2, 0)
-    rendered = language_model.renderer(512).render(task, task.instruction, task.train)
-    with plain(language_model.base) as base:
+    lesson = Lesson(task, prompts or (Prompt(task.instruction),))
+    context = Context(config, language_model, (lesson,), None, 0, seed)
+    rows = lesson_rows(context.renderer, (lesson,))
+    with plain(language_model.base):
         torch.manual_seed(seed)
-        model = method_of(config).start(base, None)
-        facts = train(model, rendered, config.trainer, seed=seed, scratch=scratch, what="Task t, prompt 2")
+        model = method_of(context).start()
+        draws = Draws(seed, redraw)
+        facts = train(model, rows, config.trainer, draws=draws, scratch=scratch, what="Task t, prompt 2")
         return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
 
 
@@ -86,6 +91,63 @@ def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, mo
     resumed, other = run(config, tmp_path / "killed")
     assert resumed["losses"] == expected["losses"]
     assert all(torch.equal(other[key], value) for key, value in weights.items())
+
+
+def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(*SMALL, "trainer.checkpoint_steps=2")
+    prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much?", "Cost:")))
+    seen: list[tuple[int, int, int]] = []
+    wording = Draws.wording
+
+    def note(self, row, epoch, place):
+        seen.append((epoch, place, wording(self, row, epoch, place)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(Draws, "wording", note)
+    expected, weights = run(config, tmp_path / "a", prompts=prompts, redraw=2)
+    assert [pair[:2] for pair in seen] == [(epoch, place) for epoch in range(2) for place in range(10)]
+    drawn = {pair[:2]: pair[2] for pair in seen}
+    assert all(
+        drawn[epoch, place] == drawn[epoch, place + 1] for epoch in range(2) for place in range(0, 10, 2)
+    )
+    assert [drawn[0, place] for place in range(10)] != [drawn[1, place] for place in range(10)]
+    assert set(drawn.values()) == {0, 1, 2}
+    step = TokenMeanTrainer.training_step
+
+    def dies(self, model, inputs, *rest):
+        if self.state.global_step == 4:
+            raise KillError
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(TokenMeanTrainer, "training_step", dies)
+    with pytest.raises(KillError):
+        run(config, tmp_path / "b", prompts=prompts, redraw=2)
+    monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
+    resumed, other = run(config, tmp_path / "b", prompts=prompts, redraw=2)
+    assert resumed["losses"] == expected["losses"]
+    assert all(torch.equal(other[key], value) for key, value in weights.items())
+
+
+def test_rows_under_several_prompts_train_as_the_plain_path_does(tiny_config, tmp_path):
+    prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much is it?")))
+    facts, weights = run(tiny_config(*SMALL), tmp_path / "a", prompts=prompts)
+    plainly, other = run(tiny_config(*SMALL, "trainer.shared_prefix=false"), tmp_path / "b", prompts=prompts)
+    assert plainly["losses"] == pytest.approx(facts["losses"], rel=1e-4)
+    for key, value in weights.items():
+        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
+    config = tiny_config()
+    renderer = load_model(config).renderer(512)
+    price, city = generate("mini_price", 3, 2, 0), generate("mini_city", 3, 2, 0)
+    earlier = Lesson(city, (Prompt("Where is it?", 4),))
+    rows = lesson_rows(renderer, (Lesson(price, (Prompt("How much?"),)),), [(earlier, city.train[2])])
+    expected = [
+        *renderer.render(price, "How much?", price.train),
+        *renderer.render(city, "Where is it?", city.train[2:]),
+    ]
+    assert rows == [Row((rendered,), group) for rendered, group in zip(expected, (0, 0, 0, 1), strict=True)]
 
 
 def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch):

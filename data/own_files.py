@@ -1,0 +1,231 @@
+"""Rows out of files, folders and Hugging Face datasets, one at a time: a file is never held whole."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sapo.conf.errors import UserError
+
+LONGEST_LINE = 2**26  # bytes; a longer one is no line of a data set, and would have to be held whole
+LARGEST_JSON = 2**28  # bytes; a JSON list has to be read whole
+PARQUET_ROWS = 1024  # rows read at once
+
+
+class Row(NamedTuple):
+    """One row and where it stands ("line 3", "row 3", "item 3"), for messages."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+class Rows(NamedTuple):
+    """The rows of one file or split, read anew by each call, and what to call them in messages."""
+
+    source: str
+    read: Callable[[], Iterator[Row]]
+
+
+def read_splits(path: Path, name: str) -> dict[str, Rows]:
+    """The rows under "train" and, if there is such a split, "test"; UserError if there is no such data."""
+    if path.is_file():
+        return {"train": _file(path)}
+    if path.is_dir() and any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+        return _dataset(name, on_disk=True)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")):
+        raise UserError(f"{name}: there is no such file or folder.")
+    return _dataset(name, on_disk=False)
+
+
+def _folder(folder: Path) -> dict[str, Rows]:
+    """`train.*` and `test.*` of a folder, one readable file each."""
+    splits = {}
+    for split in ("train", "test"):
+        found = sorted(file for file in folder.glob(f"{split}.*") if file.suffix.lower() in READERS)
+        if len(found) > 1:
+            raise UserError(
+                f"{folder}: more than one {split} file: {', '.join(file.name for file in found)}."
+            )
+        if found:
+            splits[split] = _file(found[0])
+    if "train" not in splits:
+        there = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+        raise UserError(
+            f"{folder}: no train file ({', '.join('train' + end for end in READERS)}); it has {there}."
+        )
+    return splits
+
+
+def _file(path: Path) -> Rows:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(READERS)}.")
+    return Rows(str(path), partial(reader, path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends, split at line feeds only: JSON texts may hold U+2028."""
+    offset = 0
+    with _opened(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB.")
+            yield _decoded(path, line, offset, number).removeprefix("" if offset else "\ufeff")
+            offset += len(line)
+
+
+def _decoded(path: Path, content: bytes, offset: int, line: int) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{path}: not UTF-8 at byte {offset + error.start} (line {line}): {error.reason}. "
+            "Save the file as UTF-8."
+        ) from error
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            yield Row(f"line {number}", _object(path, f"line {number}", _json(path, line, number)))
+
+
+def _json(path: Path, text: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(f"{path}: broken JSON at line {line}, column {error.colno}: {error.msg}.") from error
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    with _opened(path) as file:
+        raw = file.read(LARGEST_JSON + 1)
+    if len(raw) > LARGEST_JSON:
+        raise UserError(
+            f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be read "
+            "in parts. Write it as JSONL, an object a line."
+        )
+    content = _json(path, _decoded(path, raw, 0, 1).removeprefix("\ufeff"), 1)
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected a JSON list of objects, found {kind_of(content)}.")
+    for i, item in enumerate(content, start=1):
+        yield Row(f"item {i}", _object(path, f"item {i}", item))
+
+
+def _object(path: Path, where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}, {where}: expected an object with named columns, found {kind_of(value)}.")
+    return value
+
+
+def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
+    lines = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    try:
+        header = next(lines, [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}: a column name occurs twice in the header: {', '.join(header)}.")
+        for fields in lines:
+            if fields:
+                yield _fields(path, f"line {lines.line_num}", header, fields)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {lines.line_num}: {error}.") from error
+
+
+def _fields(path: Path, where: str, header: list[str], fields: list[str]) -> Row:
+    if len(fields) != len(header):
+        raise UserError(
+            f"{path}, {where}: {len(fields)} fields, but the header has {len(header)} columns. "
+            "Put fields that hold the delimiter in double quotes."
+        )
+    return Row(where, dict(zip(header, fields, strict=True)))
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number}", record)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json_list,
+    ".csv": partial(_delimited, delimiter=","),
+    ".tsv": partial(_delimited, delimiter="\t"),
+    ".parquet": _parquet,
+}
+
+
+def _dataset(name: str, on_disk: bool) -> dict[str, Rows]:
+    """The train and test splits of a Hugging Face dataset; a dataset without splits is all train."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name)
+    except Exception as error:  # the library raises whatever its file systems, hub and parsers raise
+        what = "the saved dataset" if on_disk else "there is no such file, and a dataset of this name"
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}: {what} cannot be loaded ({reason}).") from error
+    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    if "train" not in splits:
+        raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(splits)}.")
+    return {
+        split: Rows(f"{name} ({split})", partial(dataset_rows, splits[split]))
+        for split in ("train", "test")
+        if split in splits
+    }
+
+
+def dataset_rows(dataset: Any) -> Iterator[Row]:
+    """The rows of a Hugging Face split, with the names of classes in place of their numbers."""
+    classes = {
+        column: feature.names
+        for column, feature in dataset.features.items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+    for i, record in enumerate(dataset, start=1):
+        named = {
+            column: names[record[column]]
+            for column, names in classes.items()
+            if record[column] is not None and record[column] >= 0
+        }
+        yield Row(f"row {i}", {**record, **dict.fromkeys(classes), **named})
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in a user's words."""
+    kinds = (
+        (bool, "true/false"),
+        (str, "text"),
+        (int | float, "number"),
+        (list, "a list"),
+        (dict, "an object"),
+    )
+    if value is None or value != value:  # NaN is what tables hold where nothing was written
+        return "nothing"
+    return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)

@@ -1,0 +1,286 @@
+"""A state of a finished run as files for others: an ordinary PEFT adapter, or a whole merged model."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.schema import Config
+from sapo.experiments.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
+from sapo.experiments.engine.stages import BASE
+from sapo.experiments.engine.store import MANIFEST, Store, Stored, read_json, sha256
+from sapo.experiments.models import load_tokenizer, model_folder, model_identity
+from sapo.experiments.reevaluation import Reevaluation, missing_state
+
+CARD = "README.md"
+# A tokenizer beside an adapter's own files would make AutoPeftModel resize the base model's embeddings.
+TOKENIZER = "tokenizer"
+# Largest difference between the logits of adapter and merged model, as a share of the largest logit: the
+# merge itself is in float32, and below that the rounding of the saved weights decides.
+TOLERANCES = {torch.float32: 1e-4}
+TOLERANCE_OF_HALVES = 0.05
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A trained state of a finished run, and what it has learned, in order.
+
+    `tested` are the tasks that the run tested in this state. A lesson is `task`, `instruction` (what the task
+    is tested with), `separator`, `suffix`, and `drawn`: the wordings that training drew from, None where it
+    used the instruction alone.
+    """
+
+    run: Reevaluation
+    after: int
+    tested: list[str]
+    trained: Stored
+    lessons: list[dict[str, Any]]
+
+    @property
+    def config(self) -> Config:
+        """The run's config."""
+        return self.run.config
+
+    @property
+    def adapter(self) -> Path:
+        """The stored adapter."""
+        return self.trained.folder / FOLDER
+
+    def facts(self, merge: bool) -> dict[str, Any]:
+        """What is exported, as JSON values."""
+        model = self.config.model
+        name, revision = base_of(self.config)
+        return {
+            "run": self.run.record["id"],
+            "sequence": self.run.record["sequence"],
+            "kind": "merged" if merge else "adapter",
+            "state": {"after": self.after, "key": self.trained.key},
+            "base": {"model": model.name, "load": name, "revision": revision, "source": model.source},
+            "is_on_hub": not Path(name).is_absolute(),
+            "rank": read_json(self.adapter / "adapter_config.json")["r"],
+            "template_options": dict(model.template_options),
+            "max_new_tokens": self.config.evaluator.max_new_tokens,
+            "tasks": self.lessons,
+            "tested": self.tested,
+            "definition": self.config.parity.definition,
+        }
+
+
+def exportable(run: Reevaluation, wanted: str, store: Store) -> Exportable:
+    """The wanted state: `last`, a number of trained tasks, or the task after whose training it was.
+
+    Raises UserError if there is no such state, it has no adapter, it is not in the store (any more), or the
+    base model on this machine is not the one that the run trained; WorkError if the store is damaged.
+    """
+    state = _state(run, wanted)
+    chain = _trainings(run, state, store)
+    learned = run.learned(state)
+    lessons = [lesson for stored in chain for lesson in read_json(stored.folder / "identity.json")["lessons"]]
+    _require_intact(chain[-1])
+    _require_same_base(run)
+    return Exportable(
+        run,
+        state["after"],
+        state["tasks"],
+        chain[-1],
+        [
+            {
+                "task": choice["task"],
+                "instruction": choice["text"],
+                "separator": lesson["task"]["separator"],
+                "suffix": lesson["task"]["suffix"],
+                "drawn": choice["drawn"],
+            }
+            for choice, lesson in zip(learned, lessons, strict=True)
+        ],
+    )
+
+
+def _state(run: Reevaluation, wanted: str) -> dict[str, Any]:
+    name, method = run.record["id"], run.record["method"]
+    trained = [state for state in run.states if state["key"] != BASE]
+    if not trained:
+        raise UserError(f"Run {name} trained nothing (method {method}): it has no adapter to export.")
+    if wanted in {"base", "0"}:
+        raise UserError(
+            f"--state {wanted}: the untouched model has no adapter to export. "
+            f"Where it lies: sapo show model {run.record['model']}"
+        )
+    numbers = sorted({state["after"] for state in trained})
+    number = numbers[-1] if wanted == "last" else int(wanted) if wanted.isdecimal() else None
+    found = [state for state in trained if state["after"] == number]
+    if not found:  # the first state that has learned the task is the one that its training left
+        found = [s for s in trained if wanted in [choice["task"] for choice in run.learned(s)]][:1]
+    tasks = ", ".join(run.record["tasks"])
+    if len(found) > 1:
+        raise UserError(
+            f"--state {wanted}: run {name} trained each task alone, and has a state for each. "
+            f"Say --state TASK, one of: {tasks}."
+        )
+    if not found:
+        raise UserError(
+            f"--state {wanted}: run {name} has the states last, {', '.join(map(str, numbers))} "
+            f"(trained tasks), or by the task trained last: {tasks}."
+        )
+    return found[0]
+
+
+def _trainings(run: Reevaluation, state: dict[str, Any], store: Store) -> list[Stored]:
+    """The trainings that led to a state, the first one first."""
+    chain: list[Stored] = []
+    after, key = state["after"], state["key"]
+    while key != BASE:
+        stored = store.find("train", key)
+        if stored is None:
+            raise missing_state(run, after, store)
+        chain.insert(0, stored)
+        identity = read_json(stored.folder / "identity.json")
+        after, key = identity["position"], identity["state"]
+    return chain
+
+
+def _require_intact(stored: Stored) -> None:
+    """What is handed over is, to the bit, what the training stored."""
+    path = stored.folder / FOLDER / WEIGHTS
+    if sha256(path) != read_json(stored.folder / MANIFEST)[f"{FOLDER}/{WEIGHTS}"]["sha256"]:
+        raise WorkError(f"Damaged: {path} has changed. Delete {stored.folder} and run the training again.")
+
+
+def _require_same_base(run: Reevaluation) -> None:
+    # The device decides only the precision, which is not compared: a run from a GPU exports without one.
+    config = replace(run.config, engine=replace(run.config.engine, device="cpu"))
+    now, then = model_identity(config), run.record["identity"]["model"]
+    changed = [part for part in ("weights", "tokenizer", "chat_template") if now.get(part) != then.get(part)]
+    if changed:
+        raise UserError(
+            f"The {', '.join(changed).replace('_', ' ')} of model {config.model.name} "
+            f"({config.model.path or config.model.source}) changed since run {run.record['id']}. "
+            "An adapter belongs to the very model it was trained on: put that back."
+        )
+
+
+def base_of(config: Config) -> tuple[str, str | None]:
+    """What a user loads the base model by, a hub name or a folder on this machine, and the hub's revision."""
+    kind, _, name = config.model.source.partition(":")
+    if kind == "hub" and not config.model.path:
+        return name, config.model.revision
+    return str(model_folder(config.model).resolve()), None
+
+
+def require_free(folder: Path) -> None:
+    """UserError if there is something at `folder` already; an empty folder is nothing."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--to {folder}: this folder is not empty. Name a new one; nothing is overwritten.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--to {folder}: this is a file. Name a new folder.")
+
+
+def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | None:
+    """Writes adapter or merged model, tokenizer and model card to `folder`, entirely or not at all.
+
+    Returns, of a merged model, the largest difference of its logits to the adapter's, as a share of the
+    largest logit; raises WorkError if it is above the tolerance.
+    """
+    require_free(folder)
+    tokenizer = load_tokenizer(source.config.model)
+    with _written_at_once(folder) as built:
+        if merge:
+            difference = _write_merged(source, built, tokenizer)
+            tokenizer.save_pretrained(built)
+        else:
+            difference = None
+            _write_adapter(source, built)
+            tokenizer.save_pretrained(built / TOKENIZER)
+        (built / CARD).write_text(card, encoding="utf-8")
+    return difference
+
+
+@contextmanager
+def _written_at_once(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends without an error."""
+    target = folder.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            built = Path(scratch) / "built"
+            built.mkdir()
+            yield built
+            for path in built.glob("*.safetensors"):  # written for their owner alone
+                path.chmod((built / CARD).stat().st_mode)
+            built.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"The export to {folder} failed, and left nothing: {error}") from error
+
+
+def _write_adapter(source: Exportable, folder: Path) -> None:
+    config = LoraConfig.from_pretrained(str(source.adapter))
+    config.base_model_name_or_path, config.revision = base_of(source.config)
+    config.save_pretrained(str(folder))
+    (folder / WEIGHTS).write_bytes((source.adapter / WEIGHTS).read_bytes())
+
+
+def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
+    model = source.config.model
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        model_folder(model), dtype="auto", trust_remote_code=model.trust_remote_code
+    ).eval()
+    if getattr(base.config, "quantization_config", None):
+        raise UserError(f"Model {model.name} is quantized and cannot take merged weights. Leave out --merge.")
+    adapted = load_adapter(base, source.adapter).eval()
+    ids = _probe(source, tokenizer)
+    before = _logits(adapted, ids)
+    merge_into(base, adapted)
+    after = _logits(base, ids)
+    difference = float((after - before).abs().max() / before.abs().max())
+    tolerance = TOLERANCES.get(base.dtype, TOLERANCE_OF_HALVES)
+    if not difference <= tolerance:
+        raise WorkError(
+            f"The merged model's logits differ from the adapter's by {difference:.2g} of the largest one, "
+            f"more than {tolerance:g}. Export the adapter (without --merge)."
+        )
+    base.save_pretrained(folder)
+    return difference
+
+
+def merge_into(base: PreTrainedModel, adapted: PeftModel) -> None:
+    """Adds the adapter on `adapted` (float32) to the weights of its base, in float32, and takes it off.
+
+    Weights keep their precision. Raises UserError if a module's weights are the token embedding's too.
+    """
+    embedding = base.get_input_embeddings().weight
+    with torch.no_grad():
+        for name, module in adapted.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            layer: Any = module
+            weight = layer.get_base_layer().weight
+            if weight is embedding:
+                raise UserError(
+                    f"Module {name.rsplit('.', 1)[-1]} shares its weights with the token embedding, which a "
+                    "merge would change too. Export the adapter (without --merge)."
+                )
+            weight.copy_(weight.float() + layer.get_delta_weight("default"))
+    unwrap(base)
+
+
+def _probe(source: Exportable, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Token ids of the last learned task's instruction in the chat template."""
+    turn = [{"role": "user", "content": source.lessons[-1]["instruction"] or source.lessons[-1]["task"]}]
+    options = dict(source.config.model.template_options)
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **options)
+    return torch.tensor([tokenizer(str(text), add_special_tokens=False)["input_ids"][:512]])
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids).logits.float()

@@ -1,0 +1,189 @@
+"""EWC: one adapter for all tasks, held near the weights that mattered to earlier ones (PNAS 2017).
+
+After each task the Fisher information F of the trained weights is taken from some of its training rows. From
+the second task on, weight · Σ F (θ − θ*)² is added to the loss, without a factor ½. `method.fisher` says how
+tasks add up; what is kept is always one F and one anchor θ*, however many tasks there were.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sapo.conf.errors import WorkError
+from sapo.conf.schema import MethodConfig
+from sapo.data.render import MAX_TARGET_TOKENS, Rendered
+from sapo.experiments.adapters import CURRENT
+from sapo.experiments.forward import target_logits, target_nll
+from sapo.experiments.lessons import lesson_rows
+from sapo.experiments.methods.method import KEPT
+from sapo.experiments.methods.sequential import Sequential
+
+FISHER, ANCHOR = "fisher.safetensors", "anchor.safetensors"
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is kept of earlier tasks: each weight's Fisher information and anchor, float32, by saved names."""
+
+    fisher: Tensors
+    anchor: Tensors
+
+
+class EWC(Sequential):
+    """Trains the same adapter on, its weights held where earlier tasks need them."""
+
+    keeps = True
+    reads = ("weight", "fisher", "fisher_decay", "fisher_examples", "fisher_labels", "fisher_loss")
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """What the last task left; None for the first task; WorkError if it is gone."""
+        if self.context.previous is None:
+            return None
+        folder = self.context.previous / KEPT
+        device = str(self.context.language_model.base.device)
+        for path in (folder / FISHER, folder / ANCHOR):
+            if not path.is_file():
+                raise WorkError(
+                    f"EWC: {path} is not there, and without it earlier tasks would not be protected. "
+                    f"Delete {self.context.previous} to train that task again."
+                )
+        return Memory(load_file(folder / FISHER, device=device), load_file(folder / ANCHOR, device=device))
+
+    def start(self) -> PeftModel:
+        """The adapter as the last task left it, and the memory that belongs to it."""
+        model = super().start()
+        if self.memory is not None:
+            expected = {key: value.shape for key, value in trained_weights(model).items()}
+            for tensors in (self.memory.fisher, self.memory.anchor):
+                if {key: value.shape for key, value in tensors.items()} != expected:
+                    raise WorkError(f"EWC: {self.context.previous}/{KEPT} is of other weights.")
+        return model
+
+    def penalty(self, model: PeftModel) -> Tensor | None:
+        """weight · Σ F (θ − θ*)²; None for the first task and for weight 0."""
+        if self.memory is None or self.config.weight == 0:
+            return None
+        return self.config.weight * distance(self.memory, trained_weights(model))
+
+    def save(self, model: PeftModel, folder: Path) -> None:
+        """The adapter, and the memory with this task added to it."""
+        super().save(model, folder)
+        examples = self._fisher_examples(model)
+        fisher = fisher_information(model, examples, self.config.fisher_loss)
+        if not all(torch.isfinite(value).all() for value in fisher.values()):
+            raise WorkError("EWC: the Fisher information of the trained weights is not finite.")
+        weights = {key: value.detach().float().clone() for key, value in trained_weights(model).items()}
+        memory = add_task(self.config, self.memory, Memory(fisher, weights))
+        (folder / KEPT).mkdir()
+        save_file(memory.fisher, folder / KEPT / FISHER)
+        save_file(memory.anchor, folder / KEPT / ANCHOR)
+        facts = {"examples": len(examples), "task": spread(fisher), "kept": spread(memory.fisher)}
+        (folder / KEPT / "fisher.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+    def _fisher_examples(self, model: PeftModel) -> list[Rendered]:
+        """`method.fisher_examples` training rows, all if there are fewer, drawn by the training's seed."""
+        rows = lesson_rows(self.context.renderer, self.context.lessons)
+        draw = random.Random(f"fisher {self.context.seed}")  # noqa: S311
+        chosen = draw.sample(rows, min(self.config.fisher_examples, len(rows)))
+        # The prompt is the one that the task was trained with; of several, any.
+        examples = [draw.choice(row.wordings) for row in chosen]
+        if self.config.fisher_labels == "data":
+            return examples
+        stop_ids = self.context.language_model.stop_ids()
+        generator = torch.Generator().manual_seed(self.context.seed)
+        return [sampled_answer(model, example.prompt_ids, stop_ids, generator) for example in examples]
+
+
+def trained_weights(model: PeftModel) -> Tensors:
+    """The trainable parameters by the names that PEFT saves them under."""
+    mark = f".{CURRENT}.weight"
+    return {k.replace(mark, ".weight"): p for k, p in model.named_parameters() if p.requires_grad}
+
+
+def fisher_information(model: PeftModel, examples: Sequence[Rendered], loss: str) -> Tensors:
+    """Mean over examples of the squared gradient of each example's own loss, dropout off.
+
+    `loss` is `mean` or `sum` over the example's target tokens. One backward pass an example: the square of an
+    averaged gradient would be something else.
+    """
+    model.eval()
+    weights = trained_weights(model)
+    squares = [torch.zeros_like(value, dtype=torch.float32) for value in weights.values()]
+    for example in examples:
+        nll = target_nll(*target_logits(model, [example])).sum()  # type: ignore[arg-type]
+        if loss == "mean":
+            nll = nll / len(example.target_ids)
+        for square, gradient in zip(squares, torch.autograd.grad(nll, list(weights.values())), strict=True):
+            square.addcmul_(gradient.float(), gradient.float())
+    return {key: square / len(examples) for key, square in zip(weights, squares, strict=True)}
+
+
+@torch.no_grad()
+def sampled_answer(
+    model: PeftModel, prompt_ids: list[int], stop_ids: Sequence[int], generator: torch.Generator
+) -> Rendered:
+    """The prompt with an answer drawn from the model, its end of turn included, 128 tokens at most."""
+    model.eval()
+    ids, cache = list(prompt_ids), None
+    tokens = torch.tensor([ids], device=model.device)
+    while len(ids) < len(prompt_ids) + MAX_TARGET_TOKENS:
+        output = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        probabilities = output.logits[0, -1].float().softmax(-1).cpu()
+        ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+        if ids[-1] in stop_ids:
+            break
+        tokens, cache = torch.tensor([ids[-1:]], device=model.device), output.past_key_values
+    return Rendered(ids, len(prompt_ids))
+
+
+def add_task(method: MethodConfig, earlier: Memory | None, task: Memory) -> Memory:
+    """The memory after a task, given its own Fisher information and final weights.
+
+    half: F ← (F + F_t) / 2; last: F ← F_t; online: F ← decay · F + F_t; each around the last task's
+    weights. separate: the sum of every task's own penalty, which up to a constant is that of
+    F ← F + F_t around the F-weighted mean of the tasks' weights.
+    """
+    if earlier is None or method.fisher == "last":
+        return task
+    if method.fisher == "separate":
+        total = {key: earlier.fisher[key] + new for key, new in task.fisher.items()}
+        share = {key: torch.where(total[key] > 0, new / total[key], 1.0) for key, new in task.fisher.items()}
+        mean = {key: torch.lerp(earlier.anchor[key], task.anchor[key], share[key]) for key in total}
+        return Memory(total, mean)
+    old, new = (0.5, 0.5) if method.fisher == "half" else (method.fisher_decay, 1.0)
+    return Memory(
+        {key: old * earlier.fisher[key] + new * task.fisher[key] for key in task.fisher}, task.anchor
+    )
+
+
+def distance(memory: Memory, weights: Tensors) -> Tensor:
+    """Σ F (θ − θ*)², in float32."""
+    parts = [
+        (memory.fisher[key] * (value.float() - memory.anchor[key]).square()).sum()
+        for key, value in weights.items()
+    ]
+    return torch.stack(parts).sum()
+
+
+def spread(fisher: Tensors) -> dict[str, dict[str, float]]:
+    """Least, median and greatest Fisher information of the A and of the B matrices, which differ by far."""
+    found = {}
+    for part in ("lora_A", "lora_B"):
+        values = torch.cat([value.flatten() for key, value in fisher.items() if part in key])
+        found[part] = {
+            "min": values.min().item(),
+            "median": values.median().item(),
+            "max": values.max().item(),
+        }
+    return found

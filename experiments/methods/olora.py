@@ -1,0 +1,46 @@
+"""O-LoRA: LoraInc, with the new adapter's inputs kept off those of earlier ones (Wang et al., EMNLP 2023).
+
+The penalty is the sum of absolute entries of A_earlier A_newᵀ over all modules, as in the published codes;
+the article writes squares.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from sapo.conf.errors import WorkError
+from sapo.experiments.adapters import CURRENT
+from sapo.experiments.methods.lorainc import EARLIER, LoraInc
+
+
+class OLora(LoraInc):
+    """Trains a fresh adapter beside the frozen ones, orthogonal to them."""
+
+    reads = ("weight", "penalty_factor")
+
+    def penalty(self, model: PeftModel) -> Tensor | None:
+        """weight · penalty_factor · overlap; None for the first task and where that factor is 0.
+
+        WorkError if nothing overlaps at all: the earlier adapters are not there.
+        """
+        strength = self.config.weight * self.config.penalty_factor
+        if self.previous_adapter is None or strength == 0:
+            return None
+        total = overlap(model)
+        if total == 0:
+            raise WorkError(f"{self.config.name}: the adapters of earlier tasks are zero or did not load.")
+        return strength * total
+
+
+def overlap(model: PeftModel) -> Tensor:
+    """Σ |A_earlier A_newᵀ| over modules and pairs of rows, in float32; gradients flow into the new A only."""
+    parts = []
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            matrices: Any = module.lora_A
+            earlier, new = matrices[EARLIER].weight, matrices[CURRENT].weight  # (r, d_in) each
+            parts.append((earlier.detach().float() @ new.float().T).abs().sum())
+    return torch.stack(parts).sum()

@@ -1,0 +1,157 @@
+"""The common-prompt column, label match, and the bounds that have no states between the tasks."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sapo.analysis import render
+from sapo.analysis.matrices import summarize_run
+from sapo.analysis.metrics import read_matrix
+from sapo.analysis.report import analyze
+from sapo.analysis.results import column_rows, example_scores, load_run, score_matrix
+from sapo.analysis.tables import score_name, table1
+from sapo.conf.errors import UserError
+
+TASKS = ("a", "b", "c")
+
+
+def test_learned_tasks_take_their_common_rows_and_the_others_count_for_both(run_folder, with_columns):
+    run = load_run(with_columns(run_folder(tasks=TASKS, unseen=["x"]), loss=3.0))
+    trained, common = (score_matrix(run, "rougeL", column) for column in ("trained", "common"))
+    learned = np.array([[column < after for column in range(4)] for after in range(4)])
+    learned[:, 3] = False  # x is never learned
+    np.testing.assert_allclose(trained - common, np.where(learned, 3.0, 0.0))
+    assert len(column_rows(run, "common")) == len(column_rows(run, "trained")) == 4 * 4 * 20
+    np.testing.assert_array_equal(score_matrix(run, "exact_match", "common").to_numpy()[learned], 0.0)
+    assert (score_matrix(run, "exact_match").to_numpy()[learned] > 50).all()
+    assert [len(v) for v in example_scores(run, "rougeL", "common").values()] == [20] * 16
+
+
+def test_metrics_and_files_of_both_columns(run_folder, with_columns):
+    path = with_columns(run_folder(tasks=TASKS), loss=3.0)
+    summary = summarize_run(path)
+    trained, common = (summary[name]["rougeL"]["reference"] for name in ("metrics", "metrics_common"))
+    assert common["AP"] == pytest.approx(trained["AP"] - 3)
+    assert (common["BWT"], common["FWT"]) == pytest.approx((trained["BWT"], trained["FWT"]))
+    matrix = read_matrix(path / "matrix_rougeL_common.csv")
+    np.testing.assert_allclose(matrix, score_matrix(load_run(path), "rougeL", "common"))
+    assert read_matrix(path / "matrix_nll_common.csv").shape == (4, 3)
+
+
+def test_a_run_without_the_column_has_none_unless_all_its_prompts_are_original(run_folder):
+    static, old = run_folder("static"), run_folder("old", policy="sapo")
+    frame = pd.read_parquet(old / "predictions.parquet")
+    frame.loc[(frame["after"] == 3) & (frame["task"] == frame["task"].iloc[0]), "prompt_index"] = 4
+    frame.to_parquet(old / "predictions.parquet")
+    pd.testing.assert_frame_equal(
+        score_matrix(load_run(static), "nll", "common"), score_matrix(load_run(static), "nll")
+    )
+    with pytest.raises(UserError, match="training prompts only"):
+        score_matrix(load_run(old), "rougeL", "common")
+    summary = summarize_run(old)
+    assert summary["metrics_common"] is None
+    assert not list(old.glob("*_common.csv"))
+    table = table1([load_run(static), load_run(old)], draws=20)
+    assert {row.column for row in table.groups[0].all_rows} == {"trained"}
+    assert any(note.startswith("No common-prompt rows with old:") for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda frame: frame.assign(column="original"), "`column` is none of trained, common"),
+        (lambda frame: frame[(frame["column"] == "trained") | (frame["example"] != 2)], "other test rows"),
+        (lambda frame: pd.concat([frame, frame[frame["column"] == "common"]]), "scored twice"),
+        (
+            lambda frame: frame.assign(label_match=frame["label_match"].where(frame["example"] != 1)),
+            "label_match is missing in some rows",
+        ),
+    ],
+)
+def test_damaged_columns_are_refused(run_folder, with_columns, damage, message):
+    path = with_columns(run_folder(tasks=TASKS), loss=3.0)
+    damage(pd.read_parquet(path / "predictions.parquet")).to_parquet(path / "predictions.parquet")
+    with pytest.raises(UserError, match=message):
+        load_run(path)
+
+
+@pytest.fixture
+def pair(run_folder, with_columns):
+    """Static, and SAPO that is 5 points better with its own prompts, of which 3 are the test prompt's."""
+    static = run_folder("static", tasks=TASKS)
+    frame = pd.read_parquet(static / "predictions.parquet").assign(column="trained")
+    frame["label_match"] = frame["exact_match"]
+    frame.to_parquet(static / "predictions.parquet")
+    sapo = with_columns(run_folder("sapo", tasks=TASKS, policy="sapo", shift=5.0), loss=3.0)
+    return [load_run(static), load_run(sapo)]
+
+
+def test_table_1_shows_every_score_by_both_columns(pair):
+    (group,) = table1(pair, draws=50).groups
+    scores = ["ROUGE-L", "exact match", "label match"]
+    scores += [f"{name}, common prompt" for name in scores]
+    assert list(dict.fromkeys(row.score for row in group.all_rows)) == scores
+    gains = {row.score: row.cells for row in group.all_rows if row.source == "ours" and row.difference}
+    assert gains["ROUGE-L"]["AP"].estimate == pytest.approx(5.0)
+    assert gains["ROUGE-L, common prompt"]["AP"].estimate == pytest.approx(2.0)
+    assert gains["ROUGE-L"]["FWT"].estimate == pytest.approx(gains["ROUGE-L, common prompt"]["FWT"].estimate)
+
+
+def test_all_renderings_show_both_columns(pair):
+    table = table1(pair, draws=50)
+    for text in (render.markdown(table), render.latex(table)):
+        for name in ("ROUGE-L, common prompt", "exact match", "label match"):
+            assert name in text
+    lines = [line.split(",") for line in render.csv(table).splitlines()]
+    place = lines[0].index("tested_with")
+    assert {line[place] for line in lines[1:]} == {"trained", "common"}
+    assert "nan" not in render.csv(table).lower()
+
+
+def test_label_match_of_mixed_sequences_is_empty_and_says_why(run_folder, with_columns):
+    paths = [with_columns(run_folder(name, tasks=TASKS, policy=name), 1.0) for name in ("static", "sapo")]
+    for path in paths:
+        frame = pd.read_parquet(path / "predictions.parquet")
+        frame["label_match"] = frame["label_match"].where(frame["task"] != "b")
+        frame.to_parquet(path / "predictions.parquet")
+    summary = summarize_run(paths[0])
+    assert set(summary["metrics"]["label_match"]["reference"].values()) == {None}
+    content = json.loads((paths[0] / "metrics.json").read_text())
+    assert content["not_defined"] == {"label_match": "no label set: b"}
+    matrix = read_matrix(paths[0] / "matrix_label_match.csv")
+    assert matrix["b"].isna().all()
+    assert matrix[["a", "c"]].notna().all(axis=None)
+    table = table1([load_run(path) for path in paths], draws=20)
+    assert "label_match" not in {row.measure for row in table.groups[0].all_rows}
+    assert "Label match is not defined for mini_three (no label set: b)." in table.notes
+    asked = table1([load_run(path) for path in paths], "label_match", draws=20)
+    assert {cell for row in asked.groups[0].rows for cell in row.cells.values()} == {None}
+
+
+@pytest.mark.parametrize("method", ["multitask", "single", "zero_shot"])
+def test_bounds_have_ap_only(run_folder, tmp_path, method):
+    rng = np.random.default_rng(0)
+    names = {"static": [0.0], "sapo": [1.0]}
+    for policy, (shift,) in names.items():
+        scores = {(after, task): np.full(9, 40.0 + shift * after) for after in (0, 3) for task in TASKS}
+        scores |= {(3, "c"): rng.uniform(0, 100, 9)} if method == "single" else {}
+        run_folder(policy, scores, tasks=TASKS, method=method, policy=policy)
+    report = analyze([tmp_path / policy for policy in names], tmp_path / "out", "rougeL", "reference")
+    metrics = report.metrics[0]["metrics"]["rougeL"]
+    assert all((values["BWT"], values["FWT"]) == (None, None) for values in metrics.values())
+    assert metrics["gem"]["AP"] is not None
+    if method != "single":
+        assert metrics["gem"]["AP"] == 40.0
+    (group,) = report.table.groups
+    assert all(row.cells["BWT"] is row.cells["FWT"] is None for row in group.rows)
+    assert f"{method} has no states between the tasks: it has AP only." in report.table.notes
+    for file in report.files:
+        if file.suffix in (".csv", ".md", ".json", ".tex"):
+            assert "nan" not in file.read_text(encoding="utf-8").lower(), file
+
+
+def test_names_of_scores():
+    assert score_name("nll", "common") == "NLL, common prompt"
+    assert score_name("label_match", "trained") == "label match"

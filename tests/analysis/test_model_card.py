@@ -1,0 +1,111 @@
+"""The model card holds texts of data and models as texts, whatever they contain."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.analysis.model_card import code, escaped, fenced, model_card
+from sapo.analysis.results import load_run
+
+NASTY = "```\n# Not a heading | <b>x</b> [a](b) {input} 中文 `\u2028"
+
+
+def exported(**changes):
+    lesson = {
+        "task": "task195_sentiment",
+        "instruction": NASTY,
+        "separator": "文本:",
+        "suffix": "",
+        "drawn": None,
+    }
+    return {
+        "kind": "adapter",
+        "state": {"after": 1, "key": "k" * 64},
+        "base": {
+            "model": "qwen|3",
+            "load": "Qwen/Qwen3-0.6B",
+            "revision": "abc",
+            "source": "hub:Qwen/Qwen3-0.6B",
+        },
+        "is_on_hub": True,
+        "rank": 8,
+        "template_options": {"enable_thinking": False},
+        "max_new_tokens": 128,
+        "tasks": [lesson],
+        "tested": [lesson["task"]],
+        "definition": "gem",
+    } | changes
+
+
+def card_of(run_folder, **changes):
+    path = run_folder(
+        "a_run",
+        trainer="mini",
+        comparable={"train": {"task195_sentiment": "t" * 64}, "data": {}},
+        notes=["a <note>"],
+        identity={
+            "model": {"weights": "hub:Qwen", "dtype": "bfloat16"},
+            "method": {"rank": 8, "alpha": 32, "dropout": 0},
+            "trainer": {"epochs": 1},
+        },
+        environment={"python": "3.11", "packages": {"torch": "2.13"}, "device": "cpu"},
+    )
+    record = json.loads((path / "run.json").read_text())
+    return model_card(load_run(path), record, exported(**changes))
+
+
+def test_a_prompt_stays_as_it_is_and_ends_no_block(run_folder):
+    card = card_of(run_folder)
+    start = card.index("````json\n") + len("````json\n")
+    read = json.loads(card[start : card.index("\n````", start)])
+    assert read == {"instruction": NASTY, "separator": "文本:", "suffix": ""}
+    assert "\n# Not a heading" not in card
+    assert "qwen\\|3" not in card  # a hub model is called by its repository
+    assert "- a \\<note\\>" in card
+
+
+def test_a_hub_model_is_loaded_by_name_and_revision_with_the_template_s_switches(run_folder):
+    card = card_of(run_folder)
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "\nbase_model: Qwen/Qwen3-0.6B\n" in card
+    assert 'from_pretrained("Qwen/Qwen3-0.6B", revision="abc", dtype="auto")' in card
+    assert "add_generation_prompt=True, enable_thinking=False" in card
+    assert "by definition `gem`: Lopez-Paz" in card
+
+
+def test_scores_are_those_of_the_state_and_absent_ones_are_dashes(run_folder):
+    card = card_of(run_folder)
+    (line,) = [
+        line for line in card.splitlines() if line.startswith("| task195\\_sentiment |") and "20" in line
+    ]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3] == "-"  # made-up runs have no label match
+    assert cells[-1] == "20"
+    assert "label match" not in card.split("| score |")[1]
+
+
+def test_drawn_wordings_are_listed(run_folder):
+    lesson = exported()["tasks"][0] | {"instruction": "Say it.", "drawn": ["One.", "Two."]}
+    card = card_of(run_folder, tasks=[lesson])
+    assert "Training drew from 2 wordings" in card
+    assert '[\n "One.",\n "Two."\n]' in card
+
+
+@given(st.text())
+def test_escaped_text_is_one_line_in_which_every_mark_is_escaped(text):
+    shown = escaped(text)
+    assert "\n" not in shown
+    bare = shown.replace("\\\\", "")
+    for mark in "`*_[]<>#|":
+        assert bare.count(mark) == bare.count(f"\\{mark}")
+
+
+@given(st.text(alphabet="`a\n"))
+def test_no_text_ends_its_code(text):
+    opening, *inside, closing = fenced(text, "json").split("\n")
+    assert opening == f"{closing}json"
+    assert not any(line.startswith(closing) for line in inside)
+    assert closing not in text
+    fence = code(text)[: len(code(text)) - len(code(text).lstrip("`"))]
+    assert fence not in text

@@ -1,0 +1,117 @@
+"""`sapo export`: what it writes, that the suite and plain Python take it, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sapo.analysis.results import load_run, score_matrix
+from sapo.cli.console import find_run
+from sapo.data.benchmarks import load_tasks
+from sapo.experiments.models import model_folder
+from sapo.experiments.runs import read_config
+
+LARGE_STEPS = ("trainer.epochs=2", "trainer.global_batch=2", "trainer.learning_rate=0.05")
+
+
+@pytest.fixture
+def moved(sapo, small, tmp_path_factory):
+    """The document of a run whose trainings move the model far, in a store of its own."""
+    root = tmp_path_factory.getbasetemp() / "far"
+    overrides = (*LARGE_STEPS, "policy=static", f"store.root='{root}'")
+    (run,) = sapo("train", *small, *overrides, "--json").document["runs"]
+    return run
+
+
+def blocks(card: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)\n```", card, re.DOTALL)
+
+
+def test_an_adapter_and_what_is_said_of_it(sapo, trained, tmp_path):
+    run = trained.adaptive
+    done = sapo("export", run["id"], "--to", tmp_path / "out", "--json")
+    document = done.document
+    assert document["run"] == run["id"]
+    assert (document["kind"], document["rank"], document["logits_difference"]) == ("adapter", 16, None)
+    assert document["state"]["after"] == 2
+    assert {lesson["task"]: lesson["instruction"] for lesson in document["tasks"]} == run["prompts"]
+    assert document["files"]["adapter_model.safetensors"] > 0
+    on_disk = {
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+    assert on_disk == set(document["files"])
+
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    prompts = [json.loads(block) for block in blocks(card, "json")]
+    assert [prompt["instruction"] for prompt in prompts] == list(run["prompts"].values())
+    assert all(prompt["separator"] == "Text:" and prompt["suffix"] for prompt in prompts)
+    record = json.loads((find_run(run["id"]) / "run.json").read_text())
+    facts = ("lorainc", "| sapo |", "Demonstration on a small model", "| Seed | 0 |", "| Parity | paper |")
+    digests = [*record["comparable"]["train"].values(), *record["comparable"]["data"].values()]
+    for fact in (*facts, *digests, record["environment"]["packages"]["torch"], document["state"]["key"]):
+        assert fact in card
+    metrics = run["metrics"]["rougeL"]["reference"]
+    shown = " | ".join(f"{metrics[name]:.2f}" for name in ("AP", "BWT", "FWT"))
+    assert f"| ROUGE-L (0-100) | {shown} |" in card
+    assert str(model_folder(read_config(find_run(run["id"])).model)) not in card
+
+
+@pytest.mark.parametrize("options", [(), ("--merge",)], ids=["adapter", "merged"])
+def test_the_code_on_the_card_gives_the_answers_of_the_run(sapo, moved, tmp_path, capsys, options):
+    out = tmp_path / "out"
+    assert sapo("export", moved["dir"], "--to", out, *options).code == 0
+    config = read_config(Path(moved["dir"]))
+    task = load_tasks(config)[0][-1]
+    run = load_run(Path(moved["dir"]))
+    rows = run.predictions
+    last = rows[(rows["after"] == 2) & (rows["task"] == task.name) & (rows["column"] == "trained")]
+    code = blocks((out / "README.md").read_text(encoding="utf-8"), "python")[-1]
+    code = code.replace("THIS FOLDER", str(out))
+    code = code.replace("FOLDER OF THE BASE MODEL", str(model_folder(config.model)))
+    for example, expected in zip(task.test[:2], last["prediction"], strict=False):
+        exec(code.replace('"THE INPUT"', repr(example.input)), {})  # noqa: S102 (the code that we print)
+        assert capsys.readouterr().out.strip() == expected.strip()
+
+
+def test_the_suite_evaluates_a_merged_model_as_it_did_the_run(sapo, small, moved, tmp_path):
+    merged = tmp_path / "merged"
+    done = sapo("export", moved["dir"], "--to", merged, "--merge")
+    assert done.code == 0, done.err
+    assert (
+        "Test it: sapo train sequence=mini_three method=zero_shot policy=static model=tiny_llama" in done.out
+    )
+    overrides = (
+        "method=zero_shot",
+        "policy=static",
+        f"model.path='{merged}'",
+        f"store.root='{tmp_path}/own'",
+    )
+    (again,) = sapo("train", *small, *overrides, "--json").document["runs"]
+    before, now = (score_matrix(load_run(Path(run["dir"])), "nll") for run in (moved, again))
+    assert abs(before.loc[2] - before.loc[0]).min() > 0.01
+    assert now.loc[2].to_dict() == pytest.approx(before.loc[2].to_dict(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nosuch", "--to", "out"), "Unknown run 'nosuch'"),
+        (("RUN", "--to", "out", "--state", "base"), "untouched model has no adapter"),
+        (("RUN", "--to", "out", "--state", "7"), "has the states last, 1, 2"),
+        (("RUN", "--to", "full"), "--to full: this folder is not empty"),
+        (("RUN", "--to", "full/mine"), "--to full/mine: this is a file"),
+        (("RUN",), "Missing option '--to'"),
+    ],
+)
+def test_a_refused_export_says_why_and_leaves_nothing(
+    sapo, trained, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    run = trained.static["id"]
+    done = sapo("export", *(run if argument == "RUN" else argument for argument in arguments))
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["full", "full/mine"]

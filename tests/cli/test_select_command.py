@@ -1,0 +1,257 @@
+"""`sapo select` on the random tiny model: what it prints, writes, and refuses."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+
+from sapo.cli.select import _render
+from sapo.conf.load import load_one
+from sapo.data.render import user_turn
+from sapo.data.tasks import Task
+from sapo.experiments.models import load_model
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+TICKETS, POOL = EXAMPLES / "tickets.csv", EXAMPLES / "tickets.yaml"
+INSTRUCTION = yaml.safe_load(POOL.read_text(encoding="utf-8"))["original"]
+LABELS = "labels=[billing,account,bug,feature]"
+FAST = ("model=tiny_llama", "engine.device=cpu", "scorer.examples=4", "paraphrases.count=3")
+MINE = (f"data={TICKETS}", f"instruction={INSTRUCTION}", f"paraphrases.file={POOL}", *FAST)
+
+
+def rows_file(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# --- what it finds -----------------------------------------------------------------------------------------
+
+
+def test_the_document(sapo):
+    done = sapo("select", *MINE, LABELS, "--json")
+    assert "[4/4] wordings scored" in done.err
+    document = done.document
+    assert (document["task"], document["model"]) == ("tickets", "tiny_llama")
+    candidates = document["candidates"]
+    assert sorted(row["index"] for row in candidates) == [-1, 0, 1, 2]
+    assert document["chosen"] == {"index": candidates[0]["index"], "text": candidates[0]["text"]}
+    assert [row["loss"] for row in candidates] == sorted(row["loss"] for row in candidates)
+    assert {row["n_examples"] for row in candidates} == {4}
+    assert next(row for row in candidates if row["index"] == -1)["text"] == INSTRUCTION
+    assert document["data"] == {
+        "source": str(TICKETS),
+        "columns": {"input": "text", "target": "label"},
+        "rows": 96,
+        "scored": 4,
+        "shortened": 0,
+    }
+    assert document["written"] is None
+    assert len(document["verdict"]) == 2
+
+
+def test_the_loss_is_that_of_a_run(sapo, tiny_config, tmp_path):
+    """A sapo run scores the same rows of a task under the same prompts: its losses are the same numbers."""
+    overrides = (
+        "model=tiny_llama",
+        "scorer.examples=5",
+        "data.train_examples=20",
+        "data.max_input_tokens=512",
+    )
+    overrides = (*overrides, "paraphrases.count=3", "engine.device=cpu", f"store.root='{tmp_path / 's'}'")
+    small = ("data.test_examples=1", "evaluator.max_new_tokens=1", "sequence.tasks=[mini_city]")
+    run = sapo("train", *overrides, *small, "policy=sapo", "--json").document["runs"][0]
+    record = json.loads((Path(run["dir"]) / "run.json").read_text(encoding="utf-8"))
+    of_run = {row["index"]: row["loss"] for row in record["choices"][0]["candidates"]}
+    document = sapo("select", "task=mini_city", *overrides, "--json").document
+    assert {row["index"]: row["loss"] for row in document["candidates"]} == pytest.approx(of_run, rel=1e-6)
+
+
+def test_all_rows_are_there_to_draw_from_unless_said(sapo):
+    whole = sapo("select", "task=mini_city", *FAST, "--json").document
+    assert (whole["data"]["rows"], whole["data"]["scored"]) == (1000, 4)
+    few = sapo("select", "task=mini_city", *FAST, "data.train_examples=3", "--json").document
+    assert (few["data"]["rows"], few["data"]["scored"]) == (3, 3)
+
+
+def test_64_examples_unless_said():
+    from sapo.cli.select import DEFAULTS
+
+    assert load_one(list(DEFAULTS)).scorer.examples == 64
+
+
+def test_the_bank_is_used_for_an_instruction_that_it_has(sapo, tmp_path):
+    bank = yaml.safe_load((Path(__file__).parents[2] / "data" / "bank" / "mini_topic.yaml").read_text())
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": f"x{i}", "output": "food"} for i in range(6)])
+    document = sapo("select", f"data={data}", f"instruction={bank['original']}", *FAST, "--json").document
+    assert {row["text"] for row in document["candidates"]} == {bank["original"], *bank["prompts"][:3]}
+
+
+def test_the_instruction_can_come_from_the_pool_file(sapo):
+    without = [argument for argument in MINE if not argument.startswith("instruction=")]
+    assert sapo("select", *without, "--json").document == sapo("select", *MINE, "--json").document
+
+
+@pytest.mark.parametrize("said", ["columns=[asked,said]", "columns=asked,said", "input=asked target=said"])
+def test_columns_by_name(sapo, tmp_path, said):
+    data = rows_file(tmp_path / "mine.jsonl", [{"asked": f"x{i}", "said": "bug"} for i in range(6)])
+    arguments = [f"data={data}", *MINE[1:], *said.split()]
+    columns = sapo("select", *arguments, "--json").document["data"]["columns"]
+    assert columns == {"input": "asked", "target": "said"}
+
+
+def test_an_adapter_changes_the_losses(sapo, tmp_path):
+    found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(found.base, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.unload().__dict__.pop("peft_config", None)
+    plain = sapo("select", *MINE, "--json").document
+    document = sapo("select", *MINE, f"adapter={tmp_path / 'adapter'}", "--json").document
+    assert document["adapter"] == str(tmp_path / "adapter")
+    assert {row["loss"] for row in document["candidates"]}.isdisjoint(
+        row["loss"] for row in plain["candidates"]
+    )
+    assert sapo("select", *MINE, "--json").document == plain
+
+
+def test_a_checkpoint_folder_is_a_model(sapo, tmp_path):
+    found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
+    found.base.save_pretrained(tmp_path / "checkpoint")
+    found.tokenizer.save_pretrained(tmp_path / "checkpoint")
+    document = sapo("select", *MINE, f"model.path={tmp_path / 'checkpoint'}", "--json").document
+    assert document["model"] == str(tmp_path / "checkpoint")
+    assert document["candidates"] == sapo("select", *MINE, "--json").document["candidates"]
+
+
+# --- what people see ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(sapo, width):
+    document = sapo("select", *MINE, LABELS, "--json").document
+    console = Console(width=width, record=True, file=StringIO())
+    _render(console, document)
+    text = console.export_text()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert f"{document['candidates'][0]['loss']:.3f} ±" in text
+    head = next(line for line in lines if "wording" in line)
+    assert head.split() == ["#", "wording", "loss", "Δ", "original", "p", "tokens"]
+    table = lines[lines.index(head) :]
+    for row in document["candidates"]:
+        line = next(line for line in table if line.startswith(f"{row['rank']} "))
+        assert line.rstrip().endswith(str(row["prompt_tokens"]))
+    assert "input from column 'text', target from column 'label'" in " ".join(text.split())
+    assert document["verdict"][0].split()[0] in text
+
+
+# --- what it writes ----------------------------------------------------------------------------------------
+
+
+def test_all_rows_are_written_with_the_chosen_wording(sapo, tmp_path):
+    rows = [{"input": f"x{i}\u2028ü", "output": "bug" if i else "billing"} for i in range(9)]
+    data, out = rows_file(tmp_path / "mine.jsonl", rows), tmp_path / "out.jsonl"
+    done = sapo("select", f"data={data}", *MINE[1:], "suffix=Answer:", "--write", out, "--json")
+    document = done.document
+    assert document["written"] == {"path": str(out), "rows": 9}
+    task = Task("mine", INSTRUCTION, "Answer:", (), ())
+    expected = [
+        {
+            "prompt": [
+                {"role": "user", "content": user_turn(task, document["chosen"]["text"], row["input"])}
+            ],
+            "completion": [{"role": "assistant", "content": row["output"]}],
+        }
+        for row in rows
+    ]
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]] == expected
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["mine.jsonl", "out.jsonl"]
+
+
+def test_the_input_is_never_overwritten(sapo, tmp_path):
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
+    before = data.read_bytes()
+    (tmp_path / "other.jsonl").symlink_to(data)
+    for out in (data, tmp_path / "other.jsonl", tmp_path, tmp_path / "no" / "out.jsonl"):
+        done = sapo("select", f"data={data}", *MINE[1:], "--write", out)
+        assert (done.code, done.out) == (2, "")
+        assert f"--write {out}" in done.err
+    assert data.read_bytes() == before
+
+
+def test_nothing_is_written_when_the_work_fails(sapo, tmp_path):
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
+    out = tmp_path / "out.jsonl"
+    out.write_text("kept")
+    done = sapo("select", f"data={data}", *MINE[1:], "data.max_input_tokens=16", "--write", out)
+    assert done.code == 2
+    assert "data.max_input_tokens" in done.err
+    assert out.read_text() == "kept"
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{"input": "x", "output": "bug"}], "1 of 1 examples would be scored"),
+        (
+            [{"input": "x", "output": "bug"}, {"input": "x", "output": " "}] * 4,
+            "empty target in line 2, line 4",
+        ),
+        ([{"input": "x", "output": "bug"}, {"input": "x", "output": 1}], "text (line 1), number (line 2)"),
+        ([{"tweet": "x", "mood": "bug"}] * 2, "columns=[INPUT,TARGET]"),
+        ([{"input": "x", "output": "bug"}, {"input": "x", "output": "bugs"}], "line 2 ('bugs')"),
+    ],
+)
+def test_rows_that_cannot_be_used(sapo, tmp_path, rows, message):
+    data = rows_file(tmp_path / "mine.jsonl", rows)
+    done = sapo("select", f"data={data}", *MINE[1:], LABELS, "--write", tmp_path / "out.jsonl", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_bad_utf8_is_placed(sapo, tmp_path):
+    data = tmp_path / "latin.csv"
+    data.write_bytes("text,label\nok,bug\nsüß,bug\n".encode("latin-1"))
+    done = sapo("select", f"data={data}", *MINE[1:])
+    assert done.code == 2
+    assert f"{data}: not UTF-8 at byte 19 (line 3)" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "data=FILE instruction=TEXT"),
+        (("data=no.jsonl", "instruction=Do it well."), "no paraphrases of this instruction"),
+        (("data=no.jsonl", "instruction=Do it well."), "sapo paraphrase"),
+        (("data=no.jsonl", "instruction=Do it well."), "write POOL.yaml yourself"),
+        (("data=no.jsonl",), "Which instruction?"),
+        (("task=mini_city", "data=no.jsonl"), "brings its own data"),
+        (("task=mini_city", "instruction=Do it."), "brings its own instruction"),
+        (("data=no.jsonl", f"paraphrases.file={POOL}"), "no such file"),
+        (("data=no.jsonl", f"paraphrases.file={POOL}", "instruction=Do it."), "another instruction"),
+        ((f"data={TICKETS}", f"paraphrases.file={POOL}", "input=text"), "give both"),
+        ((f"data={TICKETS}", f"paraphrases.file={POOL}", "columns=[text]"), "columns=[INPUT,TARGET]"),
+        ((f"data={TICKETS}", f"paraphrases.file={POOL}", "columns=[text,mood]"), "no column 'mood'"),
+        ((f"data={TICKETS}", f"paraphrases.file={POOL}", "adapter=nowhere"), "adapter_config.json"),
+        ((f"data={TICKETS}", f"paraphrases.file={POOL}", "labels=[billing,bugs]"), "none of the labels"),
+        (("task=mini_city", "scorer=race"), "scorer=race"),
+        (("task=mini_city", "scorer.reduction=batch"), "token or example"),
+        (("task=mini_city", "scorer.exampels=3"), "scorer.examples"),
+    ],
+)
+def test_wrong_arguments(sapo, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = sapo("select", *FAST, *arguments, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert message in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []

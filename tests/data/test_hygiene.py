@@ -1,0 +1,167 @@
+"""What the checks of a task's rows find: by hand, and in the published files."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.data.benchmarks import load_benchmark_task
+from sapo.data.hygiene import distinct, findings, near_duplicates, sketch, standard_error, words
+from sapo.data.mini import generate
+from sapo.data.tasks import Example, Task
+
+
+def task_of(train: list[tuple[str, str]], test: list[tuple[str, str]], labels: tuple[str, ...] = ()) -> Task:
+    rows = [tuple(Example(*row) for row in split) for split in (train, test)]
+    return Task("t", "Do it.", "", *rows, labels)
+
+
+def counts(whole: Task, used: Task | None = None) -> dict[str, tuple[int, int]]:
+    return {found.check: (found.rows, found.of) for found in findings(whole, used or whole)}
+
+
+def first_rows(task: Task, train: int) -> Task:
+    return Task(task.name, task.instruction, "", task.train[:train], task.test, task.labels)
+
+
+PLAIN = [(f"Entry {n} tells of item {n * 7} and of place {n * 13}.", "ab"[n % 2]) for n in range(400)]
+
+
+def test_rows_without_fault_have_no_findings() -> None:
+    assert findings(*[task_of(PLAIN[:100], PLAIN[100:400], ("a", "b"))] * 2) == []
+    mini = generate("mini_sentiment", 200, 300, 0)
+    assert not {"duplicates", "contradictions", "test_in_train", "order", "small_test"} & set(counts(mini))
+
+
+def test_every_check_by_hand() -> None:
+    train = [
+        ("The cat sat on the old mat.", "x"),
+        ("A dog ran far away today.", "x"),
+        ("The cat sat on the old mat.", "x"),
+        ("A dog ran far away today.", "y"),
+        ("the CAT sat, on the old mat", "x"),
+    ]
+    test = [("A dog ran far away today.", "x"), ("a dog ran far away today!", "x"), ("New.", "x")]
+    assert counts(task_of(train, test)) == {
+        "duplicates": (1, 5),
+        "contradictions": (2, 5),
+        "near_duplicates": (1, 3),
+        "test_in_train": (1, 3),
+        "near_test_in_train": (1, 3),
+        "small_test": (3, 3),
+    }
+
+
+def test_distinct_keeps_first_occurrences_of_rows() -> None:
+    rows = [Example("a", "1"), Example("b", "1"), Example("a", "1"), Example("a", "2"), Example("b", "1")]
+    assert distinct(rows) == [0, 1, 3]
+    assert distinct([]) == []
+
+
+@given(st.lists(st.sampled_from("abc")))
+def test_distinct_rows_are_all_rows_once(inputs: list[str]) -> None:
+    rows = [Example(text, "1") for text in inputs]
+    kept = [rows[index] for index in distinct(rows)]
+    assert len(set(kept)) == len(kept)
+    assert set(kept) == set(rows)
+
+
+def test_near_means_four_fifths_of_the_three_word_runs() -> None:
+    # 30 words have 28 runs. Another last word changes one of them: 27 of 29 in common; another word in the
+    # middle changes three: 25 of 31 (0.806); two far apart change six: 22 of 34 (0.65).
+    base = [f"w{n}" for n in range(30)]
+    variants = {"end": (29,), "middle": (15,), "two": (8, 20)}
+    answers = {}
+    for name, places in variants.items():
+        changed = ["other" if n in places else word for n, word in enumerate(base)]
+        answers[name] = near_duplicates([sketch(" ".join(base)), sketch(" ".join(changed))])
+    assert answers == {"end": [False, True], "middle": [False, True], "two": [False, False]}
+
+
+def test_long_texts_are_told_by_a_sketch() -> None:
+    long = [f"w{n * n % 9973}" for n in range(3000)]
+    edited = [*long[:1500], "an", "insertion", *long[1500:]]
+    half = [*long[:1500], *(f"v{n}" for n in range(1500))]
+    texts = [sketch(" ".join(text)) for text in (long, edited, half)]
+    assert near_duplicates(texts) == [False, True, False]
+    assert max(map(len, texts)) == 64
+
+
+def test_boilerplate_alone_is_no_duplicate() -> None:
+    texts = [f"please read this and answer it well: {n} {n * n} {n + 5} {n * 3} {n * 9}" for n in range(300)]
+    assert sum(near_duplicates([sketch(text) for text in texts])) == 0
+
+
+def test_chinese_characters_are_words() -> None:
+    assert words("态度: 支持 OK!") == ["态", "度", "支", "持", "ok"]
+
+
+def test_an_ordered_file_is_found_by_length_and_by_label() -> None:
+    short = [(f"Entry {n}.", "a") for n in range(200)]
+    long = [(f"Entry {n} is one of very many words.", "b") for n in range(200, 400)]
+    mixed = [row for pair in zip(short, long, strict=True) for row in pair]
+    test = [(f"{text}{n}", label) for n, (text, label) in enumerate(mixed)]
+    ordered, shuffled = (task_of(rows, test, ("a", "b")) for rows in (short + long, mixed))
+    assert "order" not in counts(shuffled, first_rows(shuffled, 200))
+    messages = [
+        found.message for found in findings(ordered, first_rows(ordered, 200)) if found.check == "order"
+    ]
+    assert messages == [
+        "the 200 training rows used are not like the rest of the file (200): 2.0 words on average against "
+        "8.0; 100% are 'a' against 0%",
+        "the 200 training rows used are not like the test rows (400): 2.0 words on average against 5.0; "
+        "100% are 'a' against 50%",
+    ]
+
+
+def test_small_test_sets_say_how_unsure_a_score_is() -> None:
+    assert standard_error(100) == 5.0
+    assert counts(task_of(PLAIN[:10], PLAIN[10:259]))["small_test"] == (249, 249)
+    assert "small_test" not in counts(task_of(PLAIN[:10], PLAIN[10:260]))
+
+
+# --- the published files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("FOMC", {"duplicates": (182, 1000), "contradictions": (2, 1000), "test_in_train": (11, 496)}),
+        ("NumGLUE-cm", {"duplicates": (727, 1000), "small_test": (81, 81)}),
+    ],
+)
+def test_trace_repeats_its_rows(benchmarks: Path, name: str, expected: dict[str, tuple[int, int]]) -> None:
+    task = load_benchmark_task(name, "trace", benchmarks)
+    cut = Task(
+        **{**{key: getattr(task, key) for key in task.__dataclass_fields__}, "train": task.train[:1000]}
+    )
+    found = counts(cut)
+    assert {check: found[check] for check in expected} == expected
+
+
+def test_the_numbers_of_the_whole_trace_files(benchmarks: Path) -> None:
+    """Whole, FOMC has 16 test sentences in training, and NumGLUE-cm 282 distinct problems in 3000 rows."""
+    tasks = {name: load_benchmark_task(name, "trace", benchmarks) for name in ("FOMC", "NumGLUE-cm")}
+    if min(len(task.train) for task in tasks.values()) < 3000:
+        pytest.skip("TRACE's training files at hand are not whole")
+    assert counts(tasks["FOMC"])["test_in_train"] == (16, 496)
+    assert len({example.input for example in tasks["NumGLUE-cm"].train[:3000]}) == 282
+
+
+def test_ni273_is_ordered(benchmarks: Path) -> None:
+    task = load_benchmark_task("NI273", "superni", benchmarks)
+    found = [
+        finding.message for finding in findings(task, first_rows(task, 1000)) if finding.check == "order"
+    ]
+    assert found[-1].endswith(
+        "not like the test rows (651): 14.7 words on average against 47.6; 63% are 'no' against 50%"
+    )
+
+
+@pytest.mark.parametrize("name", ["NI195", "NI363", "NI1343", "NI1292"])
+def test_files_in_no_order_pass(benchmarks: Path, name: str) -> None:
+    task = load_benchmark_task(name, "superni", benchmarks)
+    assert not {"order", "duplicates", "test_in_train", "small_test"} & set(
+        counts(task, first_rows(task, 1000))
+    )

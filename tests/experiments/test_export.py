@@ -1,0 +1,282 @@
+"""What an exported state is: the stored one, to the bit as an adapter, and to rounding as a merged model."""
+
+import asyncio
+import json
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import load_one
+from sapo.experiments import export as exporting
+from sapo.experiments.adapters import FOLDER, WEIGHTS
+from sapo.experiments.continual import run_all
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.work import in_state
+from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
+from sapo.experiments.models import folder_digest, load_model, model_folder
+from sapo.experiments.reevaluation import open_run
+from sapo.experiments.runs import write_run
+
+IDS = torch.arange(3, 60).unsqueeze(0)
+SMALL = (
+    "model=tiny_llama",
+    "sequence=mini_three",
+    "paraphrases.count=2",
+    "data.train_examples=4",
+    "data.test_examples=2",
+    "evaluator.max_new_tokens=2",
+    "engine.device=cpu",
+    # Steps large enough that every task moves the logits far.
+    "trainer.epochs=2",
+    "trainer.global_batch=2",
+    "trainer.learning_rate=0.05",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("export"))
+
+
+def finish(store, *overrides):
+    """A finished run, opened again from its folder."""
+    config = load_one([*SMALL, f"store.root='{store.root}'", *overrides])
+    (run,) = asyncio.run(run_all([config], LocalEngine(store)))
+    return open_run(write_run(run, store))
+
+
+@pytest.fixture(scope="module")
+def lorainc(store):
+    return finish(store, "policy=fixed", "policy.index=1")
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits.float()
+
+
+def stored_logits(run, store, key):
+    with in_state(load_model(run.config), store, key) as model:
+        return logits(model)
+
+
+def plain_base(run):
+    return AutoModelForCausalLM.from_pretrained(model_folder(run.config.model), dtype=torch.float32)
+
+
+# --- the adapter -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "after"), [("last", 3), ("2", 2), ("mini_sentiment", 1)])
+def test_an_adapter_gives_the_logits_of_the_stored_state_to_the_bit(lorainc, store, tmp_path, state, after):
+    assert lorainc.record["tasks"][0] == "mini_sentiment"
+    assert export(exportable(lorainc, state, store), tmp_path / "out", merge=False, card="# Card") is None
+    expected = stored_logits(lorainc, store, lorainc.states[after]["key"])
+    before = stored_logits(lorainc, store, lorainc.states[after - 1]["key"])
+    assert (expected - before).abs().max() > 0.1
+
+    opened = PeftModel.from_pretrained(plain_base(lorainc), str(tmp_path / "out"))
+    assert torch.equal(logits(opened), expected)
+    assert opened.peft_config["default"].r == 8 * after
+    by_itself = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "out"), dtype=torch.float32)
+    assert torch.equal(logits(by_itself), expected)
+
+
+def test_an_adapter_names_its_base_and_comes_with_tokenizer_and_card(lorainc, store, tmp_path):
+    export(exportable(lorainc, "last", store), tmp_path / "out", merge=False, card="# Card\n")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model_folder(lorainc.config.model).resolve())
+    assert (config["task_type"], config["inference_mode"]) == ("CAUSAL_LM", True)
+    assert (tmp_path / "out" / "README.md").read_text() == "# Card\n"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert tokenizer.chat_template == load_model(lorainc.config).tokenizer.chat_template
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jinja", ".md", ".safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_hub_model_is_named_by_its_repository_and_revision():
+    pinned = load_one(["model=qwen3_0_6b", "model.revision=abc"])
+    assert exporting.base_of(pinned) == ("Qwen/Qwen3-0.6B", "abc")
+    with pytest.raises(UserError, match=r"no config.json in elsewhere"):
+        exporting.base_of(load_one(["model=qwen3_0_6b", "model.path=elsewhere"]))
+
+
+# --- merged ------------------------------------------------------------------------------------------------
+
+
+def test_a_merged_model_gives_the_logits_of_the_stored_state(lorainc, store, tmp_path):
+    difference = export(exportable(lorainc, "last", store), tmp_path / "out", merge=True, card="# Card")
+    expected = stored_logits(lorainc, store, lorainc.states[-1]["key"])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert merged.dtype == torch.float32
+    largest = (logits(merged) - expected).abs().max() / expected.abs().max()
+    assert largest <= TOLERANCES[torch.float32]
+    assert 0 < difference <= TOLERANCES[torch.float32]
+    then = load_file(model_folder(lorainc.config.model) / "model.safetensors")
+    now = load_file(tmp_path / "out" / "model.safetensors")
+    assert now.keys() == then.keys()
+    changed = {key.split(".")[-2] for key in now if not torch.equal(now[key], then[key])}
+    assert changed == {"q_proj", "v_proj"}
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in {".json", ".md"}]
+    assert not any(str(model_folder(lorainc.config.model)) in text for text in texts)
+
+
+def test_the_template_in_use_is_written_and_weights_are_rounded_once(lorainc, store, tmp_path):
+    halves = tmp_path / "halves"
+    base = plain_base(lorainc).to(torch.bfloat16)
+    base.save_pretrained(halves)
+    load_model(lorainc.config).tokenizer.save_pretrained(halves)
+    run = finish(store, f"model.path='{halves}'", "model.chat_template=llama2", "sequence.tasks=[mini_city]")
+    source = exportable(run, "last", store)
+    export(source, tmp_path / "out", merge=True, card="# Card")
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template.startswith(load_model(run.config).tokenizer.chat_template[:40])
+    assert "[INST]" in tokenizer.chat_template
+    now, adapter = load_file(tmp_path / "out" / "model.safetensors"), load_file(source.adapter / WEIGHTS)
+    scale = 32 / 8
+    for key, weight in base.state_dict().items():
+        name = f"base_model.model.{key.removesuffix('.weight')}"
+        if f"{name}.lora_A.weight" in adapter:
+            change = adapter[f"{name}.lora_B.weight"] @ adapter[f"{name}.lora_A.weight"] * scale
+            weight = (weight.float() + change).to(torch.bfloat16)
+        assert torch.equal(now[key], weight), key
+
+
+def test_weights_that_the_embedding_shares_are_not_merged_into():
+    config = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        vocab_size=16,
+        tie_word_embeddings=True,
+    )
+    base = AutoModelForCausalLM.from_config(config)
+    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
+    with pytest.raises(UserError, match="lm_head shares its weights with the token embedding"):
+        merge_into(base, adapted)
+
+
+def test_a_merge_that_changes_the_answers_is_refused(lorainc, store, tmp_path, monkeypatch):
+    def forget(base, adapted):
+        exporting.unwrap(base)
+
+    monkeypatch.setattr(exporting, "merge_into", forget)
+    with pytest.raises(WorkError, match="logits differ from the adapter's by"):
+        export(exportable(lorainc, "last", store), tmp_path / "out", merge=True, card="# Card")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- which state -------------------------------------------------------------------------------------------
+
+
+def test_lessons_are_what_was_trained_in_order(lorainc, store):
+    source = exportable(lorainc, "2", store)
+    assert [lesson["task"] for lesson in source.lessons] == lorainc.record["tasks"][:2]
+    for lesson in source.lessons:
+        assert lesson["instruction"] == lorainc.record["prompts"][lesson["task"]]
+        assert (lesson["separator"], lesson["drawn"]) == ("Text:", None)
+        assert lesson["suffix"].startswith("Directly output only")
+
+
+def test_single_has_a_state_a_task(store, tmp_path):
+    run = finish(store, "method=single", "policy=static")
+    with pytest.raises(UserError, match=r"Say --state TASK, one of: mini_sentiment, mini_\w+, mini_\w+\."):
+        exportable(run, "last", store)
+    for task, state in zip(run.record["tasks"], run.states[1:], strict=True):
+        source = exportable(run, task, store)
+        assert [lesson["task"] for lesson in source.lessons] == [task] == source.tested
+        assert source.trained.key == state["key"]
+
+
+def test_multitask_learns_all_at_once_and_paft_keeps_what_it_drew_from(store):
+    run = finish(store, "method=multitask", "policy=paft")
+    for wanted in ("last", "3", run.record["tasks"][1]):
+        source = exportable(run, wanted, store)
+        assert [lesson["task"] for lesson in source.lessons] == run.record["tasks"]
+        assert all(len(lesson["drawn"]) == 3 for lesson in source.lessons)
+    with pytest.raises(UserError, match=r"has the states last, 3 \(trained tasks\)"):
+        exportable(run, "1", store)
+
+
+def test_what_has_no_adapter_is_not_exported(lorainc, store):
+    with pytest.raises(UserError, match=r"trained nothing \(method zero_shot\)"):
+        exportable(finish(store, "method=zero_shot", "policy=static"), "last", store)
+    for wanted in ("base", "0"):
+        with pytest.raises(UserError, match=r"untouched model has no adapter.*sapo show model tiny_llama"):
+            exportable(lorainc, wanted, store)
+    for wanted in ("4", "-1", "mini_order", "²"):
+        with pytest.raises(UserError, match=r"has the states last, 1, 2, 3 \(trained tasks\)"):
+            exportable(lorainc, wanted, store)
+
+
+# --- what is amiss -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A store and a run that a test may damage."""
+    store = Store(tmp_path / "store")
+    return store, finish(store, "policy=static", "sequence.tasks=[mini_city,mini_topic]")
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_training_that_is_gone(own, after):
+    store, run = own
+    (store.root / "stages" / "train" / run.states[after]["key"] / "manifest.json").unlink()
+    again = r"sapo train sequence=mini_three model=tiny_llama method=lorainc policy=static seed=0"
+    with pytest.raises(UserError, match=rf"State {after} of run .* is not in the store .*{again}"):
+        exportable(run, "last", store)
+
+
+def test_changed_weights_are_noticed(own):
+    store, run = own
+    path = exportable(run, "last", store).adapter / WEIGHTS
+    weights = load_file(path)
+    save_file({key: value + 1 for key, value in weights.items()}, path)
+    with pytest.raises(WorkError, match=rf"Damaged: .*{FOLDER}.{WEIGHTS} has changed"):
+        exportable(run, "last", store)
+
+
+def test_another_base_model_is_noticed(store, lorainc, tmp_path):
+    base = plain_base(lorainc)
+    base.save_pretrained(tmp_path / "base")
+    load_model(lorainc.config).tokenizer.save_pretrained(tmp_path / "base")
+    run = finish(store, f"model.path='{tmp_path / 'base'}'", "policy=static", "sequence.tasks=[mini_city]")
+    with torch.no_grad():
+        base.lm_head.weight.add_(1)
+    base.save_pretrained(tmp_path / "base")
+    folder_digest.cache_clear()
+    with pytest.raises(UserError, match=r"The weights of model tiny_llama .* changed since run"):
+        exportable(run, "last", store)
+
+
+def test_nothing_is_overwritten_and_a_failure_leaves_nothing(lorainc, store, tmp_path, monkeypatch):
+    source = exportable(lorainc, "last", store)
+    full, file, empty = tmp_path / "full", tmp_path / "file", tmp_path / "empty"
+    full.mkdir()
+    empty.mkdir()
+    (full / "mine").write_text("mine")
+    file.write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        export(source, full, merge=False, card="# Card")
+    with pytest.raises(UserError, match="this is a file"):
+        export(source, file, merge=False, card="# Card")
+    export(source, empty, merge=False, card="# Card")
+    assert (empty / "README.md").is_file()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "_write_adapter", full_disk)
+    with pytest.raises(WorkError, match=r"left nothing: .*No space left"):
+        export(source, tmp_path / "new", merge=False, card="# Card")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
+    assert [path.name for path in full.iterdir()] == ["mine"]

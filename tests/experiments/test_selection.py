@@ -1,0 +1,307 @@
+"""Choosing a wording for objects that a caller has: the ranking, its statistics, and an untouched model."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+
+import sapo.experiments
+from sapo.conf.errors import UserError, WorkError
+from sapo.data.own import examples_of
+from sapo.data.tasks import Example
+from sapo.experiments.models import LanguageModel, load_model
+from sapo.experiments.selection import Difference, Selection, select_prompt, with_adapter
+
+CANDIDATES = ["Is it odd?", "Say whether the number is odd.", "Odd or even? Tell.", "Look at the last digit."]
+PAIRS = [(f"number {i}", "yes, odd" if i % 2 else "no") for i in range(12)]
+
+
+@pytest.fixture
+def language_model(tiny_config: Callable) -> LanguageModel:
+    return load_model(tiny_config())
+
+
+@pytest.fixture
+def select(language_model: LanguageModel) -> Callable[..., Selection]:
+    def call(examples=PAIRS, candidates=CANDIDATES, **options) -> Selection:
+        return select_prompt(language_model.base, language_model.tokenizer, examples, candidates, **options)
+
+    return call
+
+
+def plain_losses(model, tokenizer, text: str) -> list[tuple[float, int]]:
+    """Summed target loss and number of target tokens of each pair, one by one."""
+    found = []
+    for given, target in PAIRS:
+        user = {"role": "user", "content": f"{text}\n\nText:\n{given}\n\n"}
+        start = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(
+            [user, {"role": "assistant", "content": target}], tokenize=False
+        )
+        ids = torch.tensor([tokenizer(whole, add_special_tokens=False)["input_ids"]])
+        n = len(tokenizer(start, add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            log_p = model(ids).logits[0, n - 1 : -1].log_softmax(-1)
+        found.append((-log_p.gather(1, ids[0, n:, None]).sum().item(), ids.shape[1] - n))
+    return found
+
+
+# --- the ranking -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_losses_are_those_of_a_plain_loop(select, language_model, reduction):
+    ranking = select(reduction=reduction).ranking.set_index("index")
+    for index, text in enumerate(CANDIDATES, start=-1):
+        found = plain_losses(language_model.base, language_model.tokenizer, text)
+        if reduction == "token":
+            expected = sum(nll for nll, _ in found) / sum(n for _, n in found)
+        else:
+            expected = sum(nll / n for nll, n in found) / len(found)
+        assert ranking.loc[index, "loss"] == pytest.approx(expected, rel=1e-5)
+        assert ranking.loc[index, "text"] == text
+        assert ranking.loc[index, "n_tokens"] == sum(n for _, n in found)
+        assert ranking.loc[index, "prompt_tokens"] == len(text)  # the tiny tokenizer has a token a byte
+
+
+def test_the_ranking_is_sorted_whole_and_finite(select):
+    selection = select()
+    ranking = selection.ranking
+    assert ranking["loss"].is_monotonic_increasing
+    assert ranking["rank"].tolist() == [1, 2, 3, 4]
+    assert sorted(ranking["index"]) == [-1, 0, 1, 2]
+    assert not ranking.isna().any().any()
+    assert (selection.chosen.index, selection.chosen.text) == tuple(ranking.loc[0, ["index", "text"]])
+    assert selection.runner_up.index == ranking.loc[1, "index"]
+    assert len(selection.losses) == 4 * len(PAIRS)
+
+
+def test_by_example_the_test_is_scipys_paired_t_test_with_bonferroni(select):
+    selection = select(reduction="example")
+    means = selection.losses.assign(mean=lambda t: t["nll"] / t["n_tokens"]).pivot(
+        index="example", columns="prompt", values="mean"
+    )
+    for row in selection.ranking.itertuples():
+        own = stats.t.interval(0.95, 11, means[row.index].mean(), stats.sem(means[row.index]))
+        assert (row.loss_low, row.loss_high) == pytest.approx(own)
+        if row.index == -1:
+            assert (row.difference, row.difference_low, row.difference_high, row.p) == (0, 0, 0, 1)
+            continue
+        test = stats.ttest_rel(means[row.index], means[-1])
+        assert row.p == pytest.approx(min(1, 3 * test.pvalue))
+        together = test.confidence_interval(1 - 0.05 / 3)
+        assert (row.difference_low, row.difference_high) == pytest.approx((together.low, together.high))
+    lead = stats.ttest_rel(means[selection.chosen.index], means[selection.runner_up.index])
+    assert (selection.lead.estimate, selection.lead.p) == pytest.approx(
+        ((means[selection.chosen.index] - means[selection.runner_up.index]).mean(), lead.pvalue)
+    )
+
+
+def test_by_token_the_error_is_that_of_a_ratio(select):
+    selection = select()
+    for row in selection.ranking.itertuples():
+        table = selection.losses[selection.losses["prompt"] == row.index]
+        n, mean = len(table), table["n_tokens"].mean()
+        residuals = [
+            (nll - row.loss * m) / mean for nll, m in zip(table["nll"], table["n_tokens"], strict=True)
+        ]
+        error = math.sqrt(sum(r * r for r in residuals) / n / (n - 1))
+        assert row.loss_high - row.loss == pytest.approx(stats.t.ppf(0.975, n - 1) * error)
+
+
+def test_noise_is_told_from_a_difference():
+    assert Difference(-0.1, -0.3, 0.1, 0.2).is_noise
+    assert not Difference(-0.2, -0.3, -0.1, 0.001).is_noise
+    assert str(Difference(-0.0001, -0.3, 0.3, 0.00001)) == "+0.000 [-0.300, +0.300], p < 0.0001"
+
+
+def test_the_same_wording_twice_has_no_difference(select):
+    selection = select(candidates=["Is it odd?", "Is it odd?"])
+    assert selection.chosen.index == -1
+    assert selection.ranking["difference"].abs().max() < 1e-6
+    assert "Keep the original" in selection.verdict[0]
+    assert "within noise" in selection.verdict[1]
+
+
+def test_verdicts_name_what_is_noise(select):
+    selection = select(include_original=False)
+    gain = Difference(-0.2, -0.3, -0.1, 0.001)
+    assert "by more than noise: -0.200 [-0.300, -0.100]" in replace(selection, gain=gain).verdict[0]
+    assert "Bonferroni over 3 paraphrases" in replace(selection, gain=gain).verdict[0]
+    gain = Difference(-0.2, -0.5, 0.1, 0.3)
+    assert "within noise on 12 examples" in replace(selection, gain=gain).verdict[0]
+
+
+def test_the_original_can_be_left_out_of_the_choice(select):
+    candidates = ["Is it odd?", "Say whether the number is odd."]
+    losses = select(candidates=candidates).ranking.set_index("index")["loss"]
+    best_first = candidates if losses[-1] < losses[0] else candidates[::-1]
+    selection = select(candidates=best_first, include_original=False)
+    assert selection.chosen.index == 0
+    assert selection.gain.estimate > 0
+    assert len(selection.ranking) == 2
+
+
+def test_original_given_apart(select):
+    apart = select(candidates=CANDIDATES[1:], original=CANDIDATES[0])
+    assert apart.ranking.equals(select().ranking)
+
+
+# --- examples ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        [Example(*pair) for pair in PAIRS],
+        [{"question": q, "answer": a} for q, a in PAIRS],
+        datasets.Dataset.from_list([{"text": q, "label": a, "id": 1} for q, a in PAIRS]),
+        (list(pair) for pair in PAIRS),
+    ],
+    ids=["examples", "dicts", "dataset", "generator"],
+)
+def test_every_form_of_examples_gives_the_same_ranking(select, examples):
+    assert select(examples=examples).ranking.equals(select().ranking)
+
+
+def test_columns_by_name_and_rendering(select):
+    rows = [{"asked": q, "said": a} for q, a in PAIRS]
+    selection = select(examples=rows, columns=("asked", "said"), suffix="Answer:", separator="Number:")
+    turn = f"{selection.chosen.text}\n\nNumber:\nnumber 1\n\nAnswer:"
+    row = {
+        "prompt": [{"role": "user", "content": turn}],
+        "completion": [{"role": "assistant", "content": "yes, odd"}],
+    }
+    assert selection.render(rows[1:2]) == [row]
+    assert selection.render(rows[1:2], index=1)[0]["prompt"][0]["content"].startswith(CANDIDATES[2])
+    with pytest.raises(UserError, match="No candidate 9"):
+        selection.render(rows, index=9)
+
+
+def test_template_switches_travel_with_the_rows(select):
+    (row,) = select(template_options={"enable_thinking": False}).render(PAIRS[:1])
+    assert row["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_subset_is_drawn_by_the_seed(select):
+    drawn = [select(n_examples=5, seed=seed).task.train for seed in (0, 0, 1)]
+    assert len(drawn[0]) == 5
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[0]) < set(examples_of(PAIRS))
+
+
+def test_long_inputs_are_cut_and_counted(select):
+    selection = select(examples=[("x" * 500, "yes"), *PAIRS], max_input_tokens=200)
+    assert selection.n_shortened == 1
+
+
+@pytest.mark.parametrize(
+    ("examples", "options", "message"),
+    [
+        ([], {}, "no rows"),
+        (PAIRS[:1], {}, "1 of 1 examples"),
+        ([("a", "b"), ("c", " ")], {}, "empty target in row 1"),
+        ([("a", "b"), ("c", None)], {}, "column 'target' is empty or absent in row 1"),
+        ([("a", "b"), ("c", 3)], {}, "mixes types: text (row 0), number (row 1)"),
+        ([("a", "b"), "c"], {}, "row 1: expected (input, target)"),
+        ([{"x": "a", "y": "b"}] * 2, {}, "columns=[INPUT,TARGET]"),
+        (PAIRS, {"candidates": "Is it odd?"}, "one text"),
+        (PAIRS, {"candidates": ["Is it odd?"]}, "at least two wordings"),
+        (PAIRS, {"candidates": ["Is it odd?", " "]}, "candidate 1 is empty"),
+        (PAIRS, {"reduction": "mean"}, "token"),
+        (PAIRS, {"max_input_tokens": 16}, "take"),
+    ],
+)
+def test_what_is_refused(select, examples, options, message):
+    with pytest.raises(UserError) as caught:
+        select(examples=examples, **options)
+    assert message in str(caught.value)
+
+
+def test_a_tokenizer_without_a_template_is_refused(select, language_model, monkeypatch):
+    monkeypatch.setattr(language_model.tokenizer, "chat_template", None)
+    with pytest.raises(UserError, match="no chat template"):
+        select()
+
+
+def test_a_loss_that_is_not_finite_is_refused(select, language_model):
+    weight = language_model.base.lm_head.weight
+    kept = weight.detach().clone()
+    try:
+        weight.fill_(math.nan)
+        with pytest.raises(WorkError, match="not finite"):
+            select()
+    finally:
+        weight.copy_(kept)
+
+
+# --- the model ---------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_left_as_it_was_found(tiny_config):
+    found = load_model(tiny_config("model=tiny_qwen3"))
+    model = get_peft_model(found.base, LoraConfig(target_modules=["q_proj"], lora_dropout=0.5))
+    try:
+        model.train()
+        model.base_model.model.model.layers[0].eval()
+        parameters = dict(model.named_parameters())
+        some = next(p for p in parameters.values() if p.requires_grad)
+        some.grad = torch.ones_like(some)
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        modes = [module.training for module in model.modules()]
+        grads = [p.requires_grad for p in parameters.values()]
+        torch.manual_seed(5)
+        random.seed(5)
+        state, python_state = torch.get_rng_state(), random.getstate()
+        first = select_prompt(model, found.tokenizer, PAIRS, CANDIDATES)
+        assert [module.training for module in model.modules()] == modes
+        assert [p.requires_grad for p in parameters.values()] == grads
+        assert torch.equal(some.grad, torch.ones_like(some))
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert random.getstate() == python_state
+        # Dropout was off: the same again.
+        assert select_prompt(model, found.tokenizer, PAIRS, CANDIDATES).ranking.equals(first.ranking)
+    finally:
+        model.unload()
+
+
+def test_an_adapter_is_the_models_present_state(tiny_config, tmp_path):
+    found = load_model(tiny_config("model=tiny_qwen3"))
+    torch.manual_seed(0)
+    trained = get_peft_model(
+        found.base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False), adapter_name="default"
+    )
+    expected = select_prompt(trained, found.tokenizer, PAIRS, CANDIDATES).ranking
+    trained.save_pretrained(tmp_path)
+    base = trained.unload()
+    base.__dict__.pop("peft_config", None)
+    with with_adapter(base, tmp_path) as model:
+        ranking = select_prompt(model, found.tokenizer, PAIRS, CANDIDATES).ranking
+    assert ranking["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-6)
+    with with_adapter(base, None) as model:
+        untouched = select_prompt(model, found.tokenizer, PAIRS, CANDIDATES).ranking
+    assert untouched["loss"].tolist() != pytest.approx(expected["loss"].tolist(), rel=1e-3)
+
+
+def test_adapters_that_do_not_fit(tiny_config, tmp_path):
+    found = load_model(tiny_config("model=tiny_qwen3"))
+    with pytest.raises(UserError, match=r"no adapter_config\.json"), with_adapter(found.base, tmp_path):
+        pass
+    (tmp_path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["no_such_layer"]}'
+    )
+    with pytest.raises(UserError, match="does not fit this model"), with_adapter(found.base, tmp_path):
+        pass
+
+
+def test_the_package_offers_it():
+    assert sapo.experiments.select_prompt is select_prompt
+    with pytest.raises(AttributeError, match="no attribute 'select'"):
+        sapo.experiments.select  # noqa: B018
