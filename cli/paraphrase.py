@@ -81,10 +81,16 @@ def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
 
 def _made(task: "Task", config: "Config", write: Path | None, force: bool) -> "Pool":
     from sapo.cli.console import nothing_on_stdout
+    from sapo.conf.errors import UserError
     from sapo.data.pools import written_path
     from sapo.experiments.paraphrasers.writing import copy_pool, write_paraphrases
 
     path = write or written_path(task, config.paraphrases)
+    if config.paraphrases.source == "bank" and not config.task:
+        raise UserError(
+            "The bank has no paraphrases by instruction, only by task (task=NAME). Say who is to write them: "
+            "paraphrases=openai paraphrases.base_url=URL, or paraphrases=local."
+        )
     if config.paraphrases.source in ("bank", "file"):
         return copy_pool(task, config, path, force)
 

@@ -23,9 +23,12 @@ def describe(configs: list["Config"]) -> dict[str, Any]:
     from dataclasses import asdict
     from pathlib import Path
 
+    from sapo.experiments.batch import require_possible
     from sapo.experiments.engine.store import Store
     from sapo.experiments.planning import plan, weight_bytes
 
+    for config in configs:
+        require_possible(config)
     kinds = plan(configs, Store(Path(configs[0].store.root)))
     seconds = [kind.seconds for kind in kinds]
     known = [second for second in seconds if second is not None]

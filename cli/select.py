@@ -71,17 +71,21 @@ def _require_supported(config: "Config") -> None:
 
 
 def _select(material: "Material", config: "Config", adapter: str | None) -> "Selection":
-    notice("Loading the model …")
     from sapo.experiments.models import load_model
     from sapo.experiments.scoring import subset
-    from sapo.experiments.selection import select_prompt, with_adapter
+    from sapo.experiments.selection import require_adapter, select_prompt, with_adapter
 
+    folder = Path(adapter).expanduser() if adapter else None
+    if folder:
+        require_adapter(folder)
+        _tell_other_base(folder, config)
+    notice("Loading the model …")
     language_model = load_model(config)
     candidates = [prompt.text for prompt in material.pool.candidates(include_original=True)]
     task, scorer = material.task, config.scorer
     examples = subset(task, scorer.examples, scorer.subset, config.seed)
     with (
-        with_adapter(language_model.base, Path(adapter).expanduser() if adapter else None) as model,
+        with_adapter(language_model.base, folder) as model,
         _Progress(len(candidates)) as progress,
     ):
         return select_prompt(
@@ -99,6 +103,24 @@ def _select(material: "Material", config: "Config", adapter: str | None) -> "Sel
             batch_tokens=config.evaluator.batch_tokens,
             on_scored=progress,
         )
+
+
+def _tell_other_base(folder: Path, config: "Config") -> None:
+    """A warning if an adapter says that it was trained on another model, as one of like shapes fits."""
+    from json import loads
+
+    from sapo.conf.errors import UserError
+    from sapo.experiments.models import model_folder
+
+    path = folder / "adapter_config.json"
+    try:
+        trained_on = loads(path.read_bytes()).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"adapter={folder}: {path} is no JSON object.") from error
+    here = model_folder(config.model)
+    named = config.model.source.partition(":")[2]
+    if trained_on and trained_on != named and Path(trained_on).resolve() != here.resolve():
+        notice(f"sapo: the adapter in {folder} says it was trained on {trained_on}; it is used on {here}.")
 
 
 class _Progress:
@@ -169,7 +191,8 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
     lines = [
         f"{data['source']}: {data['rows']} rows; {read}{data['scored']} of them scored, "
         f"{ranking[0]['n_tokens']} target tokens",
-        f"{len(ranking) - 1} paraphrases ({document['pool']}); model {document['model']}{state}, as it is",
+        f"{_counted(len(ranking) - 1, 'paraphrase')} ({document['pool']}); "
+        f"model {document['model']}{state}, as it is",
     ]
     if data["shortened"]:
         lines.append(f"{data['shortened']} inputs are shortened (data.max_input_tokens)")
@@ -184,9 +207,14 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
     _render_choice(console, document)
 
 
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _ranking(console: "Console", document: dict[str, Any]) -> "Table":
     """A line a wording, shortened to what the terminal has room for."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     ranking = document["candidates"]
@@ -205,7 +233,9 @@ def _ranking(console: "Console", document: dict[str, Any]) -> "Table":
             width=max(SHORTEST_WORDING, min(width, room)) if is_text else width,
         )
     for row, cells in zip(ranking, rows, strict=True):
-        table.add_row(*cells, style="bold" if row["index"] == document["chosen"]["index"] else None)
+        table.add_row(
+            *map(escape, cells), style="bold" if row["index"] == document["chosen"]["index"] else None
+        )
     return table
 
 

@@ -63,7 +63,7 @@ def _number(value: float | None) -> str:
 
 def simple_table(title: str | None, first: str, *columns: str) -> Table:
     """An open table: a text column, then right-aligned ones."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True)
     table.add_column(first, overflow="fold")
     for name in columns:
         table.add_column(name, justify="right")

@@ -135,7 +135,7 @@ class ScorerConfig:
 
     name: str = identity("full: every prompt on the whole subset; race: losers drop out on the way", "full")
     examples: int = runtime("Training examples in the subset", 250)
-    subset: str = runtime("random: drawn by the seed; first: the first rows", "random")
+    subset: str = runtime("random: drawn by the seed; first: the first rows (D7)", "random")
     reduction: str = runtime(
         "token: total NLL over total tokens; example: mean of per-example means; "
         "batch: mean over full batches of 8 of token means (D8, D9)",
@@ -144,7 +144,7 @@ class ScorerConfig:
     state: str = identity(
         "exact: the model that training starts from; shrunk: earlier adapters / tasks (D1)", "exact"
     )
-    include_original: bool = runtime("Whether the original instruction can be chosen", True)
+    include_original: bool = runtime("Whether the original instruction can be chosen (D6)", True)
     confidence: float = identity("race: probability that the winner on the whole subset is not dropped", 0.95)
 
 
@@ -164,7 +164,7 @@ class TrainerConfig:
     name: str = runtime("Name of these values")
     epochs: int = identity("Passes over the training examples", 10)
     learning_rate: float = identity("Peak learning rate of AdamW", 1e-4)
-    schedule: str = identity("cosine, linear, constant, or warmup_log_constant", "cosine")
+    schedule: str = identity("cosine, linear, constant, or warmup_log_constant (D3)", "cosine")
     warmup_ratio: float = identity("Share of the steps in which the learning rate rises", 0.05)
     weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0)
     max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0)
@@ -207,7 +207,7 @@ class ParityConfig:
     """Whether the paper's text or its published code is followed where they differ."""
 
     name: str = runtime("paper or reference")
-    definition: str = runtime("Definition of BWT and FWT that reports lead with", "reference")
+    definition: str = runtime("Definition of BWT and FWT that reports lead with (D2)", "reference")
 
 
 @dataclass

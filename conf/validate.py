@@ -83,14 +83,16 @@ def problems(config: Config) -> Iterator[str]:
             yield f"{key}={_get(config, key)}: must be one of {', '.join(names)}"
     for key, least in _AT_LEAST.items():
         value = _get(config, key)
-        if value is not None and not value >= least:
-            yield f"{key}={value}: must be at least {least}"
+        if value is not None and not least <= value < math.inf:
+            yield f"{key}={value}: must be at least {least}" + ("" if value < math.inf else ", and finite")
     for key in _ABOVE_ZERO:
         if not 0 < _get(config, key) < math.inf:
             yield f"{key}={_get(config, key)}: must be a number above 0"
     for key in _BELOW_ONE:
         if not 0 <= _get(config, key) < 1:
             yield f"{key}={_get(config, key)}: must be at least 0 and below 1"
+    if config.method.fisher_decay > 1:
+        yield f"method.fisher_decay={config.method.fisher_decay}: must be at most 1"
     yield from _sequence_problems(config)
     yield from _race_problems(config)
     yield from _inscl_problems(config.method)
@@ -122,10 +124,11 @@ def _inscl_problems(method: MethodConfig) -> Iterator[str]:
     if method.unit != "instance" and method.tagger is not None:
         yield f"method.tagger={method.tagger}: only method.unit=instance asks for tags"
     elif method.unit == "instance" and not re.fullmatch(r"(local|openai):\S+", method.tagger or ""):
+        wrong = f"method.tagger={method.tagger}: " if method.tagger else ""
         yield (
-            f"method.tagger={method.tagger}: method.unit=instance needs a model that writes tags: "
-            "local:MODEL (of `sapo ls model`) or openai:MODEL (at paraphrases.base_url). "
-            "method.unit=lexical or quota needs none"
+            f"{wrong}method.unit=instance needs a model that writes tags: "
+            "method.tagger=local:MODEL (of `sapo ls models`) or method.tagger=openai:MODEL "
+            "(at paraphrases.base_url). method.unit=lexical or quota needs none"
         )
 
 

@@ -90,7 +90,10 @@ def _from_file(config: Config) -> Any:
 
 def _pool_original(config: Config) -> str:
     """The instruction that a pool file says it was written for."""
-    path = Path(config.paraphrases.file or "")
+    named = config.paraphrases.file
+    path = Path(named or "")
+    if named and not path.exists():
+        raise UserError(f"paraphrases.file: no prompt pool {path}.")
     if path.is_file():
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
+from sapo.data.hygiene import distinct
 from sapo.experiments.continual import Planned, pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import Stage, Train
@@ -39,11 +40,16 @@ def require_ready(configs: Sequence[Config]) -> None:
         if repr(parts) in checked:
             continue
         checked.add(repr(parts))
-        for check in (_require_model, device_of, _require_prompts, _require_method):
+        for check in (_require_model, device_of, _require_prompts, require_possible):
             try:
                 check(config)
             except UserError as error:
                 failures[str(error)] = None
+    for config in _with_tags(configs):
+        try:
+            require_tagger(config)
+        except UserError as error:
+            failures[str(error)] = None
     if failures:
         raise UserError("\n".join(failures))
 
@@ -64,8 +70,13 @@ def _require_prompts(config: Config) -> None:
         renderer.require_fits(task, task.instruction)
 
 
-def _require_method(config: Config) -> None:
-    """UserError if the method cannot do what it is for on these tasks."""
+def require_possible(config: Config) -> None:
+    """UserError if a `task` is named, which no run reads, or the method cannot do its work on the tasks."""
+    if config.task:
+        raise UserError(
+            f"task={config.task}: a run trains a sequence. For this task alone: "
+            f"sequence.tasks=[{config.task}], in a sequence of its benchmark."
+        )
     method, tasks = config.method, config.sequence.tasks
     if method.name not in METHODS:
         return
@@ -76,14 +87,23 @@ def _require_method(config: Config) -> None:
             "method=sequential trains the same."
         )
     if "buffer" in kind.reads:
-        rows = sum(len(task.train) for task in load_tasks(config)[0][:-1])
+        rows = sum(len(distinct(task.train)) for task in load_tasks(config)[0][:-1])
         if method.buffer > rows:
             raise UserError(
-                f"method.buffer={method.buffer}: the tasks before the last have only {rows} training rows. "
+                f"method.buffer={method.buffer}: the tasks before the last have only {rows} different rows. "
                 "Set a smaller method.buffer."
             )
-    if method.name == "inscl" and method.unit == "instance" and _has_trainings_left(config):
-        require_tagger(config)
+
+
+def _with_tags(configs: Sequence[Config]) -> list[Config]:
+    """One of the runs for each model that is still to write tags for InsCL."""
+    asking = (config for config in configs if config.method.name == "inscl" and config.method.tagger)
+    left = {
+        (config.method.tagger, repr(config.paraphrases)): config
+        for config in asking
+        if _has_trainings_left(config)
+    }
+    return list(left.values())
 
 
 def _has_trainings_left(config: Config) -> bool:

@@ -11,9 +11,9 @@ TASKS = ("NI195", "NI360", "NI363", "NI589", "NI1310", "NI488")
 MINI_TASKS = ("mini_sentiment", "mini_price", "mini_topic", "mini_city", "mini_sort", "mini_odd")
 # Sizes that two CPU cores do with a small model in some minutes; any of them can be overridden.
 SIZES = (
-    "scorer.examples=16",
+    "scorer.examples=32",
     "data.train_examples=16",
-    "data.test_examples=8",
+    "data.test_examples=24",
     "data.max_input_tokens=1536",
     "trainer.epochs=1",
     "trainer.global_batch=16",

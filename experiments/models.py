@@ -98,8 +98,10 @@ def dtype_of(config: Config) -> str:
 def model_identity(config: Config) -> dict[str, Any]:
     """What of a model can change a result: weights, tokenizer, template, precision, LoRA targets."""
     model = config.model
+    kind, _, name = model.source.partition(":")
+    folder = model.path or (name if kind == "path" else None)
     identity: dict[str, Any] = {
-        "weights": folder_digest(Path(model.path)) if model.path else _source(model),
+        "weights": folder_digest(Path(folder)) if folder else _source(model),
         "template_options": dict(model.template_options),
         "dtype": dtype_of(config),
         "lora_targets": sorted(model.lora_targets),
@@ -122,7 +124,9 @@ def folder_digest(folder: Path) -> str:
         raise UserError(f"No model folder {folder}.")
     digest, edge = hashlib.sha256(), 2**20
     for path in sorted(
-        p for p in folder.iterdir() if p.suffix in {".json", ".jinja", ".safetensors", ".model"}
+        p
+        for p in folder.iterdir()
+        if p.suffix in {".json", ".jinja", ".safetensors", ".model", ".bin", ".txt", ".py"}
     ):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())

@@ -46,12 +46,14 @@ class Reevaluation:
         `prompt` is `original`, `trained` (the original where a state has not learned the task) or an index
         into the task's pool; `state` is `all`, `base`, `last` or a number of trained tasks.
         """
+        is_named = bool(names)
         names = names or [*self.record["tasks"], *self.record["unseen"]]
         tasks = [load_task(name, self.config) for name in names]
         return [
             Wish(found["after"], found["key"], task, self._prompt(task, found, prompt))
             for found in self._which(state)
             for task in tasks
+            if is_named or task.name in found["tasks"]
         ]
 
     def _which(self, state: str) -> list[dict[str, Any]]:

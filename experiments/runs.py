@@ -32,8 +32,9 @@ def write_run(run: Run, store: Store) -> Path:
     OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
     write_json(building / "run.json", {"id": folder.name, **_facts(run, identity)})
     folder.mkdir(parents=True, exist_ok=True)
-    for path in building.iterdir():
-        path.replace(folder / path.name)
+    # run.json goes last: a folder that has it is a finished run.
+    for name in ("predictions.parquet", "config.yaml", "run.json"):
+        (building / name).replace(folder / name)
     shutil.rmtree(building)
     return folder
 
@@ -76,8 +77,10 @@ def _identity(run: Run) -> dict[str, Any]:
             "max_input_tokens": config.data.max_input_tokens,
         },
         "common_prompt": config.evaluator.common_prompt,
+        "tasks": [task.name for task in run.tasks],
         "train": {task.name: examples_digest(task.train) for task in run.tasks},
         "test": _test_digests(run),
+        "drawn": {choice.task: [prompt.text for prompt in choice.drawn] for choice in run.choices},
         "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
         "seed": config.seed,
     }
@@ -147,7 +150,12 @@ def _notes(task: Task, config: Config) -> Iterator[str]:
 
 
 def _test_digests(run: Run) -> dict[str, str]:
-    return {task.name: examples_digest(task.test) for task in (*run.tasks, *run.unseen)}
+    """What each task is tested with: its rows, its frame, and the labels that answers are matched with."""
+    return {
+        task.name: digest([task.instruction, task.suffix, task.separator, list(task.labels), rows])
+        for task in (*run.tasks, *run.unseen)
+        for rows in [examples_digest(task.test)]
+    }
 
 
 def _stored(run: Run) -> list[Stored]:

@@ -324,7 +324,7 @@ def _choice_in_words(selection: Selection) -> str:
     chosen, gain = selection.chosen, selection.gain
     if chosen.index == ORIGINAL:
         return "Keep the original: no paraphrase has a lower loss."
-    found = f"{gain} nats a token ({TEST}, Bonferroni over {len(selection.ranking) - 1} paraphrases)"
+    found = f"{gain} (nats a token; {TEST}, Bonferroni over {len(selection.ranking) - 1} paraphrases)"
     if gain.is_noise:
         return (
             f"Prompt {chosen.index} comes first, but its difference to the original is within noise on "
@@ -354,10 +354,18 @@ def with_adapter(base: PreTrainedModel, folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield base
         return
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"adapter={folder}: no adapter_config.json there, so it is no PEFT adapter's folder.")
+    require_adapter(folder)
     with plain(base):
         yield _adapted(base, folder)
+
+
+def require_adapter(folder: Path) -> None:
+    """UserError unless a PEFT adapter lies in the folder; PEFT would look for missing weights on the hub."""
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"adapter={folder}: no adapter_config.json there, so it is no PEFT adapter's folder.")
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(f"adapter={folder}: no weights there ({' or '.join(names)}).")
 
 
 def _adapted(base: PreTrainedModel, folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from sapo.conf.errors import WorkError
@@ -61,7 +63,7 @@ def train(
         what=what,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
+    checkpoint = _last_whole_checkpoint(scratch)
     trainer.train(resume_from_checkpoint=checkpoint)
     if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
         raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
@@ -74,6 +76,14 @@ def train(
         "tokens": round(config.epochs * sum(_mean_length(row) for row in rows)),
         "trainable_parameters": trainable_parameters(model),
     }
+
+
+def _last_whole_checkpoint(scratch: Path) -> str | None:
+    """The checkpoint to go on from; what a killed process was just writing lacks the Trainer's last file."""
+    for folder in scratch.glob("checkpoint-*"):
+        if not (folder / TRAINER_STATE_NAME).is_file():
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
 
 
 def _arguments(

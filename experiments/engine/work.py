@@ -99,7 +99,10 @@ def _train(stage: Train, store: Store, language_model: LanguageModel, folder: Pa
     scratch = store.checkpoints(stage_key(stage))
     with plain(language_model.base):
         replayed = method.replayed()
-        rows = lesson_rows(_renderer(stage, language_model), stage.lessons, replayed)
+        own = lesson_rows(_renderer(stage, language_model), stage.lessons)
+        if not own:
+            raise WorkError(f"Every target of {stage.name} is cut off; raise data.max_input_tokens.")
+        rows = lesson_rows(_renderer(stage, language_model), stage.lessons, replayed) if replayed else own
         torch.manual_seed(seed)
         facts = training.train(
             model := method.start(),
@@ -115,7 +118,7 @@ def _train(stage: Train, store: Store, language_model: LanguageModel, folder: Pa
     return {
         **facts,
         "examples": len(rows),
-        "replayed": len(replayed),
+        "replayed": len(rows) - len(own),
         "shortened": sum(any(wording.is_shortened for wording in row.wordings) for row in rows),
         "kept": {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)},
     }

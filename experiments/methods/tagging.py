@@ -1,6 +1,6 @@
 """Tags that a language model writes for a row: `method.tagger=local:MODEL` or `openai:MODEL`.
 
-`local:MODEL` is a model of `sapo ls model` on this machine; `openai:MODEL` is MODEL at the endpoint of
+`local:MODEL` is a model of `sapo ls models` on this machine; `openai:MODEL` is MODEL at the endpoint of
 `paraphrases.base_url`, with the key in `paraphrases.key_variable`. Models of one name are taken to be one
 model wherever they are served. Every answer goes into a journal in the store at once, so that neither a
 training that goes on after an interruption nor another run asks for it again.

@@ -151,7 +151,7 @@ def test_default_tasks_are_real_ones_where_the_data_are(benchmarks):
 
 def test_an_override_replaces_a_default_size():
     (config,) = bench_configs(["task=mini_price", "scorer.examples=3"])
-    assert (config.scorer.examples, config.data.test_examples) == (3, 8)
+    assert (config.scorer.examples, config.data.test_examples) == (3, 24)
 
 
 # --- the meter ---------------------------------------------------------------------------------------------

@@ -118,6 +118,17 @@ def test_an_adapter_changes_the_losses(sapo, tmp_path):
     assert sapo("select", *MINE, "--json").document == plain
 
 
+def test_an_adapter_of_another_base_model_is_named(sapo, tmp_path):
+    found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
+    adapted = get_peft_model(found.base, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = "someone/another-model"
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.unload().__dict__.pop("peft_config", None)
+    done = sapo("select", *MINE, f"adapter={tmp_path / 'adapter'}", "--json")
+    assert done.code == 0
+    assert "says it was trained on someone/another-model" in done.err
+
+
 def test_a_checkpoint_folder_is_a_model(sapo, tmp_path):
     found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
     found.base.save_pretrained(tmp_path / "checkpoint")
@@ -147,6 +158,14 @@ def test_the_table_fits_the_terminal(sapo, width):
         assert line.rstrip().endswith(str(row["prompt_tokens"]))
     assert "input from column 'text', target from column 'label'" in " ".join(text.split())
     assert document["verdict"][0].split()[0] in text
+
+
+def test_square_brackets_in_a_wording_are_shown(sapo):
+    document = sapo("select", *MINE, LABELS, "--json").document
+    document["candidates"][1]["text"] = "Sort [red]it[/red] well."
+    console = Console(width=120, record=True, file=StringIO())
+    _render(console, document)
+    assert "Sort [red]it[/red] well." in console.export_text()
 
 
 # --- what it writes ----------------------------------------------------------------------------------------
@@ -234,6 +253,7 @@ def test_bad_utf8_is_placed(sapo, tmp_path):
         (("data=no.jsonl", "instruction=Do it well."), "sapo paraphrase"),
         (("data=no.jsonl", "instruction=Do it well."), "write POOL.yaml yourself"),
         (("data=no.jsonl",), "Which instruction?"),
+        ((f"data={TICKETS}", "paraphrases.file=nopool.yaml"), "no prompt pool nopool.yaml"),
         (("task=mini_city", "data=no.jsonl"), "brings its own data"),
         (("task=mini_city", "instruction=Do it."), "brings its own instruction"),
         (("data=no.jsonl", f"paraphrases.file={POOL}"), "no such file"),

@@ -141,6 +141,29 @@ def test_a_prompt_that_is_not_there_is_refused_before_anything_runs(sapo, small,
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("command", [("train",), ("train", "--dry-run"), ("plan",)])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("task=mini_city",), "sequence.tasks=[mini_city]"),
+        (("method=ewc", "sequence.tasks=[mini_price]"), "has only one"),
+        (("method=replay", "method.buffer=100000"), "method.buffer=100000"),
+        (("method=inscl", "method.unit=instance"), "method.unit=lexical or quota needs none"),
+        (("method=ewc", "method.weight=inf"), "method.weight=inf"),
+        (("method=ewc", "method.fisher_decay=2"), "method.fisher_decay=2"),
+        (("method=olora", "method.weight=-1"), "must be at least 0"),
+    ],
+)
+def test_methods_that_cannot_do_their_work_are_refused_at_once(
+    sapo, small, tmp_path, command, wrong, message
+):
+    store = f"store.root='{tmp_path / 'none'}'"
+    done = sapo(*command, *small, *wrong, "policy=static", store)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert not (tmp_path / "none").exists()
+
+
 def test_fail_fast_stops(sapo, small, tmp_path):
     store = f"store.root='{tmp_path / 'fast'}'"
     swapped = ("trainer.learning_rate=1e30,1e-3", *DIVERGES[1:])

@@ -84,12 +84,19 @@ def tasks_of(cell: str) -> list[str]:
 @pytest.mark.parametrize("row", rows_of("sequences.csv"), ids=lambda row: row["sequence"])
 def test_training_sequences_are_the_papers(row: dict[str, str]) -> None:
     name = row["sequence"].lower().replace("-", "_")
-    assert content_of("sequence", name) == {
+    content = content_of("sequence", name)
+    assert content.get("sequence", content) == {
         "name": name,
         "benchmark": "trace" if name == "trace" else "superni",
         "tasks": tasks_of(row["tasks_in_order"]),
         "train_examples": int(row["train_per_task"]),
     }
+
+
+def test_trace_scores_a_third_of_its_rows_and_the_mini_trainer_its_own_number() -> None:
+    assert load_one(["sequence=trace", "trainer=paper"]).scorer.examples == 1000
+    assert load_one(["sequence=ni_seq_c1", "trainer=paper"]).scorer.examples == 250
+    assert load_one(["sequence=trace", "trainer=mini"]).scorer.examples == 12
 
 
 @pytest.mark.parametrize("row", rows_of("probe_sequences.csv"), ids=lambda row: row["sequence"])

@@ -92,6 +92,17 @@ def test_paft_draws_from_the_whole_pool_and_is_tested_with_the_original(tiny_con
     assert {evaluation.prompt.index for evaluation in run.evaluations} == {-1}
 
 
+def test_runs_that_differ_in_the_order_of_tasks_or_in_drawn_prompts_have_folders_of_their_own(
+    tiny_config, store
+):
+    few = ("data.train_examples=2", "data.test_examples=1", "trainer.epochs=1")
+    order = ("[mini_price,mini_topic]", "[mini_topic,mini_price]")
+    configs = [tiny_config("policy=static", f"sequence.tasks={tasks}", *few) for tasks in order]
+    configs += [tiny_config("policy=paft", f"paraphrases.count={n}", *few) for n in (2, 3)]
+    runs, _ = finish(configs, store)
+    assert len({write_run(run, store) for run in runs}) == 4
+
+
 GRID = [(method, policy) for method in choices("method") for policy in choices("policy")]
 
 

@@ -469,7 +469,7 @@ def test_a_buffer_larger_than_the_data_or_one_task_alone_is_refused(tiny_config,
     static = (f"method={method}", "policy=static")
     require_ready([tiny_config(*static, "method.buffer=16")])
     too_large = tiny_config(*static, "method.buffer=17")
-    with pytest.raises(UserError, match=r"method\.buffer=17.*only 16 training rows"):
+    with pytest.raises(UserError, match=r"method\.buffer=17.*only 16 different rows"):
         require_ready([too_large])
     alone = tiny_config(*static, "sequence.tasks=[mini_topic]")
     with pytest.raises(UserError, match="has only one"):

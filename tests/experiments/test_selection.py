@@ -297,6 +297,9 @@ def test_adapters_that_do_not_fit(tiny_config, tmp_path):
     (tmp_path / "adapter_config.json").write_text(
         '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["no_such_layer"]}'
     )
+    with pytest.raises(UserError, match="no weights there"), with_adapter(found.base, tmp_path):
+        pass
+    (tmp_path / "adapter_model.bin").touch()
     with pytest.raises(UserError, match="does not fit this model"), with_adapter(found.base, tmp_path):
         pass
 

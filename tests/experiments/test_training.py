@@ -88,6 +88,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, mo
         run(config, tmp_path / "killed")
     monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
     assert (tmp_path / "killed" / "checkpoint-2").is_dir()
+    # A second kill, while a later checkpoint was being written.
+    (tmp_path / "killed" / "checkpoint-4").mkdir()
+    (tmp_path / "killed" / "checkpoint-4" / "trainable.safetensors").write_bytes(b"")
     resumed, other = run(config, tmp_path / "killed")
     assert resumed["losses"] == expected["losses"]
     assert all(torch.equal(other[key], value) for key, value in weights.items())
