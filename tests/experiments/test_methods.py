@@ -115,8 +115,8 @@ def test_sequential_goes_on_with_one_adapter(method, base, tmp_path):
 def test_a_shrunk_state_counts_earlier_adapters_by_one_over_their_number(method, base, tmp_path):
     """The published code's scoring states of tasks 2 to 5: ratios 1, 1/2, 1/3, 1/4 (D1)."""
     previous, ratios = None, []
-    for task in range(3):
-        trained(method("lorainc", previous, task), tmp_path / str(task), task)
+    for task in range(4):
+        trained(method("lorainc", previous, task % 3), tmp_path / str(task), task)
         previous = tmp_path / str(task)
         with plain(base):
             model = load_adapter(base, previous / FOLDER)
@@ -125,7 +125,7 @@ def test_a_shrunk_state_counts_earlier_adapters_by_one_over_their_number(method,
             shrunk = [m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)]
         ratios.append({s / e for s, e in zip(shrunk, exact, strict=True)})
         assert set(exact) == {4.0}
-    assert ratios == [{1.0}, {1 / 2}, {1 / 3}]
+    assert ratios == [{1.0}, {1 / 2}, {1 / 3}, {1 / 4}]
 
 
 def test_concatenation_by_hand():
