@@ -41,7 +41,14 @@ def test_the_papers_scale_without_a_gpu_is_refused_with_a_plan(sapo, benchmarks)
     assert "No plan: " in done.err  # no data here
     small = ("model=llama2_7b_chat", "sequence=ni_seq_c1", "seed=0", f"data.root={benchmarks}")
     done = sapo(
-        "reproduce", "table1", "--scale", "paper", *small, "data.train_examples=2", "data.test_examples=2"
+        "reproduce",
+        "table1",
+        "--scale",
+        "paper",
+        *small,
+        "data.train_examples=2",
+        "data.test_examples=2",
+        "method.buffer=4",
     )
     assert done.code == 2
     assert "Memory of llama2_7b_chat's weights: " in done.err
