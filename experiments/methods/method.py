@@ -1,5 +1,6 @@
 """What every continual-learning method does around the training of one task."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,7 @@ class Context:
         return self.language_model.renderer(self.config.data.max_input_tokens, self.config.data.truncation)
 
 
-class Method:
+class Method(ABC):
     """A continual-learning method: made anew for each training, its memory is what it saved in the last one.
 
     The steps come in this order: `replayed`, with the untouched base model; `start`; `penalty`, in every
@@ -74,15 +75,15 @@ class Method:
         """Examples of earlier tasks that are trained on too, each with its own task frame and prompt."""
         return ()
 
+    @abstractmethod
     def start(self) -> PeftModel:
         """The model to train. In evaluation mode its logits are those of the last state, to the bit."""
-        raise NotImplementedError
 
     def penalty(self, model: PeftModel) -> Tensor | None:
         """Added to the loss of each optimizer step; None where there is nothing to add."""
         del model
         return None
 
+    @abstractmethod
     def save(self, model: PeftModel, folder: Path) -> None:
         """Writes `adapter/`, one ordinary PEFT adapter that on the base is the trained model, and `kept/`."""
-        raise NotImplementedError
