@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types
+# Two processes; tests of one file share what they compute, so they stay together.
+PARALLEL := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model test test-fast reproduce-table lint types clean
+.PHONY: help setup model test test-fast test-faults reproduce-table lint types audit clean
 
 help: ## Print what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,17 +19,20 @@ setup: $(READY) ## Install the package and its pinned dependencies into .venv
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mini,endpoint,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mini,endpoint,ray,dev]'
 	touch $@
 
 model: setup ## Build the small default model in ~/.cache/sapo (once a machine)
 	$(BIN)/sapo fetch model smollm2_135m
 
 test: setup model ## Run every test
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-fast: setup ## Run the tests that neither train nor evaluate the real small model
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
+
+test-faults: setup ## Kill a small experiment 200 times, starve it, damage what it stored
+	$(BIN)/pytest tests/faults --kills 200 --report build/faults.md
 
 reproduce-table: setup model ## Make Table 1 with the small model and the generated tasks
 	$(BIN)/sapo reproduce table1 --scale mini
@@ -43,6 +48,11 @@ types: setup ## Check the types of the package as a wheel installs it
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(TYPES) .
 	$(BIN)/python -m zipfile --extract $(TYPES)/*.whl $(TYPES)
 	MYPYPATH=$(TYPES) $(BIN)/mypy --package sapo
+
+audit: ## Look the pinned dependencies up among published vulnerabilities (needs the network)
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean: ## Remove what was built here; results and the model cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

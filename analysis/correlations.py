@@ -8,11 +8,26 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sapo.analysis.probes.results import ProbeResult
+from sapo.analysis.resampling import (
+    COEFFICIENTS,
+    FEWEST_PROMPTS,
+    PERMUTATIONS,
+    Estimate,
+    bootstrap_estimate,
+    column_correlations,
+    is_constant,
+    joined,
+    mean_off_diagonal,
+    permutation_p,
+)
 from sapo.analysis.results import RunResult, column_rows, require_comparable, score_matrix
 from sapo.conf.errors import UserError
 
-COEFFICIENTS = ("pearson", "spearman")
-FEWEST_PROMPTS = 3
+MAP_TEST = (
+    f"prompts permuted within each task independently ({PERMUTATIONS} permutations), one-sided: the mean "
+    "correlation is above what unrelated tasks give"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,20 @@ class PromptEffects:
                 np.nan if value is None else value
             )
         return matrix
+
+
+@dataclass(frozen=True)
+class MapSummary:
+    """What a whole map says: the mean coefficient off the diagonal and its permutation test.
+
+    `undefined` holds the reasons for which pairs of tasks do not count.
+    """
+
+    coefficient: str
+    mean: Estimate
+    p: float | None
+    n_pairs: int
+    undefined: tuple[str, ...]
 
 
 def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
@@ -107,14 +136,54 @@ def correlate(scores: pd.DataFrame) -> Iterator[Correlation]:
             yield Correlation(x_task, y_task, *values, len(scores))
 
 
+def probe_effects(probe: ProbeResult, measure: str) -> PromptEffects:
+    """The effects of a probe's prompts on its tasks that are not current."""
+    scores = probe.outcomes(measure)[list(probe.others)]
+    return PromptEffects(next(iter(probe.runs.values())), measure, scores, tuple(correlate(scores)))
+
+
+def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> MapSummary:
+    """The mean coefficient over all pairs of tasks, its interval over prompts and its permutation p.
+
+    A cell of a map rests on as many points as there are prompts and says little alone: one test a map, of
+    the mean, and none of cells. Permuting the prompts of every task by itself keeps each task's scores and
+    breaks what goes together.
+    """
+    undefined = tuple(dict.fromkeys(cell.reason for cell in effects.correlations if cell.reason))
+    n_pairs = sum(cell.reason is None for cell in effects.correlations)
+    if not n_pairs:
+        reason = joined(undefined) or "a correlation needs two tasks that are not current"
+        return MapSummary(
+            coefficient, Estimate(None, n=len(effects.scores), reason=reason), None, 0, undefined
+        )
+    table = effects.scores.dropna(axis="columns").to_numpy(dtype=float)
+    table = table[:, ~is_constant(table)]  # rounding noise would have ranks, and correlate when permuted
+    mean = bootstrap_estimate(table, lambda rows: mean_off_diagonal(rows, coefficient), seed=seed)
+    ranks = stats.rankdata(table, axis=0) if coefficient == "spearman" else table
+    copies = np.broadcast_to(ranks, (PERMUTATIONS, *ranks.shape)).copy()
+    permuted = mean_off_diagonal(np.random.default_rng(seed).permuted(copies, axis=1), "pearson")
+    p = permutation_p(float(mean_off_diagonal(table, coefficient)), permuted)
+    return MapSummary(coefficient, mean, p, n_pairs, undefined)
+
+
+def pair_estimate(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Estimate:
+    """One coefficient between two tasks, with its interval over prompts."""
+    reason = _why_undefined(scores[x_task], scores[y_task])
+    if reason:
+        return Estimate(None, n=len(scores), reason=reason)
+    table = scores[[x_task, y_task]].to_numpy(dtype=float)
+    return bootstrap_estimate(
+        table, lambda rows: column_correlations(rows[..., :1], rows[..., 1:], coefficient)[..., 0, 0]
+    )
+
+
 def _why_undefined(x: pd.Series, y: pd.Series) -> str | None:
     if len(x) < FEWEST_PROMPTS:
         return f"{len(x)} prompts: a correlation needs {FEWEST_PROMPTS} or more"
     for column in (x, y):
         if column.isna().any():
             return f"{column.name} was not evaluated for every prompt"
-        # Equal means can differ in their last bits; a spread of rounding noise must not correlate.
-        if np.ptp(column) <= 1e-9 * max(1.0, float(column.abs().max())):
+        if is_constant(column.to_numpy(dtype=float)[:, None])[0]:
             return f"scores of {column.name} are the same for all prompts"
     return None
 

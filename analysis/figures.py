@@ -1,6 +1,7 @@
 """Heat maps of effects and correlations: red is worse, blue better, legible to colour-blind readers."""
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,17 +41,23 @@ def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: s
     image = _draw(axes[0], shown, rows, columns, limit, f"{{:+.{decimals}f}}", "RdBu_r" if lower else "RdBu")
     better = "lower is better" if lower else "higher is better"
     figure.colorbar(image, ax=axes, shrink=0.9, label=f"{UNITS[measure]}\n({better})")
-    _title(figure, f"{title}\n{run.facts}")
+    put_title(figure, f"{title}\n{run.facts}")
     return figure
 
 
-def correlation_heatmap(effects: "PromptEffects") -> Figure:
-    """Pearson and Spearman matrices side by side; grey cells are undefined (the table says why)."""
+def correlation_heatmap(
+    effects: "PromptEffects", captions: Mapping[str, str] | None = None, remark: str = ""
+) -> Figure:
+    """Pearson and Spearman matrices side by side; grey cells are undefined (the table says why).
+
+    `captions` says something of a whole matrix, by coefficient; `remark` ends the title.
+    """
     tasks = [short_name(task) for task in effects.scores.columns]
     figure, axes = _canvas(tasks, tasks, panels=2)
     for panel, coefficient in zip(axes, ("pearson", "spearman"), strict=True):
         image = _draw(panel, effects.matrix(coefficient), tasks, tasks, 1.0, "{:.2f}", "RdBu")
-        panel.set_title(coefficient.capitalize(), fontsize=10)
+        caption = (captions or {}).get(coefficient)
+        panel.set_title("\n".join(filter(None, [coefficient.capitalize(), caption])), fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.9, label="correlation over prompts")
     run = effects.run
     facts = [
@@ -59,8 +66,9 @@ def correlation_heatmap(effects: "PromptEffects") -> Figure:
         run.method,
         f"seed {run.seed}",
         *(["demonstration"] if run.demonstration else []),
+        *filter(None, [remark]),
     ]
-    _title(
+    put_title(
         figure,
         f"Effects of {len(effects.scores)} prompts of {short_name(effects.current)} on other tasks "
         f"({MEASURES[effects.measure].split(' (')[0]})\n{' · '.join(facts)}",
@@ -119,7 +127,8 @@ def _draw(
     return image
 
 
-def _title(figure: Figure, text: str) -> None:
+def put_title(figure: Figure, text: str) -> None:
+    """A title above the whole figure, its lines wrapped to the figure's width."""
     letters = int(figure.get_figwidth() / 0.085)
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, letters)]
     figure.suptitle("\n".join(lines), fontsize=10)

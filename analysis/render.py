@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
 from sapo.analysis.statistics import Interval
-from sapo.analysis.tables import Group, Row, Table1
+from sapo.analysis.tables import Group, Row, ScoreTable
 from sapo.data.tasks import short_name
 
 NONE = "-"
@@ -48,14 +48,12 @@ def _reasons(scores: pd.DataFrame) -> Iterator[str]:
             yield f"{NONE} {metric} ({which}): {reason}"
 
 
-def terminal(table: Table1) -> RenderableType:
-    """Table 1 for 80 columns or more: a block a group, intervals under the values of the score asked for."""
-    return Lines(
-        *(_block(group, table.decimals) for group in table.groups), *(escape(note) for note in table.notes)
-    )
+def terminal(table: ScoreTable) -> RenderableType:
+    """The table for 80 columns or more: a block a group, intervals under values of the score asked for."""
+    return Lines(*map(_block, table.groups), *(escape(note) for note in table.notes))
 
 
-def _block(group: Group, decimals: int) -> Table:
+def _block(group: Group) -> Table:
     title = f"{group.title}: {group.rows[0].score}"
     block = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", padding=0)
     block.add_column("policy", min_width=15)
@@ -66,10 +64,10 @@ def _block(group: Group, decimals: int) -> Table:
         if (row.score, row.source) != (before.score, before.source):
             block.add_section()
         if row.score != before.score:
-            block.add_row(escape(f"{row.score}:".replace(", ", ",\n")))
-        cells = [_cell(row.cells[metric], row.difference, decimals) for metric in METRICS]
-        # The scores beside the one asked for take one line each; files hold their intervals.
-        lines = [cell.replace(" [", "\n[") if row in group.rows else cell.split(" [")[0] for cell in cells]
+            block.add_row(escape(f"{row.score}:".replace(", ", ",\n").replace(" (", "\n(")))
+        # Of the scores beside the one asked for, only NLL has its intervals here too; files hold all.
+        has_intervals = row in group.rows or (row.measure, row.column) == ("nll", "trained")
+        lines = [cell.replace(" [", "\n[") if has_intervals else cell.split(" [")[0] for cell in _cells(row)]
         block.add_row(escape(label), *map(escape, lines), *_counts(row))
         before = row
     if group.paper and not group.same_setting:
@@ -79,8 +77,8 @@ def _block(group: Group, decimals: int) -> Table:
     return block
 
 
-def markdown(table: Table1) -> str:
-    """Table 1 as one Markdown table with its notes."""
+def markdown(table: ScoreTable) -> str:
+    """The table as one Markdown table with its notes."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(NAMES)}{'---:|' * (len(COLUMNS) - len(NAMES))}"]
     for group in table.groups:
         for row, label in _labelled(group):
@@ -90,15 +88,15 @@ def markdown(table: Table1) -> str:
                 _method(group, row),
                 label,
                 row.score,
-                *_cells(row, table.decimals),
+                *_cells(row),
                 *_counts(row),
             ]
             lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in fields)} |")
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
 
 
-def latex(table: Table1) -> str:
-    """Table 1 as a LaTeX `table` for the booktabs package."""
+def latex(table: ScoreTable) -> str:
+    """The table as a LaTeX `table` for the booktabs package."""
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -118,7 +116,7 @@ def latex(table: Table1) -> str:
                 _method(group, row),
                 label,
                 row.score,
-                *_cells(row, table.decimals),
+                *_cells(row),
                 *_counts(row),
             ]
             # Braces keep a cell that begins with [ from being read as the optional argument of \\.
@@ -129,8 +127,13 @@ def latex(table: Table1) -> str:
     )
 
 
-def csv(table: Table1) -> str:
-    """Table 1 in long form: one line a row and metric, with definition, counts and demonstration mark."""
+def csv(table: ScoreTable) -> str:
+    """The table in long form as CSV."""
+    return long_frame(table).to_csv(index=False, lineterminator="\n")
+
+
+def long_frame(table: ScoreTable) -> pd.DataFrame:
+    """The table in long form: a row a line and metric, with definition, counts and demonstration mark."""
     demonstration = any(note.startswith("Demonstration") for note in table.notes)
     records = [
         {
@@ -144,6 +147,7 @@ def csv(table: Table1) -> str:
             **_numbers(row.cells[metric]),
             "n_examples": row.n_examples,
             "n_seeds": row.n_seeds,
+            "pool_size": row.pool_size,
             "measure": row.measure,
             "tested_with": row.column,
             "definition": table.definition,
@@ -153,8 +157,8 @@ def csv(table: Table1) -> str:
         for row in group.all_rows
         for metric in METRICS
     ]
-    frame = pd.DataFrame(records).astype({"n_examples": "Int64", "n_seeds": "Int64"})
-    return frame.to_csv(index=False, lineterminator="\n")
+    counts = dict.fromkeys(("n_examples", "n_seeds", "pool_size"), "Int64")
+    return pd.DataFrame(records).astype(counts)
 
 
 def prompts_terminal(prompts: pd.DataFrame) -> RenderableType:
@@ -196,6 +200,41 @@ def prompts_latex(prompts: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def frame_terminal(frame: pd.DataFrame, title: str) -> RenderableType:
+    """A table of texts for a terminal; all columns but the first are numbers.
+
+    What is the same in all of several rows stands once, above them.
+    """
+    same = [name for name in frame if len(frame) > 1 and frame[name].nunique() == 1]
+    facts = [f"{name}: {' '.join(frame[name].iloc[0].split())}" for name in same]
+    block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = frame.drop(columns=same)
+    for name in shown:
+        is_first = name == shown.columns[0]
+        block.add_column(escape(name), justify="left" if is_first else "right", overflow="fold")
+    for row in shown.itertuples(index=False):
+        block.add_row(*map(escape, row))
+    # Not as the title of the table, which would be broken to its width.
+    return Lines(escape(title), *([escape("; ".join(facts))] if facts else []), block)
+
+
+def frame_markdown(frame: pd.DataFrame) -> str:
+    """The same as a Markdown table."""
+    lines = [f"| {' | '.join(frame.columns)} |", f"|---|{'---:|' * (len(frame.columns) - 1)}"]
+    for row in frame.itertuples(index=False):
+        lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in row)} |")
+    return "\n".join([*lines, ""])
+
+
+def frame_latex(frame: pd.DataFrame) -> str:
+    """The same as a LaTeX `tabular` for the booktabs package."""
+    lines = [r"\begin{tabular}{l" + "r" * (len(frame.columns) - 1) + "}", r"\toprule"]
+    lines += [f"{' & '.join(map(_tex, frame.columns))} {chr(92) * 2}", r"\midrule"]
+    for row in frame.itertuples(index=False):
+        lines.append(f"{' & '.join('{' + _tex(field) + '}' for field in row)} {chr(92) * 2}")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
 def _prompt_numbers(row: pd.Series) -> list[str]:
     losses = [NONE if row[name] is None else f"{row[name]:.4f}" for name in ("loss", "original_loss")]
     return [NONE if row["index"] is None else str(row["index"]), *losses]
@@ -212,8 +251,8 @@ def _method(group: Group, row: Row) -> str:
     return group.method if row.source == "ours" else row.method
 
 
-def _cells(row: Row, decimals: int) -> list[str]:
-    return [_cell(row.cells[metric], row.difference, decimals) for metric in METRICS]
+def _cells(row: Row) -> list[str]:
+    return [_cell(row.cells[metric], row.difference, row.decimals) for metric in METRICS]
 
 
 def _cell(value: Interval | float | None, signed: bool, decimals: int) -> str:

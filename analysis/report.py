@@ -1,6 +1,7 @@
-"""What a set of runs says: their matrices, Table 1, chosen prompts, correlations, and a page of all that."""
+"""What a set of runs says: matrices, a table, chosen prompts, correlations, and a page of all that."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from sapo.analysis.correlations import PromptEffects, correlation_table, prompt_
 from sapo.analysis.figures import correlation_heatmap, save
 from sapo.analysis.files import write_text
 from sapo.analysis.matrices import summarize_run
-from sapo.analysis.metrics import check_definition
+from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
+from sapo.analysis.published import PAPER
 from sapo.analysis.results import RunResult, check_measure, load_run
-from sapo.analysis.tables import Table1, chosen_prompts, grouped, table1
+from sapo.analysis.tables import ScoreTable, chosen_prompts, grouped, score_table
 
 
 @dataclass
@@ -25,22 +27,33 @@ class Report:
     runs: list[RunResult]
     metrics: list[dict[str, Any]]  # a run: `metrics` and `metrics_common`, as summarize_run returns them
     prompts: pd.DataFrame
-    table: Table1 | None = None
+    table: ScoreTable | None = None
     correlations: list[PromptEffects] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    measure: str = "rougeL"
+    definition: str = DEFAULT_DEFINITION
+    name: str = "table1"  # of the table's files
+
+    @property
+    def title(self) -> str:
+        """The table's name for people: `Table 1`."""
+        return " ".join(re.findall("[a-z]+|[0-9]+", self.name)).capitalize()
 
 
-def analyze(folders: Sequence[Path], output: Path, measure: str, definition: str) -> Report:
+def analyze(
+    folders: Sequence[Path], output: Path, measure: str, definition: str, name: str = "table1"
+) -> Report:
     """Summarizes each run in its own folder and, into `output`, what several runs say together.
 
-    Raises UserError before anything is written if a run is damaged, or runs of one model and sequence
-    cannot be compared.
+    Their table is called `name`; beside it stand the rows of the paper's table of that name, or of Table 1 if
+    that one is not of scores. Raises UserError before anything is written if a run is damaged, or runs of one
+    model and sequence cannot be compared.
     """
     check_measure(measure)
     check_definition(definition)
     runs = [load_run(folder) for folder in folders]
-    report = Report(runs, [], chosen_prompts(runs))
+    report = Report(runs, [], chosen_prompts(runs), measure=measure, definition=definition, name=name)
     _compare(report, measure, definition)
     for run in runs:
         summary = summarize_run(run.path, measure)
@@ -51,7 +64,7 @@ def analyze(folders: Sequence[Path], output: Path, measure: str, definition: str
 
 
 def _compare(report: Report, measure: str, definition: str) -> None:
-    """Fills in Table 1 and the correlations, where the runs allow them."""
+    """Fills in the table and the correlations, where the runs allow them."""
     variants = prompt_variants(report.runs)
     report.correlations = [prompt_effects(group, measure) for group in variants if _has_other_tasks(group[0])]
     for_table = []
@@ -59,11 +72,12 @@ def _compare(report: Report, measure: str, definition: str) -> None:
         twice = [policy for policy, runs in policies.items() if len({run.seed for run in runs}) < len(runs)]
         for_table += [] if twice else [run for runs in policies.values() for run in runs]
         report.notes += [
-            f"{model} · {sequence} · {method} is not in Table 1: several {policy} runs have one seed."
+            f"{model} · {sequence} · {method} is not in {report.title}: several {policy} runs have one seed."
             for policy in twice
         ]
     if len(for_table) > 1:
-        report.table = table1(for_table, measure, definition)
+        paper = report.name if report.name in PAPER else "table1"
+        report.table = score_table(for_table, measure, definition, paper=paper)
 
 
 def _has_other_tasks(run: RunResult) -> bool:
@@ -79,9 +93,9 @@ def _write(report: Report, output: Path, measure: str) -> None:
     }
     if report.table:
         texts |= {
-            "table1.csv": render.csv(report.table),
-            "table1.md": render.markdown(report.table),
-            "table1.tex": render.latex(report.table),
+            f"{report.name}.csv": render.csv(report.table),
+            f"{report.name}.md": render.markdown(report.table),
+            f"{report.name}.tex": render.latex(report.table),
         }
     figures = []
     if report.correlations:
@@ -101,7 +115,7 @@ def page(report: Report, measure: str, figures: Sequence[Path]) -> str:
     """The report as Markdown, with links to the figures beside it."""
     parts = ["# Analysis", "", *(f"- {run.id}: {run.facts}" for run in report.runs), ""]
     if report.table:
-        parts += ["## Table 1", "", render.markdown(report.table)]
+        parts += [f"## {report.title}", "", render.markdown(report.table)]
     else:
         names = ["rougeL", "exact_match"] if measure == "rougeL" else [measure]
         for name in names:
@@ -143,7 +157,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _table_json(table: Table1) -> dict[str, Any]:
+def _table_json(table: ScoreTable) -> dict[str, Any]:
     return {
         "measure": table.measure,
         "definition": table.definition,

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, unknown
+from sapo.data.manifest import MANIFEST, damage
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
@@ -48,6 +49,10 @@ class RunResult:
     choices: list[dict[str, Any]]
     comparable: dict[str, Any]
     has_common: bool
+    pool: str | None  # where the paraphrases came from; None without any, or in an older run folder
+    pool_size: int | None
+    stages: list[dict[str, Any]]  # kind, task, seconds, tokens of each
+    device: str
     predictions: pd.DataFrame = field(repr=False)
 
     @property
@@ -60,9 +65,18 @@ class RunResult:
 def load_run(path: Path) -> RunResult:
     """The run in folder `path`; UserError names what is missing or damaged, and the mend."""
     record = _record(path)
+    if (path / MANIFEST).is_file():
+        for line in damage(path):
+            raise UserError(f"Damaged: {line}. {_again(path, record)}")
     predictions = _predictions(path, record)
-    of_record = {part.name for part in fields(RunResult)} - {"path", "predictions", "has_common"}
+    derived = {"path", "predictions", "has_common", "pool", "pool_size", "stages", "device"}
+    of_record = {part.name for part in fields(RunResult)} - derived
+    pool = record.get("pool") or {}
     values = {name: record[name] for name in of_record} | {
+        "pool": pool.get("name"),
+        "pool_size": pool.get("size"),
+        "stages": record.get("stages", []),
+        "device": str(record.get("environment", {}).get("device", "unknown")),
         "tasks": tuple(record["tasks"]),
         "unseen": tuple(record["unseen"]),
         # `inscl (lexical)`: variants of a method are told apart wherever it is shown or grouped by.
@@ -88,6 +102,9 @@ def _record(path: Path) -> dict[str, Any]:
     kinds |= {"seed": int, "demonstration": bool, "prompts": dict, "comparable": dict, "parity": object}
     wrong = [name for name, kind in kinds.items() if not isinstance(record, dict) or name not in record]
     wrong = wrong or [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
+    optional = {"pool": dict, "stages": list, "environment": dict}
+    if not wrong:
+        wrong = [name for name, kind in optional.items() if not isinstance(record.get(name) or kind(), kind)]
     wrong += ["tasks"] if not wrong and not record["tasks"] else []
     if wrong:
         raise UserError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type. {again}")
@@ -158,8 +175,11 @@ def find_runs(names: Sequence[str], root: Path) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for name in names:
-        for path in _runs_named(name, root / "runs"):
-            found.setdefault(path.resolve(), path)
+        try:
+            for path in _runs_named(name, root / "runs"):
+                found.setdefault(path.resolve(), path)
+        except OSError as error:  # such as a name that is too long for any file
+            raise UserError(f"No run '{name[:60]}': {error.strerror or error}.") from error
     return list(found.values())
 
 
@@ -259,19 +279,20 @@ def n_examples(run: RunResult) -> dict[str, int]:
 def require_comparable(runs: Sequence[RunResult]) -> None:
     """UserError, with every difference, unless the runs share model, test data and evaluator."""
     for other in runs[1:]:
-        differences = _differences(runs[0].comparable, other.comparable)
-        if differences:
+        found = differences(runs[0].comparable, other.comparable)
+        if found:
             raise UserError(
                 f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(found)
                 + "\nAnalyze them apart, or run one of them again with the settings of the other."
             )
 
 
-def _differences(first: Any, second: Any, where: str = "") -> list[str]:
+def differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """What differs between two nested records, a line each: `where: this against that`."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = [*first, *(key for key in second if key not in first)]
-        parts = [_differences(first.get(key), second.get(key), f"{where} {key}".strip()) for key in keys]
+        parts = [differences(first.get(key), second.get(key), f"{where} {key}".strip()) for key in keys]
         return [difference for part in parts for difference in part]
     return [] if first == second else [f"{where}: {_shown(first)} against {_shown(second)}"]
 

@@ -1,16 +1,19 @@
-"""Table 1: runs by model, sequence and method, policies against `static`, the paper's rows beside them."""
+"""Tables of AP, BWT and FWT: by model, sequence and method, policies and pools against `static`.
+
+The paper's Tables 1, 2, 3 and 11 are such tables; its rows stand beside ours.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
 
 from sapo.analysis.metrics import METRICS, check_definition
+from sapo.analysis.published import BASE, PAPER, Published, plain, published
 from sapo.analysis.results import (
     LABELS,
+    LOWER_IS_BETTER,
     MEASURES,
     RunResult,
     check_measure,
@@ -21,17 +24,21 @@ from sapo.analysis.results import (
 from sapo.analysis.statistics import DRAWS, Interval, metric_intervals
 from sapo.data.prompts import ORIGINAL
 
-BASE = "static"
 DEMONSTRATION = (
     "Demonstration on a small model or small generated data: not a reproduction of the paper's numbers."
 )
+LOWER_NOTE = (
+    "NLL (nats per target token): lower is better, so that a negative difference in AP, BWT or FWT is a gain."
+)
 BOUNDS = ("multitask", "single", "zero_shot")  # have no states between the first and the last
-ELSEWHERE = ("Qwen3-8B", "NI-Seq-M1")  # the paper's rows shown where it does not have our sequence
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of Table 1: a policy's metrics, or its difference from the base; `source`: ours or paper."""
+    """One line of a table: a policy's metrics, or its difference from the base; `source`: ours or paper.
+
+    `policy` names the pool too where several are compared: `sapo (terse)`; `pool_size` is its paraphrases.
+    """
 
     source: str
     model: str
@@ -44,11 +51,18 @@ class Row:
     n_seeds: int | None = None
     measure: str = "rougeL"
     column: str = "trained"
+    pool_size: int | None = None
 
     @property
     def score(self) -> str:
-        """`ROUGE-L`, or `exact match, common prompt`."""
-        return score_name(self.measure, self.column)
+        """`ROUGE-L`, `exact match, common prompt`, or `NLL (lower is better)`."""
+        lower = " (lower is better)" if self.measure in LOWER_IS_BETTER else ""
+        return score_name(self.measure, self.column) + lower
+
+    @property
+    def decimals(self) -> int:
+        """Digits worth showing."""
+        return 3 if self.measure == "nll" else 2
 
     @property
     def label(self) -> str:
@@ -90,7 +104,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Table1:
+class ScoreTable:
     """AP, BWT and FWT of policies, with all that a reader needs to know about the numbers."""
 
     groups: tuple[Group, ...]
@@ -98,41 +112,62 @@ class Table1:
     definition: str
     notes: tuple[str, ...]
 
-    @property
-    def decimals(self) -> int:
-        """Digits worth showing."""
-        return 3 if self.measure == "nll" else 2
 
+def score_table(
+    runs: Sequence[RunResult],
+    measure: str = "rougeL",
+    definition: str = "reference",
+    draws: int = DRAWS,
+    paper: str = "table1",
+) -> ScoreTable:
+    """The runs beside the rows of the paper's table `paper`; of `runs` one a variant (`grouped`) and seed.
 
-def table1(
-    runs: Sequence[RunResult], measure: str = "rougeL", definition: str = "reference", draws: int = DRAWS
-) -> Table1:
-    """Table 1 of `runs`. Raises UserError if runs of one model and sequence are not comparable."""
+    Raises UserError if runs of one model and sequence are not comparable.
+    """
     check_measure(measure)
     check_definition(definition)
     with_paper = measure == "rougeL" and definition == "reference"
-    groups, notes = [], _notes(runs, measure, definition, draws, with_paper)
+    groups, notes = [], _notes(runs, measure, definition, draws, paper if with_paper else None)
     for (model, sequence, method, parity), members in grouped(runs).items():
         rows = _rows(members, (measure, "trained"), definition, draws, notes)
         beside = _beside(measure, [run for runs in members.values() for run in runs], notes)
         more = [row for score in beside for row in _rows(members, score, definition, draws, notes)]
-        paper = paper_rows(model, sequence, method) if with_paper else ()
-        if with_paper and not paper:
+        theirs = tuple(map(_paper_row, published(paper, model, sequence, method))) if with_paper else ()
+        if with_paper and not theirs:
             notes.append(f"The paper has no rows for {method}.")
         label = method if parity == "paper" else f"{method}, parity {parity}"
-        groups.append(Group(model, sequence, label, tuple(rows), paper, tuple(more)))
+        groups.append(Group(model, sequence, label, tuple(rows), theirs, tuple(more)))
     for model, sequence in {(group.model, group.sequence): None for group in groups}:
         require_comparable([run for run in runs if (run.model, run.sequence) == (model, sequence)])
-    return Table1(tuple(groups), measure, definition, tuple(dict.fromkeys(notes)))
+    return ScoreTable(tuple(groups), measure, definition, tuple(dict.fromkeys(notes)))
 
 
 def grouped(runs: Sequence[RunResult]) -> dict[tuple[str, str, str, str], dict[str, list[RunResult]]]:
-    """(model, sequence, method, parity) -> policy -> runs, the base policy first."""
-    groups: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
-    for run in sorted(runs, key=lambda run: run.policy != BASE):
+    """(model, sequence, method, parity) -> variant -> runs, the base first.
+
+    A variant is a policy or, where the runs of a policy choose from different pools, policy and pool:
+    `sapo (terse)`, `sapo (K=10)`.
+    """
+    by_policy: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
+    for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
         key = (run.model, run.sequence, run.method, str(run.parity))
-        groups.setdefault(key, {}).setdefault(run.policy, []).append(run)
-    return groups
+        by_policy.setdefault(key, {}).setdefault(run.policy, []).append(run)
+    return {
+        key: {variant: found for alike in policies.values() for variant, found in _by_pool(alike).items()}
+        for key, policies in by_policy.items()
+    }
+
+
+def _by_pool(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Variant -> runs, of the runs of one policy."""
+    names, sizes = ({getattr(run, name) for run in runs} for name in ("pool", "pool_size"))
+    variants: dict[str, list[RunResult]] = {}
+    for run in runs:
+        pool = [run.pool or "pool not recorded"] if len(names) > 1 else []
+        size = [f"K={run.pool_size}"] if len(sizes) > 1 and run.pool_size else []
+        which = ", ".join([*pool, *size])
+        variants.setdefault(f"{run.policy} ({which})" if which else run.policy, []).append(run)
+    return variants
 
 
 def score_name(measure: str, column: str) -> str:
@@ -144,6 +179,11 @@ def score_name(measure: str, column: str) -> str:
 def _beside(measure: str, runs: Sequence[RunResult], notes: list[str]) -> list[tuple[str, str]]:
     """The (measure, column)s shown beside `measure`, as far as all the runs have them; notes say why not."""
     measures = [measure]
+    if measure == "rougeL" and any(run.demonstration for run in runs):
+        measures.append("nll")
+        notes.append(
+            f"{LOWER_NOTE} At this size of model, effects show in NLL that ROUGE-L is too coarse for."
+        )
     if measure == "rougeL":
         measures.append("exact_match")
         reason = next(filter(None, map(why_no_labels, runs)), None)
@@ -188,6 +228,7 @@ def _rows(
             n_seeds=known[0].n_seeds if known else None,
             measure=measure,
             column=column,
+            pool_size=runs[0].pool_size,
         )
         rows.append(row)
         if runs[0].method in BOUNDS:
@@ -213,7 +254,7 @@ def _base_of(policy: str, policies: dict[str, list[RunResult]], notes: list[str]
 
 
 def _notes(
-    runs: Sequence[RunResult], measure: str, definition: str, draws: int, with_paper: bool
+    runs: Sequence[RunResult], measure: str, definition: str, draws: int, paper: str | None
 ) -> list[str]:
     notes = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
     notes.append(
@@ -226,10 +267,12 @@ def _notes(
         )
     )
     if measure == "nll":
-        notes.append("NLL: lower is better, so that a negative difference is a gain.")
-    if with_paper:
+        notes.append(LOWER_NOTE)
+    if len({run.pool_size for run in runs if run.pool_size}) > 1:
+        notes.append("K: paraphrases in the pool that a policy chooses from.")
+    if paper:
         notes.append(
-            "Paper rows: arXiv 2606.01967, Tables 1 and 11 (point values without intervals), "
+            f"Paper rows: arXiv 2606.01967, {PAPER[paper].title} (point values without intervals), "
             "marked * where model or sequence differ from ours: for orientation only."
         )
     else:
@@ -237,41 +280,9 @@ def _notes(
     return notes
 
 
-def paper_rows(model: str, sequence: str, method: str) -> tuple[Row, ...]:
-    """The paper's base and SAPO rows of a method, for this sequence and model if there, else the nearest."""
-    table = _paper_table()
-    name = method.partition(" (")[0]  # `inscl` of `inscl (lexical)`
-    table = table[table["method"].map(plain) == plain(name)]
-    same_sequence = table[table["sequence"].map(plain) == plain(sequence)]
-    same_model = same_sequence[same_sequence["model"].map(plain) == plain(model)]
-    if not same_model.empty:
-        table = same_model
-    elif not same_sequence.empty:
-        table = same_sequence[same_sequence["model"] == ELSEWHERE[0]]
-    else:
-        table = table[(table["model"] == ELSEWHERE[0]) & (table["sequence"] == ELSEWHERE[1])]
-    if table.empty:
-        return ()
-    first = table.iloc[0]
-    names = ("paper", first["model"], first["sequence"], first["method"])
-    base = {row.metric: float(row.base) for row in table.itertuples()}
-    delta = {row.metric: float(row.sapo_delta) for row in table.itertuples()}
-    return (Row(*names, BASE, False, base), Row(*names, "sapo", True, delta))
-
-
-@cache
-def _paper_table() -> pd.DataFrame:
-    folder = files("sapo.analysis.paper")
-    tables = []
-    for name in ("table1.csv", "table11.csv"):
-        with (folder / name).open(encoding="utf-8") as file:
-            tables.append(pd.read_csv(file))
-    return pd.concat(tables, ignore_index=True)
-
-
-def plain(name: str) -> str:
-    """A name without case and punctuation: `NI-Seq-G1` is `ni_seq_g1`, `O-LoRA` is `olora`."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+def _paper_row(values: Published) -> Row:
+    names = ("paper", values.model, values.sequence, values.method, values.policy)
+    return Row(*names, values.policy != BASE, values.cells)
 
 
 def chosen_prompts(runs: Sequence[RunResult]) -> pd.DataFrame:

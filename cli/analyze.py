@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sapo.analysis.report import Report
 
 
@@ -21,6 +23,9 @@ def command(
     definition: Annotated[
         str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
     ] = "reference",
+    with_page: Annotated[
+        bool, typer.Option("--report", help="Also one HTML page of all that: OUTPUT/report.html")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document")] = False,
 ) -> None:
     """Forgetting and generalization, AP/BWT/FWT with intervals, and how prompts affect other tasks."""
@@ -30,7 +35,12 @@ def command(
     from sapo.analysis.results import find_runs
 
     folders = find_runs(runs, Path(os.environ.get("SAPO_STORE", "runs")))
-    report = analyze(folders, output or Path("results/analysis"), measure, definition)
+    output = output or Path("results/analysis")
+    report = analyze(folders, output, measure, definition)
+    if with_page:
+        from sapo.analysis.page.html import write_report
+
+        report.files.append(write_report(report, output))
     if json:
         from json import dumps
 
@@ -57,6 +67,19 @@ def _print(report: "Report", measure: str) -> None:
     console.print(render.prompts_terminal(report.prompts))
     for note in report.notes:
         console.print(note, markup=False)
-    for folder in dict.fromkeys(path.parent for path in report.files):
-        names = sorted(path.name for path in report.files if path.parent == folder)
-        console.print(f"{folder}: {', '.join(names)}", markup=False, highlight=False, style="dim")
+    for line in _written(report.files):
+        console.print(line, markup=False, highlight=False, soft_wrap=True, style="dim")
+
+
+def _written(files: "Sequence[Path]") -> list[str]:
+    """A line a folder with the names of its files; run folders that hold the same files share one."""
+    names: dict[Path, list[str]] = {}
+    for path in files:
+        names.setdefault(path.parent, []).append(path.name)
+    alike: dict[tuple[Path, str], list[Path]] = {}
+    for folder, found in names.items():
+        alike.setdefault((folder.parent, ", ".join(sorted(found))), []).append(folder)
+    return [
+        f"{folders[0] if len(folders) == 1 else f'{parent}, each of {len(folders)} runs'}: {found}"
+        for (parent, found), folders in alike.items()
+    ]

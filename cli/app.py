@@ -103,6 +103,7 @@ def _quiet(debug: bool, downloads: bool) -> None:
     """Keeps libraries from talking; a download's progress is worth showing."""
     # asyncio would put Ctrl-C off to the next `await`, behind a training; with a handler of ours it does not.
     signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)  # how a scheduler takes a machine back
     if debug:
         import logging
 

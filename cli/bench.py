@@ -59,20 +59,25 @@ def everything(
 def overhead(overrides: Overrides = None, rounds: Rounds = 1, json: Json = False) -> None:
     """The cost of choosing a prompt at the paper's setting, as a share of the training that follows."""
     from sapo.cli.console import nothing_on_stdout
-    from sapo.experiments.bench_setup import bench_configs
+    from sapo.experiments.bench.setup import bench_configs
 
     configs = bench_configs(overrides or [])  # a wrong override is answered before PyTorch is imported
-    from sapo.experiments import bench
+    from sapo.experiments.bench import comparison
 
     rows = []
     with nothing_on_stdout():
-        for row in bench.overhead(configs, rounds):
+        for row in comparison.overhead(configs, rounds):
             notice(f"{row['task']}: measured")
             rows.append(row)
     shares = {
         name: median(row["of_plain_training"][name] for row in rows) for name in rows[0]["of_plain_training"]
     }
-    document = {**bench.facts(configs[0]), "rounds": rounds, "rows": rows, "median_of_plain_training": shares}
+    document = {
+        **comparison.facts(configs[0]),
+        "rounds": rounds,
+        "rows": rows,
+        "median_of_plain_training": shares,
+    }
     emit(document, json, lambda console: _render_overhead(console, document))
 
 
@@ -89,8 +94,8 @@ def racing(
 
     if reduction not in ("token", "example"):
         raise unknown("reduction", reduction, ("token", "example"))
+    from sapo.experiments.bench.racing import study
     from sapo.experiments.engine.store import Store
-    from sapo.experiments.racing_study import study
 
     rows = study(Store(store_root()), orders, confidence, reduction)
     emit(
@@ -108,17 +113,22 @@ def _measure(
     json: bool,
 ) -> None:
     from sapo.cli.console import nothing_on_stdout
-    from sapo.experiments.bench_setup import bench_configs
+    from sapo.experiments.bench.setup import bench_configs
 
     configs = bench_configs(overrides or [])
-    from sapo.experiments import bench
+    from sapo.experiments.bench import comparison
 
     rows = []
     with nothing_on_stdout():
-        for row in bench.measure(configs, kinds, rounds, race_examples):
+        for row in comparison.measure(configs, kinds, rounds, race_examples):
             notice(f"{row['task']} {row['kind']}: {row['ratio']:.1f} times as fast")
             rows.append(row)
-    document = {**bench.facts(configs[0]), "rounds": rounds, "rows": rows, "medians": bench.medians(rows)}
+    document = {
+        **comparison.facts(configs[0]),
+        "rounds": rounds,
+        "rows": rows,
+        "medians": comparison.medians(rows),
+    }
     emit(document, json, lambda console: _render(console, document))
 
 

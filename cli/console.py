@@ -70,7 +70,7 @@ def nothing_on_stdout() -> Iterator[None]:
 
 def store_root() -> Path:
     """The store that commands about finished runs look in: SAPO_STORE, else `runs`."""
-    return Path(os.environ.get("SAPO_STORE") or "runs")
+    return Path(os.environ.get("SAPO_STORE") or "runs").expanduser()
 
 
 def find_run(name: str) -> Path:

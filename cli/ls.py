@@ -27,12 +27,18 @@ Entries = list[dict[str, Any]]
 
 def command(
     kind: Annotated[
-        str, typer.Argument(help=", ".join(KINDS), autocompletion=lambda: list(KINDS), show_default=False)
-    ],
+        str | None,
+        typer.Argument(help=", ".join(KINDS), autocompletion=lambda: list(KINDS), show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List sequences, models, methods, policies, tasks, runs, …, with one line on each."""
+    """List sequences, models, methods, policies, tasks, runs, …, with one line on each; or the kinds."""
     from sapo.conf.errors import unknown
+
+    if kind is None:
+        entries = [{"name": name, "description": f"sapo ls {name}"} for name in KINDS]
+        emit({"kinds": entries}, json, lambda console: _render(console, "kinds", entries))
+        return
 
     kind = next(
         (name for name, group in GROUPS.items() if kind == group), kind
@@ -41,7 +47,7 @@ def command(
         raise unknown("kind", kind, KINDS)
     own: dict[str, Callable[[], Entries]] = {
         "tasks": _tasks,
-        "runs": lambda: _runs(store_root()),
+        "runs": lambda: runs(store_root()),
         "stages": lambda: stages(store_root()),
     }
     entries = own[kind]() if kind in own else _choices(GROUPS[kind])
@@ -85,21 +91,23 @@ def _tasks() -> Entries:
     return entries
 
 
-def _runs(root: Path) -> Entries:
+def runs(root: Path) -> Entries:
+    """The finished runs of a store; of one that cannot be read, why."""
     import json
 
     entries = []
     for path in sorted(root.glob("runs/*/run.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+            facts = str(record["policy"])
             metrics = path.parent / "metrics.json"
-            ap = json.loads(metrics.read_text(encoding="utf-8"))["metrics"]["rougeL"]["reference"]["AP"]
-        except (OSError, ValueError, KeyError) as error:
+            ap = None
+            if metrics.is_file():  # written by the analysis; runs of a probe or from an archive have none yet
+                ap = json.loads(metrics.read_text(encoding="utf-8"))["metrics"]["rougeL"]["reference"]["AP"]
+                facts += f", AP {'-' if ap is None else f'{ap:.2f}'} ROUGE-L"
+        except (OSError, ValueError, KeyError, TypeError) as error:
             record, ap = {}, None
             facts = f"not readable ({type(error).__name__})"
-        else:
-            shown = "-" if ap is None else f"{ap:.2f}"
-            facts = f"{record['policy']}, AP {shown} ROUGE-L"
         entries.append(
             {"name": path.parent.name, "description": facts, "policy": record.get("policy"), "AP": ap}
         )

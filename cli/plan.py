@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 from sapo.cli.console import Json, Overrides, emit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
+    from rich.table import Table
 
     from sapo.conf.schema import Config
 
@@ -18,26 +21,35 @@ def command(overrides: Overrides = None, json: Json = False) -> None:
     emit(document, json, lambda console: render(console, document))
 
 
-def describe(configs: list["Config"]) -> dict[str, Any]:
-    """The plan of some runs as JSON values; None for what is not known."""
+def describe(
+    configs: list["Config"], probes: "Sequence[tuple[Sequence[Config], bool]]" = ()
+) -> dict[str, Any]:
+    """The plan of some runs, and of `probes` as `planning.plan` takes them, as JSON values.
+
+    None for what is not known.
+    """
     from dataclasses import asdict
     from pathlib import Path
 
-    from sapo.experiments.batch import require_possible
+    from sapo.experiments.batch import require_plannable
+    from sapo.experiments.costs import weight_bytes
     from sapo.experiments.engine.store import Store
-    from sapo.experiments.planning import plan, weight_bytes
+    from sapo.experiments.planning import plan
 
-    for config in configs:
-        require_possible(config)
-    kinds = plan(configs, Store(Path(configs[0].store.root)))
-    seconds = [kind.seconds for kind in kinds]
+    require_plannable(configs)
+    planned = plan(configs, Store(Path(configs[0].store.root)), probes)
+    seconds = [kind.seconds for kind in planned.kinds]
     known = [second for second in seconds if second is not None]
-    weights = {config.model.name: weight_bytes(config) for config in configs}
+    distinct = sum(kind.done + kind.to_do for kind in planned.kinds)
     return {
         "runs": len(configs),
-        "kinds": [asdict(kind) for kind in kinds],
+        "kinds": [asdict(kind) for kind in planned.kinds],
+        "asked": planned.asked,
+        "shared": planned.asked - distinct,
         "seconds": sum(known) if len(known) == len(seconds) else None,
-        "weight_bytes": weights,
+        "models": {name: asdict(model) for name, model in planned.models.items()},
+        "disk_bytes": planned.disk_bytes,
+        "weight_bytes": {config.model.name: weight_bytes(config) for config in configs},
     }
 
 
@@ -46,19 +58,65 @@ def render(console: "Console", document: dict[str, Any]) -> None:
     from sapo.cli.views import simple_table
 
     runs = document["runs"]
-    table = simple_table(f"{runs} run{'s' if runs > 1 else ''}", "stages", "done", "to do", "tokens", "time")
-    for kind in document["kinds"]:
-        counts = (str(kind["done"]), str(kind["to_do"]), f"{kind['tokens']:,}")
-        table.add_row(kind["kind"], *counts, _time(kind["seconds"]))
-    table.add_row("all", "", "", "", _time(document["seconds"]))
+    columns = ["stages", "done", "to do", "tokens", *(["time"] if _is_timed(document) else [])]
+    table = simple_table(f"{runs} run{'s' if runs > 1 else ''}", *columns)
+    rows = [
+        (kind["kind"], str(kind["done"]), str(kind["to_do"]), f"{kind['tokens']:,}", _time(kind["seconds"]))
+        for kind in document["kinds"]
+    ]
+    for row in [*rows, ("all", "", "", "", _time(document["seconds"]))]:
+        table.add_row(*row[: len(columns)])
     console.print(table)
-    for model, size in document["weight_bytes"].items():
-        amount = "unknown (model.parameters is not set)" if size is None else f"{size / 1e9:.1f} GB"
-        console.print(f"Memory of {model}'s weights: {amount}", markup=False)
-    console.print(
-        "Estimates: tokens from characters, time from this store's finished stages of the same model, memory "
-        "as parameters x bytes without activations. Trainings whose prompt is still to be chosen are to do."
+    asked, shared = document["asked"], document["shared"]
+    console.print(f"The runs ask for {asked:,} stages, {shared:,} of which another has asked for already.")
+    console.print(_models_table(document))
+    for line in _NOTES:
+        console.print(line, markup=False)
+
+
+def _is_timed(document: dict[str, Any]) -> bool:
+    """Whether some stages to do have a known time, or else there are no GPU hours that tell as much."""
+    known = any(kind["to_do"] and kind["seconds"] is not None for kind in document["kinds"])
+    return (
+        known
+        or document["seconds"] is not None
+        or any(model["gpu_hours"] is None for model in document["models"].values())
     )
+
+
+_NOTES = (
+    "Estimates: tokens from characters; time and GPU hours from this store's finished stages of the same "
+    "model (measured), else hours from the paper's Table 10, a GPU being an H20 (stated); disk as adapters "
+    "in float32 and tables of answers; memory of weights as parameters x bytes, without activations.",
+    "Trainings whose prompt is still to be chosen are to do.",
+)
+
+
+def _models_table(document: dict[str, Any]) -> "Table":
+    """A line a model: what is to do, and what it takes."""
+    from sapo.cli.views import simple_table
+
+    names = ("to do", "tokens", "GPU hours", "rates", "disk", "weights")
+    table = simple_table(None, "model", *names)
+    for name, model in document["models"].items():
+        hours = "unknown" if model["gpu_hours"] is None else f"{model['gpu_hours']:,.1f}"
+        table.add_row(
+            name,
+            f"{model['stages']:,}",
+            f"{model['tokens']:,}",
+            hours,
+            ", ".join(model["rates"]) or "-",
+            _size(model["disk_bytes"]),
+            _size(document["weight_bytes"][name]),
+        )
+    table.add_row("all, and runs", "", "", "", "", _size(document["disk_bytes"]), "")
+    return table
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _time(seconds: float | None) -> str:

@@ -9,19 +9,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sapo.experiments.engine.stages import Score, Stage, Train
 
-WORDS = {"score": "scoring", "train": "training", "evaluate": "evaluating"}
+WORDS = {"score": "scoring", "train": "training", "evaluate": "evaluating", "gradient": "gradient of"}
 
 
 class StageProgress:
-    """An engine's watcher that shows what runs, and counts computed and stored stages by run."""
+    """An engine's watcher that shows what runs, and counts computed and stored stages by run.
 
-    def __init__(self, total: int) -> None:
+    Stages of many runs may be under way at once. A run is known by its config object, which its stages carry,
+    so that a stage that several runs ask for counts for each of them: as computed for one, as stored for the
+    others.
+    """
+
+    def __init__(self, total: int = 0) -> None:
         console = Console(stderr=True, highlight=False)
         self.total = total
         self.console = console
         self.computed: Counter[int] = Counter()
         self.stored: Counter[int] = Counter()
-        self._begun = 0.0
+        self._running: dict[int, tuple[float, str]] = {}
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (
@@ -34,6 +39,12 @@ class StageProgress:
             self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
             self._row = self._bar.add_task("", total=total)
 
+    def expect(self, stages: int) -> None:
+        """So many stages more are to come."""
+        self.total += stages
+        if self._bar:
+            self._bar.update(self._row, total=self.total)
+
     def __enter__(self) -> "StageProgress":
         if self._bar:
             self._bar.start()
@@ -44,20 +55,32 @@ class StageProgress:
             self._bar.stop()
 
     def __call__(self, stage: Stage, event: str) -> None:
-        """Told `begin`, `done` or `stored` of a stage."""
+        """Told a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
         if event == "begin":
-            self._begun = time.monotonic()
-            if self._bar:
-                self._bar.update(self._row, description=describe(stage))
+            self._running[id(stage)] = time.monotonic(), describe(stage)
+            self._show_running()
             return
-        # A stage carries the config object of the run that asked for it.
+        begun, _ = self._running.pop(id(stage), (0.0, ""))
+        self._show_running()
+        if event == "failed":
+            return
         (self.computed if event == "done" else self.stored)[id(stage.config)] += 1
         if self._bar:
             self._bar.advance(self._row)
         elif event == "done":
             n = self.computed.total() + self.stored.total()
-            seconds = time.monotonic() - self._begun
-            self.console.out(f"[{n}/{self.total}] {describe(stage)}: {seconds:.1f} s")
+            self.console.out(f"[{n}/{self.total}] {describe(stage)}: {time.monotonic() - begun:.1f} s")
+
+    def tell(self, line: str) -> None:
+        """A line for people, above the bar."""
+        self.console.out(line)
+
+    def _show_running(self) -> None:
+        """The stage that runs longest, and how many beside it."""
+        if self._bar and self._running:
+            _, first = min(self._running.values())
+            more = f" and {len(self._running) - 1} more" if len(self._running) > 1 else ""
+            self._bar.update(self._row, description=first + more)
 
 
 def describe(stage: Stage) -> str:

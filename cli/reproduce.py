@@ -1,29 +1,37 @@
-"""`sapo reproduce TARGET`: one table of the paper, run and rendered beside the paper's numbers."""
+"""`sapo reproduce TARGET`: a table or figure of the paper, run and rendered beside the paper's numbers."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapo.cli.console import Json, Overrides, emit
+from sapo.cli.console import Json, Overrides, emit, notice
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
 
-    from sapo.analysis.report import Report
-    from sapo.cli.running import Outcome
+    from sapo.analysis.reproduced import Reproduced
+    from sapo.cli.running import Outcome, Watched
     from sapo.conf.schema import Config
 
 
 def _targets() -> list[str]:
-    from sapo.experiments.targets import TARGETS
+    from sapo.experiments.targets import ALL, TARGETS
 
-    return list(TARGETS)
+    return [*TARGETS, ALL]
 
 
 def command(
-    target: Annotated[str, typer.Argument(help="table1", autocompletion=_targets, show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="table1, table2, table3, table10, table11, figure1 to figure15, or all",
+            autocompletion=_targets,
+            show_default=False,
+        ),
+    ],
     overrides: Overrides = None,
     scale: Annotated[
         str, typer.Option(help="mini: a demonstration on the small model; paper: the paper's setting")
@@ -35,91 +43,292 @@ def command(
         bool, typer.Option("--yes", help="Run the paper's scale without a GPU all the same")
     ] = False,
 ) -> None:
-    """Run what a table of the paper needs, and render it beside the paper's numbers."""
-    from pathlib import Path
+    """Run what a table or figure of the paper needs, and render it beside the paper's numbers."""
+    from sapo.experiments.targets import ALL, configs_of, targets_of
 
-    from sapo.cli import plan
-    from sapo.conf.load import load
-    from sapo.experiments.targets import overrides_of
-
-    configs = load(overrides_of(target, scale, overrides or []))
+    configs = {name: configs_of(name, scale, overrides or []) for name in targets_of(target)}
     if dry_run:
-        document = plan.describe(configs)
-        emit(document, json, lambda console: plan.render(console, document))
+        document = _plan(configs)
+        emit(document, json, lambda console: _render_plan(console, document))
         return
     if not yes:
         _require_gpu(scale, configs)
-    from sapo.analysis.report import analyze
-    from sapo.cli.running import report_failures, run_configs
+    jobs = [Job(name, scale, overrides or [], runs) for name, runs in configs.items()]
+    from sapo.cli.running import watched_engine
 
-    outcome = run_configs(configs, force, fail_fast=False)
-    output = Path(configs[0].store.root) / "reports" / f"{target}-{scale}"
-    report = analyze([run.folder for run in outcome.finished], output, "rougeL", configs[0].parity.definition)
-    again = _command(target, scale, overrides or [])
-    document = {"target": target, "scale": scale, **_document(report, outcome), "command": again}
-    emit(document, json, lambda console: _render(console, report, outcome, output, again))
-    report_failures(outcome)
+    with watched_engine([config for runs in configs.values() for config in runs], force) as watched:
+        if target == ALL:
+            _reproduce_all(jobs, watched, json)
+            return
+        done = _reproduce(jobs[0], watched)
+    emit(done.document, json, done.render)
+    _exit(done)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A target at a scale, and the runs that it takes."""
+
+    target: str
+    scale: str
+    overrides: list[str]
+    configs: list["Config"]
+
+    @property
+    def output(self) -> "Path":
+        """Where its report goes."""
+        from pathlib import Path
+
+        return Path(self.configs[0].store.root) / "reports" / f"{self.target}-{self.scale}"
+
+    @property
+    def command(self) -> str:
+        """The command that does it again."""
+        from shlex import join
+
+        return join(["sapo", "reproduce", self.target, "--scale", self.scale, *self.overrides])
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job, what its runs came to, and what it shows."""
+
+    job: Job
+    outcome: "Outcome"
+    shown: "Reproduced"
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON values; None for what is undefined."""
+        from json import loads
+
+        outcome = self.outcome
+        return {
+            "target": self.job.target,
+            "scale": self.job.scale,
+            "files": [str(path) for path in self.shown.files],
+            "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in outcome.finished],
+            "failed": [{"run": name, "error": message} for name, message in outcome.failed],
+            "seconds": round(outcome.seconds, 3),
+            "stages": {"computed": outcome.computed, "stored": outcome.stored},
+            "tables": {
+                title: loads(frame.to_json(orient="records")) for title, frame in self.shown.tables.items()
+            },
+            "notes": self.shown.notes,
+            "command": self.job.command,
+        }
+
+    def render(self, console: "Console") -> None:
+        """For people."""
+        from sapo.cli.console import duration
+
+        outcome = self.outcome
+        for part in self.shown.parts:
+            console.print(part)
+        lines = [
+            *self.shown.notes,
+            f"Written to {self.job.output}; matrices and figures lie in the folders of the "
+            f"{len(outcome.finished)} runs.",
+            f"Took {duration(outcome.seconds)}.",
+            f"Stages: {outcome.computed} computed, {outcome.stored} from the store.",
+            f"Again with: {self.job.command}",
+        ]
+        for line in lines:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def _reproduce(job: Job, watched: "Watched") -> Done:
+    """Runs a target and draws it; raises if none of its runs finished, or of no probe all."""
+    from sapo.analysis.reproduced import DRAWINGS, probes
+    from sapo.cli.running import run_configs
+    from sapo.experiments.probe import probes_of
+    from sapo.experiments.targets import TARGETS
+
+    target = TARGETS[job.target]
+    if target.is_probe:
+        probes_of(job.configs)  # what cannot be a probe is refused before hours of runs
+    outcome = run_configs(job.configs, watched, fail_fast=False)
+    if target.is_probe:
+        folders = _write_probes(job, outcome, watched, target.gradients)
+        return Done(job, outcome, probes(job.target, target.drawing, folders, job.output))
+    # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
+    folders = list(dict.fromkeys(run.folder for run in outcome.finished))
+    definition = job.configs[0].parity.definition
+    return Done(job, outcome, DRAWINGS[target.drawing](job.target, folders, job.output, definition))
+
+
+def _write_probes(job: Job, outcome: "Outcome", watched: "Watched", gradients: bool) -> list["Path"]:
+    """Measures what probes need beside their runs, with progress, and writes their folders.
+
+    A probe of which a run failed is left out; raises if there is no other.
+    """
+    import asyncio
+
+    from sapo.cli.console import nothing_on_stdout
+    from sapo.cli.running import report_failures
+    from sapo.conf.errors import WorkError
+    from sapo.experiments.planning import PlanEngine
+    from sapo.experiments.probe import measure_all, probes_of, write_probes
+
+    folders = {id(run.config): run.folder for run in outcome.finished}
+    probes = [list(probe.configs.values()) for probe in probes_of(job.configs)]
+    whole = [config for probe in probes if all(id(c) in folders for c in probe) for config in probe]
     if outcome.failed:
+        left_out = sum(any(id(config) not in folders for config in probe) for probe in probes)
+        n_failed = len(outcome.failed)
+        what = f"{left_out} of {len(probes)} probes cannot be drawn: {n_failed} of their runs failed."
+        if not whole:
+            report_failures(outcome)
+            raise WorkError(what)
+        notice(f"sapo: {what}")
+    counter = PlanEngine(watched.engine.store)
+    asyncio.run(measure_all(whole, counter, gradients))
+    watched.progress.expect(counter.asked)
+    with watched.progress, nothing_on_stdout():
+        return write_probes([(config, folders[id(config)]) for config in whole], watched.engine, gradients)
+
+
+def _reproduce_all(jobs: list[Job], watched: "Watched", json: bool) -> None:
+    """Every target in turn, each shown when it is done; then which failed. Exits with 1 if any did."""
+    from rich.console import Console
+
+    done: list[Done] = []
+    failed: dict[str, str] = {}
+    console = Console(highlight=False)
+    for job in jobs:
+        notice(f"sapo: {job.target}")
+        try:
+            done.append(_reproduce(job, watched))
+        except Exception as error:
+            # One target's failure, whatever it is, leaves the others to be done.
+            failed[job.target] = f"{error}" or type(error).__name__
+            notice(f"sapo: {job.target} failed: {failed[job.target]}")
+            continue
+        if not json:
+            console.rule(job.target, align="left")
+            done[-1].render(console)
+    emit(_summary(jobs[0].scale, done, failed), json, lambda console: _render_summary(console, done, failed))
+    _exit(*done, is_failed=bool(failed))
+
+
+def _summary(scale: str, done: list[Done], failed: dict[str, str]) -> dict[str, Any]:
+    return {
+        "target": "all",
+        "scale": scale,
+        "targets": [one.document for one in done],
+        "failed": [{"target": target, "error": message} for target, message in failed.items()],
+        "seconds": round(sum(one.outcome.seconds for one in done), 3),
+        "stages": {
+            "computed": sum(one.outcome.computed for one in done),
+            "stored": sum(one.outcome.stored for one in done),
+        },
+    }
+
+
+def _render_summary(console: "Console", done: list[Done], failed: dict[str, str]) -> None:
+    from sapo.cli.console import duration
+    from sapo.cli.views import simple_table
+
+    title = f"{len(done)} of {len(done) + len(failed)} targets"
+    table = simple_table(title, "target", "runs", "computed", "stored", "took")
+    for one in done:
+        outcome = one.outcome
+        missing = f" ({len(outcome.failed)} failed)" if outcome.failed else ""
+        counts = (f"{len(outcome.finished)}{missing}", str(outcome.computed), str(outcome.stored))
+        table.add_row(one.job.target, *counts, duration(outcome.seconds))
+    console.print(table)
+    for target, message in failed.items():
+        console.print(f"{target} failed: {message}", markup=False, soft_wrap=True)
+
+
+def _exit(*done: Done, is_failed: bool = False) -> None:
+    """Names the runs that failed on stderr; exits with 1 if there are any, or if something else failed."""
+    from sapo.cli.running import report_failures
+
+    for one in done:
+        report_failures(one.outcome)
+    if is_failed or any(one.outcome.failed for one in done):
         raise typer.Exit(1)
 
 
-def _require_gpu(scale: str, configs: list["Config"]) -> None:
+def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
+    """What all targets together would compute, shared stages once; of several, also each alone.
+
+    A target that cannot be planned is named with the reason; raises it if there is no other.
+    """
+    from sapo.cli import plan
+    from sapo.conf.errors import UserError
+    from sapo.experiments.targets import TARGETS
+
+    def describe(names: list[str]) -> dict[str, Any]:
+        # Targets that show the same runs in other ways count once.
+        work = {work_of(name): name for name in names}
+        probes = [
+            (configs[name], gradients) for (_, gradients), name in work.items() if TARGETS[name].is_probe
+        ]
+        distinct = {repr(config): config for name in work.values() for config in configs[name]}
+        return plan.describe(list(distinct.values()), probes)
+
+    def work_of(name: str) -> tuple[str, bool]:
+        return TARGETS[name].experiment, TARGETS[name].gradients
+
+    if len(configs) == 1:
+        return describe(list(configs))
+    described: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name in configs:
+        if work_of(name) in described:
+            continue
+        try:
+            alone = describe([name])
+            described[work_of(name)] = {key: alone[key] for key in ("runs", "kinds", "seconds")}
+        except UserError as error:
+            described[work_of(name)] = {"error": str(error)}
+    each = {name: described[work_of(name)] for name in configs}
+    possible = [name for name, alone in each.items() if "error" not in alone]
+    if not possible:
+        raise UserError("\n".join(dict.fromkeys(alone["error"] for alone in each.values())))
+    return describe(possible) | {"targets": each}
+
+
+def _render_plan(console: "Console", document: dict[str, Any]) -> None:
+    from sapo.cli import plan
+    from sapo.cli.console import duration
+    from sapo.cli.views import simple_table
+
+    if "targets" in document:
+        table = simple_table("Each target alone", "target", "runs", "done", "to do", "time")
+        for name, alone in document["targets"].items():
+            if "error" in alone:
+                console.print(f"No plan of {name}: {alone['error']}", markup=False, soft_wrap=True)
+                continue
+            counts = (sum(kind[count] for kind in alone["kinds"]) for count in ("done", "to_do"))
+            time = "unknown" if alone["seconds"] is None else duration(alone["seconds"])
+            table.add_row(name, str(alone["runs"]), *map(str, counts), time)
+        console.print(table)
+        console.print("All of them, shared stages counted once:")
+    plan.render(console, document)
+
+
+def _require_gpu(scale: str, configs: dict[str, list["Config"]]) -> None:
     """Refuses the paper's scale without a GPU, after showing on stderr what it would take."""
     from sapo.conf.errors import UserError
     from sapo.experiments.models import device_of
     from sapo.experiments.targets import require_gpu
 
     try:
-        require_gpu(scale, device_of(configs[0]).type)
+        require_gpu(scale, device_of(next(iter(configs.values()))[0]).type)
     except UserError:
         _show_plan(configs)
         raise
 
 
-def _show_plan(configs: list["Config"]) -> None:
+def _show_plan(configs: dict[str, list["Config"]]) -> None:
     from rich.console import Console
 
-    from sapo.cli import plan
     from sapo.conf.errors import UserError
 
     console = Console(stderr=True, highlight=False)
     try:
-        plan.render(console, plan.describe(configs))
+        _render_plan(console, _plan(configs))
     except UserError as error:  # the data is missing too: then there is no plan to show
         console.print(f"No plan: {error}", markup=False, soft_wrap=True)
-
-
-def _document(report: "Report", outcome: "Outcome") -> dict[str, Any]:
-    return {
-        "files": [str(path) for path in report.files],
-        "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in outcome.finished],
-        "failed": [{"run": name, "error": message} for name, message in outcome.failed],
-        "seconds": round(outcome.seconds, 3),
-        "stages": {"computed": outcome.computed, "stored": outcome.stored},
-    }
-
-
-def _command(target: str, scale: str, overrides: list[str]) -> str:
-    from shlex import join
-
-    return join(["sapo", "reproduce", target, "--scale", scale, *overrides])
-
-
-def _render(console: "Console", report: "Report", outcome: "Outcome", output: "Path", again: str) -> None:
-    from sapo.analysis import render
-    from sapo.cli.console import duration
-
-    if report.table:
-        console.print(render.terminal(report.table))
-    else:
-        console.print("One run only: a table needs more. Its matrix and metrics are in its folder.")
-    console.print(render.prompts_terminal(report.prompts))
-    lines = [
-        *report.notes,
-        f"Written to {output}; matrices and figures lie in the folders of the {len(outcome.finished)} runs.",
-        f"Took {duration(outcome.seconds)}.",
-        f"Stages: {outcome.computed} computed, {outcome.stored} from the store.",
-        f"Again with: {again}",
-    ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)

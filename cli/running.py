@@ -1,7 +1,8 @@
 """What `train` and `reproduce` share: running configs with progress, and telling what failed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from sapo.cli.console import nothing_on_stdout, notice
 from sapo.cli.progress import StageProgress
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
-from sapo.experiments.batch import complete, expected_stages, require_ready
+from sapo.experiments.batch import complete, expected_stages, open_engine, require_engine, require_ready
+from sapo.experiments.engine.concurrent import ConcurrentEngine
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.store import Store
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,34 @@ class Outcome:
         return sum(run.stored for run in self.finished)
 
 
-def run_configs(configs: Sequence[Config], force: bool, fail_fast: bool) -> Outcome:
-    """Runs all on one engine and writes their folders; raises if none finished, with `fail_fast` at once."""
-    begun = time.monotonic()
-    require_ready(configs)
-    progress = StageProgress(sum(map(expected_stages, configs)))
-    engine = LocalEngine(Store(Path(configs[0].store.root)), progress, force)
+@dataclass(frozen=True)
+class Watched:
+    """The one engine of a command, and the progress of all that it computes."""
+
+    engine: LocalEngine | ConcurrentEngine
+    progress: StageProgress
+
+
+@contextmanager
+def watched_engine(configs: Sequence[Config], force: bool) -> Iterator[Watched]:
+    """The engine for all runs of a command: what is computed by force is so once, and workers start once."""
+    require_engine(configs)
+    progress = StageProgress()
     try:
-        with progress, nothing_on_stdout():
-            results = complete(configs, engine, keep_going=not fail_fast)
+        with open_engine(configs[0], progress, progress.tell, force) as engine:
+            yield Watched(engine, progress)
     except KeyboardInterrupt:
         notice("sapo: interrupted. Finished stages are kept: the same command goes on from here.")
         raise
+
+
+def run_configs(configs: Sequence[Config], watched: Watched, fail_fast: bool) -> Outcome:
+    """Runs all on the engine and writes their folders; raises if none finished, with `fail_fast` at once."""
+    begun, progress = time.monotonic(), watched.progress
+    require_ready(configs)
+    progress.expect(sum(map(expected_stages, configs)))
+    with progress, nothing_on_stdout():
+        results = complete(configs, watched.engine, keep_going=not fail_fast)
     finished = [
         Finished(config, result, progress.computed[id(config)], progress.stored[id(config)])
         for config, result in zip(configs, results, strict=True)

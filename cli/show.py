@@ -166,7 +166,7 @@ def _render_pool(console: "Console", document: dict[str, Any]) -> None:
             console.print(f"{'':>8}  not valid: {reason}", markup=False, soft_wrap=True)
     verdict = "valid" if document["valid"] else "; ".join(["not valid", *document["problems"]])
     count = len(document["prompts"]) - 1
-    console.print(f"{count} paraphrases from {document['source']}: {verdict}", markup=False, soft_wrap=True)
+    console.print(f"{count} paraphrases ({document['source']}): {verdict}", markup=False, soft_wrap=True)
 
 
 @group.command("model")
@@ -222,11 +222,11 @@ def show_example(
 
 
 def _config_of_task(overrides: list[str] | None) -> "Config":
-    """The config, which names a task."""
+    """The config, which names a task: `task=NAME`, or NAME alone."""
     from sapo.conf.errors import UserError
     from sapo.conf.load import load_one
 
-    config = load_one(overrides or [])
+    config = load_one([part if "=" in part else f"task={part}" for part in overrides or []])
     if not config.task:
         raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
     return config

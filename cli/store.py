@@ -1,7 +1,7 @@
-"""`sapo store verify|ls`: what lies in the store, and whether it is still what was stored."""
+"""`sapo store ls|verify|gc|export|import`: what lies in the store, its soundness, and moving it elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sapo.experiments.engine.store import Store
 
 group = typer.Typer(
-    help="What lies in the store, and whether it is still what was stored.", no_args_is_help=True
+    help="What lies in the store, whether it is still what was stored, and how it moves elsewhere.",
+    no_args_is_help=True,
 )
 Root = Annotated[
     Path | None, typer.Option("--root", help="Folder of the store [default: SAPO_STORE, else runs]")
@@ -21,36 +22,174 @@ Root = Annotated[
 
 
 @group.command()
-def verify(root: Root = None, json: Json = False) -> None:
+def verify(
+    root: Root = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what is damaged: its command then makes it again")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Compare the SHA-256 of every stored file with its manifest; exit 1 if anything is damaged."""
+    from functools import partial
+
     from sapo.conf.errors import WorkError
+    from sapo.experiments.engine.garbage import discard
 
     store = _store(root)
-    damaged = list(store.damaged())
-    count = sum(1 for _ in store.stages())
-    if json or not damaged:
-        document = {"root": str(store.root), "stages": count, "damaged": damaged}
-        emit(document, json, lambda console: console.print(f"{count} stages in {store.root}, none damaged."))
-    if damaged:
-        lines = "\n".join(f"  {line}" for line in damaged)
+    found = list(store.damaged())
+    count, runs = sum(1 for _ in store.stages()), sum(1 for _ in store.runs())
+    folders = dict.fromkeys(folder for folder, _ in found)
+    deleted = [
+        str(folder)
+        for folder in folders
+        if delete and discard(store, folder, folder.name, partial(_is_damaged, folder))
+    ]
+    left = [line for folder, line in found if str(folder) not in deleted]
+
+    def render(console: "Console") -> None:
+        for folder in deleted:
+            console.print(f"Deleted {folder}", markup=False, soft_wrap=True)
+        damaged = f"{len(deleted)} damaged and deleted" if deleted else "none damaged"
+        console.print(f"{count} stages and {runs} runs in {store.root}, {damaged}.", soft_wrap=True)
+
+    if json or not left:
+        document = {"root": str(store.root), "stages": count, "runs": runs, "deleted": deleted}
+        emit(document | {"damaged": [line for _, line in found]}, json, render)
+    if left:
+        lines = "\n".join(f"  {line}" for line in left)
         raise WorkError(
-            f"{len(damaged)} damaged in {store.root}:\n{lines}\n"
-            "Delete the stage's folder; the command that made it computes it again."
+            f"{len(left)} damaged in {store.root}:\n{lines}\n"
+            "Delete it with `sapo store verify --delete`; the commands that made it then make it again."
         )
 
 
 @group.command("ls")
 def list_stages(root: Root = None, json: Json = False) -> None:
-    """Every finished stage: kind, key, task, model, seconds."""
+    """Every finished stage (kind, key, task, model, seconds, size), and what each kind takes on the disk."""
     from sapo.cli.ls import stages
+    from sapo.experiments.engine.garbage import size_of
 
-    entries = stages(_store(root).root)
+    store = _store(root)
+    sizes = {(kind, stored.key): size_of(stored.folder) for kind, stored in store.stages()}
+    entries: list[dict[str, Any]] = [
+        entry | {"bytes": sizes[kind, entry["key"]]}
+        for entry in stages(store.root)
+        for kind in [entry["name"].split("/")[0]]
+    ]
+    kinds = _kinds(store, sizes)
+    total = sum(kind["bytes"] for kind in kinds.values())
 
     def render(console: "Console") -> None:
         for entry in entries:
-            console.print(f"{entry['name']}  {entry['description']}", markup=False, soft_wrap=True)
+            line = f"{entry['name']}  {entry['description']}, {_amount(entry['bytes'])}"
+            console.print(line, markup=False, soft_wrap=True)
+        for kind, facts in kinds.items():
+            console.print(f"{facts['count']:>7} {kind:<12} {_amount(facts['bytes']):>9}")
+        console.print(f"{'':>7} {'all':<12} {_amount(total):>9}")
 
-    emit({"stages": entries}, json, render)
+    emit({"stages": entries, "kinds": kinds, "bytes": total}, json, render)
+
+
+def _kinds(store: "Store", sizes: dict[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """How many there are of each kind of stage and of everything else, and their bytes."""
+    from sapo.experiments.engine.garbage import size_of
+
+    lists: dict[str, list[int]] = {}
+    for (kind, _), size in sizes.items():
+        lists.setdefault(kind, []).append(size)
+    for kind in ("runs", "probes", "checkpoints", "building"):
+        lists[kind] = [size_of(folder) for folder in store.root.glob(f"{kind}/*")]
+    return {kind: {"count": len(found), "bytes": sum(found)} for kind, found in lists.items()}
+
+
+@group.command()
+def gc(
+    root: Root = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without, only say what would go")] = False,
+    unfinished: Annotated[
+        bool,
+        typer.Option(
+            "--unfinished",
+            help="Also stages and checkpoints that no finished run or probe refers to: what deleted runs "
+            "left, but also what a killed run would go on from",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List, or delete with --yes, what nothing refers to: remains of processes that died, locks nobody holds.
+
+    What is being computed is never touched. What `sapo eval` computed in a run's states is kept with it.
+    """
+    from sapo.experiments.engine.garbage import LOCK, collect, leftovers
+
+    store = _store(root)
+    found = leftovers(store)
+    items = [item for item in found if unfinished or not item.is_of_no_run]
+    kept = [item for item in found if item not in items]
+    entries: list[dict[str, Any]] = [
+        {"path": str(item.path), "what": item.what, "bytes": item.bytes, "age_seconds": round(item.age)}
+        for item in items
+    ]
+    gone = collect(store, items) if yes else []
+    size = sum(item.bytes for item in (gone if yes else items))
+
+    def render(console: "Console") -> None:
+        from sapo.cli.console import duration
+
+        locks = [entry for entry in entries if entry["what"] == LOCK]
+        for entry in entries:
+            if entry in locks:
+                continue
+            facts = f"{entry['what']}, {_amount(entry['bytes'])}, {duration(entry['age_seconds'])} old"
+            console.print(f"{entry['path']}  {facts}", markup=False, soft_wrap=True)
+        if locks:
+            oldest = duration(max(entry["age_seconds"] for entry in locks))
+            facts = f"{len(locks)} locks that nobody holds, the oldest {oldest} old"
+            console.print(f"{store.root / 'locks'}  {facts}", markup=False, soft_wrap=True)
+        if kept:
+            amount = _amount(sum(item.bytes for item in kept))
+            console.print(f"Kept: {len(kept)} that no finished run refers to ({amount}): --unfinished.")
+        what = (
+            f"Deleted {len(gone)}" if yes else f"{len(items)} would go (nothing was deleted; --yes deletes)"
+        )
+        console.print(f"{what}: {_amount(size)}.")
+
+    emit({"items": entries, "bytes": size, "deleted": len(gone), "kept": len(kept)}, json, render)
+
+
+@group.command("export")
+def export_runs(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, ids, or patterns", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar.gz", help="A new file", show_default=False)],
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Write runs with all their stages to one file, which `sapo store import` takes in elsewhere."""
+    from sapo.analysis.results import find_runs
+    from sapo.experiments.engine import archive
+
+    done = archive.export_runs(find_runs(runs, root or store_root()), out)
+    text = f"{len(done.runs)} runs with {done.stages} stages, {_amount(done.bytes)}, in {out}"
+    document = {"file": str(out), "runs": done.runs, "stages": done.stages, "bytes": done.bytes}
+    emit(document, json, lambda console: console.print(text, markup=False, soft_wrap=True))
+
+
+@group.command("import")
+def import_archive(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sapo store export` wrote")],
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Take runs and stages in from a file, all or nothing; the same commands then find them computed."""
+    from sapo.experiments.engine import archive
+    from sapo.experiments.engine.store import Store
+
+    store = Store(root or store_root())
+    done = archive.import_archive(file, store)
+    text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
+    lines = [text, *(f"  {run}" for run in done.runs)]
+    document = {"root": str(store.root), "runs": done.runs, "stages": done.stages, "kept": done.kept}
+    emit(document, json, lambda console: console.print("\n".join(lines), markup=False, soft_wrap=True))
 
 
 def _store(root: Path | None) -> "Store":
@@ -61,3 +200,17 @@ def _store(root: Path | None) -> "Store":
     if not root.is_dir():
         raise UserError(f"No store {root}. Say where it is with --root FOLDER or SAPO_STORE.")
     return Store(root)
+
+
+def _amount(n_bytes: int) -> str:
+    """`512 B`, `3.4 kB`, `1.2 GB`."""
+    size, units = float(n_bytes), ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size, _ = size / 1000, units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def _is_damaged(folder: Path) -> bool:
+    from sapo.data.manifest import damage
+
+    return any(damage(folder))

@@ -30,9 +30,10 @@ def command(
     from sapo.conf.load import load
 
     configs = load(overrides or [])  # a wrong override is answered before PyTorch is imported
-    from sapo.cli.running import report_failures, run_configs
+    from sapo.cli.running import report_failures, run_configs, watched_engine
 
-    outcome = run_configs(configs, force, not keep_going)
+    with watched_engine(configs, force) as watched:
+        outcome = run_configs(configs, watched, not keep_going)
     summaries = [_summary(run) for run in outcome.finished]
     emit(_document(summaries, outcome), json, lambda console: _render(console, outcome))
     report_failures(outcome)

@@ -1,7 +1,10 @@
 """Errors that the user can mend: one legible message, no traceback, a defined exit code."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+NAMED = 60  # known names in one message; a store may hold thousands of runs
 
 
 class UserError(Exception):
@@ -17,8 +20,9 @@ class WorkError(UserError):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for an unknown name, with the nearest known names and the whole list."""
-    known = sorted(known)
+    """An error for an unknown name, with the nearest known names and the list of them, cut if it is long."""
+    known = sorted(known, key=lambda each: re.sub("[0-9]+", lambda number: number[0].zfill(9), each))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(known) or 'none'}.")
+    rest = f" and {len(known) - NAMED:,} more" if len(known) > NAMED else ""
+    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(known[:NAMED]) or 'none'}{rest}.")

@@ -2,11 +2,14 @@
 
 import difflib
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -49,7 +52,12 @@ def load(overrides: list[str]) -> list[Config]:
     found = sorted({problem for config in configs for problem in problems(config)})
     if found:
         raise UserError("The configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
-    return configs
+    return [_at_home(config) for config in configs]
+
+
+def _at_home(config: Config) -> Config:
+    """The config with the ~ of its store's folder expanded, which many places read."""
+    return replace(config, store=replace(config.store, root=str(Path(config.store.root).expanduser())))
 
 
 def load_one(overrides: list[str]) -> Config:
@@ -100,32 +108,65 @@ def _compose_product(axes: list[list[str]], composed: dict[tuple[str, ...], Conf
         return composed[combination]
 
     parts = {place: _part_of(axis) for place, axis in enumerate(axes) if len(axis) > 1}
+    if _has_references(axes):
+        parts = {}
+    shared = {part for part, count in Counter(parts.values()).items() if count > 1}
+    parts = {place: None if part in shared else part for place, part in parts.items()}
     configs = []
     for combination in product(*axes):
         # The same with the first value of every axis that stands for itself.
         plain = tuple(
             axes[place][0] if parts.get(place) else value for place, value in enumerate(combination)
         )
-        values = {
-            part: getattr(compose_once((*plain[:place], combination[place], *plain[place + 1 :])), part)
-            for place, part in parts.items()
-            if part
-        }
+        values: dict[str, Any] = {}
+        for place, part in parts.items():
+            if part:
+                number = _with_number(compose_once(plain), combination[place])
+                values[part] = (
+                    getattr(compose_once((*plain[:place], combination[place], *plain[place + 1 :])), part)
+                    if number is None
+                    else number
+                )
         configs.append(replace(compose_once(plain), **values))
     return configs
 
 
-def _part_of(axis: list[str]) -> str | None:
-    """The part of the config that alone an axis decides: a group without `@package` members, or the seed."""
-    key = axis[0].split("=", 1)[0]
+def _with_number(config: Config, override: str) -> Any:
+    """The seed, or the part of the config, under an override by a whole number; None for other overrides."""
+    key, _, value = override.partition("=")
+    if not re.fullmatch(r"-?[0-9]+", value):
+        return None
     if key == "seed":
-        return key
+        return int(value)
+    group, _, setting = key.partition(".")
+    part = getattr(config, group)
+    # A number for a setting of another type is left to be converted, or refused.
+    return replace(part, **{setting: int(value)}) if type(getattr(part, setting, None)) is int else None
+
+
+def _part_of(axis: list[str]) -> str | None:
+    """The part of the config that alone an axis decides: a group, a group's setting, or the seed.
+
+    None for a group with a member that reaches beyond its group, by `@package` or with defaults of its own.
+    """
+    key = axis[0].split("=", 1)[0]
+    group, _, setting = key.partition(".")
+    if key == "seed" or (setting and group in GROUPS):
+        return group
     if key not in GROUPS:
         return None
     chosen = {value.split("=", 1)[1] for value in axis}
     files = [path for path in _choice_files(key) if path.stem in chosen]
-    is_own = all("@package" not in path.read_text(encoding="utf-8") for path in files)
-    return key if is_own else None
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    reaches_out = any(word in text for text in texts for word in ("@package", "defaults:"))
+    return None if reaches_out else key
+
+
+def _has_references(axes: list[list[str]]) -> bool:
+    """Whether a value, said or in a file of the user's, is made of another part's: `runs/${seed}`."""
+    own = (path for folder in _own_folders() for path in folder.glob("*/*.yaml"))
+    said = (value for axis in axes for value in axis)
+    return any("${" in text for text in (*said, *(path.read_text(encoding="utf-8") for path in own)))
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
@@ -205,7 +246,8 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).strip().splitlines()[0]}"
-    return str(error).strip().split("\nSee ")[0].replace("\n", "; ")
+    # Runs of blanks stood before the caret that points into the line above.
+    return " ".join(str(error).strip().split("\nSee ")[0].replace("\n", "; ").split())
 
 
 def _own_folders() -> list[Path]:

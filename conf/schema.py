@@ -100,6 +100,9 @@ class PolicyConfig:
 
     name: str = runtime("static, random, sapo, sapp, paft or fixed")
     index: int = runtime("Prompt of the pool that `fixed` trains every task with; -1 is the original", -1)
+    last_only: bool = runtime(
+        "fixed: only the last task gets that prompt, those before it their original instruction", False
+    )
     redraw: int = identity("paft: examples in a row that are trained with one drawn prompt", 1)
 
 
@@ -198,8 +201,19 @@ class DataConfig:
 class EngineConfig:
     """Where stages run."""
 
-    name: str = runtime("local: in this process, on the one device", "local")
+    name: str = runtime(
+        "local: in this process, on the one device; ray: on many, by Ray (docs/scale.md)", "local"
+    )
     device: str = runtime("cuda, cpu, mps, or auto; which GPU: CUDA_VISIBLE_DEVICES", "auto")
+    address: str | None = runtime(
+        "ray: auto or HOST:PORT of a cluster to join; if not set, one is started on this machine", None
+    )
+    workers: int | None = runtime("ray: how many; if not set, as many as there are GPUs, else cores", None)
+    gpus: float | None = runtime(
+        "ray: GPUs of a worker, or a part of one (0.5); if not set, 1 where there are GPUs", None
+    )
+    cpus: float = runtime("ray: CPU cores of a worker", 1.0)
+    retries: int = runtime("ray: how often a stage is run again after its worker died", 2)
 
 
 @dataclass

@@ -2,10 +2,13 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from sapo.conf.schema import Config, MethodConfig, ParaphrasesConfig
+from sapo.conf.names import shown, why_no_name
+from sapo.conf.schema import Config, EngineConfig, MethodConfig, ParaphrasesConfig
 
 _NAMES = {
     "policy.name": ("static", "random", "sapo", "sapp", "paft", "fixed"),
@@ -35,7 +38,7 @@ _NAMES = {
     "trainer.seeding": ("task", "run"),
     "data.truncation": ("input", "end"),
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "engine.name": ("local",),
+    "engine.name": ("local", "ray"),
     "engine.device": ("auto", "cuda", "cpu", "mps"),
     "parity.definition": ("reference", "paper", "gem"),
     "sequence.benchmark": ("superni", "trace", "mini", "own"),
@@ -64,15 +67,30 @@ _AT_LEAST = {
     "trainer.micro_batch_tokens": 1,
     "trainer.checkpoint_steps": 0,
     "trainer.weight_decay": 0,
-    "trainer.warmup_ratio": 0,
     "data.train_examples": 1,
     "data.test_examples": 1,
     "data.max_input_tokens": 16,
     "sequence.train_examples": 1,
+    "model.parameters": 0,
+    "engine.workers": 1,
+    "engine.gpus": 0,
+    "engine.retries": 0,
     "seed": 0,
 }
 
-_ABOVE_ZERO = ("method.alpha", "method.fisher_decay", "trainer.learning_rate", "trainer.max_grad_norm")
+_NAMES_OF_FILES = ("sequence.name", "model.name", "model.chat_template", "paraphrases.name", "task")
+_PATHS = ("store.root", "data.root", "paraphrases.file", "paraphrases.folder")
+_WORD = r"[A-Za-z0-9_][\w.-]*"
+_SOURCES = {"hub": f"{_WORD}(?:/{_WORD})?", "wheel": f"{_WORD}=={_WORD}", "tiny": _WORD}
+_SOURCE_FORMS = "hub:OWNER/NAME, wheel:DISTRIBUTION==VERSION, tiny:ARCHITECTURE or path:FOLDER"
+
+_ABOVE_ZERO = (
+    "method.alpha",
+    "method.fisher_decay",
+    "trainer.learning_rate",
+    "trainer.max_grad_norm",
+    "engine.cpus",
+)
 _BELOW_ONE = ("method.dropout", "trainer.warmup_ratio")
 
 
@@ -91,11 +109,13 @@ def problems(config: Config) -> Iterator[str]:
     for key in _BELOW_ONE:
         if not 0 <= _get(config, key) < 1:
             yield f"{key}={_get(config, key)}: must be at least 0 and below 1"
-    if config.method.fisher_decay > 1:
-        yield f"method.fisher_decay={config.method.fisher_decay}: must be at most 1"
+    if config.policy.last_only and config.policy.name != "fixed":
+        yield f"policy.last_only=true with policy={config.policy.name}: only policy=fixed gives a prompt"
+    yield from _name_problems(config)
+    yield from _engine_problems(config.engine)
     yield from _sequence_problems(config)
     yield from _race_problems(config)
-    yield from _inscl_problems(config.method)
+    yield from _method_problems(config.method)
     yield from _paraphrases_problems(config.paraphrases)
 
 
@@ -118,7 +138,23 @@ def _paraphrases_problems(config: ParaphrasesConfig) -> Iterator[str]:
         yield f"paraphrases.prices={config.prices}: must be [IN, OUT], two numbers of at least 0"
 
 
-def _inscl_problems(method: MethodConfig) -> Iterator[str]:
+def _engine_problems(engine: EngineConfig) -> Iterator[str]:
+    gpus = engine.gpus or 0.0
+    if 1 < gpus < math.inf and gpus % 1:
+        yield f"engine.gpus={gpus:g}: must be a part of one GPU, or a whole number of them"
+    if engine.address is not None and not re.fullmatch(r"auto|[^\s/:]+:\d{1,5}", engine.address):
+        yield (
+            f"engine.address={engine.address}: must be auto or HOST:PORT, where `ray start` has started a "
+            "cluster that this machine is part of"
+        )
+    given = engine.address or engine.workers or engine.gpus
+    if engine.name != "ray" and given is not None:
+        yield f"engine.address, engine.workers and engine.gpus are for engine=ray, not engine={engine.name}"
+
+
+def _method_problems(method: MethodConfig) -> Iterator[str]:
+    if method.fisher_decay > 1:
+        yield f"method.fisher_decay={method.fisher_decay}: must be at most 1"
     if method.name != "inscl":
         return
     if method.unit != "instance" and method.tagger is not None:
@@ -144,14 +180,30 @@ def _race_problems(config: Config) -> Iterator[str]:
 
 
 def _sequence_problems(config: Config) -> Iterator[str]:
-    tasks = config.sequence.tasks
-    if not tasks:
+    if not config.sequence.tasks:
         yield f"sequence {config.sequence.name} has no tasks"
-    repeated = sorted(
-        {task for task in tasks if tasks.count(task) > 1} | (set(tasks) & set(config.sequence.unseen))
-    )
-    if repeated:
+    counts = Counter([*config.sequence.tasks, *config.sequence.unseen])
+    if repeated := sorted(task for task, count in counts.items() if count > 1):
         yield f"sequence {config.sequence.name} names {', '.join(repeated)} twice"
+
+
+def _name_problems(config: Config) -> Iterator[str]:
+    """Names that become parts of paths: none may lead out of its folder."""
+    names = [(key, _get(config, key)) for key in _NAMES_OF_FILES]
+    names += [("sequence.tasks", task) for task in config.sequence.tasks]
+    names += [("sequence.unseen", task) for task in config.sequence.unseen]
+    for key, name in names:
+        if name is not None and (reason := why_no_name(name)):
+            yield f"{key}={shown(name)}: {reason}"
+    for key in _PATHS:
+        if value := _get(config, key):
+            try:
+                Path(value).expanduser()
+            except RuntimeError:
+                yield f"{key}={shown(value)}: there is no such user, whose home ~ would stand for"
+    kind, _, name = config.model.source.partition(":")
+    if kind != "path" and (kind not in _SOURCES or not re.fullmatch(_SOURCES[kind], name)):
+        yield f"model.source={shown(config.model.source)}: must be {_SOURCE_FORMS}"
 
 
 def _get(config: Config, key: str) -> Any:

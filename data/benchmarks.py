@@ -1,20 +1,23 @@
 """Loading a task by name: SuperNI and TRACE in the reference's folder layout, mini, and users' own."""
 
-import json
+import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sapo.conf.errors import UserError, unknown
+from sapo.conf.names import shown, why_no_name
 from sapo.conf.schema import Config
+from sapo.data.files import is_text, read_json, read_yaml
 from sapo.data.mini import generate, mini_tasks
+from sapo.data.remembering import Stamp, remembered, stamp
 from sapo.data.tasks import Example, Task, short_name
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
 MINI_TEST_EXAMPLES = 200
 MINI_SEED = 0
+KEPT_TASKS = 64  # loaded tasks that stay in memory: all of a plan's
 MOST_EMPTY = 0.05  # share of rows without a target; NI488 has 2 %
 _FETCH = "Set data.root=FOLDER or SAPO_DATA, or get the data with: sapo fetch benchmarks"
 
@@ -32,18 +35,41 @@ def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
         except UserError as error:
             failures.append(str(error))
     if failures:
-        raise UserError("\n".join(dict.fromkeys(failures)))
+        raise UserError(_all_failures(failures))
+    _require_distinct(loaded)
     return [loaded[n] for n in config.sequence.tasks], [loaded[n] for n in config.sequence.unseen]
 
 
+def _require_distinct(loaded: dict[str, Task]) -> None:
+    """UserError if two names mean one task, as NI195 and task195_… do: its rows would count twice."""
+    first: dict[str, str] = {}
+    for name, task in loaded.items():
+        if (other := first.setdefault(task.name, name)) != name:
+            raise UserError(f"{other} and {name} are one task, {task.name}: name it once.")
+
+
+def _all_failures(failures: list[str]) -> str:
+    """One message a line; the mend that several share stands once, at the end."""
+    lines = [failure.removesuffix(f" {_FETCH}") for failure in dict.fromkeys(failures)]
+    is_shared = sum(failure.endswith(_FETCH) for failure in failures) > 1
+    return "\n".join([*lines, _FETCH] if is_shared else dict.fromkeys(failures))
+
+
 def load_task(name: str, config: Config) -> Task:
-    """One task of the config's benchmark, cut to the configured number of rows."""
+    """One task of the config's benchmark, cut to the configured number of rows.
+
+    The same object as before while its files have not changed, so that what is known of it is known once.
+    """
     return cut(load_whole_task(name, config), config)
 
 
 def cut(task: Task, config: Config) -> Task:
     """The task with its first rows only, as many as are configured."""
-    train, test = train_rows(config), config.data.test_examples
+    return _cut(task, train_rows(config), config.data.test_examples)
+
+
+@remembered(KEPT_TASKS)
+def _cut(task: Task, train: int, test: int | None) -> Task:
     return Task(**{**vars_of(task), "train": task.train[:train], "test": task.test[:test]})
 
 
@@ -62,11 +88,16 @@ def load_whole_task(name: str, config: Config) -> Task:
         if name not in mini_tasks():
             raise unknown("mini task", name, mini_tasks())
         test = config.data.test_examples or MINI_TEST_EXAMPLES
-        return generate(name, train_rows(config), test, MINI_SEED)
+        return _generated(name, train_rows(config), test)
     if not config.data.root:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
-    root = Path(config.data.root)
+    root = Path(config.data.root).expanduser()
     return load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
+
+
+@lru_cache(KEPT_TASKS)
+def _generated(name: str, train: int, test: int) -> Task:
+    return generate(name, train, test, MINI_SEED)
 
 
 def vars_of(task: Task) -> dict[str, Any]:
@@ -88,16 +119,23 @@ def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
     base = root / FOLDERS[benchmark]
     if not base.is_dir():
         raise UserError(f"No folder {FOLDERS[benchmark]} in {root}. {_FETCH}")
-    instructions = read_json(base / "instructions.json")
+    path = base / "instructions.json"
+    instructions = read_instructions(path)
     folders = {short_name(folder): folder for folder in instructions}
     folder = folders.get(short_name(name))
     if folder is None:
         raise unknown(f"{FOLDERS[benchmark]} task", name, folders)
     if not (base / folder).is_dir():
         raise UserError(f"Task {name}: no folder {base / folder}. {_FETCH}")
-    facts = instructions[folder]
-    if not isinstance(facts, dict) or not {"instruction", "suffix"} <= facts.keys():
-        raise UserError(f"{base / 'instructions.json'}: {folder} needs `instruction` and `suffix`.")
+    splits = (base / folder / "train.json", base / folder / "test.json")
+    return _benchmark_task(base, folder, stamp(path, *splits))
+
+
+@lru_cache(KEPT_TASKS)
+def _benchmark_task(base: Path, folder: str, _stamp: Stamp) -> Task:
+    """The task in a folder; `_stamp` of its files tells a changed one from the one that is remembered."""
+    path = base / "instructions.json"
+    facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}")
     is_chinese = any("一" <= character <= "鿿" for character in facts["instruction"])
     return Task(
         name=short_name(folder),
@@ -105,41 +143,98 @@ def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
         suffix=facts["suffix"],
         train=read_examples(base / folder / "train.json"),
         test=read_examples(base / folder / "test.json"),
-        labels=tuple(facts.get("labels") or ()),
+        labels=_labels(facts.get("labels"), f"{path}: {folder}"),
         language="zh" if is_chinese else "en",
         # The official code asks for the Chinese word "attitude", which only C-STANCE's instruction has.
         separator="文本:" if is_chinese else "Text:",
     )
 
 
+def read_instructions(path: Path) -> dict[str, Any]:
+    """What `instructions.json` says of each task's folder; UserError if it names a folder elsewhere."""
+    return _instructions(path, stamp(path))
+
+
+@lru_cache(8)
+def _instructions(path: Path, _stamp: Stamp) -> dict[str, Any]:
+    content = read_json(path, _FETCH)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object with a task's folder and facts in each member.")
+    for folder in content:
+        if reason := why_no_name(folder):
+            raise UserError(f"{path}: {shown(folder)} cannot be a task's folder: {reason}.")
+    return content
+
+
+def checked_facts(facts: Any, where: str) -> dict[str, Any]:
+    """Facts of a task with an instruction and a suffix, both texts; UserError otherwise."""
+    if not isinstance(facts, dict) or not {"instruction", "suffix"} <= facts.keys():
+        raise UserError(f"{where} needs `instruction` and `suffix`.")
+    wrong = [name for name in ("instruction", "suffix") if not is_text(facts[name])]
+    if wrong:
+        raise UserError(f"{where}: `{wrong[0]}` must be a text.")
+    return facts
+
+
+def _labels(labels: Any, where: str) -> tuple[str, ...]:
+    """A label set as texts; YAML reads an unquoted yes or no as true or false, which no row's target is."""
+    if labels is None:
+        return ()
+    if not isinstance(labels, list) or not all(is_text(label) or _is_number(label) for label in labels):
+        raise UserError(f"{where}: `labels` must be a list of texts or numbers; put yes and no in quotes.")
+    return tuple(map(str, labels))
+
+
+def _is_number(value: Any) -> bool:
+    is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return is_finite and not isinstance(value, bool)
+
+
 def load_own_task(name: str, root: Path) -> Task:
     """A user's task in `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns."""
-    from sapo.data.own import load_own  # brings pandas
-
+    if reason := why_no_name(name):
+        raise UserError(f"{shown(name)} cannot be a task's name: {reason}.")
     path = root / f"{name}.yaml"
     if not path.is_file():
         raise unknown("own task", name, (p.stem for p in root.glob("*.yaml")))
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read {path}: {error}") from error
+    facts = _own_facts(path)
+    beside = path.parent / Path(facts["data"]).expanduser()
+    # Else a file in the working folder, a dataset's name, or a file that is missing.
+    data = str(beside) if beside.exists() else facts["data"]
+    return _own_task(name, path, data, stamp(path, Path(data).expanduser()))
+
+
+@lru_cache(KEPT_TASKS)
+def _own_task(name: str, path: Path, data: str, _stamp: Stamp) -> Task:
+    from sapo.data.own import load_own  # brings pandas
+
+    facts = _own_facts(path)
+    columns = facts.get("columns")
+    return load_own(
+        data,
+        facts["instruction"],
+        suffix=facts["suffix"],
+        labels=_labels(facts.get("labels"), str(path)),
+        columns=(columns[0], columns[1]) if columns else None,
+        name=name,
+    )
+
+
+def _own_facts(path: Path) -> dict[str, Any]:
+    """What a task file says, every value of the type that it must have."""
+    facts = read_yaml(path)
     if not isinstance(facts, dict) or not {"instruction", "data"} <= facts.keys():
         raise UserError(f"{path}: a task needs `instruction:` and `data:` (a file, or a dataset's name).")
     known = {"instruction", "data", "suffix", "labels", "columns"}
-    if facts.keys() - known:
-        raise unknown(f"key in {path}", sorted(facts.keys() - known)[0], known)
+    if strange := sorted(map(str, facts.keys() - known)):
+        raise unknown(f"key in {path}", strange[0][:60], known)
+    if not is_text(facts["data"]):
+        raise UserError(f"{path}: `data:` must be a text: a file, or a dataset's name.")
     columns = facts.get("columns")
-    if columns is not None and not (isinstance(columns, list) and len(columns) == 2):
+    is_pair = isinstance(columns, list) and len(columns) == 2 and all(map(is_text, columns))
+    if columns is not None and not is_pair:
         raise UserError(f"{path}: `columns:` is a list of two names, [INPUT, TARGET].")
-    data = path.parent / str(facts["data"])
-    return load_own(
-        str(data) if data.exists() else str(facts["data"]),
-        str(facts["instruction"]),
-        suffix=facts.get("suffix", ""),
-        labels=tuple(map(str, facts.get("labels") or ())),
-        columns=(str(columns[0]), str(columns[1])) if columns else None,
-        name=name,
-    )
+    return checked_facts({"suffix": "", **facts}, str(path))
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:
@@ -148,7 +243,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     A rare empty label stays: in the published data it is the right answer of some rows (NI488: a list without
     letters), and a model then learns to end its turn at once. Where more are empty, targets are missing.
     """
-    rows = read_json(path)
+    rows = read_json(path, _FETCH)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a list of at least one example.")
     examples = []
@@ -156,7 +251,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys():
             raise UserError(f'{path}, row {number}: expected {{"sentence": …, "label": …}}.')
         text, label = row["sentence"], row["label"]
-        if not isinstance(text, str) or not isinstance(label, str | int | float):
+        if not is_text(text) or not (is_text(label) or _is_number(label)):
             raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
         examples.append(Example(text, str(label).strip()))
     empty = [number for number, example in enumerate(examples, start=1) if not example.target]
@@ -166,15 +261,3 @@ def read_examples(path: Path) -> tuple[Example, ...]:
             f"{path}: no target (`label` is empty) in {len(empty)} of {len(examples)} rows: {rows_named}."
         )
     return tuple(examples)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content; UserError names the file and the position of what is wrong."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"No file {path}. {_FETCH}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start}.") from error

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from sapo.data.benchmarks import FOLDERS, benchmark_of, read_json
+from sapo.data.benchmarks import FOLDERS, benchmark_of, checked_facts, read_instructions
+from sapo.data.files import read_yaml
 from sapo.data.mini import mini_tasks
 from sapo.data.prompts import BANK
 from sapo.data.tasks import short_name
@@ -33,7 +32,7 @@ def catalogue(root: Path | None) -> list[Entry]:
 
 
 def _bank_entry(path: Path, root: Path | None) -> Entry:
-    pool = yaml.safe_load(path.read_text(encoding="utf-8"))
+    pool = read_yaml(path)
     benchmark = benchmark_of(path.stem, "own")
     at_hand = path.stem in mini_tasks() or _folder(path.stem, benchmark, root) is not None
     return Entry(path.stem, benchmark, pool.get("original") or "", len(pool["prompts"]), at_hand)
@@ -42,14 +41,15 @@ def _bank_entry(path: Path, root: Path | None) -> Entry:
 def _unbanked(root: Path | None) -> Iterator[Entry]:
     """Tasks in the benchmark folder that may have no paraphrases in the bank, and users' own."""
     for benchmark, name in FOLDERS.items() if root else ():
-        instructions = Path(str(root)) / name / "instructions.json"
-        for folder, facts in read_json(instructions).items() if instructions.is_file() else ():
-            task = short_name(folder)
-            yield Entry(task, benchmark, facts["instruction"], 0, _folder(task, benchmark, root) is not None)
+        path = Path(str(root)) / name / "instructions.json"
+        for folder, facts in read_instructions(path).items() if path.is_file() else ():
+            task, instruction = short_name(folder), checked_facts(facts, f"{path}: {folder}")["instruction"]
+            yield Entry(task, benchmark, instruction, 0, _folder(task, benchmark, root) is not None)
     for path in sorted(root.glob("*.yaml")) if root else ():
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = read_yaml(path)
         if isinstance(facts, dict) and {"instruction", "data"} <= facts.keys():
-            yield Entry(path.stem, "own", str(facts["instruction"]), 0, True)
+            instruction = checked_facts({"suffix": "", **facts}, str(path))["instruction"]
+            yield Entry(path.stem, "own", instruction, 0, True)
 
 
 def _folder(task: str, benchmark: str, root: Path | None) -> Path | None:

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from sapo.conf.errors import UserError
+from sapo.data.files import is_text
 from sapo.data.own_files import Row, Rows, dataset_rows, kind_of, read_splits
 from sapo.data.pool_checks import cjk_share
 from sapo.data.tasks import Example, Task
@@ -210,6 +211,15 @@ def draw(examples: Iterable[Example], count: int, choice: str, seed: str) -> tup
     return [example for _, example in sorted(held, key=lambda pair: pair[0])], number + 1
 
 
+def require_enough(n_drawn: int, n_rows: int) -> None:
+    """UserError if too few examples would be scored to compare wordings at all."""
+    if n_drawn < 2:
+        raise UserError(
+            f"{n_drawn} of {n_rows} examples would be scored; it takes 2 to tell a difference from noise, "
+            "and some dozens to find a small one."
+        )
+
+
 @dataclass
 class _Places:
     """Where something was found: the first few places, and how many there are."""
@@ -245,7 +255,11 @@ class _Column:
         if not isinstance(value, str | int | float):
             self.strange = self.strange or kind
             return None
-        return value if isinstance(value, str) else json.dumps(value)
+        if not isinstance(value, str):
+            return json.dumps(value)
+        if not is_text(value):
+            raise UserError(f"{self.source}, {row.where}: column '{self.name}' holds half a surrogate pair.")
+        return value
 
     def require_sound(self) -> None:
         """UserError unless all values were of one kind, texts or numbers, none missing."""
@@ -269,7 +283,7 @@ def _last_exchange(source: str, row: Row, column: str) -> tuple[str, str]:
         spoken = [(turn["role"], turn["content"]) for turn in turns or ()]
     except (TypeError, KeyError):
         spoken = []
-    roles = [role for role, content in spoken if isinstance(content, str)]
+    roles = [role for role, content in spoken if is_text(content)]
     if len(roles) < len(spoken) or "assistant" not in roles:
         raise UserError(
             f"{source}, {row.where}: '{column}' is not a list of turns with role and content (texts) "

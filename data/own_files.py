@@ -111,6 +111,10 @@ def _json(path: Path, text: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}: broken JSON at line {line}, column {error.colno}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}, line {first_line}: a number has too many digits, or lists are nested too deeply."
+        ) from error
 
 
 def _json_list(path: Path) -> Iterator[Row]:
@@ -167,7 +171,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for record in batch.to_pylist():
                     number += 1
                     yield Row(f"row {number}", record)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from error
 
 

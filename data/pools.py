@@ -10,7 +10,10 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
 from sapo.data.pool_checks import require_valid
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
+from sapo.data.remembering import Stamp, remembered, stamp
 from sapo.data.tasks import Task, digest
+
+KEPT_POOLS = 64  # pools that stay in memory, read and checked
 
 
 def load_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
@@ -19,9 +22,17 @@ def load_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
     A task with an empty instruction has nothing to paraphrase: its pool is the original alone. Raises
     UserError where there is no pool for the task, or it is not valid.
     """
-    pool = unchecked_pool(task, config).first(config.count)
-    if task.instruction.strip():
-        require_valid(pool, task)
+    if not task.instruction.strip():
+        return unchecked_pool(task, config)
+    path = _pool_path(task, config)
+    return _checked_pool(task, path, config.count, stamp(path))
+
+
+@remembered(KEPT_POOLS)
+def _checked_pool(task: Task, path: Path, count: int, _stamp: Stamp) -> PromptPool:
+    """The first paraphrases of a pool file; `_stamp` tells a file that has changed since."""
+    pool = read_pool(path, task).first(count)
+    require_valid(pool, task)
     return pool
 
 
@@ -40,8 +51,8 @@ def instruction_name(instruction: str) -> str:
 def written_path(task: Task, config: ParaphrasesConfig) -> Path:
     """Where `sapo paraphrase` keeps a task's pool: `paraphrases.file`, else NAME/TASK.yaml in its folder."""
     if config.source != "file" and config.file:
-        return _in_folder(Path(config.file), task)
-    return Path(config.folder) / config.name / f"{task.name}.yaml"
+        return _in_folder(Path(config.file).expanduser(), task)
+    return Path(config.folder).expanduser() / config.name / f"{task.name}.yaml"
 
 
 def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
@@ -65,19 +76,22 @@ def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
 
 def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
     if config.source == "file":
-        path = _in_folder(Path(str(config.file)), task)
+        path = _in_folder(Path(str(config.file)).expanduser(), task)
         if not path.is_file():
             raise UserError(f"paraphrases.file: no prompt pool {path}.")
         return path
-    return _bank_path(task) if config.source == "bank" else _frozen_path(task, config)
+    return _bank_path(task, config) if config.source == "bank" else _frozen_path(task, config)
 
 
-def _bank_path(task: Task) -> Path:
-    path = BANK / f"{task.name}.yaml"
+def _bank_path(task: Task, config: ParaphrasesConfig) -> Path:
+    """The bank keeps other collections than its own in folders by their names."""
+    collection = BANK / config.name
+    folder, which = (collection, f" '{config.name}'") if collection.is_dir() else (BANK, "")
+    path = folder / f"{task.name}.yaml"
     if not path.is_file():
         raise UserError(
-            f"The bank has no paraphrases of task {task.name}. Write them to a YAML file with `prompts:` "
-            "(a list) and pass paraphrases=file paraphrases.file=POOL.yaml, or use policy=static."
+            f"The bank{which} has no paraphrases of task {task.name}. Write them to a YAML file with "
+            "`prompts:` (a list) and pass paraphrases=file paraphrases.file=POOL.yaml, or use policy=static."
         )
     return path
 

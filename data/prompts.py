@@ -1,11 +1,11 @@
 """Prompts and prompt pools: the original instruction of a task and its paraphrases."""
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
-import yaml
-
 from sapo.conf.errors import UserError
+from sapo.data.files import is_text, read_yaml
 from sapo.data.tasks import Task, digest
 
 ORIGINAL = -1
@@ -61,26 +61,26 @@ def read_pool(path: Path, task: Task) -> PromptPool:
 
     Raises UserError if the file is not such YAML, or was written for another instruction.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read the prompt pool {path}: {error}") from error
+    content = read_yaml(path, "prompt pool")
     texts = content.get("prompts") if isinstance(content, dict) else None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not all(map(is_text, texts)):
         raise UserError(f"{path}: a prompt pool is YAML with `prompts:`, a list of texts.")
-    original = content.get("original")
+    original, source = content.get("original"), content.get("source") or path.name
+    if not isinstance(original, str | None) or not isinstance(source, str | dict):
+        raise UserError(f"{path}: `original:` must be a text, and `source:` a text or names with values.")
     if original is not None and original != task.instruction:
         raise UserError(
             f"{path} holds paraphrases of another instruction than {task.name} has now:\n"
             f"  pool: {original}\n  task: {task.instruction}"
         )
-    return pool_of(task, texts, _source_text(content.get("source") or path.name, texts))
+    return pool_of(task, texts, _source_text(source, texts))
 
 
-def _source_text(source: object, texts: list[str]) -> str:
+def _source_text(source: str | dict[str, object], texts: list[str]) -> str:
     """A source in a line; of a recorded one: who wrote the pool, when, and whether it was edited."""
     if not isinstance(source, dict):
-        return str(source)
-    names = [str(source[name]) for name in ("paraphraser", "model", "date") if source.get(name)]
+        return source
+    said = [source.get(name) for name in ("paraphraser", "model", "date")]
+    names = [str(value) for value in said if value and isinstance(value, str | int | float | date)]
     is_edited = source.get("prompts_sha256") not in (None, digest(texts))
     return ", ".join([*names, "edited since"] if is_edited else names) or "a recorded source"

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
-from sapo.data.own import OwnExamples, draw, own_name, own_task
+from sapo.data.files import is_text, read_yaml
+from sapo.data.own import OwnExamples, draw, own_name, own_task, require_enough
 from sapo.data.own_files import read_splits
 from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, PromptPool
@@ -45,6 +44,7 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
         if said := [name for name in ("data", *_OF_DATA) if name in given]:
             raise UserError(f"task={config.task} brings its own {said[0]}: say task=, or data= and the like.")
         task = load_task(config.task, config)
+        require_enough(min(config.scorer.examples, len(task.train)), len(task.train))
         return Material(
             task, load_pool(task, _from_file(config)), task.train, len(task.train), task.name, None
         )
@@ -58,6 +58,7 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
     examples = OwnExamples.of(rows, _columns(given), labels)
     seed = f"subset {config.seed} {frame.name}"
     drawn, n_rows = draw(examples, config.scorer.examples, config.scorer.subset, seed)
+    require_enough(len(drawn), n_rows)
     return Material(replace(frame, train=tuple(drawn)), pool, examples, n_rows, rows.source, examples.columns)
 
 
@@ -91,16 +92,14 @@ def _from_file(config: Config) -> Any:
 def _pool_original(config: Config) -> str:
     """The instruction that a pool file says it was written for."""
     named = config.paraphrases.file
-    path = Path(named or "")
+    path = Path(named or "").expanduser()
     if named and not path.exists():
         raise UserError(f"paraphrases.file: no prompt pool {path}.")
     if path.is_file():
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"Cannot read the prompt pool {path}: {error}") from error
-        if isinstance(content, dict) and str(content.get("original") or "").strip():
-            return str(content["original"])
+        content = read_yaml(path, "prompt pool")
+        original = content.get("original") if isinstance(content, dict) else None
+        if isinstance(original, str) and is_text(original) and original.strip():
+            return original
     raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
 
 
@@ -109,8 +108,7 @@ def _own_pool(task: Task, config: Config) -> PromptPool:
     if config.paraphrases.file or config.paraphrases.source != "bank":
         return load_pool(task, _from_file(config))
     for path in sorted(BANK.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        if yaml.safe_load(text).get("original") == task.instruction:
+        if read_yaml(path)["original"] == task.instruction:
             settings = replace(config.paraphrases, source="file", file=str(path))
             return load_pool(task, settings)
     raise UserError(
@@ -134,6 +132,8 @@ def require_writable(path: Path, inputs: Iterable[str | None]) -> None:
         read = [given, *(given.glob("*") if given.is_dir() else ())]
         if path.exists() and any(file.exists() and path.samefile(file) for file in read):
             raise UserError(f"--write {path}: that is what is read. Name another file.")
+    if path.exists() or path.is_symlink():
+        raise UserError(f"--write {path}: there is such a file already. Name another, or delete it first.")
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from sapo.data.remembering import remembered
+
+KEPT_DIGESTS = 1024  # of tuples of examples; a run asks for the same few again and again
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -57,4 +61,9 @@ def digest(items: object) -> str:
 
 def examples_digest(examples: Iterable[Example]) -> str:
     """SHA-256 over inputs and targets in order: the identity of the very rows a stage reads."""
+    return _digest_of(examples if isinstance(examples, tuple) else tuple(examples))
+
+
+@remembered(KEPT_DIGESTS)
+def _digest_of(examples: tuple[Example, ...]) -> str:
     return digest([[example.input, example.target] for example in examples])

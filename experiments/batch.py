@@ -1,20 +1,26 @@
 """Many runs on one engine: checked before they begin, and each written as soon as it is finished."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.hygiene import distinct
+from sapo.data.prompts import PromptPool
+from sapo.data.remembering import remembered
+from sapo.data.tasks import Example
 from sapo.experiments.continual import Planned, pool_for, run_sequence
-from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.concurrent import ConcurrentEngine
+from sapo.experiments.engine.local import LocalEngine, Watcher
 from sapo.experiments.engine.stages import Stage, Train
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.tagging import require_tagger
-from sapo.experiments.models import device_of, load_renderer, model_folder
+from sapo.experiments.models import device_of, load_renderer, model_folder, require_weights
 from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
 
@@ -25,43 +31,47 @@ def require_ready(configs: Sequence[Config]) -> None:
     Models, devices, benchmark data, prompt pools, prompts within the length limit: checked before the first
     stage, since a run late in a sweep would say so only hours later.
     """
-    failures: dict[str, None] = {}
-    checked = set()
-    for config in configs:
-        parts = (
-            config.model,
-            config.sequence,
-            config.data,
-            config.paraphrases,
-            config.policy,
-            config.method,
-            config.engine,
-        )
-        if repr(parts) in checked:
-            continue
-        checked.add(repr(parts))
-        for check in (_require_model, device_of, _require_prompts, require_possible):
-            try:
-                check(config)
-            except UserError as error:
-                failures[str(error)] = None
-    for config in _with_tags(configs):
-        try:
-            require_tagger(config)
-        except UserError as error:
-            failures[str(error)] = None
+    failures = _failures(configs, _RUN_CHECKS)
+    failures |= {} if failures else _failures(_with_tags(configs), [(require_tagger, ("method",))])
     if failures:
         raise UserError("\n".join(failures))
 
 
+def require_plannable(configs: Sequence[Config]) -> None:
+    """UserError with everything that keeps runs from being planned: tasks, pools, methods that do not fit."""
+    failures = _failures(configs, _PLAN_CHECKS)
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _failures(configs: Sequence[Config], checks: Sequence["Check"]) -> dict[str, None]:
+    """What the checks refuse, each once. What a check reads is the same in many runs, and checked once."""
+    failures: dict[str, None] = {}
+    for check, parts in checks:
+        alike: dict[str, Config] = {}
+        for config in configs:
+            alike.setdefault(repr([getattr(config, part) for part in parts]), config)
+        for config in alike.values():
+            try:
+                check(config)
+            except UserError as error:
+                failures[str(error)] = None
+    return failures
+
+
 def _require_model(config: Config) -> None:
-    model_folder(config.model)
+    require_weights(model_folder(config.model))
+
+
+def _require_pools(config: Config) -> list[PromptPool]:
+    """The pools of the trained tasks; UserError if tasks or pools cannot be loaded."""
+    return [pool_for(task, config) for task in load_tasks(config)[0]]
 
 
 def _require_prompts(config: Config) -> None:
     """UserError if tasks or pools cannot be loaded, or a prompt is too long even without an input."""
     tasks, unseen = load_tasks(config)
-    pools = [pool_for(task, config) for task in tasks]
+    pools = _require_pools(config)
     renderer = load_renderer(config)
     for task, pool in zip(tasks, pools, strict=True):
         for prompt in pool.candidates(include_original=True):
@@ -87,12 +97,31 @@ def require_possible(config: Config) -> None:
             "method=sequential trains the same."
         )
     if "buffer" in kind.reads:
-        rows = sum(len(distinct(task.train)) for task in load_tasks(config)[0][:-1])
+        rows = sum(_n_distinct(task.train) for task in load_tasks(config)[0][:-1])
         if method.buffer > rows:
             raise UserError(
                 f"method.buffer={method.buffer}: the tasks before the last have only {rows} different rows. "
                 "Set a smaller method.buffer."
             )
+
+
+@remembered(64)
+def _n_distinct(rows: tuple[Example, ...]) -> int:
+    return len(distinct(rows))
+
+
+# A check, and the parts of a config that it reads.
+Check = tuple[Callable[[Config], object], tuple[str, ...]]
+_PLAN_CHECKS: tuple[Check, ...] = (
+    (_require_pools, ("sequence", "data", "paraphrases", "policy")),
+    (require_possible, ("task", "sequence", "data", "method")),
+)
+_RUN_CHECKS: tuple[Check, ...] = (
+    (_require_model, ("model",)),
+    (device_of, ("engine",)),
+    (_require_prompts, ("model", "sequence", "data", "paraphrases", "policy")),
+    (require_possible, ("task", "sequence", "data", "method")),
+)
 
 
 def _with_tags(configs: Sequence[Config]) -> list[Config]:
@@ -133,18 +162,59 @@ def expected_stages(config: Config) -> int:
     return counter.asked
 
 
-def complete(configs: Sequence[Config], engine: LocalEngine, keep_going: bool) -> list[Path | Exception]:
+def require_engine(configs: Sequence[Config]) -> None:
+    """UserError if the runs are not for one engine, or what it needs is not installed."""
+    engines = [config.engine for config in configs]
+    if any(engine != engines[0] for engine in engines) and any(engine.name == "ray" for engine in engines):
+        raise UserError("engine: the runs of one command share one engine; give engine=… one value.")
+    if engines[0].name == "ray" and find_spec("ray") is None:
+        raise UserError("engine=ray needs Ray, which is not installed: pip install 'sapo-prompts[ray]'")
+
+
+@contextmanager
+def open_engine(
+    config: Config, watch: Watcher, tell: Callable[[str], None], force: bool = False
+) -> Iterator[LocalEngine | ConcurrentEngine]:
+    """The config's engine on its store; what the engine has started is gone when it is left.
+
+    `watch` and `force` are LocalEngine's; `tell` gets lines for people: a worker died, a stage is slow.
+    """
+    store = Store(Path(config.store.root))
+    if config.engine.name == "ray":
+        from sapo.experiments.engine.ray import ray_engine  # an optional part
+
+        with ray_engine(config.engine, store, tell, watch, force) as engine:
+            yield engine
+    else:
+        yield LocalEngine(store, watch, force)
+
+
+def complete(
+    configs: Sequence[Config], engine: LocalEngine | ConcurrentEngine, keep_going: bool
+) -> list[Path | Exception]:
     """The folder of each run, in order; with `keep_going`, its exception in the place of a run that failed.
 
-    Without, the first exception is raised. One run after another: one device gains nothing from mixing them,
-    and this way a run is whole, with its folder, before the next begins.
+    Without, the first exception is raised. On one device runs go one after another: it gains nothing from
+    mixing them, and this way a run is whole, with its folder, before the next begins. On many all go at once.
     """
-    results: list[Path | Exception] = []
-    for config in configs:
-        try:
-            results.append(write_run(asyncio.run(run_sequence(config, engine)), engine.store))
-        except Exception as error:
-            if not keep_going:
-                raise
-            results.append(error)
-    return results
+    with engine.store.at_work():
+        if isinstance(engine, ConcurrentEngine):
+            return asyncio.run(_together(configs, engine, keep_going))
+        return [asyncio.run(_outcome(config, engine, keep_going)) for config in configs]
+
+
+async def _together(
+    configs: Sequence[Config], engine: ConcurrentEngine, keep_going: bool
+) -> list[Path | Exception]:
+    return list(await asyncio.gather(*(_outcome(config, engine, keep_going) for config in configs)))
+
+
+async def _outcome(
+    config: Config, engine: LocalEngine | ConcurrentEngine, keep_going: bool
+) -> Path | Exception:
+    try:
+        return write_run(await run_sequence(config, engine), engine.store)
+    except Exception as error:
+        if not keep_going:
+            raise
+        return error

@@ -13,7 +13,7 @@ from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt, PromptPool, pool_of
-from sapo.data.tasks import Task
+from sapo.data.tasks import Task, short_name
 from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.lessons import Lesson
@@ -41,13 +41,15 @@ class Choice:
     """The prompt that a policy chose for a task, and what it chose from.
 
     `drawn` are the prompts that training draws from, for a policy that never settles on one: the task is then
-    tested with `prompt`.
+    tested with `prompt`. `scored` is the stage that measured the candidates' losses, for a policy that reads
+    them.
     """
 
     task: str
     prompt: Prompt
     candidates: list[dict[str, Any]] | None = None
     drawn: tuple[Prompt, ...] = ()
+    scored: Stored | Planned | None = None
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,14 @@ async def run_sequence(config: Config, engine: Engine) -> Run:
     """
     run = Run(config, *load_tasks(config))
     run.reach(BASE, 0, [])
-    await COURSES.get(config.method.name, _one_after_another)(run, engine)
+    await COURSES.get(config.method.name, one_after_another)(run, engine)
     # Evaluated only now that every state is stored: a failure here loses no training.
     for row in await asyncio.gather(*(_evaluate_all(run, engine, state) for state in run.states)):
         run.evaluations.extend(row)
     return run
 
 
-async def _one_after_another(run: Run, engine: Engine) -> None:
+async def one_after_another(run: Run, engine: Engine) -> None:
     """Each task goes on from the state that the last one left."""
     state = BASE
     for position, task in enumerate(run.tasks):
@@ -173,7 +175,9 @@ async def _train(run: Run, engine: Engine, state: str, position: int, choices: S
 
 def pool_for(task: Task, config: Config) -> PromptPool:
     """The task's prompt pool; the original alone where the policy needs no paraphrases."""
-    if config.policy.name == "static" or (config.policy.name == "fixed" and config.policy.index == -1):
+    policy = config.policy
+    is_spared = policy.last_only and task.name != short_name(config.sequence.tasks[-1])
+    if policy.name == "static" or (policy.name == "fixed" and (policy.index == -1 or is_spared)):
         return pool_of(task, [], "not needed")
     return load_pool(task, config.paraphrases)
 
@@ -191,7 +195,8 @@ async def choose_prompt(config: Config, engine: Engine, state: str, task: Task, 
     scored_too = include_original or config.scorer.name != "race"
     scored = await engine.run(Score(config, state, task, examples, pool.candidates(scored_too)))
     if isinstance(scored, Planned):
-        return Choice(task.name, Prompt(f"{task.instruction} [chosen by {scored.key}]"))
+        stand_in = f"{task.instruction} [chosen by {config.policy.name} from {scored.key}]"
+        return Choice(task.name, Prompt(stand_in))
     losses = prompt_losses(scored.examples(), config.scorer.reduction)
     complete = losses[losses["is_complete"]]
     by_index = dict(zip(complete["prompt"].tolist(), complete["loss"].tolist(), strict=True))
@@ -206,7 +211,8 @@ async def choose_prompt(config: Config, engine: Engine, state: str, task: Task, 
         }
         for row in losses.itertuples()
     ]
-    return Choice(task.name, choose(config.policy, pool, include_original, config.seed, by_index), candidates)
+    chosen = choose(config.policy, pool, include_original, config.seed, by_index)
+    return Choice(task.name, chosen, candidates, scored=scored)
 
 
 def choose_unscored(config: Config, pool: PromptPool) -> Prompt:

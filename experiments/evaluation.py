@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import pandas as pd
+import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from sapo.conf.schema import EvaluatorConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example
-from sapo.experiments.forward import answer_and_nll, can_share_prefix, in_batches
+from sapo.experiments.forward import in_batches, shared_prefix
+from sapo.experiments.generation import answer_and_nll
 from sapo.experiments.models import LanguageModel
 
 
@@ -25,14 +27,17 @@ def evaluate(
 
     `model` is the base model of `language_model`, or that with adapters.
     """
-    share = can_share_prefix(language_model.base.config)
+    with torch.inference_mode():
+        prefix = shared_prefix(model, rendered)
     stops = language_model.stop_ids()
 
     def work(batch: list[int]) -> list[tuple[list[int], float]]:
-        return answer_and_nll(model, [rendered[i] for i in batch], config.max_new_tokens, stops, share)
+        return answer_and_nll(model, [rendered[i] for i in batch], config.max_new_tokens, stops, prefix)
 
-    lengths = [len(r.input_ids) + config.max_new_tokens for r in rendered]
-    found = dict(in_batches(lengths, config.batch_tokens, work))
+    skip = prefix.length if prefix else 0
+    lengths = [len(r.input_ids) - skip + config.max_new_tokens for r in rendered]
+    # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
+    found = dict(in_batches(lengths, config.batch_tokens, config.batch_tokens, work))
     decode = language_model.tokenizer.decode
     rows = []
     for i, example in enumerate(examples):

@@ -18,7 +18,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
 from sapo.experiments.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.engine.stages import BASE
-from sapo.experiments.engine.store import MANIFEST, Store, Stored, read_json, sha256
+from sapo.experiments.engine.store import Store, Stored, read_json
 from sapo.experiments.models import load_tokenizer, model_folder, model_identity
 from sapo.experiments.reevaluation import Reevaluation, missing_state
 
@@ -86,7 +86,6 @@ def exportable(run: Reevaluation, wanted: str, store: Store) -> Exportable:
     chain = _trainings(run, state, store)
     learned = run.learned(state)
     lessons = [lesson for stored in chain for lesson in read_json(stored.folder / "identity.json")["lessons"]]
-    _require_intact(chain[-1])
     _require_same_base(run)
     return Exportable(
         run,
@@ -147,13 +146,6 @@ def _trainings(run: Reevaluation, state: dict[str, Any], store: Store) -> list[S
         identity = read_json(stored.folder / "identity.json")
         after, key = identity["position"], identity["state"]
     return chain
-
-
-def _require_intact(stored: Stored) -> None:
-    """What is handed over is, to the bit, what the training stored."""
-    path = stored.folder / FOLDER / WEIGHTS
-    if sha256(path) != read_json(stored.folder / MANIFEST)[f"{FOLDER}/{WEIGHTS}"]["sha256"]:
-        raise WorkError(f"Damaged: {path} has changed. Delete {stored.folder} and run the training again.")
 
 
 def _require_same_base(run: Reevaluation) -> None:

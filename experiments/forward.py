@@ -1,12 +1,14 @@
 """Forward passes over rendered examples: logits at target positions only, the common prefix computed once.
 
-All examples of a task under one prompt begin with the same tokens. Their keys and values are computed once a
-batch and repeated over its rows; gradients flow through them. Shape letters: B rows, P prefix tokens,
-L tokens after the prefix, T target tokens of the longest target, V vocabulary.
+All examples of a task under one prompt begin with the same tokens. Their keys and values are computed once
+and stand before every batch's own; gradients flow through them. Shape letters: B rows, P prefix tokens,
+L tokens after the prefix, T target tokens of the longest target, V vocabulary, H key-value heads, D a head's
+size.
 """
 
-import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,36 +23,124 @@ from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
 
 IGNORED = -100
-# Below this length, one more forward pass costs more than it saves.
-SHORTEST_PREFIX = 8
+# What a forward pass costs beside its tokens, since weights are read and kernels started; as a number of
+# tokens. Measured with SmolLM2-135M on one CPU core; a guess elsewhere.
+CPU_PASS, OTHER_PASS = 40, 512
 
 Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+def pass_tokens(device: torch.device) -> int:
+    """What one more forward pass costs, as a number of tokens."""
+    return CPU_PASS if device.type == "cpu" else OTHER_PASS
 
 
 def can_share_prefix(config: PreTrainedConfig) -> bool:
-    """Whether every layer of the model keeps a plain key-value cache, which can be repeated over a batch.
+    """Whether every layer of the model keeps all keys and values, so that they can be repeated and masked.
 
-    Sliding-window, linear-attention and hybrid layers cannot.
+    Sliding-window, linear-attention and hybrid layers do not.
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
+class _PrefixLayer(DynamicLayer):
+    """One layer's keys and values of rows that begin with the same tokens; these are held once."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.prefix = keys, values  # (1, H, P, D)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Takes in new keys and values (B, H, L, D); all of them with the prefix (B, H, P + L so far, D)."""
+        own = super().update(key_states, value_states)
+        keys, values = (
+            torch.cat([first.expand(len(rest), -1, -1, -1), rest], dim=-2)
+            for first, rest in zip(self.prefix, own, strict=True)
+        )
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens so far, those of the prefix included."""
+        return int(self.prefix[0].shape[-2] + super().get_seq_length())
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens that all examples begin with, as a model has read them."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]  # keys and values (1, H, P, D)
+
+    @property
+    def length(self) -> int:
+        """How many tokens."""
+        return int(self.layers[0][0].shape[-2])
+
+    def cache(self) -> Cache:
+        """A new cache for a batch that goes on from here; the prefix itself is not changed."""
+        return Cache(layers=[_PrefixLayer(keys, values) for keys, values in self.layers])
+
+
+def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered]) -> Prefix | None:
+    """What all examples begin with, read once; differentiable.
+
+    None if the model's cache cannot be repeated, or if sharing saves less than one more forward pass costs.
+    WorkError if it alone does not fit in memory.
+    """
+    length = prefix_length(examples)
+    saved = length * (len(examples) - 1)
+    if saved <= pass_tokens(model.device) or not can_share_prefix(model.config):
+        return None
+    ids = torch.tensor([examples[0].input_ids[:length]], device=model.device)
+    try:
+        layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
+    except torch.OutOfMemoryError as error:
+        raise WorkError(f"One example of {length} tokens or more does not fit in memory.") from error
+    return Prefix([(layer.keys, layer.values) for layer in layers])
+
+
+def prefix_length(examples: Sequence[Rendered]) -> int:
+    """Tokens that all examples begin with, before the one that predicts a target; 0 for a single example."""
+    if len(examples) < 2:
+        return 0
+    prompts = [example.prompt_ids for example in examples]
+    first, last = min(prompts), max(prompts)  # what the extremes share, all share
+    pairs = enumerate(zip(first, last, strict=False))
+    common = next((i for i, (a, b) in pairs if a != b), len(first))
+    return min(common, min(map(len, prompts)) - 1)
+
+
+@contextmanager
+def gathered_gradients(prefix: Prefix | None) -> Iterator[Prefix | None]:
+    """The prefix for several backward passes: their gradients add up at it, and go through it at the end."""
+    if prefix is None:
+        yield None
+        return
+    tensors = [tensor for pair in prefix.layers for tensor in pair]
+    leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+    yield Prefix(list(zip(leaves[::2], leaves[1::2], strict=True)))
+    reached = [
+        (tensor, leaf.grad) for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.requires_grad
+    ]
+    if reached:
+        torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
+
+
 def target_logits(
-    model: PreTrainedModel, batch: Sequence[Rendered], share_prefix: bool = True
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) that predict the targets, and the targets (B, T), right-aligned, -100 before them."""
-    sequences = [example.input_ids[:-1] for example in batch]  # nothing is predicted from the last token
-    prefix = prefix_length(batch) if share_prefix else 0
-    cache = prefix_cache(model, sequences[0][:prefix], len(batch)) if prefix else None
-    ids, mask, positions = _pad_left([ids[prefix:] for ids in sequences], prefix, model.device)
+    skip = prefix.length if prefix else 0
+    # Nothing is predicted from the last token.
+    ids, mask, positions = pad_left([e.input_ids[skip:-1] for e in batch], skip, model.device)
     longest = max(len(example.target_ids) for example in batch)
     logits = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        logits_to_keep=longest,
+        past_key_values=prefix.cache() if prefix else None,
+        use_cache=prefix is not None,
+        logits_to_keep=last_places(ids, longest),
     ).logits
     targets = torch.full((len(batch), longest), IGNORED)
     for row, example in enumerate(batch):
@@ -58,45 +148,16 @@ def target_logits(
     return logits, targets.to(model.device)
 
 
-def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood (B, T) of each target token in nats, 0 where there is none, in float32."""
-    flat = functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view(targets.shape)  # (B * T) -> (B, T)
+def last_places(ids: Tensor, count: int) -> Tensor:
+    """Where the last tokens of ids (B, L) stand, for `logits_to_keep`.
+
+    A number would make the model take a view of each row's end, which the matrix product with the vocabulary
+    goes through row by row.
+    """
+    return torch.arange(ids.shape[1] - count, ids.shape[1], device=ids.device)
 
 
-def target_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Entropy (B, T) of the prediction at each target position in nats, 0 where there is none, in float32."""
-    log_p = functional.log_softmax(logits.float(), dim=-1)
-    return -(log_p.exp() * log_p).sum(-1) * (targets != IGNORED)
-
-
-def prefix_length(batch: Sequence[Rendered]) -> int:
-    """Tokens that all examples begin with, before the one that predicts a target; 0 if not worth it."""
-    if len(batch) < 2:
-        return 0
-    return _worthwhile([example.prompt_ids for example in batch])
-
-
-def _worthwhile(prompts: Sequence[list[int]]) -> int:
-    first, last = min(prompts), max(prompts)  # what the extremes share, all share
-    common = next(
-        (i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
-    )
-    length = min(common, min(map(len, prompts)) - 1)
-    return length if length >= SHORTEST_PREFIX else 0
-
-
-def prefix_cache(model: PreTrainedModel, prefix: Sequence[int], rows: int) -> DynamicCache:
-    """Keys and values of the prefix (1, P), repeated over the rows (B, P); differentiable."""
-    ids = torch.tensor([list(prefix)], device=model.device)
-    cache: DynamicCache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(rows)
-    return cache
-
-
-def _pad_left(
+def pad_left(
     sequences: Sequence[Sequence[int]], prefix: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (B, L), mask (B, P + L) and positions (B, L) of the sequences that follow a prefix."""
@@ -111,119 +172,43 @@ def _pad_left(
     return ids.to(device), mask.to(device), positions.to(device)
 
 
-@dataclass
-class _Prefilled:
-    """Prompts that a model has read: what comes next, and what it takes to go on."""
-
-    logits: Tensor  # (B, V), predicting the first token after each prompt
-    cache: Cache
-    mask: Tensor  # (B, tokens so far)
-    positions: Tensor  # (B, 1), of the last token read
-
-
-def _prefill(model: PreTrainedModel, prompts: Sequence[list[int]], share_prefix: bool) -> _Prefilled:
-    prefix = _worthwhile(prompts) if share_prefix and len(prompts) > 1 else 0
-    cache = prefix_cache(model, prompts[0][:prefix], len(prompts)) if prefix else None
-    ids, mask, positions = _pad_left([ids[prefix:] for ids in prompts], prefix, model.device)
-    output = _step(model, ids, mask, positions, cache, logits_to_keep=1)
-    return _Prefilled(output.logits[:, -1], output.past_key_values, mask, positions[:, -1:])
-
-
-def _step(
-    model: PreTrainedModel,
-    ids: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    cache: Cache | None,
-    logits_to_keep: int,
-) -> Any:
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=logits_to_keep,
+def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood (B, T) of each target token in nats, 0 where there is none, in float32."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
+    return flat.view(targets.shape)  # (B * T) -> (B, T)
 
 
-@torch.inference_mode()
-def answer_and_nll(
-    model: PreTrainedModel,
-    batch: Sequence[Rendered],
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    share_prefix: bool = True,
-) -> list[tuple[list[int], float]]:
-    """Greedy answer and summed target NLL (nats) of each example; the prompts are read once for both."""
-    prefilled = _prefill(model, [example.prompt_ids for example in batch], share_prefix)
-    nll = _targets_nll(model, prefilled, [example.target_ids for example in batch])
-    answers = _decode(model, prefilled, max_new_tokens, stop_ids, share_prefix)
-    return list(zip(answers, nll, strict=True))
+def nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (B) over each row's target tokens: their NLL, and the entropy of their prediction; nats, float32.
+
+    Row by row, since log-probabilities of the whole vocabulary take memory.
+    """
+    sums = []
+    for row, target in zip(logits, targets, strict=True):
+        log_p = functional.log_softmax(row.float(), dim=-1)  # (T, V)
+        nll = functional.nll_loss(log_p, target, ignore_index=IGNORED, reduction="sum")
+        entropy = torch.special.entr(log_p.exp()).sum(-1) * (target != IGNORED)
+        sums.append(torch.stack([nll, entropy.sum()]))
+    nlls, entropies = torch.stack(sums).unbind(1)  # (B, 2) -> twice (B)
+    return nlls, entropies
 
 
-def _targets_nll(
-    model: PreTrainedModel, prefilled: _Prefilled, target_ids: Sequence[Sequence[int]]
-) -> list[float]:
-    """NLL of targets after their prompts; works on a copy of the cache, which generation goes on with."""
-    longest = max(map(len, target_ids))
-    targets = torch.full((len(target_ids), longest), IGNORED)
-    for row, target in enumerate(target_ids):
-        targets[row, : len(target)] = torch.tensor(target)
-    targets = targets.to(model.device)
-    logits = prefilled.logits.unsqueeze(1)  # (B, V) -> (B, 1, V)
-    if longest > 1:
-        ids = targets[:, :-1].clamp(min=0)
-        mask = torch.cat([prefilled.mask, (targets[:, :-1] != IGNORED).long()], dim=1)
-        positions = prefilled.positions + 1 + torch.arange(longest - 1, device=model.device)
-        rest = _step(model, ids, mask, positions, copy.deepcopy(prefilled.cache), logits_to_keep=longest - 1)
-        logits = torch.cat([logits, rest.logits], dim=1)  # (B, T, V)
-    return target_nll(logits, targets).sum(-1).tolist()
-
-
-def _decode(
-    model: PreTrainedModel,
-    prefilled: _Prefilled,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    can_drop_rows: bool,
-) -> list[list[int]]:
-    """Greedy tokens after the prompts; rows that have stopped leave the batch."""
-    cache, mask, positions = prefilled.cache, prefilled.mask, prefilled.positions
-    tokens = prefilled.logits.argmax(-1)  # (B, V) -> (B)
-    stops = torch.tensor(list(stop_ids), device=model.device)
-    answers: list[list[int]] = [[] for _ in range(len(tokens))]
-    rows = torch.arange(len(tokens), device=model.device)
-    is_running = torch.ones_like(tokens, dtype=torch.bool)
-    for step in range(max_new_tokens):
-        is_running &= ~torch.isin(tokens, stops)
-        running = is_running.tolist()
-        for row, token, goes_on in zip(rows.tolist(), tokens.tolist(), running, strict=True):
-            if goes_on:
-                answers[row].append(token)
-        if not any(running) or step + 1 == max_new_tokens:
-            break
-        # Selecting rows copies the cache, so it is done only when a quarter of them has stopped.
-        if can_drop_rows and running.count(False) * 4 >= len(running):
-            keep = is_running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, tokens, mask, positions = rows[keep], tokens[keep], mask[keep], positions[keep]
-            is_running = is_running[keep]
-        ids = tokens.unsqueeze(1)  # (B) -> (B, 1)
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        positions = positions + 1
-        tokens = _step(model, ids, mask, positions, cache, logits_to_keep=1).logits[:, -1].argmax(-1)
-    return answers
+def _halves(batch: list[int]) -> list[list[int]]:
+    middle = len(batch) // 2
+    return [batch[:middle], batch[middle:]] if middle else [batch]
 
 
 def in_batches(
-    lengths: Sequence[int], budget: int, work: Callable[[list[int]], list[Result]]
+    lengths: Sequence[int], budget: int, overhead: int, work: Callable[[list[int]], list[Result]]
 ) -> Iterator[tuple[int, Result]]:
-    """Index and result of every item, worked on in batches under a token budget.
+    """Index and result of every item, worked on in batches as `by_tokens` makes them.
 
-    A batch that does not fit in memory is halved; WorkError if a single item does not fit.
+    Where one does not fit in memory, it and all that are left are halved, which is said in the log; WorkError
+    if a single item does not fit.
     """
-    waiting = by_tokens(lengths, budget)
+    waiting = by_tokens(lengths, budget, overhead)
     while waiting:
         batch = waiting.pop(0)
         try:
@@ -234,7 +219,7 @@ def in_batches(
                     f"One example of {lengths[batch[0]]} tokens does not fit in memory."
                 ) from error
             torch.cuda.empty_cache()
-            half = len(batch) // 2
-            waiting = [batch[:half], batch[half:], *waiting]
+            _log.warning("A batch of %d examples does not fit in memory: on with halves.", len(batch))
+            waiting = [half for whole in [batch, *waiting] for half in _halves(whole)]
             continue
         yield from zip(batch, results, strict=True)

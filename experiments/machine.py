@@ -38,6 +38,7 @@ def checks(config: Config) -> Iterator[Check]:
         "python", sys.version_info >= (3, 11), platform.python_version(), "Install Python 3.11 or newer"
     )
     yield from _packages()
+    yield _ray(config)
     yield _device(config)
     yield _model(config)
     yield _benchmarks(config)
@@ -54,6 +55,15 @@ def _packages() -> Iterator[Check]:
             yield Check(name, True, version(name))
         except PackageNotFoundError:
             yield Check(name, False, "not installed", f"pip install '{requirement}'")
+
+
+def _ray(config: Config) -> Check:
+    """Needed only by engine=ray."""
+    required = config.engine.name == "ray"
+    try:
+        return Check("ray", True, version("ray"), required=required)
+    except PackageNotFoundError:
+        return Check("ray", False, "not installed", "pip install 'sapo-prompts[ray]'", required)
 
 
 def _name(requirement: str) -> str:

@@ -165,6 +165,14 @@ def model_folder(model: ModelConfig) -> Path:
     return folder
 
 
+def require_weights(folder: Path) -> None:
+    """UserError unless a model folder has its weights as safetensors."""
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"No *.safetensors in the model folder {folder}; weights in other formats are not loaded."
+        )
+
+
 def build(model: ModelConfig) -> Path:
     """Makes a model's local folder (download, convert, or draw random weights) and returns it.
 
@@ -289,6 +297,7 @@ def load_model(config: Config) -> LanguageModel:
     if key not in _loaded:
         _loaded.clear()
         folder = model_folder(config.model)
+        require_weights(folder)
         _log.info("loading %s", config.model.name)
         remote = config.model.trust_remote_code
         base: Any = AutoModelForCausalLM.from_pretrained(
@@ -296,6 +305,7 @@ def load_model(config: Config) -> LanguageModel:
             config=AutoConfig.from_pretrained(folder, trust_remote_code=remote),
             dtype=getattr(torch, dtype_of(config)),
             trust_remote_code=remote,
+            use_safetensors=True,  # other weight files are pickles, which can run code of whoever wrote them
         )
         base.to(device_of(config)).eval().requires_grad_(False)
         _loaded[key] = LanguageModel(base, load_tokenizer(config.model), config.model)

@@ -1,23 +1,15 @@
-"""What a set of runs would compute: stages to do and done, tokens, time and memory."""
+"""What a set of runs would compute: stages to do and done, what they share, and what they take."""
 
 import asyncio
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sapo.conf.schema import Config
-from sapo.data.prompts import Prompt
-from sapo.data.tasks import Example, Task
-from sapo.experiments.continual import Planned, run_all
-from sapo.experiments.engine.stages import Score, Stage, Train, stage_key
+from sapo.experiments.continual import Planned, run_sequence
+from sapo.experiments.costs import estimated_tokens, measured_rates, run_bytes, stage_bytes, stated_rate
+from sapo.experiments.engine.stages import Stage, stage_key
 from sapo.experiments.engine.store import KINDS, Store, Stored
-from sapo.experiments.models import dtype_of
-
-# English text in subword tokens; the chat template adds a few dozen.
-_CHARACTERS_A_TOKEN = 4.0
-_TEMPLATE_TOKENS = 40
-_BYTES = {"float32": 4, "bfloat16": 2}
+from sapo.experiments.probe import measure_all
 
 
 @dataclass
@@ -27,11 +19,13 @@ class PlanEngine:
     store: Store
     done: dict[str, Stage] = field(default_factory=dict)
     to_do: dict[str, Stage] = field(default_factory=dict)
+    asked: int = 0
 
     async def run(self, stage: Stage) -> Stored | Planned:
         """The finished stage, or a stand-in."""
+        self.asked += 1
         key = stage_key(stage)
-        stored = self.store.find(stage.kind, key)
+        stored = self.store.find(stage.kind, key, whole=False)
         if stored is not None:
             self.done[key] = stage
             return stored
@@ -44,73 +38,90 @@ class KindPlan:
     """Stages of one kind: how many are done and to do, and what those to do take."""
 
     kind: str
-    done: int
-    to_do: int
-    tokens: int
-    seconds: float | None
+    done: int = 0
+    to_do: int = 0
+    tokens: int = 0
+    seconds: float | None = 0.0
 
 
-def plan(configs: Sequence[Config], store: Store) -> list[KindPlan]:
-    """The stages of the runs by kind, shared ones counted once.
+@dataclass(frozen=True)
+class ModelPlan:
+    """What the stages to do of one model take.
+
+    `gpu_hours` are hours of one device: at this store's rates (`measured`), at the paper's (`stated`), or at
+    both where some kind was never measured here; None where neither is known.
+    """
+
+    stages: int = 0
+    tokens: int = 0
+    gpu_hours: float | None = 0.0
+    rates: tuple[str, ...] = ()
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages by kind, what is to do by model, how many stages the runs ask for in all, and bytes on disk."""
+
+    kinds: list[KindPlan]
+    models: dict[str, ModelPlan]
+    asked: int
+    disk_bytes: int
+
+
+def plan(
+    configs: Sequence[Config], store: Store, probes: Sequence[tuple[Sequence[Config], bool]] = ()
+) -> Plan:
+    """The stages of the runs and of what is measured for `probes`, shared ones counted once.
+
+    A probe is given by its runs, and whether it needs gradients.
 
     Tokens are estimated from characters; seconds from the median rate of this store's finished stages of the
     same kind and model, None where there are none.
     """
     engine = PlanEngine(store)
-    asyncio.run(run_all(configs, engine))
+    of_runs = sum(asyncio.run(_ask(configs, engine)))
+    for runs, gradients in probes:
+        asyncio.run(measure_all(runs, engine, gradients))
     rates = measured_rates(store, {config.model.name for config in configs})
-    return [_kind_plan(kind, engine, rates) for kind in KINDS]
+    kinds = {kind: KindPlan(kind) for kind in KINDS}
+    models = {config.model.name: ModelPlan() for config in configs}
+    for stage in engine.done.values():
+        kinds[stage.kind] = replace(kinds[stage.kind], done=kinds[stage.kind].done + 1)
+    for stage in engine.to_do.values():
+        name, tokens = stage.config.model.name, estimated_tokens(stage)
+        rate = rates.get((stage.kind, name))
+        kinds[stage.kind] = _with_stage(kinds[stage.kind], tokens, rate)
+        models[name] = _with_costs(models[name], stage, tokens, rate)
+    disk = sum(model.disk_bytes for model in models.values())
+    # Only probes have gradients, and only where they are asked for.
+    shown = [kind for kind in kinds.values() if kind.kind != "gradient" or kind.done + kind.to_do]
+    return Plan(shown, models, engine.asked, disk + of_runs)
 
 
-def _kind_plan(kind: str, engine: PlanEngine, rates: dict[tuple[str, str], float]) -> KindPlan:
-    to_do = [stage for stage in engine.to_do.values() if stage.kind == kind]
-    seconds: float | None = 0.0
-    for stage in to_do:
-        rate = rates.get((kind, stage.config.model.name))
-        seconds = None if seconds is None or rate is None else seconds + estimated_tokens(stage) / rate
-    return KindPlan(
-        kind,
-        sum(stage.kind == kind for stage in engine.done.values()),
-        len(to_do),
-        sum(map(estimated_tokens, to_do)),
-        seconds,
+async def _ask(configs: Sequence[Config], engine: PlanEngine) -> list[int]:
+    """Goes through the runs, one after another so that one at a time is held; the bytes of their folders."""
+    sizes = []
+    for config in configs:
+        run = await run_sequence(config, engine)
+        tests = {task.name: task.test for task in (*run.tasks, *run.unseen)}
+        sizes.append(run_bytes([tests[evaluation.task] for evaluation in run.evaluations]))
+    return sizes
+
+
+def _with_stage(kind: KindPlan, tokens: int, rate: float | None) -> KindPlan:
+    seconds = None if kind.seconds is None or rate is None else kind.seconds + tokens / rate
+    return replace(kind, to_do=kind.to_do + 1, tokens=kind.tokens + tokens, seconds=seconds)
+
+
+def _with_costs(model: ModelPlan, stage: Stage, tokens: int, measured: float | None) -> ModelPlan:
+    rate = measured or stated_rate(stage)
+    origin = "measured" if measured else "stated"
+    hours = None if model.gpu_hours is None or rate is None else model.gpu_hours + tokens / rate / 3600
+    return ModelPlan(
+        stages=model.stages + 1,
+        tokens=model.tokens + tokens,
+        gpu_hours=hours,
+        rates=model.rates if origin in model.rates or rate is None else (*model.rates, origin),
+        disk_bytes=model.disk_bytes + stage_bytes(stage),
     )
-
-
-def estimated_tokens(stage: Stage) -> int:
-    """Tokens that a stage reads, from the characters of its texts."""
-    if not isinstance(stage, Train):
-        prompts = stage.prompts if isinstance(stage, Score) else (stage.prompt,)
-        return sum(_tokens(stage.task, stage.rows, prompt) for prompt in prompts)
-    # Of several prompts each example sees one at a time.
-    lengths = (
-        sum(_tokens(lesson.task, lesson.task.train, prompt) for prompt in lesson.prompts)
-        / len(lesson.prompts)
-        for lesson in stage.lessons
-    )
-    return round(sum(lengths)) * stage.config.trainer.epochs
-
-
-def _tokens(task: Task, rows: Sequence[Example], prompt: Prompt) -> int:
-    texts = sum(len(example.input) + len(example.target) for example in rows)
-    frame = len(prompt.text) + len(task.suffix)
-    return int((texts + frame * len(rows)) / _CHARACTERS_A_TOKEN + _TEMPLATE_TOKENS * len(rows))
-
-
-def measured_rates(store: Store, models: set[str]) -> dict[tuple[str, str], float]:
-    """Median tokens a second of finished stages by kind and model name."""
-    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for kind, stored in store.stages():
-        name = _model_name(stored)
-        if name in models and stored.result["seconds"] > 0:
-            rates[kind, name].append(stored.result["tokens"] / stored.result["seconds"])
-    return {key: statistics.median(values) for key, values in rates.items()}
-
-
-def weight_bytes(config: Config) -> int | None:
-    """Memory of the model's weights: parameters x bytes of the precision; None if the size is not known."""
-    return round(config.model.parameters * 1e9 * _BYTES[dtype_of(config)]) or None
-
-
-def _model_name(stored: Stored) -> str:
-    return str(stored.result.get("model", ""))

@@ -21,10 +21,12 @@ they are all read to the end.
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
@@ -32,7 +34,7 @@ from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
 from sapo.data.tasks import Task
-from sapo.experiments.forward import can_share_prefix
+from sapo.experiments.forward import Prefix, shared_prefix
 from sapo.experiments.scoring import example_losses, require_finite
 
 FIRST_ROUND = 8
@@ -100,6 +102,7 @@ def weights(n_tokens: Sequence[int], reduction: str) -> NDArray[np.float64]:
     return len(counts) / (counts > 0).sum() / np.where(counts > 0, counts, np.inf)
 
 
+@torch.inference_mode()
 def pool_losses(
     model: Any, task: Task, prompts: Sequence[Prompt], rendered: Sequence[Sequence[Rendered]], config: Config
 ) -> pd.DataFrame:
@@ -107,16 +110,20 @@ def pool_losses(
 
     `rendered` holds the same examples under each prompt. Raises WorkError if a loss is not finite.
     """
-    share = config.trainer.shared_prefix and can_share_prefix(model.config)
+    is_race = config.scorer.name == "race"
+
+    @lru_cache(maxsize=len(prompts) if is_race else 1)  # a race comes back to its candidates
+    def prefix_of(candidate: int) -> Prefix | None:
+        return shared_prefix(model, rendered[candidate]) if config.trainer.shared_prefix else None
 
     def read(candidate: int, examples: Sequence[int]) -> pd.DataFrame:
         batch = [rendered[candidate][i] for i in examples]
-        losses = example_losses(model, batch, config.evaluator.batch_tokens, share)
+        losses = example_losses(model, batch, config.evaluator.batch_tokens, prefix_of(candidate))
         losses["example"] = list(examples)
         require_finite(losses, task, prompts[candidate])
         return losses.assign(prompt=prompts[candidate].index)
 
-    if config.scorer.name == "race":
+    if is_race:
         tables = _race_tables(read, rendered, config, task.name)
     else:
         tables = [read(candidate, range(len(rows))) for candidate, rows in enumerate(rendered)]

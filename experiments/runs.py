@@ -1,8 +1,6 @@
 """Run folders: what a finished run leaves for people and for the analysis."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,29 +12,40 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config, identity_values
+from sapo.data.manifest import MANIFEST, manifest_of
 from sapo.data.tasks import Task, digest, examples_digest
-from sapo.experiments.continual import Run
-from sapo.experiments.engine.store import Store, Stored, write_json
+from sapo.experiments.continual import Run, pool_for
+from sapo.experiments.engine.store import Store, Stored, flush, write_json
 from sapo.experiments.evaluation import label_match
 from sapo.experiments.methods import method_label, method_note
 from sapo.experiments.models import model_identity
 
+RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, "run.json")
+
 
 def write_run(run: Run, store: Store) -> Path:
-    """Writes `run.json`, `predictions.parquet` and `config.yaml` to the run's folder and returns it."""
-    identity = _identity(run)
+    """Writes `run.json`, `predictions.parquet`, `config.yaml` and their manifest, and returns the folder."""
+    pool = _pool(run)
+    identity = _identity(run, pool)
     folder = store.run_folder(run_id(run, identity))
-    building = folder.with_name(f".{folder.name}.{os.getpid()}")
-    building.mkdir(parents=True, exist_ok=True)
-    _predictions(run).to_parquet(building / "predictions.parquet")
-    OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
-    write_json(building / "run.json", {"id": folder.name, **_facts(run, identity)})
-    folder.mkdir(parents=True, exist_ok=True)
-    # run.json goes last: a folder that has it is a finished run.
-    for name in ("predictions.parquet", "config.yaml", "run.json"):
-        (building / name).replace(folder / name)
-    shutil.rmtree(building)
+    with store.lock(folder.name), store.scratch(folder.name) as building:
+        _predictions(run).to_parquet(building / "predictions.parquet")
+        OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
+        write_json(building / "run.json", {"id": folder.name, **_facts(run, identity), "pool": pool})
+        write_json(building / MANIFEST, manifest_of(building))
+        put_run(building, folder)
     return folder
+
+
+def put_run(building: Path, folder: Path) -> None:
+    """Moves a run's files to its folder; run.json goes last: a folder that has it is a finished run.
+
+    What the analysis has put there already stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flush(building)
+    for name in RUN_FILES:
+        (building / name).replace(folder / name)
 
 
 def read_config(folder: Path) -> Config:
@@ -62,13 +71,13 @@ def run_id(run: Run, identity: dict[str, Any]) -> str:
     return "-".join((*names, digest(json.loads(json.dumps(identity)))[:8]))
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def _identity(run: Run, pool: dict[str, Any] | None) -> dict[str, Any]:
     """What makes this run another than that one: settings, rows and prompts."""
     config = run.config
     return {
         "model": model_identity(config),
         "method": identity_values(config.method),
-        "policy": vars(config.policy),
+        "policy": _policy_identity(config),
         "scorer": vars(config.scorer),
         "trainer": identity_values(config.trainer),
         "evaluator": {
@@ -83,7 +92,37 @@ def _identity(run: Run) -> dict[str, Any]:
         "drawn": {choice.task: [prompt.text for prompt in choice.drawn] for choice in run.choices},
         "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
         "seed": config.seed,
+        **_pool_identity(config, pool),
     }
+
+
+def _pool_identity(config: Config, pool: dict[str, Any] | None) -> dict[str, Any]:
+    """What a policy chose from: another pool is another run, even where the same prompts were chosen.
+
+    The bank's first 20 are left out, as policies that choose nothing are.
+    """
+    is_default = config.paraphrases.name == "bank" and pool is not None and pool["size"] == 20
+    if pool is None or is_default or config.policy.name == "fixed":
+        return {}
+    return {"pool": pool["digest"]}
+
+
+def _pool(run: Run) -> dict[str, Any] | None:
+    """The pools that a run read: their name, the paraphrases of the largest, and their texts' digest."""
+    texts = {task.name: _paraphrases(task, run.config) for task in run.tasks}
+    size = max(map(len, texts.values()))
+    config = run.config.paraphrases
+    name = Path(str(config.file)).stem if config.source == "file" else config.name
+    return {"name": name, "size": size, "digest": digest(texts)} if size else None
+
+
+def _paraphrases(task: Task, config: Config) -> list[str]:
+    return [prompt.text for prompt in pool_for(task, config).paraphrases]
+
+
+def _policy_identity(config: Config) -> dict[str, Any]:
+    """The policy's settings; a switch that is off leaves runs the ids that they had before there was one."""
+    return {name: value for name, value in vars(config.policy).items() if name != "last_only" or value}
 
 
 def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
@@ -164,9 +203,10 @@ def _stored(run: Run) -> list[Stored]:
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:
+    scored = [choice.scored for choice in run.choices if isinstance(choice.scored, Stored)]
     return [
         {"kind": stored.folder.parent.name, "key": stored.key, **_brief(stored.result)}
-        for stored in _stored(run)
+        for stored in (*scored, *_stored(run))
     ]
 
 

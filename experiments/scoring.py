@@ -9,14 +9,16 @@ import torch
 
 from sapo.conf.errors import WorkError
 from sapo.data.prompts import Prompt
+from sapo.data.remembering import remembered
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example, Task
-from sapo.experiments.forward import in_batches, target_entropy, target_logits, target_nll
+from sapo.experiments.forward import Prefix, in_batches, nll_and_entropy, pass_tokens, target_logits
 
 PUBLISHED_BATCH = 8
 NOTHING = (0.0, 0.0)
 
 
+@remembered(1024)
 def subset(task: Task, count: int, choice: str, seed: int) -> tuple[Example, ...]:
     """The training examples that are scored: `first` rows, or a `random` draw that only (seed, task) decide.
 
@@ -30,22 +32,23 @@ def subset(task: Task, count: int, choice: str, seed: int) -> tuple[Example, ...
 
 @torch.inference_mode()
 def example_losses(
-    model, batches_of: Sequence[Rendered], budget: int, share_prefix: bool = True
+    model, examples: Sequence[Rendered], budget: int, prefix: Prefix | None = None
 ) -> pd.DataFrame:
     """Per example: `nll` and `entropy` summed over its target tokens (nats), and `n_tokens`.
 
-    All are 0 for an example whose target was cut off (`data.truncation=end`).
+    `prefix` is what all examples begin with, if that is not to be read again. All are 0 for an example whose
+    target was cut off (`data.truncation=end`).
     """
-    with_target = [i for i, rendered in enumerate(batches_of) if rendered.target_ids]
+    with_target = [i for i, rendered in enumerate(examples) if rendered.target_ids]
+    skip = prefix.length if prefix else 0
 
     def work(batch: list[int]) -> list[tuple[float, float]]:
-        rendered = [batches_of[with_target[i]] for i in batch]
-        logits, targets = target_logits(model, rendered, share_prefix)
-        nll = target_nll(logits, targets).sum(-1).tolist()
-        entropy = target_entropy(logits, targets).sum(-1).tolist()
-        return list(zip(nll, entropy, strict=True))
+        rendered = [examples[with_target[i]] for i in batch]
+        nll, entropy = nll_and_entropy(*target_logits(model, rendered, prefix))
+        return list(zip(nll.tolist(), entropy.tolist(), strict=True))
 
-    found = in_batches([len(batches_of[i].input_ids) for i in with_target], budget, work)
+    lengths = [len(examples[i].input_ids) - skip for i in with_target]
+    found = in_batches(lengths, budget, pass_tokens(model.device), work)
     sums = {with_target[i]: pair for i, pair in found}
     return pd.DataFrame(
         [
@@ -56,7 +59,7 @@ def example_losses(
                 "n_tokens": len(rendered.target_ids),
                 "is_shortened": rendered.is_shortened,
             }
-            for i, rendered in enumerate(batches_of)
+            for i, rendered in enumerate(examples)
         ]
     )
 

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
-from sapo.data.own import draw, examples_of, own_task
+from sapo.data.own import draw, examples_of, own_task, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, user_turn
 from sapo.data.tasks import Example, Task
 from sapo.experiments.adapters import plain
-from sapo.experiments.forward import can_share_prefix
+from sapo.experiments.forward import shared_prefix
 from sapo.experiments.scoring import example_losses, require_finite
 
 LEVEL = 0.05
@@ -166,11 +168,7 @@ def _require_usable(tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
 
 def _drawn(rows: Iterable[Example], n_examples: int, seed: int) -> list[Example]:
     drawn, n_rows = draw(rows, n_examples, "random", f"subset {seed}")
-    if len(drawn) < 2:
-        raise UserError(
-            f"{len(drawn)} of {n_rows} examples would be scored; it takes 2 to tell a difference from noise, "
-            "and some dozens to find a small one."
-        )
+    require_enough(len(drawn), n_rows)
     return drawn
 
 
@@ -197,11 +195,10 @@ def _losses(
 ) -> pd.DataFrame:
     """A row a prompt and example: `prompt`, `example`, `nll` summed over target tokens, `n_tokens`, …"""
     tables = []
-    share_prefix = can_share_prefix(model.config)
-    with _evaluating(model):
+    with _evaluating(model), torch.inference_mode():
         for prompt in prompts:
             rendered = renderer.render(task, prompt.text, task.train)
-            table = example_losses(model, rendered, batch_tokens, share_prefix)
+            table = example_losses(model, rendered, batch_tokens, shared_prefix(model, rendered))
             require_finite(table, task, prompt)
             tables.append(table.assign(prompt=prompt.index))
             if on_scored:
@@ -363,9 +360,12 @@ def require_adapter(folder: Path) -> None:
     """UserError unless a PEFT adapter lies in the folder; PEFT would look for missing weights on the hub."""
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"adapter={folder}: no adapter_config.json there, so it is no PEFT adapter's folder.")
-    names = ("adapter_model.safetensors", "adapter_model.bin")
-    if not any((folder / name).is_file() for name in names):
-        raise UserError(f"adapter={folder}: no weights there ({' or '.join(names)}).")
+    # An `adapter_model.bin` is a pickle, which can run code of whoever wrote it.
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"adapter={folder}: no weights there: adapter_model.safetensors; other formats are not loaded. "
+            "PEFT writes one with save_pretrained(FOLDER)."
+        )
 
 
 def _adapted(base: PreTrainedModel, folder: Path) -> Any:
@@ -377,7 +377,7 @@ def _adapted(base: PreTrainedModel, folder: Path) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(base, str(folder))
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[:2]
         raise UserError(
             f"adapter={folder} does not fit this model: {' '.join(map(str.strip, reason))}"

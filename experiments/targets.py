@@ -1,19 +1,84 @@
-"""What can be reproduced, and the experiment that does it at each scale."""
+"""What can be reproduced: each table and figure of the paper, its experiments, and how it is drawn."""
+
+from dataclasses import dataclass
 
 from sapo.conf.errors import UserError, unknown
+from sapo.conf.load import load
+from sapo.conf.schema import Config
 
-TARGETS = {"table1": {"mini": "table1_mini", "paper": "table1_paper"}}
+SCALES = ("mini", "paper")
+ALL = "all"
 
 
-def overrides_of(target: str, scale: str, overrides: list[str]) -> list[str]:
-    """The overrides that run a target at a scale; UserError for an unknown target or scale."""
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
-    if scale not in TARGETS[target]:
-        raise unknown(f"scale of {target}", scale, TARGETS[target])
+@dataclass(frozen=True)
+class Target:
+    """A table or figure: the experiment `{experiment}_{scale}` runs it, and `drawing` shows it.
+
+    A drawing is `scores` (AP, BWT and FWT of policies and pools), `pool_sizes` (these against the size of the
+    pool), `timings`, or the figure that is drawn from probes.
+    """
+
+    experiment: str
+    drawing: str
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it is drawn from probes, for which more is measured than runs need."""
+        return self.experiment == "probe"
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the probes need gradients."""
+        return self.drawing == "figure4"
+
+
+# Figures 5 to 14 show further models and sequences of the first three: the probe covers all of them.
+_SAME_DRAWING = {
+    "figure1": ("figure5", "figure6"),
+    "figure2": ("figure7", "figure8", "figure9", "figure10"),
+    "figure3": ("figure11", "figure12", "figure13", "figure14"),
+    "figure4": (),
+}
+TARGETS = {
+    "table1": Target("table1", "scores"),
+    "table2": Target("table2", "scores"),
+    "table3": Target("table3", "scores"),
+    "table10": Target("table10", "timings"),
+    "table11": Target("table11", "scores"),
+    "figure15": Target("figure15", "pool_sizes"),
+    **{
+        name: Target("probe", figure)
+        for figure, others in _SAME_DRAWING.items()
+        for name in (figure, *others)
+    },
+}
+
+
+def targets_of(name: str) -> list[str]:
+    """The targets that a name means: itself, or for `all` every one, each drawing of a probe once.
+
+    Raises UserError for an unknown name.
+    """
+    if name == ALL:
+        return [target for target, what in TARGETS.items() if not what.is_probe or target == what.drawing]
+    if name not in TARGETS:
+        raise unknown("target", name, [*TARGETS, ALL])
+    return [name]
+
+
+def configs_of(name: str, scale: str, overrides: list[str]) -> list[Config]:
+    """The runs of a target, each once; UserError for an unknown scale or overrides that do not fit."""
+    if scale not in SCALES:
+        raise unknown(f"scale of {name}", scale, SCALES)
     if any(override.startswith("experiment=") for override in overrides):
-        raise UserError(f"{target} is an experiment itself: leave experiment=… out, or use sapo train.")
-    return [f"experiment={TARGETS[target][scale]}", *overrides]
+        raise UserError(f"{name} is an experiment itself: leave experiment=… out, or use sapo train.")
+    configs = load([f"experiment={TARGETS[name].experiment}_{scale}", *overrides])
+    # A run that reads no paraphrases is the same run whatever the pool.
+    distinct: dict[str, Config] = {}
+    for config in configs:
+        read = vars(config) | ({"paraphrases": None} if config.policy.name == "static" else {})
+        distinct.setdefault(repr(read), config)
+    return list(distinct.values())
 
 
 def require_gpu(scale: str, device_type: str) -> None:

@@ -1,31 +1,35 @@
 """Training one task on the Hugging Face Trainer, with an exact token mean over every global batch."""
 
+import logging
 import math
-import os
-import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import TrainerConfig
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
+from sapo.experiments import checkpoints
 from sapo.experiments.adapters import trainable_parameters
-from sapo.experiments.forward import can_share_prefix, target_logits, target_nll
+from sapo.experiments.forward import (
+    gathered_gradients,
+    pass_tokens,
+    shared_prefix,
+    target_logits,
+    target_nll,
+)
 from sapo.experiments.lessons import Draws, Row
 
-Penalty = Callable[[PeftModel], torch.Tensor | None]
+_log = logging.getLogger(__name__)
 
-_CHECKPOINT_WEIGHTS = "trainable.safetensors"
+Penalty = Callable[[PeftModel], torch.Tensor | None]
 
 
 def nothing(model: PeftModel) -> None:
@@ -47,10 +51,12 @@ def train(
 
     `draws` has the seed, and decides which prompt a row is shown under when it has several; `penalty` is
     added to the loss of every optimizer step. Checkpoints go to `scratch`; one that is found there is
-    continued. Raises WorkError naming `what` and the step if a loss is not finite.
+    continued, and `earlier_seconds` are what it took to get there. Raises WorkError naming `what` and the
+    step if a loss is not finite.
     """
-    steps_an_epoch = math.ceil(len(rows) / config.global_batch)
-    warmup = math.ceil(config.warmup_ratio * steps_an_epoch * config.epochs)
+    steps = math.ceil(len(rows) / config.global_batch) * config.epochs
+    # The first step of a warm-up has rate 0: a training of one step must not consist of that.
+    warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
     trainer = TokenMeanTrainer(
         model=model,
         args=_arguments(config, warmup, draws.seed, scratch, model.device),
@@ -63,8 +69,10 @@ def train(
         what=what,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _last_whole_checkpoint(scratch)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    found = checkpoints.newest(scratch)
+    earlier = {"earlier_seconds": checkpoints.load_seconds(Path(found))} if found else {}
+    trainer.begun -= earlier.get("earlier_seconds", 0.0)
+    trainer.train(resume_from_checkpoint=found)
     if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
         raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
     history = trainer.state.log_history
@@ -75,15 +83,8 @@ def train(
         "steps": trainer.state.global_step,
         "tokens": round(config.epochs * sum(_mean_length(row) for row in rows)),
         "trainable_parameters": trainable_parameters(model),
+        **earlier,
     }
-
-
-def _last_whole_checkpoint(scratch: Path) -> str | None:
-    """The checkpoint to go on from; what a killed process was just writing lacks the Trainer's last file."""
-    for folder in scratch.glob("checkpoint-*"):
-        if not (folder / TRAINER_STATE_NAME).is_file():
-            shutil.rmtree(folder)
-    return get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
 
 
 def _arguments(
@@ -110,7 +111,6 @@ def _arguments(
         logging_steps=1,
         save_strategy="steps" if config.checkpoint_steps else "no",
         save_steps=config.checkpoint_steps or 1,
-        save_total_limit=1,
         report_to=list(config.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -150,11 +150,9 @@ class TokenMeanTrainer(Trainer):
         self.penalty = penalty
         self.what = what
         self.budget = trainer_config.micro_batch_tokens
-        self.shares_prefix = (
-            trainer_config.shared_prefix
-            and not trainer_config.gradient_checkpointing
-            and can_share_prefix(self.model.config)
-        )
+        self.begun = time.monotonic()
+        # Recomputed activations and caches exclude each other.
+        self.shares_prefix = trainer_config.shared_prefix and not trainer_config.gradient_checkpointing
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
         """Gradients of one global batch; a micro-batch that does not fit in memory starts it over, halved."""
@@ -165,10 +163,16 @@ class TokenMeanTrainer(Trainer):
                 return self._accumulate(model, groups)
             except torch.OutOfMemoryError as error:
                 model.zero_grad()
-                longest = max(len(example.input_ids) for group in groups for example in group)
-                if self.budget <= longest:
+                if self.budget == 1:
+                    longest = max(len(example.input_ids) for group in groups for example in group)
                     raise WorkError(f"{self.what}: one example of {longest} tokens does not fit.") from error
-                self.budget = max(self.budget // 2, longest)
+                self.budget //= 2
+                _log.warning(
+                    "%s: a step does not fit in memory; from now on in micro-batches of %d tokens. "
+                    "The global batch stays the same (trainer.micro_batch_tokens).",
+                    self.what,
+                    self.budget,
+                )
                 torch.cuda.empty_cache()
 
     def _worded(self, rows: Sequence[Row]) -> list[list[Rendered]]:
@@ -185,11 +189,7 @@ class TokenMeanTrainer(Trainer):
         n_tokens = sum(len(example.target_ids) for group in groups for example in group)
         total = torch.zeros((), device=self.args.device)
         for group in groups:
-            for batch in by_tokens([len(example.input_ids) for example in group], self.budget):
-                logits, targets = target_logits(model, [group[i] for i in batch], self.shares_prefix)
-                loss = target_nll(logits, targets).sum() / n_tokens
-                self.accelerator.backward(loss)
-                total += loss.detach()
+            total += self._backward(model, group, n_tokens)
         penalty = self.penalty(model)
         if penalty is not None:
             self.accelerator.backward(penalty)
@@ -198,6 +198,20 @@ class TokenMeanTrainer(Trainer):
         if not torch.isfinite(total):
             step = self.state.global_step + 1
             raise WorkError(f"{self.what}: the loss at step {step} is {total.item()}. Nothing was stored.")
+        return total
+
+    def _backward(self, model: Any, examples: Sequence[Rendered], n_tokens: int) -> torch.Tensor:
+        """Gradients and loss of examples under one prompt, whose beginning is read once for all of them."""
+        prefix = shared_prefix(model, examples) if self.shares_prefix else None
+        skip = prefix.length if prefix else 0
+        lengths = [len(example.input_ids) - skip for example in examples]
+        total = torch.zeros((), device=self.args.device)
+        with gathered_gradients(prefix) as beginning:
+            for batch in by_tokens(lengths, self.budget, pass_tokens(model.device)):
+                logits, targets = target_logits(model, [examples[i] for i in batch], beginning)
+                loss = target_nll(logits, targets).sum() / n_tokens
+                self.accelerator.backward(loss)
+                total += loss.detach()
         return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -211,21 +225,33 @@ class TokenMeanTrainer(Trainer):
             return self.lr_scheduler
         return super().create_scheduler(num_training_steps, optimizer)
 
+    # The Trainer would pickle all of this but the weights.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir), f"{checkpoints.PREFIX}{self.state.global_step}")
+        checkpoints.save_seconds(time.monotonic() - self.begun, folder)
+        checkpoints.seal(folder)
+
     def _save(self, output_dir: str | None = None, *_: Any, **__: Any) -> None:
-        """Checkpoints hold the trainable weights only; the base model and frozen adapters do not change."""
-        folder = str(output_dir or self.args.output_dir)
-        os.makedirs(folder, exist_ok=True)
-        weights = {key: p.detach().cpu().contiguous() for key, p in self._trainable().items()}
-        save_file(weights, os.path.join(folder, _CHECKPOINT_WEIGHTS))
+        checkpoints.save_weights(self._trainable(), Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
-        weights = load_file(os.path.join(resume_from_checkpoint, _CHECKPOINT_WEIGHTS))
-        parameters = self._trainable()
-        if weights.keys() != parameters.keys():
-            raise WorkError(f"{self.what}: the checkpoint in {resume_from_checkpoint} is of other weights.")
-        with torch.no_grad():
-            for key, value in weights.items():
-                parameters[key].copy_(value)
+        checkpoints.load_weights(self._trainable(), Path(resume_from_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        checkpoints.save_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        checkpoints.save_random_state(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_random_state(Path(checkpoint))
 
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
         return {key: p for key, p in self.model.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Score, Train and Evaluate: what they are given, and the key under which their result is stored.
+"""Score, Train, Evaluate and Gradient: what they are given, and the key under which their result is stored.
 
 A stage's key is the SHA-256 of everything that can change its result and nothing else.
 """
@@ -14,7 +14,7 @@ from sapo.experiments.methods import method_identity
 from sapo.experiments.models import model_identity
 
 # Raised when a change of the code changes what a stage computes.
-VERSIONS = {"score": 1, "train": 1, "evaluate": 1}
+VERSIONS = {"score": 1, "train": 1, "evaluate": 1, "gradient": 1}
 BASE = "base"
 
 
@@ -128,7 +128,40 @@ class Evaluate:
         return self.task.test
 
 
-Stage = Score | Train | Evaluate
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient of a fresh adapter at a task's scored examples under one prompt, in a state."""
+
+    config: Config
+    state: str
+    task: Task
+    examples: tuple[Example, ...]
+    prompt: Prompt
+    kind: str = "gradient"
+
+    @property
+    def name(self) -> str:
+        """What the gradient is of, for people."""
+        return self.task.name
+
+    def identity(self) -> dict[str, Any]:
+        """What can change the result."""
+        method = self.config.method
+        return {
+            **_identity(self.config, self.kind, self.state),
+            "task": _frame(self.task, self.examples),
+            "prompt": self.prompt.text,
+            "adapter": {"rank": method.rank, "alpha": method.alpha},
+            "seed": self.config.seed,
+        }
+
+    @property
+    def rows(self) -> tuple[Example, ...]:
+        """The examples it reads."""
+        return self.examples
+
+
+Stage = Score | Train | Evaluate | Gradient
 
 
 def stage_key(stage: Stage) -> str:

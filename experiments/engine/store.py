@@ -5,13 +5,15 @@ tables as parquet, adapters as PEFT folders, and `manifest.json` with every file
 A folder is built under `ROOT/building` and moved in by one rename.
 """
 
-import hashlib
+import errno
+import glob
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +21,14 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from sapo.conf.errors import UserError, WorkError
+from sapo.data.manifest import MANIFEST, damage, manifest_of
 
-MANIFEST = "manifest.json"
 EXAMPLES = "examples.parquet"
-KINDS = ("score", "train", "evaluate")
+GC = "gc"  # the lock of who deletes what no finished run refers to
+KINDS = ("score", "train", "evaluate", "gradient")
 
 
 @dataclass(frozen=True)
@@ -49,45 +53,100 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._intact: set[str] = set()
 
-    def find(self, kind: str, key: str) -> Stored | None:
-        """The finished stage, or None. Raises WorkError if its files are not those of its manifest."""
+    def find(self, kind: str, key: str, whole: bool = True) -> Stored | None:
+        """The finished stage, or None. Raises WorkError if its files are not those of its manifest.
+
+        Every file is read and compared the first time that a stage is found; without `whole`, which is for
+        those that only ask what there is, files are compared by size alone.
+        """
         folder = self.root / "stages" / kind / key
         if not (folder / MANIFEST).is_file():
             return None
-        for name, facts in read_json(folder / MANIFEST).items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != facts["bytes"]:
-                raise WorkError(
-                    f"Damaged: {path} is not what was stored. Delete {folder} to compute it again."
-                )
+        if key not in self._intact:
+            for line in damage(folder, whole):
+                raise WorkError(f"Damaged: {line}. {self._mend(folder)}")
+            if whole:
+                self._intact.add(key)
         return Stored(key, folder)
+
+    def _mend(self, folder: Path) -> str:
+        return (
+            f"Delete {folder}, or everything that is damaged with `sapo store verify --delete --root "
+            f"{self.root}`; the command that made it computes it again."
+        )
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Held while a stage is computed, so that processes that share the store wait for each other."""
         self._make(self.root / "locks")
-        with FileLock(self.root / "locks" / f"{key}.lock"):
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise self._not_writable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Held while runs are under way, which hold no other lock between one stage and the next.
+
+        Waits for a process that deletes what no finished run refers to; that one refuses while this is held.
+        """
+        name = f"driver-{uuid.uuid4().hex}"
+        with ExitStack() as held:
+            with self.lock(GC):
+                held.enter_context(self.lock(name))
+            held.callback((self.root / "locks" / f"{name}.lock").unlink, missing_ok=True)
             yield
 
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[Path]:
         """A folder to build a stage in; left without an error, it moves into place with its manifest."""
-        self._make(self.root / "building")
-        # The caller holds the stage's lock, so what lies here under its key is a killed process's.
-        for leftover in (self.root / "building").glob(f"{kind}-{key[:12]}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{kind}-{key[:12]}-", dir=self.root / "building"))
-        try:
+        # A folder without a manifest is what an interrupted copy left; it is not a stage.
+        with self.replacing(self.root / "stages" / kind / key, f"{kind}-{key[:12]}") as scratch:
             yield scratch
-            write_json(scratch / MANIFEST, _manifest(scratch))
-            final = self.root / "stages" / kind / key
+            write_json(scratch / MANIFEST, manifest_of(scratch))
+
+    @contextmanager
+    def replacing(self, final: Path, mark: str) -> Iterator[Path]:
+        """A folder that, left without an error, takes the place of `final`; the caller holds the lock.
+
+        `mark` is the lock's own, so what lies among the unfinished under it is a killed process's.
+        """
+        with self.scratch(mark) as built:
+            yield built
+            flush(built)
             final.parent.mkdir(parents=True, exist_ok=True)
-            # A folder without a manifest is what an interrupted copy left; it is not a stage.
-            shutil.rmtree(final, ignore_errors=True)
-            scratch.rename(final)
+            # Deleted in its place, it would be a damaged stage for a while, and for good after a kill.
+            old = built.with_name(f"{built.name}-old")
+            if final.exists():
+                final.rename(old)
+            built.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self, mark: str) -> Iterator[Path]:
+        """An empty folder among the unfinished, gone afterwards; one that a killed process left goes now."""
+        self._make(self.root / "building")
+        for leftover in (self.root / "building").glob(f"{glob.escape(mark)}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir=self.root / "building"))
+        try:
+            yield folder
+        except (OSError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            raise WorkError(
+                f"Cannot write to the store {self.root}: {error}. Make room; what is finished is kept, and "
+                "the same command goes on."
+            ) from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def checkpoints(self, key: str) -> Path:
         """Where a training keeps its checkpoints until it is done."""
@@ -97,48 +156,54 @@ class Store:
         """The folder of a run."""
         return self.root / "runs" / run
 
+    def probe_folder(self, probe: str) -> Path:
+        """The folder of a probe."""
+        return self.root / "probes" / probe
+
     def stages(self) -> Iterator[tuple[str, Stored]]:
         """Every finished stage with its kind."""
         for kind in KINDS:
             for path in sorted((self.root / "stages" / kind).glob(f"*/{MANIFEST}")):
                 yield kind, Stored(path.parent.name, path.parent)
 
-    def damaged(self) -> Iterator[str]:
-        """A line for every stored file whose SHA-256 is not the manifest's, or that is gone."""
-        for kind, stored in self.stages():
-            try:
-                manifest = read_json(stored.folder / MANIFEST)
-            except WorkError as error:
-                yield str(error)
-                continue
-            for name, facts in manifest.items():
-                path = stored.folder / name
-                if not path.is_file():
-                    yield f"{path} is gone ({kind} {stored.key[:12]})"
-                elif sha256(path) != facts["sha256"]:
-                    yield f"{path} has changed ({kind} {stored.key[:12]})"
+    def runs(self) -> Iterator[Path]:
+        """The folder of every finished run; those with a leading dot are being written."""
+        yield from sorted(path.parent for path in self.root.glob("runs/[!.]*/run.json"))
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Every damaged folder of a stage, run or probe, with a line for each file that has changed.
+
+        One that was written without a manifest cannot be judged, and is passed over.
+        """
+        for pattern in (f"stages/*/*/{MANIFEST}", f"runs/[!.]*/{MANIFEST}", f"probes/[!.]*/{MANIFEST}"):
+            for manifest in sorted(self.root.glob(pattern)):
+                for line in damage(manifest.parent):
+                    yield manifest.parent, line
 
     def _make(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"Cannot write to the store {self.root}: {error}. Set store.root=FOLDER."
-            ) from error
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> UserError:
+        return UserError(f"Cannot write to the store {self.root}: {error}. Set store.root=FOLDER.")
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
-        for path in files
-    }
+def is_full(error: Exception) -> bool:
+    """Whether a disk, a quota or a limit of the system let no more be written."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def flush(folder: Path) -> None:
+    """Has the system write a folder's files to the disk: they outlast a loss of power."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:

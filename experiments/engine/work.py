@@ -1,6 +1,5 @@
 """Doing a stage: from what it is given to the files in its folder."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from omegaconf import OmegaConf
 from sapo.conf.errors import WorkError
 from sapo.data.render import Renderer
 from sapo.data.tasks import digest
-from sapo.experiments import evaluation, scoring, training
+from sapo.experiments import evaluation, gradients, scoring, training
 from sapo.experiments.adapters import FOLDER, load_adapter, plain, scale_adapter
 from sapo.experiments.engine.environment import environment
-from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train, stage_key
+from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Stage, Train, stage_key
 from sapo.experiments.engine.store import EXAMPLES, Store, write_json
 from sapo.experiments.lessons import Draws, lesson_rows
 from sapo.experiments.methods import Context, method_of
@@ -33,12 +32,14 @@ def do(stage: Stage, store: Store, folder: Path) -> None:
         facts = _score(stage, store, language_model, folder)
     elif isinstance(stage, Train):
         facts = _train(stage, store, language_model, folder)
-    else:
+    elif isinstance(stage, Evaluate):
         facts = _evaluate(stage, store, language_model, folder)
+    else:
+        facts = _gradient(stage, store, language_model, folder)
     facts = {
         "task": stage.name,
         "model": stage.config.model.name,
-        "seconds": round(time.monotonic() - begun, 3),
+        "seconds": round(time.monotonic() - begun + facts.get("earlier_seconds", 0.0), 3),
         **facts,
     }
     write_json(folder / "result.json", facts)
@@ -48,8 +49,18 @@ def do(stage: Stage, store: Store, folder: Path) -> None:
 
 
 def state_folder(store: Store, state: str) -> Path | None:
-    """What the training that made a state left; None for the untouched model."""
-    return None if state == BASE else store.root / "stages" / "train" / state
+    """What the training that made a state left; None for the untouched model.
+
+    Raises WorkError if it is damaged, or not in the store any more.
+    """
+    if state == BASE:
+        return None
+    stored = store.find("train", state)
+    if stored is None:
+        raise WorkError(
+            f"The training {state[:12]} is not in the store {store.root} any more: run the command again."
+        )
+    return stored.folder
 
 
 @contextmanager
@@ -114,7 +125,6 @@ def _train(stage: Train, store: Store, language_model: LanguageModel, folder: Pa
             penalty=method.penalty,
         )
         method.save(model, folder)
-    shutil.rmtree(scratch, ignore_errors=True)
     return {
         **facts,
         "examples": len(rows),
@@ -144,6 +154,24 @@ def _evaluate(stage: Evaluate, store: Store, language_model: LanguageModel, fold
         "examples": len(table),
         "tokens": n_tokens,
         "shortened": int(table["is_shortened"].sum()),
+    }
+
+
+def _gradient(stage: Gradient, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+    renderer = _renderer(stage, language_model)
+    rendered = renderer.render(stage.task, stage.prompt.text, stage.examples)
+    rows = [row for row in rendered if row.target_ids]
+    if not rows:
+        raise WorkError(f"Every target of {stage.name} is cut off; raise data.max_input_tokens.")
+    with plain(language_model.base):
+        previous = state_folder(store, stage.state)
+        model = gradients.with_fresh_adapter(language_model, previous, stage.config)
+        found = gradients.adapter_gradients(model, rows, stage.config.trainer, stage.name)
+    gradients.save_gradients(found, folder)
+    return {
+        "examples": len(rendered),
+        "tokens": sum(len(row.input_ids) for row in rendered),
+        "shortened": sum(row.is_shortened for row in rendered),
     }
 
 

@@ -139,3 +139,129 @@ def _with_columns() -> Callable[..., Path]:
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
     """`run_folder(name, **changes)` writes a run under tmp_path."""
     return partial(write_run, tmp_path)
+
+
+PROMPT_EFFECT = 3.0  # ROUGE-L points: how far a wording moves the tasks that are not current
+
+
+def write_probe(
+    folder: Path,
+    name: str = "probe",
+    n_prompts: int = 21,
+    tasks: Sequence[str] = ("task589_amazon", "task339_record"),
+    unseen: Sequence[str] = tuple(f"task{number}_x" for number in (618, 511, 1290, 1355, 163, 488, 24, 141)),
+    n: int = 12,
+    gradients: bool = True,
+    noise: float = 1.0,
+    **changes: Any,
+) -> Path:
+    """A probe folder `folder`/probes/`name` with its runs and a planted structure.
+
+    A hidden quality per prompt moves every task that is not current by PROMPT_EFFECT times as much as the
+    current one, and lowers the pre-update loss. `changes` go into probe.json.
+    """
+    record = {
+        "id": name,
+        "sequence": "ni_probe_g1",
+        "model": "smollm2_135m",
+        "method": "lorainc",
+        "seed": 0,
+        "tasks": list(tasks),
+        "unseen": list(unseen),
+        "demonstration": True,
+        "n_scored": n,
+        "identity": {},
+    } | changes
+    rng = np.random.default_rng(record["seed"] + 100)
+    quality = rng.normal(size=n_prompts)
+    indexes = range(-1, n_prompts - 1)
+    record["prompts"] = {
+        str(index): f"Wording {index}: " + "answer well, " * (index + 2) for index in indexes
+    }
+    record["runs"] = {str(index): f"{name}-{index}" for index in indexes}
+    test_rows = rng.normal(0, 5, (len(tasks) + len(unseen), n))
+    for index, good in zip(indexes, quality, strict=True):
+        scores = {}
+        for column, task in enumerate((*tasks, *unseen)):
+            effect = good if task == tasks[1] else PROMPT_EFFECT * (good + noise * rng.normal())
+            for after in range(3):
+                scores[after, task] = 50 + test_rows[column] + effect * (after == 2)
+        wording = {tasks[0]: "first", tasks[1]: record["prompts"][str(index)]}
+        facts = {key: record[key] for key in ("sequence", "model", "method", "seed", "demonstration")}
+        facts |= {"unseen": list(unseen), "policy": "fixed", "prompts": wording}
+        path = write_run(folder / "runs", f"{name}-{index}", scores, tasks, **facts)
+    record.setdefault("comparable", json.loads((path / "run.json").read_text())["comparable"])
+    probe = folder / "probes" / name
+    probe.mkdir(parents=True)
+    (probe / "probe.json").write_text(json.dumps(record), encoding="utf-8")
+    _write_before(probe, list(indexes), quality, n, rng)
+    if gradients:
+        ranked = np.argsort(-quality)[np.linspace(0, n_prompts - 1, 4).astype(int)] - 1
+        gradients_of(ranked, tasks[0], unseen, rng).to_parquet(probe / "gradients.parquet")
+    return probe
+
+
+def _write_before(
+    probe: Path, indexes: list[int], quality: np.ndarray, n: int, rng: np.random.Generator
+) -> None:
+    """losses.parquet and answers.parquet: the better the prompt, the lower the loss."""
+    tokens = rng.integers(1, 6, n)
+    keys = pd.DataFrame({"prompt": np.repeat(indexes, n), "example": np.tile(range(n), len(indexes))})
+    good = np.repeat(quality, n)
+    per_token = 2.0 - 0.3 * good + 0.1 * np.abs(rng.normal(size=len(keys)))
+    losses = keys.assign(n_tokens=np.tile(tokens, len(indexes)))
+    losses = losses.assign(nll=per_token * losses["n_tokens"], entropy=0.5 * losses["n_tokens"] + good**2)
+    losses.to_parquet(probe / "losses.parquet")
+    rouge = np.clip(30 + 5 * good + rng.normal(size=len(keys)), 0, 100)
+    answers = keys.assign(rougeL=rouge, exact_match=100.0 * (rouge > 30), prediction="yes", target="no")
+    answers.to_parquet(probe / "answers.parquet")
+
+
+def gradients_of(
+    prompts: Sequence[int], trained: str, unseen: Sequence[str], rng: np.random.Generator
+) -> pd.DataFrame:
+    """Cosines that fall with the rank of the prompt: 2 projections of 6 layers, T1 and three unseen tasks."""
+    rows = [
+        {
+            "prompt": int(prompt),
+            "rank": rank,
+            "task": task,
+            "role": "trained" if task == trained else "unseen",
+            "module": f"model.layers.{layer}.self_attn.{projection}",
+            "projection": projection,
+            "layer": layer,
+            "cosine": float(np.clip(0.5 - 0.02 * rank + 0.1 * rng.normal(), -1, 1)),
+        }
+        for rank, prompt in zip((1, 7, 13, 20), prompts, strict=True)
+        for task in (trained, *unseen[:3])
+        for projection in ("q_proj", "v_proj")
+        for layer in range(18, 24)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def probe_writer() -> Callable[..., Path]:
+    """`probe_writer(folder, name, **changes)` writes a probe and its runs under a folder."""
+    return write_probe
+
+
+@pytest.fixture
+def probe_folder(tmp_path: Path) -> Callable[..., Path]:
+    """`probe_folder(name, **changes)` writes a probe and its runs under tmp_path."""
+    return partial(write_probe, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stored_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole probe of 21 prompts and ten tasks that tests of a file read and leave as it is."""
+    return write_probe(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def mini_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A probe of six prompts and five tasks, named as those of the generated benchmark."""
+    tasks = ("mini_reverse_words", "mini_last_word")
+    unseen = ("mini_first_letter", "mini_count_vowels", "mini_sort_numbers")
+    facts = {"sequence": "mini_probe", "n_prompts": 6}
+    return write_probe(tmp_path_factory.mktemp("mini"), tasks=tasks, unseen=unseen, **facts)

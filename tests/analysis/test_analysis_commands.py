@@ -77,9 +77,10 @@ def test_analyze_several_runs(store, tmp_path):
     ours = [("ours", "static", False), ("ours", "sapo", True)]
     assert labels == [*ours, ("paper", "static", False), ("paper", "sapo", True)]
     more = [(row["source"], row["policy"], row["difference"]) for row in result["table1"]["more_rows"]]
-    assert more == ours * 1
+    assert more == ours * 2
     assert {row["measure"] for row in result["table1"]["rows"]} == {"rougeL"}
-    assert {row["measure"] for row in result["table1"]["more_rows"]} == {"exact_match"}
+    measures = [row["measure"] for row in result["table1"]["more_rows"]]
+    assert measures == ["nll", "nll", "exact_match", "exact_match"]
     assert result["table1"]["rows"][1]["cells"]["AP"]["estimate"] == pytest.approx(2.0)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {

@@ -11,7 +11,7 @@ from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import read_matrix
 from sapo.analysis.report import analyze
 from sapo.analysis.results import column_rows, example_scores, load_run, score_matrix
-from sapo.analysis.tables import score_name, table1
+from sapo.analysis.tables import score_name, score_table
 from sapo.conf.errors import UserError
 
 TASKS = ("a", "b", "c")
@@ -53,7 +53,7 @@ def test_a_run_without_the_column_has_none_unless_all_its_prompts_are_original(r
     summary = summarize_run(old)
     assert summary["metrics_common"] is None
     assert not list(old.glob("*_common.csv"))
-    table = table1([load_run(static), load_run(old)], draws=20)
+    table = score_table([load_run(static), load_run(old)], draws=20)
     assert {row.column for row in table.groups[0].all_rows} == {"trained"}
     assert any(note.startswith("No common-prompt rows with old:") for note in table.notes)
 
@@ -89,9 +89,10 @@ def pair(run_folder, with_columns):
 
 
 def test_table_1_shows_every_score_by_both_columns(pair):
-    (group,) = table1(pair, draws=50).groups
-    scores = ["ROUGE-L", "exact match", "label match"]
+    (group,) = score_table(pair, draws=50).groups
+    scores = ["ROUGE-L", "NLL", "exact match", "label match"]
     scores += [f"{name}, common prompt" for name in scores]
+    scores = [f"{name} (lower is better)" if "NLL" in name else name for name in scores]
     assert list(dict.fromkeys(row.score for row in group.all_rows)) == scores
     gains = {row.score: row.cells for row in group.all_rows if row.source == "ours" and row.difference}
     assert gains["ROUGE-L"]["AP"].estimate == pytest.approx(5.0)
@@ -100,7 +101,7 @@ def test_table_1_shows_every_score_by_both_columns(pair):
 
 
 def test_all_renderings_show_both_columns(pair):
-    table = table1(pair, draws=50)
+    table = score_table(pair, draws=50)
     for text in (render.markdown(table), render.latex(table)):
         for name in ("ROUGE-L, common prompt", "exact match", "label match"):
             assert name in text
@@ -123,10 +124,10 @@ def test_label_match_of_mixed_sequences_is_empty_and_says_why(run_folder, with_c
     matrix = read_matrix(paths[0] / "matrix_label_match.csv")
     assert matrix["b"].isna().all()
     assert matrix[["a", "c"]].notna().all(axis=None)
-    table = table1([load_run(path) for path in paths], draws=20)
+    table = score_table([load_run(path) for path in paths], draws=20)
     assert "label_match" not in {row.measure for row in table.groups[0].all_rows}
     assert "Label match is not defined for mini_three (no label set: b)." in table.notes
-    asked = table1([load_run(path) for path in paths], "label_match", draws=20)
+    asked = score_table([load_run(path) for path in paths], "label_match", draws=20)
     assert {cell for row in asked.groups[0].rows for cell in row.cells.values()} == {None}
 
 

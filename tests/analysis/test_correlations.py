@@ -5,8 +5,19 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from sapo.analysis.correlations import correlate, correlation_table, prompt_effects, prompt_variants
+from sapo.analysis.correlations import (
+    PromptEffects,
+    correlate,
+    correlation_table,
+    pair_estimate,
+    probe_effects,
+    prompt_effects,
+    prompt_variants,
+    summarize_map,
+)
+from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
 from sapo.conf.errors import UserError
 
@@ -101,3 +112,74 @@ def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
     ]
     with pytest.raises(UserError, match="more than the prompt of their last task"):
         prompt_effects([runs[0], other_seed[1]], "rougeL")
+
+
+def effects_of(scores: pd.DataFrame) -> PromptEffects:
+    return PromptEffects(None, "rougeL", scores, tuple(correlate(scores)))
+
+
+def test_a_map_of_a_planted_probe_is_above_chance(stored_probe):
+    effects = probe_effects(load_probe(stored_probe), "nll")
+    assert len(effects.scores.columns) == 9
+    for coefficient in ("pearson", "spearman"):
+        summary = summarize_map(effects, coefficient)
+        matrix = effects.scores.corr(coefficient).to_numpy()
+        assert summary.mean.value == pytest.approx(matrix[np.triu_indices(9, 1)].mean())
+        assert summary.mean.low < summary.mean.value < summary.mean.high
+        assert summary.mean.low > 0
+        assert (summary.n_pairs, summary.undefined) == (36, ())
+        assert summary.p < 0.001
+        assert summarize_map(effects, coefficient) == summary
+
+
+def test_unrelated_tasks_are_rarely_called_related():
+    rng = np.random.default_rng(0)
+    frames = [pd.DataFrame(rng.normal(size=(8, 3)), columns=list("abc")) for _ in range(25)]
+    p_values = np.array([summarize_map(effects_of(scores), "pearson").p for scores in frames])
+    assert np.mean(p_values <= 0.05) <= 0.2
+    assert p_values.mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_with_two_tasks_the_test_is_scipys_of_one_correlation():
+    scores = pd.DataFrame(np.random.default_rng(5).normal(size=(9, 2)), columns=["a", "b"])
+    scores["b"] += 0.5 * scores["a"]
+    method = stats.PermutationMethod(n_resamples=20000, rng=1)
+    of_scipy = stats.pearsonr(scores["a"], scores["b"], alternative="greater", method=method).pvalue
+    assert summarize_map(effects_of(scores), "pearson").p == pytest.approx(of_scipy, abs=0.02)
+
+
+def test_a_map_leaves_undefined_tasks_out_and_says_so():
+    scores = pd.DataFrame(np.random.default_rng(1).normal(size=(7, 4)), columns=list("abcd"))
+    scores["c"] = 1.0
+    scores.loc[3, "d"] = np.nan
+    summary = summarize_map(effects_of(scores), "spearman")
+    assert summary.mean.value == pytest.approx(scores["a"].corr(scores["b"], method="spearman"))
+    assert summary.n_pairs == 1
+    assert summary.undefined == (
+        "scores of c are the same for all prompts",
+        "d was not evaluated for every prompt",
+    )
+    none = summarize_map(effects_of(scores[["c", "d"]]), "pearson")
+    assert (none.mean.value, none.p, none.n_pairs) == (None, None, 0)
+    alone = summarize_map(effects_of(scores[["a"]]), "pearson")
+    assert alone.mean.reason == "a correlation needs two tasks that are not current"
+    few = summarize_map(effects_of(scores.iloc[:2]), "pearson")
+    assert few.mean.reason == "2 prompts: a correlation needs 3 or more"
+
+
+def test_one_pair_has_an_interval_or_a_reason():
+    scores = pd.DataFrame(np.random.default_rng(1).normal(size=(12, 2)), columns=["a", "b"])
+    found = pair_estimate(scores, "a", "b", "spearman")
+    assert found.value == pytest.approx(scores["a"].corr(scores["b"], method="spearman"))
+    assert found.low < found.value < found.high
+    constant = pair_estimate(scores.assign(b=2.0), "a", "b", "pearson")
+    assert (constant.value, constant.reason) == (None, "scores of b are the same for all prompts")
+
+
+def test_rounding_noise_takes_no_part_in_the_test_of_a_map():
+    rng = np.random.default_rng(2)
+    scores = pd.DataFrame(rng.normal(size=(6, 2)), columns=["a", "b"])
+    noisy = scores.assign(c=50 + 1e-12 * rng.normal(size=6), d=50 + 1e-12 * rng.normal(size=6))
+    for coefficient in ("pearson", "spearman"):
+        alone, beside = (summarize_map(effects_of(table), coefficient) for table in (scores, noisy))
+        assert (beside.mean, beside.p, beside.n_pairs) == (alone.mean, alone.p, 1)

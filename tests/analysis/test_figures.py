@@ -19,10 +19,14 @@ def texts_of(figure):
     """Every visible text of a figure with its box in pixels."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
-    bar = figure.axes[-1]
-    lowest, highest = bar.get_ylim()
-    # Matplotlib keeps labels for ticks just outside of a colour bar, but does not draw them.
-    undrawn = {label for label in bar.get_yticklabels() if not lowest <= label.get_position()[1] <= highest}
+    # Matplotlib keeps labels for ticks just outside of an axis, but does not draw them.
+    undrawn = {
+        label
+        for axes in figure.axes
+        for place, axis in enumerate((axes.xaxis, axes.yaxis))
+        for label in axis.get_ticklabels()
+        if not min(axis.get_view_interval()) <= label.get_position()[place] <= max(axis.get_view_interval())
+    }
     for text in figure.findobj(Text):
         if text.get_text() and text.get_visible() and text not in undrawn:
             yield text, text.get_window_extent(renderer)

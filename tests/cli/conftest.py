@@ -50,12 +50,13 @@ def _refuse(constant: str) -> None:
 def call(*arguments: object) -> Done:
     """Runs `sapo ARGUMENTS` in this process."""
     out, err = StringIO(), StringIO()
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as exit_:
             main([str(argument) for argument in arguments])
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Done(int(exit_.value.code or 0), out.getvalue(), err.getvalue())
 
 

@@ -6,10 +6,10 @@ import torch
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
 from sapo.data.pools import load_pool
-from sapo.experiments.bench_setup import MINI_TASKS, TASKS, bench_configs
-from sapo.experiments.metering import Usage, measured, side_by_side, typical
+from sapo.experiments.bench.metering import Usage, measured, side_by_side, typical
+from sapo.experiments.bench.plain import padded_tokens, plain_answers
+from sapo.experiments.bench.setup import MINI_TASKS, TASKS, bench_configs
 from sapo.experiments.models import load_model
-from sapo.experiments.plain import padded_tokens, plain_answers
 
 SMALL = (
     "model=tiny_llama",

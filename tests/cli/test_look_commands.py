@@ -48,6 +48,15 @@ def test_ls_runs_with_a_damaged_one(sapo, tmp_path, monkeypatch):
     assert "not readable" in sapo("ls", "runs").out
 
 
+def test_ls_runs_with_one_that_is_not_analyzed_yet(sapo, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAPO_STORE", str(tmp_path))
+    (tmp_path / "runs" / "fresh").mkdir(parents=True)
+    (tmp_path / "runs" / "fresh" / "run.json").write_text('{"policy": "fixed"}')
+    assert sapo("ls", "runs").out == "fresh  fixed\n"
+    expected = {"name": "fresh", "description": "fixed", "policy": "fixed", "AP": None}
+    assert sapo("ls", "runs", "--json").document["runs"] == [expected]
+
+
 def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):
     without = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
     assert without["mini_city"]["at_hand"]
@@ -111,7 +120,7 @@ def test_show_pool(sapo):
     pool = sapo("show", "pool", "task=mini_city", "--json").document
     assert pool["valid"] is True
     assert [prompt["index"] for prompt in pool["prompts"]] == list(range(-1, 20))
-    assert "20 paraphrases from" in sapo("show", "pool", "task=mini_city").out
+    assert "20 paraphrases (written for sapo" in sapo("show", "pool", "task=mini_city").out
 
 
 def test_show_pool_says_what_is_wrong_with_which(sapo, tmp_path):
@@ -186,7 +195,7 @@ def test_show_run(sapo, trained):
     shown = sapo("show", "run", trained.adaptive["id"], "--json").document
     assert shown["metrics"] == trained.adaptive["metrics"]
     assert shown["states"][0] == {"after": 0, "key": "base", "tasks": ["mini_city", "mini_topic"]}
-    assert "11 stages" in sapo("show", "run", trained.adaptive["dir"]).out
+    assert "13 stages" in sapo("show", "run", trained.adaptive["dir"]).out
 
 
 def test_eval_of_the_runs_own_tasks_comes_from_the_store(sapo, trained):
@@ -252,7 +261,8 @@ def test_store_verify_and_ls(sapo, trained):
     assert document["damaged"] == []
     assert document["stages"] == len(sapo("store", "ls", "--json").document["stages"])
     assert "none damaged" in sapo("store", "verify", "--root", trained.root).out
-    assert len(sapo("store", "ls").out.splitlines()) == document["stages"]
+    assert document["runs"] == 2
+    assert sum("/" in line for line in sapo("store", "ls").out.splitlines()) == document["stages"]
 
 
 def test_store_verify_names_what_is_damaged(sapo, trained, tmp_path):

@@ -1,9 +1,20 @@
 """`sapo reproduce`."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+
+from sapo.cli import plan, reproduce
+from sapo.cli.progress import StageProgress
+from sapo.cli.running import Finished, Outcome, Watched
+from sapo.conf.errors import WorkError
+from sapo.conf.load import load
+from sapo.experiments import probe, targets
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
 
 
 def test_table1_at_mini_scale(sapo, small, trained):
@@ -17,12 +28,143 @@ def test_table1_at_mini_scale(sapo, small, trained):
     assert {"table1.md", "table1.tex", "table1.csv", "prompts.md", "report.md"} <= names
     assert all(Path(file).is_file() for file in document["files"])
     assert any(Path(file).name == "matrix_rougeL.csv" for file in document["files"])
+    policies = {(row["source"], row["policy"]) for row in document["tables"]["table1"]}
+    assert policies >= {("ours", "static"), ("ours", "sapo"), ("paper", "static"), ("paper", "sapo")}
     text = (reports / "table1.md").read_text()
     assert "Demonstration" in text
     assert "sapo - static" in text
     again = sapo("reproduce", "table1", *small)
     assert "0 computed" in again.out
     assert "Again with: sapo reproduce table1 --scale mini" in again.out
+
+
+def test_runs_say_what_they_chose_from_and_what_scoring_it_took(trained):
+    static, sapo = (
+        json.loads((Path(run["dir"]) / "run.json").read_text()) for run in (trained.static, trained.adaptive)
+    )
+    assert static["pool"] is None
+    assert "pool" not in static["identity"]
+    assert (sapo["pool"]["name"], sapo["pool"]["size"]) == ("bank", 3)
+    assert sapo["identity"]["pool"] == sapo["pool"]["digest"]
+    assert [stage["kind"] for stage in sapo["stages"]].count("score") == 2
+    assert all(stage["seconds"] > 0 for stage in sapo["stages"])
+
+
+def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, trained, monkeypatch):
+    """Table 10 needs nothing that Table 1 has not, and Table 3 has no pools for these tasks."""
+    kept = {name: targets.TARGETS[name] for name in ("table3", "table1", "table10")}
+    monkeypatch.setattr(targets, "TARGETS", kept)
+    done = sapo("reproduce", "all", *small, "--json")
+    assert done.code == 1
+    document = json.loads(done.out)
+    assert [one["target"] for one in document["targets"]] == ["table1", "table10"]
+    (failure,) = document["failed"]
+    assert failure["target"] == "table3"
+    assert "The bank 'terse' has no paraphrases of task mini_city" in failure["error"]
+    timed = document["targets"][1]
+    assert timed["stages"]["computed"] == 0
+    ours, *papers = timed["tables"]["table10"]
+    assert (ours["source"], ours["n_tasks"], ours["n_seeds"]) == ("ours", 2, 1)
+    assert ours["extra_seconds"] > 0
+    assert [row["overhead_percent"] for row in papers] == [12.5]
+    text = sapo("reproduce", "all", *small)
+    assert text.code == 1
+    assert "2 of 3 targets" in text.out
+    assert "table3 failed: " in text.out
+
+
+def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planned(sapo, small, monkeypatch):
+    kept = {name: targets.TARGETS[name] for name in ("table1", "table10", "table3", "figure4")}
+    monkeypatch.setattr(targets, "TARGETS", kept)
+    probe = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1")
+    document = sapo("reproduce", "all", *small, *probe, "--dry-run", "--json").document
+
+    def to_do(described):
+        return sum(kind["to_do"] for kind in described["kinds"])
+
+    each = document["targets"]
+    assert "mini_city" in each["table3"]["error"]
+    assert to_do(document) < sum(to_do(each[name]) for name in ("table1", "table10", "figure4"))
+    assert to_do(document) >= max(to_do(each[name]) for name in ("table1", "figure4"))
+    gradients = {kind["kind"]: kind["to_do"] for kind in each["figure4"]["kinds"]}["gradient"]
+    assert gradients > 0
+
+
+def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
+    names = ("figure1", "figure2", "figure4", "table1")
+    configs = {name: [f"run of {targets.TARGETS[name].experiment}"] for name in names}
+    asked = []
+
+    def describe(runs, probes):
+        asked.append((runs, probes))
+        return {"runs": len(runs), "kinds": [], "seconds": None}
+
+    monkeypatch.setattr(plan, "describe", describe)
+    document = reproduce._plan(configs)
+    assert list(document["targets"]) == list(names)
+    probe_runs, table_runs = ["run of probe"], ["run of table1"]
+    *alone, together = asked
+    assert alone == [
+        (probe_runs, [(probe_runs, False)]),
+        (probe_runs, [(probe_runs, True)]),
+        (table_runs, []),
+    ]
+    assert together == ([*probe_runs, *table_runs], [(probe_runs, False), (probe_runs, True)])
+
+
+def test_a_figure_of_the_probe(sapo, small, tmp_path):
+    """Three prompts of a pair of tasks, from training to the drawing."""
+    overrides = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1", f"store.root='{tmp_path / 's'}'")
+    document = sapo("reproduce", "figure2", *small, *overrides, "--json").document
+    assert len(document["runs"]) == 3
+    assert document["failed"] == []
+    files = {Path(file).name for file in document["files"]}
+    assert {"figure2.md", "figure2.tex", "report.html"} <= files
+    assert len(list((tmp_path / "s" / "probes").iterdir())) == 1
+    assert all(Path(file).is_file() for file in document["files"])
+
+
+def test_by_force_targets_that_share_stages_compute_them_once(sapo, small, tmp_path, monkeypatch):
+    """Runs, what is measured for their probes, and the next target: one engine."""
+    kept = {name: targets.TARGETS[name] for name in ("figure1", "figure2")}
+    monkeypatch.setattr(targets, "TARGETS", kept)
+    begun, building = Counter(), Store.building
+    monkeypatch.setattr(Store, "building", lambda self, *key: begun.update([key]) or building(self, *key))
+    overrides = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1", f"store.root='{tmp_path / 's'}'")
+    done = sapo("reproduce", "all", *small, *overrides, "--force", "--json")
+    assert done.code == 0, done.err
+    assert [one["stages"]["computed"] > 0 for one in done.document["targets"]] == [True, False]
+    assert {kind for kind, _ in begun} == {"score", "train", "evaluate"}
+    assert set(begun.values()) == {1}
+
+
+def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatch, capsys):
+    configs = load(["experiment=probe_mini", "policy.index=-1,0,1", "seed=0,1", "model=tiny_llama"])
+    job = reproduce.Job("figure2", "mini", [], configs)
+    watched = Watched(LocalEngine(Store(tmp_path)), StageProgress())
+    written: list[list[tuple[int, Path]]] = []
+    monkeypatch.setattr(
+        probe,
+        "write_probes",
+        lambda runs, *_: written.append([(config.seed, folder) for config, folder in runs]) or ["folder"],
+    )
+
+    def write(failed):
+        finished = [
+            Finished(config, Path(str(number)), 1, 0)
+            for number, config in enumerate(configs)
+            if number not in failed
+        ]
+        outcome = Outcome(finished, [("a run", "why")] * len(failed), 1.0)
+        return reproduce._write_probes(job, outcome, watched, gradients=False)
+
+    other = [number for number, config in enumerate(configs) if config.seed == 1]
+    assert write(other[:1]) == ["folder"]
+    assert {seed for seed, _ in written[0]} == {0}
+    assert len(written[0]) == 3
+    assert "1 of 2 probes cannot be drawn: 1 of their runs failed" in capsys.readouterr().err
+    with pytest.raises(WorkError, match="2 of 2 probes cannot be drawn"):
+        write([0, 1, 2, 3, 4, 5])
 
 
 def test_dry_run(sapo, small, tmp_path):
@@ -51,5 +193,7 @@ def test_the_papers_scale_without_a_gpu_is_refused_with_a_plan(sapo, benchmarks)
         "method.buffer=4",
     )
     assert done.code == 2
-    assert "Memory of llama2_7b_chat's weights: " in done.err
+    assert "8 runs" in done.err
+    assert "llama2_7b_chat" in done.err
+    assert "GPU hours" in done.err
     assert not done.out

@@ -205,10 +205,20 @@ def test_the_input_is_never_overwritten(sapo, tmp_path):
 def test_nothing_is_written_when_the_work_fails(sapo, tmp_path):
     data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
     out = tmp_path / "out.jsonl"
-    out.write_text("kept")
     done = sapo("select", f"data={data}", *MINE[1:], "data.max_input_tokens=16", "--write", out)
     assert done.code == 2
     assert "data.max_input_tokens" in done.err
+    assert not out.exists()
+
+
+def test_a_file_that_is_there_is_not_replaced(sapo, tmp_path):
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
+    out = tmp_path / "out.jsonl"
+    out.write_text("kept")
+    done = sapo("select", f"data={data}", *MINE[1:], "--write", out)
+    assert (done.code, done.out) == (2, "")
+    assert "already" in done.err
+    assert "Loading" not in done.err
     assert out.read_text() == "kept"
 
 

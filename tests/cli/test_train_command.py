@@ -1,10 +1,14 @@
 """`sapo train` and `sapo plan`."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from sapo.cli import plan
 
 RUN_KEYS = {"id", "dir", "sequence", "model", "method", "policy", "seed", "prompts", "matrix", "metrics"}
 
@@ -98,6 +102,34 @@ def test_dry_run_and_plan_compute_nothing(sapo, small, tmp_path):
     assert document["seconds"] is None  # nothing of this model was ever timed here
     assert document["weight_bytes"] == {"tiny_llama": None}
     assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "gpu_hours", "is_timed"),
+    [(None, 2.5, False), (None, None, True), (9000.0, 2.5, True)],
+)
+def test_a_plan_has_no_times_where_only_gpu_hours_are_known(seconds, gpu_hours, is_timed):
+    kinds = [
+        {"kind": "score", "done": 0, "to_do": 0, "tokens": 0, "seconds": 0.0},
+        {"kind": "train", "done": 1, "to_do": 2, "tokens": 30, "seconds": seconds},
+    ]
+    model = {"stages": 2, "tokens": 30, "gpu_hours": gpu_hours, "rates": ["stated"], "disk_bytes": 10**9}
+    document = {
+        "runs": 1,
+        "kinds": kinds,
+        "asked": 3,
+        "shared": 0,
+        "seconds": seconds,
+        "models": {"m": model},
+        "disk_bytes": 10**9,
+        "weight_bytes": {"m": 10**9},
+    }
+    console = Console(file=io.StringIO(), width=100)
+    plan.render(console, document)
+    first = console.file.getvalue().split("The runs ask for")[0]
+    assert (" time" in first) is is_timed
+    assert ("unknown" in first) is (is_timed and seconds is None)
+    assert "train" in first
 
 
 def test_a_plan_of_what_is_done(sapo, small, trained):

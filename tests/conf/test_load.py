@@ -60,6 +60,14 @@ def test_environment_variables_set_the_folders(monkeypatch: pytest.MonkeyPatch) 
     assert load_one(["data.root=else/where", "store.root=s"]).data.root == "else/where"
 
 
+def test_a_store_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_one(["store.root='~/kept'"]).store.root == str(tmp_path / "kept")
+    monkeypatch.setenv("SAPO_STORE", "~/else")
+    assert load_one([]).store.root == str(tmp_path / "else")
+    assert "store.root" in refusal("store.root='~nobody-of-this-name/x'")
+
+
 # --- an experiment's sweep ---------------------------------------------------------------------------------
 
 
@@ -157,6 +165,9 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
         (["sequence.tasks=[]"], "sequence mini_three has no tasks"),
         (["sequence.tasks=[mini_city,mini_city]"], "sequence mini_three names mini_city twice"),
         (["sequence.tasks=[mini_city]", "sequence.unseen=[mini_city]"], "names mini_city twice"),
+        (["sequence.unseen=[mini_city,mini_city]"], "names mini_city twice"),
+        (["data.root='~no such user/x'"], "data.root='~no such user/x': there is no such user"),
+        (["model.parameters=-7"], "model.parameters=-7.0: must be at least 0"),
         (["paraphrases=file"], "say which with paraphrases.file=POOL.yaml"),
     ],
 )
@@ -186,7 +197,15 @@ def test_an_own_model_without_a_source(own_conf: Path) -> None:
 
 def test_errors_know_their_exit_code() -> None:
     assert (UserError.exit_code, WorkError.exit_code) == (2, 1)
+    numbered = str(unknown("target", "x", ["figure10", "figure2", "figure1"]))
+    assert numbered.endswith("Known: figure1, figure2, figure10.")
     assert str(unknown("thing", "x", [])) == "Unknown thing 'x'. Known: none."
+
+
+def test_a_long_list_of_known_names_is_cut() -> None:
+    message = str(unknown("run", "run-1999x", [f"run-{i:04}" for i in range(2000)]))
+    assert "Did you mean run-1999" in message
+    assert message.endswith("run-0058, run-0059 and 1,940 more.")
 
 
 def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one():
@@ -203,3 +222,44 @@ def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one():
         for chosen in itertools.product(*axes.values())
     ]
     assert swept == alone
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        # A setting of a group that is swept too, two settings of one group, one that a file of another sets.
+        {"policy": ["fixed", "random"], "policy.index": ["-1", "3"]},
+        {"method.rank": ["2", "4"], "method.alpha": ["8", "16"]},
+        {"trainer": ["mini", "paper"], "scorer.examples": ["3", "5"]},
+        {
+            "policy": ["fixed"],
+            "policy.index": ["-1", "3"],
+            "model.parameters": ["1", "2"],
+            "seed": ["0", "1"],
+        },
+        {"policy": ["static", "sapo"], "seed": ["0", "1"], "store.root": ["'runs/${policy.name}-${seed}'"]},
+    ],
+)
+def test_settings_of_groups_that_are_swept_equal_configs_composed_one_by_one(axes):
+    swept = load([f"{key}={','.join(values)}" for key, values in axes.items()])
+    single = [
+        load_one([f"{key}={value}" for key, value in zip(axes, chosen, strict=True)])
+        for chosen in itertools.product(*axes.values())
+    ]
+    assert swept == single
+
+
+def test_an_own_file_that_reaches_into_other_groups_is_composed_with_them(own_conf: Path) -> None:
+    (own_conf / "parity").mkdir()
+    (own_conf / "parity" / "mine.yaml").write_text("defaults:\n  - reference\nname: mine\n", encoding="utf-8")
+    found = [(c.parity.name, c.scorer.subset) for c in load(["parity=paper,mine", "policy=static"])]
+    assert found == [("paper", "random"), ("mine", "first")]
+    (own_conf / "method").mkdir()
+    rank = "defaults:\n  - lorainc\nrank: ${trainer.epochs}\n"
+    (own_conf / "method" / "mine.yaml").write_text(rank, encoding="utf-8")
+    found_ranks = [config.method.rank for config in load(["method=mine", "trainer.epochs=3,5"])]
+    assert found_ranks == [3, 5]
+
+
+def test_what_is_wrong_with_a_ratio_is_said_once() -> None:
+    assert refusal("trainer.warmup_ratio=-1").count("warmup_ratio") == 1

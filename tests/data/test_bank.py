@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sapo.conf.errors import UserError
+from sapo.conf.load import load_one
 from sapo.data.mini import generate, mini_tasks
 from sapo.data.pool_checks import require_valid
+from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, read_pool
 from sapo.data.tasks import Task, short_name
 
 FILES = sorted(BANK.glob("*.yaml"))
 MINI = [path for path in FILES if path.stem.startswith("mini_")]
+# Collections in another style, of the tasks of mini_three.
+STYLES = sorted(BANK.glob("*/*.yaml"))
 BENCHMARKS = [path for path in FILES if path not in MINI]
 # The tasks of the sequences NI-Seq-G1 and NI-Seq-C1, whose pools hold 50 instead of 20.
 LARGE = {"NI589", "NI141", "NI618", "NI339", "NI360", "NI195", "NI1310", "NI273", "NI611", "NI224"}
@@ -34,14 +39,13 @@ def benchmark_tasks(root: Path) -> dict[str, Task]:
     return found
 
 
-def check(path: Path, task: Task) -> None:
+def check(path: Path, task: Task, size: int) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert set(content) == {"task", "language", "source", "original", "prompts"}
     assert content["task"] == task.name
     assert content["language"] == task.language
     pool = read_pool(path, task)
     require_valid(pool, task)
-    size = 50 if path.stem in LARGE else 20
     assert len(pool.paraphrases) == (size if task.instruction else 0)
 
 
@@ -49,7 +53,7 @@ def check(path: Path, task: Task) -> None:
 def test_benchmark_pool_is_valid(path: Path, benchmarks: Path) -> None:
     tasks = benchmark_tasks(benchmarks)
     assert path.stem in tasks, f"{path.name} is of no task of the benchmarks"
-    check(path, tasks[path.stem])
+    check(path, tasks[path.stem], 50 if path.stem in LARGE else 20)
 
 
 def test_every_benchmark_task_has_a_pool(benchmarks: Path) -> None:
@@ -58,7 +62,7 @@ def test_every_benchmark_task_has_a_pool(benchmarks: Path) -> None:
 
 @pytest.mark.parametrize("name", mini_tasks())
 def test_mini_pool_is_valid(name: str) -> None:
-    check(BANK / f"{name}.yaml", generate(name, 0, 0, 0))
+    check(BANK / f"{name}.yaml", generate(name, 0, 0, 0), 20)
 
 
 @pytest.mark.parametrize("name", mini_tasks())
@@ -72,3 +76,23 @@ def test_mini_paraphrases_keep_to_the_length_the_bank_promises(name: str) -> Non
 
 def test_no_mini_pool_without_its_task() -> None:
     assert {path.stem for path in MINI} == set(mini_tasks())
+
+
+@pytest.mark.parametrize("path", STYLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_pool_of_another_style_is_valid_and_keeps_to_its_style(path: Path) -> None:
+    task = generate(path.stem, 0, 0, 0)
+    check(path, task, 10)
+    ratios = [len(prompt.text) / len(task.instruction) for prompt in read_pool(path, task).candidates(False)]
+    low, high = {"terse": (0.3, 0.45), "elaborate": (1.8, 2.5)}[path.parent.name]
+    assert low <= min(ratios) <= max(ratios) <= high
+
+
+@pytest.mark.parametrize("style", ["terse", "elaborate"])
+def test_a_style_is_chosen_by_its_name(style: str) -> None:
+    tasks = {path.stem for path in STYLES if path.parent.name == style}
+    assert tasks == set(load_one(["sequence=mini_three"]).sequence.tasks)
+    config = load_one([f"paraphrases={style}"]).paraphrases
+    task = generate("mini_topic", 0, 0, 0)
+    assert load_pool(task, config) == read_pool(BANK / style / "mini_topic.yaml", task)
+    with pytest.raises(UserError, match=f"The bank '{style}' has no paraphrases of task mini_odd"):
+        load_pool(generate("mini_odd", 0, 0, 0), config)

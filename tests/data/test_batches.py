@@ -1,5 +1,7 @@
 """Batches under a token budget."""
 
+from itertools import combinations, pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,41 +9,50 @@ from sapo.data.batches import by_tokens
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=60)
 BUDGETS = st.integers(1, 200)
+OVERHEADS = st.integers(0, 80)
 
 
 def test_a_worked_example() -> None:
-    # Longest first: 50 alone (2 x 50 > 60), 30 with 20 (2 x 30), then 10, 5 and 5 (3 x 10).
-    assert by_tokens([5, 30, 10, 50, 20, 5], budget=60) == [[3], [1, 4], [2, 0, 5]]
+    lengths = [5, 30, 10, 50, 20, 5]
+    # 50 alone (2 x 50 > 60); 30 with 20 pads 10, which is less than a batch; 10, 5 and 5 pad 10 as well.
+    assert by_tokens(lengths, budget=60, overhead=11) == [[3], [1, 4], [2, 0, 5]]
+    # Padding of 10 is more than a batch: only equal lengths stand together.
+    assert by_tokens(lengths, budget=60, overhead=9) == [[3], [1], [4], [2], [0, 5]]
 
 
 def test_nothing_to_group() -> None:
-    assert by_tokens([], budget=10) == []
+    assert by_tokens([], budget=10, overhead=0) == []
 
 
-@given(LENGTHS, BUDGETS)
-def test_every_index_comes_once(lengths: list[int], budget: int) -> None:
-    assert sorted(index for batch in by_tokens(lengths, budget) for index in batch) == list(
-        range(len(lengths))
-    )
+@given(LENGTHS, BUDGETS, OVERHEADS)
+def test_every_index_comes_once_and_the_longest_first(lengths: list[int], budget: int, overhead: int) -> None:
+    flat = [index for batch in by_tokens(lengths, budget, overhead) for index in batch]
+    assert flat == sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
-@given(LENGTHS, BUDGETS)
-def test_only_a_single_example_may_exceed_the_budget(lengths: list[int], budget: int) -> None:
-    for batch in by_tokens(lengths, budget):
+@given(LENGTHS, BUDGETS, OVERHEADS)
+def test_only_a_single_example_may_exceed_the_budget(lengths: list[int], budget: int, overhead: int) -> None:
+    for batch in by_tokens(lengths, budget, overhead):
         padded = max(lengths[index] for index in batch) * len(batch)
         assert padded <= budget or len(batch) == 1
 
 
-@given(LENGTHS, BUDGETS)
-def test_the_longest_come_first_and_a_batch_is_full_before_the_next(lengths: list[int], budget: int) -> None:
-    batches = by_tokens(lengths, budget)
-    flat = [lengths[index] for batch in batches for index in batch]
-    assert flat == sorted(lengths, reverse=True)
-    for batch in batches[:-1]:
-        assert lengths[batch[0]] * (len(batch) + 1) > budget
+def cost(sizes: list[list[int]], overhead: int) -> int:
+    return sum(max(batch) * len(batch) + overhead for batch in sizes)
 
 
-@given(LENGTHS, BUDGETS)
-def test_order_does_not_depend_on_where_equal_lengths_stand(lengths: list[int], budget: int) -> None:
-    sizes = [[lengths[i] for i in batch] for batch in by_tokens(lengths, budget)]
-    assert sizes == [[sorted(lengths)[i] for i in batch] for batch in by_tokens(sorted(lengths), budget)]
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), BUDGETS, OVERHEADS)
+def test_no_other_cut_of_the_sorted_lengths_is_cheaper(
+    lengths: list[int], budget: int, overhead: int
+) -> None:
+    ranked = sorted(lengths, reverse=True)
+    places = range(1, len(ranked))
+    costs = []
+    for count in range(len(ranked)):
+        for cuts in combinations(places, count):
+            bounds = [0, *cuts, len(ranked)]
+            sizes = [ranked[begin:end] for begin, end in pairwise(bounds)]
+            if all(len(batch) == 1 or batch[0] * len(batch) <= budget for batch in sizes):
+                costs.append(cost(sizes, overhead))
+    found = [[lengths[i] for i in batch] for batch in by_tokens(lengths, budget, overhead)]
+    assert cost(found, overhead) == min(costs)

@@ -135,6 +135,16 @@ def test_numbers_and_padded_labels_become_texts(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "rows.json") == (Example("6 x 7", "42"), Example(" kept ", "good"))
 
 
+def test_a_label_may_be_a_number_that_no_float_can_hold(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"sentence": "10^400", "label": 10**400}]))
+    assert read_examples(tmp_path / "rows.json") == (Example("10^400", f"1{'0' * 400}"),)
+
+
+def test_two_names_of_one_task_are_refused(root: Path) -> None:
+    config = config_of(root, "sequence.tasks=[NI007]", "sequence.unseen=[task007_moods]")
+    assert refusal(load_tasks, config) == "NI007 and task007_moods are one task, NI007: name it once."
+
+
 # --- own tasks ---------------------------------------------------------------------------------------------
 
 
@@ -151,6 +161,22 @@ def test_an_own_task_file_beside_its_table(tmp_path: Path) -> None:
     assert (task.name, task.instruction, task.suffix) == ("dishes", "Sweet or sour?", "Taste:")
     assert (task.kind, len(task.train), len(task.test)) == ("classification", 1, 1)
     assert {*task.train, *task.test} == {Example("honey cake", "sweet"), Example("lemon tart", "sour")}
+
+
+def test_rows_in_the_working_folder_are_read_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = own(tmp_path, "instruction: Sweet or sour?\ndata: elsewhere.csv\n")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "dishes.yaml").rename(tmp_path / "tasks" / "dishes.yaml")
+    config.data.root = "tasks"
+    lengths = []
+    for count in (2, 3):
+        (tmp_path / "elsewhere.csv").write_text("input,output\n" + "".join(f"{n},x\n" for n in range(count)))
+        task = load_task("dishes", config)
+        lengths.append(len(task.train) + len(task.test))
+    assert lengths == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def test_csv_rows_that_do_not_fit_the_header(tmp_path: Path) -> None:
         [{"role": "user", "content": "Hi"}],
         [{"role": "user", "content": 1}, {"role": "assistant", "content": "x"}],
         [{"role": "assistant", "content": "Hi"}],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\ud800"}],
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}],
     ],
 )

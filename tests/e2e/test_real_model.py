@@ -9,7 +9,8 @@ from sapo.cli.app import main
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
-from sapo.experiments.forward import answer_and_nll, target_logits, target_nll
+from sapo.experiments.forward import shared_prefix, target_logits, target_nll
+from sapo.experiments.generation import answer_and_nll
 from sapo.experiments.models import load_model, model_folder
 
 pytestmark = pytest.mark.slow
@@ -34,11 +35,13 @@ def test_the_shared_prefix_changes_no_number(config, task, request):
     loaded = load_task(task, config)
     rendered = model.renderer(512).render(loaded, loaded.instruction, loaded.train)
     with torch.inference_mode():
+        prefixes = (shared_prefix(model.base, rendered), None)
+        assert prefixes[0] is not None
         shared, plain = (
-            target_nll(*target_logits(model.base, rendered, share)).sum(-1) for share in (True, False)
+            target_nll(*target_logits(model.base, rendered, prefix)).sum(-1) for prefix in prefixes
         )
     assert shared.tolist() == pytest.approx(plain.tolist(), rel=1e-4)
-    fast, slow = (answer_and_nll(model.base, rendered, 6, model.stop_ids(), share) for share in (True, False))
+    fast, slow = (answer_and_nll(model.base, rendered, 6, model.stop_ids(), prefix) for prefix in prefixes)
     assert [answer for answer, _ in fast] == [answer for answer, _ in slow]
     assert [nll for _, nll in fast] == pytest.approx(plain.tolist(), rel=1e-4)
     ids = torch.tensor([rendered[0].prompt_ids])

@@ -209,11 +209,11 @@ def test_a_task_without_an_instruction_keeps_its_empty_prompt_and_says_so(tiny_c
 
 def test_the_plan_counts_what_is_shared_and_what_is_done(tiny_config, store):
     configs = [tiny_config(f"policy={name}", *SMALL) for name in ("static", "sapo")]
-    by_kind = {kind.kind: kind for kind in plan(configs, store)}
+    by_kind = {kind.kind: kind for kind in plan(configs, store).kinds}
     assert [by_kind[kind].to_do for kind in ("score", "train", "evaluate")] == [3, 6, 27]
     assert all(kind.seconds is None and kind.tokens > 0 for kind in by_kind.values())
     finish(configs, store)
-    assert [(kind.to_do, kind.tokens, kind.seconds) for kind in plan(configs, store)] == [(0, 0, 0)] * 3
+    assert [(kind.to_do, kind.tokens, kind.seconds) for kind in plan(configs, store).kinds] == [(0, 0, 0)] * 3
 
 
 def test_the_run_folder_tells_everything(tiny_config, store):

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from sapo.conf.schema import EvaluatorConfig
 from sapo.data.mini import generate
 from sapo.experiments.engine.work import in_state
 from sapo.experiments.evaluation import (
@@ -85,6 +86,16 @@ def test_label_match_is_not_applicable_without_labels():
     assert label_match("yes", "yes", ()) is None
     assert mean_label_match(table, ()) is None
     assert mean_label_match(table, ("A", "B", "C")) == pytest.approx(100 / 3)
+
+
+def test_answers_and_losses_do_not_depend_on_the_batches(tiny_config):
+    model = load_model(tiny_config())
+    task = generate("mini_topic", 2, 12, 0)
+    rendered = model.renderer(512).render(task, task.instruction, task.test)
+    configs = [EvaluatorConfig(max_new_tokens=6, batch_tokens=budget) for budget in (10_000, 150)]
+    one, many = (evaluate(model, model.base, task.test, rendered, config) for config in configs)
+    assert one["prediction"].tolist() == many["prediction"].tolist()
+    assert one["nll"].tolist() == pytest.approx(many["nll"].tolist(), rel=1e-5)
 
 
 def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):

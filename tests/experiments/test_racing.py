@@ -13,10 +13,12 @@ from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import ORIGINAL
+from sapo.experiments import racing
 from sapo.experiments.continual import choose_prompt, pool_for
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import BASE, Score, stage_key
 from sapo.experiments.engine.store import Store
+from sapo.experiments.forward import shared_prefix
 from sapo.experiments.racing import look_sizes, race, weights
 from sapo.experiments.scoring import prompt_losses
 
@@ -132,6 +134,19 @@ def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config,
     assert counts[raced.prompt.index] == 40
     assert min(counts.values()) < 40
     assert race_stage.result["tokens"] < race_stage.result["full_tokens"] == full_stage.result["tokens"]
+
+
+@pytest.mark.parametrize("scorer", ["race", "full"])
+def test_the_beginning_of_each_prompt_is_read_once(tiny_config, tmp_path, monkeypatch, scorer):
+    read = []
+
+    def note(model, examples):
+        read.append(examples[0].input_ids[:20])
+        return shared_prefix(model, examples)
+
+    monkeypatch.setattr(racing, "shared_prefix", note)
+    _, stage = scored(tiny_config(*RACE, f"scorer={scorer}"), tmp_path)
+    assert len(read) == stage.examples()["prompt"].nunique() == 5
 
 
 def test_an_original_that_cannot_be_chosen_does_not_race(tiny_config, tmp_path):

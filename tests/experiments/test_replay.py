@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sapo.analysis.published import published
 from sapo.analysis.results import load_run
-from sapo.analysis.tables import paper_rows
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
@@ -517,4 +517,6 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, me
     assert any(label in note for note in record["notes"]) == (method == "inscl")
     result = load_run(folder)
     assert result.method == label
-    assert [row.method for row in paper_rows("m", "s", result.method)] == ["InsCL"] * 2 * (method == "inscl")
+    assert [row.method for row in published("table1", "m", "s", result.method)] == ["InsCL"] * 2 * (
+        method == "inscl"
+    )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sapo.conf.errors import WorkError
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
+from sapo.experiments.forward import shared_prefix
 from sapo.experiments.models import load_model
 from sapo.experiments.scoring import example_losses, prompt_losses, require_finite, subset
 
@@ -64,12 +65,16 @@ def test_the_first_rows_where_asked():
     assert subset(task, 5, "random", 0) != subset(task, 5, "random", 1)
 
 
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("budget", [1, 100, 10_000])
-def test_losses_equal_a_plain_computation_whatever_the_batches(tiny_config, budget):
+def test_losses_equal_a_plain_computation_whatever_the_batches(tiny_config, budget, share):
     model = load_model(tiny_config())
     task = generate("mini_price", 6, 2, 0)
     rendered = model.renderer(512).render(task, task.instruction, task.train)
-    found = example_losses(model.base, rendered, budget)
+    with torch.inference_mode():
+        prefix = shared_prefix(model.base, rendered)
+    assert prefix is not None
+    found = example_losses(model.base, rendered, budget, prefix if share else None)
     for i, example in enumerate(rendered):
         ids = torch.tensor([example.input_ids])
         labels = ids.clone()

@@ -299,7 +299,10 @@ def test_adapters_that_do_not_fit(tiny_config, tmp_path):
     )
     with pytest.raises(UserError, match="no weights there"), with_adapter(found.base, tmp_path):
         pass
-    (tmp_path / "adapter_model.bin").touch()
+    (tmp_path / "adapter_model.bin").touch()  # a pickle
+    with pytest.raises(UserError, match="no weights there"), with_adapter(found.base, tmp_path):
+        pass
+    (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(UserError, match="does not fit this model"), with_adapter(found.base, tmp_path):
         pass
 

@@ -8,7 +8,7 @@ from sapo.conf.schema import Config, MethodConfig, ModelConfig, PolicyConfig, Tr
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
-from sapo.experiments.engine.stages import BASE, Evaluate, Score, Train, stage_key
+from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Train, stage_key
 from sapo.experiments.lessons import Lesson
 
 # What each kind of stage reads of the configuration; everything else must leave its key alone.
@@ -34,6 +34,7 @@ READS = {
     | {f"trainer.{name}" for name in OPTIMIZATION}
     | DATA,
     "evaluate": MODEL | DATA | {"evaluator.max_new_tokens"},
+    "gradient": MODEL | DATA | {"method.rank", "method.alpha", "seed"},
 }
 OTHER_VALUES = {
     "model.source": "tiny:qwen3",
@@ -48,7 +49,12 @@ OTHER_VALUES = {
     "scorer.state": "shrunk",
     "trainer.seeding": "run",
 }
-GOLDEN = {"score": "93e081e37443edc5", "train": "9410a298b05fa71f", "evaluate": "01d615715def3fe8"}
+GOLDEN = {
+    "score": "93e081e37443edc5",
+    "train": "9410a298b05fa71f",
+    "evaluate": "01d615715def3fe8",
+    "gradient": "a1d133e870790d61",
+}
 
 
 def stages(config: Config):
@@ -58,6 +64,7 @@ def stages(config: Config):
         "score": Score(config, BASE, task, task.train[:4], (prompt, Prompt("b", 0))),
         "train": Train(config, "a" * 64, 1, (Lesson(task, (prompt,)),)),
         "evaluate": Evaluate(config, BASE, task, prompt),
+        "gradient": Gradient(config, BASE, task, task.train[:4], prompt),
     }
 
 
@@ -119,9 +126,11 @@ def test_state_prompt_rows_and_task_frame_are_part_of_the_key(tiny_config):
         variants = [replace(stage, state="f" * 64), with_task(stage, replace(task, suffix="Other."))]
         if stage.kind == "score":
             variants.append(replace(stage, prompts=(Prompt("other", 0),)))
-            variants.append(replace(stage, examples=stage.examples[:3]))
         else:
             variants.append(with_prompt(stage, Prompt("other")))
+        if stage.kind in {"score", "gradient"}:
+            variants.append(replace(stage, examples=stage.examples[:3]))
+        else:
             rows = (Example("other", "row"),)
             variants.append(with_task(stage, replace(task, train=rows, test=rows)))
         keys = {stage_key(variant) for variant in (stage, *variants)}
@@ -169,5 +178,6 @@ def test_keys_stay_what_they_were():
         "score": Score(config, BASE, task, rows, (prompt,)),
         "train": Train(config, BASE, 0, (Lesson(task, (prompt,)),)),
         "evaluate": Evaluate(config, BASE, task, prompt),
+        "gradient": Gradient(config, BASE, task, rows, prompt),
     }
     assert {kind: stage_key(stage)[:16] for kind, stage in golden.items()} == GOLDEN

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.experiments.engine.store import MANIFEST, Store
+from sapo.data import manifest
+from sapo.data.manifest import MANIFEST
+from sapo.experiments.engine.store import Store, write_json
 
 
 def put(store: Store, key: str, text: str = "content") -> None:
@@ -76,11 +79,40 @@ def test_damage_is_named(tmp_path, damage):
     else:
         path = folder / MANIFEST
         path.write_text("{")
-    (line,) = store.damaged()
+    ((found, line),) = store.damaged()
+    assert found == folder
     assert str(path) in line
-    if damage != "flipped":  # the size tells the others already when a stage is read
-        with pytest.raises(WorkError, match=f"Damaged: .*{path.name}"):
-            store.find("train", "a")
+    with pytest.raises(WorkError, match=f"Damaged: .*{path.name}.*sapo store verify --delete"):
+        Store(tmp_path).find("train", "a")
+    if damage == "flipped":  # whoever only asks what there is looks at sizes
+        assert Store(tmp_path).find("train", "a", whole=False)
+
+
+def test_damage_is_looked_for_once_a_process(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    put(store, "a")
+    read = []
+    sha256 = manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: read.append(path.name) or sha256(path))
+    assert store.find("train", "a", whole=False)
+    assert read == []
+    assert store.find("train", "a")
+    assert store.find("train", "a")
+    assert sorted(read) == ["result.json", "weights"]
+
+
+def test_a_damaged_run_is_named(tmp_path):
+    store = Store(tmp_path)
+    folder = store.run_folder("r")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    assert list(store.runs()) == [folder]
+    assert not list(store.damaged())  # from before runs had manifests
+    write_json(folder / MANIFEST, manifest.manifest_of(folder, ["run.json"]))
+    (folder / "metrics.json").write_text("{}")
+    assert not list(store.damaged())
+    (folder / "run.json").write_text("[]")
+    assert [found for found, _ in store.damaged()] == [folder]
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path):
@@ -103,3 +135,26 @@ def test_processes_wait_for_each_others_stages(tmp_path):
     several = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(4)]
     assert [process.wait() for process in several] == [0] * 4
     assert (tmp_path / "count").read_text() == "100"
+
+
+def test_a_stage_that_is_computed_again_is_never_there_in_parts(tmp_path, monkeypatch):
+    """Killed at the last step: the old one is out of its place, the new one not yet in it."""
+    store = Store(tmp_path)
+    put(store, "a", "old")
+    put(store, "a", "new")
+    assert (store.find("train", "a").folder / "adapter" / "weights").read_text() == "new"
+    rename = Path.rename
+
+    def dies(path, target):
+        if "stages" in Path(target).parts:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            put(store, "a", "newest")
+    assert Store(tmp_path).find("train", "a") is None
+    assert not list(store.damaged())
+    put(store, "a", "newest")
+    assert not list((tmp_path / "building").iterdir())

@@ -8,6 +8,7 @@ from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments import training
 from sapo.experiments.adapters import adapter_tensors, plain
+from sapo.experiments.forward import shared_prefix
 from sapo.experiments.lessons import Draws, Lesson, Row, lesson_rows
 from sapo.experiments.methods import Context, method_of
 from sapo.experiments.models import load_model
@@ -50,7 +51,12 @@ def test_the_first_loss_is_the_token_mean_of_the_whole_global_batch(tiny_config,
 
 @pytest.mark.parametrize(
     "change",
-    ["trainer.micro_batch_tokens=1", "trainer.shared_prefix=false", "trainer.gradient_checkpointing=true"],
+    [
+        "trainer.micro_batch_tokens=1",
+        "trainer.micro_batch_tokens=90",
+        "trainer.shared_prefix=false",
+        "trainer.gradient_checkpointing=true",
+    ],
 )
 def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tmp_path, change):
     facts, weights = run(tiny_config(*SMALL), tmp_path / "a")
@@ -60,6 +66,34 @@ def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tm
     assert again["losses"] == facts["losses"]
     for key, value in weights.items():
         assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [
+        ("trainer.micro_batch_tokens=90", 6),  # once a global batch, however many micro-batches it has
+        ("trainer.shared_prefix=false", 0),
+        ("trainer.gradient_checkpointing=true", 0),
+    ],
+)
+def test_the_beginning_is_read_once_a_global_batch(tiny_config, tmp_path, monkeypatch, change, times):
+    read = []
+
+    def note(model, examples):
+        prefix = shared_prefix(model, examples)
+        read.append(prefix is not None)
+        return prefix
+
+    monkeypatch.setattr(training, "shared_prefix", note)
+    run(tiny_config(*SMALL, change), tmp_path / "a", n=12)
+    assert read == [True] * times
+
+
+def test_a_training_of_one_step_is_not_all_warm_up(tiny_config, tmp_path):
+    config = tiny_config(*SMALL, "trainer.global_batch=10", "trainer.epochs=1", "trainer.warmup_ratio=0.5")
+    facts, weights = run(config, tmp_path / "scratch")
+    assert facts["steps"] == 1
+    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
 
 
 def test_training_lowers_the_loss_and_counts_its_work(tiny_config, tmp_path):
@@ -157,10 +191,10 @@ def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tm
     expected, weights = run(tiny_config(*SMALL), tmp_path / "a")
     whole = training.target_logits
 
-    def small_memory(model, batch, share):
+    def small_memory(model, batch, prefix):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("too large")
-        return whole(model, batch, share)
+        return whole(model, batch, prefix)
 
     monkeypatch.setattr(training, "target_logits", small_memory)
     facts, other = run(tiny_config(*SMALL), tmp_path / "b")

@@ -12,15 +12,16 @@ MINI_TASKS = ("mini_sentiment", "mini_price", "mini_topic", "mini_city", "mini_s
 # Sizes that two CPU cores do with a small model in some minutes; any of them can be overridden.
 SIZES = (
     "scorer.examples=32",
-    "data.train_examples=16",
+    "data.train_examples=32",
     "data.test_examples=24",
     "data.max_input_tokens=1536",
     "trainer.epochs=1",
-    "trainer.global_batch=16",
+    "trainer.global_batch=32",
     "trainer.warmup_ratio=0",
-    "trainer.micro_batch_tokens=4096",
+    "trainer.micro_batch_tokens=1024",
     "trainer.checkpoint_steps=0",
     "evaluator.max_new_tokens=16",
+    "evaluator.batch_tokens=2304",
 )
 
 

@@ -1,0 +1,246 @@
+"""Drawings of a probe: points a prompt, bars, violins, in colours that colour-blind readers tell apart.
+
+The colours are Okabe & Ito's.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sapo.analysis.figures import put_title
+from sapo.analysis.probes.gradients import ROLES as GRADIENT_ROLES
+from sapo.analysis.probes.gradients import alignments
+from sapo.analysis.probes.indicators import INDICATORS
+from sapo.analysis.probes.results import ROLES, ProbeResult
+from sapo.analysis.probes.spread import Spread
+from sapo.analysis.resampling import COEFFICIENTS, Estimate
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES
+from sapo.data.prompts import ORIGINAL
+from sapo.data.tasks import short_name
+
+COLOURS = dict(zip(ROLES, ("#D55E00", "#0072B2", "#009E73"), strict=True))
+PROJECTION_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
+UNIT = {"nll": "nats per token", "rougeL": "0-100", "exact_match": "%", "label_match": "%"}
+GREY, BLACK = "#7f7f7f", "black"
+
+
+def name_of(measure: str) -> str:
+    """`ROUGE-L`, `NLL`."""
+    return MEASURES[measure].split(" (")[0]
+
+
+def coefficient_text(coefficient: str, estimate: Estimate) -> str:
+    """`Pearson 0.45 [0.20, 0.61]` for a panel's title; the reason for none stands in the tables."""
+    known = estimate.value is not None
+    return f"{coefficient.capitalize()} {estimate.text() if known else 'not defined'}"
+
+
+def good_up(measure: str, task: str) -> str:
+    """An axis label for a task's scores where good is up: NLL has its sign flipped, and that is said."""
+    if measure in LOWER_IS_BETTER:
+        return f"-{name_of(measure)} of {short_name(task)}\n({UNIT[measure]}; up is better)"
+    return f"{name_of(measure)} of {short_name(task)}\n({UNIT[measure]})"
+
+
+def spread_figure(result: Spread, test: str, facts: str) -> Figure:
+    """Relative changes a prompt and task, and beneath them each task's coefficient of variation."""
+    tasks = list(result.changes.columns)
+    names = [short_name(task) for task in tasks]
+    figure, (points, bars) = _canvas(max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, ratios=(3, 2))
+    colours = [COLOURS[result.probe.role(task)] for task in tasks]
+    order = result.probe.token_losses().sort_values(kind="stable").index
+    offsets = pd.Series(np.linspace(-0.32, 0.32, len(order)), index=order)
+    for place, (task, colour) in enumerate(zip(tasks, colours, strict=True)):
+        _changes(points, place, result.changes[task], offsets, colour, result.no_change.get(task))
+        _bar(bars, place, result.variation[task], colour)
+    points.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    direction = "up is worse" if result.measure in LOWER_IS_BETTER else "up is better"
+    points.set_ylabel(f"relative change of {name_of(result.measure)} (%)\n({direction})", fontsize=9)
+    bars.set_ylabel("coefficient of\nvariation (%)", fontsize=9)
+    bars.set_title(test, fontsize=9)
+    for axes, is_empty in (
+        (points, set(tasks) <= result.no_change.keys()),
+        (bars, all(cell.value is None for cell in result.variation.values())),
+    ):
+        if is_empty:
+            axes.set_yticks([])
+    long = max(map(len, names)) > 8
+    for axes in (points, bars):
+        axes.set_xlim(-0.6, len(tasks) - 0.4)
+        axes.set_xticks(range(len(tasks)), names if axes is bars else [""] * len(tasks))
+        axes.tick_params(labelsize=9)
+    if long:
+        for label in bars.get_xticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
+    _legend(figure, [*COLOURS.items()], original=True)
+    said = "left to right in a column: from the lowest pre-update loss to the highest"
+    put_title(
+        figure,
+        f"{len(result.changes)} prompts of {short_name(result.probe.current)}: change against the original "
+        f"prompt\n{facts}\n{said}",
+    )
+    return figure
+
+
+def _changes(
+    axes: Axes, place: int, changes: pd.Series, offsets: pd.Series, colour: str, reason: str | None
+) -> None:
+    if reason:
+        where = axes.get_xaxis_transform()
+        words = f"no relative change:\n{reason}"
+        axes.text(place, 0.5, words, transform=where, rotation=90, fontsize=8, ha="center", va="center")
+        return
+    others = changes.drop(ORIGINAL)
+    axes.scatter(place + offsets[others.index], others, s=16, color=colour, alpha=0.8, linewidths=0)
+    axes.scatter([place + offsets[ORIGINAL]], [changes[ORIGINAL]], s=34, marker="D", color=BLACK, zorder=3)
+
+
+def _bar(axes: Axes, place: int, estimate: Estimate, colour: str) -> None:
+    if estimate.value is None:
+        where = axes.get_xaxis_transform()
+        axes.text(place, 0.05, estimate.text(), transform=where, rotation=90, fontsize=8, ha="center")
+        return
+    axes.bar(place, estimate.value, width=0.66, color=colour, alpha=0.75)
+    if estimate.low is not None and estimate.high is not None:
+        axes.vlines(place, estimate.low, estimate.high, color=BLACK, linewidth=1.2)
+
+
+def pairs_figure(
+    x: pd.Series, ys: pd.DataFrame, labels: Mapping[str, str], captions: Mapping[str, str], title: str
+) -> Figure:
+    """A panel a column of `ys` against `x`, a point a prompt, the original marked."""
+    figure, panels = _canvas(3.0 * len(ys.columns) + 0.4, 4.0, columns=len(ys.columns))
+    for axes, task in zip(panels, ys, strict=True):
+        known = ys[task].notna() & x.notna()
+        others = known & (x.index != ORIGINAL)
+        axes.scatter(x[others], ys.loc[others, task], s=18, color=COLOURS["training"], linewidths=0)
+        marked = known & (x.index == ORIGINAL)
+        axes.scatter(x[marked], ys.loc[marked, task], s=34, marker="D", color=BLACK)
+        axes.set_xlabel(labels[str(x.name)], fontsize=9)
+        axes.set_ylabel(labels[str(task)], fontsize=9)
+        axes.set_title(captions[str(task)], fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(nbins=5)
+    _legend(figure, [("paraphrases", COLOURS["training"])], original=True)
+    put_title(figure, title)
+    return figure
+
+
+def indicator_figure(
+    means: Mapping[tuple[str, str], Estimate],
+    points: Mapping[tuple[str, str], Mapping[str, float]],
+    what: str,
+    measure: str,
+    title: str,
+) -> Figure:
+    """Bars of mean correlations by (indicator, coefficient), their intervals, and `what` as points."""
+    figure, panels = _canvas(9.6, 5.2, columns=2)
+    for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
+        for place, indicator in enumerate(INDICATORS):
+            _indicator(axes, place, means[indicator, coefficient], points[indicator, coefficient])
+        axes.axvline(0, color=BLACK, linewidth=0.8)
+        axes.set(xlim=(-1.05, 1.05), ylim=(len(INDICATORS) - 0.4, -0.6))
+        axes.set_yticks(range(len(INDICATORS)), INDICATORS if axes is panels[0] else [""] * len(INDICATORS))
+        axes.set_title(coefficient.capitalize(), fontsize=10)
+        axes.tick_params(labelsize=9)
+        axes.grid(axis="x", color="#e0e0e0", linewidth=0.6)
+        axes.set_axisbelow(True)
+        flipped = " (sign flipped)" if measure in LOWER_IS_BETTER else ""
+        axes.set_xlabel(
+            f"correlation with {name_of(measure)}{flipped} after training\n(right: the higher, the better)",
+            fontsize=9,
+        )
+    dot = Line2D([], [], linestyle="", marker="o", markersize=5, color=BLACK, alpha=0.6, label=what)
+    line = Line2D([], [], color="#D55E00", linewidth=2, label="mean and its 95 % interval")
+    figure.legend(handles=[dot, line], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    put_title(figure, title)
+    return figure
+
+
+def _indicator(axes: Axes, place: int, mean: Estimate, points: Mapping[str, float]) -> None:
+    if mean.value is None:
+        axes.text(0.02, place, "not defined", fontsize=8, va="center", color=GREY)
+        return
+    axes.barh(place, mean.value, height=0.62, color="#56B4E9", alpha=0.6)
+    offsets = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else np.zeros(1)
+    axes.scatter(list(points.values()), place + offsets, s=13, color=BLACK, alpha=0.6, linewidths=0)
+    axes.plot([mean.value], [place], marker="|", markersize=12, color="#D55E00", markeredgewidth=2.2)
+    if mean.low is not None and mean.high is not None:
+        axes.hlines(place, mean.low, mean.high, color="#D55E00", linewidth=2)
+
+
+def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
+    """Violins of cosines by loss rank, a panel a role, a colour a projection; a bar marks the mean."""
+    roles = [role for role in GRADIENT_ROLES if (gradients["role"] == role).any()]
+    figure, panels = _canvas(4.4 * len(roles) + 0.8, 4.6, columns=len(roles))
+    ranks = sorted(gradients["rank"].unique())
+    projections = sorted(gradients["projection"].unique())
+    means = {(cell.role, cell.rank): cell for cell in alignments(probe)}
+    for axes in panels[1:]:
+        axes.sharey(panels[0])
+    for axes, role in zip(panels, roles, strict=True):
+        of_role = gradients[gradients["role"] == role]
+        for number, projection in enumerate(projections):
+            _violins(axes, of_role[of_role["projection"] == projection], ranks, number, len(projections))
+        labels = [f"rank {rank}\n{means[role, rank].cosine.text()}" for rank in ranks]
+        axes.set_xticks(range(len(ranks)), [label.replace(" [", "\n[") for label in labels], fontsize=8)
+        axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        axes.set_xlabel("prompt by pre-update loss (1 = lowest), mean cosine [95 %]", fontsize=9)
+        axes.set_ylabel("cosine of gradients", fontsize=9)
+        tasks = [short_name(task) for task in of_role["task"].unique()]
+        axes.set_title(
+            f"{GRADIENT_ROLES[role]} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})", fontsize=10
+        )
+        axes.tick_params(axis="y", labelsize=8)
+    _legend(figure, list(zip(projections, PROJECTION_COLOURS, strict=False)), original=False)
+    put_title(
+        figure,
+        f"Gradients of {short_name(probe.current)} by prompt against those of other tasks, per module, "
+        f"in the state before it\n{probe.facts}",
+    )
+    return figure
+
+
+def _violins(axes: Axes, rows: pd.DataFrame, ranks: Sequence[int], number: int, of: int) -> None:
+    width = 0.8 / of
+    places = np.arange(len(ranks)) + (number - (of - 1) / 2) * width
+    values = [rows.loc[rows["rank"] == rank, "cosine"].to_numpy(dtype=float) for rank in ranks]
+    drawn = [(place, found) for place, found in zip(places, values, strict=True) if len(found)]
+    parts = axes.violinplot(
+        [found for _, found in drawn],
+        [place for place, _ in drawn],
+        widths=0.9 * width,
+        showmeans=True,
+        showextrema=False,
+    )
+    colour = PROJECTION_COLOURS[number % len(PROJECTION_COLOURS)]
+    for body in parts["bodies"]:  # type: ignore[attr-defined]
+        body.set(facecolor=colour, edgecolor=colour, alpha=0.6)
+    parts["cmeans"].set(color=BLACK, linewidth=1.4)
+
+
+def _canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(width, 5.0), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(panels.flat)
+
+
+def _legend(figure: Figure, colours: Sequence[tuple[str, str]], original: bool) -> None:
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=6, color=colour, label=label)
+        for label, colour in colours
+    ]
+    if original:
+        diamond = Line2D([], [], linestyle="", marker="D", markersize=6, color=BLACK, label="original prompt")
+        handles.append(diamond)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)

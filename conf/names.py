@@ -1,0 +1,27 @@
+"""Names that become names of files: of tasks, sequences, models and pools."""
+
+import re
+
+LONGEST = 200  # bytes; file systems take 255, and endings are added
+# Devices on Windows, where a store on a shared path may be read too.
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+
+
+def why_no_name(text: str) -> str | None:
+    """Why `text` cannot name a file inside a given folder, or None if it can."""
+    if not text or text != text.strip():
+        return "it is empty, or begins or ends with a blank"
+    if re.search(r"[/\\\x00-\x1f\x7f]", text):
+        return "it holds a slash, a backslash or a control character"
+    if text.startswith((".", "-", "~")):
+        return "it begins with a dot, a hyphen or a tilde"
+    if len(text.encode("utf-8", errors="replace")) > LONGEST:
+        return f"it is longer than {LONGEST} bytes"
+    if _RESERVED.fullmatch(text):
+        return "the name is reserved"
+    return None if text.isprintable() else "it holds characters that cannot be shown"
+
+
+def shown(text: str) -> str:
+    """A name for a message: on one line, and not too long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}…")

@@ -1,0 +1,273 @@
+"""Probes: one pair of tasks, every prompt of the second, all else equal (paper, Figures 1 to 4).
+
+A probe's runs differ in the prompt of the last task only, and share everything before it. Beside them stands
+what can be known before the last task is trained: losses, answers and gradients in the state before it.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sapo.conf.errors import UserError
+from sapo.conf.schema import Config
+from sapo.data.benchmarks import load_tasks
+from sapo.data.pools import load_pool
+from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.data.tasks import Example, Task, digest, examples_digest
+from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another, run_all
+from sapo.experiments.engine.concurrent import ConcurrentEngine
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.stages import Evaluate, Gradient, Score
+from sapo.experiments.engine.store import Stored, read_json, write_json
+from sapo.experiments.gradients import cosines, layer_of, load_gradients, spread_ranks
+from sapo.experiments.runs import write_run
+from sapo.experiments.scoring import prompt_losses, subset
+
+LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
+_LOSSES = ["prompt", "example", "nll", "entropy", "n_tokens"]
+_ANSWERS = ["prompt", "example", "rougeL", "exact_match", "prediction", "target"]
+_GRADIENTS = "gradients.parquet"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A pair of tasks, and the runs' configs by the index of the second task's prompt."""
+
+    tasks: tuple[Task, Task]
+    unseen: tuple[Task, ...]
+    prompts: tuple[Prompt, ...]
+    configs: dict[int, Config]
+
+    @property
+    def config(self) -> Config:
+        """What the runs share: the config of the one with the original."""
+        return self.configs[ORIGINAL]
+
+    def scored(self, task: Task) -> tuple[Example, ...]:
+        """The training examples of a task that are measured before the second is trained."""
+        scorer = self.config.scorer
+        return subset(task, scorer.examples, scorer.subset, self.config.seed)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The gradient of a task under one prompt; `rank` is the prompt's place by loss, 1 = lowest."""
+
+    task: Task
+    stored: Stored | Planned
+    prompt: int = ORIGINAL
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured before the second task of a probe is trained, stage by stage."""
+
+    losses: Stored | Planned
+    answers: dict[int, Stored | Planned]
+    current: tuple[Pull, ...] = ()
+    others: tuple[Pull, ...] = ()
+
+
+def probes_of(configs: Sequence[Config]) -> list[Probe]:
+    """The probes that some runs make up; UserError if one of them cannot be one.
+
+    Computes nothing: called before the runs, it finds what would only be found after them.
+    """
+    groups: dict[str, dict[int, Config]] = {}
+    for config in configs:
+        policy = {**asdict(config.policy), "index": None}
+        shared = digest({**asdict(config), "policy": policy})
+        groups.setdefault(shared, {})[config.policy.index] = config
+    return [_probe(dict(sorted(group.items()))) for group in groups.values()]
+
+
+def _probe(configs: dict[int, Config]) -> Probe:
+    config = next(iter(configs.values()))
+    _require_possible(config)
+    name = config.sequence.name
+    if ORIGINAL not in configs or len(configs) < LEAST_PROMPTS:
+        raise UserError(
+            f"A probe of {name} compares prompts: it needs the original, policy.index=-1, and at least "
+            f"{LEAST_PROMPTS - 1} paraphrases; here are policy.index={','.join(map(str, configs))}."
+        )
+    (trained, current), unseen = load_tasks(config)
+    pool = load_pool(current, config.paraphrases)
+    prompts = tuple(pool.at(index) for index in configs)
+    return Probe((trained, current), tuple(unseen), prompts, configs)
+
+
+def _require_possible(config: Config) -> None:
+    sequence, policy = config.sequence, config.policy
+    if len(sequence.tasks) != 2:
+        raise UserError(
+            f"A probe is a pair of tasks; sequence {sequence.name} has {len(sequence.tasks)}: take one of "
+            "ni_probe_g1 … ni_probe_m5 or mini_probe, or say sequence.tasks=[FIRST,SECOND]."
+        )
+    if policy.name != "fixed" or not policy.last_only:
+        raise UserError(
+            f"policy={policy.name}: a probe trains the second task with each prompt in turn, and the first "
+            "with its original one: policy=fixed policy.last_only=true 'policy.index=range(-1,20)', as "
+            "experiment=probe_mini and probe_paper do."
+        )
+    if config.method.name in COURSES:
+        raise UserError(
+            f"method={config.method.name} does not train one task after another, as a probe does."
+        )
+    if config.scorer.name != "full":
+        raise UserError(
+            f"scorer={config.scorer.name}: a probe needs the loss of every prompt; use scorer=full."
+        )
+
+
+def run_probes(
+    configs: Sequence[Config], engine: LocalEngine | ConcurrentEngine, gradients: bool = False
+) -> list[Path]:
+    """Runs the probes that the configs make up, writes runs and probes, and returns the probes' folders."""
+    probes_of(configs)
+    runs = asyncio.run(run_all(configs, engine))
+    return write_probes([(run.config, write_run(run, engine.store)) for run in runs], engine, gradients)
+
+
+def write_probes(
+    runs: Sequence[tuple[Config, Path]], engine: LocalEngine | ConcurrentEngine, gradients: bool = False
+) -> list[Path]:
+    """Measures what can be known before the second task is trained, and writes `ROOT/probes/ID`.
+
+    `runs` are finished runs with their folders. Raises UserError if they make up no whole probes.
+    """
+    folders, store = {id(config): folder for config, folder in runs}, engine.store
+    probes = probes_of([config for config, _ in runs])
+    records = [_record(probe, folders) for probe in probes]
+    targets = [store.probe_folder(record["id"]) for record in records]
+    # Gradients that were asked for once stay with their probe: by now they only have to be read.
+    wanted = [gradients or (target / _GRADIENTS).is_file() for target in targets]
+    measured = asyncio.run(_measure_each(probes, engine, wanted))
+    for probe, found, record, target in zip(probes, measured, records, targets, strict=True):
+        with store.lock(record["id"]), store.replacing(target, record["id"]) as folder:
+            _write(folder, probe, found, record)
+    return targets
+
+
+async def measure_all(configs: Sequence[Config], engine: Engine, gradients: bool = False) -> None:
+    """Asks the engine for all that `write_probes` measures; a planning engine thereby counts it."""
+    probes = probes_of(configs)
+    await _measure_each(probes, engine, [gradients] * len(probes))
+
+
+async def _measure_each(probes: Sequence[Probe], engine: Engine, gradients: Sequence[bool]) -> list[Measured]:
+    asked = zip(probes, gradients, strict=True)
+    return list(await asyncio.gather(*(_measure(probe, engine, wanted) for probe, wanted in asked)))
+
+
+async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
+    """Losses and answers of the second task's scored examples under each prompt; gradients if asked for."""
+    trained, current = probe.tasks
+    before = Run(probe.config, [trained], list(probe.unseen))
+    await one_after_another(before, engine)
+    state, examples = before.states[-1].key, probe.scored(current)
+    losses = await engine.run(Score(probe.config, state, current, examples, probe.prompts))
+    asked = replace(current, test=examples)
+    answers = await asyncio.gather(
+        *(engine.run(Evaluate(probe.config, state, asked, prompt)) for prompt in probe.prompts)
+    )
+    measured = Measured(losses, {p.index: found for p, found in zip(probe.prompts, answers, strict=True)})
+    if not gradients:
+        return measured
+
+    async def pull(task: Task, prompt: Prompt, rank: int = 0) -> Pull:
+        stage = Gradient(probe.config, state, task, probe.scored(task), prompt)
+        return Pull(task, await engine.run(stage), prompt.index, rank)
+
+    ranked = _by_loss(probe, losses)
+    ranks = spread_ranks(len(ranked))
+    return replace(
+        measured,
+        current=tuple(await asyncio.gather(*(pull(current, ranked[rank - 1], rank) for rank in ranks))),
+        others=tuple(
+            await asyncio.gather(*(pull(t, Prompt(t.instruction)) for t in (trained, *probe.unseen)))
+        ),
+    )
+
+
+def _by_loss(probe: Probe, losses: Stored | Planned) -> list[Prompt]:
+    """The paraphrases from the lowest loss to the highest; stand-ins where the losses are not known yet."""
+    paraphrases = [prompt for prompt in probe.prompts if prompt.index != ORIGINAL]
+    if isinstance(losses, Planned):
+        return [replace(prompt, text=f"{prompt.text} [by {losses.key}]") for prompt in paraphrases]
+    table = prompt_losses(losses.examples(), probe.config.scorer.reduction)
+    by_index = dict(zip(table["prompt"].tolist(), table["loss"].tolist(), strict=True))
+    return sorted(paraphrases, key=lambda prompt: (by_index[prompt.index], prompt.index))
+
+
+def _record(probe: Probe, folders: dict[int, Path]) -> dict[str, Any]:
+    """`probe.json`: what the runs share, their prompts, and which run is which prompt's.
+
+    `folders` has a run's folder by the id of its config object.
+    """
+    config, current = probe.config, probe.tasks[1]
+    original = read_json(folders[id(config)] / "run.json")
+    pool = load_pool(current, config.paraphrases)
+    shared = {k: v for k, v in original["identity"].items() if k not in ("policy", "prompts", "drawn")}
+    identity = {
+        **shared,
+        "unseen": [task.name for task in probe.unseen],
+        "pool": [prompt.text for prompt in pool.candidates(include_original=True)],
+        "scored": examples_digest(probe.scored(current)),
+    }
+    names = (config.sequence.name, config.model.name, config.method.name, f"s{config.seed}")
+    return {
+        "id": "-".join((*names, digest(identity)[:8])),
+        **{name: original[name] for name in ("sequence", "model", "method", "seed", "tasks", "unseen")},
+        "demonstration": original["demonstration"],
+        "prompts": {str(prompt.index): prompt.text for prompt in probe.prompts},
+        "runs": {str(index): folders[id(config)].name for index, config in probe.configs.items()},
+        "identity": identity,
+        "comparable": original["comparable"],
+    }
+
+
+def _write(folder: Path, probe: Probe, measured: Measured, record: dict[str, Any]) -> None:
+    losses = _stored(measured.losses).examples()
+    # Where a target was cut off under some prompt (data.truncation=end), prompts cannot be compared.
+    cut = set(losses.loc[losses["n_tokens"] == 0, "example"])
+    losses = losses[~losses["example"].isin(cut)]
+    tables = [_stored(found).examples().assign(prompt=index) for index, found in measured.answers.items()]
+    answers = pd.concat(tables, ignore_index=True)
+    answers = answers[~answers["example"].isin(cut)]
+    losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
+    answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
+    if measured.current:
+        pd.DataFrame(_cosine_rows(probe, measured)).to_parquet(folder / _GRADIENTS)
+    n_scored = losses["example"].nunique()
+    write_json(folder / "probe.json", {**record, "n_scored": n_scored, "n_cut": len(cut)})
+
+
+def _cosine_rows(probe: Probe, measured: Measured) -> Iterable[dict[str, Any]]:
+    """A row for every prompt of the second task, other task, and module."""
+    trained = probe.tasks[0].name
+    others = [(pull.task.name, load_gradients(_stored(pull.stored).folder)) for pull in measured.others]
+    for pull in measured.current:
+        own = load_gradients(_stored(pull.stored).folder)
+        for task, other in others:
+            for module, cosine in cosines(own, other).items():
+                yield {
+                    "prompt": pull.prompt,
+                    "rank": pull.rank,
+                    "task": task,
+                    "role": "trained" if task == trained else "unseen",
+                    "module": module,
+                    "projection": module.rsplit(".", 1)[-1],
+                    "layer": layer_of(module),
+                    "cosine": cosine,
+                }
+
+
+def _stored(found: Stored | Planned) -> Stored:
+    if not isinstance(found, Stored):
+        raise ValueError("a planned probe has nothing to write")
+    return found

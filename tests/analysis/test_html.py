@@ -1,0 +1,323 @@
+"""The report's page: it holds what was found, is whole and alone, and nothing that it shows can act."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import typer
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sapo.analysis.page import answers
+from sapo.analysis.page.html import frame_grid, html, pictures, write_report
+from sapo.analysis.page.sections import run_pages
+from sapo.analysis.report import Report
+from sapo.analysis.results import load_run
+from sapo.analysis.tables import chosen_prompts, score_table
+from sapo.cli import analyze
+
+HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}<!--'\"&\u2028"
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of every element that holds no other."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.texts, self.script, self.style = [], [], [], "", ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        inside = self.open[-1] if self.open else ""
+        if inside in {"script", "style"}:
+            setattr(self, inside, getattr(self, inside) + data)
+        elif data.strip():
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report_of(*folders: Path) -> Report:
+    runs = [load_run(folder) for folder in folders]
+    table = score_table(runs, draws=50) if len(runs) > 1 else None
+    return Report(runs, [], chosen_prompts(runs), table)
+
+
+def with_answers(folder: Path, change) -> Path:
+    """The run with `change` applied to its table of predictions, in the order of states and examples."""
+    file = folder / "predictions.parquet"
+    frame = pd.read_parquet(file).sort_values(["after", "task", "example"], ignore_index=True)
+    change(frame)
+    frame.to_parquet(file)
+    return folder
+
+
+def hostile_run(run_folder) -> Path:
+    tasks = [f"task195_{HOSTILE}", HOSTILE]
+    choices = [
+        {
+            "task": task,
+            "index": 0,
+            "text": HOSTILE,
+            "candidates": [
+                {"index": index, "text": HOSTILE, "loss": 1.0, "n_examples": 3, "n_tokens": 9}
+                for index in (-1, 0)
+            ],
+        }
+        for task in tasks
+    ]
+    names = {"model": HOSTILE, "sequence": HOSTILE, "method": HOSTILE, "policy": HOSTILE}
+    environment = {"device": HOSTILE, "commit": HOSTILE, "dirty": True, "packages": {HOSTILE: HOSTILE}}
+    folder = run_folder(
+        "hostile", tasks=tasks, choices=choices, notes=[HOSTILE], environment=environment, **names
+    )
+
+    def change(frame: pd.DataFrame) -> None:
+        frame["prediction"] = frame["target"] = HOSTILE
+
+    return with_answers(folder, change)
+
+
+# --- safe and alone ----------------------------------------------------------------------------------------
+
+
+def test_what_came_from_data_and_models_is_text_and_nothing_else(run_folder):
+    extra = {HOSTILE: pd.DataFrame({HOSTILE: [HOSTILE]})}
+    text = html(report_of(hostile_run(run_folder)), tables=extra, notes=[HOSTILE])
+    page = Page(text)
+    assert not page.all("img")
+    assert len(page.all("script")) == 1
+    assert "alert(" not in page.script
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert "{{7*7}}" in page.text
+    assert "49</" not in text
+    assert page.texts.count(HOSTILE) > 100
+    assert "<!--" not in text
+    assert "</script><img" not in text
+
+
+def test_the_page_needs_nothing_but_itself(run_folder, tmp_path):
+    (tmp_path / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    text = html(report_of(run_folder("a"), run_folder("b", policy="sapo")), [tmp_path / "figure.svg"])
+    page = Page(text)
+    assert {name for name, _ in page.tags}.isdisjoint({"link", "iframe", "object", "embed", "base"})
+    assert [attributes["src"][:26] for attributes in page.all("img")] == ["data:image/svg+xml;base64,"]
+    links = [attributes["href"] for attributes in page.all("a")]
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert links
+    assert {link[1:] for link in links} <= ids
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"https?:|url\(|@import", re.sub('data:[^"]*', "", text))
+
+
+def test_the_policy_of_the_page_lets_only_its_own_script_run(run_folder):
+    page = Page(html(report_of(run_folder())))
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "script-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))
+@hypothesis_settings(max_examples=40)
+def test_any_text_comes_out_as_it_went_in(text):
+    none = Report([], [], pd.DataFrame())
+    page = Page(html(none, tables={text: pd.DataFrame({"column": [text]})}, notes=[text]))
+    assert page.texts.count(text) == 3
+
+
+# --- what it holds -----------------------------------------------------------------------------------------
+
+
+def test_the_table_stands_with_intervals_counts_and_the_papers_rows(run_folder):
+    report = report_of(run_folder("a"), run_folder("b", policy="sapo", shift=2.0))
+    text = Page(html(report)).text
+    cell = report.table.groups[0].rows[0].cells["AP"]
+    assert f"{cell.estimate:.2f} [{cell.low:.2f}, {cell.high:.2f}]" in text
+    assert "Table 1: AP, BWT, FWT" in text
+    assert "paper: static *" in text
+    assert "sapo - static" in text
+    assert "65.41" in text  # the paper's AP of Qwen3-8B with LoraInc on NI-Seq-M1
+    assert "reference" in text
+    assert "Demonstration on a small model" in text
+
+
+def test_one_run_has_a_table_too(run_folder):
+    text = Page(html(report_of(run_folder(n=20)))).text
+    assert "static ROUGE-L" in text
+    assert " 60 1 " in text  # three tasks of 20 test examples, one seed
+
+
+def test_a_policy_that_measures_nothing_has_its_prompt_alone(run_folder):
+    folder = run_folder(
+        choices=[{"task": "task363_sst2", "index": 4, "text": "Rate it.", "candidates": None}]
+    )
+    text = Page(html(report_of(folder))).text
+    assert "NI363 Rate it. Candidate 4: this policy measures no losses." in text
+
+
+def test_settings_versions_and_data_stand_where_they_differ_and_where_they_do_not(run_folder):
+    common = {"environment": {"packages": {"torch": "9.1"}, "commit": "abc"}}
+    folders = [
+        run_folder(name, policy=name, identity={"trainer": {"epochs": epochs, "names": ["q", "v"]}}, **common)
+        for name, epochs in (("static", 3), ("sapo", 4))
+    ]
+    text = Page(html(report_of(*folders))).text
+    differing, _, shared = text.partition("What all runs have in common")
+    assert "trainer.epochs 3 4" in differing
+    for fact in (
+        "torch 9.1",
+        "git commit abc",
+        "trainer.names q, v",
+        "test data, task363_sst2 sha-task363_sst2",
+    ):
+        assert fact in shared
+        assert fact not in differing
+
+
+# --- predictions -------------------------------------------------------------------------------------------
+
+
+def answered(run_folder) -> Path:
+    """Two tasks of four examples; of task a one is lost, one gained, one reworded, one the same."""
+    before, after = [50, 40, 30, 20], [10, 90, 30, 20]
+    scores = {(0, "a"): [0] * 4, (1, "a"): before, (2, "a"): after}
+    scores |= {(state, "b"): [state] * 4 for state in (0, 1, 2)}
+    folder = run_folder(
+        tasks=["a", "b"], scores={key: np.array(values, float) for key, values in scores.items()}
+    )
+
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[(frame["after"] == 2) & (frame["example"] < 3), "prediction"] = "no"
+
+    return with_answers(folder, change)
+
+
+def test_the_changed_answers_come_first(run_folder):
+    (block,) = answers.answers(run_pages([load_run(answered(run_folder))]))["a"]
+    assert (block.before, block.after, block.total) == ("after a", "after b", 4)
+    assert block.counts == {"lost": 1, "gained": 1, "reworded": 1, "same": 1}
+    rows = [
+        (row.example, row.change, row.before, row.after, row.before_score, row.after_score)
+        for row in block.rows
+    ]
+    assert rows == [
+        (0, "lost", "yes", "no", 50, 10),
+        (1, "gained", "yes", "no", 40, 90),
+        (2, "reworded", "yes", "no", 30, 30),
+        (3, "same", "yes", "yes", 20, 20),
+    ]
+
+
+def test_the_last_task_and_unseen_ones_are_compared_with_the_untouched_model(run_folder):
+    (block,) = answers.answers(run_pages([load_run(answered(run_folder))]))["b"]
+    assert (block.before, block.after) == ("untouched model", "after b")
+    assert block.counts["gained"] == 4
+
+
+def test_a_task_tested_in_one_state_only_has_nothing_to_compare(run_folder):
+    folder = run_folder(tasks=["a"], scores={(1, "a"): np.array([5.0, 6.0])})
+    report = report_of(folder)
+    (block,) = answers.answers(run_pages(report.runs))["a"]
+    assert (block.before, block.counts, [row.before for row in block.rows]) == (None, {}, [None, None])
+    assert "All 2 test examples." in Page(html(report)).text
+
+
+def test_the_page_says_how_many_of_how_many_are_shown(run_folder, monkeypatch):
+    report = report_of(run_folder(n=60))
+    assert "50 of 60 test examples are shown." in Page(html(report)).text
+    monkeypatch.setattr(answers, "PAGE_ROWS", 30)
+    page = Page(html(report))
+    assert "10 of 60 test examples are shown." in page.text
+    assert len([row for row in page.all("tr") if "data-change" in row]) == 3 * 10
+
+
+def test_long_answers_are_cut_and_say_so(run_folder):
+    def change(frame: pd.DataFrame) -> None:
+        frame["prediction"] = "x" * 1000
+
+    text = html(report_of(with_answers(run_folder(n=1), change)))
+    assert "x" * 600 + "… (1000 letters)" in text
+    assert "x" * 601 not in text
+
+
+# --- figures and tables ------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_embedded_once_as_svg_where_there_is_one(tmp_path):
+    for name in ("a.png", "a.svg", "a.pdf", "b.png", "b.pdf", "run/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    paths = [tmp_path / name for name in ("a.png", "a.svg", "a.pdf", "b.pdf", "b.png", "run/c.png")]
+    found = pictures(paths, [tmp_path / "run"])
+    assert [name for name, _ in found] == ["a", "b"]
+    assert found[0][1] == f"data:image/svg+xml;base64,{base64.b64encode(b'a.svg').decode()}"
+    assert found[1][1] == f"data:image/png;base64,{base64.b64encode(b'b.png').decode()}"
+
+
+def test_numbers_of_a_table_have_the_decimals_that_their_column_needs():
+    frame = pd.DataFrame(
+        {
+            "task": ["a", None],
+            "r": [0.12345, np.nan],
+            "p": [0.00001, 0.5],
+            "score": [71.239, -3.0],
+            "n": pd.array([21, None], dtype="Int64"),
+            "ok": [True, False],
+        }
+    )
+    rows = [[cell.text for cell in row] for row in frame_grid(frame).rows]
+    assert rows == [["a", "0.123", "1.0e-05", "71.24", "21", "yes"], ["–", "–", "0.500", "-3.00", "–", "no"]]
+    named = frame_grid(pd.DataFrame({"x": [1]}, index=pd.Index(["p"], name="prompt")))
+    assert [cell.text for cell in named.columns] == ["prompt", "x"]
+
+
+def test_a_report_without_runs_shows_what_it_is_given(tmp_path):
+    (tmp_path / "violin.png").write_bytes(b"png")
+    report = Report([], [], pd.DataFrame())
+    tables = {"Spread": pd.DataFrame({"task": ["NI195"], "spread": [1.5]})}
+    path = write_report(report, tmp_path / "new", [tmp_path / "violin.png"], tables, ["One stage failed."])
+    assert path == tmp_path / "new" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    for part in ("0 runs", "One stage failed.", "Spread", "NI195 1.500", "violin"):
+        assert part in page.text
+
+
+def test_the_command_writes_the_page_and_lists_it(run_folder, tmp_path):
+    app = typer.Typer()
+    app.command("analyze")(analyze.command)
+    arguments = ["--output", str(tmp_path / "out"), "--json", "--report"]
+    result = CliRunner().invoke(app, [str(run_folder()), *arguments])
+    assert json.loads(result.stdout)["files"][-1] == str(tmp_path / "out" / "report.html")
+    assert "NI1343" in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text

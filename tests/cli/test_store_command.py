@@ -1,0 +1,127 @@
+"""`sapo store`: sizes, mending, collecting and moving, on the finished runs of the tiny model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sapo.experiments.engine.garbage import collect, leftovers, referred
+from sapo.experiments.engine.store import Store
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    """A store of the test's own with the two runs and their stages, without what other tests have added."""
+    root = shutil.copytree(trained.root, tmp_path / "copy")
+    for folder in (*root.glob("runs/*"), *root.glob("probes/*")):
+        if folder.name not in (trained.static["id"], trained.adaptive["id"]):
+            shutil.rmtree(folder)
+    wanted = referred(Store(root))
+    for _, stored in Store(root).stages():
+        if stored.key not in wanted:
+            shutil.rmtree(stored.folder)
+    collect(Store(root), leftovers(Store(root)))
+    return root
+
+
+def test_ls_says_what_everything_takes(sapo, copy):
+    document = sapo("store", "ls", "--json", "--root", copy).document
+    assert {kind: facts["count"] for kind, facts in document["kinds"].items()} == {
+        "score": 2,
+        "train": 4,
+        "evaluate": 12,
+        "runs": 2,
+        "probes": 0,
+        "checkpoints": 0,
+        "building": 0,
+    }
+    for kind in ("score", "train", "evaluate"):
+        stages = [entry for entry in document["stages"] if entry["name"].startswith(kind)]
+        assert document["kinds"][kind] == {
+            "count": len(stages),
+            "bytes": sum(entry["bytes"] for entry in stages),
+        }
+    files = [path for part in ("stages", "runs") for path in (copy / part).rglob("*") if path.is_file()]
+    assert document["bytes"] == sum(path.stat().st_size for path in files)
+    assert sapo("store", "ls", "--root", copy).out.splitlines()[-1].split()[0] == "all"
+
+
+def test_verify_deletes_what_is_damaged_when_asked(sapo, copy):
+    victims = [next(copy.glob("stages/train/*/adapter/*.safetensors")), next(copy.glob("runs/*/run.json"))]
+    for victim in victims:
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(bytes(content))
+    refused = sapo("store", "verify", "--root", copy)
+    assert refused.code == 1
+    assert "`sapo store verify --delete`" in refused.err
+    assert all(victim.is_file() and str(victim) in refused.err for victim in victims)
+    document = sapo("store", "verify", "--delete", "--root", copy, "--json").document
+    assert len(document["damaged"]) == len(document["deleted"]) == 2
+    assert not any(victim.exists() for victim in victims)
+    assert sapo("store", "verify", "--root", copy).code == 0
+
+
+def test_gc_is_dry_unless_told(sapo, copy):
+    left = copy / "building" / "train-0123456789ab-x"
+    left.mkdir(parents=True)
+    (left / "result.json").write_text("{}")
+    before = {path for path in copy.rglob("*") if "locks" not in path.parts}
+    document = sapo("store", "gc", "--root", copy, "--json").document
+    assert str(left) in [item["path"] for item in document["items"]]
+    assert (document["deleted"], document["kept"]) == (0, 0)
+    assert "nothing was deleted" in sapo("store", "gc", "--root", copy).out
+    assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before
+    assert sapo("store", "gc", "--yes", "--root", copy).out.splitlines()[-1].startswith("Deleted ")
+    assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before - {
+        left,
+        left / "result.json",
+    }
+
+
+def test_gc_says_of_all_locks_in_one_line(sapo, copy):
+    (copy / "locks").mkdir(exist_ok=True)
+    for name in ("train-0123456789ab", "train-ba9876543210"):
+        (copy / "locks" / f"{name}.lock").touch()
+    items = sapo("store", "gc", "--root", copy, "--json").document["items"]
+    locks = [item["path"] for item in items if item["path"].endswith(".lock")]
+    assert len(locks) >= 2
+    lines = sapo("store", "gc", "--root", copy).out.splitlines()
+    (line,) = [line for line in lines if "lock" in line.removeprefix(str(copy))]
+    assert line.startswith(f"{copy / 'locks'}  {len(locks)} locks that nobody holds")
+
+
+def test_gc_keeps_what_no_finished_run_refers_to_unless_told(sapo, trained, copy):
+    shutil.rmtree(copy / "runs" / trained.adaptive["id"])
+    stages = {stored.key for _, stored in Store(copy).stages()}
+    record = json.loads((copy / "runs" / trained.static["id"] / "run.json").read_text())
+    kept = sapo("store", "gc", "--yes", "--root", copy)
+    assert "--unfinished" in kept.out
+    assert {stored.key for _, stored in Store(copy).stages()} == stages
+    assert sapo("store", "gc", "--unfinished", "--yes", "--root", copy).code == 0
+    assert {stored.key for _, stored in Store(copy).stages()} == {stage["key"] for stage in record["stages"]}
+
+
+def test_a_run_goes_on_on_another_machine(sapo, small, trained, tmp_path):
+    file, root = tmp_path / "run.tar.gz", tmp_path / "there"
+    exported = sapo("store", "export", trained.adaptive["id"], file, "--json").document
+    record = json.loads((Path(trained.adaptive["dir"]) / "run.json").read_text())
+    assert exported["runs"] == [trained.adaptive["id"]]
+    assert exported["stages"] == len({stage["key"] for stage in record["stages"]})
+    assert sapo("store", "export", trained.adaptive["id"], file).code == 2
+    imported = sapo("store", "import", file, "--root", root, "--json").document
+    assert imported == {"root": str(root), "runs": exported["runs"], "stages": exported["stages"], "kept": 0}
+    (run,) = sapo("train", *small, "policy=sapo", f"store.root='{root}'", "--json").document["runs"]
+    assert run["stages"] == {
+        "computed": 0,
+        "stored": trained.adaptive["stages"]["stored"] + trained.adaptive["stages"]["computed"],
+    }
+    assert run["metrics"] == trained.adaptive["metrics"]
+
+
+def test_what_is_no_archive_is_refused(sapo, tmp_path):
+    (tmp_path / "bad").write_text("text")
+    done = sapo("store", "import", tmp_path / "bad", "--root", tmp_path / "there")
+    assert done.code == 2
+    assert "no whole archive" in done.err

@@ -1,0 +1,182 @@
+"""`engine=ray` in earnest: worker processes on this machine, one of which is killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'sapo-prompts[ray]'")
+
+# `Deadly` kills the process that computes it, the first time; its key is that of the training it stands for.
+SCRIPT = """
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from sapo.cli.console import nothing_on_stdout
+from sapo.conf.load import load
+from sapo.data.benchmarks import load_tasks
+from sapo.data.prompts import Prompt
+from sapo.experiments.batch import complete, open_engine
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.stages import BASE, Evaluate, Score, Train
+from sapo.experiments.engine.store import Store
+
+MARK = Path(sys.argv[1]) / "killed"
+DRIVER = os.getpid()
+
+
+@dataclass(frozen=True)
+class Deadly(Train):
+    def identity(self):
+        if os.getpid() != DRIVER and not MARK.exists():
+            MARK.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().identity()
+
+
+def configs_in(name):
+    return load([*sys.argv[2:], f"store.root='{sys.argv[1]}/{name}'"])
+
+
+async def error_of(engine, stage):
+    try:
+        await engine.run(stage)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+
+events, told = [], []
+local, ray = configs_in("local"), configs_in("ray")
+complete(local, LocalEngine(Store(Path(local[0].store.root))), keep_going=False)
+watch = lambda stage, event: events.append([stage.kind, event])
+with nothing_on_stdout(), open_engine(ray[0], watch, told.append) as engine:
+    run = engine.run
+
+    async def run_deadly(stage):
+        if isinstance(stage, Train) and stage.position == 1:
+            stage = Deadly(**{f.name: getattr(stage, f.name) for f in fields(stage)})
+        return await run(stage)
+
+    engine.run = run_deadly
+    complete(ray, engine, keep_going=False)
+    cut = replace(ray[0], data=replace(ray[0].data, truncation="end", max_input_tokens=16))
+    task = load_tasks(cut)[0][0]
+    score = Score(cut, BASE, task, task.train[:2], (Prompt(task.instruction),))
+    wrong = asyncio.run(error_of(engine, score))
+print(json.dumps({"events": events, "told": told, "wrong": wrong}))
+"""
+
+
+@pytest.fixture
+def short_folder(monkeypatch) -> Iterator[Path]:
+    """Where Ray has its sockets: their names may not be long."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of live processes that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def keys_in(store: Path) -> set[str]:
+    return {path.parent.name for path in store.glob("stages/*/*/manifest.json")}
+
+
+def predictions_in(store: Path) -> dict[str, pd.DataFrame]:
+    return {path.name: pd.read_parquet(path / "predictions.parquet") for path in store.glob("runs/*")}
+
+
+def assert_same(store: Path, other: Path) -> None:
+    assert keys_in(store) == keys_in(other)
+    ours, theirs = predictions_in(store), predictions_in(other)
+    assert set(ours) == set(theirs)
+    for name, table in ours.items():
+        pd.testing.assert_frame_equal(table, theirs[name])
+
+
+def test_a_killed_worker_s_stage_is_run_again_and_nothing_else_changes(small, short_folder, tmp_path):
+    overrides = [*small, "policy=sapo", "seed=range(2)", "engine=ray", "engine.workers=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (tmp_path / "killed").is_file()
+    (line,) = [line for line in found["told"] if "died" in line]
+    assert "died while train of mini_topic ran" in line
+    assert f"(process {(tmp_path / 'killed').read_text()})" in line
+    assert_same(tmp_path / "ray", tmp_path / "local")
+    # Both runs test the untouched model in the same way: computed for one, stored for the other.
+    assert found["events"].count(["evaluate", "stored"]) == 2
+    assert found["events"].count(["train", "done"]) == 4
+    assert found["wrong"] == [
+        "WorkError",
+        "Every target of task mini_city is cut off; raise data.max_input_tokens.",
+    ]
+    assert not processes_of(short_folder)
+    # The logs of the worker that was killed are kept, where the message says.
+    (kept,) = short_folder.iterdir()
+    assert str(kept) in line
+
+
+def test_the_command_line_prints_one_document_and_leaves_nothing_running(small, short_folder, document):
+    several = ("train", *small, "policy=static", "method=sequential", "seed=range(2)")
+    by_ray = document(*several, "engine=ray", "engine.workers=2", "store.root=ray")
+    local = document(*several, "store.root=local")
+    keys = ("id", "prompts", "metrics", "metrics_common", "stages")
+    ours, theirs = ([{key: run[key] for key in keys} for run in each["runs"]] for each in (by_ray, local))
+    assert ours == theirs
+    assert not processes_of(short_folder)
+    assert not list(short_folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_everything_and_the_same_command_goes_on(
+    small, short_folder, workplace, document, monkeypatch, number
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    several = ("train", *small, "policy=static", "method=sequential", "seed=range(2)", "--json")
+    command = [Path(sys.executable).with_name("sapo"), *several, "engine=ray", "engine.workers=2"]
+    running = subprocess.Popen(
+        [*command, "store.root=ray"], cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert any(line.startswith("[1/") for line in running.stderr)  # a stage is done, others are under way
+    running.send_signal(number)
+    out, told = running.communicate()
+    assert running.returncode == 130
+    assert out == ""
+    assert "the same command goes on from here" in told
+    assert not processes_of(short_folder)
+    assert not list(short_folder.iterdir())
+    assert keys_in(workplace / "ray")
+    document(*several[:-1], "engine=ray", "engine.workers=2", "store.root=ray")
+    document(*several[:-1], "store.root=local")
+    assert_same(workplace / "ray", workplace / "local")

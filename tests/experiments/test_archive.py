@@ -1,0 +1,386 @@
+"""An archive of runs arrives whole on another machine, or not at all, and can write nowhere else."""
+
+import errno
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sapo.conf.errors import UserError, WorkError
+from sapo.data.manifest import MANIFEST, manifest_of
+from sapo.data.tasks import digest
+from sapo.experiments.engine import archive
+from sapo.experiments.engine.archive import INDEX, Archived, export_runs, import_archive
+from sapo.experiments.engine.store import Store, write_json
+
+KINDS = {
+    "score": "examples.parquet",
+    "train": "adapter/adapter_model.safetensors",
+    "evaluate": "examples.parquet",
+}
+RUN = "three-tiny-lorainc-sapo-s0-0123abcd"
+
+
+def seal(folder: Path) -> None:
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_json(folder / MANIFEST, manifest_of(folder))
+
+
+def add_stage(store: Store, kind: str, seed: int = 0, content: bytes = b"numbers") -> dict[str, str]:
+    identity = {"kind": kind, "state": "base", "seed": seed}
+    key = digest(identity)
+    with store.building(kind, key) as folder:
+        write_json(folder / "identity.json", identity)
+        write_json(folder / "result.json", {"task": "t", "seconds": 1.0})
+        (folder / "config.yaml").write_text("seed: 0\nmodel: {trust_remote_code: false}\n")
+        (folder / KINDS[kind]).parent.mkdir(exist_ok=True)
+        (folder / KINDS[kind]).write_bytes(content)
+    return {"kind": kind, "key": key}
+
+
+def add_run(store: Store, name: str, stages: list[dict[str, str]]) -> Path:
+    folder = store.run_folder(name)
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", {"id": name, "stages": stages, "states": []})
+    (folder / "predictions.parquet").write_bytes(b"predictions")
+    (folder / "config.yaml").write_text("paraphrases: {folder: '${store.root}/pools'}\n")
+    seal(folder)
+    (folder / "metrics.json").write_text("{}")  # what the analysis puts beside stays behind
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """One run of three stages, and a stage that is none of its."""
+    store = Store(tmp_path / "here")
+    add_run(store, RUN, [add_stage(store, kind) for kind in KINDS])
+    add_stage(store, "train", seed=1)
+    return store
+
+
+@pytest.fixture
+def file(store, tmp_path) -> Path:
+    path = tmp_path / "runs.tar.gz"
+    export_runs([store.run_folder(RUN)], path)
+    return path
+
+
+@pytest.fixture
+def there(tmp_path) -> Store:
+    """The store of another machine."""
+    return Store(tmp_path / "there")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for part in ("stages", "runs")
+        for path in sorted((root / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_untouched(there: Store) -> None:
+    assert contents(there.root) == {}
+    assert not list(there.root.glob("building/*"))
+
+
+def test_a_run_arrives_with_all_its_stages_and_nothing_else(store, file, there):
+    done = import_archive(file, there)
+    assert done == Archived([RUN], 3, 0, done.bytes)
+    own = {name: content for name, content in contents(store.root).items() if "metrics.json" not in name}
+    stranger = add_stage(store, "train", seed=1)["key"]
+    assert contents(there.root) == {name: content for name, content in own.items() if stranger not in name}
+    assert done.bytes == sum(map(len, contents(there.root).values()))
+    assert not list(there.damaged())
+    assert not list(there.root.glob("building/*"))
+    for kind in KINDS:
+        assert there.find(kind, digest({"kind": kind, "state": "base", "seed": 0}))
+
+
+def test_what_is_there_already_stays(file, there):
+    import_archive(file, there)
+    before = {path: path.stat().st_ino for path in there.root.glob("stages/*/*")}
+    assert import_archive(file, there).kept == 3
+    assert {path: path.stat().st_ino for path in there.root.glob("stages/*/*")} == before
+
+
+def test_another_result_under_the_same_key_is_refused(store, file, there):
+    add_stage(there, "evaluate", content=b"other numbers")
+    before = contents(there.root)
+    with pytest.raises(UserError, match=r"evaluate/.* with another result: .* --root"):
+        import_archive(file, there)
+    assert contents(there.root) == before
+
+
+def test_what_only_took_another_time_is_the_same_result(file, there):
+    stage = add_stage(there, "evaluate")
+    folder = there.root / "stages" / "evaluate" / stage["key"]
+    write_json(folder / "result.json", {"task": "t", "seconds": 2.0})
+    seal(folder)
+    assert import_archive(file, there).kept == 1
+
+
+def test_an_archive_is_the_same_every_time(store, file, tmp_path):
+    export_runs([store.run_folder(RUN)], tmp_path / "again.tar.gz")
+    assert gzip.decompress(file.read_bytes()) == gzip.decompress((tmp_path / "again.tar.gz").read_bytes())
+
+
+def test_an_ordinary_tar_reads_it(file):
+    with tarfile.open(file) as tar:
+        assert all(member.isreg() for member in tar)
+
+
+def test_export_names_what_it_lacks(store, file, tmp_path):
+    run, target = store.run_folder(RUN), tmp_path / "new.tar.gz"
+    with pytest.raises(UserError, match="exists already"):
+        export_runs([run], file)
+    path = next(store.root.glob("stages/train/*/adapter/*"))
+    for damage, error, message in (
+        (lambda: path.write_bytes(b"numberz"), WorkError, "Damaged: .*adapter_model"),
+        (lambda: shutil.rmtree(path.parents[1].parent), UserError, "Stage train/.* is not in"),
+        (lambda: (run / "predictions.parquet").write_bytes(b"x"), WorkError, "Damaged: .*predictions"),
+        (lambda: (run / MANIFEST).unlink(), UserError, "without a manifest"),
+    ):
+        damage()
+        with pytest.raises(error, match=message):
+            export_runs([run], target)
+        assert not target.exists()
+
+
+# --- archives that somebody has made up ---------------------------------------------------------------------
+
+
+def pack(
+    path: Path, files: dict[str, bytes], index: Any = None, kinds: dict[str, bytes] | None = None
+) -> Path:
+    """An archive of arbitrary members, with an index that fits them or a given one."""
+    index = (
+        {"format": 1, "files": {name: len(data) for name, data in files.items()}} if index is None else index
+    )
+    with tarfile.open(path, "w:gz", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in {INDEX: json.dumps(index).encode(), **files}.items():
+            info = tarfile.TarInfo(name)
+            info.type = (kinds or {}).get(name, tarfile.REGTYPE)
+            if info.type != tarfile.REGTYPE:
+                info.linkname, data = "/etc/hostname", b""
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+KEY = "a" * 64
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.json",
+        "/outside.json",
+        f"stages/train/{KEY}/../../../../outside.json",
+        f"stages/train/{KEY}/adapter/../../x.json",
+        f"stages/train/{KEY}/.hidden.json",
+        f"stages/train/{KEY}/weights.bin",
+        f"stages/train/{KEY}/weights.pt",
+        f"stages/train/{KEY}/a/b/c/d/e.json",
+        f"stages/train/{KEY}/",
+        f"stages/train/{KEY.upper()}/result.json",
+        f"stages/train/{KEY[:63]}/result.json",
+        f"stages/other/{KEY}/result.json",
+        f"stages//train/{KEY}/result.json",
+        f"stages/train/{KEY}/a\nb.json",
+        f"stages\\train\\{KEY}\\result.json",
+        "runs/../run.json",
+        "runs/./run.json",
+        "runs/.hidden/run.json",
+        "runs/a/b/run.json",
+        "runs/a/metrics.json",
+        "runs/a\x1b[2J/run.json",
+        "locks/a.lock",
+        "building/a/result.json",
+        "checkpoints/a/trainer_state.json",
+        INDEX,
+    ],
+)
+def test_names_outside_the_layout_are_refused(there, tmp_path, name):
+    index = {"format": 1, "files": {name: 2}}
+    with pytest.raises(UserError, match=r"no whole archive|is not as its index"):
+        import_archive(pack(tmp_path / "bad.tar.gz", {name: b"{}"} if name != INDEX else {}, index), there)
+    assert_untouched(there)
+    assert not (tmp_path / "outside.json").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"S", b"L", b"x"],
+)
+def test_nothing_but_plain_files_is_taken(there, tmp_path, kind):
+    name = f"stages/train/{KEY}/result.json"
+    bad = pack(tmp_path / "bad.tar.gz", {name: b"{}"}, kinds={name: kind})
+    with pytest.raises(UserError, match="is not a plain file"):
+        import_archive(bad, there)
+    assert_untouched(there)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"format": 2, "files": {}}, "format 1"),
+        ([], "format 1"),
+        ({"format": 1}, "no whole archive"),
+        ({"format": 1, "files": []}, "format 1"),
+        ({"format": 1, "files": {}}, "not as its index"),
+        ({"format": 1, "files": {"runs/a/run.json": 3}}, "not as its index"),
+        ({"format": 1, "files": {"runs/a/run.json": -1}}, "no size"),
+        ({"format": 1, "files": {"runs/a/run.json": "2"}}, "no size"),
+        ({"format": 1, "files": {"runs/a/run.json": True}}, "no size"),
+        ({"format": 1, "files": {"runs/a/run.json": 2, "runs/a/config.yaml": 2}}, "config.yaml is missing"),
+        ({"format": 1, "files": {"runs/a/run.json": 2, "runs/a/config.yaml": 10**15}}, "are free"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused(there, tmp_path, index, message):
+    with pytest.raises(UserError, match=message):
+        import_archive(pack(tmp_path / "bad.tar.gz", {"runs/a/run.json": b"{}"}, index), there)
+    assert_untouched(there)
+
+
+def test_an_archive_larger_than_the_disk_is_refused(file, there, monkeypatch):
+    monkeypatch.setattr(archive.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match="and 10 are free"):
+        import_archive(file, there)
+    assert_untouched(there)
+
+
+@pytest.mark.parametrize("share", [0, 1, 20, 50, 90, 99])
+def test_a_cut_archive_is_refused(file, there, share):
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * share // 100])
+    with pytest.raises(UserError, match=r"no whole archive|is not whole"):
+        import_archive(file, there)
+    assert_untouched(there)
+
+
+def test_what_is_no_archive_is_refused(there, tmp_path):
+    for content in (b"", b"text", gzip.compress(b"text" * 1000)):
+        (tmp_path / "bad").write_bytes(content)
+        with pytest.raises(UserError, match="no whole archive"):
+            import_archive(tmp_path / "bad", there)
+    with pytest.raises(UserError, match="no whole archive"):
+        import_archive(tmp_path / "absent", there)
+    assert_untouched(there)
+
+
+Files = dict[str, bytes]
+
+
+def forged(store: Store, change: Callable[[Files, str, str], None], path: Path) -> Path:
+    """The store's run as an archive whose files somebody has changed: `change(files, stage, run)`."""
+    files = {name: data for name, data in contents(store.root).items() if "metrics.json" not in name}
+    stage = next(name for name in files if name.startswith("stages/train")).rsplit("/", 2)[0]
+    stage = "/".join(stage.split("/")[:3])
+    change(files, stage, f"runs/{RUN}")
+    return pack(path, files)
+
+
+def resealed(files: Files, folder: str, name: str, data: bytes) -> None:
+    """Changes a file and makes the manifest fit."""
+    from hashlib import sha256
+
+    files[f"{folder}/{name}"] = data
+    manifest = json.loads(files[f"{folder}/{MANIFEST}"])
+    manifest[name] = {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
+    files[f"{folder}/{MANIFEST}"] = json.dumps(manifest).encode()
+
+
+CHANGES = {
+    "has not written: KeyError": lambda files, stage, run: resealed(
+        files, run, "run.json", json.dumps({"id": RUN}).encode()
+    ),
+    "has not written: ScannerError": lambda files, stage, run: resealed(
+        files, stage, "config.yaml", b"a: 'b"
+    ),
+    "Damaged in the archive: .*adapter_model": lambda files, stage, run: files.update(
+        {f"{stage}/adapter/adapter_model.safetensors": b"numberz"}
+    ),
+    "Damaged in the archive: .*run.json": lambda files, stage, run: files.update({f"{run}/run.json": b"{}"}),
+    "Damaged in the archive": lambda files, stage, run: files.pop(f"{stage}/{MANIFEST}"),
+    "unlike its manifest": lambda files, stage, run: files.update({f"{stage}/more.json": b"{}"}),
+    "is not what its key says": lambda files, stage, run: resealed(
+        files, stage, "identity.json", b'{"kind": "train", "seed": 7}'
+    ),
+    "has another id": lambda files, stage, run: resealed(
+        files, run, "run.json", b'{"id": "b", "stages": []}'
+    ),
+    "Stage train/.* of run .* is missing": lambda files, stage, run: [
+        files.pop(name) for name in list(files) if name.startswith("stages/train")
+    ],
+    "run code of a model's": lambda files, stage, run: resealed(
+        files, stage, "config.yaml", b"model: {trust_remote_code: true}"
+    ),
+    "read this machine's environment": lambda files, stage, run: resealed(
+        files, run, "config.yaml", b"data: [{root: 'a${oc.env:HOME}'}]"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_forged_archives_are_refused(store, there, tmp_path, message):
+    with pytest.raises(UserError, match=message):
+        import_archive(forged(store, CHANGES[message], tmp_path / "bad.tar.gz"), there)
+    assert_untouched(there)
+
+
+def test_forging_without_a_change_is_an_archive(store, there, tmp_path):
+    assert import_archive(forged(store, lambda *_: None, tmp_path / "good.tar.gz"), there).stages == 4
+
+
+def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, monkeypatch):
+    put_run = archive.put_run
+    monkeypatch.setattr(archive, "put_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        import_archive(file, there)
+    assert not list(there.runs())
+    assert not list(there.damaged())
+    monkeypatch.setattr(archive, "put_run", put_run)
+    assert import_archive(file, there).kept == 3
+    assert [run.name for run in there.runs()] == [RUN]
+
+
+def test_a_size_below_nothing_is_refused(there, tmp_path):
+    info = tarfile.TarInfo(INDEX)
+    info.size = -1
+    (tmp_path / "bad").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"{}" * 1000))
+    with pytest.raises(UserError, match="does not begin with an index"):
+        import_archive(tmp_path / "bad", there)
+
+
+def test_a_disk_that_fills_up_is_not_the_archive_s_fault(file, there, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive, "_write", full)
+    with pytest.raises(WorkError, match=r"Cannot write to the store .*Make room"):
+        import_archive(file, there)
+    assert_untouched(there)
+
+
+def test_a_stage_that_a_run_computes_meanwhile_stays(file, there, monkeypatch):
+    """After the archive was compared with the store, and before its stages are moved in."""
+    put_stage, computed = archive._put_stage, []
+
+    def late(store, stage):
+        if stage.parent.name == "evaluate":
+            add_stage(store, "evaluate")
+            computed.append((store.root / "stages" / "evaluate" / stage.name).stat().st_ino)
+        return put_stage(store, stage)
+
+    monkeypatch.setattr(archive, "_put_stage", late)
+    assert import_archive(file, there).kept == 1
+    assert [path.stat().st_ino for path in there.root.glob("stages/evaluate/*")] == computed

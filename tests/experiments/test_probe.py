@@ -1,0 +1,264 @@
+"""Probes on a tiny model: what their runs share, what is measured beside them, and what is left on disk."""
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sapo.analysis.probes.results import load_probe
+from sapo.conf.errors import UserError
+from sapo.conf.load import load, load_one
+from sapo.conf.schema import Config
+from sapo.experiments.continual import run_all
+from sapo.experiments.engine import local
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.stages import BASE
+from sapo.experiments.engine.store import Store
+from sapo.experiments.planning import PlanEngine
+from sapo.experiments.probe import measure_all, probes_of, run_probes, write_probes
+
+SMALL = (
+    "experiment=probe_mini",
+    "model=tiny_llama",
+    "policy.index=-1",
+    "sequence.unseen=[mini_topic]",
+    "trainer.epochs=1",
+    "data.train_examples=4",
+    "data.test_examples=2",
+    "scorer.examples=3",
+    "evaluator.max_new_tokens=3",
+    "engine.device=cpu",
+)
+TABLES = ("losses", "answers", "gradients")
+
+
+def configs(*overrides: str, prompts: Sequence[int] = (-1, 0, 1, 2)) -> list[Config]:
+    """A small probe's runs; composed once, since that takes longer than a tiny model's stages."""
+    said = {override.split("=")[0] for override in overrides}
+    return variants(load_one([*(s for s in SMALL if s.split("=")[0] not in said), *overrides]), prompts)
+
+
+def variants(config: Config, prompts: Sequence[int]) -> list[Config]:
+    return [replace(config, policy=replace(config.policy, index=index)) for index in prompts]
+
+
+def engine_on(root: Path) -> tuple[LocalEngine, Counter]:
+    """An engine and the counts of what it computes, by kind."""
+    computed: Counter[str] = Counter()
+
+    def watch(stage, event):
+        computed[stage.kind] += event == "done"
+
+    return LocalEngine(Store(root), watch), computed
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory) -> tuple[Path, Counter]:
+    """A finished probe's folder, and what was computed for it."""
+    engine, computed = engine_on(tmp_path_factory.mktemp("probe") / "store")
+    (folder,) = run_probes(configs(), engine, gradients=True)
+    return folder, computed
+
+
+def contents(folder: Path) -> tuple[dict, list[pd.DataFrame]]:
+    record = json.loads((folder / "probe.json").read_text())
+    return record, [pd.read_parquet(folder / f"{name}.parquet") for name in TABLES]
+
+
+def test_the_first_task_is_trained_once_and_each_prompt_of_the_second_once(probe):
+    _, computed = probe
+    assert computed["train"] == 1 + 4
+    # Two states before the last training and one after each prompt, three tasks; and the scored examples.
+    assert computed["evaluate"] == 2 * 3 + 4 * 3 + 4
+    assert computed["score"] == 1
+    # Three paraphrases under three different ranks; the first task and the unseen one.
+    assert computed["gradient"] == 3 + 2
+
+
+def test_the_runs_differ_in_the_prompt_of_the_second_task_only(probe):
+    folder, _ = probe
+    result = load_probe(folder)
+    assert list(result.runs) == [-1, 0, 1, 2]
+    for index, run in result.runs.items():
+        assert run.prompts[result.current] == result.prompts[index]
+        assert run.prompts[result.trained] == result.runs[-1].prompts[result.trained]
+    states = [json.loads((run.path / "run.json").read_text())["states"] for run in result.runs.values()]
+    assert len({found[1]["key"] for found in states}) == 1
+    assert len({found[2]["key"] for found in states}) == 4
+
+
+def test_losses_and_answers_are_of_the_scored_examples_in_the_state_before_the_second_task(probe):
+    folder, _ = probe
+    record, (losses, answers, _) = contents(folder)
+    (tested,) = probes_of(configs())
+    examples = tested.scored(tested.tasks[1])
+    pairs = [(index, example) for index in (-1, 0, 1, 2) for example in range(3)]
+    for table in (losses, answers):
+        assert list(zip(table["prompt"], table["example"], strict=True)) == pairs
+    assert answers["target"].tolist() == [example.target for example in examples] * 4
+    assert (record["n_scored"], record["n_cut"]) == (3, 0)
+    # Asked for its answers, the same state gives the targets the same likelihoods.
+    stages = folder.parent.parent / "stages" / "evaluate"
+    run = json.loads((folder.parent.parent / "runs" / record["runs"]["-1"] / "run.json").read_text())
+    tables = {}
+    for identity in stages.glob("*/identity.json"):
+        facts = json.loads(identity.read_text())
+        if facts["state"] == run["states"][1]["key"] and facts["prompt"] in record["prompts"].values():
+            table = pd.read_parquet(identity.with_name("examples.parquet"))
+            if table["target"].tolist() == [example.target for example in examples]:
+                tables[facts["prompt"]] = table
+    for index, text in record["prompts"].items():
+        own = losses[losses["prompt"] == int(index)]
+        assert tables[text]["nll"].to_numpy() == pytest.approx(
+            (own["nll"] / own["n_tokens"]).to_numpy(), rel=1e-4
+        )
+
+
+def test_gradients_are_compared_for_prompts_by_rank_of_their_loss(probe):
+    folder, _ = probe
+    record, (_, _, gradients) = contents(folder)
+    ordered = load_probe(folder).token_losses().drop(-1).sort_values()
+    by_rank = gradients.groupby("rank")["prompt"].unique()
+    assert [list(prompts) for prompts in by_rank] == [[index] for index in ordered.index]
+    assert set(zip(gradients["task"], gradients["role"], strict=True)) == {
+        (record["tasks"][0], "trained"),
+        ("mini_topic", "unseen"),
+    }
+    # The tiny model has two layers: the top quarter is the last one.
+    assert set(gradients["layer"]) == {1}
+    assert set(gradients["projection"]) == {"q_proj", "v_proj"}
+    assert gradients["cosine"].abs().max() <= 1 + 1e-9
+
+
+def test_the_same_again_computes_nothing_and_keeps_gradients_that_are_not_asked_for(probe):
+    folder, _ = probe
+    before = contents(folder)
+    engine, computed = engine_on(folder.parent.parent)
+    asked = configs()
+    runs = [
+        (config, folder.parent.parent / "runs" / name)
+        for config, name in zip(asked, before[0]["runs"].values(), strict=True)
+    ]
+    assert write_probes(runs, engine) == [folder]
+    assert computed.total() == 0
+    same(contents(folder), before)
+
+
+class Killed(Exception):  # noqa: N818
+    """In the place of a kill."""
+
+
+def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, tmp_path, monkeypatch):
+    folder, _ = probe
+    root = tmp_path / "half"
+    shutil.copytree(folder.parent.parent, root)
+    shutil.rmtree(root / "probes")
+    shutil.rmtree(root / "runs")
+    for kind in ("evaluate", "gradient", "score", "train"):
+        found = sorted((root / "stages" / kind).iterdir())
+        for stage in found[: max(1, len(found) // 4)]:
+            shutil.rmtree(stage)
+    left, do = [3], local.do
+
+    def killed(stage, store, scratch):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        do(stage, store, scratch)
+
+    monkeypatch.setattr(local, "do", killed)
+    engine, _ = engine_on(root)
+    with pytest.raises(Killed):
+        run_probes(configs(), engine, gradients=True)
+    assert not (root / "probes").exists()
+    assert not list((root / "building").iterdir())
+    monkeypatch.undo()
+    again, computed = engine_on(root)
+    (same_folder,) = run_probes(configs(), again, gradients=True)
+    assert 0 < computed.total() < 12
+    same(contents(same_folder), contents(folder))
+
+
+def same(found, expected) -> None:
+    """The same record, and tables that are equal to the last bit."""
+    assert found[0] == expected[0]
+    for table, other in zip(found[1], expected[1], strict=True):
+        pd.testing.assert_frame_equal(table, other, check_exact=True)
+
+
+def test_what_is_measured_can_be_planned(tmp_path):
+    engine = PlanEngine(Store(tmp_path))
+    asked = configs()
+    asyncio.run(run_all(asked, engine))
+    before = len(engine.to_do)
+    asyncio.run(measure_all(asked, engine, gradients=True))
+    kinds = Counter(stage.kind for stage in engine.to_do.values())
+    assert (kinds["train"], kinds["evaluate"], kinds["score"], kinds["gradient"]) == (5, 22, 1, 5)
+    assert len(engine.to_do) == before + 4 + 1 + 5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sequence.tasks=[mini_sentiment]"], "A probe is a pair of tasks; sequence mini_probe has 1"),
+        (["sequence.tasks=[mini_sentiment,mini_city,mini_price]"], "sequence mini_probe has 3"),
+        (["policy.last_only=false"], "policy.last_only=true"),
+        (["paraphrases.count=2"], "No prompt 2: the pool of mini_complaint has paraphrases 0 to 1"),
+        (["method=single"], "method=single does not train one task after another"),
+        (["scorer=race"], "needs the loss of every prompt"),
+    ],
+)
+def test_what_cannot_be_a_probe_is_refused_before_anything_is_computed(tmp_path, overrides, message):
+    engine, computed = engine_on(tmp_path / "store")
+    with pytest.raises(UserError) as error:
+        run_probes(configs(*overrides), engine)
+    assert message in str(error.value)
+    assert computed.total() == 0
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (
+            (0, 1, 2),
+            "needs the original, policy.index=-1, and at least 2 paraphrases; here are policy.index=0,1,2",
+        ),
+        ((-1, 0), "here are policy.index=-1,0"),
+        ((-1, 19, 20), "No prompt 20: the pool of mini_complaint has paraphrases 0 to 19"),
+    ],
+)
+def test_prompts_that_are_too_few_or_not_there_are_refused(prompts, message):
+    with pytest.raises(UserError) as error:
+        probes_of(configs(prompts=prompts))
+    assert message in str(error.value)
+
+
+def test_last_only_belongs_to_a_fixed_prompt():
+    with pytest.raises(UserError, match="last_only=true with policy=sapo"):
+        load(["policy=sapo", "policy.last_only=true"])
+
+
+def test_the_papers_15_pairs_train_9_first_and_294_second_tasks(benchmarks, tmp_path):
+    small = ("data.train_examples=4", "data.test_examples=2", f"data.root={benchmarks}")
+    originals = load(["experiment=probe_paper", "policy.index=-1", "model=tiny_llama", *small])
+    assert len(originals) == 15
+    assert sum(len(config.sequence.unseen) for config in originals) == 117
+    # Unseen tasks are only tested: without them the trainings are the same, and the stages far fewer.
+    alone = [replace(config, sequence=replace(config.sequence, unseen=[])) for config in originals]
+    every = [config for pair in alone for config in variants(pair, range(-1, 20))]
+    assert [len(probe.prompts) for probe in probes_of(every)] == [21] * 15
+    engine = PlanEngine(Store(tmp_path))
+    asyncio.run(run_all(every, engine))
+    trainings = Counter(stage.state == BASE for stage in engine.to_do.values() if stage.kind == "train")
+    assert trainings == {True: 9, False: 294}
+    # Two of the pairs are one and the same, and differ in their unseen tasks only.
+    asyncio.run(measure_all(every, engine))
+    assert Counter(stage.kind for stage in engine.to_do.values())["score"] == 14

@@ -1,0 +1,310 @@
+"""Whatever strikes an experiment, the same command ends with the numbers of one that nothing disturbed."""
+
+import itertools
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from disturbing import Driver, Drivers, Tally, Whole, log_of, stages_noted, until
+
+from sapo.data.manifest import MANIFEST
+from sapo.experiments.engine.store import Store
+
+
+def count(root: Path, tally: Tally, fault: str, n_stages: int, tried: int, **counts: int) -> None:
+    """Notes what became of faults: nothing that was stored may be lost to any of them."""
+    begun, stored = stages_noted(root, "begin"), stages_noted(root, "stored")
+    lost = sum(times - 1 for times in stored.values())
+    again = begun.total() - n_stages
+    tally.add(fault, tried=tried, survived=tried, begun=begun.total(), lost=lost, recomputed=again, **counts)
+
+
+def test_killed_at_random_moments(drivers: Drivers, whole: Whole, kills: int, tally: Tally, tmp_path: Path):
+    """SIGKILL, and the same command again, until the experiment is done; then from the beginning."""
+    draw = random.Random(20)  # noqa: S311
+    left = kills
+    for number in itertools.count():
+        if not left:
+            break
+        root, killed = tmp_path / f"store-{number}", 0
+        while True:
+            before = stages_noted(root, "begin").total()
+            driver = drivers.start(root)
+            # Nothing is at stake before the first stage begins.
+            until(lambda: stages_noted(root, "begin").total() > before or not driver.is_running)  # noqa: B023
+            end = time.monotonic() + draw.uniform(0, 0.4) * whole.seconds
+            until(lambda: time.monotonic() > end or not driver.is_running)  # noqa: B023
+            code = driver.signal(signal.SIGKILL) if killed < left else driver.wait()
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, driver.text
+            killed += 1
+        whole.assert_same(root)
+        begun, stored = stages_noted(root, "begin"), stages_noted(root, "stored")
+        assert max(stored.values()) == 1  # what was stored is never computed again
+        assert begun.keys() == whole.outcome.digests.keys()
+        assert begun.total() <= len(begun) + killed  # a kill loses the one stage that it strikes
+        count(root, tally, "SIGKILL at a random moment", len(begun), killed)
+        left -= killed
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, number: signal.Signals):
+    root = tmp_path / "store"
+    driver = drivers.start(root)
+    until(lambda: stages_noted(root, "begin").total() == 5)
+    assert driver.signal(number) == 130
+    assert "the same command goes on from here" in driver.text
+    assert not list(root.glob("building/*"))  # it could tidy up
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    count(root, tally, number.name, len(whole.outcome.digests), 1)
+
+
+def test_a_file_that_cannot_be_written_whole(
+    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, is_long: bool
+):
+    """As a full disk or a quota would have it: writing fails in the midst of a file."""
+    root = tmp_path / "store"
+    sizes = [path.stat().st_size for path in whole.root.glob("stages/*/*/**/*") if path.is_file()]
+    limits = sorted(set(sizes))[-3:] if is_long else [max(sizes)]
+    for limit in limits:
+        driver = drivers.run(root, largest_file=limit - 1)
+        assert driver.code == 1
+        assert f"Cannot write to the store {root}: " in driver.text
+        assert "File too large" in driver.text
+        assert not list(root.glob("building/*"))
+        assert not list(Store(root).damaged())
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    tally.add(
+        "file that cannot be written whole", tried=len(limits), survived=len(limits), refused=len(limits)
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own in memory, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a disk: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+def test_a_full_disk(drivers: Drivers, whole: Whole, tally: Tally, disk: Path, is_long: bool):
+    root = disk / "store"
+    room = sum(path.stat().st_blocks * 512 for path in whole.root.rglob("*"))
+    full = [room // 1024 * share // 10 for share in ((2, 5, 8) if is_long else (5,))]
+    for kilobytes in full:
+        remount(disk, f"size={kilobytes}k")
+        driver = drivers.run(root)
+        assert driver.code in (1, 2)  # 2 where it is a figure that cannot be written
+        assert "No space left" in driver.text
+        assert not list(Store(root).damaged())
+    remount(disk, "size=64m")
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    tally.add("full disk", tried=len(full), survived=len(full), refused=len(full))
+
+
+def test_a_store_that_is_read_only(drivers: Drivers, whole: Whole, tally: Tally, disk: Path):
+    root = disk / "store"
+    driver = drivers.start(root)
+    until(lambda: stages_noted(root, "stored").total() == 4)
+    driver.signal(signal.SIGKILL)
+    remount(disk, "ro")
+    driver = drivers.run(root)
+    assert (driver.code, "Cannot write to the store" in driver.text) == (2, True)
+    remount(disk, "rw")
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    tally.add("read-only store", tried=1, survived=1, refused=1)
+
+
+def stored_files(root: Path) -> list[Path]:
+    """One file of every kind: of each kind of stage, of a run."""
+    found = {}
+    for pattern in ("stages/*/*/**/*", "runs/*/*"):
+        for path in sorted(root.glob(pattern)):
+            parts = path.relative_to(root).parts
+            kind = (*parts[:-1][:2], *parts[3:]) if parts[0] == "stages" else ("runs", parts[-1])
+            if path.is_file():
+                found.setdefault(kind, path)
+    return [path for path in found.values() if in_manifest(path)]
+
+
+def in_manifest(path: Path) -> bool:
+    """Whether a file belongs to a stage or run; reports that the analysis puts beside are made again."""
+    folder = next(parent for parent in path.parents if (parent / MANIFEST).is_file())
+    return (
+        path.name == MANIFEST or f'"{path.relative_to(folder).as_posix()}"' in (folder / MANIFEST).read_text()
+    )
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def cut(path: Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+DAMAGES = {"flipped bit": flip, "cut file": cut}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_in_every_kind_of_file(
+    whole: Whole, tally: Tally, tmp_path: Path, damage: str, is_long
+):
+    draw = random.Random(21)  # noqa: S311
+    root = whole.copy(tmp_path / "store")
+    files = stored_files(root)
+    assert len(files) > 15
+    for path in files * (10 if is_long else 1):
+        content = path.read_bytes()
+        DAMAGES[damage](path, draw)
+        (folder, line), *_ = Store(root).damaged()
+        assert folder in path.parents
+        assert str(folder) in line
+        path.write_bytes(content)
+        tally.add(f"{damage}: `sapo store verify` names it", tried=1, survived=1, refused=1)
+    assert not list(Store(root).damaged())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_when_it_is_read_and_mended_by_one_command(
+    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, damage: str, is_long: bool
+):
+    draw = random.Random(22)  # noqa: S311
+    root = whole.copy(tmp_path / "store")
+    files = [path for path in stored_files(root) if path.relative_to(root).parts[0] == "stages"]
+    victims = files if is_long else draw.sample(files, 1)
+    for path in victims:
+        DAMAGES[damage](path, draw)
+        driver = drivers.run(root)
+        assert driver.code == 1
+        assert f"Damaged: {root}" in driver.text or f"Damaged: cannot read {root}" in driver.text
+        assert next(part for part in path.parts if len(part) == 64) in driver.text
+        assert drivers.run(root, "store", "verify", "--delete", "--root", str(root)).code == 0
+        assert drivers.run(root).code == 0
+        whole.assert_same(root)
+        tally.add(f"{damage}: read by a run", tried=1, survived=1, refused=1, recomputed=1)
+    assert stages_noted(root, "begin").total() == stages_noted(root, "stored").total() == len(victims)
+
+
+def test_a_damaged_run_folder_is_written_again(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
+    root = whole.copy(tmp_path / "store")
+    (run,) = Store(root).runs()
+    flip(run / "predictions.parquet", random.Random(23))  # noqa: S311
+    driver = drivers.run(root, "analyze", str(run))
+    assert (driver.code, "Damaged" in driver.text, "predictions.parquet" in driver.text) == (2, True, True)
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    assert not stages_noted(root, "begin")
+    tally.add("damaged run folder", tried=1, survived=1, refused=1)
+
+
+def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, is_long: bool):
+    """Killed inside a training, whose checkpoint is then damaged or half-written."""
+    draw = random.Random(24)  # noqa: S311
+    for number in range(9 if is_long else 1):
+        root = tmp_path / f"store-{number}"
+        driver = drivers.start(root)
+        until(lambda root=root: bool(list(root.glob(f"checkpoints/*/*/{MANIFEST}"))))
+        driver.signal(signal.SIGKILL)
+        files = [path for path in root.glob("checkpoints/*/*/*") if path.is_file()]
+        if files:  # the kill may have come just after the training
+            draw.choice([flip, cut])(files[number % len(files)], draw)
+        assert drivers.run(root).code == 0
+        whole.assert_same(root)
+        count(root, tally, "damaged checkpoint", len(whole.outcome.digests), 1)
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_several_drivers_on_one_store(
+    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, number: int, is_long: bool
+):
+    if number > 2 and not is_long:
+        number = 3
+    root = tmp_path / "store"
+    several = [drivers.start(root) for _ in range(number)]
+    assert [driver.wait() for driver in several] == [0] * number, several[0].text
+    whole.assert_same(root)
+    assert (
+        stages_noted(root, "begin") == stages_noted(root, "stored") == dict.fromkeys(whole.outcome.digests, 1)
+    )
+    count(root, tally, f"{number} drivers on one store", len(whole.outcome.digests), number)
+
+
+def test_a_dead_process_holds_no_lock(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
+    """One of two drivers is killed inside a stage that the other waits for."""
+    root = tmp_path / "store"
+    several = [drivers.start(root), drivers.start(root)]
+    until(lambda: stages_noted(root, "begin").total() == 4)
+    at_work = int(log_of(root).read_text(encoding="utf-8").split()[-1])
+    several.sort(key=lambda driver: driver.id != at_work)
+    several[0].signal(signal.SIGKILL)
+    assert several[1].wait() == 0, several[1].text
+    whole.assert_same(root)
+    count(root, tally, "driver killed beside another", len(whole.outcome.digests), 1)
+
+
+def test_a_clock_that_jumps(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
+    root = tmp_path / "store"
+    year = 365 * 86400.0
+    jumps = (30 * year, -20 * year, 10 * year)
+    for number, jump in enumerate(jumps, start=1):
+        driver = drivers.start(root, clock=jump)
+        until(lambda n=number, driver=driver: stages_noted(root, "begin").total() >= 3 * n)
+        driver.signal(signal.SIGKILL)
+    assert drivers.run(root, clock=-year).code == 0
+    whole.assert_same(root)
+    count(root, tally, "clock that jumps by years", len(whole.outcome.digests), len(jumps))
+
+
+def test_stages_that_were_copied_half_way(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
+    """Their manifests are not there yet: they are no stages, and are computed again."""
+    root = whole.copy(tmp_path / "store")
+    folders = [min(root.glob(f"stages/{kind}/*")) for kind in ("score", "train", "evaluate")]
+    for folder in folders:
+        names = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+        for path in (folder / MANIFEST, *names[len(names) // 2 :]):
+            path.unlink()
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    assert stages_noted(root, "begin") == {f"{folder.parent.name} {folder.name}": 1 for folder in folders}
+    tally.add("stage copied half-way", tried=3, survived=3, begun=3, recomputed=3)
+
+
+def test_what_is_killed_leaves_nothing_but_what_gc_finds(
+    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path
+):
+    """Killed and never started again: `gc` takes the remains, and leaves what was stored."""
+    root = tmp_path / "store"
+    driver: Driver = drivers.start(root)
+    until(lambda: stages_noted(root, "begin").total() == 6)
+    driver.signal(signal.SIGKILL)
+    stored = [folder.key for _, folder in Store(root).stages()]
+    assert drivers.run(root, "store", "gc", "--yes", "--root", str(root)).code == 0
+    assert not list(root.glob("building/*"))
+    assert not list(root.glob("locks/*"))
+    assert [folder.key for _, folder in Store(root).stages()] == stored
+    assert drivers.run(root).code == 0
+    whole.assert_same(root)
+    count(root, tally, "killed, then `sapo store gc --yes`", len(whole.outcome.digests), 1)
