@@ -155,6 +155,21 @@ def stages_noted(root: Path, event: str) -> Counter[str]:
     return Counter(" ".join(line.split()[1:3]) for line in lines if line.startswith(event))
 
 
+def workers_noted(root: Path) -> list[int]:
+    """Live processes of Ray's workers that have begun a stage in a store."""
+    log = log_of(root)
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    ids = sorted({int(line.split()[3]) for line in lines})
+    return [number for number in ids if _command_line(number).startswith(b"ray::")]
+
+
+def _command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()  # empty for a zombie
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Looks again and again; a fault strikes at a moment of the work, not of the clock."""
     while not condition():

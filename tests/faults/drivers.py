@@ -32,12 +32,9 @@ def note(path: str, line: str) -> None:
     os.close(descriptor)
 
 
-def prepare(order: dict[str, Any]) -> None:
-    """Output to files, stages noted as they begin and are stored, and whatever fault is asked for."""
-    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    building, log = Store.building, order["log"]
+def note_stages(log: str) -> None:
+    """Has this process note the stages that it begins and stores."""
+    building = Store.building
 
     @contextmanager
     def noted(store: Store, kind: str, key: str) -> Iterator[Path]:
@@ -47,6 +44,30 @@ def prepare(order: dict[str, Any]) -> None:
         note(log, f"stored {kind} {key} {os.getpid()}")
 
     Store.building = noted  # type: ignore[method-assign]
+
+
+def note_workers(log: str) -> None:
+    """Has Ray's workers note theirs, too: being of `__main__`, the class goes to them as it is."""
+    from sapo.experiments.engine import ray
+
+    class Noting(ray.StageWorker):
+        def __init__(self, root: str, folder: str) -> None:
+            super().__init__(root, folder)
+            note_stages(log)
+
+    ray.StageWorker = Noting  # type: ignore[misc]
+
+
+def prepare(order: dict[str, Any]) -> None:
+    """Output to files, stages noted as they begin and are stored, and whatever fault is asked for."""
+    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if order.get("ray"):
+        os.environ["RAY_TMPDIR"] = order["ray"]
+        note_workers(order["log"])
+    else:
+        note_stages(order["log"])
     if order.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
     if order.get("clock"):
