@@ -54,6 +54,10 @@ class _Reading:
         logits: Tensor = output.logits
         return logits
 
+    def places(self, count: int) -> Tensor:
+        """Positions (B, count) of the tokens that follow the prompt."""
+        return self.positions + 1 + torch.arange(count, device=self.positions.device)
+
     def step(self) -> None:
         """Reads what the model said."""
         self.positions = self.positions + 1
@@ -105,13 +109,15 @@ def _read(
     The targets are read for their NLL anyway, and what is said after each of their tokens shows how much of
     them the model would have said itself. Answers go on from there: a right answer takes no more passes.
     """
-    reading, logits = _read_prompts(model, batch, prefix)
     targets = _padded([example.target_ids for example in batch]).to(model.device)
+    width = max(1, TARGETS_AT_ONCE // len(batch))
     if can_share_prefix(model.config):
-        nll, said = _read_targets(reading, logits, targets)
+        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
+        nll, said = _read_targets(reading, logits, targets, width)
         return reading, _accept(reading, targets, said), nll
     # Other caches cannot leave out what they have read.
-    nll, _ = _read_targets(replace(reading, cache=copy.deepcopy(reading.cache)), logits, targets)
+    reading, logits = _read_prompts(model, batch, prefix, targets[:, :0])
+    nll, _ = _read_targets(replace(reading, cache=copy.deepcopy(reading.cache)), logits, targets, width)
     return reading, [[] for _ in batch], nll
 
 
@@ -141,14 +147,19 @@ def _padded_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _read_prompts(
-    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None, begun: Tensor
 ) -> tuple[_Reading, Tensor]:
-    """The prompts, and the logits (B, 1, V) that predict what follows."""
+    """The prompts and how their targets begin (B, W), and the logits (B, W + 1, V) after the prompts."""
     skip = prefix.length if prefix else 0
     ids, mask, positions = pad_left([e.prompt_ids[skip:] for e in batch], skip, model.device)
     reading = _Reading(model, prefix.cache() if prefix else None, mask[:, :skip], positions[:, -1:], ids)
-    logits = reading.read(ids, mask[:, skip:], positions, 1)
-    reading.tokens = logits.argmax(-1)
+    logits = reading.read(
+        torch.cat([ids, begun.clamp(min=0)], dim=1),
+        torch.cat([mask[:, skip:], (begun != IGNORED).long()], dim=1),
+        torch.cat([positions, reading.places(begun.shape[1])], dim=1),
+        begun.shape[1] + 1,
+    )
+    reading.tokens = logits[:, :1].argmax(-1)
     return reading, logits
 
 
@@ -160,23 +171,23 @@ def _padded(target_ids: Sequence[Sequence[int]]) -> Tensor:
     return targets
 
 
-def _read_targets(reading: _Reading, logits: Tensor, targets: Tensor) -> tuple[list[float], Tensor]:
+def _read_targets(
+    reading: _Reading, logits: Tensor, targets: Tensor, width: int
+) -> tuple[list[float], Tensor]:
     """Summed NLL of the targets, and what the model would have said in place of each of their tokens (B, T).
 
-    In pieces, since logits of the whole vocabulary take memory.
+    The logits (B, W + 1, V) are those of the W tokens that were read with the prompts. The others are read
+    `width` at a time, since logits of the whole vocabulary take memory.
     """
-    n_rows, longest = targets.shape
-    nll = target_nll(logits, targets[:, :1]).sum(-1)
+    n_read, places = logits.shape[1], reading.places(targets.shape[1])
+    nll = target_nll(logits, targets[:, :n_read]).sum(-1)
     said = [logits.argmax(-1)]
-    places = reading.positions + 1 + torch.arange(longest, device=targets.device)  # (B, T)
-    width = max(1, TARGETS_AT_ONCE // n_rows)
-    for begin in range(0, longest - 1, width):
-        end = min(begin + width, longest - 1)
-        ids = targets[:, begin:end]
-        is_target = (ids != IGNORED).long()
-        logits = reading.read(ids.clamp(min=0), is_target, places[:, begin:end], end - begin)
-        nll += target_nll(logits, targets[:, begin + 1 : end + 1]).sum(-1)
+    while n_read < targets.shape[1]:
+        ids, at = (tensor[:, n_read - 1 : n_read - 1 + width] for tensor in (targets[:, :-1], places))
+        logits = reading.read(ids.clamp(min=0), (ids != IGNORED).long(), at[:, : ids.shape[1]], ids.shape[1])
+        nll += target_nll(logits, targets[:, n_read : n_read + ids.shape[1]]).sum(-1)
         said.append(logits.argmax(-1))
+        n_read += ids.shape[1]
     return nll.tolist(), torch.cat(said, dim=1)
 
 

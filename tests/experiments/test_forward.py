@@ -137,7 +137,7 @@ def test_a_target_that_the_model_would_say_is_its_answer(model, n_agreed):
     assert [nll for _, nll in found] == pytest.approx([plain_nll(model, row) for row in batch], rel=1e-5)
 
 
-def test_a_right_answer_takes_no_more_passes(model, monkeypatch):
+def test_a_right_answer_is_read_and_said_in_one_pass(model, monkeypatch):
     prompt = [*HEAD, 40]
     answer = generated(model, Rendered([*prompt, 50], len(prompt)), [])
     stop = next(token for token in answer if token != answer[0])
@@ -152,7 +152,7 @@ def test_a_right_answer_takes_no_more_passes(model, monkeypatch):
     monkeypatch.setattr(type(model), "forward", note)
     ((found, _),) = answer_and_nll(model, [Rendered([*prompt, *target], len(prompt))], 12, [stop])
     assert found == target[:-1]
-    assert sizes == [len(prompt), len(target) - 1]
+    assert sizes == [len(prompt) + len(target) - 1]
 
 
 @pytest.mark.parametrize("share", [True, False])
