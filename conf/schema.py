@@ -156,7 +156,9 @@ class EvaluatorConfig:
     """Greedy generation and scoring of test examples."""
 
     max_new_tokens: int = identity("Longest generated answer, in tokens", 128)
-    batch_tokens: int = runtime("Tokens in one batch of generation or scoring, padding included", 16384)
+    batch_tokens: int | None = runtime(
+        "Tokens in one batch of generation or scoring, padding included; not set: what suits the device", None
+    )
     common_prompt: bool = runtime("Test learned tasks with their original instruction too (D22)", True)
 
 
@@ -175,7 +177,9 @@ class TrainerConfig:
     seeding: str = identity(
         "task: each task of a run has a seed of its own; run: all have the run's (D21)", "task"
     )
-    micro_batch_tokens: int = runtime("Tokens in one forward and backward pass, padding included", 8192)
+    micro_batch_tokens: int | None = runtime(
+        "Tokens in one forward and backward pass, padding included; not set: what suits the device", None
+    )
     shared_prefix: bool = runtime("Compute the tokens that all examples begin with once a batch", True)
     gradient_checkpointing: bool = runtime("Recompute activations to save memory", False)
     checkpoint_steps: int = runtime("Optimizer steps between checkpoints inside a training; 0: none", 100)

@@ -11,6 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sapo.conf.schema import EvaluatorConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example
+from sapo.experiments.budgets import reading_tokens
 from sapo.experiments.forward import in_batches, shared_prefix
 from sapo.experiments.generation import answer_and_nll
 from sapo.experiments.models import LanguageModel
@@ -37,7 +38,8 @@ def evaluate(
     skip = prefix.length if prefix else 0
     lengths = [len(r.input_ids) - skip + config.max_new_tokens for r in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
-    found = dict(in_batches(lengths, config.batch_tokens, config.batch_tokens, work))
+    budget = reading_tokens(model, config.batch_tokens)
+    found = dict(in_batches(lengths, budget, budget, work))
     decode = language_model.tokenizer.decode
     rows = []
     for i, example in enumerate(examples):

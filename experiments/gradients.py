@@ -19,6 +19,7 @@ from sapo.conf.schema import Config, TrainerConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import digest
 from sapo.experiments.adapters import CURRENT
+from sapo.experiments.budgets import training_tokens
 from sapo.experiments.forward import in_batches, pass_tokens, shared_prefix, target_logits, target_nll
 from sapo.experiments.methods.lorainc import LoraInc
 from sapo.experiments.methods.method import Context
@@ -75,7 +76,8 @@ def adapter_gradients(
 
     skip = prefix.length if prefix else 0
     lengths = [len(row.input_ids) - skip for row in rows]
-    for _ in in_batches(lengths, config.micro_batch_tokens, pass_tokens(model.device), work):
+    budget = training_tokens(model, config.micro_batch_tokens)
+    for _ in in_batches(lengths, budget, pass_tokens(model.device), work):
         pass
     found = {_module(key): total.cpu() for key, total in sums.items()}
     for module, gradient in found.items():

@@ -34,6 +34,7 @@ from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
 from sapo.data.tasks import Task
+from sapo.experiments.budgets import reading_tokens
 from sapo.experiments.forward import Prefix, shared_prefix
 from sapo.experiments.scoring import example_losses, require_finite
 
@@ -111,6 +112,7 @@ def pool_losses(
     `rendered` holds the same examples under each prompt. Raises WorkError if a loss is not finite.
     """
     is_race = config.scorer.name == "race"
+    budget = reading_tokens(model, config.evaluator.batch_tokens)
 
     @lru_cache(maxsize=len(prompts) if is_race else 1)  # a race comes back to its candidates
     def prefix_of(candidate: int) -> Prefix | None:
@@ -118,7 +120,7 @@ def pool_losses(
 
     def read(candidate: int, examples: Sequence[int]) -> pd.DataFrame:
         batch = [rendered[candidate][i] for i in examples]
-        losses = example_losses(model, batch, config.evaluator.batch_tokens, prefix_of(candidate))
+        losses = example_losses(model, batch, budget, prefix_of(candidate))
         losses["example"] = list(examples)
         require_finite(losses, task, prompts[candidate])
         return losses.assign(prompt=prompts[candidate].index)

@@ -23,6 +23,7 @@ from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, user_turn
 from sapo.data.tasks import Example, Task
 from sapo.experiments.adapters import plain
+from sapo.experiments.budgets import reading_tokens
 from sapo.experiments.forward import shared_prefix
 from sapo.experiments.scoring import example_losses, require_finite
 
@@ -124,7 +125,7 @@ def select_prompt(
     include_original: bool = True,
     template_options: Mapping[str, Any] | None = None,
     max_input_tokens: int = 1536,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     on_scored: Callable[[Prompt], None] | None = None,
 ) -> Selection:
     """Ranks wordings of an instruction by the loss that `model`, as it is now, has under each.
@@ -143,7 +144,7 @@ def select_prompt(
         include_original: whether the original can be chosen; it is scored in any case.
         template_options: switches of the chat template, such as `{"enable_thinking": False}`.
         max_input_tokens: longest prompt; the inputs of longer ones are cut, never the instruction.
-        batch_tokens: tokens in one forward pass, padding included.
+        batch_tokens: tokens in one forward pass, padding included; what suits the device if not given.
         on_scored: called after each candidate.
 
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
@@ -155,7 +156,8 @@ def select_prompt(
     task = own_task("of the examples", prompts[0].text, suffix, (), _drawn(rows, n_examples, seed))
     task = replace(task, separator=task.separator if separator is None else separator)
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
-    losses = _losses(model, renderer, task, prompts, batch_tokens, on_scored)
+    budget = reading_tokens(model, batch_tokens)
+    losses = _losses(model, renderer, task, prompts, budget, on_scored)
     return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
 
 
@@ -190,7 +192,7 @@ def _losses(
     renderer: Renderer,
     task: Task,
     prompts: Sequence[Prompt],
-    batch_tokens: int,
+    budget: int,
     on_scored: Callable[[Prompt], None] | None,
 ) -> pd.DataFrame:
     """A row a prompt and example: `prompt`, `example`, `nll` summed over target tokens, `n_tokens`, …"""
@@ -198,7 +200,7 @@ def _losses(
     with _evaluating(model), torch.inference_mode():
         for prompt in prompts:
             rendered = renderer.render(task, prompt.text, task.train)
-            table = example_losses(model, rendered, batch_tokens, shared_prefix(model, rendered))
+            table = example_losses(model, rendered, budget, shared_prefix(model, rendered))
             require_finite(table, task, prompt)
             tables.append(table.assign(prompt=prompt.index))
             if on_scored:

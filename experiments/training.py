@@ -18,6 +18,7 @@ from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
 from sapo.experiments import checkpoints
 from sapo.experiments.adapters import trainable_parameters
+from sapo.experiments.budgets import training_tokens
 from sapo.experiments.forward import (
     gathered_gradients,
     pass_tokens,
@@ -149,7 +150,7 @@ class TokenMeanTrainer(Trainer):
         self.draws = draws
         self.penalty = penalty
         self.what = what
-        self.budget = trainer_config.micro_batch_tokens
+        self.budget = training_tokens(self.model, trainer_config.micro_batch_tokens)
         self.begun = time.monotonic()
         # Recomputed activations and caches exclude each other.
         self.shares_prefix = trainer_config.shared_prefix and not trainer_config.gradient_checkpointing

@@ -18,10 +18,8 @@ SIZES = (
     "trainer.epochs=1",
     "trainer.global_batch=32",
     "trainer.warmup_ratio=0",
-    "trainer.micro_batch_tokens=1024",
     "trainer.checkpoint_steps=0",
     "evaluator.max_new_tokens=16",
-    "evaluator.batch_tokens=2304",
 )
 
 

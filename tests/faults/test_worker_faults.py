@@ -1,4 +1,4 @@
-"""Ray's workers killed, and their driver: the numbers are those of the undisturbed experiment on one process."""
+"""Ray's workers killed, and their driver: the numbers are those of the undisturbed experiment."""
 
 import itertools
 import os

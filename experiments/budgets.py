@@ -1,0 +1,58 @@
+"""How many tokens a batch has unless its setting says so: what keeps a device busy and its memory holds.
+
+Estimates for decoder-only transformers. A batch that does not fit all the same is computed in halves.
+"""
+
+import torch
+from transformers import PreTrainedModel
+
+# On a CPU larger batches are no faster; these take no more memory than padded batches of 8 with all logits
+# (`sapo bench` measures it).
+CPU_TRAINING, CPU_READING = 1024, 2304
+LARGEST = 65_536  # keeps any GPU busy
+SHARE = 0.8  # of what is free: estimates err
+# Activations that a layer keeps for the backward pass, in hidden and intermediate sizes a token: attention,
+# norms with their float32 copies, and the inputs of LoRA, which dropout copies; gate, up, and their product.
+HIDDEN_KEPT, INTERMEDIATE_KEPT = 24, 6
+LOGIT_BYTES = 10  # of a target token and a word of the vocabulary: bfloat16, float32, and its gradient
+
+
+def training_tokens(model: PreTrainedModel, asked: int | None) -> int:
+    """Tokens of a micro-batch: as many as are `asked` for, else what suits the model's device."""
+    if asked is not None:
+        return asked
+    if model.device.type != "cuda":
+        return CPU_TRAINING
+    return _fitting(model, _training_bytes(model))
+
+
+def reading_tokens(model: PreTrainedModel, asked: int | None) -> int:
+    """Tokens of a batch of scoring or evaluation: as many as are `asked` for, else what suits the device."""
+    if asked is not None:
+        return asked
+    if model.device.type != "cuda":
+        return CPU_READING
+    return _fitting(model, _reading_bytes(model))
+
+
+def _fitting(model: PreTrainedModel, bytes_a_token: int) -> int:
+    free, _ = torch.cuda.mem_get_info(model.device)
+    # What PyTorch has taken from the device and does not use.
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return max(1, min(LARGEST, int(SHARE * free) // bytes_a_token))
+
+
+def _training_bytes(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    elements = HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * config.intermediate_size
+    kept: int = config.num_hidden_layers * elements * model.dtype.itemsize
+    return kept + LOGIT_BYTES * int(config.vocab_size)
+
+
+def _reading_bytes(model: PreTrainedModel) -> int:
+    """Keys and values of all layers, twice while batches are joined; one layer's activations; logits."""
+    config = model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head
+    layer = HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * config.intermediate_size
+    return int((cache + layer + config.vocab_size) * model.dtype.itemsize)
