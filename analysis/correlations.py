@@ -166,6 +166,13 @@ def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> Ma
     return MapSummary(coefficient, mean, p, n_pairs, undefined)
 
 
+def map_caption(summary: MapSummary, adjusted: float | None) -> str:
+    """What a map says as a whole, for its title; `adjusted` is its p after Holm's correction."""
+    if summary.mean.value is None:
+        return "no pair of tasks is defined"
+    return f"mean {summary.mean.text()}, p = {summary.p:.2g} (Holm {adjusted:.2g})"
+
+
 def pair_estimate(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Estimate:
     """One coefficient between two tasks, with its interval over prompts."""
     reason = _why_undefined(scores[x_task], scores[y_task])

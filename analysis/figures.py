@@ -76,6 +76,13 @@ def correlation_heatmap(
     return figure
 
 
+def remark(demonstration: bool, measure: str) -> str:
+    """What a demonstration's figure says of its measure, on its face."""
+    if not demonstration:
+        return ""
+    return "NLL leads" if measure == "nll" else "NLL leads, see its figure"
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """The figure as `stem`.png and `stem`.pdf; returns both paths."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]

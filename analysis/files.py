@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, WorkError, is_full
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix) that replaces it when the block ends without an error.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError where the folder cannot be written, WorkError where there is no room.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -20,7 +20,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}. Choose another folder.") from error
+        failure = f"Cannot write {path}: {error.strerror or error}."
+        if is_full(error):
+            raise WorkError(f"{failure} Make room, and run the same command again.") from error
+        raise UserError(f"{failure} Choose another folder.") from error
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -10,6 +10,7 @@ from sapo.analysis.figures import effect_heatmap, save
 from sapo.analysis.files import write_text
 from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
 from sapo.analysis.results import (
+    DRAWN,
     LABELS,
     LOWER_IS_BETTER,
     MEASURES,
@@ -52,14 +53,15 @@ EFFECTS = {
 
 
 def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]:
-    """Writes matrices, effects, metrics and the heat maps of `measure` into the run's folder.
+    """Writes matrices, effects, metrics, and heat maps of DRAWN and `measure` into the run's folder.
 
     Returns `{"files": [path, …], "metrics": {measure: {definition: {metric: value or None}}},
     "metrics_common": the same with learned tasks tested under their original instruction, or None}`.
     """
     run = load_run(run_dir)
     files = [path for name in MEASURES for path in _write_matrices(run, name)]
-    files += [path for effect in EFFECTS for path in _draw(run, effect, measure)]
+    drawn = dict.fromkeys((*DRAWN, measure))
+    files += [path for effect in EFFECTS for name in drawn for path in _draw(run, effect, name)]
     content = _metrics_file(run)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     files.append(write_text(run.path / "metrics.json", text + "\n"))

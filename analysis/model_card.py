@@ -140,29 +140,47 @@ def _as_json(content: Any) -> str:
 def _usage(exported: dict[str, Any]) -> Iterator[str]:
     """Python that answers a text with the last trained task's prompt."""
     yield "## Use"
-    base = exported["base"]
+    yield fenced("\n".join([*_loading(exported), "", *_answering(exported)]), "python")
+    if exported["kind"] == "adapter" and not exported["is_on_hub"]:
+        base = exported["base"]["model"]
+        yield (
+            f"Where `sapo` is installed, {code('sapo fetch model ' + base)} gets the base model and "
+            f"{code('sapo show model ' + base)} says in which folder it lies."
+        )
+    yield "The base model's licence holds for this model too."
+
+
+def _loading(exported: dict[str, Any]) -> list[str]:
+    """Lines that load model and tokenizer."""
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    folder = 'FOLDER = "THIS FOLDER"'
     if exported["kind"] == "merged":
-        load = [
+        return [
+            imports,
+            "",
+            folder,
             'model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto")',
             "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
         ]
-    else:
-        name = _literal(base["load"]) if exported["is_on_hub"] else '"FOLDER OF THE BASE MODEL"'
-        revision = f", revision={_literal(base['revision'])}" if base["revision"] else ""
-        load = [
-            f'base = AutoModelForCausalLM.from_pretrained({name}{revision}, dtype="auto")',
-            "model = PeftModel.from_pretrained(base, FOLDER)",
-            'tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/tokenizer")',
-        ]
+    base = exported["base"]
+    name = _literal(base["load"]) if exported["is_on_hub"] else '"FOLDER OF THE BASE MODEL"'
+    revision = f", revision={_literal(base['revision'])}" if base["revision"] else ""
+    return [
+        "from peft import PeftModel",
+        imports,
+        "",
+        folder,
+        f'base = AutoModelForCausalLM.from_pretrained({name}{revision}, dtype="auto")',
+        "model = PeftModel.from_pretrained(base, FOLDER)",
+        'tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/tokenizer")',
+    ]
+
+
+def _answering(exported: dict[str, Any]) -> list[str]:
+    """Lines that answer a text with the last trained task's prompt."""
     options = "".join(f", {name}={value!r}" for name, value in exported["template_options"].items())
     lesson = {name: _literal(text) for name, text in _parts(exported["tasks"][-1]).items()}
-    lines = [
-        *(["from peft import PeftModel"] if exported["kind"] == "adapter" else []),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'FOLDER = "THIS FOLDER"',
-        *load,
-        "",
+    return [
         f"instruction = {lesson['instruction']}",
         f"separator, suffix = {lesson['separator']}, {lesson['suffix']}",
         'text = "THE INPUT"',
@@ -174,13 +192,6 @@ def _usage(exported: dict[str, Any]) -> Iterator[str]:
         f"answer = model.generate(ids, do_sample=False, max_new_tokens={exported['max_new_tokens']})",
         "print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))",
     ]
-    yield fenced("\n".join(lines), "python")
-    if exported["kind"] == "adapter" and not exported["is_on_hub"]:
-        yield (
-            f"Where `sapo` is installed, {code('sapo fetch model ' + base['model'])} gets the base model and "
-            f"{code('sapo show model ' + base['model'])} says in which folder it lies."
-        )
-    yield "The base model's licence holds for this model too."
 
 
 def _literal(text: str) -> str:

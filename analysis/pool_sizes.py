@@ -4,8 +4,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sapo.analysis.figures import UNITS
 from sapo.analysis.metrics import METRICS
-from sapo.analysis.results import MEASURES
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES
 from sapo.analysis.statistics import Interval
 from sapo.analysis.tables import ScoreTable
 
@@ -13,8 +14,8 @@ from sapo.analysis.tables import ScoreTable
 STYLES = tuple(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "os^D", strict=True))
 
 
-def size_points(table: ScoreTable) -> pd.DataFrame:
-    """A row for each group, policy, pool size and metric: difference from `static` and its interval.
+def size_points(table: ScoreTable, measure: str) -> pd.DataFrame:
+    """A row for each group, policy, pool size and metric of `measure`: difference from `static`, interval.
 
     Without a `static` run the metric itself. Empty where no policy of the table reads a pool.
     """
@@ -32,8 +33,8 @@ def size_points(table: ScoreTable) -> pd.DataFrame:
             "n_seeds": cell.n_seeds,
         }
         for group in table.groups
-        for row in group.rows
-        if row.pool_size
+        for row in (*group.rows, *group.more)
+        if row.pool_size and (row.measure, row.column) == (measure, "trained")
         for metric, cell in row.cells.items()
         if isinstance(cell, Interval)
     ]
@@ -45,8 +46,17 @@ def _without_size(policy: str, size: int) -> str:
     return policy.replace(f" (K={size})", "").replace(f", K={size})", ")")
 
 
+def _counts(points: pd.DataFrame) -> str:
+    """`n = 96`: the test examples of the points, from the fewest to the most."""
+    counts = points["n_examples"]
+    return f"n = {counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
+
+
 def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
-    """A panel a metric, a line a group and policy, over the size of the pool; bars are 95 % intervals."""
+    """A panel a metric, a line a group and policy, over the size of the pool; bars are 95 % intervals.
+
+    n: test examples of a metric.
+    """
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     lines = list(points.groupby(["group", "policy"], sort=False))
@@ -70,13 +80,14 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
                 linewidth=1.5,
                 label=f"{group} · {policy}",
             )
-        axes.set_title(metric, fontsize=10)
+        axes.set_title(f"{metric} ({_counts(points[points['metric'] == metric])})", fontsize=10)
         axes.set_xticks(sizes)
         axes.set_xlabel("paraphrases in the pool")
         axes.spines[["top", "right"]].set_visible(False)
     name = MEASURES[measure].split(" (")[0]
     against = "difference from static" if points["is_difference"].all() else "score"
-    figure.axes[0].set_ylabel(f"{name}: {against}\n(points; bars: 95 % intervals)")
+    better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
+    figure.axes[0].set_ylabel(f"{name}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=2, title=title, fontsize=9, frameon=False

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
+from sapo.analysis.results import DRAWN
 from sapo.analysis.statistics import Interval
 from sapo.analysis.tables import Group, Row, ScoreTable
 from sapo.data.tasks import short_name
@@ -65,8 +66,8 @@ def _block(group: Group) -> Table:
             block.add_section()
         if row.score != before.score:
             block.add_row(escape(f"{row.score}:".replace(", ", ",\n").replace(" (", "\n(")))
-        # Of the scores beside the one asked for, only NLL has its intervals here too; files hold all.
-        has_intervals = row in group.rows or (row.measure, row.column) == ("nll", "trained")
+        # Of the scores beside the one asked for, the other that is drawn has intervals too; files hold all.
+        has_intervals = row in group.rows or (row.measure in DRAWN and row.column == "trained")
         lines = [cell.replace(" [", "\n[") if has_intervals else cell.split(" [")[0] for cell in _cells(row)]
         block.add_row(escape(label), *map(escape, lines), *_counts(row))
         before = row
@@ -91,7 +92,7 @@ def markdown(table: ScoreTable) -> str:
                 *_cells(row),
                 *_counts(row),
             ]
-            lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in fields)} |")
+            lines.append(f"| {' | '.join(map(_markdown, fields))} |")
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
 
 
@@ -181,8 +182,8 @@ def prompts_markdown(prompts: pd.DataFrame) -> str:
     """The chosen prompts as a Markdown table."""
     lines = ["| Run | Task | Index | Loss | Loss of the original | Text |", "|---|---|---:|---:|---:|---|"]
     for _, row in prompts.iterrows():
-        fields = [row["run"], short_name(row["task"]), *_prompt_numbers(row), " ".join(row["text"].split())]
-        lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in fields)} |")
+        fields = [row["run"], short_name(row["task"]), *_prompt_numbers(row), row["text"]]
+        lines.append(f"| {' | '.join(map(_markdown, fields))} |")
     return "\n".join([*lines, ""])
 
 
@@ -201,28 +202,30 @@ def prompts_latex(prompts: pd.DataFrame) -> str:
 
 
 def frame_terminal(frame: pd.DataFrame, title: str) -> RenderableType:
-    """A table of texts for a terminal; all columns but the first are numbers.
-
-    What is the same in all of several rows stands once, above them.
-    """
-    same = [name for name in frame if len(frame) > 1 and frame[name].nunique() == 1]
-    facts = [f"{name}: {' '.join(frame[name].iloc[0].split())}" for name in same]
+    """A table of texts for a terminal; all columns but the first are numbers."""
+    facts, shown = told_once(frame)
     block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown = frame.drop(columns=same)
     for name in shown:
         is_first = name == shown.columns[0]
         block.add_column(escape(name), justify="left" if is_first else "right", overflow="fold")
     for row in shown.itertuples(index=False):
         block.add_row(*map(escape, row))
     # Not as the title of the table, which would be broken to its width.
-    return Lines(escape(title), *([escape("; ".join(facts))] if facts else []), block)
+    return Lines(escape(title), *([escape(facts)] if facts else []), block)
+
+
+def told_once(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """What is the same in all of several rows, as a line to stand above them; and the other columns."""
+    same = [name for name in frame if len(frame) > 1 and frame[name].nunique() == 1]
+    facts = [f"{name}: {' '.join(str(frame[name].iloc[0]).split())}" for name in same]
+    return "; ".join(facts), frame.drop(columns=same)
 
 
 def frame_markdown(frame: pd.DataFrame) -> str:
     """The same as a Markdown table."""
     lines = [f"| {' | '.join(frame.columns)} |", f"|---|{'---:|' * (len(frame.columns) - 1)}"]
     for row in frame.itertuples(index=False):
-        lines.append(f"| {' | '.join(field.replace('|', chr(92) + '|') for field in row)} |")
+        lines.append(f"| {' | '.join(map(_markdown, row))} |")
     return "\n".join([*lines, ""])
 
 
@@ -276,6 +279,11 @@ def _numbers(value: Interval | float | None) -> dict[str, float | None]:
     if isinstance(value, Interval):
         return {"estimate": value.estimate, "low": value.low, "high": value.high}
     return {"estimate": value, "low": None, "high": None}
+
+
+def _markdown(text: str) -> str:
+    """A text as a cell: in one line, and without ending the cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _tex(text: str) -> str:

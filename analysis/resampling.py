@@ -1,8 +1,10 @@
-"""What a handful of prompts or pairs can carry: bootstrap intervals and permutation tests, all seeded.
+"""What a handful of prompts or pairs can carry: 95 % intervals and permutation tests, all seeded.
 
-A prompt is a row. Intervals are 95 % percentile intervals of the bootstrap over rows (Efron & Tibshirani
-1993, ch. 13); p values are (1 + permutations at least as extreme) / (1 + permutations), which is never 0
-(Phipson & Smyth 2010). Both speak of other prompts for the same tasks, model and seed, and of nothing else.
+A prompt is a row. Intervals of means and correlations are percentile intervals of the bootstrap over rows
+(Efron & Tibshirani 1993, ch. 13); those of spreads, for which these are far too narrow, are of the jackknife
+on the logarithm (Miller 1974, Biometrika 61:1). p values are (1 + permutations at least as extreme) / (1 +
+permutations), which is never 0 (Phipson & Smyth 2010). All speak of other prompts for the same tasks, model
+and seed, and of nothing else.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -72,13 +74,31 @@ def resampled(rows: Array, draws: int = DRAWS, seed: int = 0) -> Array:
     return rows[np.random.default_rng(seed).integers(len(rows), size=(draws, len(rows)))]
 
 
+def jackknife_estimate(rows: Array, statistic: Callable[[Array], Array], unit: str = "prompts") -> Estimate:
+    """A `statistic` of spread (0 or more) of `rows` (n x k) with its interval by the jackknife.
+
+    Student's t on the logarithm, with n - 1 degrees of freedom. Of normal scores such an interval of a
+    standard deviation holds the true value 94 % of the time with 8 rows; the bootstrap's percentiles do so
+    77 % of the time.
+    """
+    n, value = len(rows), float(statistic(rows[None])[0])
+    without = _without_interval(value, n, unit)
+    if without is not None:
+        return without
+    left = statistic(np.stack([np.delete(rows, row, axis=0) for row in range(n)]))
+    if not (np.isfinite(left).all() and np.append(left, value).min() > 0):
+        reason = f"without one of the {unit} nothing varies" if value > 0 else "nothing varies"
+        return Estimate(value, n=n, reason=reason)
+    error = np.sqrt((n - 1) * np.log(left).var())
+    factor = float(np.exp(stats.t.ppf(0.975, n - 1) * error))
+    return Estimate(value, value / factor, value * factor, n)
+
+
 def estimate_of(value: float, values: Array, n: int, unit: str = "prompts") -> Estimate:
     """A statistic of n rows and its values over resamples (NaN where undefined) as an estimate."""
-    if not np.isfinite(value):
-        return Estimate(None, n=n, reason="not defined")
-    if n < FEWEST_FOR_INTERVAL:
-        reason = f"{n} {unit}: an interval needs {FEWEST_FOR_INTERVAL} or more"
-        return Estimate(value, n=n, reason=reason)
+    without = _without_interval(value, n, unit)
+    if without is not None:
+        return without
     known = values[np.isfinite(values)]
     if 2 * len(known) < len(values):
         return Estimate(value, n=n, reason=f"most resamples of the {unit} have no variance")
@@ -86,10 +106,26 @@ def estimate_of(value: float, values: Array, n: int, unit: str = "prompts") -> E
     return Estimate(value, float(low), float(high), n)
 
 
+def _without_interval(value: float, n: int, unit: str) -> Estimate | None:
+    """The estimate where there is no interval: of a statistic that is undefined, or of too few rows."""
+    if not np.isfinite(value):
+        return Estimate(None, n=n, reason="not defined")
+    if n < FEWEST_FOR_INTERVAL:
+        rows = f"{n} {unit if n > 1 else unit.removesuffix('s')}"
+        return Estimate(value, n=n, reason=f"{rows}: an interval needs {FEWEST_FOR_INTERVAL} or more")
+    return None
+
+
 def mean_estimate(values: Sequence[float], unit: str, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """The mean of `values` with its interval over them."""
     rows = np.asarray(values, dtype=float)[:, None]
     return bootstrap_estimate(rows, lambda stack: stack[..., 0].mean(axis=1), draws, seed, unit)
+
+
+def share_estimate(count: int, n: int) -> Estimate:
+    """The share `count` of `n` with its exact binomial interval (Clopper & Pearson 1934)."""
+    interval = stats.binomtest(count, n).proportion_ci(0.95, method="exact")
+    return Estimate(count / n, float(interval.low), float(interval.high), n)
 
 
 def permutation_p(observed: float, permuted: Array) -> float:

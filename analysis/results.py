@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sapo.conf.errors import UserError, unknown
+from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.data.manifest import MANIFEST, damage
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -23,7 +23,9 @@ MEASURES = {
     "nll": "NLL (nats per target token)",
 }
 LABELS = "label_match"  # the measure that only classification tasks have
+DRAWN = ("rougeL", "nll")  # figures are drawn for the paper's measure, and for one that shows small effects
 LOWER_IS_BETTER = frozenset({"nll"})
+RUN, PROBE = "run.json", "probe.json"  # the file that makes a folder a finished run, or a finished probe
 EVERYWHERE = tuple(measure for measure in MEASURES if measure != LABELS)
 NEEDED = ("after", "task", "prompt_index", "example", "prediction", "target", *EVERYWHERE, "target_tokens")
 # The prompt that learned tasks are tested with.
@@ -51,8 +53,7 @@ class RunResult:
     has_common: bool
     pool: str | None  # where the paraphrases came from; None without any, or in an older run folder
     pool_size: int | None
-    stages: list[dict[str, Any]]  # kind, task, seconds, tokens of each
-    device: str
+    stages: list[dict[str, Any]]  # kind, task, device, seconds, tokens of each
     predictions: pd.DataFrame = field(repr=False)
 
     @property
@@ -61,22 +62,27 @@ class RunResult:
         parts = [self.model, self.sequence, self.method, self.policy, f"seed {self.seed}"]
         return " · ".join([*parts, "demonstration"] if self.demonstration else parts)
 
+    def devices(self, *kinds: str) -> set[str]:
+        """The hardware that its stages were computed on: those of some kinds, or all."""
+        return {stage["device"] for stage in self.stages if not kinds or stage["kind"] in kinds}
+
 
 def load_run(path: Path) -> RunResult:
-    """The run in folder `path`; UserError names what is missing or damaged, and the mend."""
+    """The run in folder `path`; UserError names what is missing, WorkError what is damaged, and the mend."""
     record = _record(path)
     if (path / MANIFEST).is_file():
         for line in damage(path):
-            raise UserError(f"Damaged: {line}. {_again(path, record)}")
+            raise WorkError(f"Damaged: {line}. {_again(path, record)}")
     predictions = _predictions(path, record)
-    derived = {"path", "predictions", "has_common", "pool", "pool_size", "stages", "device"}
+    derived = {"path", "predictions", "has_common", "pool", "pool_size", "stages"}
     of_record = {part.name for part in fields(RunResult)} - derived
     pool = record.get("pool") or {}
+    # In older run folders stages do not say their hardware: it was that of the run's first.
+    device = (record.get("environment") or {}).get("device", "unknown")
     values = {name: record[name] for name in of_record} | {
         "pool": pool.get("name"),
         "pool_size": pool.get("size"),
-        "stages": record.get("stages", []),
-        "device": str(record.get("environment", {}).get("device", "unknown")),
+        "stages": [{"device": device} | stage for stage in record.get("stages") or []],
         "tasks": tuple(record["tasks"]),
         "unseen": tuple(record["unseen"]),
         # `inscl (lexical)`: variants of a method are told apart wherever it is shown or grouped by.
@@ -96,7 +102,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is damaged: {error}. {again}") from error
+        raise WorkError(f"{file} is damaged: {error}. {again}") from error
     kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("tasks", "unseen", "choices"), list)
     kinds |= dict.fromkeys(("id", "sequence", "model", "method", "policy"), str)
     kinds |= {"seed": int, "demonstration": bool, "prompts": dict, "comparable": dict, "parity": object}
@@ -105,9 +111,11 @@ def _record(path: Path) -> dict[str, Any]:
     optional = {"pool": dict, "stages": list, "environment": dict}
     if not wrong:
         wrong = [name for name, kind in optional.items() if not isinstance(record.get(name) or kind(), kind)]
+    if not wrong and not all(isinstance(stage, dict) for stage in record.get("stages") or []):
+        wrong = ["stages"]
     wrong += ["tasks"] if not wrong and not record["tasks"] else []
     if wrong:
-        raise UserError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type. {again}")
+        raise WorkError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type. {again}")
     return record
 
 
@@ -119,14 +127,14 @@ def _predictions(path: Path, record: dict[str, Any]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}. {again}") from error
+        raise WorkError(f"{file} is damaged: {error}. {again}") from error
     if "column" not in frame:
         frame["column"] = "trained"
     if LABELS not in frame:
         frame[LABELS] = np.nan
     problem = _problem(frame, [*record["tasks"], *record["unseen"]], len(record["tasks"]))
     if problem:
-        raise UserError(f"{file} is damaged: {problem}. {again}")
+        raise WorkError(f"{file} is damaged: {problem}. {again}")
     frame[LABELS] = frame[LABELS].astype(float)
     return frame.sort_values(["after", "task", "column", "example"], ignore_index=True)
 
@@ -176,38 +184,67 @@ def find_runs(names: Sequence[str], root: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     for name in names:
         try:
-            for path in _runs_named(name, root / "runs"):
+            for path in _runs_named(name, root):
                 found.setdefault(path.resolve(), path)
         except OSError as error:  # such as a name that is too long for any file
             raise UserError(f"No run '{name[:60]}': {error.strerror or error}.") from error
     return list(found.values())
 
 
-def _runs_named(name: str, store: Path) -> list[Path]:
+def find_probes(names: Sequence[str], root: Path) -> list[Path]:
+    """The probe folders meant by `names`, as `find_runs` finds runs; none if the names mean runs, or nothing.
+
+    Raises UserError if some of the names mean probes and others do not.
+    """
+    found: dict[Path, Path] = {}
+    others = []
+    for name in names:
+        paths = _probes_named(name, root)
+        found |= {path.resolve(): path for path in paths}
+        others += [] if paths else [name]
+    if found and others:
+        raise UserError(f"Not of a probe: {', '.join(others)}. Probes and runs are analyzed apart.")
+    return list(found.values())
+
+
+def _probes_named(name: str, root: Path) -> list[Path]:
+    try:
+        return [] if _named(name, root / "runs", RUN) else _named(name, root / "probes", PROBE)
+    except OSError:
+        return []  # find_runs says what is wrong with the name
+
+
+def _named(name: str, store: Path, record: str) -> list[Path]:
+    """The folders with a file `record` that a name means: itself, here or in `store`, or those within."""
     paths = [Path(name), store / name]
     if glob.has_magic(name):
-        paths = [
-            Path(match) for pattern in paths for match in sorted(glob.glob(str(pattern), recursive=True))
-        ]
-        paths = [path for path in paths if (path / "run.json").is_file()]
-        if not paths:
-            raise UserError(f"No run matches '{name}', neither here nor in {store}.")
-        return paths
+        matches = [match for pattern in paths for match in sorted(glob.glob(str(pattern), recursive=True))]
+        return [path for path in map(Path, matches) if (path / record).is_file()]
     for path in paths:
-        if (path / "run.json").is_file():
+        if (path / record).is_file():
             return [path]
-        # Names with a leading dot are runs that are just being written.
-        inside = [
-            file.parent
-            for pattern in ("[!.]*/run.json", "runs/[!.]*/run.json")
-            for file in sorted(path.glob(pattern))
-        ]
+        # Names with a leading dot are being written.
+        patterns = (f"[!.]*/{record}", f"{store.name}/[!.]*/{record}")
+        inside = [file.parent for pattern in patterns for file in sorted(path.glob(pattern))]
         if inside:
             return inside
-    for path in paths:
+    return []
+
+
+def _runs_named(name: str, root: Path) -> list[Path]:
+    store = root / "runs"
+    found = _named(name, store, RUN)
+    if found:
+        return found
+    if glob.has_magic(name):
+        raise UserError(f"No run matches '{name}', neither here nor in {store}.")
+    probes = _probes_named(name, root)
+    if probes:
+        raise UserError(f"{probes[0]} is a probe, not a run: `sapo analyze {probes[0]}` draws it.")
+    for path in (Path(name), store / name):
         if path.is_dir():
-            raise UserError(f"{path} holds no finished run (no run.json). {_again(path, {})}")
-    raise unknown("run", name, [file.parent.name for file in store.glob("[!.]*/run.json")])
+            raise UserError(f"{path} holds no finished run (no {RUN}). {_again(path, {})}")
+    raise unknown("run", name, [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
 
 
 def column_rows(run: RunResult, column: str) -> pd.DataFrame:
@@ -300,6 +337,18 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 def _shown(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def leading_measure(is_demonstration: bool) -> str:
+    """The measure that comes first: the paper's, or that in which a small model's effects show."""
+    return "nll" if is_demonstration else "rougeL"
+
+
+def shown_measures(measure: str) -> list[str]:
+    """The measure asked for, and those that stand beside it: ROUGE-L and NLL are shown with each other."""
+    if measure not in DRAWN:
+        return [measure]
+    return [measure, *(name for name in DRAWN if name != measure), "exact_match"]
 
 
 def check_measure(measure: str) -> None:

@@ -12,12 +12,14 @@ import pandas as pd
 from sapo.analysis.metrics import METRICS, check_definition
 from sapo.analysis.published import BASE, PAPER, Published, plain, published
 from sapo.analysis.results import (
+    DRAWN,
     LABELS,
     LOWER_IS_BETTER,
     MEASURES,
     RunResult,
     check_measure,
     require_comparable,
+    shown_measures,
     tests_apart,
     why_no_labels,
 )
@@ -30,6 +32,8 @@ DEMONSTRATION = (
 LOWER_NOTE = (
     "NLL (nats per target token): lower is better, so that a negative difference in AP, BWT or FWT is a gain."
 )
+COARSE = "at this size effects show in NLL that ROUGE-L is too coarse for."
+NLL_LEADS = f"NLL leads: {COARSE}"
 BOUNDS = ("multitask", "single", "zero_shot")  # have no states between the first and the last
 
 
@@ -85,9 +89,17 @@ class Group:
     more: tuple[Row, ...] = ()
 
     @property
+    def blocks(self) -> list[tuple[Row, ...]]:
+        """The rows score by score, the one asked for first; the paper's follow ours of their score."""
+        by_score: dict[str, list[Row]] = {}
+        for row in (*self.rows, *self.more, *self.paper):
+            by_score.setdefault(row.score, []).append(row)
+        return [tuple(rows) for rows in by_score.values()]
+
+    @property
     def all_rows(self) -> tuple[Row, ...]:
-        """Our rows and the paper's of the score asked for, then those of the others."""
-        return (*self.rows, *self.paper, *self.more)
+        """The rows of all blocks, in their order."""
+        return tuple(row for block in self.blocks for row in block)
 
     @property
     def same_setting(self) -> bool:
@@ -126,7 +138,7 @@ def score_table(
     """
     check_measure(measure)
     check_definition(definition)
-    with_paper = measure == "rougeL" and definition == "reference"
+    with_paper = measure in DRAWN and definition == "reference"
     groups, notes = [], _notes(runs, measure, definition, draws, paper if with_paper else None)
     for (model, sequence, method, parity), members in grouped(runs).items():
         rows = _rows(members, (measure, "trained"), definition, draws, notes)
@@ -178,14 +190,8 @@ def score_name(measure: str, column: str) -> str:
 
 def _beside(measure: str, runs: Sequence[RunResult], notes: list[str]) -> list[tuple[str, str]]:
     """The (measure, column)s shown beside `measure`, as far as all the runs have them; notes say why not."""
-    measures = [measure]
-    if measure == "rougeL" and any(run.demonstration for run in runs):
-        measures.append("nll")
-        notes.append(
-            f"{LOWER_NOTE} At this size of model, effects show in NLL that ROUGE-L is too coarse for."
-        )
-    if measure == "rougeL":
-        measures.append("exact_match")
+    measures = shown_measures(measure)
+    if measure in DRAWN:
         reason = next(filter(None, map(why_no_labels, runs)), None)
         if reason:
             notes.append(f"Label match is not defined for {runs[0].sequence} ({reason}).")
@@ -256,7 +262,10 @@ def _base_of(policy: str, policies: dict[str, list[RunResult]], notes: list[str]
 def _notes(
     runs: Sequence[RunResult], measure: str, definition: str, draws: int, paper: str | None
 ) -> list[str]:
-    notes = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
+    notes = []
+    if any(run.demonstration for run in runs):
+        notes += [DEMONSTRATION]
+        notes += {"nll": [NLL_LEADS], "rougeL": [f"See NLL too: {COARSE}"]}.get(measure, [])
     notes.append(
         f"{MEASURES[measure]}, definition `{definition}`. `policy - {BASE}` rows are differences. "
         f"In brackets: 95 % intervals, {draws} paired bootstrap draws over the n test examples"
@@ -266,7 +275,7 @@ def _notes(
             else " (one seed: they do not include seeds)."
         )
     )
-    if measure == "nll":
+    if measure in DRAWN:
         notes.append(LOWER_NOTE)
     if len({run.pool_size for run in runs if run.pool_size}) > 1:
         notes.append("K: paraphrases in the pool that a policy chooses from.")

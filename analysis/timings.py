@@ -36,41 +36,43 @@ NOTE = (
 )
 
 
-def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each method and policy that scores candidates, the paper's rows after ours; and notes.
+def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """A row for each method and policy that scores candidates, the paper's rows after ours; warnings; notes.
 
     Columns: `source` (ours, paper), `model`, `sequence`, `hardware`, `method`, `policy`, `base_seconds`,
     `extra_seconds`, `overhead_percent` with `low` and `high` (None for one task), `test_seconds`, `n_tasks`
     and `n_seeds` (None where the paper does not say).
     """
-    rows, notes = [], [DEMONSTRATION] if any(run.demonstration for run in runs) else []
-    notes.append(NOTE)
+    rows, warnings = [], [DEMONSTRATION] if any(run.demonstration for run in runs) else []
     for (model, sequence, method, _), variants in grouped(runs).items():
         bases = {run.seed: run for run in variants.get(BASE, [])}
         for variant, members in variants.items():
             scored = [run for run in members if _seconds(run, "score")]
             matched = [(bases[run.seed], run) for run in scored if run.seed in bases]
-            pairs = [(base, run) for base, run in matched if base.device == run.device]
+            pairs = [(base, run) for base, run in matched if len(_hardware(base, run)) == 1]
             for left, reason in (
                 ([run.id for run in scored if run.seed not in bases], f"no {BASE} run has their seed"),
                 (
-                    [run.id for base, run in matched if base.device != run.device],
-                    f"their {BASE} run was on other hardware",
+                    [run.id for base, run in matched if len(_hardware(base, run)) > 1],
+                    f"they or their {BASE} run were computed on several kinds of hardware",
                 ),
             ):
-                notes += [f"Left out, since {reason}: {', '.join(left)}."] if left else []
+                warnings += [f"Left out, since {reason}: {', '.join(left)}."] if left else []
             if pairs:
                 names = {"source": "ours", "model": model, "sequence": sequence, "policy": variant}
                 rows.append(names | {"method": method} | _row(pairs, draws))
         rows += _paper_rows(method)
     frame = pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(ignore_index=True)
     if not any(row["source"] == "ours" for row in rows):
-        notes.append("No run here has both a scoring policy's times and those of a `static` run.")
-    hardware = sorted({run.device for run in runs})
-    notes.append(
-        f"Hardware: {'; '.join(hardware)}. The paper's: 8x H20, marked *: another setting than ours."
-    )
-    return frame, notes
+        warnings.append("No run here has both a scoring policy's times and those of a `static` run.")
+    hardware = sorted({device for run in runs for device in run.devices()})
+    where = f"Hardware: {'; '.join(hardware)}. The paper's: 8x H20, marked *: another setting than ours."
+    return frame, warnings, [NOTE, where]
+
+
+def _hardware(base: RunResult, run: RunResult) -> set[str]:
+    """What the times of a pair were measured on: the base's trainings, the other's scorings and tests."""
+    return base.devices("train") | run.devices("score", "evaluate")
 
 
 def _row(pairs: Sequence[tuple[RunResult, RunResult]], draws: int) -> dict[str, object]:
@@ -83,7 +85,7 @@ def _row(pairs: Sequence[tuple[RunResult, RunResult]], draws: int) -> dict[str, 
     low, high = _interval(base, extra, draws) if len(tasks) > 1 else (None, None)
     tested = [sum(_seconds(run, "evaluate").values()) for run, _ in pairs]
     return {
-        "hardware": pairs[0][1].device,
+        "hardware": "; ".join(sorted(_hardware(*pairs[0]))),
         "base_seconds": rounded(base.sum() / len(pairs)),
         "extra_seconds": rounded(extra.sum() / len(pairs)),
         "overhead_percent": rounded(100 * extra.sum() / base.sum()),

@@ -1,19 +1,24 @@
-"""`sapo analyze RUNS…`: matrices, figures, Table 1 and correlations of finished runs."""
+"""`sapo analyze RUNS…`: matrices, figures, Table 1 and correlations of finished runs, or probes' figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sapo.cli.console import Json, emit, store_root
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from sapo.analysis.report import Report
 
 
 def command(
     runs: Annotated[
-        list[str], typer.Argument(help="Run folders or ids, patterns, or folders of several runs")
+        list[str],
+        typer.Argument(help="Folders or ids of runs or of probes, patterns, or folders of several"),
     ],
     output: Annotated[
         Path | None,
@@ -26,48 +31,68 @@ def command(
     with_page: Annotated[
         bool, typer.Option("--report", help="Also one HTML page of all that: OUTPUT/report.html")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document")] = False,
+    json: Json = False,
 ) -> None:
-    """Forgetting and generalization, AP/BWT/FWT with intervals, and how prompts affect other tasks."""
-    import os
+    """Forgetting and generalization, AP/BWT/FWT with intervals, and how prompts affect other tasks.
 
+    Of probes: the figures that they are for, by ROUGE-L, NLL, and the measure asked for.
+    """
     from sapo.analysis.report import analyze, as_json
-    from sapo.analysis.results import find_runs
+    from sapo.analysis.results import find_probes, find_runs
 
-    folders = find_runs(runs, Path(os.environ.get("SAPO_STORE", "runs")))
+    root = store_root()
     output = output or Path("results/analysis")
-    report = analyze(folders, output, measure, definition)
+    probes = find_probes(runs, root)
+    if probes:
+        _analyze_probes(probes, output, measure, with_page, json)
+        return
+    report = analyze(find_runs(runs, root), output, measure, definition)
     if with_page:
         from sapo.analysis.page.html import write_report
 
         report.files.append(write_report(report, output))
-    if json:
-        from json import dumps
-
-        typer.echo(dumps(as_json(report), ensure_ascii=False, allow_nan=False))
-        return
-    _print(report, measure)
+    emit(as_json(report), json, lambda console: _render(console, report))
 
 
-def _print(report: "Report", measure: str) -> None:
-    from rich.console import Console
+def _analyze_probes(
+    folders: "Sequence[Path]", output: Path, measure: str, with_page: bool, json: bool
+) -> None:
+    """Draws all figures of probes into `output`."""
+    from sapo.analysis.probes.report import FIGURES
+    from sapo.analysis.reproduced import probes
+    from sapo.analysis.results import DRAWN
 
+    shown = probes("probes", list(FIGURES), folders, output, measures=[*DRAWN, measure], with_page=with_page)
+    document = {"probes": [{"id": path.name, "dir": str(path)} for path in folders]} | shown.document
+
+    def render(console: "Console") -> None:
+        for part in shown.parts:
+            console.print(part)
+        _print_lines(console, shown.notes, shown.files)
+
+    emit(document, json, render)
+
+
+def _render(console: "Console", report: "Report") -> None:
     from sapo.analysis import render
-    from sapo.analysis.results import MEASURES, score_matrix
+    from sapo.analysis.results import MEASURES, score_matrix, shown_measures
 
-    console = Console()
     if report.table:
         console.print(render.terminal(report.table))
     else:
         for run in report.runs:
             console.print(f"{run.id}: {run.facts}", markup=False)
-            for name in ("rougeL", "exact_match") if measure == "rougeL" else (measure,):
+            for name in shown_measures(report.measure):
                 console.print(f"By {MEASURES[name]}:")
                 console.print(render.metrics_terminal(score_matrix(run, name)))
     console.print(render.prompts_terminal(report.prompts))
-    for note in report.notes:
+    _print_lines(console, [*report.warnings, *report.notes], report.files)
+
+
+def _print_lines(console: "Console", notes: "Sequence[str]", files: "Sequence[Path]") -> None:
+    for note in notes:
         console.print(note, markup=False)
-    for line in _written(report.files):
+    for line in _written(files):
         console.print(line, markup=False, highlight=False, soft_wrap=True, style="dim")
 
 

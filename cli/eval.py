@@ -1,4 +1,4 @@
-"""`sapo eval RUN [TASKS…]`: a run's states on tasks, under given prompts."""
+"""`sapo eval RUN [TASKS…] [OVERRIDES…]`: a run's states on tasks, under given prompts."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +7,8 @@ import typer
 from sapo.cli.console import Json, emit
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 
@@ -14,7 +16,11 @@ def command(
     run: Annotated[str, typer.Argument(help="Run folder or id")],
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(help="Tasks, also ones that the run does not have [default: the run's]"),
+        typer.Argument(
+            metavar="[TASK|KEY=VALUE]…",
+            help="Tasks, also ones that the run does not have [default: the run's], and where things are: "
+            "data.root=FOLDER, engine.device=cpu, paraphrases.file=POOL.yaml, …",
+        ),
     ] = None,
     prompt: Annotated[
         str,
@@ -26,21 +32,34 @@ def command(
     json: Json = False,
 ) -> None:
     """Evaluate the states of a finished run, the untouched model included, on tasks."""
-    from sapo.cli.console import find_run, nothing_on_stdout
+    from sapo.cli.console import find_run
+
+    folder = find_run(run)
+    names = [argument for argument in tasks or [] if "=" not in argument]
+    overrides = [argument for argument in tasks or [] if "=" in argument]
+    rows = _evaluations(folder, names, overrides, prompt, state)
+    document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
+    emit(document, json, lambda console: _render(console, rows))
+
+
+def _evaluations(
+    folder: "Path", names: list[str], overrides: list[str], prompt: str, state: str
+) -> list[dict[str, Any]]:
+    """A row an evaluation."""
+    from sapo.cli.console import nothing_on_stdout
     from sapo.cli.progress import StageProgress
     from sapo.experiments import reevaluation
     from sapo.experiments.engine.local import LocalEngine
     from sapo.experiments.engine.store import Store
     from sapo.experiments.evaluation import mean_label_match
 
-    folder = find_run(run)
-    opened = reevaluation.open_run(folder)
-    wishes = opened.wishes(tasks or [], prompt, state)
+    run = reevaluation.open_run(folder, overrides)
+    wishes = run.wishes(names, prompt, state)
     store = Store(folder.parent.parent)  # ROOT/runs/<id>
-    reevaluation.require_states(opened, wishes, store)
-    with StageProgress(len(wishes)) as progress, nothing_on_stdout():
-        stored = reevaluation.evaluate(opened, wishes, LocalEngine(store, progress))
-    rows = [
+    reevaluation.require_states(run, wishes, store)
+    with store.at_work(), StageProgress(len(wishes)) as progress, nothing_on_stdout():
+        stored = reevaluation.evaluate(run, wishes, LocalEngine(store, progress))
+    return [
         {
             "after": wish.after,
             "state": wish.state,
@@ -51,11 +70,6 @@ def command(
         }
         for wish, result in zip(wishes, stored, strict=True)
     ]
-    emit(
-        {"run": folder.name, "dir": str(folder), "evaluations": rows},
-        json,
-        lambda console: _render(console, rows),
-    )
 
 
 def _render(console: "Console", rows: list[dict[str, Any]]) -> None:

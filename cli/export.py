@@ -10,6 +10,8 @@ from sapo.cli.console import Json, emit
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sapo.experiments.reevaluation import Reevaluation
+
 
 def command(
     run: Annotated[str, typer.Argument(help="Run folder or id")],
@@ -52,7 +54,16 @@ def _export(folder: Path, to: Path, state: str, merge: bool) -> dict[str, Any]:
         "dir": str(to),
         "files": {path.relative_to(to).as_posix(): path.stat().st_size for path in files},
         "logits_difference": difference,
+        "test": _test(opened, to) if merge else None,
     }
+
+
+def _test(run: "Reevaluation", merged: Path) -> str:
+    """The command that evaluates a merged model on the run's tasks."""
+    import shlex
+
+    model = shlex.join([f"model={run.record['model']}", f"model.path={merged}"])
+    return f"sapo train {run.sequence} method=zero_shot policy=static {model}"
 
 
 def _render(console: "Console", document: dict[str, Any]) -> None:
@@ -64,8 +75,7 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
         lines += [
             f"{base['model']} with an adapter of rank {rank} merged into its weights; its logits differ "
             f"from the adapter's by at most {document['logits_difference']:.1g} of the largest one",
-            f"Test it: sapo train sequence={document['sequence']} method=zero_shot policy=static "
-            f"model={base['model']} model.path={document['dir']}",
+            f"Test it: {document['test']}",
         ]
     else:
         lines.append(f"An adapter of rank {rank} for {base['load']}")

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sapo.cli.console import Json, emit, store_root
+
+if TYPE_CHECKING:
+    from sapo.experiments.engine.store import Stored
 
 GROUPS = {
     "sequences": "sequence",
@@ -55,17 +58,22 @@ def command(
 
 
 def stages(root: Path) -> Entries:
-    """The finished stages of a store."""
+    """The finished stages of a store; of one that cannot be read, why."""
     from sapo.experiments.engine.store import Store
 
     return [
-        {
-            "name": f"{kind}/{stored.key[:12]}",
-            "description": "{task}, {model}, {seconds:.1f} s".format(**stored.result),
-            "key": stored.key,
-        }
+        {"name": f"{kind}/{stored.key[:12]}", "description": _stage_facts(stored), "key": stored.key}
         for kind, stored in Store(root).stages()
     ]
+
+
+def _stage_facts(stored: "Stored") -> str:
+    from sapo.conf.errors import WorkError
+
+    try:
+        return "{task}, {model}, {seconds:.1f} s".format(**stored.result)
+    except (WorkError, ValueError, KeyError, TypeError) as error:
+        return f"not readable ({type(error).__name__})"
 
 
 def _choices(group: str) -> Entries:
@@ -75,12 +83,12 @@ def _choices(group: str) -> Entries:
 
 
 def _tasks() -> Entries:
-    import os
     from dataclasses import asdict
 
+    from sapo.conf.load import load_one
     from sapo.data.catalogue import catalogue
 
-    root = os.environ.get("SAPO_DATA")
+    root = load_one([]).data.root
     entries = []
     for entry in catalogue(Path(root) if root else None):
         where = "" if entry.at_hand else " (no data: sapo fetch benchmarks)"

@@ -53,14 +53,13 @@ def command(
 
 def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
     """The config, and the named task or one that is an instruction only."""
-    import csv
-
     from sapo.cli.console import take
     from sapo.conf.errors import UserError
     from sapo.conf.load import load_one
     from sapo.data.benchmarks import load_task
     from sapo.data.own import own_task
     from sapo.data.pools import instruction_name
+    from sapo.data.selecting import names
 
     own, overrides = take(arguments, OWN)
     config = load_one(overrides)
@@ -73,10 +72,8 @@ def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
                 f"{next(iter(own))}= belongs to instruction=TEXT; task={config.task} has its own."
             )
         return config, load_task(config.task, config)
-    listed = own.get("labels", "").strip().removeprefix("[").removesuffix("]")
-    labels = [label.strip() for label in next(csv.reader([listed], skipinitialspace=True), [])]
-    name = instruction_name(instruction)
-    return config, own_task(name, instruction, own.get("suffix", ""), tuple(filter(None, labels)))
+    labels = tuple(names(own.get("labels", "")))
+    return config, own_task(instruction_name(instruction), instruction, own.get("suffix", ""), labels)
 
 
 def _made(task: "Task", config: "Config", write: Path | None, force: bool) -> "Pool":

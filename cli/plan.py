@@ -26,31 +26,42 @@ def describe(
 ) -> dict[str, Any]:
     """The plan of some runs, and of `probes` as `planning.plan` takes them, as JSON values.
 
-    None for what is not known.
+    None for what is not known. Runs that cannot be planned are left out, and counted by their reason; raises
+    if none can.
     """
     from dataclasses import asdict
     from pathlib import Path
 
-    from sapo.experiments.batch import require_plannable
+    from sapo.experiments.batch import plannable
     from sapo.experiments.costs import weight_bytes
     from sapo.experiments.engine.store import Store
     from sapo.experiments.planning import plan
 
-    require_plannable(configs)
-    planned = plan(configs, Store(Path(configs[0].store.root)), probes)
-    seconds = [kind.seconds for kind in planned.kinds]
-    known = [second for second in seconds if second is not None]
+    possible, unplanned = plannable(configs)
+    kept = set(map(repr, possible))
+    of_probes = [
+        ([config for config in runs if repr(config) in kept], gradients) for runs, gradients in probes
+    ]
+    planned = plan(possible, Store(Path(configs[0].store.root)), of_probes)
     distinct = sum(kind.done + kind.to_do for kind in planned.kinds)
     return {
-        "runs": len(configs),
+        "runs": len(possible),
+        "unplanned": [{"runs": count, "reason": reason} for reason, count in unplanned.items()],
         "kinds": [asdict(kind) for kind in planned.kinds],
+        "trainings": [asdict(kind) for kind in planned.trainings],
         "asked": planned.asked,
         "shared": planned.asked - distinct,
-        "seconds": sum(known) if len(known) == len(seconds) else None,
+        "seconds": _total([kind.seconds for kind in planned.kinds]),
+        "gpu_hours": _total([model.gpu_hours for model in planned.models.values()]),
         "models": {name: asdict(model) for name, model in planned.models.items()},
         "disk_bytes": planned.disk_bytes,
-        "weight_bytes": {config.model.name: weight_bytes(config) for config in configs},
+        "weight_bytes": {config.model.name: weight_bytes(config) for config in possible},
     }
+
+
+def _total(values: "Sequence[float | None]") -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def render(console: "Console", document: dict[str, Any]) -> None:
@@ -60,15 +71,25 @@ def render(console: "Console", document: dict[str, Any]) -> None:
     runs = document["runs"]
     columns = ["stages", "done", "to do", "tokens", *(["time"] if _is_timed(document) else [])]
     table = simple_table(f"{runs} run{'s' if runs > 1 else ''}", *columns)
-    rows = [
-        (kind["kind"], str(kind["done"]), str(kind["to_do"]), f"{kind['tokens']:,}", _time(kind["seconds"]))
-        for kind in document["kinds"]
+    trainings = document["trainings"] if len(document["trainings"]) > 1 else []
+    kinds = [
+        kind
+        for of_kind in document["kinds"]
+        for kind in (of_kind, *(trainings if of_kind["kind"] == "train" else []))
     ]
-    for row in [*rows, ("all", "", "", "", _time(document["seconds"]))]:
+    rows = [
+        (row["kind"], str(row["done"]), str(row["to_do"]), f"{row['tokens']:,}", time_text(row["seconds"]))
+        for row in kinds
+    ]
+    for row in [*rows, ("all", "", "", "", time_text(document["seconds"]))]:
         table.add_row(*row[: len(columns)])
     console.print(table)
     asked, shared = document["asked"], document["shared"]
     console.print(f"The runs ask for {asked:,} stages, {shared:,} of which another has asked for already.")
+    for left_out in document["unplanned"]:
+        count = left_out["runs"]
+        line = f"No plan of {count} more run{'s' if count > 1 else ''}: {left_out['reason']}"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_models_table(document))
     for line in _NOTES:
         console.print(line, markup=False)
@@ -99,12 +120,11 @@ def _models_table(document: dict[str, Any]) -> "Table":
     names = ("to do", "tokens", "GPU hours", "rates", "disk", "weights")
     table = simple_table(None, "model", *names)
     for name, model in document["models"].items():
-        hours = "unknown" if model["gpu_hours"] is None else f"{model['gpu_hours']:,.1f}"
         table.add_row(
             name,
             f"{model['stages']:,}",
             f"{model['tokens']:,}",
-            hours,
+            hours_text(model["gpu_hours"]),
             ", ".join(model["rates"]) or "-",
             _size(model["disk_bytes"]),
             _size(document["weight_bytes"][name]),
@@ -119,7 +139,13 @@ def _size(count: int | None) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _time(seconds: float | None) -> str:
+def time_text(seconds: float | None) -> str:
+    """`2 h 5 min`, or that it is unknown."""
     from sapo.cli.console import duration
 
     return "unknown" if seconds is None else duration(seconds)
+
+
+def hours_text(hours: float | None) -> str:
+    """Hours of one GPU, or that they are unknown."""
+    return "unknown" if hours is None else f"{hours:,.1f}"

@@ -1,6 +1,6 @@
 """`sapo reproduce TARGET`: a table or figure of the paper, run and rendered beside the paper's numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,7 +34,11 @@ def command(
     ],
     overrides: Overrides = None,
     scale: Annotated[
-        str, typer.Option(help="mini: a demonstration on the small model; paper: the paper's setting")
+        str,
+        typer.Option(
+            help="mini: a demonstration on the small model; small: figures 1 to 14 of the paper's tasks on "
+            "that model, for a GPU; paper: the paper's setting"
+        ),
     ] = "mini",
     json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what there is to do")] = False,
@@ -46,7 +50,7 @@ def command(
     """Run what a table or figure of the paper needs, and render it beside the paper's numbers."""
     from sapo.experiments.targets import ALL, configs_of, targets_of
 
-    configs = {name: configs_of(name, scale, overrides or []) for name in targets_of(target)}
+    configs = {name: configs_of(name, scale, overrides or []) for name in targets_of(target, scale)}
     if dry_run:
         document = _plan(configs)
         emit(document, json, lambda console: _render_plan(console, document))
@@ -100,21 +104,15 @@ class Done:
     @property
     def document(self) -> dict[str, Any]:
         """As JSON values; None for what is undefined."""
-        from json import loads
-
         outcome = self.outcome
         return {
             "target": self.job.target,
             "scale": self.job.scale,
-            "files": [str(path) for path in self.shown.files],
+            **self.shown.document,
             "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in outcome.finished],
             "failed": [{"run": name, "error": message} for name, message in outcome.failed],
             "seconds": round(outcome.seconds, 3),
             "stages": {"computed": outcome.computed, "stored": outcome.stored},
-            "tables": {
-                title: loads(frame.to_json(orient="records")) for title, frame in self.shown.tables.items()
-            },
-            "notes": self.shown.notes,
             "command": self.job.command,
         }
 
@@ -140,7 +138,7 @@ class Done:
 def _reproduce(job: Job, watched: "Watched") -> Done:
     """Runs a target and draws it; raises if none of its runs finished, or of no probe all."""
     from sapo.analysis.reproduced import DRAWINGS, probes
-    from sapo.cli.running import run_configs
+    from sapo.cli.running import failures, run_configs
     from sapo.experiments.probe import probes_of
     from sapo.experiments.targets import TARGETS
 
@@ -149,43 +147,48 @@ def _reproduce(job: Job, watched: "Watched") -> Done:
         probes_of(job.configs)  # what cannot be a probe is refused before hours of runs
     outcome = run_configs(job.configs, watched, fail_fast=False)
     if target.is_probe:
-        folders = _write_probes(job, outcome, watched, target.gradients)
-        return Done(job, outcome, probes(job.target, target.drawing, folders, job.output))
+        folders, failed = _write_probes(job, outcome, watched, target.gradients)
+        outcome = replace(outcome, failed=[*outcome.failed, *failed])
+        shown = probes(job.target, [target.drawing], folders, job.output, failures(outcome))
+        return Done(job, outcome, shown)
     # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
     folders = list(dict.fromkeys(run.folder for run in outcome.finished))
-    definition = job.configs[0].parity.definition
-    return Done(job, outcome, DRAWINGS[target.drawing](job.target, folders, job.output, definition))
+    draw, definition = DRAWINGS[target.drawing], job.configs[0].parity.definition
+    return Done(job, outcome, draw(job.target, folders, job.output, definition, failures(outcome)))
 
 
-def _write_probes(job: Job, outcome: "Outcome", watched: "Watched", gradients: bool) -> list["Path"]:
+def _write_probes(
+    job: Job, outcome: "Outcome", watched: "Watched", gradients: bool
+) -> tuple[list["Path"], list[tuple[str, str]]]:
     """Measures what probes need beside their runs, with progress, and writes their folders.
 
-    A probe of which a run failed is left out; raises if there is no other.
+    Prompts whose runs failed are left out, and a probe that lacks the original or has too few others. Returns
+    the folders, and name and message of each probe that is left out or not measured; raises if none remains.
     """
     import asyncio
 
     from sapo.cli.console import nothing_on_stdout
-    from sapo.cli.running import report_failures
+    from sapo.cli.running import all_failed, label, message_of, report_failures
     from sapo.conf.errors import WorkError
     from sapo.experiments.planning import PlanEngine
-    from sapo.experiments.probe import measure_all, probes_of, write_probes
+    from sapo.experiments.probe import finished_part, measure_all, probes_of, write_probes
 
     folders = {id(run.config): run.folder for run in outcome.finished}
-    probes = [list(probe.configs.values()) for probe in probes_of(job.configs)]
-    whole = [config for probe in probes if all(id(c) in folders for c in probe) for config in probe]
-    if outcome.failed:
-        left_out = sum(any(id(config) not in folders for config in probe) for probe in probes)
-        n_failed = len(outcome.failed)
-        what = f"{left_out} of {len(probes)} probes cannot be drawn: {n_failed} of their runs failed."
-        if not whole:
-            report_failures(outcome)
-            raise WorkError(what)
-        notice(f"sapo: {what}")
+    asked = [(probe, finished_part(probe, folders)) for probe in probes_of(job.configs)]
+    probes = [part for _, part in asked if part is not None]
+    if not probes:
+        report_failures(outcome)
+        raise WorkError(f"None of {len(asked)} probes can be drawn: too many of their runs failed.")
     counter = PlanEngine(watched.engine.store)
-    asyncio.run(measure_all(whole, counter, gradients))
+    asyncio.run(measure_all(probes, counter, gradients))
     watched.progress.expect(counter.asked)
     with watched.progress, nothing_on_stdout():
-        return write_probes([(config, folders[id(config)]) for config in whole], watched.engine, gradients)
+        written = write_probes(probes, folders, watched.engine, gradients)
+    if not written.folders:
+        raise all_failed([error for _, error in written.failed])
+    failed = [(probe, "too many of its runs failed") for probe, part in asked if part is None]
+    failed += [(probe, message_of(error)) for probe, error in written.failed]
+    return written.folders, [(f"probe of {label(probe.config)}", message) for probe, message in failed]
 
 
 def _reproduce_all(jobs: list[Job], watched: "Watched", json: bool) -> None:
@@ -251,6 +254,9 @@ def _exit(*done: Done, is_failed: bool = False) -> None:
         raise typer.Exit(1)
 
 
+_SHOWN_ALONE = ("runs", "unplanned", "kinds", "trainings", "seconds", "gpu_hours")
+
+
 def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
     """What all targets together would compute, shared stages once; of several, also each alone.
 
@@ -280,7 +286,7 @@ def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
             continue
         try:
             alone = describe([name])
-            described[work_of(name)] = {key: alone[key] for key in ("runs", "kinds", "seconds")}
+            described[work_of(name)] = {key: alone[key] for key in _SHOWN_ALONE}
         except UserError as error:
             described[work_of(name)] = {"error": str(error)}
     each = {name: described[work_of(name)] for name in configs}
@@ -292,18 +298,18 @@ def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
 
 def _render_plan(console: "Console", document: dict[str, Any]) -> None:
     from sapo.cli import plan
-    from sapo.cli.console import duration
     from sapo.cli.views import simple_table
 
     if "targets" in document:
-        table = simple_table("Each target alone", "target", "runs", "done", "to do", "time")
+        columns = ("target", "runs", "done", "to do", "time", "GPU hours")
+        table = simple_table("Each target alone", *columns)
         for name, alone in document["targets"].items():
             if "error" in alone:
                 console.print(f"No plan of {name}: {alone['error']}", markup=False, soft_wrap=True)
                 continue
             counts = (sum(kind[count] for kind in alone["kinds"]) for count in ("done", "to_do"))
-            time = "unknown" if alone["seconds"] is None else duration(alone["seconds"])
-            table.add_row(name, str(alone["runs"]), *map(str, counts), time)
+            costs = plan.time_text(alone["seconds"]), plan.hours_text(alone["gpu_hours"])
+            table.add_row(name, str(alone["runs"]), *map(str, counts), *costs)
         console.print(table)
         console.print("All of them, shared stages counted once:")
     plan.render(console, document)

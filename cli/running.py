@@ -83,16 +83,21 @@ def run_configs(configs: Sequence[Config], watched: Watched, fail_fast: bool) ->
         if not isinstance(result, Path)
     ]
     if errors and not finished:
-        raise _all_failed([error for _, error in errors])
+        raise all_failed([error for _, error in errors])
     return Outcome(
-        finished, [(label(config), _message(error)) for config, error in errors], time.monotonic() - begun
+        finished, [(label(config), message_of(error)) for config, error in errors], time.monotonic() - begun
     )
 
 
+def failures(outcome: Outcome) -> list[str]:
+    """A line for every run that failed."""
+    return [f"{name} failed: {message}" for name, message in outcome.failed]
+
+
 def report_failures(outcome: Outcome) -> None:
-    """A line on stderr for every run that failed."""
-    for name, message in outcome.failed:
-        notice(f"sapo: {name} failed: {message}")
+    """The same on stderr."""
+    for line in failures(outcome):
+        notice(f"sapo: {line}")
 
 
 def label(config: Config) -> str:
@@ -101,14 +106,15 @@ def label(config: Config) -> str:
     return " ".join([*(group.name for group in groups), f"seed {config.seed}"])
 
 
-def _all_failed(errors: Sequence[Exception]) -> Exception:
+def all_failed(errors: Sequence[Exception]) -> Exception:
     """The one error, or one that holds the messages of all."""
-    messages = list(dict.fromkeys(map(_message, errors)))
+    messages = list(dict.fromkeys(map(message_of, errors)))
     if len(messages) == 1:
         return errors[0]
     is_command_wrong = all(isinstance(error, UserError) and error.exit_code == 2 for error in errors)
     return (UserError if is_command_wrong else WorkError)("\n".join(messages))
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+    """What an error says; what is no UserError with its kind."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

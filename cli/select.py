@@ -155,7 +155,7 @@ def _document(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    columns = material.columns
+    columns, lead, second = material.columns, selection.lead, selection.runner_up
     return {
         "task": material.task.name,
         "model": config.model.path or config.model.name,
@@ -163,8 +163,8 @@ def _document(
         "chosen": {"index": selection.chosen.index, "text": selection.chosen.text},
         "candidates": selection.ranking.to_dict("records"),
         "difference_to_original": asdict(selection.gain),
-        "lead": {**asdict(selection.lead), "over": selection.runner_up.index},
-        "is_noise": {"to_original": selection.gain.is_noise, "lead": selection.lead.is_noise},
+        "lead": {**asdict(lead), "over": second.index} if lead and second else None,
+        "is_noise": {"to_original": selection.gain.is_noise, "lead": lead.is_noise if lead else None},
         "verdict": selection.verdict,
         "data": {
             "source": material.source,

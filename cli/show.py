@@ -127,10 +127,16 @@ def _render_task(console: "Console", facts: dict[str, Any], messages: list[str])
 @group.command("pool")
 def show_pool(overrides: Overrides = None, json: Json = False) -> None:
     """The prompt pool of a task (task=NAME), with what the validator says; exit 1 if it refuses any."""
+    from sapo.cli.console import notice
     from sapo.data.benchmarks import load_task
+    from sapo.data.catalogue import without_rows
 
     config = _config_of_task(overrides)
-    document = _pool_document(config, load_task(config.task or "", config))
+    name = config.task or ""
+    task = None if config.data.root else without_rows(name)
+    if task:
+        notice(f"sapo: without data (data.root, SAPO_DATA) the labels of {name} are not known, nor checked.")
+    document = _pool_document(config, task or load_task(name, config))
     emit(document, json, lambda console: _render_pool(console, document))
     if not document["valid"]:
         raise typer.Exit(1)
@@ -180,7 +186,7 @@ def show_model(
     from sapo.conf.load import load_one
     from sapo.experiments.models import dtype_of, model_folder
 
-    config = load_one([part if "=" in part else f"model={part}" for part in model])
+    config = load_one(_overrides(model, "model"))
     document = {
         "name": config.model.name,
         "path": str(model_folder(config.model)),
@@ -226,10 +232,20 @@ def _config_of_task(overrides: list[str] | None) -> "Config":
     from sapo.conf.errors import UserError
     from sapo.conf.load import load_one
 
-    config = load_one([part if "=" in part else f"task={part}" for part in overrides or []])
+    config = load_one(_overrides(overrides or [], "task"))
     if not config.task:
         raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
     return config
+
+
+def _overrides(parts: list[str], name: str) -> list[str]:
+    """The overrides, one of which may be a value alone: that of `name`."""
+    from sapo.conf.errors import UserError
+
+    alone = [part for part in parts if "=" not in part]
+    if len(alone) > 1:
+        raise UserError(f"This shows one {name}, and {len(alone)} are named: {', '.join(alone)}.")
+    return [part if "=" in part else f"{name}={part}" for part in parts]
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

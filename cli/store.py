@@ -118,7 +118,8 @@ def gc(
 ) -> None:
     """List, or delete with --yes, what nothing refers to: remains of processes that died, locks nobody holds.
 
-    What is being computed is never touched. What `sapo eval` computed in a run's states is kept with it.
+    What is being computed is never touched. What `sapo eval` computed in a run's trained states is kept with
+    the run; what it computed of the untouched model no run refers to, and --unfinished deletes it.
     """
     from sapo.experiments.engine.garbage import LOCK, collect, leftovers
 
@@ -159,12 +160,17 @@ def gc(
 
 @group.command("export")
 def export_runs(
-    runs: Annotated[list[str], typer.Argument(help="Run folders, ids, or patterns", show_default=False)],
+    runs: Annotated[
+        list[str], typer.Argument(help="Finished runs: folders, ids, or patterns", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT.tar.gz", help="A new file", show_default=False)],
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Write runs with all their stages to one file, which `sapo store import` takes in elsewhere."""
+    """Write finished runs with all their stages to one file, which `sapo store import` takes in elsewhere.
+
+    To go on elsewhere with runs that have not finished, copy the whole store folder.
+    """
     from sapo.analysis.results import find_runs
     from sapo.experiments.engine import archive
 

@@ -1,6 +1,7 @@
 """Errors that the user can mend: one legible message, no traceback, a defined exit code."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -26,3 +27,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     rest = f" and {len(known) - NAMED:,} more" if len(known) > NAMED else ""
     return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(known[:NAMED]) or 'none'}{rest}.")
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk, a quota or a limit of the system let no more be written."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)

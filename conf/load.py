@@ -11,13 +11,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from sapo.conf.errors import UserError, unknown
 from sapo.conf.schema import Config, settings
@@ -45,6 +46,7 @@ def load(overrides: list[str]) -> list[Config]:
 
     `experiment=NAME` adds that experiment's own sweep. Raises UserError naming every problem at once.
     """
+    _check_own_files()
     _check_names(overrides)
     experiments = [axis for axis in _axes(overrides) if axis[0].startswith("experiment=")]
     others = [override for override in overrides if not override.startswith("experiment=")]
@@ -52,12 +54,20 @@ def load(overrides: list[str]) -> list[Config]:
     found = sorted({problem for config in configs for problem in problems(config)})
     if found:
         raise UserError("The configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in found))
-    return [_at_home(config) for config in configs]
+    return [settled(config) for config in configs]
 
 
-def _at_home(config: Config) -> Config:
-    """The config with the ~ of its store's folder expanded, which many places read."""
-    return replace(config, store=replace(config.store, root=str(Path(config.store.root).expanduser())))
+def settled(config: Config) -> Config:
+    """The config with the ~ of folders expanded, and a pool file that is named as its pool.
+
+    The bank, which is the default, gives way to a file.
+    """
+    store = replace(config.store, root=str(Path(config.store.root).expanduser()))
+    root, paraphrases = config.data.root, config.paraphrases
+    data = replace(config.data, root=root and str(Path(root).expanduser()))
+    if paraphrases.file and paraphrases.source == "bank":
+        paraphrases = replace(paraphrases, source="file", name="file")
+    return replace(config, store=store, data=data, paraphrases=paraphrases)
 
 
 def load_one(overrides: list[str]) -> Config:
@@ -75,6 +85,7 @@ def choices(group: str) -> list[str]:
 
 def description(group: str, name: str) -> str:
     """The first comment line of a group member's YAML file; empty if it has none."""
+    _check_own_files()
     path = next(path for path in _choice_files(group) if path.stem == name)
     lines = path.read_text(encoding="utf-8").splitlines()
     comments = (line.removeprefix("#").strip() for line in lines if line.startswith("#"))
@@ -164,9 +175,9 @@ def _part_of(axis: list[str]) -> str | None:
 
 def _has_references(axes: list[list[str]]) -> bool:
     """Whether a value, said or in a file of the user's, is made of another part's: `runs/${seed}`."""
-    own = (path for folder in _own_folders() for path in folder.glob("*/*.yaml"))
     said = (value for axis in axes for value in axis)
-    return any("${" in text for text in (*said, *(path.read_text(encoding="utf-8") for path in own)))
+    own = (path.read_text(encoding="utf-8") for path in _own_files())
+    return any("${" in text for text in (*said, *own))
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
@@ -199,6 +210,18 @@ def _swept(override: Override) -> list[str]:
     if not values:
         raise UserError(f"{override.input_line}: this sweep has no values.")
     return values
+
+
+def _check_own_files() -> None:
+    """UserError naming a YAML file of the user's that cannot be read; Hydra would not always name it."""
+    for path in _own_files():
+        try:
+            with path.open(encoding="utf-8") as file:
+                content = yaml.safe_load(file)
+        except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {_cause(error)}") from error
+        if not isinstance(content, dict | None):
+            raise UserError(f"Cannot read {path}: it holds no settings, which are lines of KEY: VALUE.")
 
 
 def _check_names(overrides: list[str]) -> None:
@@ -236,7 +259,10 @@ def _compose(overrides: Sequence[str]) -> Config:
         if missing:
             raise UserError(f"No value for {', '.join(sorted(missing))}.")
         return OmegaConf.to_object(composed)  # type: ignore[return-value]
-    except (HydraException, OmegaConfBaseException) as error:
+    except RecursionError as error:
+        raise UserError("The configuration does not fit: a value in a YAML file holds itself.") from error
+    # Hydra lets through what its readers of YAML and of defaults lists raise.
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"The configuration does not fit: {_cause(error)}") from error
 
 
@@ -244,6 +270,8 @@ def _cause(error: BaseException) -> str:
     """The useful text of a Hydra error stands in its innermost cause; OmegaConf's begins with the key."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, ConfigAttributeError) and str(error.full_key).startswith(_OPEN):
+        return f"{error.full_key}: the model has no such switch; to add it, write +{error.full_key}=VALUE"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).strip().splitlines()[0]}"
     # Runs of blanks stood before the caret that points into the line above.
@@ -252,4 +280,10 @@ def _cause(error: BaseException) -> str:
 
 def _own_folders() -> list[Path]:
     own = os.environ.get("SAPO_CONF")
+    if own and not Path(own).is_dir():
+        raise UserError(f"SAPO_CONF={own} is no folder. Set it to one that holds groups: model/mine.yaml.")
     return [Path(own).resolve()] if own else []
+
+
+def _own_files() -> list[Path]:
+    return [path for folder in _own_folders() for path in sorted(folder.glob("*/*.yaml"))]

@@ -1,8 +1,12 @@
-"""Names that become names of files: of tasks, sequences, models and pools."""
+"""Names that become names of files: of tasks, sequences, models, pools and runs."""
 
 import re
 
+from sapo.conf.schema import Config
+
 LONGEST = 200  # bytes; file systems take 255, and endings are added
+LONGEST_RUN = 150  # bytes; the folder of a run in an archive, `runs/ID`, may have 155
+DIGEST = 8  # characters at a run's end that make it one run's own
 # Devices on Windows, where a store on a shared path may be read too.
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 
@@ -25,3 +29,9 @@ def why_no_name(text: str) -> str | None:
 def shown(text: str) -> str:
     """A name for a message: on one line, and not too long."""
     return repr(text if len(text) <= 60 else f"{text[:57]}…")
+
+
+def run_name(config: Config) -> str:
+    """What people read of a run's id; the beginning of a digest follows it."""
+    groups = (config.sequence, config.model, config.method, config.policy)
+    return "-".join([*(group.name for group in groups), f"s{config.seed}"])

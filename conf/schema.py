@@ -180,7 +180,9 @@ class TrainerConfig:
     micro_batch_tokens: int | None = runtime(
         "Tokens in one forward and backward pass, padding included; not set: what suits the device", None
     )
-    shared_prefix: bool = runtime("Compute the tokens that all examples begin with once a batch", True)
+    shared_prefix: bool = runtime(
+        "Compute the tokens that all examples begin with once; in scoring and evaluation, too", True
+    )
     gradient_checkpointing: bool = runtime("Recompute activations to save memory", False)
     checkpoint_steps: int = runtime("Optimizer steps between checkpoints inside a training; 0: none", 100)
     report_to: list[str] = runtime("Logging integrations of the Hugging Face Trainer", [])
@@ -269,14 +271,3 @@ def settings(schema: type = Config, where: str = "") -> list[str]:
         if isinstance(f.type, type) and is_dataclass(f.type):
             names += settings(f.type, f"{where}{f.name}.")
     return names
-
-
-def undeclared_fields(schema: type = Config, where: str = "") -> list[str]:
-    """Fields, recursively, that are declared neither `identity` nor `runtime`, or have no doc."""
-    missing = []
-    for f in fields(schema):
-        if "identity" not in f.metadata or not f.metadata.get("doc"):
-            missing.append(f"{where}{f.name}")
-        if isinstance(f.type, type) and is_dataclass(f.type):
-            missing += undeclared_fields(f.type, f"{where}{f.name}.")
-    return missing

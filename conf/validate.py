@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sapo.conf.names import shown, why_no_name
+from sapo.conf.names import DIGEST, LONGEST_RUN, run_name, shown, why_no_name
 from sapo.conf.schema import Config, EngineConfig, MethodConfig, ParaphrasesConfig
 
 _NAMES = {
@@ -180,8 +180,8 @@ def _race_problems(config: Config) -> Iterator[str]:
 
 
 def _sequence_problems(config: Config) -> Iterator[str]:
-    if not config.sequence.tasks:
-        yield f"sequence {config.sequence.name} has no tasks"
+    if not config.sequence.tasks and not config.task:
+        yield f"sequence {config.sequence.name} has no tasks: sequence.tasks=[NAME,…] names them"
     counts = Counter([*config.sequence.tasks, *config.sequence.unseen])
     if repeated := sorted(task for task, count in counts.items() if count > 1):
         yield f"sequence {config.sequence.name} names {', '.join(repeated)} twice"
@@ -195,6 +195,12 @@ def _name_problems(config: Config) -> Iterator[str]:
     for key, name in names:
         if name is not None and (reason := why_no_name(name)):
             yield f"{key}={shown(name)}: {reason}"
+    size = len(f"{run_name(config)}-".encode(errors="replace")) + DIGEST
+    if size > LONGEST_RUN:
+        yield (
+            f"sequence.name and model.name: the run's id is made of them and would have {size} bytes; "
+            f"it may have {LONGEST_RUN}"
+        )
     for key in _PATHS:
         if value := _get(config, key):
             try:

@@ -1,7 +1,8 @@
 """Grouping examples of like length under a token budget."""
 
 from collections.abc import Sequence
-from itertools import takewhile
+
+import numpy as np
 
 
 def by_tokens(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:
@@ -12,17 +13,17 @@ def by_tokens(lengths: Sequence[int], budget: int, overhead: int) -> list[list[i
     not fit in memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-
-    def padded(begin: int, end: int) -> int:
-        return lengths[order[begin]] * (end - begin)
-
+    sizes = np.array([lengths[index] for index in order], dtype=np.int64)
     # Of the first 0, 1, 2, … examples: the least cost, and where the last batch begins.
-    costs, begins = [0], [0]
+    costs, begins = np.zeros(len(order) + 1, dtype=np.int64), [0]
+    first = 0  # where the largest batch begins that ends here; a later end has a later one
     for end in range(1, len(order) + 1):
-        fitting = takewhile(lambda b: b == end - 1 or padded(b, end) <= budget, range(end - 1, -1, -1))  # noqa: B023
-        cost, begin = min((costs[b] + padded(b, end) + overhead, b) for b in fitting)
-        costs.append(cost)
-        begins.append(begin)
+        while first < end - 1 and sizes[first] * (end - first) > budget:
+            first += 1
+        places = np.arange(first, end)
+        found = costs[places] + sizes[places] * (end - places) + overhead
+        begins.append(first + int(found.argmin()))
+        costs[end] = found.min()
     batches: list[list[int]] = []
     end = len(order)
     while end:

@@ -81,17 +81,18 @@ def train_rows(config: Config) -> int:
 def load_whole_task(name: str, config: Config) -> Task:
     """One task of the config's benchmark with all rows of its files; a generated one as large as configured.
 
-    The benchmark is told by the name where it can be: `mini_…`, `NI195`, or a TRACE name.
+    The benchmark is told by the name where it can be: `mini_…`, `NI195`, or a TRACE name. A user's task of
+    such a name comes first in a sequence of users' tasks.
     """
-    benchmark = benchmark_of(name, config.sequence.benchmark)
+    root = Path(config.data.root) if config.data.root else None
+    benchmark = benchmark_of(name, config.sequence.benchmark, root)
     if benchmark == "mini":
         if name not in mini_tasks():
             raise unknown("mini task", name, mini_tasks())
         test = config.data.test_examples or MINI_TEST_EXAMPLES
         return _generated(name, train_rows(config), test)
-    if not config.data.root:
+    if root is None:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
-    root = Path(config.data.root).expanduser()
     return load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
 
 
@@ -105,11 +106,14 @@ def vars_of(task: Task) -> dict[str, Any]:
     return {name: getattr(task, name) for name in Task.__dataclass_fields__}
 
 
-def benchmark_of(name: str, default: str) -> str:
-    """Which benchmark a task name belongs to."""
+def benchmark_of(name: str, default: str, root: Path | None = None) -> str:
+    """Which benchmark a task name belongs to; where the default is `own`, a file in `root` decides first."""
+    if default == "own" and root and not why_no_name(name) and (root / f"{name}.yaml").is_file():
+        return "own"
     if name.startswith("mini_"):
         return "mini"
-    if name.startswith(("NI", "task")) and short_name(name).removeprefix("NI").isdigit():
+    short = short_name(name)
+    if short.startswith("NI") and short.removeprefix("NI").isdigit():
         return "superni"
     return "trace" if name in TRACE_TASKS else default
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from sapo.data.benchmarks import FOLDERS, benchmark_of, checked_facts, read_instructions
 from sapo.data.files import read_yaml
 from sapo.data.mini import mini_tasks
+from sapo.data.own import own_task
 from sapo.data.prompts import BANK
-from sapo.data.tasks import short_name
+from sapo.data.tasks import Task, short_name
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ def catalogue(root: Path | None) -> list[Entry]:
         entries.setdefault(entry.name, entry)
     order = ("mini", *FOLDERS, "own")
     return sorted(entries.values(), key=lambda entry: (order.index(entry.benchmark), _natural(entry.name)))
+
+
+def without_rows(name: str) -> Task | None:
+    """A benchmark's task with nothing but the instruction that the bank has; None if it has none."""
+    path = BANK / f"{short_name(name)}.yaml"
+    if path.stem in mini_tasks() or not path.is_file():
+        return None
+    return own_task(path.stem, read_yaml(path)["original"] or "")
 
 
 def _bank_entry(path: Path, root: Path | None) -> Entry:

@@ -20,6 +20,8 @@ def fetch_benchmarks(target: Path, repository: str = REPOSITORY) -> bool:
     missing = [name for name in FOLDERS.values() if not (target / name).is_dir()]
     if not missing:
         return False
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file. Choose another folder with --to DIR.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".fetching-", dir=target.parent))

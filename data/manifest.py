@@ -22,7 +22,8 @@ def manifest_of(folder: Path, names: Iterable[str] = ()) -> dict[str, dict[str, 
 def damage(folder: Path, whole: bool = True) -> Iterator[str]:
     """A line for every file that is not what the folder's manifest says, or if that itself cannot be read.
 
-    With `whole` files are compared by SHA-256, without by size, which reads none of them.
+    With `whole` files are compared by SHA-256, without by size, which reads none of them. A file that a name
+    leads to outside the folder is never opened.
     """
     path = folder / MANIFEST
     try:
@@ -32,11 +33,18 @@ def damage(folder: Path, whole: bool = True) -> Iterator[str]:
         yield f"cannot read {path} ({error})"
         return
     for file, size, digest in files:
+        if not _is_within(file, folder):
+            yield f"{path} names {file}, which does not lie in its folder"
+            continue
         try:
             if file.stat().st_size != size or (whole and sha256(file) != digest):
                 yield f"{file} is not what was stored"
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
             yield f"{file} is gone" if isinstance(error, FileNotFoundError) else f"cannot read {error}"
+
+
+def _is_within(file: Path, folder: Path) -> bool:
+    return file.is_relative_to(folder) and ".." not in file.relative_to(folder).parts
 
 
 def sha256(path: Path) -> str:

@@ -139,6 +139,7 @@ def _object(path: Path, where: str, value: Any) -> dict[str, Any]:
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_LINE)  # else 128 KiB
     lines = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])

@@ -91,7 +91,7 @@ def _bank_path(task: Task, config: ParaphrasesConfig) -> Path:
     if not path.is_file():
         raise UserError(
             f"The bank{which} has no paraphrases of task {task.name}. Write them to a YAML file with "
-            "`prompts:` (a list) and pass paraphrases=file paraphrases.file=POOL.yaml, or use policy=static."
+            "`prompts:` (a list) and pass paraphrases.file=POOL.yaml, or use policy=static."
         )
     return path
 

@@ -45,12 +45,11 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
             raise UserError(f"task={config.task} brings its own {said[0]}: say task=, or data= and the like.")
         task = load_task(config.task, config)
         require_enough(min(config.scorer.examples, len(task.train)), len(task.train))
-        return Material(
-            task, load_pool(task, _from_file(config)), task.train, len(task.train), task.name, None
-        )
+        pool = load_pool(task, config.paraphrases)
+        return Material(task, pool, task.train, len(task.train), task.name, None)
     if not given.get("data"):
         raise UserError("Which rows? Say data=FILE instruction=TEXT, or task=NAME (`sapo ls tasks`).")
-    labels = tuple(_names(given.get("labels", "")))
+    labels = tuple(names(given.get("labels", "")))
     instruction = given.get("instruction") or _pool_original(config)
     frame = own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
     pool = _own_pool(frame, config)
@@ -64,29 +63,23 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
 
 def _columns(given: Mapping[str, str]) -> tuple[str, str] | None:
     """The columns named by `columns=[INPUT,TARGET]` or by `input=` and `target=`; None to guess them."""
-    names = _names(given.get("columns", ""))
-    if not names and ("input" in given) != ("target" in given):
+    named = names(given.get("columns", ""))
+    if not named and ("input" in given) != ("target" in given):
         raise UserError("input= and target= name a column each: give both, or neither to have them guessed.")
-    if not names:
+    if not named:
         return (given["input"], given["target"]) if "input" in given else None
-    if len(names) != 2 or "input" in given:
+    if len(named) != 2 or "input" in given:
         raise UserError(f"columns={given['columns']}: give columns=[INPUT,TARGET], or input= and target=.")
-    return names[0], names[1]
+    return named[0], named[1]
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
     """`[a,b]` or `a,b` as texts; a name with a comma stands in double quotes."""
     inner = text.strip().removeprefix("[").removesuffix("]")
     return [name.strip() for name in next(csv.reader([inner], skipinitialspace=True), []) if name.strip()]
 
 
 # --- the pool ----------------------------------------------------------------------------------------------
-
-
-def _from_file(config: Config) -> Any:
-    """The paraphrases' settings; where nothing else is said, a file that is named is what is meant."""
-    settings = config.paraphrases
-    return replace(settings, source="file") if settings.file and settings.source == "bank" else settings
 
 
 def _pool_original(config: Config) -> str:
@@ -105,8 +98,8 @@ def _pool_original(config: Config) -> str:
 
 def _own_pool(task: Task, config: Config) -> PromptPool:
     """A user's instruction's pool: a file's, a paraphraser's, or the bank's if it has the instruction."""
-    if config.paraphrases.file or config.paraphrases.source != "bank":
-        return load_pool(task, _from_file(config))
+    if config.paraphrases.source != "bank":
+        return load_pool(task, config.paraphrases)
     for path in sorted(BANK.glob("*.yaml")):
         if read_yaml(path)["original"] == task.instruction:
             settings = replace(config.paraphrases, source="file", file=str(path))

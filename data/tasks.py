@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,8 +50,8 @@ class Task:
 
 def short_name(task: str) -> str:
     """The paper's name for a task: `NI195` for `task195_sentiment140_classification`."""
-    digits = task.removeprefix("task").split("_", 1)[0]
-    return f"NI{digits}" if task.startswith("task") and digits.isdigit() else task
+    numbered = re.match(r"task(\d+)_", task)
+    return f"NI{numbered[1]}" if numbered else task
 
 
 def digest(items: object) -> str:

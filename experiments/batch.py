@@ -1,6 +1,7 @@
 """Many runs on one engine: checked before they begin, and each written as soon as it is finished."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from sapo.experiments.engine.stages import Stage, Train
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.tagging import require_tagger
-from sapo.experiments.models import device_of, load_renderer, model_folder, require_weights
+from sapo.experiments.models import device_of, load_renderer, require_runnable
 from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
 
@@ -37,30 +38,49 @@ def require_ready(configs: Sequence[Config]) -> None:
         raise UserError("\n".join(failures))
 
 
-def require_plannable(configs: Sequence[Config]) -> None:
-    """UserError with everything that keeps runs from being planned: tasks, pools, methods that do not fit."""
-    failures = _failures(configs, _PLAN_CHECKS)
-    if failures:
-        raise UserError("\n".join(failures))
+def plannable(configs: Sequence[Config]) -> tuple[list[Config], dict[str, int]]:
+    """The runs that can be planned, and how many cannot by the reason: tasks, pools, methods that do not fit.
+
+    UserError with every reason if none can.
+    """
+    refused = _refusals(configs, _PLAN_CHECKS)
+    possible = [config for config, reasons in zip(configs, refused, strict=True) if not reasons]
+    counts = Counter(reason for reasons in refused for reason in reasons)
+    if not possible:
+        raise UserError("\n".join(counts))
+    return possible, dict(counts)
 
 
 def _failures(configs: Sequence[Config], checks: Sequence["Check"]) -> dict[str, None]:
-    """What the checks refuse, each once. What a check reads is the same in many runs, and checked once."""
-    failures: dict[str, None] = {}
+    """What the checks refuse, each once."""
+    return dict.fromkeys(reason for reasons in _refusals(configs, checks) for reason in reasons)
+
+
+def _refusals(configs: Sequence[Config], checks: Sequence["Check"]) -> list[dict[str, None]]:
+    """What the checks say against each run. What a check reads is the same in many runs, and checked once."""
+    refused: list[dict[str, None]] = [{} for _ in configs]
     for check, parts in checks:
-        alike: dict[str, Config] = {}
-        for config in configs:
-            alike.setdefault(repr([getattr(config, part) for part in parts]), config)
-        for config in alike.values():
-            try:
-                check(config)
-            except UserError as error:
-                failures[str(error)] = None
-    return failures
+        known: dict[str, str | None] = {}
+        for config, reasons in zip(configs, refused, strict=True):
+            read = repr([getattr(config, part) for part in parts])
+            if read not in known:
+                known[read] = _refusal(check, config)
+            reason = known[read]
+            if reason is not None:
+                reasons[reason] = None
+    return refused
+
+
+def _refusal(check: Callable[[Config], object], config: Config) -> str | None:
+    try:
+        check(config)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _require_model(config: Config) -> None:
-    require_weights(model_folder(config.model))
+    require_runnable(config.model)
 
 
 def _require_pools(config: Config) -> list[PromptPool]:

@@ -3,8 +3,13 @@
 Estimates for decoder-only transformers. A batch that does not fit all the same is computed in halves.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sapo.conf.errors import WorkError
 
 # On a CPU larger batches are no faster; these take no more memory than padded batches of 8 with all logits
 # (`sapo bench` measures it).
@@ -15,6 +20,39 @@ SHARE = 0.8  # of what is free: estimates err
 # norms with their float32 copies, and the inputs of LoRA, which dropout copies; gate, up, and their product.
 HIDDEN_KEPT, INTERMEDIATE_KEPT = 24, 6
 LOGIT_BYTES = 10  # of a target token and a word of the vocabulary: bfloat16, float32, and its gradient
+# What devices without an exception of their own say when no memory is left.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator:",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class DoesNotFitError(WorkError):
+    """One example alone does not fit in memory."""
+
+    def __init__(self, n_tokens: int) -> None:
+        super().__init__(f"One example of {n_tokens} tokens does not fit in memory.")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, the CPU included, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def one_example(n_tokens: int) -> Iterator[None]:
+    """Around what is done with one example of so many tokens; DoesNotFitError where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DoesNotFitError(n_tokens) from error
 
 
 def training_tokens(model: PreTrainedModel, asked: int | None) -> int:
@@ -44,15 +82,20 @@ def _fitting(model: PreTrainedModel, bytes_a_token: int) -> int:
 
 def _training_bytes(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
-    elements = HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * config.intermediate_size
-    kept: int = config.num_hidden_layers * elements * model.dtype.itemsize
+    kept: int = config.num_hidden_layers * _layer_elements(config) * model.dtype.itemsize
     return kept + LOGIT_BYTES * int(config.vocab_size)
 
 
 def _reading_bytes(model: PreTrainedModel) -> int:
     """Keys and values of all layers, twice while batches are joined; one layer's activations; logits."""
     config = model.config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head
-    layer = HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * config.intermediate_size
-    return int((cache + layer + config.vocab_size) * model.dtype.itemsize)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * 2 * config.num_hidden_layers * heads * head_size
+    return int((cache + _layer_elements(config) + config.vocab_size) * model.dtype.itemsize)
+
+
+def _layer_elements(config: PreTrainedConfig) -> int:
+    """Activations of a layer, a token. Configs that name no intermediate size mean four hidden ones."""
+    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * intermediate)

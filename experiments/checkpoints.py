@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sapo.conf.errors import WorkError
 from sapo.data.manifest import MANIFEST, damage, manifest_of
-from sapo.experiments.engine.store import flush
+from sapo.experiments.engine.store import flush, sync
 
 PREFIX = "checkpoint-"
 WEIGHTS = "trainable.safetensors"
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 def newest(scratch: Path) -> str | None:
     """The checkpoint to go on from, None to begin anew; deletes those that are not whole."""
     whole = []
-    for folder in scratch.glob(f"{PREFIX}*"):
+    for folder in _checkpoints(scratch):
         if not (folder / MANIFEST).is_file():  # a killed process was just writing it
             shutil.rmtree(folder)
         elif lines := list(damage(folder)):
@@ -51,7 +51,8 @@ def seal(folder: Path) -> None:
     """
     _write(folder / MANIFEST, manifest_of(folder))
     flush(folder)
-    for other in folder.parent.glob(f"{PREFIX}*"):
+    sync(folder.parent)
+    for other in _checkpoints(folder.parent):
         if other != folder:
             shutil.rmtree(other)
 
@@ -142,6 +143,10 @@ def load_random_state(folder: Path) -> None:
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def _checkpoints(scratch: Path) -> list[Path]:
+    return [path for path in scratch.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
 
 
 def _step(folder: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
+from sapo.data.losses import prompt_losses
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt, PromptPool, pool_of
 from sapo.data.tasks import Task, short_name
@@ -18,7 +19,7 @@ from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.lessons import Lesson
 from sapo.experiments.policies import choose, needs_losses
-from sapo.experiments.scoring import prompt_losses, subset
+from sapo.experiments.scoring import subset
 
 
 class Engine(Protocol):
@@ -152,11 +153,6 @@ async def _none(run: Run, engine: Engine) -> None:
 COURSES = {"multitask": _all_at_once, "single": _each_alone, "zero_shot": _none}
 
 
-async def run_all(configs: Sequence[Config], engine: Engine) -> list[Run]:
-    """Runs many sequences on one engine; stages that they share are computed once."""
-    return list(await asyncio.gather(*(run_sequence(config, engine) for config in configs)))
-
-
 async def _choose(run: Run, engine: Engine, state: str, task: Task) -> Choice:
     """Chooses the prompt of a task in a state, and notes it."""
     choice = await choose_prompt(run.config, engine, state, task, pool_for(task, run.config))
@@ -176,7 +172,7 @@ async def _train(run: Run, engine: Engine, state: str, position: int, choices: S
 def pool_for(task: Task, config: Config) -> PromptPool:
     """The task's prompt pool; the original alone where the policy needs no paraphrases."""
     policy = config.policy
-    is_spared = policy.last_only and task.name != short_name(config.sequence.tasks[-1])
+    is_spared = policy.last_only and task.short_name != short_name(config.sequence.tasks[-1])
     if policy.name == "static" or (policy.name == "fixed" and (policy.index == -1 or is_spared)):
         return pool_of(task, [], "not needed")
     return load_pool(task, config.paraphrases)

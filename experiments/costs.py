@@ -4,6 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
+from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
@@ -62,12 +63,15 @@ def _answers(rows: tuple[Example, ...]) -> int:
 
 
 def measured_rates(store: Store, models: set[str]) -> dict[tuple[str, str], float]:
-    """Median tokens a second of finished stages by kind and model name."""
+    """Median tokens a second of finished stages by kind and model name; one that is damaged tells none."""
     rates: dict[tuple[str, str], list[float]] = defaultdict(list)
     for kind, stored in store.stages():
-        name = str(stored.result.get("model", ""))
-        if name in models and stored.result["seconds"] > 0:
-            rates[kind, name].append(stored.result["tokens"] / stored.result["seconds"])
+        try:
+            name, tokens, seconds = (stored.result[fact] for fact in ("model", "tokens", "seconds"))
+            if name in models:
+                rates[kind, name].append(tokens / seconds)
+        except (WorkError, KeyError, TypeError, ZeroDivisionError):
+            continue
     return {key: statistics.median(values) for key, values in rates.items()}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from sapo.conf.schema import EvaluatorConfig
+from sapo.conf.schema import Config
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example
 from sapo.experiments.budgets import reading_tokens
@@ -22,24 +22,25 @@ def evaluate(
     model,
     examples: Sequence[Example],
     rendered: Sequence[Rendered],
-    config: EvaluatorConfig,
+    config: Config,
 ) -> pd.DataFrame:
     """A row an example: `prediction`, `target`, `rougeL`, `exact_match` (0-100), `nll` (nats a target token).
 
     `model` is the base model of `language_model`, or that with adapters.
     """
     with torch.inference_mode():
-        prefix = shared_prefix(model, rendered)
+        prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
+    longest = config.evaluator.max_new_tokens
     stops = language_model.stop_ids()
 
     def work(batch: list[int]) -> list[tuple[list[int], float]]:
-        return answer_and_nll(model, [rendered[i] for i in batch], config.max_new_tokens, stops, prefix)
+        return answer_and_nll(model, [rendered[i] for i in batch], longest, stops, prefix)
 
     skip = prefix.length if prefix else 0
-    lengths = [len(r.input_ids) - skip + config.max_new_tokens for r in rendered]
+    lengths = [len(r.input_ids) - skip + longest for r in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
-    budget = reading_tokens(model, config.batch_tokens)
-    found = dict(in_batches(lengths, budget, budget, work))
+    budget = reading_tokens(model, config.evaluator.batch_tokens)
+    found = dict(in_batches(lengths, budget, budget, work, skip))
     decode = language_model.tokenizer.decode
     rows = []
     for i, example in enumerate(examples):
@@ -95,26 +96,21 @@ def named_label(answer: str, labels: Sequence[str]) -> str | None:
     whole = {_bare(label): label for label in reversed(labels)}
     if _bare(answer) in whole:
         return whole[_bare(answer)]
-    pattern, by_text = _label_pattern(tuple(labels))
-    found = {by_text[_case(match)] for match in pattern.findall(" ".join(answer.split()))}
+    pattern, by_group = _label_pattern(tuple(labels))
+    found = {by_group[match.lastindex or 0] for match in pattern.finditer(" ".join(answer.split()))}
     return found.pop() if len(found) == 1 else None
 
 
 @lru_cache(maxsize=64)
-def _label_pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """What finds labels as whole words, and the label of each found text (in lower case if longer than 1)."""
+def _label_pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], list[str]]:
+    """What finds labels as whole words, and the label of each of its groups, which count from 1."""
+    by_length = sorted(labels, key=len, reverse=True)
     parts = [
-        re.escape(label) if len(label) == 1 else f"(?i:{re.escape(label)})"
-        for label in sorted(labels, key=len, reverse=True)
+        f"({re.escape(label)})" if len(label) == 1 else f"((?i:{re.escape(label)}))" for label in by_length
     ]
     # Chinese is written without spaces: its characters bound a word like punctuation does.
     letter = "[^\\W一-鿿]"
-    pattern = re.compile(f"(?<!{letter})(?:{'|'.join(parts)})(?!{letter})")
-    return pattern, {_case(label): label for label in reversed(labels)}
-
-
-def _case(text: str) -> str:
-    return text if len(text) == 1 else text.lower()
+    return re.compile(f"(?<!{letter})(?:{'|'.join(parts)})(?!{letter})"), ["", *by_length]
 
 
 def _bare(text: str) -> str:

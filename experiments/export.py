@@ -19,7 +19,7 @@ from sapo.conf.schema import Config
 from sapo.experiments.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store, Stored, read_json
-from sapo.experiments.models import load_tokenizer, model_folder, model_identity
+from sapo.experiments.models import load_tokenizer, model_folder, model_identity, require_model
 from sapo.experiments.reevaluation import Reevaluation, missing_state
 
 CARD = "README.md"
@@ -224,7 +224,7 @@ def _write_adapter(source: Exportable, folder: Path) -> None:
 def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
     model = source.config.model
     base: Any = AutoModelForCausalLM.from_pretrained(
-        model_folder(model), dtype="auto", trust_remote_code=model.trust_remote_code
+        require_model(model), dtype="auto", trust_remote_code=model.trust_remote_code, use_safetensors=True
     ).eval()
     if getattr(base.config, "quantization_config", None):
         raise UserError(f"Model {model.name} is quantized and cannot take merged weights. Leave out --merge.")

@@ -18,9 +18,9 @@ from torch.nn import functional
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from sapo.conf.errors import WorkError
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
+from sapo.experiments.budgets import DoesNotFitError, is_out_of_memory, one_example
 
 IGNORED = -100
 # What a forward pass costs beside its tokens, since weights are read and kernels started; as a number of
@@ -85,17 +85,15 @@ def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered]) -> Prefi
     """What all examples begin with, read once; differentiable.
 
     None if the model's cache cannot be repeated, or if sharing saves less than one more forward pass costs.
-    WorkError if it alone does not fit in memory.
+    DoesNotFitError if it alone does not.
     """
     length = prefix_length(examples)
     saved = length * (len(examples) - 1)
     if saved <= pass_tokens(model.device) or not can_share_prefix(model.config):
         return None
     ids = torch.tensor([examples[0].input_ids[:length]], device=model.device)
-    try:
+    with one_example(min(len(example.input_ids) for example in examples)):
         layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
-    except torch.OutOfMemoryError as error:
-        raise WorkError(f"One example of {length} tokens or more does not fit in memory.") from error
     return Prefix([(layer.keys, layer.values) for layer in layers])
 
 
@@ -201,23 +199,27 @@ def _halves(batch: list[int]) -> list[list[int]]:
 
 
 def in_batches(
-    lengths: Sequence[int], budget: int, overhead: int, work: Callable[[list[int]], list[Result]]
+    lengths: Sequence[int],
+    budget: int,
+    overhead: int,
+    work: Callable[[list[int]], list[Result]],
+    skip: int = 0,
 ) -> Iterator[tuple[int, Result]]:
     """Index and result of every item, worked on in batches as `by_tokens` makes them.
 
-    Where one does not fit in memory, it and all that are left are halved, which is said in the log; WorkError
-    if a single item does not fit.
+    Where one does not fit in memory, it and all that are left are halved, which is said in the log;
+    DoesNotFitError if a single item does not. `skip` tokens of each item, read before, are not in its length.
     """
     waiting = by_tokens(lengths, budget, overhead)
     while waiting:
         batch = waiting.pop(0)
         try:
             results = work(batch)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(batch) == 1:
-                raise WorkError(
-                    f"One example of {lengths[batch[0]]} tokens does not fit in memory."
-                ) from error
+                raise DoesNotFitError(skip + lengths[batch[0]]) from error
             torch.cuda.empty_cache()
             _log.warning("A batch of %d examples does not fit in memory: on with halves.", len(batch))
             waiting = [half for whole in [batch, *waiting] for half in _halves(whole)]

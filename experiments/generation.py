@@ -129,8 +129,8 @@ def _joined(parts: Sequence[_Reading], skip: int) -> _Reading:
     caches = [part.cache for part in parts if part.cache is not None]
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         keys, values = ([getattr(layer, name) for layer in layers] for name in ("keys", "values"))
-        for layer in layers[1:]:
-            layer.reset()  # so that not everything is in memory twice
+        for layer in layers:
+            layer.keys = layer.values = None  # so that only one layer is in memory twice
         layers[0].keys, layers[0].values = (_padded_cat(tensors, 2) for tensors in (keys, values))
     shared = torch.cat([part.mask[:, :skip] for part in parts])
     first.mask = torch.cat([shared, _padded_cat([part.mask[:, skip:] for part in parts], 1)], dim=1)

@@ -77,7 +77,7 @@ def adapter_gradients(
     skip = prefix.length if prefix else 0
     lengths = [len(row.input_ids) - skip for row in rows]
     budget = training_tokens(model, config.micro_batch_tokens)
-    for _ in in_batches(lengths, budget, pass_tokens(model.device), work):
+    for _ in in_batches(lengths, budget, pass_tokens(model.device), work, skip):
         pass
     found = {_module(key): total.cpu() for key, total in sums.items()}
     for module, gradient in found.items():

@@ -15,7 +15,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import FOLDERS, load_tasks
 from sapo.data.pools import load_pool
-from sapo.experiments.models import device_of, dtype_of, model_folder
+from sapo.experiments.models import device_of, dtype_of, load_tokenizer, require_runnable
 
 DISTRIBUTION = "sapo-prompts"
 LEAST_FREE = 2**30  # a small model's run takes megabytes; below this, something else will soon fail
@@ -87,7 +87,12 @@ def _device(config: Config) -> Check:
 
 
 def _model(config: Config) -> Check:
-    return _tried(f"model {config.model.name}", lambda: str(model_folder(config.model)))
+    def look() -> str:
+        folder = require_runnable(config.model)
+        load_tokenizer(config.model)
+        return str(folder)
+
+    return _tried(f"model {config.model.name}", look)
 
 
 def _benchmarks(config: Config) -> Check:

@@ -1,6 +1,7 @@
 """Language models: where they lie, what identifies them, and loading them once a process."""
 
 import hashlib
+import inspect
 import logging
 import os
 import subprocess
@@ -8,18 +9,22 @@ import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -29,6 +34,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ModelConfig
 from sapo.data.render import Rendered, Renderer
 from sapo.data.tasks import Task
+from sapo.experiments.budgets import is_out_of_memory
 from sapo.experiments.tiny import tiny_tokenizer
 
 TEMPLATES = Path(__file__).parent.parent / "data" / "templates"
@@ -85,6 +91,8 @@ def device_of(config: Config) -> torch.device:
         raise UserError(
             "engine.device=cuda, and PyTorch sees no GPU. Try engine.device=cpu, or `sapo doctor`."
         )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("engine.device=mps, and PyTorch sees no such device. Try engine.device=cpu.")
     return torch.device(name)
 
 
@@ -165,12 +173,50 @@ def model_folder(model: ModelConfig) -> Path:
     return folder
 
 
-def require_weights(folder: Path) -> None:
-    """UserError unless a model folder has its weights as safetensors."""
-    if not any(folder.glob("*.safetensors")):
+def require_model(model: ModelConfig) -> Path:
+    """The model's folder; UserError unless its config can be read and its weights are whole safetensors."""
+    folder = model_folder(model)
+    _model_config(model, folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise UserError(
             f"No *.safetensors in the model folder {folder}; weights in other formats are not loaded."
         )
+    for file in files:
+        with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
+            pass  # opening compares the file's length with what its header declares
+    return folder
+
+
+def require_runnable(model: ModelConfig) -> Path:
+    """The same, for a model that also answers: UserError unless it keeps the keys and values it has read."""
+    folder = require_model(model)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(_model_config(model, folder)), None)
+    if kind and "past_key_values" not in inspect.signature(kind.forward).parameters:
+        raise UserError(
+            f"Model {model.name}: {kind.__name__} keeps no keys and values (past_key_values), from which "
+            "answers are generated. `sapo select` can rank wordings for it; runs need another model."
+        )
+    return folder
+
+
+def _model_config(model: ModelConfig, folder: Path) -> PreTrainedConfig:
+    with _loading(f"the config of model {model.name}", folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+
+
+@contextmanager
+def _loading(what: str, where: Path) -> Iterator[None]:
+    """UserError naming the place in place of what libraries raise when files there are broken."""
+    try:
+        yield
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        if is_out_of_memory(error):
+            raise WorkError(f"Not enough memory for {what} ({where}).") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"Cannot load {what} from {where}: {type(error).__name__}: {reason}. Replace it by a whole copy."
+        ) from error
 
 
 def build(model: ModelConfig) -> Path:
@@ -260,16 +306,19 @@ def _draw_tiny(architecture: str, folder: Path) -> None:
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer with a chat template; UserError if it has none."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.tokenizer or model_folder(model), trust_remote_code=model.trust_remote_code
-    )
+    """The model's tokenizer with a chat template; UserError if it has none that can be read."""
+    folder = Path(model.tokenizer or model_folder(model))
+    with _loading(f"the tokenizer of model {model.name}", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     if model.chat_template:
         tokenizer.chat_template = _template(model)
     if not tokenizer.chat_template:
         raise UserError(
             f"Model {model.name}'s tokenizer has no chat template; set model.chat_template=llama2."
         )
+    with _loading(f"the chat template of model {model.name}", folder):
+        turn = {"role": "user", "content": "text"}
+        tokenizer.apply_chat_template([turn], tokenize=False, **dict(model.template_options))
     return tokenizer
 
 
@@ -296,17 +345,22 @@ def load_model(config: Config) -> LanguageModel:
     key = f"{model_identity(config)} {device_of(config)}"
     if key not in _loaded:
         _loaded.clear()
-        folder = model_folder(config.model)
-        require_weights(folder)
-        _log.info("loading %s", config.model.name)
-        remote = config.model.trust_remote_code
+        _loaded[key] = LanguageModel(_load_base(config), load_tokenizer(config.model), config.model)
+    return _loaded[key]
+
+
+def _load_base(config: Config) -> PreTrainedModel:
+    """The model on its device, all weights frozen."""
+    model, device = config.model, device_of(config)
+    folder = require_model(model)
+    settings = _model_config(model, folder)
+    _log.info("loading %s", model.name)
+    with _loading(f"model {model.name}", folder):
         base: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=AutoConfig.from_pretrained(folder, trust_remote_code=remote),
+            config=settings,
             dtype=getattr(torch, dtype_of(config)),
-            trust_remote_code=remote,
+            trust_remote_code=model.trust_remote_code,
             use_safetensors=True,  # other weight files are pickles, which can run code of whoever wrote them
         )
-        base.to(device_of(config)).eval().requires_grad_(False)
-        _loaded[key] = LanguageModel(base, load_tokenizer(config.model), config.model)
-    return _loaded[key]
+        return base.to(device).eval().requires_grad_(False)

@@ -1,15 +1,15 @@
 """What a set of runs would compute: stages to do and done, what they share, and what they take."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sapo.conf.schema import Config
 from sapo.experiments.continual import Planned, run_sequence
 from sapo.experiments.costs import estimated_tokens, measured_rates, run_bytes, stage_bytes, stated_rate
-from sapo.experiments.engine.stages import Stage, stage_key
+from sapo.experiments.engine.stages import Stage, Train, stage_key
 from sapo.experiments.engine.store import KINDS, Store, Stored
-from sapo.experiments.probe import measure_all
+from sapo.experiments.probe import measure_all, probes_of
 
 
 @dataclass
@@ -61,9 +61,13 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages by kind, what is to do by model, how many stages the runs ask for in all, and bytes on disk."""
+    """Stages by kind, what is to do by model, how many stages the runs ask for in all, and bytes on disk.
+
+    `trainings` are those of kind `train` by the place of their task in its sequence: `train, task 1`.
+    """
 
     kinds: list[KindPlan]
+    trainings: list[KindPlan]
     models: dict[str, ModelPlan]
     asked: int
     disk_bytes: int
@@ -82,21 +86,44 @@ def plan(
     engine = PlanEngine(store)
     of_runs = sum(asyncio.run(_ask(configs, engine)))
     for runs, gradients in probes:
-        asyncio.run(measure_all(runs, engine, gradients))
+        asyncio.run(measure_all(probes_of(runs), engine, gradients))
     rates = measured_rates(store, {config.model.name for config in configs})
-    kinds = {kind: KindPlan(kind) for kind in KINDS}
+    kinds = {kind: KindPlan(kind) for kind in KINDS} | _tally(engine, rates, lambda stage: stage.kind)
+    trainings = _tally(engine, rates, _place)
     models = {config.model.name: ModelPlan() for config in configs}
-    for stage in engine.done.values():
-        kinds[stage.kind] = replace(kinds[stage.kind], done=kinds[stage.kind].done + 1)
     for stage in engine.to_do.values():
-        name, tokens = stage.config.model.name, estimated_tokens(stage)
+        name = stage.config.model.name
         rate = rates.get((stage.kind, name))
-        kinds[stage.kind] = _with_stage(kinds[stage.kind], tokens, rate)
-        models[name] = _with_costs(models[name], stage, tokens, rate)
+        models[name] = _with_costs(models[name], stage, estimated_tokens(stage), rate)
     disk = sum(model.disk_bytes for model in models.values())
-    # Only probes have gradients, and only where they are asked for.
-    shown = [kind for kind in kinds.values() if kind.kind != "gradient" or kind.done + kind.to_do]
-    return Plan(shown, models, engine.asked, disk + of_runs)
+    return Plan(
+        # Only probes have gradients, and only where they are asked for.
+        kinds=[kind for kind in kinds.values() if kind.kind != "gradient" or kind.done + kind.to_do],
+        trainings=[trainings[name] for name in sorted(trainings, key=lambda name: (len(name), name))],
+        models=models,
+        asked=engine.asked,
+        disk_bytes=disk + of_runs,
+    )
+
+
+def _place(stage: Stage) -> str | None:
+    return f"train, task {stage.position + 1}" if isinstance(stage, Train) else None
+
+
+def _tally(
+    engine: PlanEngine, rates: Mapping[tuple[str, str], float], name_of: Callable[[Stage], str | None]
+) -> dict[str, KindPlan]:
+    """The stages by the name that they are given; those without one do not count."""
+    found: dict[str, KindPlan] = {}
+    for stage in engine.done.values():
+        if name := name_of(stage):
+            kind = found.setdefault(name, KindPlan(name))
+            found[name] = replace(kind, done=kind.done + 1)
+    for stage in engine.to_do.values():
+        if name := name_of(stage):
+            rate = rates.get((stage.kind, stage.config.model.name))
+            found[name] = _with_stage(found.get(name, KindPlan(name)), estimated_tokens(stage), rate)
+    return found
 
 
 async def _ask(configs: Sequence[Config], engine: PlanEngine) -> list[int]:

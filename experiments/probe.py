@@ -5,7 +5,7 @@ what can be known before the last task is trained: losses, answers and gradients
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ import pandas as pd
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
+from sapo.data.losses import prompt_losses
+from sapo.data.manifest import MANIFEST, manifest_of
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.tasks import Example, Task, digest, examples_digest
-from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another, run_all
+from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another
 from sapo.experiments.engine.concurrent import ConcurrentEngine
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import Evaluate, Gradient, Score
 from sapo.experiments.engine.store import Stored, read_json, write_json
 from sapo.experiments.gradients import cosines, layer_of, load_gradients, spread_ranks
-from sapo.experiments.runs import write_run
-from sapo.experiments.scoring import prompt_losses, subset
+from sapo.experiments.scoring import subset
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
 _LOSSES = ["prompt", "example", "nll", "entropy", "n_tokens"]
@@ -35,12 +36,16 @@ _GRADIENTS = "gradients.parquet"
 
 @dataclass(frozen=True)
 class Probe:
-    """A pair of tasks, and the runs' configs by the index of the second task's prompt."""
+    """A pair of tasks, and the runs' configs by the index of the second task's prompt.
+
+    `missing` are prompts that were asked for and whose runs failed.
+    """
 
     tasks: tuple[Task, Task]
     unseen: tuple[Task, ...]
     prompts: tuple[Prompt, ...]
     configs: dict[int, Config]
+    missing: tuple[int, ...] = ()
 
     @property
     def config(self) -> Config:
@@ -124,44 +129,74 @@ def _require_possible(config: Config) -> None:
         )
 
 
-def run_probes(
-    configs: Sequence[Config], engine: LocalEngine | ConcurrentEngine, gradients: bool = False
-) -> list[Path]:
-    """Runs the probes that the configs make up, writes runs and probes, and returns the probes' folders."""
-    probes_of(configs)
-    runs = asyncio.run(run_all(configs, engine))
-    return write_probes([(run.config, write_run(run, engine.store)) for run in runs], engine, gradients)
+def finished_part(probe: Probe, finished: Collection[int]) -> Probe | None:
+    """The probe of the prompts whose runs finished, the others `missing`; None if they make up none.
+
+    `finished` holds the ids of the finished runs' config objects.
+    """
+    configs = {index: config for index, config in probe.configs.items() if id(config) in finished}
+    if ORIGINAL not in configs or len(configs) < LEAST_PROMPTS:
+        return None
+    prompts = tuple(prompt for prompt in probe.prompts if prompt.index in configs)
+    missing = tuple(index for index in probe.configs if index not in configs)
+    return replace(probe, prompts=prompts, configs=configs, missing=missing)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The folders of the probes that are written, and the probes that could not be measured, with why."""
+
+    folders: list[Path]
+    failed: list[tuple[Probe, Exception]]
 
 
 def write_probes(
-    runs: Sequence[tuple[Config, Path]], engine: LocalEngine | ConcurrentEngine, gradients: bool = False
-) -> list[Path]:
+    probes: Sequence[Probe],
+    folders: Mapping[int, Path],
+    engine: LocalEngine | ConcurrentEngine,
+    gradients: bool = False,
+) -> Written:
     """Measures what can be known before the second task is trained, and writes `ROOT/probes/ID`.
 
-    `runs` are finished runs with their folders. Raises UserError if they make up no whole probes.
+    `folders` has the folder of every run of the probes by the id of its config object.
     """
-    folders, store = {id(config): folder for config, folder in runs}, engine.store
-    probes = probes_of([config for config, _ in runs])
+    written, store = Written([], []), engine.store
     records = [_record(probe, folders) for probe in probes]
     targets = [store.probe_folder(record["id"]) for record in records]
     # Gradients that were asked for once stay with their probe: by now they only have to be read.
     wanted = [gradients or (target / _GRADIENTS).is_file() for target in targets]
     measured = asyncio.run(_measure_each(probes, engine, wanted))
     for probe, found, record, target in zip(probes, measured, records, targets, strict=True):
-        with store.lock(record["id"]), store.replacing(target, record["id"]) as folder:
-            _write(folder, probe, found, record)
-    return targets
+        try:
+            if isinstance(found, Exception):
+                raise found
+            with store.lock(record["id"]), store.replacing(target, record["id"]) as folder:
+                _write(folder, probe, found, record)
+                write_json(folder / MANIFEST, manifest_of(folder))
+            written.folders.append(target)
+        except Exception as error:
+            # One probe's failure, whatever it is, leaves the others to be written.
+            written.failed.append((probe, error))
+    return written
 
 
-async def measure_all(configs: Sequence[Config], engine: Engine, gradients: bool = False) -> None:
+async def measure_all(probes: Sequence[Probe], engine: Engine, gradients: bool = False) -> None:
     """Asks the engine for all that `write_probes` measures; a planning engine thereby counts it."""
-    probes = probes_of(configs)
-    await _measure_each(probes, engine, [gradients] * len(probes))
+    await asyncio.gather(*(_measure(probe, engine, gradients) for probe in probes))
 
 
-async def _measure_each(probes: Sequence[Probe], engine: Engine, gradients: Sequence[bool]) -> list[Measured]:
-    asked = zip(probes, gradients, strict=True)
-    return list(await asyncio.gather(*(_measure(probe, engine, wanted) for probe, wanted in asked)))
+async def _measure_each(
+    probes: Sequence[Probe], engine: Engine, gradients: Sequence[bool]
+) -> list[Measured | Exception]:
+    """What was measured for each probe, or why it could not be."""
+
+    async def outcome(probe: Probe, wanted: bool) -> Measured | Exception:
+        try:
+            return await _measure(probe, engine, wanted)
+        except Exception as error:
+            return error
+
+    return list(await asyncio.gather(*map(outcome, probes, gradients)))
 
 
 async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
@@ -204,7 +239,7 @@ def _by_loss(probe: Probe, losses: Stored | Planned) -> list[Prompt]:
     return sorted(paraphrases, key=lambda prompt: (by_index[prompt.index], prompt.index))
 
 
-def _record(probe: Probe, folders: dict[int, Path]) -> dict[str, Any]:
+def _record(probe: Probe, folders: Mapping[int, Path]) -> dict[str, Any]:
     """`probe.json`: what the runs share, their prompts, and which run is which prompt's.
 
     `folders` has a run's folder by the id of its config object.
@@ -226,6 +261,7 @@ def _record(probe: Probe, folders: dict[int, Path]) -> dict[str, Any]:
         "demonstration": original["demonstration"],
         "prompts": {str(prompt.index): prompt.text for prompt in probe.prompts},
         "runs": {str(index): folders[id(config)].name for index, config in probe.configs.items()},
+        "missing": list(probe.missing),
         "identity": identity,
         "comparable": original["comparable"],
     }
@@ -236,6 +272,12 @@ def _write(folder: Path, probe: Probe, measured: Measured, record: dict[str, Any
     # Where a target was cut off under some prompt (data.truncation=end), prompts cannot be compared.
     cut = set(losses.loc[losses["n_tokens"] == 0, "example"])
     losses = losses[~losses["example"].isin(cut)]
+    if losses.empty:
+        raise UserError(
+            f"Every scored example of {probe.tasks[1].name} has its target cut off under some prompt: "
+            "nothing is left to compare. Give data.max_input_tokens a larger value, or say "
+            "data.truncation=input."
+        )
     tables = [_stored(found).examples().assign(prompt=index) for index, found in measured.answers.items()]
     answers = pd.concat(tables, ignore_index=True)
     answers = answers[~answers["example"].isin(cut)]

@@ -1,14 +1,17 @@
 """Evaluating the states of a finished run again: on other tasks, or under other prompts."""
 
 import asyncio
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import choices, load_one, settled
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
+from sapo.data.manifest import MANIFEST, damage
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Task
@@ -16,6 +19,16 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import BASE, Evaluate
 from sapo.experiments.engine.store import Store, Stored, read_json
 from sapo.experiments.runs import read_config
+
+# What may be another than it was when the run was made: where things are, and how they are computed.
+OVERRIDES = (
+    "data.root",
+    "data.test_examples",
+    "engine.device",
+    "evaluator.batch_tokens",
+    "paraphrases",
+    "sequence.benchmark",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,20 @@ class Reevaluation:
     def states(self) -> list[dict[str, Any]]:
         """The run's states, the untouched model first: `after`, `key`, and the `tasks` that it tested."""
         return self.record["states"]
+
+    @property
+    def sequence(self) -> str:
+        """The arguments by which `sapo train` trains the run's sequence."""
+        ours, root = self.config.sequence, self.config.data.root
+        name = ours.name if ours.name in choices("sequence") else "own"
+        known = load_one([f"sequence={name}", "task=any"])  # beside a task, a sequence may be without tasks
+        said = [
+            f"sequence.{f.name}={_written(getattr(ours, f.name))}"
+            for f in fields(ours)
+            if getattr(ours, f.name) != getattr(known.sequence, f.name)
+        ]
+        where = [f"data.root={root}"] if root and root != known.data.root else []
+        return shlex.join([f"sequence={known.sequence.name}", *said, *where])
 
     def wishes(self, names: Sequence[str], prompt: str, state: str) -> list[Wish]:
         """Every state and task that is asked for; the run's own tasks where `names` is empty.
@@ -86,9 +113,44 @@ class Reevaluation:
         return choices
 
 
-def open_run(folder: Path) -> Reevaluation:
-    """The run in a folder."""
-    return Reevaluation(read_json(folder / "run.json"), read_config(folder))
+def _written(value: object) -> str:
+    """A value as an override has it."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> Reevaluation:
+    """The run in a folder, its config with `overrides` of `OVERRIDES` applied.
+
+    Where its benchmark data has gone, or it had none, the present SAPO_DATA is read. Raises WorkError if the
+    run's files are not those that were written, UserError for other overrides.
+    """
+    again = "Run its command again: only what is missing is computed."
+    if (folder / MANIFEST).is_file():
+        for line in damage(folder):
+            raise WorkError(f"Damaged: {line}. {again}")
+    record = read_json(folder / "run.json")
+    missing = [name for name in ("id", "tasks", "unseen", "states", "choices") if name not in record]
+    if missing:
+        raise WorkError(f"Damaged: {folder / 'run.json'} has no {', '.join(missing)}. {again}")
+    return Reevaluation(record, _with(read_config(folder), overrides))
+
+
+def _with(config: Config, overrides: Sequence[str]) -> Config:
+    """The config with what the overrides say, and with benchmark data that is there."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for key in keys:
+        if key not in OVERRIDES and not key.startswith("paraphrases."):
+            raise UserError(f"{key}: a run's settings stay as they were, but for {', '.join(OVERRIDES)}.")
+    said = load_one(list(overrides))
+    if not (config.data.root and Path(config.data.root).expanduser().is_dir()):
+        keys.append("data.root")
+    for key in keys:
+        group, _, setting = key.partition(".")
+        value = getattr(said, group)
+        if setting:
+            value = replace(getattr(config, group), **{setting: getattr(value, setting)})
+        config = replace(config, **{group: value})
+    return settled(config)
 
 
 def require_states(run: Reevaluation, wishes: Sequence[Wish], store: Store) -> None:
@@ -100,8 +162,8 @@ def require_states(run: Reevaluation, wishes: Sequence[Wish], store: Store) -> N
 
 def missing_state(run: Reevaluation, after: int, store: Store) -> UserError:
     """The error for a state that the store does not hold (any more), with the command that mends it."""
-    names = ("sequence", "model", "method", "policy", "seed")
-    again = " ".join(f"{name}={run.record[name]}" for name in names)
+    names = ("model", "method", "policy", "seed")
+    again = " ".join([run.sequence, *(f"{name}={run.record[name]}" for name in names)])
     return UserError(
         f"State {after} of run {run.record['id']} is not in the store {store.root}. Train it "
         f"again: sapo train {again} (settings: config.yaml of the run)."

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sapo.conf.errors import UserError
+from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
 from sapo.data.manifest import MANIFEST, manifest_of
 from sapo.data.tasks import Task, digest, examples_digest
@@ -60,15 +61,7 @@ def read_config(folder: Path) -> Config:
 
 def run_id(run: Run, identity: dict[str, Any]) -> str:
     """A name that people can read, and enough of the identity's digest to be one run's own."""
-    config = run.config
-    names = (
-        config.sequence.name,
-        config.model.name,
-        config.method.name,
-        config.policy.name,
-        f"s{config.seed}",
-    )
-    return "-".join((*names, digest(json.loads(json.dumps(identity)))[:8]))
+    return f"{run_name(run.config)}-{digest(json.loads(json.dumps(identity)))[:DIGEST]}"
 
 
 def _identity(run: Run, pool: dict[str, Any] | None) -> dict[str, Any]:
@@ -101,8 +94,8 @@ def _pool_identity(config: Config, pool: dict[str, Any] | None) -> dict[str, Any
 
     The bank's first 20 are left out, as policies that choose nothing are.
     """
-    is_default = config.paraphrases.name == "bank" and pool is not None and pool["size"] == 20
-    if pool is None or is_default or config.policy.name == "fixed":
+    is_bank = (config.paraphrases.source, config.paraphrases.name) == ("bank", "bank")
+    if pool is None or (is_bank and pool["size"] == 20) or config.policy.name == "fixed":
         return {}
     return {"pool": pool["digest"]}
 
@@ -140,23 +133,38 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
         "trainer": config.trainer.name,
         "demonstration": is_demonstration(config),
         "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
-        "choices": [
-            {
-                "task": choice.task,
-                "index": choice.prompt.index,
-                "text": choice.prompt.text,
-                "candidates": choice.candidates,
-                "drawn": [prompt.text for prompt in choice.drawn] or None,
-            }
-            for choice in run.choices
-        ],
+        "choices": _choices(run),
         "comparable": {
-            "model": identity["model"],
             "data": identity["test"],
-            "evaluator": identity["evaluator"],
-            "trainer": identity["trainer"],
-            "train": identity["train"],
+            **{name: identity[name] for name in ("model", "evaluator", "trainer", "train")},
         },
+        **_computed(run),
+        "notes": [
+            *filter(None, [method_note(config.method)]),
+            *(note for task in (*run.tasks, *run.unseen) for note in _notes(task, config)),
+        ],
+        "identity": identity,
+        "environment": _environment(_stored(run)[0]),
+    }
+
+
+def _choices(run: Run) -> list[dict[str, Any]]:
+    """The prompt of each task, and what it was chosen from."""
+    return [
+        {
+            "task": choice.task,
+            "index": choice.prompt.index,
+            "text": choice.prompt.text,
+            "candidates": choice.candidates,
+            "drawn": [prompt.text for prompt in choice.drawn] or None,
+        }
+        for choice in run.choices
+    ]
+
+
+def _computed(run: Run) -> dict[str, Any]:
+    """What the run's stages left, and what it took."""
+    return {
         "states": [
             {"after": state.after, "key": state.key, "tasks": [task.name for task in state.tested]}
             for state in run.states
@@ -164,12 +172,6 @@ def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
         "kept": {stored.key: stored.result["kept"] for stored in run.trained if isinstance(stored, Stored)},
         "stages": _stages(run),
         "shortened": _shortened(run),
-        "notes": [
-            *filter(None, [method_note(config.method)]),
-            *(note for task in (*run.tasks, *run.unseen) for note in _notes(task, config)),
-        ],
-        "identity": identity,
-        "environment": json.loads((_stored(run)[0].folder / "environment.json").read_text()),
     }
 
 
@@ -198,15 +200,25 @@ def _test_digests(run: Run) -> dict[str, str]:
 
 
 def _stored(run: Run) -> list[Stored]:
-    everything = [*run.trained, *(evaluation.stored for evaluation in run.evaluations)]
+    """The run's stages: what was scored, trained and evaluated."""
+    scored = [choice.scored for choice in run.choices]
+    everything = [*scored, *run.trained, *(evaluation.stored for evaluation in run.evaluations)]
     return [stored for stored in everything if isinstance(stored, Stored)]
 
 
+def _environment(stored: Stored) -> dict[str, Any]:
+    return json.loads((stored.folder / "environment.json").read_text())
+
+
 def _stages(run: Run) -> list[dict[str, Any]]:
-    scored = [choice.scored for choice in run.choices if isinstance(choice.scored, Stored)]
     return [
-        {"kind": stored.folder.parent.name, "key": stored.key, **_brief(stored.result)}
-        for stored in (*scored, *_stored(run))
+        {
+            "kind": stored.folder.parent.name,
+            "key": stored.key,
+            "device": _environment(stored)["device"],
+            **_brief(stored.result),
+        }
+        for stored in _stored(run)
     ]
 
 
@@ -219,8 +231,17 @@ def _shortened(run: Run) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stored in _stored(run):
         task = stored.result["task"]
-        counts[task] = max(counts.get(task, 0), stored.result["shortened"])
+        counts[task] = max(counts.get(task, 0), _n_shortened(stored))
     return counts
+
+
+def _n_shortened(stored: Stored) -> int:
+    """Examples that a stage had to shorten: of a scoring, under any of its prompts."""
+    count = stored.result["shortened"]
+    if not count or stored.folder.parent.name != "score":
+        return count
+    table = stored.examples()
+    return int(table.loc[table["is_shortened"], "example"].nunique())
 
 
 def _predictions(run: Run) -> pd.DataFrame:

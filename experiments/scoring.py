@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -14,7 +13,6 @@ from sapo.data.render import Rendered
 from sapo.data.tasks import Example, Task
 from sapo.experiments.forward import Prefix, in_batches, nll_and_entropy, pass_tokens, target_logits
 
-PUBLISHED_BATCH = 8
 NOTHING = (0.0, 0.0)
 
 
@@ -48,7 +46,7 @@ def example_losses(
         return list(zip(nll.tolist(), entropy.tolist(), strict=True))
 
     lengths = [len(examples[i].input_ids) - skip for i in with_target]
-    found = in_batches(lengths, budget, pass_tokens(model.device), work)
+    found = in_batches(lengths, budget, pass_tokens(model.device), work, skip)
     sums = {with_target[i]: pair for i, pair in found}
     return pd.DataFrame(
         [
@@ -72,33 +70,3 @@ def require_finite(losses: pd.DataFrame, task: Task, prompt: Prompt) -> None:
             f"The loss of task {task.name} under prompt {prompt.index} is not finite "
             f"(example {bad['example'].iloc[0]}). Nothing was stored."
         )
-
-
-def prompt_losses(losses: pd.DataFrame, reduction: str) -> pd.DataFrame:
-    """Loss of each prompt from per-example sums: `prompt`, `loss`, `n_examples`, `n_tokens`, `is_complete`.
-
-    Prompts that a race has dropped have fewer examples than the others: they are not complete, and their
-    losses cannot be compared.
-
-    `token`: total NLL over total target tokens. `example`: mean over examples of their own token means.
-    `batch`: mean over full batches of eight rows of their token means, as the published code has it on eight
-    devices, which drops the rows that are left (D8, D9).
-    """
-    grouped = losses.groupby("prompt")
-    totals = grouped.agg(nll=("nll", "sum"), n_tokens=("n_tokens", "sum"), n_examples=("nll", "size"))
-    if reduction == "token":
-        totals["loss"] = totals["nll"] / totals["n_tokens"]
-    elif reduction == "example":
-        totals["loss"] = (losses["nll"] / losses["n_tokens"]).groupby(losses["prompt"]).mean()
-    else:
-        totals["loss"] = [_batch_mean(rows) for _, rows in grouped]
-    totals["is_complete"] = totals["n_examples"] == totals["n_examples"].max()
-    return totals.reset_index()[["prompt", "loss", "n_examples", "n_tokens", "is_complete"]]
-
-
-def _batch_mean(rows: pd.DataFrame) -> float:
-    rows = rows.sort_values("example")
-    whole = rows.iloc[: len(rows) // PUBLISHED_BATCH * PUBLISHED_BATCH or len(rows)]
-    batch = np.arange(len(whole)) // PUBLISHED_BATCH
-    sums = whole.groupby(batch)[["nll", "n_tokens"]].sum()
-    return float((sums["nll"] / sums["n_tokens"]).mean())

@@ -66,8 +66,8 @@ class Selection:
     chosen: Prompt
     ranking: pd.DataFrame
     gain: Difference  # the choice minus the original, corrected for the number of paraphrases
-    lead: Difference  # the choice minus the runner-up
-    runner_up: Prompt
+    lead: Difference | None  # the choice minus the runner-up; None where nothing else could be chosen
+    runner_up: Prompt | None
     losses: pd.DataFrame
     task: Task = field(repr=False)
     columns: tuple[str, str] | None = None
@@ -81,7 +81,7 @@ class Selection:
     @property
     def verdict(self) -> list[str]:
         """Sentences for people: what was chosen, and which differences are noise."""
-        return [_choice_in_words(self), _lead_in_words(self)]
+        return [_choice_in_words(self), *_lead_in_words(self)]
 
     def render(self, examples: Iterable[Any], index: int | None = None) -> list[dict[str, Any]]:
         """Examples, in any form that `select_prompt` takes, as TRL's conversational prompt and completion.
@@ -234,13 +234,13 @@ def _selection(
 ) -> Selection:
     means, residuals = _mean_losses(losses, [prompt.index for prompt in prompts], reduction)
     order = sorted(range(len(prompts)), key=lambda i: (means[i], i))
-    best, second, *_ = [*(i for i in order if include_original or i), 0]
+    best, *others = [i for i in order if include_original or i]
     ranking = _ranking(prompts, order, means, residuals)
     ids = renderer.tokenizer(ranking["text"].tolist(), add_special_tokens=False)["input_ids"]
     n_tokens = losses.groupby("prompt")["n_tokens"].sum()
     return Selection(
         chosen=prompts[best],
-        runner_up=prompts[second],
+        runner_up=prompts[others[0]] if others else None,
         ranking=ranking.assign(
             n_examples=len(task.train),
             n_tokens=ranking["index"].map(n_tokens),
@@ -249,7 +249,7 @@ def _selection(
         gain=_difference(means, residuals, best, 0, len(prompts) - 1),
         # Uncorrected: for the winner against the runner-up this is valid though both were picked by the data
         # (Gutmann and Maymin 1987, "Is the selected population the best?").
-        lead=_difference(means, residuals, best, second, 1),
+        lead=_difference(means, residuals, best, others[0], 1) if others else None,
         losses=losses,
         task=task,
         columns=columns,
@@ -333,11 +333,15 @@ def _choice_in_words(selection: Selection) -> str:
     return f"Train with prompt {chosen.index}: its loss is {side} the original's by more than noise: {found}."
 
 
-def _lead_in_words(selection: Selection) -> str:
+def _lead_in_words(selection: Selection) -> Iterator[str]:
+    if selection.runner_up is None or selection.lead is None:
+        return
     chosen, second = _named(selection.chosen), _named(selection.runner_up)
+    found = f"{selection.lead} ({TEST})"
     if selection.lead.is_noise:
-        return f"Its lead over the next, {second}, is within noise: {selection.lead} ({TEST})."
-    return f"{chosen.capitalize()} leads the next, {second}, by more than noise: {selection.lead} ({TEST})."
+        yield f"Its lead over the next, {second}, is within noise: {found}."
+    else:
+        yield f"{chosen.capitalize()} leads the next, {second}, by more than noise: {found}."
 
 
 def _named(prompt: Prompt) -> str:

@@ -6,7 +6,7 @@ from sapo.conf.errors import UserError, unknown
 from sapo.conf.load import load
 from sapo.conf.schema import Config
 
-SCALES = ("mini", "paper")
+SCALES = ("mini", "small", "paper")
 ALL = "all"
 
 
@@ -25,6 +25,11 @@ class Target:
     def is_probe(self) -> bool:
         """Whether it is drawn from probes, for which more is measured than runs need."""
         return self.experiment == "probe"
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Of SCALES those that it has: `small`, the paper's tasks on the small model, only of probes."""
+        return SCALES if self.is_probe else ("mini", "paper")
 
     @property
     def gradients(self) -> bool:
@@ -54,22 +59,27 @@ TARGETS = {
 }
 
 
-def targets_of(name: str) -> list[str]:
-    """The targets that a name means: itself, or for `all` every one, each drawing of a probe once.
+def targets_of(name: str, scale: str) -> list[str]:
+    """The targets that a name means: itself, or for `all` every one that has the scale.
 
-    Raises UserError for an unknown name.
+    Each drawing of a probe is there once in `all`. Raises UserError for an unknown name or scale.
     """
-    if name == ALL:
-        return [target for target, what in TARGETS.items() if not what.is_probe or target == what.drawing]
-    if name not in TARGETS:
+    if name not in (*TARGETS, ALL):
         raise unknown("target", name, [*TARGETS, ALL])
-    return [name]
+    scales = SCALES if name == ALL else TARGETS[name].scales
+    if scale not in scales:
+        raise unknown(f"scale of {name}", scale, scales)
+    if name != ALL:
+        return [name]
+    return [
+        target
+        for target, what in TARGETS.items()
+        if scale in what.scales and (not what.is_probe or target == what.drawing)
+    ]
 
 
 def configs_of(name: str, scale: str, overrides: list[str]) -> list[Config]:
-    """The runs of a target, each once; UserError for an unknown scale or overrides that do not fit."""
-    if scale not in SCALES:
-        raise unknown(f"scale of {name}", scale, SCALES)
+    """The runs of a target at a scale that it has, each once; UserError for overrides that do not fit."""
     if any(override.startswith("experiment=") for override in overrides):
         raise UserError(f"{name} is an experiment itself: leave experiment=… out, or use sapo train.")
     configs = load([f"experiment={TARGETS[name].experiment}_{scale}", *overrides])

@@ -18,7 +18,7 @@ from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
 from sapo.experiments import checkpoints
 from sapo.experiments.adapters import trainable_parameters
-from sapo.experiments.budgets import training_tokens
+from sapo.experiments.budgets import is_out_of_memory, training_tokens
 from sapo.experiments.forward import (
     gathered_gradients,
     pass_tokens,
@@ -162,7 +162,9 @@ class TokenMeanTrainer(Trainer):
         while True:
             try:
                 return self._accumulate(model, groups)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 model.zero_grad()
                 if self.budget == 1:
                     longest = max(len(example.input_ids) for group in groups for example in group)
@@ -219,8 +221,10 @@ class TokenMeanTrainer(Trainer):
         """The Trainer's schedules, and DeepSpeed's WarmupLR, as the official code ran."""
         if self.trainer_config.schedule == "warmup_log_constant" and self.lr_scheduler is None:
             warmup = max(2, int(self.args.warmup_steps))
+            # The first step has rate 0: a training of one step must not consist of that.
+            begin = 2 if num_training_steps == 1 else 1
             self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: min(1.0, math.log(step + 1) / math.log(warmup))
+                optimizer or self.optimizer, lambda step: min(1.0, math.log(step + begin) / math.log(warmup))
             )
             self._created_lr_scheduler = True
             return self.lr_scheduler

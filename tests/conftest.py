@@ -1,8 +1,11 @@
 """What all tests share: an environment of their own, the real data where it is, and tiny configs."""
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -48,6 +51,48 @@ def tokenizers() -> Path:
         if not (folder / name / "tokenizer.json").is_file():
             pytest.skip(f"no tokenizers: {folder / name} is absent")
     return folder
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray has its sockets and logs: the names of sockets may not be long."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def ray_processes(ray_folder: Path) -> Callable[[], list[str]]:
+    """Gives the command lines of live processes that name Ray's folder."""
+
+    def found() -> list[str]:
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:  # it has just ended
+                continue
+        return [line for line in lines if str(ray_folder) in line]
+
+    return found
+
+
+@pytest.fixture(scope="session")
+def run_probes() -> Callable[..., list[Path]]:
+    """`run_probes(configs, engine, gradients=True)`: the folders of the probes that the configs make up."""
+    from sapo.experiments.batch import complete
+    from sapo.experiments.probe import probes_of, write_probes
+
+    def run(configs: list[Config], engine: Any, gradients: bool = False) -> list[Path]:
+        probes = probes_of(configs)
+        runs = complete(configs, engine, keep_going=False)
+        folders = {id(config): folder for config, folder in zip(configs, runs, strict=True)}
+        written = write_probes(probes, folders, engine, gradients)
+        assert written.failed == []
+        return written.folders
+
+    return run
 
 
 @pytest.fixture

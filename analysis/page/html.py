@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from sapo.analysis.page.sections import (
     shared_facts,
     warnings,
 )
-from sapo.analysis.render import PAPER_LABEL
+from sapo.analysis.render import PAPER_LABEL, told_once
 from sapo.analysis.report import Report
 from sapo.analysis.results import MEASURES
 from sapo.analysis.statistics import Interval
@@ -49,22 +49,20 @@ def write_report(
     output: Path,
     figures: Sequence[Path] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
-    notes: Sequence[str] = (),
 ) -> Path:
     """Writes `output`/report.html and returns its path.
 
     `figures` (SVG or PNG; other files are passed over) and `tables` (by title) stand beside what the report
-    itself holds, `notes` among its warnings. Text from data and models is escaped, and the page's policy
-    lets the browser load nothing and run no script but its own.
+    itself holds. Text from data and models is escaped, and the page's policy lets the browser load nothing
+    and run no script but its own.
     """
-    return write_text(output / "report.html", html(report, figures, tables or {}, notes))
+    return write_text(output / "report.html", html(report, figures, tables or {}))
 
 
 def html(
     report: Report,
     figures: Sequence[Path] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
-    notes: Sequence[str] = (),
 ) -> str:
     """The page of write_report."""
     pages = run_pages(report.runs)
@@ -73,9 +71,10 @@ def html(
         style=Markup((TEMPLATES / "report.css.jinja").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup(script),  # noqa: S704
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        warnings=[*warnings(pages), *report.notes, *notes],
+        warnings=list(dict.fromkeys([*warnings(pages), *report.warnings])),
+        notes=report.notes,
         figures=pictures([*report.files, *figures], {run.path for run in report.runs}),
-        tables={title: frame_grid(frame) for title, frame in (tables or {}).items()},
+        tables={title: _table_grid(frame) for title, frame in (tables or {}).items()},
         correlations=[_correlations(effects) for effects in report.correlations],
         **_of_runs(pages, report),
     )
@@ -173,6 +172,11 @@ def pictures(paths: Iterable[Path], passed_over: Iterable[Path] = ()) -> list[tu
         (stem.name, f"data:{PICTURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}")
         for stem, path in best.items()
     ]
+
+
+def _table_grid(frame: pd.DataFrame) -> Grid:
+    facts, shown = told_once(frame)
+    return replace(frame_grid(shown), caption=facts)
 
 
 def frame_grid(frame: pd.DataFrame) -> Grid:

@@ -124,7 +124,7 @@ def _facts(page: RunPage) -> dict[str, str]:
         "tasks": ", ".join(run.tasks),
         "unseen tasks": ", ".join(run.unseen) or "none",
         "parity": str(run.parity),
-        "device": environment.get("device", NONE),
+        "device": "; ".join(sorted(run.devices())) or environment.get("device", NONE),
         "git commit": str(environment.get("commit") or NONE) + changed,
         "python": environment.get("python", NONE),
         **(environment.get("packages") or {}),

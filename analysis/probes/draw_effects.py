@@ -7,17 +7,17 @@ from matplotlib.figure import Figure
 
 from sapo.analysis.correlations import (
     MAP_TEST,
-    MapSummary,
     PromptEffects,
     correlation_table,
+    map_caption,
     pair_estimate,
     probe_effects,
     summarize_map,
 )
-from sapo.analysis.figures import correlation_heatmap
+from sapo.analysis.figures import correlation_heatmap, remark
 from sapo.analysis.probes import tables
 from sapo.analysis.probes.figures import coefficient_text, name_of, pairs_figure, spread_figure
-from sapo.analysis.probes.output import ProbeReport, facts, note_paper, remark
+from sapo.analysis.probes.output import ProbeReport, facts, note_paper
 from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.probes.spread import SPREAD_TEST, Spread, change_rows, spread
 from sapo.analysis.resampling import COEFFICIENTS, holm
@@ -35,7 +35,7 @@ def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
         report.draw(f"{name}_spread", None, _variation_rows(result))
         for task, reason in result.no_change.items():
             who = f"{result.probe.sequence}, {name_of(result.measure)}, {short_name(task)}"
-            report.note(f"{who}: no relative change ({reason}).")
+            report.warn(f"{who}: no relative change ({reason}).")
         where = f"Figure 1, {result.probe.sequence}, {name_of(result.measure)}"
         for what in ("in_task", "cross_task", "ratio"):
             report.note_missing(f"{where}, {what.replace('_', '-')}", getattr(result, what))
@@ -86,15 +86,15 @@ def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
     adjusted = holm([found.p for *_, found in maps])
     captions: dict[int, dict[str, str]] = {}
     for (_, found, summary), p in zip(maps, adjusted, strict=True):
-        captions.setdefault(id(found), {})[summary.coefficient] = _map_line(summary, p)
+        captions.setdefault(id(found), {})[summary.coefficient] = map_caption(summary, p)
         where = f"Figure 2, {found.run.sequence}, {name_of(found.measure)}, {summary.coefficient}"
         report.note_missing(where, summary.mean)
         for reason in summary.undefined if summary.n_pairs else ():
-            report.note(f"Figure 2, {found.run.sequence}, {name_of(found.measure)}: left out: {reason}.")
+            report.warn(f"Figure 2, {found.run.sequence}, {name_of(found.measure)}: left out: {reason}.")
     for probe, found in effects:
         name = f"figure2_{probe.id}_{found.measure}"
         drawing = (
-            correlation_heatmap(found, captions[id(found)], remark(probe, found.measure))
+            correlation_heatmap(found, captions[id(found)], remark(probe.demonstration, found.measure))
             if len(found.scores.columns) > 1
             else None
         )
@@ -106,12 +106,6 @@ def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
     report.note(f"Test of Figure 2: {MAP_TEST}. Cells are not tested: a cell rests on one point a prompt.")
     report.note(f"p (Holm) of Figure 2: over the {sum(p is not None for p in adjusted)} maps of this report.")
     note_paper(report)
-
-
-def _map_line(summary: MapSummary, p: float | None) -> str:
-    if summary.mean.value is None:
-        return "no pair of tasks is defined"
-    return f"mean {summary.mean.text()}, p = {summary.p:.2g} (Holm {p:.2g})"
 
 
 def _pairs(probe: ProbeResult, found: PromptEffects) -> Figure:

@@ -1,7 +1,7 @@
 """Figures 3 and 4 of the paper: what is known before training, against what comes after it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
     for (probe, measure), choice in choices.items():
         for task in () if isinstance(choice, str) else choice.missing:
             where = f"Regret, {probe.sequence}, {name_of(measure)}"
-            report.note(f"{where}: without {short_name(task)}, which was not evaluated for every prompt.")
+            report.warn(f"{where}: without {short_name(task)}, which was not evaluated for every prompt.")
     _indicator_notes(report, every, pools, measures)
 
 
@@ -135,8 +135,9 @@ def _draw_pooled(
     pool = pooled(every)
     means = {(cell.indicator, cell.coefficient): cell.mean for cell in pool}
     points = {(cell.indicator, cell.coefficient): cell.points for cell in pool}
-    pairs = len({probe.sequence for probe in members})
-    title = f"Indicators before training over {pairs} pairs of tasks\n{', '.join(who)}, {len(members)} probes"
+    pairs = len({probe.pair for probe in members})
+    title = f"Indicators before training over {pairs} pair{'s' if pairs > 1 else ''} of tasks"
+    title += f"\n{', '.join(who)}, {len(members)} probes"
     title += f"\n{_what(means, 'pairs')}"
     rows = [
         {
@@ -158,6 +159,18 @@ def _file_part(name: str) -> str:
     return "-".join(re.findall(r"[\w.+-]+", name))
 
 
+def _gaps(power: Power) -> Iterator[str]:
+    """Why a mean has no value or no interval, and which tasks it leaves out."""
+    if power.mean.value is None:
+        yield f"not defined: {power.mean.reason}"
+        return
+    if power.mean.reason:
+        yield f"no interval: {power.mean.reason}"
+    for cell in power.by_task.values():
+        if cell.value is None:
+            yield f"left out of means: {cell.reason}"
+
+
 def _indicator_notes(
     report: ProbeReport,
     every: Sequence[Power],
@@ -166,20 +179,25 @@ def _indicator_notes(
 ) -> None:
     undefined: dict[str, list[str]] = {}
     for power in every:
-        where = f"Figure 3, {power.probe.sequence}, {name_of(power.measure)}"
-        if power.mean.reason and power.coefficient == COEFFICIENTS[0]:
-            what = "not defined" if power.mean.value is None else "no interval"
-            undefined.setdefault(f"{where}: {what}: {power.mean.reason}", []).append(power.indicator)
+        if power.coefficient == COEFFICIENTS[0]:  # what one lacks, both lack
+            where = f"Figure 3, {power.probe.sequence}, {name_of(power.measure)}"
+            for gap in _gaps(power):
+                undefined.setdefault(f"{where}: {gap}", []).append(power.indicator)
     for text, names in undefined.items():
-        report.note(f"{text} ({'all indicators' if len(names) == len(INDICATORS) else ', '.join(names)}).")
+        report.warn(f"{text} ({'all indicators' if len(names) == len(INDICATORS) else ', '.join(names)}).")
     for who, pool in pools:
         reasons = dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason)
         for reason in reasons:
-            report.note(f"Figure 3, over the pairs of {who}: {reason}.")
+            report.warn(f"Figure 3, over the pairs of {who}: {reason}.")
     report.note("Indicators: " + "; ".join(f"{name}: {what}" for name, what in INDICATORS.items()) + ".")
     report.note(
-        "sum_log_prob correlates as -loss does where all prompts are scored on the same target tokens: it is "
-        "then a multiple of it."
+        "sum_log_prob correlates as -loss does where all prompts are scored on the same target tokens and "
+        "their loss is reduced by tokens: it is then a multiple of it."
+    )
+    report.note(
+        f"Figure 3 has {len(INDICATORS) * len(COEFFICIENTS)} intervals a model and measure, each by itself: "
+        "they are not adjusted for their number, and where nothing goes together about one of them lies "
+        "beside 0 by chance. The paper's claim is of -loss alone."
     )
     if "nll" in measures:
         report.note("Correlations with NLL have its sign flipped: positive means that more is better.")
@@ -187,7 +205,8 @@ def _indicator_notes(
         "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
         "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
         "on the same test examples, hence a regret errs to the high side. Above the median is strictly above "
-        "that of all prompts, the chosen one included: by chance fewer than half are."
+        "that of all prompts, the chosen one included; by chance: what a prompt drawn at random would give. "
+        "Behind a count over probes stands its share with the exact binomial interval."
     )
     note_paper(report)
 
@@ -197,7 +216,7 @@ def figure4(report: ProbeReport, measures: Sequence[str]) -> None:
     del measures
     for probe in report.probes:
         if probe.gradients is None or probe.gradients.empty:
-            report.note(f"Figure 4: probe {probe.id} has no gradients; make it again with them.")
+            report.warn(f"Figure 4: probe {probe.id} has no gradients; make it again with them.")
             continue
         report.draw(f"figure4_{probe.id}", gradient_figure(probe, probe.gradients), probe.gradients)
     report.tell(

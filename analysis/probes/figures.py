@@ -53,7 +53,7 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
     names = [short_name(task) for task in tasks]
     figure, (points, bars) = _canvas(max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, ratios=(3, 2))
     colours = [COLOURS[result.probe.role(task)] for task in tasks]
-    order = result.probe.token_losses().sort_values(kind="stable").index
+    order = result.probe.pre_update_losses().sort_values(kind="stable").index
     offsets = pd.Series(np.linspace(-0.32, 0.32, len(order)), index=order)
     for place, (task, colour) in enumerate(zip(tasks, colours, strict=True)):
         _changes(points, place, result.changes[task], offsets, colour, result.no_change.get(task))
@@ -93,7 +93,11 @@ def _changes(
     if reason:
         where = axes.get_xaxis_transform()
         words = f"no relative change:\n{reason}"
-        axes.text(place, 0.5, words, transform=where, rotation=90, fontsize=8, ha="center", va="center")
+        # Not on the line of no change, which runs behind it.
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
+        axes.text(
+            place, 0.5, words, transform=where, rotation=90, fontsize=8, ha="center", va="center", bbox=box
+        )
         return
     others = changes.drop(ORIGINAL)
     axes.scatter(place + offsets[others.index], others, s=16, color=colour, alpha=0.8, linewidths=0)

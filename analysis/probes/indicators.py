@@ -27,7 +27,8 @@ from sapo.data.prompts import ORIGINAL
 INDICATORS = {
     "exact_match": "mean exact match (0-100) of greedy answers to the scored examples",
     "rougeL": "mean ROUGE-L (0-100) of greedy answers to the scored examples",
-    "-loss": "minus total target NLL over total target tokens (nats), the loss that SAPO ranks by",
+    "-loss": "minus the loss that SAPO ranks by: total target NLL over total target tokens (nats), where "
+    "scorer.reduction does not say otherwise",
     "-loss_variance": "minus the sample variance over examples of their mean NLL per target token",
     "-entropy": "minus the mean entropy (nats) of the next-token distributions over all target positions",
     "-entropy_variance": "minus the sample variance over examples of their mean entropy per target token",
@@ -42,19 +43,19 @@ def indicators_of(probe: ProbeResult) -> pd.DataFrame:
     """Prompts x INDICATORS, all measured before the current task is trained; NaN = not defined.
 
     A variance needs two examples. With one token count for all prompts, which is so where all are scored on
-    the same targets, sum_log_prob is a multiple of -loss and correlates as it does.
+    the same targets, sum_log_prob is a multiple of -loss (by tokens) and correlates as it does.
     """
     losses = probe.losses.assign(
         loss=probe.losses["nll"] / probe.losses["n_tokens"],
         mean_entropy=probe.losses["entropy"] / probe.losses["n_tokens"],
     ).groupby("prompt")
-    sums = losses[["nll", "entropy", "n_tokens"]].sum()
+    sums = losses[["entropy", "n_tokens"]].sum()
     answers = probe.answers.groupby("prompt")[["exact_match", "rougeL"]].mean()
     texts = pd.Series(probe.prompts)
     columns = {
         "exact_match": answers["exact_match"],
         "rougeL": answers["rougeL"],
-        "-loss": -sums["nll"] / sums["n_tokens"],
+        "-loss": -probe.pre_update_losses(),
         "-loss_variance": -losses["loss"].var(),
         "-entropy": -sums["entropy"] / sums["n_tokens"],
         "-entropy_variance": -losses["mean_entropy"].var(),
@@ -139,19 +140,24 @@ def _why_undefined(indicator: pd.Series, scores: pd.Series) -> str | None:
 
 @dataclass(frozen=True)
 class Pooled:
-    """One indicator over the pairs of a report: `points` holds each pair's mean, over its seeds."""
+    """One indicator over the pairs of a report: `points` holds each pair's mean, over its probes.
+
+    `n_defined` of the `n_tasks` correlations, one a probe and task, are in these means.
+    """
 
     measure: str
     indicator: str
     coefficient: str
     points: dict[str, float]
     mean: Estimate
+    n_defined: int
+    n_tasks: int
 
 
 def pooled(all_powers: Sequence[Power]) -> list[Pooled]:
-    """The mean of each indicator over pairs (one a sequence, averaged over seeds), with its interval.
+    """The mean of each indicator over pairs (each averaged over its sequences and seeds), with its interval.
 
-    The interval is over pairs; with one pair it is the one over prompts that the pair has.
+    The interval is over pairs; with one probe it is the one over prompts that the probe has.
     """
     groups: dict[tuple[str, str, str], list[Power]] = {}
     for power in all_powers:
@@ -163,7 +169,7 @@ def _pool(key: tuple[str, str, str], members: list[Power]) -> Pooled:
     by_pair: dict[str, list[float]] = {}
     for power in members:
         if power.mean.value is not None:
-            by_pair.setdefault(power.probe.sequence, []).append(power.mean.value)
+            by_pair.setdefault(power.probe.pair, []).append(power.mean.value)
     points = {pair: float(np.mean(values)) for pair, values in by_pair.items()}
     if len(members) == 1:
         mean = members[0].mean
@@ -171,7 +177,8 @@ def _pool(key: tuple[str, str, str], members: list[Power]) -> Pooled:
         mean = mean_estimate(list(points.values()), "pairs")
     else:
         mean = Estimate(None, reason=joined(power.mean.reason for power in members))
-    return Pooled(*key, points, mean)
+    cells = [cell for power in members for cell in power.by_task.values()]
+    return Pooled(*key, points, mean, sum(cell.value is not None for cell in cells), len(cells))
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,9 @@ class Choice:
 
     Scores are means over those tasks, good up. `regret`: best prompt minus the chosen; `of_original` and
     `of_random` the same for the original prompt and for a prompt drawn at random. `above_median`: whether the
-    chosen one is strictly above the median of all prompts; `tasks_above`: in how many tasks it is. Tasks that
-    were not evaluated for every prompt are `missing` from all of these.
+    chosen one is strictly above the median of all prompts; `tasks_above`: in how many tasks it is. By chance:
+    the same of a prompt drawn at random from those that SAPO can choose. Tasks that were not evaluated for
+    every prompt are `missing` from all of these.
     """
 
     probe: ProbeResult
@@ -189,7 +197,9 @@ class Choice:
     chosen: int
     best: int
     above_median: bool
+    above_by_chance: float
     tasks_above: int
+    tasks_above_by_chance: float
     n_tasks: int
     n_prompts: int
     regret: Estimate
@@ -199,8 +209,9 @@ class Choice:
 
 
 def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, seed: int = 0) -> Choice | str:
-    """The lowest-loss prompt (the first of equals) of a probe against all others, or why there is no choice.
+    """The prompt that SAPO would choose in a probe against all others, or why there is no choice.
 
+    It is the one of the lowest loss, the first of equals, among those that the scorer allows.
     The interval of the regret resamples the test examples within their tasks, the same for all prompts, and
     takes the best prompt anew in each draw; it does not speak of other prompts or seeds.
     """
@@ -211,7 +222,8 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
         return "no other task was evaluated for every prompt"
     if is_constant(means.to_numpy(dtype=float)[:, None])[0]:
         return "all prompts score alike"
-    chosen = int(probe.token_losses().sort_index().idxmin())
+    chosen = int(probe.pre_update_losses()[probe.candidates].idxmin())
+    is_above, tasks_above = means > means.median(), (whole > whole.median()).sum(axis=1)
     regret = Estimate(
         float(means.max() - means[chosen]),
         *_regret_interval(probe, measure, list(whole.columns), chosen, draws, seed),
@@ -222,13 +234,15 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
         measure=measure,
         chosen=chosen,
         best=int(means.idxmax()),
-        above_median=bool(means[chosen] > means.median()),
-        tasks_above=int((whole.loc[chosen] > whole.median()).sum()),
+        above_median=bool(is_above[chosen]),
+        above_by_chance=float(is_above[probe.candidates].mean()),
+        tasks_above=int(tasks_above[chosen]),
+        tasks_above_by_chance=float(tasks_above[probe.candidates].mean()),
         n_tasks=len(whole.columns),
         n_prompts=len(whole),
         regret=regret,
         of_original=float(means.max() - means[ORIGINAL]),
-        of_random=float(means.max() - means.mean()),
+        of_random=float(means.max() - means[probe.candidates].mean()),
         missing=tuple(task for task in scores if task not in whole),
     )
 

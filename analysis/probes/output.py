@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sapo.analysis.figures import save
+from sapo.analysis.figures import remark, save
 from sapo.analysis.files import write_text
 from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.resampling import Estimate
@@ -14,13 +14,22 @@ from sapo.analysis.resampling import Estimate
 
 @dataclass
 class ProbeReport:
-    """What was drawn: the files, the tables by their titles (cells are ready to print), and what to know."""
+    """What was drawn: the files, and the tables by their titles (cells are ready to print).
+
+    `warnings` say what to beware of and what is left out, `notes` how to read the rest.
+    """
 
     probes: list[ProbeResult]
     output: Path
     files: list[Path] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Adds a warning once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def note(self, text: str) -> None:
         """Adds a note once."""
@@ -28,10 +37,10 @@ class ProbeReport:
             self.notes.append(text)
 
     def note_missing(self, where: str, estimate: Estimate) -> None:
-        """Notes why an estimate has no value, or no interval."""
+        """Warns that an estimate has no value, or no interval, and why."""
         if estimate.reason:
             what = "not defined" if estimate.value is None else "no interval"
-            self.note(f"{where}: {what}: {estimate.reason}.")
+            self.warn(f"{where}: {what}: {estimate.reason}.")
 
     def draw(self, name: str, figure: Figure | None, data: pd.DataFrame) -> None:
         """Writes a figure (PNG and PDF) and its data as CSV beside it."""
@@ -49,16 +58,9 @@ class ProbeReport:
             self.files.append(write_text(self.output / f"{name}.csv", text))
 
 
-def remark(probe: ProbeResult, measure: str) -> str:
-    """What a demonstration's figure says of its measure, on its face."""
-    if not probe.demonstration:
-        return ""
-    return "NLL leads" if measure == "nll" else "NLL leads, see its figure"
-
-
 def facts(probe: ProbeResult, measure: str) -> str:
     """The line under a figure's title: the probe's facts and the remark."""
-    return " · ".join(filter(None, [probe.facts, remark(probe, measure)]))
+    return " · ".join(filter(None, [probe.facts, remark(probe.demonstration, measure)]))
 
 
 def note_paper(report: ProbeReport) -> None:

@@ -20,8 +20,10 @@ from sapo.analysis.results import (
     load_run,
     require_comparable,
 )
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import shown, why_no_name
+from sapo.data.losses import REDUCTIONS, prompt_losses
+from sapo.data.manifest import MANIFEST, damage
 from sapo.data.prompts import ORIGINAL
 
 ROLES = ("forgetting", "training", "generalization")
@@ -35,7 +37,10 @@ class ProbeResult:
     """One probe: its runs by prompt index, and what was measured before its current task was trained.
 
     `finals`: scores after training, a row per prompt, task and test example. `losses`, `answers`: a row per
-    prompt and scored training example; `gradients` as stored, or None.
+    prompt and scored training example, without the `n_cut` examples whose target is cut off under some
+    prompt; `gradients` as stored, or None. `missing`: prompts whose runs failed. `reduction` and
+    `include_original` are the scorer's: what SAPO's loss of a prompt is, and whether it can choose the
+    original.
     """
 
     path: Path
@@ -48,6 +53,10 @@ class ProbeResult:
     current: str
     unseen: tuple[str, ...]
     demonstration: bool
+    n_cut: int
+    missing: tuple[int, ...]
+    reduction: str
+    include_original: bool
     prompts: dict[int, str] = field(repr=False)
     comparable: dict[str, Any] = field(repr=False)
     runs: dict[int, RunResult] = field(repr=False)
@@ -60,6 +69,16 @@ class ProbeResult:
     def others(self) -> tuple[str, ...]:
         """The tasks that are not current: the one trained before, then the unseen ones."""
         return (self.trained, *self.unseen)
+
+    @property
+    def pair(self) -> str:
+        """The two trained tasks: sequences that differ in their unseen tasks only are one pair."""
+        return f"{self.trained} > {self.current}"
+
+    @property
+    def candidates(self) -> list[int]:
+        """The prompts that SAPO can choose from."""
+        return [index for index in self.prompts if self.include_original or index != ORIGINAL]
 
     @property
     def facts(self) -> str:
@@ -82,10 +101,9 @@ class ProbeResult:
         of_task = self.finals[self.finals["task"] == task]
         return of_task.pivot_table(index="prompt", columns="example", values=measure).to_numpy(dtype=float)
 
-    def token_losses(self) -> pd.Series:
-        """Pre-update loss of each prompt: total NLL over total target tokens (nats), by prompt index."""
-        sums = self.losses.groupby("prompt")[["nll", "n_tokens"]].sum()
-        return (sums["nll"] / sums["n_tokens"]).rename("loss")
+    def pre_update_losses(self) -> pd.Series:
+        """The loss of each prompt that SAPO ranks by (nats), by prompt index."""
+        return prompt_losses(self.losses, self.reduction).set_index("prompt")["loss"]
 
 
 def sign_of(measure: str) -> int:
@@ -96,10 +114,14 @@ def sign_of(measure: str) -> int:
 def load_probe(folder: Path) -> ProbeResult:
     """The probe in `folder` (ROOT/probes/ID) with its runs (ROOT/runs/…).
 
-    UserError names what is missing or damaged and the mend, or how its runs cannot be compared.
+    UserError names what is missing and the mend, or how its runs cannot be compared, WorkError what is
+    damaged.
     """
     record = _record(folder)
     again = _again(record)
+    if (folder / MANIFEST).is_file():
+        for line in damage(folder):
+            raise WorkError(f"Damaged: {line}. {again}")
     prompts = {int(index): text for index, text in record["prompts"].items()}
     store = folder.resolve().parent.parent / "runs"
     runs = {int(index): load_run(store / name) for index, name in record["runs"].items()}
@@ -111,14 +133,19 @@ def load_probe(folder: Path) -> ProbeResult:
     has_gradients = (folder / "gradients.parquet").is_file()
     gradients = _table(folder, "gradients", GRADIENTS, again) if has_gradients else None
     facts = {
-        name: record[name] for name in ("id", "sequence", "model", "seed", "demonstration", "comparable")
+        name: record[name]
+        for name in ("id", "sequence", "model", "seed", "demonstration", "comparable", "n_cut")
     }
+    scorer = record["identity"]["scorer"]
     return ProbeResult(
         path=folder,
         method=next(iter(runs.values())).method,
         trained=record["tasks"][0],
         current=record["tasks"][1],
         unseen=tuple(record["unseen"]),
+        missing=tuple(record["missing"]),
+        reduction=scorer["reduction"],
+        include_original=scorer["include_original"],
         prompts=dict(sorted(prompts.items())),
         runs=dict(sorted(runs.items())),
         finals=_finals(runs),
@@ -136,11 +163,21 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is damaged: {error}. {_again({})}") from error
+        raise WorkError(f"{file} is damaged: {error}. {_again({})}") from error
+    # Probes that were whole before prompts could be missing do not say so.
+    record = {"missing": [], **record} if isinstance(record, dict) else {}
+    wrong = _wrong_parts(record)
+    if wrong:
+        raise WorkError(f"{file} is damaged: {', '.join(wrong)} missing or wrong. {_again(record)}")
+    return record
+
+
+def _wrong_parts(record: dict[str, Any]) -> list[str]:
+    """What is missing in a probe's record or is not what it should be."""
     kinds: dict[str, type] = dict.fromkeys(("id", "sequence", "model", "method"), str)
-    kinds |= {"seed": int, "tasks": list, "unseen": list, "demonstration": bool}
-    kinds |= dict.fromkeys(("prompts", "runs", "comparable"), dict)
-    record = record if isinstance(record, dict) else {}
+    kinds |= {"seed": int, "n_cut": int, "demonstration": bool}
+    kinds |= dict.fromkeys(("tasks", "unseen", "missing"), list)
+    kinds |= dict.fromkeys(("prompts", "runs", "comparable", "identity"), dict)
     wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
     if not wrong and len(record["tasks"]) != 2:
         wrong = ["tasks (a trained and a current one)"]
@@ -148,6 +185,10 @@ def _record(folder: Path) -> dict[str, Any]:
         wrong = [f"prompts (numbered, with {ORIGINAL}, the original)"]
     if not wrong and record["runs"].keys() != record["prompts"].keys():
         wrong = ["runs (one for each prompt)"]
+    if not wrong and not _is_scorer(record["identity"].get("scorer")):
+        wrong = ["identity (with the scorer's reduction and include_original)"]
+    if not wrong and not all(isinstance(index, int) for index in record["missing"]):
+        wrong = ["missing (numbers of prompts)"]
     texts = [] if wrong else [*record["tasks"], *record["unseen"], *record["prompts"].values()]
     if not all(isinstance(text, str) for text in texts):
         wrong = ["tasks, unseen and prompts (texts)"]
@@ -155,9 +196,15 @@ def _record(folder: Path) -> dict[str, Any]:
     for name in () if wrong else (record["id"], record["model"], *record["runs"].values()):
         reason = why_no_name(name) if isinstance(name, str) else "it is no text"
         wrong += [f"the name {shown(str(name))} ({reason})"] if reason else []
-    if wrong:
-        raise UserError(f"{file} is damaged: {', '.join(wrong)} missing or wrong. {_again(record)}")
-    return record
+    return wrong
+
+
+def _is_scorer(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and found.get("reduction") in REDUCTIONS
+        and isinstance(found.get("include_original"), bool)
+    )
 
 
 def _is_index(text: str) -> bool:
@@ -225,17 +272,17 @@ def _table(folder: Path, name: str, columns: Sequence[str], again: str) -> pd.Da
     try:
         frame = pd.read_parquet(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}. {again}") from error
+        raise WorkError(f"{file} is damaged: {error}. {again}") from error
     missing = [column for column in columns if column not in frame]
     if missing:
-        raise UserError(f"{file} is damaged: without column {', '.join(missing)}. {again}")
+        raise WorkError(f"{file} is damaged: without column {', '.join(missing)}. {again}")
     if frame.empty:
-        raise UserError(f"{file} is damaged: it has no rows. {again}")
+        raise WorkError(f"{file} is damaged: it has no rows. {again}")
     texts = ("task", "role", "module", "projection")
     for column in columns:
         numbers = () if column in texts else pd.to_numeric(frame[column], errors="coerce")
         if not np.isfinite(np.asarray(numbers, dtype=float)).all():
-            raise UserError(f"{file} is damaged: {column} is not a finite number in every row. {again}")
+            raise WorkError(f"{file} is damaged: {column} is not a finite number in every row. {again}")
     return frame
 
 
@@ -251,7 +298,7 @@ def _check_examples(file: Path, frame: pd.DataFrame, prompts: list[int], again: 
         problem = "a target without tokens"
     else:
         return
-    raise UserError(f"{file} is damaged: {problem}. {again}")
+    raise WorkError(f"{file} is damaged: {problem}. {again}")
 
 
 def require_poolable(probes: Sequence[ProbeResult]) -> None:

@@ -1,6 +1,7 @@
 """Tables of probes, ready to print: our values with their intervals, the paper's beside them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from sapo.analysis.probes.indicators import INDICATORS, Choice, Pooled, Power
 from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.probes.spread import Spread
 from sapo.analysis.published import paper_csv, plain
-from sapo.analysis.resampling import COEFFICIENTS, Estimate, holm, mean_estimate
+from sapo.analysis.resampling import COEFFICIENTS, Estimate, holm, mean_estimate, share_estimate
 from sapo.analysis.results import LOWER_IS_BETTER
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -102,7 +103,9 @@ def indicator_table(pools: Sequence[tuple[str, Sequence[Pooled]]]) -> pd.DataFra
                 cells = [found[measure, indicator, coefficient] for coefficient in COEFFICIENTS]
                 values = {cell.coefficient.capitalize(): cell.mean.text() for cell in cells}
                 row = {"model, method": who, "measure": name_of(measure), "indicator": indicator}
-                rows.append(row | values | {"pairs": len(cells[0].points)})
+                counts: dict[str, Any] = {"pairs": len(cells[0].points)}
+                counts["tasks"] = f"{cells[0].n_defined} of {cells[0].n_tasks}"
+                rows.append(row | values | counts)
     return pd.DataFrame(rows)
 
 
@@ -176,10 +179,10 @@ def _choice_row(choice: Choice) -> dict[str, object]:
     return {
         **_who(choice.probe),
         "measure": name_of(choice.measure),
-        "lowest loss": _prompt(choice.chosen),
-        "best": _prompt(choice.best),
+        "lowest loss": prompt_name(choice.chosen),
+        "best": prompt_name(choice.best),
         "above the median": "yes" if choice.above_median else "no",
-        "tasks above": f"{choice.tasks_above} of {choice.n_tasks}",
+        "tasks above": _count(choice.tasks_above, choice.n_tasks, choice.tasks_above_by_chance),
         "regret": choice.regret.text(digits),
         "of the original": f"{choice.of_original:.{digits}f}",
         "of a random prompt": f"{choice.of_random:.{digits}f}",
@@ -187,12 +190,18 @@ def _choice_row(choice: Choice) -> dict[str, object]:
     }
 
 
-def _prompt(index: int) -> str:
+def _count(count: int, n: int, by_chance: float) -> str:
+    """`6 of 9 (by chance 4.3)`."""
+    return f"{count} of {n} (by chance {by_chance:.1f})"
+
+
+def prompt_name(index: int) -> str:
+    """`original`, or `prompt 3`."""
     return "original" if index == ORIGINAL else f"prompt {index}"
 
 
 def _all_choices(choices: Sequence[Choice]) -> dict[str, object]:
-    """Of one model and method: counts over probes, and means over pairs, each the mean of its seeds."""
+    """Of one model and method: counts over probes, and means over pairs, each the mean of its probes."""
     first, n = choices[0], len(choices)
     digits = 3 if first.measure in LOWER_IS_BETTER else 2
     values = pd.DataFrame(
@@ -202,17 +211,22 @@ def _all_choices(choices: Sequence[Choice]) -> dict[str, object]:
             "of a random prompt": [choice.of_random for choice in choices],
         }
     )
-    by_pair = values.groupby([choice.probe.sequence for choice in choices], sort=False).mean()
+    by_pair = values.groupby([choice.probe.pair for choice in choices], sort=False).mean()
     means = {name: mean_estimate(list(by_pair[name]), "pairs").text(digits) for name in by_pair}
-    tasks = sum(choice.tasks_above for choice in choices), sum(choice.n_tasks for choice in choices)
+    above = sum(choice.above_median for choice in choices)
+    counted = _count(above, n, sum(choice.above_by_chance for choice in choices))
+    tasks_above, n_tasks, tasks_by_chance = (
+        sum(getattr(choice, name) for choice in choices)
+        for name in ("tasks_above", "n_tasks", "tasks_above_by_chance")
+    )
     return {
-        "probe": f"{n} probes of {len(by_pair)} pairs",
+        "probe": f"{n} probes of {len(by_pair)} pair{'s' if len(by_pair) > 1 else ''}",
         "model, method": f"{first.probe.model}, {first.probe.method}",
         "measure": name_of(first.measure),
         "lowest loss": NONE,
         "best": NONE,
-        "above the median": f"{sum(choice.above_median for choice in choices)} of {n}",
-        "tasks above": f"{tasks[0]} of {tasks[1]}",
+        "above the median": f"{counted}: {share_estimate(above, n).text()}",
+        "tasks above": _count(tasks_above, n_tasks, tasks_by_chance),
         **means,
         "prompts": NONE,
     }

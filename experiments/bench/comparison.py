@@ -88,16 +88,17 @@ class Bench:
 
     def evaluation(self) -> Row:
         """Greedy answers to `data.test_examples` examples; ours measures the NLL of the targets as well."""
-        evaluator, stops = self.config.evaluator, self.language_model.stop_ids()
+        longest, stops = self.config.evaluator.max_new_tokens, self.language_model.stop_ids()
         tokenizer = self.language_model.tokenizer
 
         def plain_way(rows: list[Rendered]) -> list[str]:
-            answers = plain_answers(self.base, rows, evaluator.max_new_tokens, stops)
+            answers = plain_answers(self.base, rows, longest, stops)
             return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
 
         def ours(rows: list[Rendered]) -> list[str]:
             examples = self.task.test[: len(rows)]
-            return evaluate(self.language_model, self.base, examples, rows, evaluator)["prediction"].tolist()
+            table = evaluate(self.language_model, self.base, examples, rows, self.config)
+            return table["prediction"].tolist()
 
         rendered = self.renderer.render(self.task, self.prompt.text, self.task.test)
         sides = self._compare(rendered, plain_way, ours)

@@ -13,16 +13,18 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sapo.conf.errors import UserError, WorkError
+from sapo.conf.errors import UserError, WorkError, is_full
+from sapo.conf.schema import ParaphrasesConfig
 from sapo.data.manifest import MANIFEST, damage
 from sapo.data.tasks import digest
-from sapo.experiments.engine.store import KINDS, Store, Stored, flush, is_full, read_json
+from sapo.experiments.engine.store import KINDS, Store, Stored, flush, read_json, sync
 from sapo.experiments.runs import RUN_FILES, put_run
 
 FORMAT = 1
@@ -34,7 +36,9 @@ _STAGE = re.compile(
     rf"stages/(?:{'|'.join(KINDS)})/[0-9a-f]{{64}}/(?:\w[\w.-]*/){{0,3}}\w[\w.-]*\.(?:json|yaml|parquet|safetensors|md)",
     re.ASCII,
 )
-_RESOLVER = re.compile(r"\$\{[^}]*:")
+_KEY = re.compile(r"[0-9a-f]{64}")
+# What reading files that somebody else has written may raise.
+_MALFORMED = (KeyError, TypeError, AttributeError, ValueError, RecursionError, WorkError, yaml.YAMLError)
 _RUN = re.compile(rf"runs/[^./\x00-\x1f\\][^/\x00-\x1f\\]*/(?:{'|'.join(map(re.escape, RUN_FILES))})")
 
 
@@ -70,6 +74,15 @@ def export_runs(folders: Sequence[Path], target: Path) -> Archived:
         raise UserError(f"{strangers[0]} is nothing that an import would take.")
     sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
     index = json.dumps({"format": FORMAT, "files": sizes}).encode()
+    try:
+        _pack(files, sizes, index, target)
+    except OSError as error:
+        raise (WorkError if is_full(error) else UserError)(f"Cannot write {target}: {error}.") from error
+    return Archived([folder.name for folder in folders], len(stages), 0, sum(sizes.values()))
+
+
+def _pack(files: dict[str, Path], sizes: dict[str, int], index: bytes, target: Path) -> None:
+    """Writes the archive beside its place, and moves it there when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         # Weights do not compress: the fastest level is nearly as small as the best.
@@ -81,7 +94,6 @@ def export_runs(folders: Sequence[Path], target: Path) -> Archived:
                 with files[name].open("rb") as content:
                     tar.addfile(_member(name, size), content)
         (Path(scratch) / "archive").rename(target)
-    return Archived([folder.name for folder in folders], len(stages), 0, sum(sizes.values()))
 
 
 def import_archive(file: Path, store: Store) -> Archived:
@@ -91,6 +103,8 @@ def import_archive(file: Path, store: Store) -> Archived:
     UserError if the file is no whole archive, holds anything else, does not fit on the disk, or if a stage
     of the store has another result.
     """
+    with _opened(file):  # what is no archive makes no store
+        pass
     with store.lock("import"), store.scratch("import") as scratch:
         n_bytes = _unpack(file, scratch, shutil.disk_usage(store.root).free)
         stages = sorted(path for path in scratch.glob("stages/*/*"))
@@ -100,7 +114,7 @@ def import_archive(file: Path, store: Store) -> Archived:
                 _check_stage(stage)
             for run in runs:
                 _check_run(run, scratch)
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        except _MALFORMED as error:
             raise UserError(f"{file} holds a stage or run that sapo has not written: {error!r}") from error
         kept = [stage for stage in stages if _has_already(store, stage)]
         put = [_put_stage(store, stage) for stage in stages if stage not in kept]
@@ -121,6 +135,7 @@ def _put_stage(store: Store, stage: Path) -> bool:
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # without a manifest: what an interrupted copy left
         stage.rename(final)
+        sync(final.parent)
     return True
 
 
@@ -129,11 +144,15 @@ def _stages_of(folder: Path, store: Store) -> Iterator[Stored]:
         raise UserError(f"Run {folder.name} was written without a manifest: run its command again.")
     for line in damage(folder):
         raise WorkError(f"Damaged: {line}. Run its command again: only what is missing is computed.")
-    for stage in read_json(folder / "run.json")["stages"]:
-        stored = store.find(stage["kind"], stage["key"])
+    try:
+        keys = [(stage["kind"], stage["key"]) for stage in read_json(folder / "run.json")["stages"]]
+    except (KeyError, TypeError) as error:
+        raise WorkError(f"Damaged: {folder / 'run.json'} names no stages. Run its command again.") from error
+    for kind, key in keys:
+        stored = store.find(kind, key)
         if stored is None:
             raise UserError(
-                f"Stage {stage['kind']}/{stage['key'][:12]} of run {folder.name} is not in {store.root}. "
+                f"Stage {kind}/{key[:12]} of run {folder.name} is not in {store.root}. "
                 "Run its command again: only what is missing is computed."
             )
         yield stored
@@ -151,26 +170,32 @@ def _is_known(name: str) -> bool:
 
 def _unpack(file: Path, scratch: Path, free: int) -> int:
     """Writes the archive's files under `scratch` and returns their bytes."""
+    with _opened(file) as (stream, members, sizes):
+        total = sum(sizes.values())
+        if total > free:
+            raise UserError(f"{file} needs {total:,} bytes, and {free:,} are free. Set --root FOLDER.")
+        for name, size in members:
+            if sizes.pop(name, None) != size:
+                raise UserError(f"{file}: {name} is not as its index says, or comes twice.")
+            _write(stream, size, scratch / name)
+        if len(rest := stream.read(_PIECE)) == _PIECE or rest.strip(b"\0"):  # checks the sum, too
+            raise ValueError("more follows its end")
+    if sizes:
+        raise UserError(f"{file} is not whole: {next(iter(sizes))} is missing.")
+    return total
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[gzip.GzipFile, Iterator[tuple[str, int]], dict[str, int]]]:
+    """An archive that is read: its stream, its members after the index, and the sizes that this declares."""
     try:
         with gzip.open(file) as stream:
             members = _members(stream)
-            sizes = _index(stream, next(members, ("", 0)))
-            total = sum(sizes.values())
-            if total > free:
-                raise UserError(f"{file} needs {total:,} bytes, and {free:,} are free. Set --root FOLDER.")
-            for name, size in members:
-                if sizes.pop(name, None) != size:
-                    raise UserError(f"{file}: {name} is not as its index says, or comes twice.")
-                _write(stream, size, scratch / name)
-            if len(rest := stream.read(_PIECE)) == _PIECE or rest.strip(b"\0"):  # checks the sum, too
-                raise ValueError("more follows its end")
+            yield stream, members, _index(stream, next(members, ("", 0)))
     except (OSError, EOFError, zlib.error, tarfile.HeaderError, ValueError, RecursionError) as error:
         if is_full(error):  # the store's disk: the archive may well be whole
             raise
         raise UserError(f"{file} is no whole archive of `sapo store export`: {error}") from error
-    if sizes:
-        raise UserError(f"{file} is not whole: {next(iter(sizes))} is missing.")
-    return total
 
 
 def _members(stream: gzip.GzipFile) -> Iterator[tuple[str, int]]:
@@ -229,6 +254,8 @@ def _check_run(folder: Path, scratch: Path) -> None:
     if record.get("id") != folder.name:
         raise UserError(f"Run {folder.name} of the archive has another id.")
     for stage in record["stages"]:
+        if stage["kind"] not in KINDS or not _KEY.fullmatch(stage["key"]):
+            raise UserError(f"Run {folder.name} of the archive refers to what is no stage.")
         if not (scratch / "stages" / stage["kind"] / stage["key"]).is_dir():
             raise UserError(f"Stage {stage['kind']}/{stage['key'][:12]} of run {folder.name} is missing.")
 
@@ -241,11 +268,18 @@ def _check_files(folder: Path, name: str) -> None:
     if listed != found:
         raise UserError(f"{name} of the archive holds {sorted(found ^ listed)[0]}, unlike its manifest.")
     config = folder / "config.yaml"
-    if config.is_file() and _is_unsafe(yaml.safe_load(config.read_text(encoding="utf-8"))):
+    if config.is_file() and _is_unsafe(_settings(config.read_text(encoding="utf-8"))):
         raise UserError(
-            f"The settings of {name} run code of a model's, or read this machine's environment "
+            f"The settings of {name} run code of a model's, or may read this machine's environment "
             "(model.trust_remote_code, ${…}): it is not imported. Run it here yourself if you trust it."
         )
+
+
+def _settings(text: str) -> Any:
+    """The values of a config file; ValueError if it repeats parts of itself, a million times perhaps."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("an alias in config.yaml")
+    return yaml.safe_load(text)
 
 
 def _is_unsafe(settings: Any) -> bool:
@@ -253,7 +287,8 @@ def _is_unsafe(settings: Any) -> bool:
         return bool(settings.get("trust_remote_code")) or any(map(_is_unsafe, settings.values()))
     if isinstance(settings, list):
         return any(map(_is_unsafe, settings))
-    return isinstance(settings, str) and bool(_RESOLVER.search(settings))
+    # A resolver's name can be put together from other values: only what is known to be harmless passes.
+    return isinstance(settings, str) and "${" in settings and settings != ParaphrasesConfig.folder
 
 
 def _has_already(store: Store, stage: Path) -> bool:

@@ -104,6 +104,7 @@ class ConcurrentEngine:
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting: list[_Request] = []
         self._failed_starts: list[str] = []
+        self._notice: asyncio.TimerHandle | None = None
         self._runs: dict[int, int] = {}
         self._asked = 0
 
@@ -255,8 +256,6 @@ class ConcurrentEngine:
 
     def _fill(self) -> None:
         """Starts the workers that are missing, unless starting them has failed too often."""
-        if not self._seats:
-            asyncio.get_running_loop().call_later(START_NOTICE, self._tell_waiting)
         while len(self._seats) < self.cluster.size() and len(self._failed_starts) <= self.retries:
             try:
                 seat = _Seat(self.cluster.start())
@@ -264,6 +263,7 @@ class ConcurrentEngine:
                 self._failed_starts.append(str(death))
                 continue
             self._seats.append(seat)
+            self._expect_notice()
             starting = asyncio.create_task(self._start(seat))
             self._starting.add(starting)
             starting.add_done_callback(self._starting.discard)
@@ -283,6 +283,12 @@ class ConcurrentEngine:
 
     def _no_worker(self) -> WorkError:
         return WorkError(f"No worker could be started: {self._failed_starts[-1]}")
+
+    def _expect_notice(self) -> None:
+        """Has it told if, after a while, no worker has started, whenever the last one was asked for."""
+        if self._notice:
+            self._notice.cancel()
+        self._notice = asyncio.get_running_loop().call_later(START_NOTICE, self._tell_waiting)
 
     def _tell_waiting(self) -> None:
         if self._waiting and not any(seat.where for seat in self._seats):

@@ -8,11 +8,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.manifest import MANIFEST, damage
-from sapo.experiments.engine.store import GC, Store, read_json
+from sapo.experiments.engine.store import GC, Store, read_json, taken
 
 LOCK = "lock that nobody holds"  # `what` of a leftover lock
 
@@ -62,7 +60,7 @@ def locked(store: Store) -> set[str]:
     """The locks that some process holds now. A lock file by itself is none: a dead process holds nothing."""
     held = set()
     for path in sorted(store.root.glob("locks/*.lock")):
-        with _taken(path) as is_mine:
+        with taken(path) as is_mine:
             if not is_mine:
                 held.add(path.stem)
     return held
@@ -95,7 +93,7 @@ def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) ->
     """
     locks = store.root / "locks"
     locks.mkdir(exist_ok=True)
-    with _taken(locks / f"{lock}.lock") as is_mine:
+    with taken(locks / f"{lock}.lock") as is_mine:
         if not is_mine or not is_left():
             return False
         if path.is_dir():
@@ -105,6 +103,8 @@ def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) ->
             away = Path(tempfile.mkdtemp(prefix="gone-", dir=building))
             path.rename(away / path.name)
             shutil.rmtree(away, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
         # Whoever waits for this lock sees that the name is gone, and makes the file anew.
         (locks / f"{lock}.lock").unlink(missing_ok=True)
     return True
@@ -137,12 +137,12 @@ def _unfinished(store: Store) -> Iterator[Leftover]:
 
 
 def _of_no_run(store: Store) -> Iterator[Leftover]:
-    """Stages of no finished run; what was scored or evaluated in a run's states is the run's."""
+    """Stages of no finished run; what was scored or evaluated in a run's trained states is the run's."""
     wanted = referred(store)
     for kind, stored in store.stages():
         if stored.key in wanted:
             continue
-        if kind != "train" and read_json(stored.folder / "identity.json")["state"] in wanted:
+        if kind != "train" and str(read_json(stored.folder / "identity.json").get("state")) in wanted:
             continue
         yield _leftover(stored.folder, f"{kind} stage of no finished run", stored.key, is_of_no_run=True)
 
@@ -172,19 +172,5 @@ def _digests(content: object) -> Iterator[str]:
 def _leftover(
     path: Path, what: str, lock: str, is_of_no_run: bool = False, lacks: str | None = None
 ) -> Leftover:
-    return Leftover(path, what, lock, size_of(path), is_of_no_run, lacks)
-
-
-@contextmanager
-def _taken(path: Path) -> Iterator[bool]:
-    """Whether this process got a lock without waiting; it has it inside."""
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except (Timeout, OSError):  # what cannot be opened may be held as well
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    """A folder with what it is, or a file that somebody else has put in the place of one."""
+    return Leftover(path, what if path.is_dir() else "stray file", lock, size_of(path), is_of_no_run, lacks)

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ from sapo.conf.schema import EngineConfig
 from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_sight
 from sapo.experiments.engine.local import Watcher, compute
 from sapo.experiments.engine.stages import BASE, Stage, stage_key
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.store import Store, taken
 from sapo.experiments.models import dtype_of
 
 # What a worker of a cluster must see as the driver does; a local one is the driver's child.
-_VARIABLES = ("SAPO_CACHE", "SAPO_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+_VARIABLES = (
+    "SAPO_CACHE", "SAPO_CONF", "SAPO_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"
+)  # fmt: skip
+_PREFIX = "sapo-ray-"  # of the folder of a Ray that a driver has started
+_LOCK = "driver.lock"  # in it; held while that driver lives
 _OBJECT_MEMORY = 200 * 2**20  # bytes for what is sent: stages hold texts, and results go through the store
 
 
@@ -39,7 +43,7 @@ def ray_engine(
     config: EngineConfig, store: Store, tell: Callable[[str], None], watch: Watcher, force: bool
 ) -> Iterator[ConcurrentEngine]:
     """An engine on Ray's workers, gone when it is left. Ray starts with the first stage to compute."""
-    cluster = RayCluster(config, store.root.absolute())
+    cluster = RayCluster(config, store.root.absolute(), tell)
     try:
         yield ConcurrentEngine(store, cluster, retries=config.retries, tell=tell, watch=watch, force=force)
     finally:
@@ -58,8 +62,8 @@ class StageWorker:
         """Machine and process, for people."""
         return f"{socket.gethostname()} (process {os.getpid()})"
 
-    def compute(self, stage: Stage, key: str, again: bool) -> bool:
-        """Computes the stage unless it is stored; whether it did.
+    def compute(self, stage: Stage, key: str, again: bool) -> tuple[bool, list[str]]:
+        """Computes the stage unless it is stored; whether it did, and what it warned of.
 
         Raises WorkError if the stage means something else here: then its result would not be the driver's.
         """
@@ -71,14 +75,32 @@ class StageWorker:
             )
         if stage.state != BASE:
             asyncio.run(in_sight(self.store, "train", stage.state))
-        return compute(stage, key, self.store, again, begin=lambda: None)
+        with _warnings() as warnings:
+            is_new = compute(stage, key, self.store, again, begin=lambda: None)
+        return is_new, [f"{self.where()}: {warning}" for warning in warnings]
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What sapo warns of meanwhile: Ray has a worker's own output in a file that nobody looks at."""
+    handler, lines = logging.Handler(logging.WARNING), []
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("sapo")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
 
 
 class RayWorker:
     """The driver's side of an actor."""
 
-    def __init__(self, actor: Any, died: Callable[[RayError], WorkerDied]) -> None:
+    def __init__(
+        self, actor: Any, tell: Callable[[str], None], died: Callable[[RayError], WorkerDied]
+    ) -> None:
         self.actor = actor
+        self.tell = tell
         self.died = died
 
     async def ready(self) -> str:
@@ -89,13 +111,16 @@ class RayWorker:
             raise self.died(error) from error
 
     async def compute(self, stage: Stage, key: str, again: bool) -> bool:
-        """Computes the stage on the actor; the stage's own error is raised as it was there."""
+        """Computes the stage on the actor; tells its warnings; its own error is raised as it was there."""
         try:
-            return await self.actor.compute.remote(stage, key, again)
+            is_new, warnings = await self.actor.compute.remote(stage, key, again)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
             raise self.died(error) from error
+        for warning in warnings:
+            self.tell(warning)
+        return is_new
 
     def stop(self) -> None:
         """Kills the actor, which may be hanging, so that it lets go of the stage's lock."""
@@ -106,13 +131,15 @@ class RayWorker:
 class RayCluster:
     """A cluster that runs at `engine.address`, or one of this process on this machine."""
 
-    def __init__(self, config: EngineConfig, root: Path) -> None:
+    def __init__(self, config: EngineConfig, root: Path, tell: Callable[[str], None]) -> None:
         self.config = config
         self.root = root
+        self.tell = tell
         self._size = 0
         self._is_begun = False
         self._options: dict[str, Any] = {}
         self._scratch: Path | None = None
+        self._alive = ExitStack()
         self._refused: UserError | None = None
         self._is_evidence = False
 
@@ -133,7 +160,7 @@ class RayCluster:
         self.size()
         try:
             actor = ray.remote(StageWorker).options(**self._options)
-            return RayWorker(actor.remote(str(self.root), os.getcwd()), self._death)
+            return RayWorker(actor.remote(str(self.root), os.getcwd()), self.tell, self._death)
         except RayError as error:
             raise self._death(error) from error
 
@@ -141,8 +168,11 @@ class RayCluster:
         """Ends the workers and leaves the cluster; one that was started here ends too."""
         if self._is_begun:
             ray.shutdown()
-        if self._scratch and not self._is_evidence:
+        if self._scratch and self._is_evidence:
+            (self._scratch / _LOCK).unlink(missing_ok=True)  # nobody sweeps it
+        elif self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
+        self._alive.close()
 
     def _death(self, error: RayError) -> WorkerDied:
         """What is known of a worker's end; Ray's logs are then kept."""
@@ -162,10 +192,10 @@ class RayCluster:
             )
         # Otherwise all else on the machine would go before the workers, as it does not with engine=local.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # TMPDIR is often too long for the names of sockets, and the folder is swept when the work is done.
-        parent = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108 (mkdtemp makes the folder its own)
-        self._scratch = Path(tempfile.mkdtemp(prefix="sapo-ray-", dir=parent))
+        self._scratch = self._own_folder()
         self._init(
+            "cannot start Ray on this machine",
+            "Its folder is under /tmp, or under RAY_TMPDIR. engine=local does without Ray.",
             address="local",
             num_cpus=max(1, math.ceil(size * config.cpus)),
             num_gpus=gpus,
@@ -175,29 +205,50 @@ class RayCluster:
         )
         return size
 
+    def _own_folder(self) -> Path:
+        """A new folder for Ray's sockets and logs; those of drivers that were killed go."""
+        # TMPDIR is often too long for the names of sockets.
+        parent = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # noqa: S108 (mkdtemp makes the folder its own)
+        for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+            with taken(lock) as is_of_nobody:
+                if is_of_nobody:
+                    shutil.rmtree(lock.parent, ignore_errors=True)
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        except OSError as error:
+            raise UserError(
+                f"No folder for Ray's sockets and logs can be made in {parent}: {error}. Set RAY_TMPDIR to "
+                "another one, with a short name."
+            ) from error
+        self._alive.enter_context(taken(folder / _LOCK))
+        return folder
+
     def _join(self) -> int:
         variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-        try:
-            self._init(address=self.config.address, runtime_env={"env_vars": variables})
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"engine.address={self.config.address}: cannot join a Ray cluster ({_reason(error)}). Start "
-                "one with `ray start --head`, or leave engine.address out: one is then started here."
-            ) from error
+        self._init(
+            f"engine.address={self.config.address}: cannot join a Ray cluster",
+            "Start one with `ray start --head`, or leave engine.address out: one is then started here.",
+            address=self.config.address,
+            runtime_env={"env_vars": variables},
+        )
         try:
             return self._plan(ray.cluster_resources())
         except UserError:
             ray.shutdown()
             raise
 
-    def _init(self, **options: Any) -> None:
+    def _init(self, failure: str, mend: str, **options: Any) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._is_begun = True  # from here on there are processes to end, even if it is interrupted
         on_terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        # Ray would exit at once, with its workers' remains left on the disk, where we end in good order.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # of any kind: Ray raises plain ones, too
+            raise UserError(f"{failure} ({_reason(error)}). {mend}") from error
+        finally:
+            # Ray would exit at once, with its workers' remains left on the disk, where we end in good order.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)
 
     def _plan(self, there: dict[str, float]) -> int:
         """Sets what each worker asks for; how many workers what is there, in GPUs and cores, suffices for."""

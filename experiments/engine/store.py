@@ -13,22 +13,23 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from sapo.conf.errors import UserError, WorkError
+from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.data.manifest import MANIFEST, damage, manifest_of
 
 EXAMPLES = "examples.parquet"
 GC = "gc"  # the lock of who deletes what no finished run refers to
 KINDS = ("score", "train", "evaluate", "gradient")
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,15 @@ class Store:
     def lock(self, key: str) -> Iterator[None]:
         """Held while a stage is computed, so that processes that share the store wait for each other."""
         self._make(self.root / "locks")
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        lock = _file_lock(self.root / "locks" / f"{key}.lock")
         try:
             lock.acquire()
         except OSError as error:
+            if error.errno in _NO_FLOCK:
+                raise UserError(
+                    f"The store {self.root} lies on a file system without file locks (flock: {error}). Mount "
+                    "it with them (NFS 4; Lustre: -o flock), or set store.root=FOLDER on another one."
+                ) from error
             raise self._not_writable(error) from error
         try:
             yield
@@ -100,9 +106,17 @@ class Store:
         name = f"driver-{uuid.uuid4().hex}"
         with ExitStack() as held:
             with self.lock(GC):
+                self._sweep_drivers()
                 held.enter_context(self.lock(name))
             held.callback((self.root / "locks" / f"{name}.lock").unlink, missing_ok=True)
             yield
+
+    def _sweep_drivers(self) -> None:
+        """Deletes the lock files of commands that were killed at work; no command begins or sweeps now."""
+        for path in (self.root / "locks").glob("driver-*.lock"):
+            with taken(path) as is_mine, suppress(FileNotFoundError):
+                if is_mine:
+                    path.unlink()
 
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[Path]:
@@ -127,6 +141,7 @@ class Store:
             if final.exists():
                 final.rename(old)
             built.rename(final)
+            sync(final.parent)  # what it was made of, a checkpoint perhaps, may go now
             shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
@@ -141,10 +156,7 @@ class Store:
         except (OSError, SafetensorError) as error:
             if not is_full(error):
                 raise
-            raise WorkError(
-                f"Cannot write to the store {self.root}: {error}. Make room; what is finished is kept, and "
-                "the same command goes on."
-            ) from error
+            raise self._not_writable(error) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -186,30 +198,58 @@ class Store:
         except OSError as error:
             raise self._not_writable(error) from error
 
-    def _not_writable(self, error: OSError) -> UserError:
-        return UserError(f"Cannot write to the store {self.root}: {error}. Set store.root=FOLDER.")
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a disk, a quota or a limit of the system let no more be written."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
+    def _not_writable(self, error: Exception) -> UserError:
+        failure = f"Cannot write to the store {self.root}: {error}."
+        if is_full(error):
+            return WorkError(f"{failure} Make room; what is finished is kept, and the same command goes on.")
+        return UserError(f"{failure} Set store.root=FOLDER.")
 
 
 def flush(folder: Path) -> None:
     """Has the system write a folder's files to the disk: they outlast a loss of power."""
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Has the system write a file to the disk, or which names a folder holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems do so by themselves, and refuse it for folders
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[bool]:
+    """Whether this process got the lock of a file without waiting; it has it inside."""
+    lock = _file_lock(path, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):  # what cannot be opened may be held as well
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _file_lock(path: Path, timeout: float = -1) -> FileLock:
+    # What it would fall back to outlives a process that is killed, and locks everybody out.
+    return FileLock(path, timeout=timeout, fallback_to_soft=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a stored file; WorkError if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
     except (OSError, ValueError) as error:
         raise WorkError(
             f"Damaged: cannot read {path} ({error}). Delete {path.parent} to make it again."

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from sapo.conf.errors import WorkError
+from sapo.conf.schema import StoreConfig
 from sapo.data.render import Renderer
 from sapo.data.tasks import digest
 from sapo.experiments import evaluation, gradients, scoring, training
 from sapo.experiments.adapters import FOLDER, load_adapter, plain, scale_adapter
+from sapo.experiments.budgets import DoesNotFitError
 from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Stage, Train, stage_key
 from sapo.experiments.engine.store import EXAMPLES, Store, write_json
@@ -28,14 +31,17 @@ def do(stage: Stage, store: Store, folder: Path) -> None:
     """Computes the stage and writes its files to `folder`."""
     language_model = load_model(stage.config)
     begun = time.monotonic()
-    if isinstance(stage, Score):
-        facts = _score(stage, store, language_model, folder)
-    elif isinstance(stage, Train):
-        facts = _train(stage, store, language_model, folder)
-    elif isinstance(stage, Evaluate):
-        facts = _evaluate(stage, store, language_model, folder)
-    else:
-        facts = _gradient(stage, store, language_model, folder)
+    try:
+        if isinstance(stage, Score):
+            facts = _score(stage, store, language_model, folder)
+        elif isinstance(stage, Train):
+            facts = _train(stage, store, language_model, folder)
+        elif isinstance(stage, Evaluate):
+            facts = _evaluate(stage, store, language_model, folder)
+        else:
+            facts = _gradient(stage, store, language_model, folder)
+    except DoesNotFitError as error:
+        raise WorkError(f"Task {stage.name} ({stage.kind}): {error}") from error
     facts = {
         "task": stage.name,
         "model": stage.config.model.name,
@@ -106,7 +112,9 @@ def _train(stage: Train, store: Store, language_model: LanguageModel, folder: Pa
     position = stage.position if config.trainer.seeding == "task" else 0
     seed = derived_seed(config.seed, position)
     previous = state_folder(store, stage.state)
-    method = method_of(Context(config, language_model, stage.lessons, previous, stage.position, seed))
+    # What a method keeps beside its states goes where they go: on another machine, too.
+    here = replace(config, store=StoreConfig(str(store.root)))
+    method = method_of(Context(here, language_model, stage.lessons, previous, stage.position, seed))
     scratch = store.checkpoints(stage_key(stage))
     with plain(language_model.base):
         replayed = method.replayed()
@@ -142,7 +150,7 @@ def _evaluate(stage: Evaluate, store: Store, language_model: LanguageModel, fold
     renderer = _renderer(stage, language_model)
     rendered = language_model.rendered_test(renderer, stage.task, stage.prompt.text)
     with in_state(language_model, store, stage.state) as model:
-        table = evaluation.evaluate(language_model, model, stage.task.test, rendered, stage.config.evaluator)
+        table = evaluation.evaluate(language_model, model, stage.task.test, rendered, stage.config)
     scoring.require_finite(table, stage.task, stage.prompt)
     if stage.config.data.truncation == "end":
         _leave_cut_unanswered(table)

@@ -21,6 +21,7 @@ from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
 from sapo.data.render import MAX_TARGET_TOKENS, Rendered
 from sapo.experiments.adapters import CURRENT
+from sapo.experiments.budgets import one_example
 from sapo.experiments.forward import target_logits, target_nll
 from sapo.experiments.lessons import lesson_rows
 from sapo.experiments.methods.method import KEPT
@@ -121,10 +122,12 @@ def fisher_information(model: PeftModel, examples: Sequence[Rendered], loss: str
     weights = trained_weights(model)
     squares = [torch.zeros_like(value, dtype=torch.float32) for value in weights.values()]
     for example in examples:
-        nll = target_nll(*target_logits(model, [example])).sum()  # type: ignore[arg-type]
-        if loss == "mean":
-            nll = nll / len(example.target_ids)
-        for square, gradient in zip(squares, torch.autograd.grad(nll, list(weights.values())), strict=True):
+        with one_example(len(example.input_ids)):
+            nll = target_nll(*target_logits(model, [example])).sum()  # type: ignore[arg-type]
+            if loss == "mean":
+                nll = nll / len(example.target_ids)
+            gradients = torch.autograd.grad(nll, list(weights.values()))
+        for square, gradient in zip(squares, gradients, strict=True):
             square.addcmul_(gradient.float(), gradient.float())
     return {key: square / len(examples) for key, square in zip(weights, squares, strict=True)}
 
@@ -138,7 +141,8 @@ def sampled_answer(
     ids, cache = list(prompt_ids), None
     tokens = torch.tensor([ids], device=model.device)
     while len(ids) < len(prompt_ids) + MAX_TARGET_TOKENS:
-        output = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with one_example(len(ids)):
+            output = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         probabilities = output.logits[0, -1].float().softmax(-1).cpu()
         ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
         if ids[-1] in stop_ids:

@@ -28,6 +28,7 @@ from scipy.optimize import linprog
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
 from sapo.data.tasks import Example
+from sapo.experiments.budgets import one_example
 from sapo.experiments.engine.store import write_json
 from sapo.experiments.lessons import Lesson
 from sapo.experiments.methods.insinfo import documents, highest, ins_info, lexical_tags
@@ -139,7 +140,8 @@ def _embeddings(model: LanguageModel, lessons: Sequence[Lesson]) -> NDArray[np.f
         for prompt in lesson.prompts:
             text = prompt.text.strip() or lesson.task.suffix.strip() or lesson.task.separator
             ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            states = model.base.eval().base_model(input_ids=ids.to(model.base.device)).last_hidden_state
+            with one_example(ids.shape[1]):
+                states = model.base.eval().base_model(input_ids=ids.to(model.base.device)).last_hidden_state
             row = states[0].double().mean(0).cpu().numpy()  # (1, tokens, width) -> (width)
             if not np.isfinite(row).all():
                 raise WorkError(f"Task {lesson.task.name}: its prompt's embedding is not finite: {text!r}")

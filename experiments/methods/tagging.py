@@ -158,8 +158,12 @@ class Tags:
     def _note(self, key: str, tags: list[str] | None) -> None:
         self._known[key] = tags
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"document": key, "tags": tags}, ensure_ascii=False) + "\n")
+        line = json.dumps({"document": key, "tags": tags}, ensure_ascii=False) + "\n"
+        with self._journal.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            # A line that a killed process left half-written would take this one with it.
+            start = "" if file.read() in (b"", b"\n") else "\n"
+            file.write(f"{start}{line}".encode())
 
     def _read(self, previous: Path | None) -> dict[str, list[str] | None]:
         known: dict[str, list[str] | None] = {}
@@ -167,13 +171,21 @@ class Tags:
             kept = read_json(previous / KEPT / TAGS)
             known |= kept["tags"] if kept["asked"] == self._asked else {}
         if self._journal.is_file():
-            for line in self._journal.read_text(encoding="utf-8").split("\n"):
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # a line that a killed process left half-written
-                    continue
-                known.setdefault(entry["document"], entry["tags"])
+            for line in self._journal.read_text(encoding="utf-8", errors="replace").split("\n"):
+                if entry := _entry(line):
+                    known.setdefault(*entry)
         return known
+
+
+def _entry(line: str) -> tuple[str, list[str] | None] | None:
+    """A document's SHA-256 and tags; None for a broken line, whose document is then asked for again."""
+    try:
+        entry = json.loads(line)
+        key, tags = entry["document"], entry["tags"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    is_whole = tags is None or (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags))
+    return (key, tags) if isinstance(key, str) and is_whole else None
 
 
 def _sha256(document: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sapo.conf.schema import Config
+from sapo.experiments.budgets import one_example
 from sapo.experiments.models import LanguageModel, load_model
 from sapo.experiments.paraphrasers.chat import OnReply, Reply
 
@@ -58,7 +59,9 @@ class LocalChat:
         temperature = self._config.paraphrases.temperature
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         stops = list(model.stop_ids())
-        with torch.random.fork_rng(devices=[model.base.device] if model.base.device.type == "cuda" else []):
+        n_read = inputs["input_ids"].shape[1]
+        devices = [model.base.device] if model.base.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), one_example(n_read + self._max_tokens):
             torch.manual_seed(seed)
             ids = base.generate(
                 **inputs,
@@ -67,7 +70,6 @@ class LocalChat:
                 eos_token_id=stops,
                 pad_token_id=stops[0],
             )
-        n_read = inputs["input_ids"].shape[1]
         answer = ids[0, n_read:].tolist()
         decoded = str(model.tokenizer.decode(answer, skip_special_tokens=True))
         return Reply(

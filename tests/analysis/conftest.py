@@ -170,7 +170,8 @@ def write_probe(
         "unseen": list(unseen),
         "demonstration": True,
         "n_scored": n,
-        "identity": {},
+        "n_cut": 0,
+        "identity": {"scorer": {"reduction": "token", "include_original": True}},
     } | changes
     rng = np.random.default_rng(record["seed"] + 100)
     quality = rng.normal(size=n_prompts)
@@ -189,6 +190,10 @@ def write_probe(
         wording = {tasks[0]: "first", tasks[1]: record["prompts"][str(index)]}
         facts = {key: record[key] for key in ("sequence", "model", "method", "seed", "demonstration")}
         facts |= {"unseen": list(unseen), "policy": "fixed", "prompts": wording}
+        facts["choices"] = [
+            {"task": task, "index": number, "text": wording[task]}
+            for task, number in zip(tasks, (-1, index), strict=True)
+        ]
         path = write_run(folder / "runs", f"{name}-{index}", scores, tasks, **facts)
     record.setdefault("comparable", json.loads((path / "run.json").read_text())["comparable"])
     probe = folder / "probes" / name

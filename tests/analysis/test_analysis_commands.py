@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,9 +128,59 @@ def test_analyze_runs_that_differ_in_one_prompt(tmp_path, run_folder):
         "prompt_effects_nll.csv",
     } <= names
     assert result["table1"] is None
-    assert result["notes"] == [
-        "smollm2_135m · mini_three · lorainc is not in Table 1: several fixed runs have one seed."
-    ]
+    left_out, test = result["notes"]
+    assert left_out.endswith("lorainc is not in Table 1: several fixed runs have one seed.")
+    assert test.startswith("Test of a correlation map")
+
+
+def test_a_map_of_correlations_says_its_mean_and_its_test(tmp_path, run_folder):
+    rng = np.random.default_rng(1)
+    for index in range(6):
+        level = rng.normal(0, 10)
+        scores = {
+            (after, task): 50 + level + rng.normal(0, 1, 5)
+            for after in (0, 1, 2)
+            for task in ("T1", "T2", "X")
+        }
+        prompts = {"T1": "first", "T2": f"wording {index}"}
+        run_folder(
+            f"probe/{index}", scores, tasks=["T1", "T2"], unseen=["X"], policy="fixed", prompts=prompts
+        )
+    out = tmp_path / "out"
+    result = document(call("analyze", tmp_path / "probe", "--output", out, "--json"))
+    (test,) = [note for note in result["notes"] if note.startswith("Test of a correlation map")]
+    assert "permuted" in test
+    assert "Holm: over the 2 maps" in test
+    assert (out / "correlation_rougeL.pdf").is_file()
+
+
+def test_a_map_of_nothing_is_not_drawn_and_why_is_said(store, tmp_path):
+    folders = [store / "runs" / name for name in ("static0", "sapo0")]
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_text())
+        record["prompts"][record["tasks"][-1]] = folder.name  # they differ in the last prompt only
+        (folder / "run.json").write_text(json.dumps(record))
+    result = document(call("analyze", *folders, "--output", tmp_path / "out", "--json"))
+    assert not list((tmp_path / "out").glob("correlation*.p*"))
+    reason = "2 prompts: a correlation needs 3 or more"
+    where = "smollm2_135m · mini_three · lorainc · seed 0"
+    assert result["notes"] == [f"No correlation map of prompts of NI1343 ({where}): {reason}."]
+    assert result["notes"][0] in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_analyze_draws_probes(tmp_path, probe_folder, run_folder, monkeypatch):
+    probe = probe_folder("p", n_prompts=5, unseen=["task618_x"])
+    monkeypatch.setenv("SAPO_STORE", str(tmp_path))
+    result = document(call("analyze", "p", "--output", tmp_path / "out", "--report", "--json"))
+    assert result["probes"] == [{"id": "p", "dir": str(probe)}]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    for number in (1, 2, 3):
+        assert {f"figure{number}_p_{measure}.pdf" for measure in ("nll", "rougeL")} <= names
+    assert {"figure4_p.png", "probes.md", "probes.tex", "report.html", "prompts_p.csv"} <= names
+    assert {path.name for path in map(Path, result["files"])} == names
+    run_folder("runs/r")
+    with pytest.raises(UserError, match="Not of a probe: r"):
+        call("analyze", "p", "r")
 
 
 def test_analyze_refuses_before_it_writes(store, run_folder):

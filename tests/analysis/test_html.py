@@ -20,7 +20,7 @@ from sapo.analysis.page.html import frame_grid, html, pictures, write_report
 from sapo.analysis.page.sections import run_pages
 from sapo.analysis.report import Report
 from sapo.analysis.results import load_run
-from sapo.analysis.tables import chosen_prompts, score_table
+from sapo.analysis.tables import DEMONSTRATION, chosen_prompts, score_table
 from sapo.cli import analyze
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}<!--'\"&\u2028"
@@ -107,7 +107,9 @@ def hostile_run(run_folder) -> Path:
 
 def test_what_came_from_data_and_models_is_text_and_nothing_else(run_folder):
     extra = {HOSTILE: pd.DataFrame({HOSTILE: [HOSTILE]})}
-    text = html(report_of(hostile_run(run_folder)), tables=extra, notes=[HOSTILE])
+    report = report_of(hostile_run(run_folder))
+    report.warnings, report.notes = [HOSTILE], [HOSTILE]
+    text = html(report, tables=extra)
     page = Page(text)
     assert not page.all("img")
     assert len(page.all("script")) == 1
@@ -152,8 +154,8 @@ def test_the_policy_of_the_page_lets_only_its_own_script_run(run_folder):
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))
 @hypothesis_settings(max_examples=40)
 def test_any_text_comes_out_as_it_went_in(text):
-    none = Report([], [], pd.DataFrame())
-    page = Page(html(none, tables={text: pd.DataFrame({"column": [text]})}, notes=[text]))
+    none = Report([], [], pd.DataFrame(), warnings=[text])
+    page = Page(html(none, tables={text: pd.DataFrame({"column": [text]})}))
     assert page.texts.count(text) == 3
 
 
@@ -175,7 +177,7 @@ def test_the_table_stands_with_intervals_counts_and_the_papers_rows(run_folder):
 
 def test_one_run_has_a_table_too(run_folder):
     text = Page(html(report_of(run_folder(n=20)))).text
-    assert "static ROUGE-L" in text
+    assert "ROUGE-L static" in text
     assert " 60 1 " in text  # three tasks of 20 test examples, one seed
 
 
@@ -303,15 +305,37 @@ def test_numbers_of_a_table_have_the_decimals_that_their_column_needs():
     assert [cell.text for cell in named.columns] == ["prompt", "x"]
 
 
+def test_what_is_the_same_in_all_rows_of_a_table_stands_once_above_it():
+    frame = pd.DataFrame({"probe": ["g1", "g1"], "prompts": [8, 8], "task": ["a", "b"]})
+    text = Page(html(Report([], [], pd.DataFrame()), tables={"Spread": frame})).text
+    assert "Spread probe: g1; prompts: 8 task a b" in text
+
+
 def test_a_report_without_runs_shows_what_it_is_given(tmp_path):
     (tmp_path / "violin.png").write_bytes(b"png")
-    report = Report([], [], pd.DataFrame())
+    report = Report([], [], pd.DataFrame(), warnings=["One stage failed."], notes=["p: see `holm`."])
     tables = {"Spread": pd.DataFrame({"task": ["NI195"], "spread": [1.5]})}
-    path = write_report(report, tmp_path / "new", [tmp_path / "violin.png"], tables, ["One stage failed."])
+    path = write_report(report, tmp_path / "new", [tmp_path / "violin.png"], tables)
     assert path == tmp_path / "new" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    for part in ("0 runs", "One stage failed.", "Spread", "NI195 1.500", "violin"):
+    for part in ("One stage failed.", "Spread", "NI195 1.500", "violin"):
         assert part in page.text
+
+
+def test_warnings_stand_apart_from_how_to_read_the_page(run_folder):
+    report = report_of(run_folder())
+    report.warnings = [DEMONSTRATION, "sapo failed: out of memory"]
+    report.notes = ["p values are after Holm."]
+
+    def section(name: str) -> str:
+        return html(report).partition(f'<section id="{name}">')[2].partition("</section>")[0]
+
+    assert section("warnings").count("Demonstration on a small model") == 1  # the run says so, too
+    assert "sapo failed: out of memory" in section("warnings")
+    assert "Holm" not in section("warnings")
+    assert "Holm" in section("reading")
+    report.notes = []
+    assert section("reading") == ""
 
 
 def test_the_command_writes_the_page_and_lists_it(run_folder, tmp_path):

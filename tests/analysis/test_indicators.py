@@ -14,6 +14,7 @@ from sapo.analysis.probes.indicators import (
     powers,
 )
 from sapo.analysis.probes.results import load_probe
+from sapo.analysis.probes.tables import indicator_table
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +93,24 @@ def test_what_does_not_vary_or_is_missing_has_a_reason(small):
     assert loss.mean.value == pytest.approx(loss.by_task[small.trained].value)
     (one,) = (cell for cell in pooled([found["exact_match"]]))
     assert (one.points, one.mean.value) == ({}, None)
+    (partly,) = pooled([loss])
+    assert (partly.n_defined, partly.n_tasks) == (1, 2)
+    assert (
+        indicator_table([("m", pooled(powers(small, "rougeL")))])["tasks"].tolist()
+        == ["0 of 2"] + ["1 of 2"] * 9
+    )
 
 
 def test_a_pool_averages_seeds_within_a_pair_and_then_pairs(probe):
     power = next(power for power in powers(probe, "nll") if power.indicator == "-loss")
     values = {("a", 0): 0.2, ("a", 1): 0.4, ("b", 0): 0.9}
     members = [
-        replace(power, probe=replace(probe, sequence=pair, seed=seed), mean=replace(power.mean, value=value))
-        for (pair, seed), value in values.items()
+        replace(power, probe=replace(probe, current=task, seed=seed), mean=replace(power.mean, value=value))
+        for (task, seed), value in values.items()
     ]
     (pool,) = pooled(members)
-    assert pool.points == pytest.approx({"a": 0.3, "b": 0.9})
+    assert pool.points == pytest.approx({f"{probe.trained} > a": 0.3, f"{probe.trained} > b": 0.9})
+    assert (pool.n_defined, pool.n_tasks) == (27, 27)
     assert pool.mean.value == pytest.approx(0.6)
     assert pool.mean.reason == "2 pairs: an interval needs 5 or more"
     (alone,) = pooled([power])
@@ -124,9 +132,31 @@ def test_the_choice_of_the_lowest_loss_by_hand(small):
     # Means: 10, 30, 30, 40, 50, 30: the chosen one, first of two equal losses, is at the median, not above.
     assert (choice.chosen, choice.best, choice.above_median) == (0, 3, False)
     assert (choice.tasks_above, choice.n_tasks, choice.n_prompts) == (1, 2, 6)
+    # Of six prompts two are above the median mean, three above that of each task.
+    assert (choice.above_by_chance, choice.tasks_above_by_chance) == pytest.approx((2 / 6, 1.0))
     assert (choice.regret.value, choice.regret.low, choice.regret.high) == pytest.approx((20.0,) * 3)
     assert (choice.of_original, choice.of_random) == pytest.approx((40.0, 50.0 - 190 / 6))
     assert choice.regret.n == 8
+
+
+def test_the_choice_is_the_one_that_sapo_would_make_with_the_probe_s_scorer(small):
+    tokens = pd.DataFrame({"n_tokens": [1, 9, 1, 9], "example": [0, 1, 0, 1]})
+    # Of prompt 0: 9 nats over 10 tokens, but (0 + 1) / 2 a token by examples; of prompt 1: 8 over 10, and 4.
+    rows = [
+        tokens.iloc[:2].assign(prompt=prompt, nll=nll)
+        for prompt, nll in {-1: [0.0, 0.0], 0: [0.0, 9.0], 1: [8.0, 0.0]}.items()
+    ]
+    others = [tokens.iloc[:2].assign(prompt=prompt, nll=[9.0, 90.0]) for prompt in (2, 3, 4)]
+    small = replace(small, losses=pd.concat(rows + others, ignore_index=True))
+
+    def chosen(**scorer):
+        return lowest_loss_choice(replace(small, **scorer), "rougeL").chosen
+
+    assert chosen() == -1
+    assert chosen(include_original=False) == 1
+    assert chosen(include_original=False, reduction="example") == 0
+    by_examples = replace(small, reduction="example").pre_update_losses()
+    assert by_examples[[0, 1]].tolist() == pytest.approx([0.5, 4.0])
 
 
 def test_nothing_to_choose_where_all_prompts_score_alike(small):

@@ -47,7 +47,10 @@ def test_summary_writes_the_files_of_the_contract(run_folder):
     }
     expected |= {f"matrix_{measure}_common.csv" for measure in measures}
     expected |= {
-        f"{effect}.{suffix}" for effect in ("forgetting", "generalization") for suffix in ("png", "pdf")
+        f"{effect}{measure}.{suffix}"
+        for effect in ("forgetting", "generalization")
+        for measure in ("", "_nll")
+        for suffix in ("png", "pdf")
     }
     assert names == expected | {"metrics.json"}
     assert {file.name for file in path.iterdir()} == names | {"run.json", "predictions.parquet"}
@@ -82,6 +85,6 @@ def test_one_task_has_null_transfer_and_no_figure(run_folder):
 
 
 def test_figures_of_another_measure_have_its_name(run_folder):
-    names = {file.name for file in summarize_run(run_folder(), "nll")["files"]}
-    assert {"forgetting_nll.png", "generalization_nll.pdf"} <= names
-    assert "forgetting.png" not in names
+    names = {file.name for file in summarize_run(run_folder(), "exact_match")["files"]}
+    assert {"forgetting_exact_match.png", "generalization_exact_match.pdf"} <= names
+    assert {"forgetting.png", "forgetting_nll.png"} <= names

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from scipy import stats
 from test_figures import overlapping, texts_of
 
 from sapo.analysis.probes import draw_effects, draw_indicators
-from sapo.analysis.probes.figures import gradient_figure, spread_figure
+from sapo.analysis.probes.figures import gradient_figure, indicator_figure, spread_figure
 from sapo.analysis.probes.indicators import lowest_loss_choice, powers
 from sapo.analysis.probes.report import probe_report
 from sapo.analysis.probes.results import load_probe
@@ -41,6 +42,15 @@ def figures_of(probe, measure):
     shown = list(draw_indicators.tables.first_pairs(probe).values())
     yield spread_figure(spread(probe, measure), "in-task 1.4 %, cross-task 5.8 %", "facts")
     yield draw_effects._pairs(probe, effects)
+    means = {(power.indicator, power.coefficient): power.mean for power in found}
+    points = {
+        (power.indicator, power.coefficient): {task: cell.value for task, cell in power.by_task.items()}
+        for power in found
+    }
+    title = (
+        f"Indicators of {len(probe.prompts)} prompts before training\n{probe.facts}\nintervals over prompts"
+    )
+    yield indicator_figure(means, points, "a task that is not current", measure, title)
     yield draw_indicators._loss_scatter(probe, measure, loss, probe.outcomes(measure)[shown], found)
     yield gradient_figure(probe, probe.gradients)
 
@@ -74,7 +84,7 @@ def test_tables_are_ready_to_print(report):
         assert len(table) > 0, title
         assert not table.isna().any(axis=None), title
         assert "nan" not in table.to_string().lower(), title
-    notes = " ".join(report.notes)
+    notes = " ".join([*report.warnings, *report.notes])
     for part in ("Demonstration", "Holm", "Brown-Forsythe", "permuted", "sign flipped"):
         assert part in notes
 
@@ -125,8 +135,12 @@ def test_several_probes_are_pooled_and_counted(whole, mini):
     choices = {(probe, "nll"): lowest_loss_choice(probe, "nll") for probe in (whole, mini)}
     table = choice_table(choices)
     above = sum(choice.above_median for choice in choices.values())
+    by_chance = sum(choice.above_by_chance for choice in choices.values())
     assert table["probe"].tolist()[-1] == "2 probes of 2 pairs"
-    assert table["above the median"].tolist()[-1] == f"{above} of 2"
+    interval = stats.binomtest(above, 2).proportion_ci(0.95, method="exact")
+    assert table["above the median"].tolist()[-1] == (
+        f"{above} of 2 (by chance {by_chance:.1f}): {above / 2:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    )
     lone = choice_table({(mini, "nll"): "all prompts score alike"})
     assert lone["best"].tolist() == ["all prompts score alike"]
 
@@ -136,12 +150,39 @@ def test_choices_are_averaged_over_seeds_within_a_pair_and_never_over_models(who
     regrets = {("a", 0, "m"): 1.0, ("a", 1, "m"): 3.0, ("b", 0, "m"): 8.0, ("a", 0, "other"): 100.0}
     found = {}
     for (pair, seed, model), regret in regrets.items():
-        probe = replace(whole, sequence=pair, seed=seed, model=model)
+        probe = replace(whole, current=pair, seed=seed, model=model)
         found[probe, "nll"] = replace(choice, probe=probe, regret=replace(choice.regret, value=regret))
     *_, last = choice_table(found).to_dict("records")
     assert (last["probe"], last["model, method"]) == ("3 probes of 2 pairs", "m, lorainc")
     assert last["regret"] == "5.000"  # ((1 + 3) / 2 + 8) / 2
-    assert last["above the median"].endswith("of 3")
+    assert " of 3 (by chance " in last["above the median"]
+
+
+def test_what_a_probe_lacks_is_a_warning_and_pairs_that_are_one_a_note(probe_folder, tmp_path):
+    first = probe_folder("cut", n_prompts=5, unseen=("task618_x",), n=4, n_cut=2, missing=[7, 9])
+    again = {"sequence": "ni_probe_g2", "n_prompts": 5, "unseen": ("task511_x",), "n": 4}
+    report = probe_report([first, probe_folder("again", **again)], ["figure3"], tmp_path / "out", ["nll"])
+    said = " ".join(report.warnings)
+    assert "Probe cut: 2 of 6 scored examples of NI339 are left out" in said
+    assert "Probe cut lacks prompt 7, 9" in said
+    assert "Probe again" not in said
+    assert any(note.startswith("Probes of one pair of tasks") for note in report.notes)
+    choices = report.tables["The prompt of the lowest loss: is it good?"]
+    assert choices["probe"].tolist()[-1] == "2 probes of 1 pair"
+
+
+def test_tasks_that_a_mean_leaves_out_are_named(probe_folder, tmp_path):
+    folder = probe_folder("gap", n_prompts=6, unseen=("task618_x", "task511_x"), n=3, gradients=False)
+    for path in (tmp_path / "runs").glob("gap-*/predictions.parquet"):
+        frame = pd.read_parquet(path)
+        frame.loc[frame["task"] == "task618_x", "rougeL"] = 7.0
+        frame.to_parquet(path)
+    report = probe_report([folder], ["figure3"], tmp_path / "out", ["rougeL"])
+    assert set(report.tables["Figure 3: indicators before training"]["tasks"]) == {"2 of 3"}
+    assert (
+        "Figure 3, ni_probe_g1, ROUGE-L: left out of means: task618_x is the same for all prompts "
+        "(all indicators)." in report.warnings
+    )
 
 
 def test_constant_scores_and_missing_gradients_say_so_in_place_of_numbers(probe_folder, tmp_path):
@@ -152,7 +193,7 @@ def test_constant_scores_and_missing_gradients_say_so_in_place_of_numbers(probe_
     (row, _) = report.tables["Figure 2: mean correlation between tasks"].to_dict("records")
     assert row["mean off the diagonal"].startswith("scores of task589_amazon are the same")
     assert (row["p"], row["pairs of tasks"]) == ("-", "0 of 1")
-    assert any("flat has no gradients" in note for note in report.notes)
+    assert any("flat has no gradients" in warning for warning in report.warnings)
     assert not list((tmp_path / "out").glob("figure4*"))
 
 

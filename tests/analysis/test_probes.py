@@ -59,7 +59,7 @@ def test_a_probe_holds_its_tasks_prompts_and_scores(small):
 def test_the_loss_of_a_prompt_is_total_nll_over_total_tokens(small):
     probe = load_probe(small)
     rows = probe.losses[probe.losses["prompt"] == 0]
-    assert probe.token_losses()[0] == pytest.approx(rows["nll"].sum() / rows["n_tokens"].sum())
+    assert probe.pre_update_losses()[0] == pytest.approx(rows["nll"].sum() / rows["n_tokens"].sum())
 
 
 @pytest.mark.parametrize("name", ["probe.json", "losses.parquet", "answers.parquet"])
@@ -89,6 +89,10 @@ def test_without_gradients_there_are_none(copy):
         ({"unseen": [{}]}, "unseen and prompts .texts"),
         ({"runs": {"-1": "../runs/probe--1", "0": "a", "1": "b"}}, "'../runs/probe--1' .it holds a slash"),
         ({"runs": {"-1": 7, "0": "a", "1": "b"}}, "'7' .it is no text"),
+        ({"identity": {}}, "the scorer's reduction and include_original"),
+        ({"n_cut": None}, "n_cut missing or wrong"),
+        ({"missing": 3}, "missing missing or wrong"),
+        ({"missing": ["3"]}, "missing .numbers of prompts"),
         ({"id": "../../elsewhere"}, "'../../elsewhere' .it holds a slash"),
         ({"model": "tiny_llama"}, "is not of the probe .*model smollm2_135m instead of tiny_llama"),
         ({"seed": 4}, "is not of the probe .*seed 0 instead of 4"),

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from sapo.analysis.reproduced import DRAWINGS, Reproduced, probes
+from sapo.conf.errors import UserError
 from sapo.conf.load import choices
-from sapo.experiments.targets import SCALES, TARGETS, configs_of, targets_of
+from sapo.experiments.targets import TARGETS, configs_of, targets_of
 
 # What a target's runs are, and a value that the paper prints for it.
 POOLS = [{"name": name, "size": 10} for name in ("bank", "terse", "elaborate")]
@@ -27,6 +28,7 @@ RUNS = {
     ),
     "figure15": ([{"policy": "static"}, *({"policy": "sapo", "pool": pool} for pool in SIZES)], "65.41"),
 }
+FAILURE = "mini_three sapo seed 1 failed: out of memory"
 STAGES = [{"kind": kind, "task": task, "seconds": 2.0} for kind in ("score", "train") for task in "ab"]
 
 
@@ -41,12 +43,12 @@ def render(name: str, output, run_folder, probe_folder) -> Reproduced:
     target = TARGETS[name]
     if target.is_probe:
         probe = probe_folder(n_prompts=5, unseen=["task618_x", "task511_x"])
-        return probes(name, target.drawing, [probe], output)
+        return probes(name, [target.drawing], [probe], output, [FAILURE])
     folders = [
         run_folder(f"run{number}", tasks="ab", stages=STAGES, **changes)
         for number, changes in enumerate(RUNS[name][0])
     ]
-    return DRAWINGS[target.drawing](name, folders, output, "reference")
+    return DRAWINGS[target.drawing](name, folders, output, "reference", [FAILURE])
 
 
 def check_table3(shown, output):
@@ -58,14 +60,18 @@ def check_table3(shown, output):
 
 def check_figure15(shown, output):
     assert {"sapo (K=5)", "sapo (K=10)", "sapo (K=20)"} <= set(shown.tables["figure15"]["policy"])
-    points = pd.read_csv(output / "figure15_points.csv")
-    assert set(points["pool_size"]) == {5, 10, 20}
+    for measure in ("nll", "rougeL"):
+        points = pd.read_csv(output / f"figure15_{measure}.csv")
+        assert set(points["pool_size"]) == {5, 10, 20}
+        assert len(points) == 3 * 3
+    drawn = [path.name for path in shown.files if path.suffix == ".pdf"]
+    assert drawn == ["figure15_nll.pdf", "figure15_rougeL.pdf"]
 
 
 CHECKS = {"table3": check_table3, "figure15": check_figure15}
 
 
-@pytest.mark.parametrize("name", targets_of("all"))
+@pytest.mark.parametrize("name", targets_of("all", "mini"))
 def test_every_target_renders(name, run_folder, probe_folder, tmp_path):
     output = tmp_path / "out"
     shown = render(name, output, run_folder, probe_folder)
@@ -76,7 +82,11 @@ def test_every_target_renders(name, run_folder, probe_folder, tmp_path):
     if name.startswith("figure"):
         assert {path.suffix for path in shown.files if path.parent == output} >= {".png", ".pdf"}
     text = (output / f"{name}.md").read_text()
-    assert "Demonstration" in text
+    page = (output / "report.html").read_text()
+    assert FAILURE in shown.notes
+    for said in ("Demonstration", FAILURE):
+        assert said in text
+        assert said in page.partition('id="warnings"')[2].partition("</section>")[0]
     assert RUNS.get(name, (None, ""))[1] in text
     assert not {"nan", "NaN"} & set(text.split())
     assert shown.parts
@@ -85,18 +95,69 @@ def test_every_target_renders(name, run_folder, probe_folder, tmp_path):
     CHECKS.get(name, lambda *_: None)(shown, output)
 
 
+@pytest.mark.parametrize("name", ["table1", "figure15"])
+def test_demonstrations_lead_with_nll_and_the_papers_runs_with_rouge_l(name, run_folder, tmp_path):
+    for is_demonstration, leading in ((True, "nll"), (False, "rougeL")):
+        folders = [
+            run_folder(f"{leading}{number}", demonstration=is_demonstration, **changes)
+            for number, changes in enumerate(RUNS[name][0])
+        ]
+        shown = DRAWINGS[TARGETS[name].drawing](name, folders, tmp_path / leading, "reference")
+        other = {"nll": "rougeL", "rougeL": "nll"}[leading]
+        measures = list(dict.fromkeys(shown.tables[name]["measure"]))
+        assert measures[:3] == [leading, other, "exact_match"]
+        pages = [(tmp_path / leading / file).read_text() for file in (f"{name}.md", "report.html")]
+        assert all(("NLL leads" in text) == is_demonstration for text in pages)
+
+
+def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_folder, tmp_path):
+    probe = probe_folder(n_prompts=5, unseen=["task618_x"])
+    losses = pd.read_parquet(probe / "losses.parquet")
+    lowest = losses.groupby("prompt")["nll"].sum().idxmin()
+    losses.loc[losses["prompt"] == -1, "nll"] = losses.loc[losses["prompt"] == lowest, "nll"].to_numpy()
+    losses.to_parquet(probe / "losses.parquet")
+    record = tmp_path / "runs" / "probe-0" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"shortened": {"task618_x": 2}}))
+    shown = probes("figure1", ["figure1"], [probe], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    for part in (
+        "5 runs",
+        'id="runs"',
+        'id="answers"',
+        "Prompts of NI339 and their losses before training",
+        f"Wording {lowest}: ",
+        "NI618: 2 inputs were too long and have been shortened.",
+        f"NI339: original, prompt {lowest} tie",
+    ):
+        assert part in page or part in shown.notes, part
+    written = pd.read_csv(tmp_path / "out" / "prompts_probe.csv")
+    assert list(written["prompt"][:2]) == ["original", f"prompt {lowest}"]
+    assert written["loss"].is_monotonic_increasing
+    assert list(written["against the original"][:2]) == [0.0, 0.0]
+
+
 def test_no_pools_no_figure_15(run_folder, tmp_path):
     runs = [run_folder(policy, policy=policy) for policy in ("static", "random")]
     shown = DRAWINGS["pool_sizes"]("figure15", runs, tmp_path / "out", "reference")
     assert "No Figure 15: it needs runs of a policy that chooses from a pool." in shown.notes
-    assert not (tmp_path / "out" / "figure15.png").exists()
+    assert not list((tmp_path / "out").glob("figure15_*"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_target_has_an_experiment_at_each_scale(name, scale):
-    assert f"{TARGETS[name].experiment}_{scale}" in choices("experiment")
-    assert TARGETS[name].is_probe or TARGETS[name].drawing in DRAWINGS
+def test_every_target_has_an_experiment_at_each_scale(name):
+    target = TARGETS[name]
+    assert {f"{target.experiment}_{scale}" for scale in target.scales} <= set(choices("experiment"))
+    assert target.is_probe or target.drawing in DRAWINGS
+
+
+def test_only_probes_have_the_small_scale():
+    assert targets_of("all", "small") == ["figure1", "figure2", "figure3", "figure4"]
+    assert targets_of("figure9", "small") == ["figure9"]
+    assert {"table1", "figure15", "figure1"} <= set(targets_of("all", "mini"))
+    with pytest.raises(UserError, match=r"Unknown scale of table1 'small'.*mini, paper"):
+        targets_of("table1", "small")
+    with pytest.raises(UserError, match="Unknown scale of all 'tiny'"):
+        targets_of("all", "tiny")
 
 
 def test_a_run_that_reads_no_pool_is_there_once():

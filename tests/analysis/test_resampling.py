@@ -12,11 +12,13 @@ from sapo.analysis.resampling import (
     bootstrap_estimate,
     column_correlations,
     holm,
+    jackknife_estimate,
     joined,
     mean_estimate,
     mean_off_diagonal,
     permutation_p,
     resampled,
+    share_estimate,
 )
 
 tables = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).normal(size=(8, 4)))
@@ -65,6 +67,31 @@ def test_an_interval_is_that_of_a_plain_loop_and_near_scipys():
     assert estimate.high == pytest.approx(other.confidence_interval.high, abs=0.1 * width)
 
 
+def test_a_jackknife_interval_by_plain_computation():
+    values = np.random.default_rng(4).gamma(2.0, size=9)
+    estimate = jackknife_estimate(values[:, None], lambda rows: rows[..., 0].std(axis=1, ddof=1))
+    logs = np.log([np.delete(values, row).std(ddof=1) for row in range(9)])
+    error = np.sqrt(8 / 9 * ((logs - logs.mean()) ** 2).sum())
+    reach = stats.t.ppf(0.975, 8) * error
+    expected = np.exp(np.log(values.std(ddof=1)) + np.array([-reach, 0.0, reach]))
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx(tuple(expected))
+    assert (estimate.n, estimate.reason) == (9, None)
+
+
+def test_a_spread_that_hangs_on_one_row_has_no_interval():
+    def spread(rows):
+        return rows[..., 0].std(axis=1, ddof=1)
+
+    lone = jackknife_estimate(np.array([[7.0]] * 5 + [[8.0]]), spread)
+    assert lone.value == pytest.approx(1 / np.sqrt(6))
+    assert (lone.low, lone.reason) == (None, "without one of the prompts nothing varies")
+    nothing = jackknife_estimate(np.ones((6, 1)), spread)
+    assert (nothing.value, nothing.low, nothing.reason) == (0.0, None, "nothing varies")
+    few = jackknife_estimate(np.arange(4.0)[:, None], spread, "pairs")
+    assert (few.low, few.reason) == (None, "4 pairs: an interval needs 5 or more")
+    assert jackknife_estimate(np.ones((6, 1)), lambda rows: spread(rows) * np.nan).value is None
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=25))
 @settings(max_examples=50)
 def test_the_interval_of_a_mean_holds_the_mean_and_lies_within_the_values(values):
@@ -101,6 +128,15 @@ def test_resamples_keep_rows_whole_and_seeds_repeat_them():
 @given(st.floats(-5, 5), st.lists(st.floats(-5, 5), min_size=1, max_size=20))
 def test_a_permutation_p_is_above_0_and_at_most_1(observed, permuted):
     assert 0 < permutation_p(observed, np.array(permuted)) <= 1
+
+
+def test_a_share_has_the_exact_binomial_interval():
+    # Of 0 of 10 the upper end is where 10 misses still have a probability of 2.5 %: 1 - 0.025 ** (1 / 10)
+    none = share_estimate(0, 10)
+    assert (none.value, none.low, none.high) == pytest.approx((0.0, 0.0, 1 - 0.025**0.1))
+    some = share_estimate(9, 15)
+    assert stats.binom.sf(8, 15, some.low) == pytest.approx(0.025)
+    assert stats.binom.cdf(9, 15, some.high) == pytest.approx(0.025)
 
 
 def test_permutation_and_holm_by_hand():

@@ -8,6 +8,7 @@ import pytest
 
 from sapo.analysis.results import (
     example_scores,
+    find_probes,
     find_runs,
     load_run,
     n_examples,
@@ -158,3 +159,24 @@ def test_names_that_mean_no_run(tmp_path, run_folder):
         find_runs(["nothing*"], tmp_path)
     with pytest.raises(UserError, match="holds no finished run"):
         find_runs([str(tmp_path / "empty")], tmp_path)
+
+
+def test_probes_are_found_as_runs_are_and_are_no_runs(tmp_path, probe_folder, monkeypatch):
+    probe = probe_folder("p", n_prompts=3, unseen=["task618_x"])
+    monkeypatch.chdir(tmp_path)
+    for name in ("p", "probes/p", "probes", "probes/*", str(probe)):
+        assert [path.resolve() for path in find_probes([name], tmp_path)] == [probe], name
+    # A store of both means its runs.
+    assert find_probes([str(tmp_path), "p-0", "nothing"], tmp_path) == []
+    with pytest.raises(UserError, match=r"p is a probe, not a run: `sapo analyze .*p` draws it"):
+        find_runs([str(probe)], tmp_path)
+    with pytest.raises(UserError, match="Not of a probe: p-0"):
+        find_probes(["p", "p-0"], tmp_path)
+
+
+def test_stages_say_their_hardware_or_the_runs(run_folder):
+    stages = [{"kind": "train", "device": "a"}, {"kind": "score"}]
+    run = load_run(run_folder(stages=stages, environment={"device": "b"}))
+    assert (run.devices("train"), run.devices("score"), run.devices()) == ({"a"}, {"b"}, {"a", "b"})
+    with pytest.raises(UserError, match="stages missing or of the wrong type"):
+        load_run(run_folder("wrong", stages=["train"]))

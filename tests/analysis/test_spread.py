@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sapo.analysis.probes.results import load_probe
-from sapo.analysis.probes.spread import change_rows, relative_changes, spread, spread_test, variation_of
+from sapo.analysis.probes.spread import (
+    _ratio,
+    change_rows,
+    relative_changes,
+    spread,
+    spread_test,
+    variation_of,
+)
+from sapo.analysis.resampling import jackknife_estimate
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +38,28 @@ def test_variation_by_hand():
     # 40, 50, 60: standard deviation 10, mean 50
     assert variation_of(np.array([[40.0], [50.0], [60.0]])) == pytest.approx([20.0])
     assert np.isnan(variation_of(np.zeros((3, 1)))).all()
+
+
+@pytest.mark.parametrize("n_prompts", [8, 21])
+@pytest.mark.parametrize(
+    ("statistic", "true"),
+    [
+        (lambda rows: variation_of(rows)[..., 0], 2.0),
+        (lambda rows: variation_of(rows)[..., 1:].mean(axis=-1), 4.0),
+        (_ratio, 2.0),
+    ],
+    ids=["variation", "cross-task", "ratio"],
+)
+def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_time(n_prompts, statistic, true):
+    # In-task spread 2 %, that of three other tasks 2, 4 and 6 %; a share of each is common to all tasks.
+    rng = np.random.default_rng(n_prompts)
+    spreads = np.array([1.0, 1.0, 2.0, 3.0])
+    held = 0
+    for _ in range(300):
+        common, own = rng.normal(size=(n_prompts, 1)), rng.normal(size=(n_prompts, 4))
+        found = jackknife_estimate(50 + spreads * (0.6 * common + 0.8 * own), statistic)
+        held += found.low <= true <= found.high
+    assert 0.90 <= held / 300 <= 0.99
 
 
 def test_with_one_other_task_the_test_is_the_sign_flip_of_paired_deviations():

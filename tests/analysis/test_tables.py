@@ -9,7 +9,7 @@ from rich.console import Console
 from sapo.analysis import render
 from sapo.analysis.published import plain, published
 from sapo.analysis.results import load_run
-from sapo.analysis.tables import DEMONSTRATION, chosen_prompts, grouped, score_table
+from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS, chosen_prompts, grouped, score_table
 from sapo.conf.errors import UserError
 
 
@@ -49,13 +49,33 @@ def test_a_demonstration_shows_nll_too_with_intervals(runs, run_folder):
     gain = nll[1].cells
     assert [gain[name].estimate for name in ("AP", "BWT", "FWT")] == pytest.approx([-0.08, 0.0, -0.08])
     shown = " ".join(text_of(render.terminal(table), 80).split())
-    for part in ("NLL (lower is better):", "-0.080", "[-0.080, -0.080]", "ROUGE-L is too coarse for"):
+    for part in ("NLL (lower is better):", "-0.080", "[-0.080, -0.080]", "See NLL too: at this size"):
         assert part in shown
     for text in (render.markdown(table), render.latex(table)):
         assert "NLL (lower is better)" in text
         assert "-0.080 [-0.080, -0.080]" in text
-    whole = load_run(run_folder("whole", demonstration=False))
-    assert {row.measure for row in score_table([whole], draws=50).groups[0].more} == {"exact_match"}
+    whole = score_table([load_run(run_folder("whole", demonstration=False))], draws=50)
+    assert {row.measure for row in whole.groups[0].more} == {"nll", "exact_match"}
+    assert not any("coarse" in note for note in whole.notes)
+
+
+def test_where_nll_leads_rouge_l_follows_with_the_papers_rows(runs):
+    table = score_table(runs, "nll", draws=50)
+    (group,) = table.groups
+    blocks = [(rows[0].score, [row.source for row in rows]) for rows in group.blocks]
+    assert blocks == [
+        ("NLL (lower is better)", ["ours"] * 3),
+        ("ROUGE-L", ["ours"] * 3 + ["paper"] * 2),
+        ("exact match", ["ours"] * 3),
+    ]
+    assert table.notes[:2] == (DEMONSTRATION, NLL_LEADS)
+    for text in (render.markdown(table), render.latex(table), render.csv(table)):
+        places = [text.index(part) for part in ("nll" if text.startswith("source") else "NLL (lo", "65.41")]
+        assert places == sorted(places)
+        assert text.count("65.41") == 1
+    shown = text_of(render.terminal(table), 80)
+    assert shown.index("NLL (lower is better)") < shown.index("ROUGE-L:") < shown.index("65.41")
+    assert "[+2.00, +2.00]" in shown
 
 
 def test_without_a_base_every_policy_has_its_own_scores(runs):
@@ -92,10 +112,9 @@ def test_a_method_that_the_paper_does_not_run_has_no_rows(run_folder):
 
 
 def test_other_measures_and_definitions_leave_the_paper_out(runs):
-    for table in (score_table(runs, "nll", draws=50), score_table(runs, definition="gem", draws=50)):
+    for table in (score_table(runs, "exact_match", draws=50), score_table(runs, definition="gem", draws=50)):
         assert all(not group.paper for group in table.groups)
         assert any("paper's rows are left out" in note for note in table.notes)
-    assert any("lower is better" in note for note in score_table(runs, "nll", draws=50).notes)
     with pytest.raises(UserError, match="Unknown metric definition 'gems'"):
         score_table(runs, definition="gems")
 

@@ -37,7 +37,7 @@ def pair(run_folder):
 
 def test_selection_over_training_of_equal_seeds(pair):
     runs = [*pair("ewc", 0, (10, 30), (1, 3)), *pair("ewc", 1, (20, 20), (4, 8))]
-    frame, notes = timings(runs, draws=200)
+    frame, _, notes = timings(runs, draws=200)
     ours, paper = frame.to_dict("records")
     assert (ours["base_seconds"], ours["extra_seconds"], ours["test_seconds"]) == (40.0, 8.0, 14.0 / 2)
     assert ours["overhead_percent"] == 20.0
@@ -51,21 +51,21 @@ def test_selection_over_training_of_equal_seeds(pair):
 
 
 def test_equal_shares_have_no_width(pair):
-    frame, _ = timings(pair("lorainc", 0, (10, 30), (1, 3)), draws=50)
+    frame, *_ = timings(pair("lorainc", 0, (10, 30), (1, 3)), draws=50)
     assert (frame["low"][0], frame["high"][0]) == pytest.approx((10.0, 10.0))
 
 
 def test_runs_without_a_partner_are_named_and_the_paper_stands_alone(pair):
     _, sapo = pair("olora", 0, (1, 1), (1, 1))
-    frame, notes = timings([sapo], draws=50)
+    frame, warnings, _ = timings([sapo], draws=50)
     assert list(frame["source"]) == ["paper"]
-    assert f"Left out, since no static run has their seed: {sapo.id}." in notes
-    assert any(note.startswith("No run here has both") for note in notes)
+    assert f"Left out, since no static run has their seed: {sapo.id}." in warnings
+    assert any(warning.startswith("No run here has both") for warning in warnings)
 
 
 def test_a_method_that_the_paper_does_not_run(pair):
     static, _ = pair("replay", 0, (1, 1), (1, 1))
-    frame, _ = timings([static], draws=50)
+    frame, *_ = timings([static], draws=50)
     assert frame.empty
     assert timing_text(frame).empty
 
@@ -79,8 +79,23 @@ def test_text_has_units_and_dashes(pair):
     assert not pd.isna(text).any(axis=None)
 
 
-def test_times_of_different_hardware_are_not_divided(pair):
+def with_device(run, kind: str, device: str):
+    """The run with its stages of a kind computed on `device`."""
+    stages = [stage | {"device": device} if stage["kind"] == kind else stage for stage in run.stages]
+    return replace(run, stages=stages)
+
+
+@pytest.mark.parametrize("kind", ["score", "evaluate"])
+def test_times_of_different_hardware_are_not_divided(pair, kind):
     static, sapo = pair("lorainc", 0, (10, 30), (1, 3))
-    frame, notes = timings([static, replace(sapo, device="cpu")], draws=50)
+    frame, warnings, notes = timings([static, with_device(sapo, kind, "cpu")], draws=50)
     assert list(frame["source"]) == ["paper"]
-    assert f"Left out, since their static run was on other hardware: {sapo.id}." in notes
+    reason = "they or their static run were computed on several kinds of hardware"
+    assert f"Left out, since {reason}: {sapo.id}." in warnings
+    assert notes[-1].startswith("Hardware: cpu; cuda (a GPU).")
+
+
+def test_trainings_that_are_not_timed_may_have_been_elsewhere(pair):
+    static, sapo = pair("lorainc", 0, (10, 30), (1, 3))
+    frame, *_ = timings([static, with_device(sapo, "train", "cpu")], draws=50)
+    assert frame["hardware"][0] == "cuda (a GPU)"

@@ -1,9 +1,12 @@
 """Files that cannot be read or do not fit: one message that names file and place, and nothing written."""
 
 import json
+import shutil
 
 import pytest
-from test_bad_overrides import COUNT, refused
+from test_bad_overrides import refused
+
+COMMANDS = (["analyze"], ["show", "run"], ["eval"])  # that read runs
 
 DEEP = "[" * 100_000
 LONG_NUMBER = "9" * 5000
@@ -150,15 +153,24 @@ MATRICES = [
     ("after;a\n1;2\n", "with commas"),
 ]
 
-RUNS = [
-    ({}, "no run.json"),
-    ({"run.json": ""}, "damaged"),
-    ({"run.json": "[]"}, "damaged"),
-    ({"run.json": "{}"}, "missing or of the wrong type"),
-    ({"run.json": b"\xff"}, "damaged"),
+# A folder without a record is none of a run or probe (2); what was written is found damaged (1).
+RECORDS = [("", "damaged"), ("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"), (b"\xff", "damaged")]
+
+# Files of one TRACE task, of which None are taken away.
+TRACE = [
+    ("", None, "No folder TRACE"),
+    ("instructions.json", None, "No file"),
+    ("instructions.json", "[]", "expected an object"),
+    ("instructions.json", "{}", "Unknown TRACE task"),
+    ("instructions.json", '{"FOMC": {"instruction": 3}}', "needs `instruction`"),
+    ("FOMC", None, "no folder"),
+    ("FOMC/train.json", None, "No file"),
+    ("FOMC/train.json", "[]", "at least one example"),
+    ("FOMC/test.json", None, "No file"),
+    ("FOMC/test.json", "{", "test.json, line 1"),
 ]
 
-FILES = len([*ROWS, *INSTRUCTIONS, *OWN_TASKS, *POOLS, *DATA, *MATRICES, *RUNS])
+FILES = len([*ROWS, *INSTRUCTIONS, *OWN_TASKS, *POOLS, *DATA, *MATRICES, *RECORDS, *TRACE])
 
 
 def write(path, content):
@@ -180,10 +192,6 @@ def superni(tmp_path):
     return tmp_path / "data" / "SUPERNI"
 
 
-def test_at_least_150_bad_inputs_are_tried():
-    assert COUNT + FILES >= 150
-
-
 @pytest.mark.parametrize(("content", "message"), ROWS, ids=short)
 def test_rows_of_a_benchmark(sapo, superni, content, message):
     write(superni / FOLDER / "train.json", content)
@@ -196,6 +204,23 @@ def test_rows_of_a_benchmark(sapo, superni, content, message):
 def test_instructions_of_a_benchmark(sapo, superni, content, message):
     write(superni / "instructions.json", content)
     assert message in refused(sapo("show", "task", "NI195", f"data.root='{superni.parent}'", "--json"))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), TRACE, ids=short)
+def test_the_layout_of_trace(sapo, tmp_path, name, content, message):
+    base = tmp_path / "data" / "TRACE"
+    write(base / "instructions.json", json.dumps({"FOMC": FACTS}))
+    for split in ("train", "test"):
+        write(base / "FOMC" / f"{split}.json", json.dumps([ROW] * 3))
+    if content is not None:
+        write(base / name, content)
+    elif (base / name).is_dir():
+        shutil.rmtree(base / name)
+    else:
+        (base / name).unlink()
+    arguments = ("sequence=trace", "sequence.tasks=[FOMC]", f"data.root='{tmp_path / 'data'}'")
+    assert message in refused(sapo("plan", *arguments, "--json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @pytest.mark.parametrize(("content", "message"), OWN_TASKS, ids=short)
@@ -234,23 +259,33 @@ def test_matrices(sapo, tmp_path, content, message):
     assert message in refused(sapo("metrics", matrix, "--json"))
 
 
-@pytest.mark.parametrize("command", [["analyze"], ["show", "run"], ["eval"]], ids=" ".join)
-@pytest.mark.parametrize(("files", "message"), RUNS, ids=short)
-def test_run_folders(sapo, tmp_path, files, message, command):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name, content in files.items():
-        write(folder / name, content)
-    done = sapo(*command, folder, "--json")
-    if files and command == ["eval"]:
-        assert (done.code, done.out) in {(1, ""), (2, "")}
-        assert done.err.startswith("sapo: ")
-    else:
-        assert message in refused(done)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(("content", "message"), RECORDS, ids=short)
+def test_run_folders(sapo, tmp_path, content, message, command):
+    write(tmp_path / "run" / "run.json", content)
+    found = refused(sapo(*command, tmp_path / "run", "--json"), code=1)
+    assert message in found.lower()
+    assert "run.json" in found
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("command", [["analyze"], ["show", "run"], ["eval"]], ids=" ".join)
+@pytest.mark.parametrize(("content", "message"), RECORDS, ids=short)
+def test_probe_folders(sapo, tmp_path, content, message):
+    write(tmp_path / "probe" / "probe.json", content)
+    arguments = (tmp_path / "probe", "--output", tmp_path / "out", "--json")
+    assert message in (found := refused(sapo("analyze", *arguments), code=1))
+    assert "probe.json" in found
+    assert [path.name for path in tmp_path.iterdir()] == ["probe"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_folder_of_no_run(sapo, tmp_path, command):
+    (tmp_path / "run").mkdir()
+    assert "no run.json" in refused(sapo(*command, tmp_path / "run", "--json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("name", ["none", "../none", "no*ne", "a\0b", "x" * 5000], ids=short)
 def test_runs_that_are_not_there(sapo, tmp_path, name, command):
     refused(sapo(*command, name, "--json"))

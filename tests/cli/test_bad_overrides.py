@@ -79,6 +79,35 @@ MEANING = [
     ("method.fisher_decay=1.5", "method.fisher_decay"),
 ]
 
+ENGINE = [
+    ("engine.address=foo", "engine.address=foo: must be auto or HOST:PORT"),
+    ("engine.address=http://host:1", "must be auto or HOST:PORT"),
+    ("engine.address=host", "must be auto or HOST:PORT"),
+    ("engine.gpus=1.5", "engine.gpus=1.5: must be a part of one GPU"),
+    ("engine.gpus=1", "are for engine=ray"),
+    ("engine.workers=2", "are for engine=ray"),
+    ("engine.address=auto", "are for engine=ray"),
+    ("engine.cpus=-1", "engine.cpus=-1"),
+    ("engine.retries=-1", "engine.retries=-1"),
+]
+
+# Settings that each can be, but not together.
+TOGETHER = [
+    ("policy=random policy.last_only=true", "policy.last_only=true with policy=random"),
+    ("policy=static policy.last_only=true", "only policy=fixed"),
+    ("method=inscl method.unit=instance", "needs a model that writes tags"),
+    ("method=inscl method.unit=instance method.tagger=tiny_llama", "method.tagger=tiny_llama"),
+    ("method=inscl method.unit=instance method.tagger=openai:", "method.tagger=openai:"),
+    ("method=inscl method.unit=lexical method.tagger=local:tiny_llama", "only method.unit=instance"),
+    ("scorer=race policy=sapp", "a race finds the lowest loss"),
+    ("scorer=race scorer.reduction=batch", "rows are read in another order"),
+    ("scorer=race scorer.confidence=0", "scorer.confidence=0"),
+    ("engine=ray engine.address=foo", "must be auto or HOST:PORT"),
+    ("engine=ray engine.gpus=2.5", "must be a part of one GPU"),
+    (f"sequence.name={'s' * 100} model.name={'m' * 100}", "the run's id is made of them"),
+    ("sequence=mini_three sequence.unseen=[mini_topic]", "twice"),
+]
+
 # Names and sources that would lead out of their folder, or that no file can have.
 PATHS = [
     ("sequence.name=../x", "sequence.name"),
@@ -106,9 +135,9 @@ PATHS = [
 # One message names all that validation finds, so ten of these stand in one command: composing takes its time.
 RANGES = [*BELOW, *ENDLESS, *NOT_ABOVE, *NOT_BELOW, *NAMES]
 TEN = [RANGES[start : start + 10] for start in range(0, len(RANGES), 10)]
-ALONE = [*MEMBERS, *UNKNOWN, *TYPES, *GRAMMAR, *MEANING, *PATHS]
+ALONE = [*MEMBERS, *UNKNOWN, *TYPES, *GRAMMAR, *MEANING, *ENGINE, *PATHS]
 CASES = [(*case, command) for case, command in zip(ALONE, cycle(COMMANDS))]
-COUNT = len(RANGES) + len(CASES)
+COUNT = len(RANGES) + len(CASES) + len(TOGETHER)
 
 
 def refused(done, code=2):
@@ -124,6 +153,12 @@ def refused(done, code=2):
 @pytest.mark.parametrize(("override", "message", "command"), CASES, ids=lambda value: ascii(value)[:60])
 def test_a_setting_that_cannot_be(sapo, tmp_path, override, message, command):
     assert message in refused(sapo(*command, override, "--json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("overrides", "message"), TOGETHER, ids=lambda value: value[:60])
+def test_settings_that_cannot_be_together(sapo, tmp_path, overrides, message):
+    assert message in refused(sapo("train", *overrides.split(), "--json"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -78,16 +79,18 @@ def test_the_suite_evaluates_a_merged_model_as_it_did_the_run(sapo, small, moved
     merged = tmp_path / "merged"
     done = sapo("export", moved["dir"], "--to", merged, "--merge")
     assert done.code == 0, done.err
-    assert (
-        "Test it: sapo train sequence=mini_three method=zero_shot policy=static model=tiny_llama" in done.out
-    )
-    overrides = (
+    printed = next(line for line in done.out.splitlines() if line.startswith("Test it: sapo train "))
+    words = shlex.split(printed.removeprefix("Test it: sapo train "))
+    assert words == [
+        "sequence=mini_three",
+        "sequence.tasks=[mini_city,mini_topic]",
         "method=zero_shot",
         "policy=static",
-        f"model.path='{merged}'",
-        f"store.root='{tmp_path}/own'",
-    )
-    (again,) = sapo("train", *small, *overrides, "--json").document["runs"]
+        "model=tiny_llama",
+        f"model.path={merged}",
+    ]
+    settings = [override for override in small if not override.startswith(("sequence", "model="))]
+    (again,) = sapo("train", *words, *settings, f"store.root='{tmp_path}/own'", "--json").document["runs"]
     before, now = (score_matrix(load_run(Path(run["dir"])), "nll") for run in (moved, again))
     assert abs(before.loc[2] - before.loc[0]).min() > 0.01
     assert now.loc[2].to_dict() == pytest.approx(before.loc[2].to_dict(), abs=1e-4)

@@ -1,6 +1,9 @@
 """Commands that look at things: `ls`, `show`, `eval`, `store`, `doctor`."""
 
 import json
+import re
+import shlex
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -94,6 +97,25 @@ def test_show_config_is_yaml_of_the_config_with_its_docs(sapo, small):
     assert "  rank: 8  # LoRA rank of the adapter that is trained" in text.splitlines()
 
 
+def test_a_plan_has_trainings_by_place_and_names_runs_that_it_leaves_out(sapo, small):
+    asked = ("plan", *small, "policy=sapo", "paraphrases=bank,terse")
+    document = sapo(*asked, "--json").document
+    assert document["runs"] == 1
+    assert [(kind["kind"], kind["to_do"]) for kind in document["trainings"]] == [
+        ("train, task 1", 1),
+        ("train, task 2", 1),
+    ]
+    (left_out,) = document["unplanned"]
+    assert left_out["runs"] == 1
+    assert "The bank 'terse' has no paraphrases of task mini_city" in left_out["reason"]
+    text = sapo(*asked).out
+    assert "train, task 2" in text
+    assert "No plan of 1 more run: The bank 'terse' has no" in text
+    alone = sapo("plan", *small, "policy=sapo", "paraphrases=terse")
+    assert (alone.code, alone.out) == (2, "")
+    assert "The bank 'terse' has no" in alone.err
+
+
 def test_show_task(sapo, small):
     facts = sapo("show", "task", "task=mini_topic", *small, "--json").document
     assert (facts["train"], facts["test"], facts["kind"], facts["paraphrases"]) == (
@@ -121,6 +143,13 @@ def test_show_pool(sapo):
     assert pool["valid"] is True
     assert [prompt["index"] for prompt in pool["prompts"]] == list(range(-1, 20))
     assert "20 paraphrases (written for sapo" in sapo("show", "pool", "task=mini_city").out
+
+
+def test_the_banks_pools_are_shown_without_the_tasks_rows(sapo):
+    done = sapo("show", "pool", "task=NI195", "--json")
+    assert len(done.document["prompts"]) == 51
+    assert "the labels of NI195 are not known" in done.err
+    assert "need benchmark data" in sapo("show", "task", "task=NI195").err
 
 
 def test_show_pool_says_what_is_wrong_with_which(sapo, tmp_path):
@@ -242,9 +271,60 @@ def test_eval_of_what_is_not_there(sapo, trained, options, message):
     assert message in done.err
 
 
-def test_eval_of_no_run_several_runs_and_lost_states(sapo, trained, tmp_path):
-    import shutil
+def test_eval_reads_data_and_pools_where_they_are_now(sapo, small, tmp_path, monkeypatch):
+    rows = "".join(f"x{i},y{i % 2}\n" for i in range(20))
+    for folder in ("before", "now"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "task1.csv").write_text(f"input,output\n{rows}")
+        (tmp_path / folder / "task1.yaml").write_text("instruction: Odd or even?\ndata: task1.csv\n")
+    own = ("sequence=own", "sequence.tasks=[task1]", f"data.root='{tmp_path / 'before'}'", "policy=static")
+    settings = [override for override in small if not override.startswith("sequence")]
+    (run,) = sapo("train", *settings, *own, "--json").document["runs"]
+    assert run["sequence"] == "own"
+    expected = sapo("eval", run["id"], "--json").document["evaluations"]
 
+    (tmp_path / "before").rename(tmp_path / "gone")
+    assert "Set data.root=FOLDER or SAPO_DATA" in sapo("eval", run["id"]).err
+    here = f"data.root='{tmp_path / 'now'}'"
+    assert sapo("eval", run["id"], here, "--json").document["evaluations"] == expected
+    monkeypatch.setenv("SAPO_DATA", str(tmp_path / "now"))
+    assert sapo("eval", run["id"], "task1", "--json").document["evaluations"] == expected
+
+    assert "The bank has no paraphrases of task task1" in sapo("eval", run["id"], "--prompt", "0").err
+    pool = tmp_path / "pool.yaml"
+    pool.write_text("prompts: [Tell whether this is odd or even.]")
+    given = (f"paraphrases.file='{pool}'", "engine.device=cpu", "--prompt", "0", "--state", "last", "--json")
+    (row,) = sapo("eval", run["id"], *given).document["evaluations"]
+    assert row["prompt"]["text"] == "Tell whether this is odd or even."
+
+
+def test_eval_leaves_a_runs_settings_as_they_were(sapo, trained):
+    done = sapo("eval", trained.static["id"], "mini_price", "trainer.epochs=3")
+    assert (done.code, done.out) == (2, "")
+    assert "trainer.epochs: a run's settings stay as they were, but for data.root, " in done.err
+
+
+def test_a_lost_state_is_trained_again_by_the_command_that_is_named(sapo, small, tmp_path):
+    (tmp_path / "mine.csv").write_text("input,output\n" + "".join(f"x{i},y{i % 2}\n" for i in range(20)))
+    (tmp_path / "mine.yaml").write_text("instruction: Odd or even?\ndata: mine.csv\n")
+    own = ("sequence=own", "sequence.name=other", "sequence.tasks=[mine]", f"data.root={tmp_path}")
+    settings = [override for override in small if not override.startswith("sequence")]
+    (run,) = sapo("train", *settings, *own, "policy=static", "--json").document["runs"]
+    shutil.rmtree(Path(run["dir"]).parents[1] / "stages")
+    message = sapo("eval", run["id"]).err
+    words = shlex.split(re.search(r"sapo train (.*) \(settings", message)[1])
+    assert words[:4] == [
+        "sequence=own",
+        "sequence.name=other",
+        "sequence.tasks=[mine]",
+        f"data.root={tmp_path}",
+    ]
+    (again,) = sapo("train", *words, *settings, "--json").document["runs"]
+    assert again["id"] == run["id"]
+    assert sapo("eval", run["id"]).code == 0
+
+
+def test_eval_of_no_run_several_runs_and_lost_states(sapo, trained, tmp_path):
     assert "Unknown run" in sapo("eval", "nothing").err
     assert "means 2" in sapo("eval", str(trained.root)).err
     moved = tmp_path / "elsewhere" / "runs" / trained.static["id"]
@@ -253,6 +333,8 @@ def test_eval_of_no_run_several_runs_and_lost_states(sapo, trained, tmp_path):
     assert done.code == 2
     assert "sapo train sequence=" in done.err
     (moved / "config.yaml").write_text("sequence: [")
+    assert "config.yaml is not what was stored" in sapo("eval", moved).err
+    (moved / "manifest.json").unlink()  # a run from before there were manifests
     assert "Cannot read the config" in sapo("eval", moved).err
 
 

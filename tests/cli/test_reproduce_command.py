@@ -12,7 +12,7 @@ from sapo.cli.progress import StageProgress
 from sapo.cli.running import Finished, Outcome, Watched
 from sapo.conf.errors import WorkError
 from sapo.conf.load import load
-from sapo.experiments import probe, targets
+from sapo.experiments import batch, probe, targets
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 
@@ -28,6 +28,8 @@ def test_table1_at_mini_scale(sapo, small, trained):
     assert {"table1.md", "table1.tex", "table1.csv", "prompts.md", "report.md"} <= names
     assert all(Path(file).is_file() for file in document["files"])
     assert any(Path(file).name == "matrix_rougeL.csv" for file in document["files"])
+    measures = list(dict.fromkeys(row["measure"] for row in document["tables"]["table1"]))
+    assert measures[:3] == ["nll", "rougeL", "exact_match"]
     policies = {(row["source"], row["policy"]) for row in document["tables"]["table1"]}
     assert policies >= {("ours", "static"), ("ours", "sapo"), ("paper", "static"), ("paper", "sapo")}
     text = (reports / "table1.md").read_text()
@@ -48,6 +50,27 @@ def test_runs_say_what_they_chose_from_and_what_scoring_it_took(trained):
     assert sapo["identity"]["pool"] == sapo["pool"]["digest"]
     assert [stage["kind"] for stage in sapo["stages"]].count("score") == 2
     assert all(stage["seconds"] > 0 for stage in sapo["stages"])
+    assert {stage["device"] for stage in sapo["stages"]} == {sapo["environment"]["device"]}
+
+
+def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, trained, monkeypatch):
+    run_sequence = batch.run_sequence
+
+    async def run_or_fail(config, engine):
+        if config.policy.name == "random" and isinstance(engine, LocalEngine):
+            raise WorkError("out of memory")
+        return await run_sequence(config, engine)
+
+    monkeypatch.setattr(batch, "run_sequence", run_or_fail)
+    done = sapo("reproduce", "table1", *small, "--json")
+    assert done.code == 1
+    document = json.loads(done.out)
+    (failed,) = document["failed"]
+    assert failed["error"] == "out of memory"
+    line = f"{failed['run']} failed: out of memory"
+    assert line in document["notes"]
+    for file in ("table1.md", "report.md", "report.html"):
+        assert line in (trained.root / "reports" / "table1-mini" / file).read_text(), file
 
 
 def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, trained, monkeypatch):
@@ -83,7 +106,13 @@ def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planne
         return sum(kind["to_do"] for kind in described["kinds"])
 
     each = document["targets"]
-    assert "mini_city" in each["table3"]["error"]
+    # Two of its four policies and pools read pools that these tasks do not have; three runs of each.
+    assert each["table3"]["runs"] == 6
+    assert [(left["runs"], "mini_city" in left["reason"]) for left in each["table3"]["unplanned"]] == [
+        (3, True),
+        (3, True),
+    ]
+    assert {name: alone["gpu_hours"] for name, alone in each.items()} == dict.fromkeys(each)
     assert to_do(document) < sum(to_do(each[name]) for name in ("table1", "table10", "figure4"))
     assert to_do(document) >= max(to_do(each[name]) for name in ("table1", "figure4"))
     gradients = {kind["kind"]: kind["to_do"] for kind in each["figure4"]["kinds"]}["gradient"]
@@ -97,7 +126,7 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
 
     def describe(runs, probes):
         asked.append((runs, probes))
-        return {"runs": len(runs), "kinds": [], "seconds": None}
+        return {**dict.fromkeys(reproduce._SHOWN_ALONE), "runs": len(runs)}
 
     monkeypatch.setattr(plan, "describe", describe)
     document = reproduce._plan(configs)
@@ -138,16 +167,17 @@ def test_by_force_targets_that_share_stages_compute_them_once(sapo, small, tmp_p
     assert set(begun.values()) == {1}
 
 
-def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatch, capsys):
+def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatch):
     configs = load(["experiment=probe_mini", "policy.index=-1,0,1", "seed=0,1", "model=tiny_llama"])
     job = reproduce.Job("figure2", "mini", [], configs)
     watched = Watched(LocalEngine(Store(tmp_path)), StageProgress())
-    written: list[list[tuple[int, Path]]] = []
-    monkeypatch.setattr(
-        probe,
-        "write_probes",
-        lambda runs, *_: written.append([(config.seed, folder) for config, folder in runs]) or ["folder"],
-    )
+    written: list[probe.Probe] = []
+
+    def write_probes(probes, *_):
+        written.extend(probes)
+        return probe.Written([Path("folder")], [])
+
+    monkeypatch.setattr(probe, "write_probes", write_probes)
 
     def write(failed):
         finished = [
@@ -159,11 +189,10 @@ def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatc
         return reproduce._write_probes(job, outcome, watched, gradients=False)
 
     other = [number for number, config in enumerate(configs) if config.seed == 1]
-    assert write(other[:1]) == ["folder"]
-    assert {seed for seed, _ in written[0]} == {0}
-    assert len(written[0]) == 3
-    assert "1 of 2 probes cannot be drawn: 1 of their runs failed" in capsys.readouterr().err
-    with pytest.raises(WorkError, match="2 of 2 probes cannot be drawn"):
+    left_out = ("probe of mini_probe tiny_llama lorainc fixed seed 1", "too many of its runs failed")
+    assert write(other[:1]) == ([Path("folder")], [left_out])
+    assert [(found.config.seed, len(found.prompts)) for found in written] == [(0, 3)]
+    with pytest.raises(WorkError, match="None of 2 probes can be drawn"):
         write([0, 1, 2, 3, 4, 5])
 
 

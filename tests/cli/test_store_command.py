@@ -126,3 +126,4 @@ def test_what_is_no_archive_is_refused(sapo, tmp_path):
     done = sapo("store", "import", tmp_path / "bad", "--root", tmp_path / "there")
     assert done.code == 2
     assert "no whole archive" in done.err
+    assert not (tmp_path / "there").exists()

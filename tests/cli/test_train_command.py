@@ -116,7 +116,9 @@ def test_a_plan_has_no_times_where_only_gpu_hours_are_known(seconds, gpu_hours, 
     model = {"stages": 2, "tokens": 30, "gpu_hours": gpu_hours, "rates": ["stated"], "disk_bytes": 10**9}
     document = {
         "runs": 1,
+        "unplanned": [],
         "kinds": kinds,
+        "trainings": [],
         "asked": 3,
         "shared": 0,
         "seconds": seconds,

@@ -1,7 +1,7 @@
 """The YAML files: each composes and validates, sequences are the paper's, and every setting is declared."""
 
 import csv
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import yaml
 
 from sapo.analysis import metrics
 from sapo.conf.load import FOLDER, GROUPS, choices, load, load_one
-from sapo.conf.schema import Config, MethodConfig, identity, identity_values, settings, undeclared_fields
+from sapo.conf.schema import Config, MethodConfig, identity, identity_values, settings
 
 FILES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("**/*.yaml"))
 MEMBERS = [(str(path.parent), path.stem) for path in FILES if path.parent.name]
 # A member that cannot run as it is, and what makes it.
-NEEDS = {("paraphrases", "file"): ["paraphrases.file=pool.yaml"]}
+NEEDS = {
+    ("paraphrases", "file"): ["paraphrases.file=pool.yaml"],
+    ("sequence", "own"): ["sequence.tasks=[mine]"],
+}
 PAPER = Path(metrics.__file__).parent / "paper"
 
 
@@ -112,6 +115,17 @@ def test_probe_sequences_are_the_papers(row: dict[str, str]) -> None:
 
 
 # --- every setting -----------------------------------------------------------------------------------------
+
+
+def undeclared_fields(schema: type = Config, where: str = "") -> list[str]:
+    """Fields, recursively, that are declared neither `identity` nor `runtime`, or have no doc."""
+    missing = []
+    for f in fields(schema):
+        if "identity" not in f.metadata or not f.metadata.get("doc"):
+            missing.append(f"{where}{f.name}")
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            missing += undeclared_fields(f.type, f"{where}{f.name}.")
+    return missing
 
 
 def test_every_setting_is_declared_identity_or_runtime_with_a_doc() -> None:

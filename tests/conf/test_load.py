@@ -7,6 +7,7 @@ import pytest
 
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.load import choices, load, load_one
+from sapo.conf.names import run_name
 from sapo.conf.schema import Config
 
 
@@ -63,9 +64,26 @@ def test_environment_variables_set_the_folders(monkeypatch: pytest.MonkeyPatch) 
 def test_a_store_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_one(["store.root='~/kept'"]).store.root == str(tmp_path / "kept")
+    assert load_one(["data.root='~/tasks'"]).data.root == str(tmp_path / "tasks")
     monkeypatch.setenv("SAPO_STORE", "~/else")
     assert load_one([]).store.root == str(tmp_path / "else")
     assert "store.root" in refusal("store.root='~nobody-of-this-name/x'")
+
+
+def test_a_pool_file_that_is_named_is_the_pool() -> None:
+    for overrides in ([], ["paraphrases=file"], ["paraphrases=terse"]):
+        found = load_one([*overrides, "paraphrases.file=pool.yaml"]).paraphrases
+        assert (found.source, found.name, found.file) == ("file", "file", "pool.yaml")
+    # A file beside a paraphraser is where its paraphrases are kept.
+    assert load_one(["paraphrases=local", "paraphrases.file=pool.yaml"]).paraphrases.source == "local"
+    assert load_one([]).paraphrases.source == "bank"
+
+
+def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
+    name = f"model.name={'m' * (150 - len('mini_three--lorainc-sapo-s0-12345678'))}"
+    assert len(run_name(load_one([name]))) + len("-12345678") == 150
+    assert "would have 151 bytes; it may have 150" in refusal(f"{name}m")
+    assert "would have 151 bytes" in refusal(name, "seed=10")
 
 
 # --- an experiment's sweep ---------------------------------------------------------------------------------
@@ -140,6 +158,7 @@ def test_a_users_sweep_over_an_experiment_has_no_run_twice(own_conf: Path) -> No
         ("trainer.epochs=1.5", "trainer.epochs: Value '1.5' of type 'float' could not be converted to Int"),
         ("sequence.tasks=mini_city", "sequence.tasks: Invalid value assigned"),
         ("scorer.include_original=maybe", "scorer.include_original: Value 'maybe' is not a valid bool"),
+        ("model.template_options.shout=true", "to add it, write +model.template_options.shout=VALUE"),
         ("seed", "missing EQUAL"),
         ("data.root=a=b", "quote a value with special characters twice"),
         ("seed=range(0)", "seed=range(0): this sweep has no values."),
@@ -162,7 +181,8 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
         (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
         (["data.test_examples=0"], "data.test_examples=0: must be at least 1"),
         (["seed=-1"], "seed=-1: must be at least 0"),
-        (["sequence.tasks=[]"], "sequence mini_three has no tasks"),
+        (["sequence.tasks=[]"], "sequence mini_three has no tasks: sequence.tasks=[NAME,…] names them"),
+        (["sequence=own"], "sequence own has no tasks"),
         (["sequence.tasks=[mini_city,mini_city]"], "sequence mini_three names mini_city twice"),
         (["sequence.tasks=[mini_city]", "sequence.unseen=[mini_city]"], "names mini_city twice"),
         (["sequence.unseen=[mini_city,mini_city]"], "names mini_city twice"),

@@ -12,7 +12,7 @@ from sapo.conf.load import load_one
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import benchmark_of, load_benchmark_task, load_task, load_tasks, read_examples
 from sapo.data.mini import generate
-from sapo.data.tasks import Example, Task
+from sapo.data.tasks import Example, Task, short_name
 
 ROWS = [{"sentence": "so happy", "label": "good"}, {"sentence": "so sad", "label": "bad"}]
 FACTS = {"instruction": "Name the mood.", "suffix": "Answer:", "labels": ["good", "bad"], "size": [2, 0, 2]}
@@ -115,6 +115,27 @@ def test_the_chinese_task_has_a_chinese_separator(benchmarks: Path, tmp_path: Pa
 )
 def test_names_tell_the_benchmark(name: str, benchmark: str) -> None:
     assert benchmark_of(name, default="trace") == benchmark
+
+
+@pytest.mark.parametrize("name", ["mini_city", "NI007", "task007_moods", "FOMC", "task1"])
+def test_in_a_sequence_of_users_tasks_their_names_come_first(root: Path, name: str) -> None:
+    config = config_of(root, "sequence=own", f"sequence.tasks=[{name}]")
+    (root / f"{name}.yaml").write_text("instruction: Sweet or sour?\ndata: dishes.csv\n", encoding="utf-8")
+    (root / "dishes.csv").write_text("input,output\nhoney cake,sweet\nlemon tart,sour\n", encoding="utf-8")
+    ((task,), _) = load_tasks(config)
+    assert (task.name, task.instruction) == (name, "Sweet or sour?")
+    (root / f"{name}.yaml").unlink()
+    if name == "mini_city":
+        assert load_task(name, config).instruction == generate(name, 1, 1, 0).instruction
+    elif "007" in name:
+        assert load_task(name, config).instruction == "Name the mood."
+    else:
+        refusal(load_task, name, config)
+
+
+def test_a_short_name_is_of_a_benchmarks_folder_alone() -> None:
+    names = ("task195_sentiment140", "NI195", "task1", "task", "tasks_1", "mini_city")
+    assert [short_name(name) for name in names] == ["NI195", "NI195", "task1", "task", "tasks_1", "mini_city"]
 
 
 def test_mini_tasks_need_no_folder() -> None:

@@ -1,5 +1,6 @@
 """Any JSON, YAML or CSV in the place of a file of tasks, prompts or rows: its content, or a UserError."""
 
+import ast
 import json
 import os
 import re
@@ -204,6 +205,21 @@ def test_no_reader_runs_what_it_reads():
         for match in forbidden.finditer(line.partition("#")[0])
     }
     assert found == set()
+
+
+def test_base_models_are_loaded_from_safetensors_alone():
+    """A pickle beside them, or in their place, is not even looked at."""
+    experiments = Path(load_own_task.__code__.co_filename).parent.parent / "experiments"
+    loads, n_calls = re.compile(r"AutoModel\w*\.from_pretrained"), 0
+    for path in experiments.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not loads.fullmatch(ast.unparse(call.func)):
+                continue
+            n_calls += 1
+            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            is_gguf = arguments.get(None) == "source"  # the one call that converts such a file
+            assert is_gguf or arguments.get("use_safetensors") == "True", f"{path.name}: {ast.unparse(call)}"
+    assert n_calls >= 3
 
 
 def test_remote_code_is_off_unless_asked_for():

@@ -105,6 +105,20 @@ def test_a_file_without_lines_is_not_read_whole(tmp_path: Path, monkeypatch: pyt
     assert f"{path}: line 1 is longer than 1 MiB." in refusal(path)
 
 
+def test_a_field_may_be_as_long_as_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_files, "LONGEST_LINE", 2**18)
+    path = tmp_path / "rows.csv"
+    text = "x" * (2**18 - 10)
+    path.write_text(f"input,output\n{text},long\nshort,short\n")
+    rows = read_splits(path, str(path))["train"].read()
+    assert [dict(row.values) for row in rows] == [
+        {"input": text, "output": "long"},
+        {"input": "short", "output": "short"},
+    ]
+    path.write_text(f'input,output\n"{text}\n{text}",long\n')
+    assert f"{path}, line 3: field larger than field limit" in refusal(path)
+
+
 def test_a_large_json_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_files, "LARGEST_JSON", 2**20)
     path = tmp_path / "list.json"

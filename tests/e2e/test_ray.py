@@ -2,12 +2,8 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -80,28 +76,6 @@ print(json.dumps({"events": events, "told": told, "wrong": wrong}))
 """
 
 
-@pytest.fixture
-def short_folder(monkeypatch) -> Iterator[Path]:
-    """Where Ray has its sockets: their names may not be long."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of live processes that name the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has just ended
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
-
-
 def keys_in(store: Path) -> set[str]:
     return {path.parent.name for path in store.glob("stages/*/*/manifest.json")}
 
@@ -118,7 +92,9 @@ def assert_same(store: Path, other: Path) -> None:
         pd.testing.assert_frame_equal(table, theirs[name])
 
 
-def test_a_killed_worker_s_stage_is_run_again_and_nothing_else_changes(small, short_folder, tmp_path):
+def test_a_killed_worker_s_stage_is_run_again_and_nothing_else_changes(
+    small, ray_folder, ray_processes, tmp_path
+):
     overrides = [*small, "policy=sapo", "seed=range(2)", "engine=ray", "engine.workers=2"]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), *overrides],
@@ -140,43 +116,20 @@ def test_a_killed_worker_s_stage_is_run_again_and_nothing_else_changes(small, sh
         "WorkError",
         "Every target of task mini_city is cut off; raise data.max_input_tokens.",
     ]
-    assert not processes_of(short_folder)
+    assert not ray_processes()
     # The logs of the worker that was killed are kept, where the message says.
-    (kept,) = short_folder.iterdir()
+    (kept,) = ray_folder.iterdir()
     assert str(kept) in line
 
 
-def test_the_command_line_prints_one_document_and_leaves_nothing_running(small, short_folder, document):
+def test_the_command_line_prints_one_document_and_leaves_nothing_running(
+    small, ray_folder, ray_processes, document
+):
     several = ("train", *small, "policy=static", "method=sequential", "seed=range(2)")
     by_ray = document(*several, "engine=ray", "engine.workers=2", "store.root=ray")
     local = document(*several, "store.root=local")
     keys = ("id", "prompts", "metrics", "metrics_common", "stages")
     ours, theirs = ([{key: run[key] for key in keys} for run in each["runs"]] for each in (by_ray, local))
     assert ours == theirs
-    assert not processes_of(short_folder)
-    assert not list(short_folder.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_everything_and_the_same_command_goes_on(
-    small, short_folder, workplace, document, monkeypatch, number
-):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    several = ("train", *small, "policy=static", "method=sequential", "seed=range(2)", "--json")
-    command = [Path(sys.executable).with_name("sapo"), *several, "engine=ray", "engine.workers=2"]
-    running = subprocess.Popen(
-        [*command, "store.root=ray"], cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert any(line.startswith("[1/") for line in running.stderr)  # a stage is done, others are under way
-    running.send_signal(number)
-    out, told = running.communicate()
-    assert running.returncode == 130
-    assert out == ""
-    assert "the same command goes on from here" in told
-    assert not processes_of(short_folder)
-    assert not list(short_folder.iterdir())
-    assert keys_in(workplace / "ray")
-    document(*several[:-1], "engine=ray", "engine.workers=2", "store.root=ray")
-    document(*several[:-1], "store.root=local")
-    assert_same(workplace / "ray", workplace / "local")
+    assert not ray_processes()
+    assert not list(ray_folder.iterdir())

@@ -52,12 +52,12 @@ def test_command_runs(command, request, tmp_path, monkeypatch, capfd):
         assert (REPOSITORY / words[1]).is_file()  # what it does is its own test's
         return
     assert words[0] == "sapo"
-    if any(word in command for word in ("ni_seq", "--scale paper")):
+    if any(word in command for word in ("ni_seq", "--scale paper", "--scale small")):
         words.append(f"data.root={request.getfixturevalue('benchmarks')}")
         words = [word for word in words if word != "data.root=benchmarks"]
     if words[1] == "train":
         words += SMALL
-    elif "paper" in words:
+    elif "paper" in words and "--dry-run" not in words:
         words += ["--dry-run", "sequence=ni_seq_c1"]
     elif words[1:3] == ["show", "example"]:
         words.append("model=tiny_llama")

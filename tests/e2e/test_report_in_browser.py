@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.image import imread
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
@@ -20,11 +21,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the pat
 HOSTILE = "</script><img src=x onerror=\"top.ran=1;document.title='ran'\"><script>top.ran=1</script>{{7*7}}"
 TASKS = ["task195_sentiment", f"task363_{HOSTILE}"]
 LONG_WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerk" * 4
+UNSEEN = [f"mini_reverse_the_words_{place}" for place in range(10)]
 N = 60
+ROWS = 2 * (2 * 50 + len(UNSEEN))  # of both runs: at most 50 a trained task, one an unseen one
 
 
 def write_run(folder: Path, policy: str) -> None:
-    """A finished run of two tasks, in whose end state example 0 of the first is lost and 1 is gained."""
+    """A finished run of two tasks, in whose end state example 0 of the first is lost and 1 is gained.
+
+    Ten unseen tasks of one example each make its matrices wide.
+    """
     folder.mkdir(parents=True)
     candidates = [
         {"index": index, "text": f"{HOSTILE} {LONG_WORD}", "loss": 1.5 - index / 10, "n_examples": 8}
@@ -34,7 +40,7 @@ def write_run(folder: Path, policy: str) -> None:
         "id": folder.name,
         "sequence": "made_up",
         "tasks": TASKS,
-        "unseen": [],
+        "unseen": UNSEEN,
         "model": "none",
         "method": "lorainc",
         "policy": policy,
@@ -60,8 +66,8 @@ def write_run(folder: Path, policy: str) -> None:
             "target_tokens": 3,
         }
         for after in range(3)
-        for task in TASKS
-        for example in range(N)
+        for task in (*TASKS, *UNSEEN)
+        for example in range(N if task in TASKS else 1)
     ]
     pd.DataFrame(rows).to_parquet(folder / "predictions.parquet")
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -94,15 +100,41 @@ def chromium(workplace: Path, *arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
-# Views of the page: address after #, width, and what the frame may do.
+# Views of the page: file and address after #, width, and what the frame may do. On A4 with Chromium's own
+# margins a line is 718 pixels wide.
 VIEWS = {
-    "plain": ("", 1200, "allow-scripts allow-same-origin"),
-    "filtered": ("#task=NI195&run=sapo&change=gained", 1200, "allow-scripts allow-same-origin"),
-    "no such task": ("#task=<img src=x onerror=top.ran=1>", 1200, "allow-scripts allow-same-origin"),
-    "phone": ("", 375, "allow-scripts allow-same-origin"),
-    "no scripts": ("", 375, "allow-same-origin"),
+    "plain": ("report.html", 1200, "allow-scripts allow-same-origin"),
+    "filtered": ("report.html#task=NI195&run=sapo&change=gained", 1200, "allow-scripts allow-same-origin"),
+    "no such task": (
+        "report.html#task=<img src=x onerror=top.ran=1>",
+        1200,
+        "allow-scripts allow-same-origin",
+    ),
+    "phone": ("report.html", 375, "allow-scripts allow-same-origin"),
+    "no scripts": ("report.html", 375, "allow-same-origin"),
+    "paper": ("on_paper.html", 718, "allow-scripts allow-same-origin"),
 }
 LOOK = """
+function channels(colour) { return colour.match(/[\\d.]+/g).map(Number); }
+function luminance(colour) {
+  var linear = colour.slice(0, 3).map(function (part) {
+    part /= 255;
+    return part <= 0.04045 ? part / 12.92 : Math.pow((part + 0.055) / 1.055, 2.4);
+  });
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+}
+function behind(element) {
+  // The colour behind a text: its element's background on that of the elements that it lies in.
+  var own = channels(getComputedStyle(element).backgroundColor), alpha = own.length > 3 ? own[3] : 1;
+  if (alpha === 1 || !element.parentElement) return own;
+  var under = behind(element.parentElement);
+  return [0, 1, 2].map(function (part) { return alpha * own[part] + (1 - alpha) * under[part]; });
+}
+function contrast(element) {
+  // The Web Content Accessibility Guidelines' ratio of a text and what is behind it, 1 to 21.
+  var both = [luminance(channels(getComputedStyle(element).color)), luminance(behind(element))];
+  return (Math.max.apply(null, both) + 0.05) / (Math.min.apply(null, both) + 0.05);
+}
 addEventListener("load", function () {
   var found = {};
   document.querySelectorAll("iframe").forEach(function (frame) {
@@ -124,6 +156,13 @@ addEventListener("load", function () {
     page.querySelectorAll("details").forEach(function (details) { details.open = true; });
     here.open = root.scrollWidth;
     here.opened = page.querySelectorAll("tr[data-change]").length;
+    var texts = Array.prototype.filter.call(page.body.querySelectorAll("*"), function (element) {
+      return element.checkVisibility() && Array.prototype.some.call(element.childNodes, function (node) {
+        return node.nodeType === 3 && node.textContent.trim();
+      });
+    });
+    here.contrast = Math.min.apply(null, texts.map(contrast));
+    here.background = getComputedStyle(page.body).backgroundColor;
     found[frame.title] = here;
   });
   found.ran = typeof window.ran;
@@ -132,40 +171,73 @@ addEventListener("load", function () {
 """
 
 
-@pytest.fixture
-def views(page: Path, workplace: Path) -> dict[str, Any]:
+def on_paper(page: Path) -> None:
+    """A copy of the page beside it, which shows on the screen what is printed."""
+    text = page.read_text(encoding="utf-8").replace("@media print {", "@media all {")
+    page.with_name("on_paper.html").write_text(text, encoding="utf-8")
+
+
+def look(page: Path, workplace: Path, *flags: str) -> dict[str, Any]:
     """What a browser makes of each of the VIEWS, all in one start."""
+    on_paper(page)
     frames = "".join(
         f'<iframe title="{name}" sandbox="{may}" style="width:{width}px;height:900px" '
-        f'src="{page.as_uri()}{html.escape(address)}"></iframe>'
+        f'src="{page.parent.as_uri()}/{html.escape(address)}"></iframe>'
         for name, (address, width, may) in VIEWS.items()
     )
     style = "<style>iframe { border: 0; display: block; }</style>"
     wrapper = workplace / "wrapper.html"
     wrapper.write_text(f"<!DOCTYPE html>{style}{frames}<pre id=found></pre><script>{LOOK}</script>")
     # The outer page may look into frames that were read from files.
-    dom = chromium(workplace, "--allow-file-access-from-files", "--dump-dom", wrapper.as_uri())
+    dom = chromium(workplace, *flags, "--allow-file-access-from-files", "--dump-dom", wrapper.as_uri())
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert found
     assert found[1], dom[-2000:]
     return json.loads(html.unescape(found[1]))
 
 
-def test_the_page_in_a_browser(views: dict[str, Any]) -> None:
+def test_the_page_in_a_browser(page: Path, workplace: Path) -> None:
+    views = look(page, workplace)
     assert views.pop("ran") == "undefined", "a text of the runs was run"
     for name, view in views.items():
         assert view["title"] == "sapo report"
         assert (view["images"], view["scripts"]) == (0, 1), "a text of the runs became an element"
         assert view["texts"] > 400
-        assert view["opened"] == 4 * 50, "50 rows of each task and run"
+        assert view["opened"] == ROWS
         width = VIEWS[name][1]
         assert (view["closed"], view["open"]) == (width, width), f"{name}: wider than its window"
     for name in ("plain", "no such task", "phone"):
         assert (views[name]["form"], views[name]["rows"]) == (True, [])
-        assert views[name]["count"] == "200 of 200 rows"
+        assert views[name]["count"] == f"{ROWS} of {ROWS} rows"
     assert views["filtered"]["rows"] == [[TASKS[0], "sapo", "gained"]]
-    assert views["filtered"]["count"] == "1 of 200 rows"
+    assert views["filtered"]["count"] == f"1 of {ROWS} rows"
     assert not views["no scripts"]["form"], "a form that does nothing is not shown"
+
+
+MODES = {"light": ((), (255, 255, 255)), "dark": (("--force-dark-mode",), (0x15, 0x18, 0x1C))}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_text_stands_out_in_light_and_dark(page: Path, workplace: Path, mode: str) -> None:
+    flags, background = MODES[mode]
+    views = look(page, workplace, *flags)
+    del views["ran"]
+    for name, view in views.items():
+        # 4.5 is what the guidelines ask of small text.
+        assert view["contrast"] >= 4.5, f"{name}, {mode}"
+        assert view["background"] == f"rgb{background}", f"{name}, {mode}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_screenshot_has_the_colours_of_its_mode(page: Path, workplace: Path, mode: str) -> None:
+    flags, background = MODES[mode]
+    file = workplace / f"{mode}.png"
+    chromium(workplace, *flags, "--window-size=375,800", f"--screenshot={file}", page.as_uri())
+    pixels = (255 * imread(file)[..., :3]).round().astype(int)
+    assert pixels.shape[:2] == (800, 375)
+    is_background = (pixels == background).all(axis=-1)
+    assert is_background[:, 0].all()
+    assert 0.3 < is_background.mean() < 0.99, "text on a ground"
 
 
 def pages_printed(page: Path, workplace: Path) -> int:

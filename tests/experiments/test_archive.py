@@ -274,7 +274,7 @@ def test_what_is_no_archive_is_refused(there, tmp_path):
             import_archive(tmp_path / "bad", there)
     with pytest.raises(UserError, match="no whole archive"):
         import_archive(tmp_path / "absent", there)
-    assert_untouched(there)
+    assert not there.root.exists()
 
 
 Files = dict[str, bytes]
@@ -299,6 +299,19 @@ def resealed(files: Files, folder: str, name: str, data: bytes) -> None:
     files[f"{folder}/{MANIFEST}"] = json.dumps(manifest).encode()
 
 
+def named(files: Files, folder: str, name: str) -> None:
+    """Has the manifest name a file that the archive does not hold."""
+    manifest = json.loads(files[f"{folder}/{MANIFEST}"])
+    manifest[name] = {"sha256": "0" * 64, "bytes": 0}  # a device has no size
+    files[f"{folder}/{MANIFEST}"] = json.dumps(manifest).encode()
+
+
+def bomb() -> bytes:
+    """Settings that are few lines, and nine to the power of thirty values."""
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 31))]
+    return "\n".join(lines).encode()
+
+
 CHANGES = {
     "has not written: KeyError": lambda files, stage, run: resealed(
         files, run, "run.json", json.dumps({"id": RUN}).encode()
@@ -318,6 +331,14 @@ CHANGES = {
     "has another id": lambda files, stage, run: resealed(
         files, run, "run.json", b'{"id": "b", "stages": []}'
     ),
+    "has not written: WorkError.*not a JSON object": lambda files, stage, run: resealed(
+        files, run, "run.json", b"[]"
+    ),
+    "has not written: ValueError.*an alias": lambda files, stage, run: resealed(
+        files, stage, "config.yaml", bomb()
+    ),
+    "/dev/zero, which does not lie in": lambda files, stage, run: named(files, run, "/dev/zero"),
+    r"\.\./\.\./x, which does not lie in": lambda files, stage, run: named(files, run, "../../x"),
     "Stage train/.* of run .* is missing": lambda files, stage, run: [
         files.pop(name) for name in list(files) if name.startswith("stages/train")
     ],
@@ -334,6 +355,47 @@ CHANGES = {
 def test_forged_archives_are_refused(store, there, tmp_path, message):
     with pytest.raises(UserError, match=message):
         import_archive(forged(store, CHANGES[message], tmp_path / "bad.tar.gz"), there)
+    assert_untouched(there)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{data: {root: '${oc.env:HOME}'}}",
+        "{task: oc.env, data: {root: '${${task}:HOME}'}}",
+        "{task: oc, data: {root: '${${task}.env:HOME}'}}",
+        "{task: '${oc', seed: '${task}.env:HOME}'}",
+        "{seed: 1, data: {root: '${seed}'}}",
+        "{paraphrases: {folder: '${store.root}/pools/${oc.env:HOME}'}}",
+    ],
+)
+def test_settings_that_are_made_of_others_are_refused(store, there, tmp_path, settings):
+    bad = forged(
+        store,
+        lambda files, stage, run: resealed(files, run, "config.yaml", settings.encode()),
+        tmp_path / "bad.tar.gz",
+    )
+    with pytest.raises(UserError, match=r"may read this machine's environment \(model\.trust"):
+        import_archive(bad, there)
+    assert_untouched(there)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"kind": "../..", "key": "a" * 64},
+        {"kind": "train", "key": "../.."},
+        {"kind": "train", "key": "/" + "a" * 63},
+        {"kind": "", "key": "a" * 64},
+    ],
+)
+def test_a_run_refers_to_stages_alone(store, there, tmp_path, stage):
+    record = json.dumps({"id": RUN, "stages": [stage]}).encode()
+    bad = forged(
+        store, lambda files, _, run: resealed(files, run, "run.json", record), tmp_path / "bad.tar.gz"
+    )
+    with pytest.raises(UserError, match="refers to what is no stage"):
+        import_archive(bad, there)
     assert_untouched(there)
 
 

@@ -4,8 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
 
+from sapo.conf.load import load_one
 from sapo.experiments import budgets
 from sapo.experiments.budgets import reading_tokens, training_tokens
 
@@ -23,8 +32,8 @@ TRAINING_BYTES = 2 * (24 * 64 + 6 * 128) * 2 + 10 * 1000
 READING_BYTES = (2 * 2 * 2 * 2 * 16 + 2304 + 1000) * 2
 
 
-def model(device: str) -> SimpleNamespace:
-    return SimpleNamespace(config=CONFIG, dtype=torch.bfloat16, device=torch.device(device))
+def model(device: str, config: PreTrainedConfig = CONFIG) -> SimpleNamespace:
+    return SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device(device))
 
 
 @pytest.fixture
@@ -61,3 +70,19 @@ def test_a_gpu_takes_what_most_of_its_free_memory_holds(gpu):
 def test_a_gpu_s_batches_have_bounds(gpu):
     assert training_tokens(gpu(10**12), None) == reading_tokens(gpu(10**12), None) == budgets.LARGEST
     assert training_tokens(gpu(0), None) == reading_tokens(gpu(0), None) == 1
+
+
+@pytest.mark.parametrize("family", [BloomConfig, FalconConfig, GPT2Config, GPTNeoXConfig, OPTConfig])
+def test_every_family_of_models_has_a_size(gpu, family):
+    """Their configs name heads and sizes otherwise, or not at all."""
+    gpu(10**9)
+    of_family = model("cuda:0", family())
+    assert 1 < training_tokens(of_family, None) < budgets.LARGEST
+    assert 1 < reading_tokens(of_family, None) < budgets.LARGEST
+
+
+@pytest.mark.parametrize("trainer", ["mini", "paper"])
+def test_the_trainers_of_the_package_leave_it_to_the_device(trainer):
+    config = load_one([f"trainer={trainer}"])
+    assert config.trainer.micro_batch_tokens is None
+    assert config.evaluator.batch_tokens is None

@@ -185,7 +185,9 @@ def test_the_latest_is_told_by_its_number_and_only_whole_ones_count(tmp_path):
     for step in (10, 9):  # a clock that jumps would call 9 the later one
         folder = folder_of(tmp_path, step)
         (folder / "manifest.json").write_text(json.dumps(checkpoints.manifest_of(folder)))
+    (other := tmp_path / "checkpoint-9 (copy)").mkdir()
     assert checkpoints.newest(tmp_path) == str(tenth)
+    assert other.is_dir()  # somebody else's
     (tenth / "schedule.json").write_text("{}")
     assert checkpoints.newest(tmp_path) == str(ninth)
 

@@ -9,14 +9,15 @@ import pytest
 
 from sapo.conf.load import choices
 from sapo.conf.schema import Config
+from sapo.data.losses import prompt_losses
+from sapo.data.own import own_task
 from sapo.experiments.batch import expected_stages
-from sapo.experiments.continual import run_all
+from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine import local
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.planning import plan
 from sapo.experiments.runs import write_run
-from sapo.experiments.scoring import prompt_losses
 
 SMALL = ("paraphrases.count=3", "data.train_examples=4", "data.test_examples=2", "scorer.examples=2")
 
@@ -35,7 +36,7 @@ def finish(configs: list[Config], store: Store):
     """The runs, and a line for every stage that was computed."""
     computed = []
     engine = LocalEngine(store, lambda stage, event: computed.append(stage.kind) if event == "done" else None)
-    return asyncio.run(run_all(configs, engine)), computed
+    return [asyncio.run(run_sequence(config, engine)) for config in configs], computed
 
 
 def test_a_run_trains_in_order_and_tests_learned_tasks_with_their_own_prompt(tiny_config, store):
@@ -152,7 +153,7 @@ def test_force_computes_again_and_gets_the_same(tiny_config, store):
         s.key: (s.folder / "manifest.json").read_text() for kind, s in store.stages() if kind == "train"
     }
     engine = LocalEngine(store, force=True)
-    asyncio.run(run_all([config], engine))
+    asyncio.run(run_sequence(config, engine))
     assert len(engine.computed) == 3 + 12
     for key, manifest in before.items():
         old, new = (
@@ -205,6 +206,16 @@ def test_a_task_without_an_instruction_keeps_its_empty_prompt_and_says_so(tiny_c
     facts = json.loads((write_run(run, store) / "run.json").read_text())
     assert facts["prompts"] == {"code": ""}
     assert facts["notes"] == ["code: an empty instruction has no paraphrases; policy sapo keeps it."]
+
+
+@pytest.mark.parametrize("tasks", [("mine", "yours"), ("task1", "task2"), ("task1_mine", "task2_yours")])
+def test_only_the_last_task_gets_a_paraphrase_whatever_tasks_are_called(tiny_config, tmp_path, tasks):
+    (tmp_path / "pool.yaml").write_text("prompts: [Tell whether this number is odd or even.]\n")
+    sequence = ("sequence=own", f"sequence.tasks=[{','.join(tasks)}]")
+    policy = ("policy=fixed", "policy.index=0", "policy.last_only=true")
+    config = tiny_config(*sequence, *policy, f"paraphrases.file='{tmp_path / 'pool.yaml'}'")
+    pools = [pool_for(own_task(task, "Is this number odd or even?"), config) for task in tasks]
+    assert [len(pool.paraphrases) for pool in pools] == [0, 1]
 
 
 def test_the_plan_counts_what_is_shared_and_what_is_done(tiny_config, store):

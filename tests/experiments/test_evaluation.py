@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 
-from sapo.conf.schema import EvaluatorConfig
 from sapo.data.mini import generate
 from sapo.experiments.engine.work import in_state
 from sapo.experiments.evaluation import (
@@ -65,6 +64,11 @@ STARS = ("1 star", "2 stars", "3 stars")
         ("态度是支持。", ("支持", "反对"), "支持"),
         ("答案是A", ("A", "B"), "A"),
         ("c++ (new)", ("c++ (new)", "c"), "c++ (new)"),
+        # Letters that are the same without their case, by more than one rule.
+        ("the ſports page", ("sports", "city"), "sports"),
+        ("a cıty", ("sports", "city"), "city"),
+        ("it is istanbul", ("İstanbul", "ankara"), "İstanbul"),
+        ("5 μm", ("µm", "nm"), "µm"),
     ],
 )
 def test_an_answer_names_a_label_or_none(answer, labels, expected):
@@ -92,10 +96,17 @@ def test_answers_and_losses_do_not_depend_on_the_batches(tiny_config):
     model = load_model(tiny_config())
     task = generate("mini_topic", 2, 12, 0)
     rendered = model.renderer(512).render(task, task.instruction, task.test)
-    configs = [EvaluatorConfig(max_new_tokens=6, batch_tokens=budget) for budget in (10_000, 150)]
-    one, many = (evaluate(model, model.base, task.test, rendered, config) for config in configs)
-    assert one["prediction"].tolist() == many["prediction"].tolist()
-    assert one["nll"].tolist() == pytest.approx(many["nll"].tolist(), rel=1e-5)
+    one, *others = (
+        evaluate(model, model.base, task.test, rendered, tiny_config("evaluator.max_new_tokens=6", *settings))
+        for settings in (
+            ["evaluator.batch_tokens=10000"],
+            ["evaluator.batch_tokens=150"],
+            ["trainer.shared_prefix=false"],
+        )
+    )
+    for other in others:
+        assert one["prediction"].tolist() == other["prediction"].tolist()
+        assert one["nll"].tolist() == pytest.approx(other["nll"].tolist(), rel=1e-5)
 
 
 def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):
@@ -104,7 +115,7 @@ def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):
     task = generate("mini_topic", 2, 5, 0)
     rendered = model.renderer(512).render(task, task.instruction, task.test)
     with in_state(model, None, "base") as untouched:
-        table = evaluate(model, untouched, task.test, rendered, config.evaluator)
+        table = evaluate(model, untouched, task.test, rendered, config)
     assert table["target"].tolist() == [example.target for example in task.test]
     assert table["example"].tolist() == list(range(5))
     assert (table["nll"] > 0).all()

@@ -13,7 +13,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
 from sapo.experiments import export as exporting
 from sapo.experiments.adapters import FOLDER, WEIGHTS
-from sapo.experiments.continual import run_all
+from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.engine.work import in_state
@@ -46,7 +46,7 @@ def store(tmp_path_factory) -> Store:
 def finish(store, *overrides):
     """A finished run, opened again from its folder."""
     config = load_one([*SMALL, f"store.root='{store.root}'", *overrides])
-    (run,) = asyncio.run(run_all([config], LocalEngine(store)))
+    run = asyncio.run(run_sequence(config, LocalEngine(store)))
     return open_run(write_run(run, store))
 
 
@@ -231,7 +231,8 @@ def own(tmp_path):
 def test_a_training_that_is_gone(own, after):
     store, run = own
     (store.root / "stages" / "train" / run.states[after]["key"] / "manifest.json").unlink()
-    again = r"sapo train sequence=mini_three model=tiny_llama method=lorainc policy=static seed=0"
+    sequence = r"sequence=mini_three 'sequence.tasks=\[mini_city,mini_topic\]'"
+    again = rf"sapo train {sequence} model=tiny_llama method=lorainc policy=static seed=0"
     with pytest.raises(UserError, match=rf"State {after} of run .* is not in the store .*{again}"):
         exportable(run, "last", store)
 

@@ -82,6 +82,36 @@ def test_remains_go_and_everything_else_stays(store):
     assert leftovers(store) == [item for item in leftovers(store) if item.is_of_no_run]
 
 
+def test_stray_files_go_too(store):
+    paths = [
+        store.root / "building" / "x.txt",
+        store.root / "stages" / "train" / ".DS_Store",
+        store.root / "checkpoints" / ".DS_Store",
+    ]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("123")
+    items = [item for item in leftovers(store) if item.path in paths]
+    assert {(item.path, item.what, item.bytes) for item in items} == {(p, "stray file", 3) for p in paths}
+    assert collect(store, items) == items
+    assert not any(path.exists() for path in paths)
+    assert store.find("train", RUN)
+
+
+@pytest.mark.parametrize("identity", [{"kind": "score"}, {"state": ["a"]}, {"state": None}])
+def test_a_stage_that_names_no_state_is_of_no_run(store, identity):
+    with store.building("score", "f" * 64) as folder:
+        write_json(folder / "identity.json", identity)
+    assert "f" * 64 in {item.path.name for item in leftovers(store) if item.is_of_no_run}
+
+
+def test_an_identity_that_is_none_is_damage(store):
+    with store.building("score", "f" * 64) as folder:
+        write_json(folder / "identity.json", ["state"])
+    with pytest.raises(WorkError, match=r"Damaged: cannot read .*identity\.json \(not a JSON object\)"):
+        leftovers(store)
+
+
 def test_a_checkpoint_to_go_on_from_is_of_no_run(store):
     path = store.checkpoints("f" * 64)
     path.mkdir(parents=True)
@@ -159,3 +189,15 @@ def test_runs_are_at_work_also_between_their_stages(store):
     assert not list(store.root.glob("locks/driver-*"))
     collect(store, found)
     assert leftovers(store) == []
+
+
+def test_the_next_command_sweeps_the_locks_of_killed_ones(store):
+    """A command that was killed at work holds nothing, and one that is at work keeps its lock."""
+    locks = store.root / "locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "driver-dead.lock").touch()
+    with store.at_work():
+        (mine,) = locks.glob("driver-*")
+        with Store(store.root).at_work():
+            assert len({mine, *locks.glob("driver-*")}) == len(set(locks.glob("driver-*"))) == 2
+    assert not list(locks.glob("driver-*"))

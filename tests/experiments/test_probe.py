@@ -12,16 +12,22 @@ import pandas as pd
 import pytest
 
 from sapo.analysis.probes.results import load_probe
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load, load_one
 from sapo.conf.schema import Config
-from sapo.experiments.continual import run_all
+from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine import local
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store
-from sapo.experiments.planning import PlanEngine
-from sapo.experiments.probe import measure_all, probes_of, run_probes, write_probes
+from sapo.experiments.planning import PlanEngine, plan
+from sapo.experiments.probe import (
+    Written,
+    finished_part,
+    measure_all,
+    probes_of,
+    write_probes,
+)
 
 SMALL = (
     "experiment=probe_mini",
@@ -58,8 +64,14 @@ def engine_on(root: Path) -> tuple[LocalEngine, Counter]:
     return LocalEngine(Store(root), watch), computed
 
 
+def plan_runs(asked: Sequence[Config], engine: PlanEngine) -> None:
+    """Asks for all that the runs are made of."""
+    for config in asked:
+        asyncio.run(run_sequence(config, engine))
+
+
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory) -> tuple[Path, Counter]:
+def probe(tmp_path_factory, run_probes) -> tuple[Path, Counter]:
     """A finished probe's folder, and what was computed for it."""
     engine, computed = engine_on(tmp_path_factory.mktemp("probe") / "store")
     (folder,) = run_probes(configs(), engine, gradients=True)
@@ -123,7 +135,7 @@ def test_losses_and_answers_are_of_the_scored_examples_in_the_state_before_the_s
 def test_gradients_are_compared_for_prompts_by_rank_of_their_loss(probe):
     folder, _ = probe
     record, (_, _, gradients) = contents(folder)
-    ordered = load_probe(folder).token_losses().drop(-1).sort_values()
+    ordered = load_probe(folder).pre_update_losses().drop(-1).sort_values()
     by_rank = gradients.groupby("rank")["prompt"].unique()
     assert [list(prompts) for prompts in by_rank] == [[index] for index in ordered.index]
     assert set(zip(gradients["task"], gradients["role"], strict=True)) == {
@@ -141,20 +153,109 @@ def test_the_same_again_computes_nothing_and_keeps_gradients_that_are_not_asked_
     before = contents(folder)
     engine, computed = engine_on(folder.parent.parent)
     asked = configs()
-    runs = [
-        (config, folder.parent.parent / "runs" / name)
-        for config, name in zip(asked, before[0]["runs"].values(), strict=True)
-    ]
-    assert write_probes(runs, engine) == [folder]
+    runs = zip(asked, before[0]["runs"].values(), strict=True)
+    folders = {id(config): folder.parent.parent / "runs" / name for config, name in runs}
+    assert write_probes(probes_of(asked), folders, engine) == Written([folder], [])
     assert computed.total() == 0
     same(contents(folder), before)
+
+
+def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(probe, tmp_path):
+    folder, _ = probe
+    root = tmp_path / "copy"
+    shutil.copytree(folder.parent.parent, root)
+    record, (losses, _, _) = contents(folder)
+    asked = configs()
+    folders = {
+        id(config): root / "runs" / record["runs"][str(config.policy.index)]
+        for config in asked
+        if config.policy.index != 1
+    }
+    (whole,) = probes_of(asked)
+    part = finished_part(whole, folders)
+    engine, computed = engine_on(root)
+    # Gradients that lie there are kept: with one prompt less, they are of other ranks.
+    (found,) = write_probes([part], folders, engine).folders
+    assert (found.name, found.parent) == (folder.name, root / "probes")
+    assert computed["train"] == computed["evaluate"] == 0
+    result = load_probe(found)
+    assert (list(result.prompts), result.missing) == ([-1, 0, 2], (1,))
+    kept = losses[losses["prompt"] != 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(result.losses, kept, check_exact=True)
+    assert finished_part(whole, list(folders)[:2]) is None
+    assert finished_part(whole, list(folders)[1:]) is None
+    assert finished_part(whole, [id(config) for config in asked]) == whole
+
+
+def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, monkeypatch):
+    folder, _ = probe
+    root = tmp_path / "copy"
+    shutil.copytree(folder.parent.parent, root)
+    record, _ = contents(folder)
+    asked = [config for seed in (0, 1) for config in configs(f"seed={seed}")]
+    folders = {id(config): root / "runs" / record["runs"][str(config.policy.index)] for config in asked}
+    probes = probes_of(asked)
+    engine, _ = engine_on(root)
+
+    async def run(stage):
+        if stage.config.seed == 1:
+            raise WorkError("The gradient is zero.")
+        return await LocalEngine.run(engine, stage)
+
+    monkeypatch.setattr(engine, "run", run)
+    written = write_probes(probes, folders, engine, gradients=True)
+    assert written.folders == [root / "probes" / folder.name]
+    ((failed, error),) = written.failed
+    assert (failed.config.seed, str(error)) == (1, "The gradient is zero.")
+
+
+def test_examples_whose_target_is_cut_are_counted_and_a_probe_of_none_else_says_why(
+    probe, tmp_path, monkeypatch
+):
+    folder, _ = probe
+    root = tmp_path / "copy"
+    shutil.copytree(folder.parent.parent, root)
+    record, _ = contents(folder)
+    asked = configs()
+    folders = {id(config): root / "runs" / record["runs"][str(config.policy.index)] for config in asked}
+    engine, _ = engine_on(root)
+
+    def write(cut):
+        """With the targets of the examples `cut` cut off under one prompt."""
+
+        async def run(stage):
+            stored = await LocalEngine.run(engine, stage)
+            if stage.kind != "score":
+                return stored
+            losses = stored.examples()
+            is_cut = (losses["prompt"] == 0) & losses["example"].isin(cut)
+            changed = tmp_path / f"{len(cut)} cut"
+            changed.mkdir()
+            losses.assign(n_tokens=losses["n_tokens"].mask(is_cut, 0)).to_parquet(
+                changed / "examples.parquet"
+            )
+            return replace(stored, folder=changed)
+
+        monkeypatch.setattr(engine, "run", run)
+        return write_probes(probes_of(asked), folders, engine)
+
+    (found,) = write([1]).folders
+    result = load_probe(found)
+    assert (result.n_cut, sorted(set(result.losses["example"]))) == (1, [0, 2])
+    before = contents(found)
+    written = write([0, 1, 2])
+    assert written.folders == []
+    ((_, error),) = written.failed
+    assert "Every scored example of mini_complaint has its target cut off" in str(error)
+    assert "data.truncation=input" in str(error)
+    same(contents(found), before)
 
 
 class Killed(Exception):  # noqa: N818
     """In the place of a kill."""
 
 
-def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, tmp_path, monkeypatch):
+def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, run_probes, tmp_path, monkeypatch):
     folder, _ = probe
     root = tmp_path / "half"
     shutil.copytree(folder.parent.parent, root)
@@ -195,13 +296,18 @@ def same(found, expected) -> None:
 def test_what_is_measured_can_be_planned(tmp_path):
     engine = PlanEngine(Store(tmp_path))
     asked = configs()
-    asyncio.run(run_all(asked, engine))
+    plan_runs(asked, engine)
     before = len(engine.to_do)
-    asyncio.run(measure_all(asked, engine, gradients=True))
+    asyncio.run(measure_all(probes_of(asked), engine, gradients=True))
     kinds = Counter(stage.kind for stage in engine.to_do.values())
     assert (kinds["train"], kinds["evaluate"], kinds["score"], kinds["gradient"]) == (5, 22, 1, 5)
     assert len(engine.to_do) == before + 4 + 1 + 5
     assert not list(tmp_path.iterdir())
+    planned = plan(asked, Store(tmp_path), [(asked, True)])
+    assert [(kind.kind, kind.to_do) for kind in planned.trainings] == [
+        ("train, task 1", 1),
+        ("train, task 2", 4),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +321,9 @@ def test_what_is_measured_can_be_planned(tmp_path):
         (["scorer=race"], "needs the loss of every prompt"),
     ],
 )
-def test_what_cannot_be_a_probe_is_refused_before_anything_is_computed(tmp_path, overrides, message):
+def test_what_cannot_be_a_probe_is_refused_before_anything_is_computed(
+    tmp_path, run_probes, overrides, message
+):
     engine, computed = engine_on(tmp_path / "store")
     with pytest.raises(UserError) as error:
         run_probes(configs(*overrides), engine)
@@ -256,9 +364,10 @@ def test_the_papers_15_pairs_train_9_first_and_294_second_tasks(benchmarks, tmp_
     every = [config for pair in alone for config in variants(pair, range(-1, 20))]
     assert [len(probe.prompts) for probe in probes_of(every)] == [21] * 15
     engine = PlanEngine(Store(tmp_path))
-    asyncio.run(run_all(every, engine))
+    plan_runs(every, engine)
     trainings = Counter(stage.state == BASE for stage in engine.to_do.values() if stage.kind == "train")
     assert trainings == {True: 9, False: 294}
+    assert not any(config.evaluator.common_prompt for config in originals)
     # Two of the pairs are one and the same, and differ in their unseen tasks only.
-    asyncio.run(measure_all(every, engine))
+    asyncio.run(measure_all(probes_of(every), engine))
     assert Counter(stage.kind for stage in engine.to_do.values())["score"] == 14

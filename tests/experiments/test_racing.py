@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_tasks
+from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
 from sapo.experiments import racing
 from sapo.experiments.continual import choose_prompt, pool_for
@@ -20,7 +21,6 @@ from sapo.experiments.engine.stages import BASE, Score, stage_key
 from sapo.experiments.engine.store import Store
 from sapo.experiments.forward import shared_prefix
 from sapo.experiments.racing import look_sizes, race, weights
-from sapo.experiments.scoring import prompt_losses
 
 
 def reader(values, log=None):

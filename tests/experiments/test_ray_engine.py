@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import logging
+import os
+import signal
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.conf.schema import Config, EngineConfig, MethodConfig, ModelConfig, TrainerConfig
+from sapo.conf.schema import Config, EngineConfig, MethodConfig, ModelConfig, StoreConfig, TrainerConfig
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
 from sapo.experiments import batch
 from sapo.experiments.batch import complete, open_engine, require_engine
-from sapo.experiments.engine import concurrent, pace
+from sapo.experiments.engine import concurrent, pace, work
 from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_sight
 from sapo.experiments.engine.local import LocalEngine, compute
 from sapo.experiments.engine.stages import BASE, Evaluate, Train, stage_key
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.store import Store, taken
 from sapo.experiments.lessons import Lesson
 
 ROWS = (Example("two and two", "four"),)
@@ -376,6 +380,35 @@ def test_expected_times_grow_with_rows_prompts_and_epochs():
     assert pace.size(pace.Score(CONFIG, BASE, task, rows[:4], (Prompt("x"), Prompt("y", 1)))) == 8
 
 
+def test_a_cluster_that_cannot_replace_its_workers_is_waited_for_aloud(monkeypatch):
+    """Workers were there, so that none was missing when the last ones were asked for."""
+    monkeypatch.setattr(concurrent, "START_NOTICE", 0.0)
+    bench = Bench(size=2)
+    bench.ask(evaluate("a"), evaluate("b"))
+    bench.cluster.lost = {0, 1}
+    room, start = asyncio.Event(), bench.cluster.start
+
+    def start_later():
+        worker = start()
+        ready = worker.ready
+
+        async def when_there_is_room():
+            await room.wait()
+            return await ready()
+
+        worker.ready = when_there_is_room
+        return worker
+
+    bench.cluster.start = start_later
+    lines = []
+    bench.engine.tell = lambda line: (lines.append(line), line.startswith("Waiting") and room.set())
+    bench.ask(evaluate("x"))
+    assert [line for line in lines if line.startswith("Waiting")] == [
+        "Waiting for workers: 2 are asked for, and none has started yet. They start when the cluster has the "
+        "GPUs and cores free (`ray status`)."
+    ]
+
+
 def test_a_store_that_machines_do_not_share_is_told(monkeypatch):
     monkeypatch.setattr(concurrent, "SIGHT", 0.0)
     with pytest.raises(WorkError, match=r"file system that all machines share. Set store\.root="):
@@ -477,7 +510,7 @@ def test_as_many_workers_as_there_is_room_for(setting, there, size, gpus):
     pytest.importorskip("ray")
     from sapo.experiments.engine.ray import RayCluster
 
-    cluster = RayCluster(EngineConfig("ray", **setting), Path("store"))
+    cluster = RayCluster(EngineConfig("ray", **setting), Path("store"), print)
     assert cluster._plan(there) == size
     assert cluster._options == {"num_cpus": setting.get("cpus", 1.0), "num_gpus": gpus}
 
@@ -487,7 +520,106 @@ def test_no_room_for_a_worker_is_said():
     from sapo.experiments.engine.ray import RayCluster
 
     with pytest.raises(UserError, match="A worker of 4 GPUs and 1 cores finds no room: Ray has 2 GPUs"):
-        RayCluster(EngineConfig("ray", gpus=4), Path("store"))._plan({"GPU": 2, "CPU": 8})
+        RayCluster(EngineConfig("ray", gpus=4), Path("store"), print)._plan({"GPU": 2, "CPU": 8})
+
+
+@pytest.fixture
+def local_cluster(tmp_path, monkeypatch):
+    """A cluster of this machine's, and the calls of `ray.init`, which starts nothing."""
+    pytest.importorskip("ray")
+    from sapo.experiments.engine import ray
+
+    calls = []
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray.ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray.ray, "shutdown", lambda: None)
+    return ray.RayCluster(EngineConfig("ray", device="cpu", workers=1), Path("store"), print), calls
+
+
+def test_a_ray_that_cannot_start_is_one_error_said_once(local_cluster, monkeypatch, request):
+    cluster, calls = local_cluster
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
+    signal.signal(signal.SIGTERM, ours := lambda *_: None)
+
+    def fails(**options):
+        calls.append(options)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Exception("The current node timed out during startup.")  # of no better kind
+
+    monkeypatch.setattr("ray.init", fails)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot start Ray .*timed out .*RAY_TMPDIR.*engine=local"):
+            cluster.size()
+    assert len(calls) == 1
+    assert signal.getsignal(signal.SIGTERM) is ours
+    cluster.close()
+    assert not list(Path(calls[0]["_temp_dir"]).parent.iterdir())
+
+
+def test_a_folder_for_ray_that_cannot_be_made_is_named(local_cluster, monkeypatch, tmp_path):
+    cluster, calls = local_cluster
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"sockets and logs .*absent: .*Set RAY_TMPDIR"):
+        cluster.size()
+    cluster.close()
+    assert not calls
+
+
+def test_the_folders_of_drivers_that_were_killed_are_swept(local_cluster, tmp_path):
+    """Not those of drivers that live, nor those that are kept for the logs of a worker that died."""
+    cluster, _ = local_cluster
+    killed, alive, kept = (tmp_path / f"sapo-ray-{name}" for name in ("killed", "alive", "kept"))
+    for folder in (killed, alive, kept):
+        (folder / "session" / "logs").mkdir(parents=True)
+    for folder in (killed, alive):
+        (folder / "driver.lock").touch()
+    with taken(alive / "driver.lock"):
+        cluster.size()
+        assert not killed.exists()
+        assert alive.is_dir()
+        assert kept.is_dir()
+    cluster.close()
+    assert sorted(tmp_path.iterdir()) == [alive, kept]
+
+
+def test_a_method_keeps_what_it_keeps_in_the_worker_s_store(tiny_config, tmp_path, monkeypatch):
+    """The config's own root may be relative to a folder that the worker's machine does not have."""
+    asked = tiny_config("method=sequential", "policy=static", "store.root=runs")
+    contexts = []
+
+    def stop(context):
+        contexts.append(context)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "method_of", stop)
+    train = Train(asked, BASE, 0, (Lesson(TASK, (Prompt("Add."),)),))
+    with pytest.raises(KeyboardInterrupt):
+        compute(train, stage_key(train), Store(tmp_path / "shared"), False, lambda: None)
+    assert contexts[0].config == replace(asked, store=StoreConfig(str(tmp_path / "shared")))
+
+
+def test_what_workers_warn_of_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    from sapo.experiments.engine import ray
+
+    def warns(stage, key, *_, **__):
+        logging.getLogger("sapo.experiments.forward").warning("A batch of %d examples does not fit.", 8)
+        logging.getLogger("sapo.experiments.forward").info("nothing")
+        return True
+
+    class Remote:
+        @staticmethod
+        async def remote(*arguments):
+            return ray.StageWorker(str(tmp_path), str(tmp_path / "absent")).compute(*arguments)
+
+    monkeypatch.setattr(ray, "compute", warns)
+    told = []
+    worker = ray.RayWorker(SimpleNamespace(compute=Remote), told.append, WorkerDied)
+    stage = evaluate("x")
+    for n in (1, 2):
+        assert asyncio.run(worker.compute(stage, stage_key(stage), False)) is True
+        assert len(told) == n
+    assert told[0].endswith(f"(process {os.getpid()}): A batch of 8 examples does not fit.")
 
 
 def test_a_worker_refuses_a_stage_that_means_something_else_there(tmp_path):

@@ -19,7 +19,7 @@ from sapo.analysis.results import load_run
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
-from sapo.data.tasks import Example, Task
+from sapo.data.tasks import Example, Task, digest
 from sapo.experiments.adapters import plain
 from sapo.experiments.batch import require_ready
 from sapo.experiments.continual import run_sequence
@@ -399,6 +399,32 @@ def test_tags_kept_in_a_state_need_no_journal(learn, tagger, tiny_config, tmp_pa
     config = tiny_config(*tagger.settings, f"store.root='{tmp_path / 'elsewhere'}'")
     assert Tags(config, state).of(["Do it.\n\np q"]) == [{"p", "q"}]
     assert len(tagger.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"document": "0a", "ta',  # a process was killed while it wrote
+        '{"document": "0a"}\n',
+        '{"document": 3, "tags": ["p"]}\n',
+        '{"document": "KEY", "tags": "p"}\n',
+        '{"document": "KEY", "tags": [1]}\n',
+        "[]\nnull\n3\n",
+        b"\xff\xfe",
+    ],
+)
+def test_a_broken_line_of_the_journal_costs_its_own_tags_only(tagger, tiny_config, tmp_path, broken):
+    config = tiny_config(*tagger.settings, f"store.root='{tmp_path / 'store'}'")
+    first, second = "Do it.\n\np q", "Do it.\n\nr"
+    Tags(config, None).of([first])
+    (journal,) = (tmp_path / "store" / "tags").iterdir()
+    if isinstance(broken, str):
+        broken = broken.replace("KEY", digest(second)).encode()
+    journal.write_bytes(journal.read_bytes() + broken)
+    assert Tags(config, None).of([first, second]) == [{"p", "q"}, {"r"}]
+    assert tagger.asked == ["p q", "r"]
+    assert Tags(config, None).of([first, second]) == [{"p", "q"}, {"r"}]  # now from the journal
+    assert tagger.asked == ["p q", "r"]
 
 
 def test_a_tagger_that_fails_is_an_error_that_names_what_needs_none(tagger, tiny_config):

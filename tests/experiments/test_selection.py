@@ -146,6 +146,8 @@ def test_the_original_can_be_left_out_of_the_choice(select):
     assert selection.chosen.index == 0
     assert selection.gain.estimate > 0
     assert len(selection.ranking) == 2
+    # There is nothing else to choose, which a choice could lead.
+    assert (selection.runner_up, selection.lead, len(selection.verdict)) == (None, None, 1)
 
 
 def test_original_given_apart(select):

@@ -1,6 +1,8 @@
 """Stages are there entirely or not at all."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from sapo.conf.errors import UserError, WorkError
 from sapo.data import manifest
 from sapo.data.manifest import MANIFEST
-from sapo.experiments.engine.store import Store, write_json
+from sapo.experiments.engine.store import Store, sync, write_json
 
 
 def put(store: Store, key: str, text: str = "content") -> None:
@@ -120,6 +122,61 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path):
     store = Store(tmp_path / "file")
     with pytest.raises(UserError, match=r"Cannot write to the store .*store\.root"), store.lock("a"):
         pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    """What stands in for a lock there would outlive a process that is killed."""
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    store = Store(tmp_path)
+    with pytest.raises(UserError, match=r"without file locks \(flock: .*store\.root=FOLDER"), store.lock("a"):
+        pass
+
+
+def test_a_stage_is_in_its_place_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    """The name of its folder is flushed after the rename: its checkpoints are deleted next."""
+    done, rename, fsync = [], Path.rename, os.fsync
+
+    def noted(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", lambda path, to: done.append("rename") or rename(path, to))
+    put(Store(tmp_path), "a" * 64)
+    assert done[-2:] == ["rename", tmp_path / "stages" / "train"]
+    names = {path.name for path in done[:-2]}
+    assert {"weights", "adapter", "result.json", MANIFEST} < names
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+
+    def refuse(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "adapter/../../outside", "a\0b"])
+def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path, monkeypatch, name):
+    store = Store(tmp_path)
+    put(store, "a")
+    (tmp_path / "stages" / "train" / "outside").write_text("")
+    path = tmp_path / "stages" / "train" / "a" / MANIFEST
+    write_json(path, json.loads(path.read_text()) | {name: {"bytes": 0, "sha256": "0" * 64}})
+    read = []
+    sha256 = manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: read.append(path.name) or sha256(path))
+    ((_, line),) = store.damaged()
+    assert "does not lie in its folder" in line or "cannot read" in line
+    assert sorted(read) == ["result.json", "weights"]
 
 
 def test_processes_wait_for_each_others_stages(tmp_path):

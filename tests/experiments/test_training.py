@@ -209,8 +209,8 @@ def test_a_loss_that_is_not_finite_stops_with_task_prompt_and_step(tiny_config, 
         run(config, tmp_path / "a")
 
 
-def rates(config, scratch):
-    """The learning rate of every step."""
+def rates(config, scratch, n=40):
+    """The learning rate of every step of a training on `n` examples."""
     seen = []
     step = TokenMeanTrainer.training_step
 
@@ -220,7 +220,7 @@ def rates(config, scratch):
 
     TokenMeanTrainer.training_step = note
     try:
-        run(config, scratch, n=40)
+        run(config, scratch, n=n)
     finally:
         TokenMeanTrainer.training_step = step
     return [rate / config.trainer.learning_rate for rate in seen]
@@ -234,3 +234,7 @@ def test_schedules(tiny_config, tmp_path):
     logarithmic = rates(tiny_config(*small, "trainer.schedule=warmup_log_constant"), tmp_path / "b")
     assert logarithmic[:4] == pytest.approx([0, 0.5, 0.792481, 1.0], abs=1e-5)  # ln(k + 1) / ln 4
     assert set(logarithmic[4:]) == {1.0}
+    # Both begin at 0, which a training of one step may not.
+    for schedule in ("cosine", "warmup_log_constant"):
+        one = tiny_config(*SMALL, "trainer.epochs=1", f"trainer.schedule={schedule}")
+        assert rates(one, tmp_path / schedule, n=one.trainer.global_batch) == [1.0]

@@ -55,7 +55,7 @@ def whole(drivers: Drivers, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The undisturbed experiment."""
     root = tmp_path_factory.mktemp("whole") / "store"
     driver = drivers.start(root)
-    until(lambda: bool(stages_noted(root, "begin")) or not driver.is_running)
+    until(lambda: bool(stages_noted(root, "begin")), driver)
     begun = time.monotonic()
     assert driver.wait() == 0, driver.text
     return Whole(root, outcome(root), time.monotonic() - begun)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ EXPERIMENT = (
     "policy=sapo",
     "engine.device=cpu",
 )
+LONGEST_WAIT = 600  # seconds; everything that is waited for takes seconds
 ROWS = ("tried", "survived", "refused", "begun", "lost", "recomputed")
 
 
@@ -123,6 +125,7 @@ class Driver:
     def wait(self) -> int:
         """Its exit code, when it has ended."""
         if self.code is None:
+            until(lambda: not self.is_running, self)
             self.code = self.drivers.ask({"wait": self.id})
         return self.code
 
@@ -170,9 +173,17 @@ def _command_line(process: int) -> bytes:
         return b""
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Looks again and again; a fault strikes at a moment of the work, not of the clock."""
-    while not condition():
+def until(condition: Callable[[], bool], driver: Driver | None = None) -> None:
+    """Looks again and again; a fault strikes at a moment of the work, not of the clock.
+
+    Also returns when the driver has ended. What never comes is an error with what the driver has said.
+    """
+    end = time.monotonic() + LONGEST_WAIT
+    while not condition() and (driver is None or driver.is_running):
+        if time.monotonic() > end:
+            if driver:
+                os.kill(driver.id, signal.SIGKILL)
+            raise AssertionError(f"waited in vain{': ' + driver.text if driver else ''}")
         time.sleep(0.01)
 
 

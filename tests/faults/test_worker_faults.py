@@ -5,9 +5,8 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,24 +16,17 @@ from disturbing import EXPERIMENT, Driver, Drivers, Tally, Whole, stages_noted, 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'sapo-prompts[ray]'")
 
 
-@pytest.fixture
-def ray_folder() -> Iterator[str]:
-    """Where Ray has its sockets: their names may not be long."""
-    folder = tempfile.mkdtemp(dir="/tmp")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def start(drivers: Drivers, root: Path, folder: str) -> Driver:
+def start(drivers: Drivers, root: Path, folder: Path) -> Driver:
     several = ("engine=ray", "engine.workers=2", "engine.retries=1000")
-    return drivers.start(root, *EXPERIMENT, f"store.root='{root}'", *several, ray=folder)
+    return drivers.start(root, *EXPERIMENT, f"store.root='{root}'", *several, ray=str(folder))
 
 
-def count(root: Path, tally: Tally, fault: str, n_stages: int, tried: int) -> None:
+def count(root: Path, tally: Tally, fault: str, n_stages: int, tried: int, struck: int) -> None:
+    """Notes what became of faults, each of which may have struck `struck` stages at work."""
     begun, stored = stages_noted(root, "begin"), stages_noted(root, "stored")
     lost = sum(times - 1 for times in stored.values())
     assert lost == 0
-    assert begun.total() <= n_stages + 2 * tried  # a death strikes one stage, a driver's both of its workers'
+    assert begun.total() <= n_stages + struck * tried
     tally.add(
         fault,
         tried=tried,
@@ -46,7 +38,7 @@ def count(root: Path, tally: Tally, fault: str, n_stages: int, tried: int) -> No
 
 
 def test_workers_killed_at_random_moments(
-    drivers: Drivers, whole: Whole, kills: int, tally: Tally, tmp_path: Path, ray_folder: str
+    drivers: Drivers, whole: Whole, kills: int, tally: Tally, tmp_path: Path, ray_folder: Path
 ):
     """SIGKILL to one of two workers, busy or idle; the driver goes on with new ones."""
     draw = random.Random(21)  # noqa: S311 (no secret)
@@ -58,9 +50,9 @@ def test_workers_killed_at_random_moments(
         root, killed, begun = tmp_path / f"store-{number}", 0, 0
         driver = start(drivers, root, ray_folder)
         while killed < left:
-            until(lambda: stages_noted(root, "begin").total() > begun or not driver.is_running)  # noqa: B023
+            until(lambda: stages_noted(root, "begin").total() > begun, driver)  # noqa: B023
             end = time.monotonic() + draw.uniform(0, 2) * whole.seconds / n_stages
-            until(lambda: time.monotonic() > end)  # noqa: B023
+            until(lambda: time.monotonic() > end, driver)  # noqa: B023
             if not driver.is_running:
                 break
             begun = stages_noted(root, "begin").total()
@@ -71,21 +63,37 @@ def test_workers_killed_at_random_moments(
         assert driver.text.count(" died while ") <= killed  # an idle one may never be missed
         whole.assert_same(root)
         assert not workers_noted(root)
-        count(root, tally, "`SIGKILL` to a worker on Ray", n_stages, killed)
+        count(root, tally, "`SIGKILL` to a worker on Ray", n_stages, killed, struck=1)
         left -= killed
         shutil.rmtree(root)
 
 
-def test_the_driver_of_workers_killed(
-    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, ray_folder: str
+def test_the_driver_of_workers_interrupted_and_killed(
+    drivers: Drivers,
+    whole: Whole,
+    tally: Tally,
+    tmp_path: Path,
+    ray_folder: Path,
+    ray_processes: Callable[[], list[str]],
 ):
     """Its workers end with it, and hold no stage's lock against the next one."""
     root = tmp_path / "store"
-    driver = start(drivers, root, ray_folder)
-    until(lambda: stages_noted(root, "begin").total() >= 5 or not driver.is_running)
-    assert driver.signal(signal.SIGKILL) == -signal.SIGKILL, driver.text
-    until(lambda: not workers_noted(root))
+    ends = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGKILL: -signal.SIGKILL}
+    for number, code in ends.items():
+        begun = stages_noted(root, "begin").total()
+        driver = start(drivers, root, ray_folder)
+        until(lambda: stages_noted(root, "begin").total() >= begun + 3, driver)  # noqa: B023
+        assert driver.signal(number) == code, driver.text
+        if number == signal.SIGKILL:
+            until(lambda: not workers_noted(root))
+        else:
+            assert "the same command goes on from here" in driver.text
+            assert "BWT" not in driver.text  # no result
+            assert not ray_processes()
+            assert not os.listdir(ray_folder)
     again = start(drivers, root, ray_folder)
     assert again.wait() == 0, again.text
     whole.assert_same(root)
-    count(root, tally, "`SIGKILL` to the driver of workers on Ray", len(whole.outcome.digests), 1)
+    assert not os.listdir(ray_folder)  # what the killed one's Ray has left is swept by the next
+    fault = "`SIGINT`, `SIGTERM`, `SIGKILL` to the driver of workers on Ray"
+    count(root, tally, fault, len(whole.outcome.digests), len(ends), struck=2)  # one of each worker

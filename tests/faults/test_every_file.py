@@ -1,0 +1,100 @@
+"""Damage in every kind of stored file: named by `sapo store verify`, refused where it is read."""
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damaging import DAMAGES, stored_files
+from disturbing import EXPERIMENT, Tally, Whole
+
+from sapo.analysis.probes.results import load_probe
+from sapo.analysis.results import load_run
+from sapo.conf.errors import WorkError
+from sapo.conf.load import load, load_one
+from sapo.experiments.batch import complete
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+
+SMALL = (*EXPERIMENT[1:], "trainer.epochs=1", "data.train_examples=4", "data.test_examples=2")
+PROBE = ("policy=fixed", "policy.last_only=true", "policy.index=-1", "trainer.epochs=1", "scorer.examples=3")
+# What methods keep between tasks, and what probes are made of.
+KEPT = {
+    "ewc": ("fisher.safetensors", "anchor.safetensors", "fisher.json"),
+    "replay": ("tasks.json", "examples.jsonl"),
+    "inscl": ("selection.json",),
+}
+PROBED = ("probe.json", "losses.parquet", "answers.parquet", "gradients.parquet", "manifest.json")
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory, run_probes: Callable[..., list[Path]]) -> Path:
+    """A store with all that the experiment does not leave: other methods' memories, gradients, a probe."""
+    root = tmp_path_factory.mktemp("others") / "store"
+    engine = LocalEngine(Store(root))
+    for method in KEPT:
+        buffer = () if method == "ewc" else ("method.buffer=3",)
+        complete(load([*SMALL, "policy=static", f"method={method}", *buffer]), engine, keep_going=False)
+    config = load_one([*SMALL, *PROBE])
+    policies = (replace(config.policy, index=index) for index in (-1, 0, 1))
+    run_probes([replace(config, policy=policy) for policy in policies], engine, gradients=True)
+    return root
+
+
+def test_no_kind_is_missing(whole: Whole, others: Path):
+    found = {*stored_files(whole.root), *stored_files(others)}
+    assert {("stages", "train", "kept", name) for names in KEPT.values() for name in names} <= found
+    assert {("probes", name) for name in PROBED} <= found
+    assert ("stages", "gradient", "gradients.safetensors") in found
+    assert {kind[1] for kind in found if kind[0] == "stages"} == {"score", "train", "evaluate", "gradient"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_in_every_kind_of_file(
+    whole: Whole, others: Path, tally: Tally, tmp_path: Path, damage: str, is_long: bool
+):
+    draw = random.Random(21)  # noqa: S311
+    for number, source in enumerate((whole.root, others)):
+        root = shutil.copytree(source, tmp_path / f"store-{number}")
+        known = stored_files(whole.root) if number else {}
+        for kind, path in stored_files(root).items():
+            if kind in known:
+                continue
+            content = path.read_bytes()
+            for _ in range(10 if is_long else 1):
+                DAMAGES[damage](path, draw)
+                (folder, line), *_ = Store(root).damaged()
+                assert folder in path.parents
+                assert str(folder) in line
+                path.write_bytes(content)
+                tally.add(f"{damage}: `sapo store verify` names it", tried=1, survived=1, refused=1)
+        assert not list(Store(root).damaged())
+
+
+def read(root: Path, path: Path) -> None:
+    """Reads the stage, run or probe that a file is of, as commands do."""
+    room, *rest = path.relative_to(root).parts
+    if room == "stages":
+        Store(root).find(rest[0], rest[1])
+    elif room == "runs":
+        load_run(root / room / rest[0])
+    else:
+        load_probe(root / room / rest[0])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_in_every_kind_of_file_that_is_read(
+    others: Path, tally: Tally, tmp_path: Path, damage: str
+):
+    draw = random.Random(25)  # noqa: S311
+    root = shutil.copytree(others, tmp_path / "store")
+    for path in stored_files(root).values():
+        content = path.read_bytes()
+        read(root, path)
+        DAMAGES[damage](path, draw)
+        with pytest.raises(WorkError, match=r"(?i)damaged"):
+            read(root, path)
+        path.write_bytes(content)
+        tally.add(f"{damage}: refused by who reads it", tried=1, survived=1, refused=1)
