@@ -3,7 +3,7 @@
 Estimates for decoder-only transformers. A batch that does not fit all the same is computed in halves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -57,27 +57,21 @@ def one_example(n_tokens: int) -> Iterator[None]:
 
 def training_tokens(model: PreTrainedModel, asked: int | None) -> int:
     """Tokens of a micro-batch: as many as are `asked` for, else what suits the model's device."""
-    if asked is not None:
-        return asked
-    if model.device.type != "cuda":
-        return CPU_TRAINING
-    return _fitting(model, _training_bytes(model))
+    return asked or _suiting(model, CPU_TRAINING, _training_bytes)
 
 
 def reading_tokens(model: PreTrainedModel, asked: int | None) -> int:
     """Tokens of a batch of scoring or evaluation: as many as are `asked` for, else what suits the device."""
-    if asked is not None:
-        return asked
+    return asked or _suiting(model, CPU_READING, _reading_bytes)
+
+
+def _suiting(model: PreTrainedModel, on_cpu: int, bytes_a_token: Callable[[PreTrainedModel], int]) -> int:
     if model.device.type != "cuda":
-        return CPU_READING
-    return _fitting(model, _reading_bytes(model))
-
-
-def _fitting(model: PreTrainedModel, bytes_a_token: int) -> int:
+        return on_cpu
     free, _ = torch.cuda.mem_get_info(model.device)
     # What PyTorch has taken from the device and does not use.
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return max(1, min(LARGEST, int(SHARE * free) // bytes_a_token))
+    return max(1, min(LARGEST, int(SHARE * free) // bytes_a_token(model)))
 
 
 def _training_bytes(model: PreTrainedModel) -> int:

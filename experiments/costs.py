@@ -10,6 +10,10 @@ from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
 from sapo.experiments.engine.stages import Evaluate, Gradient, Score, Stage, Train
 from sapo.experiments.engine.store import Store
+from sapo.experiments.methods import METHODS
+from sapo.experiments.methods.ewc import EWC
+from sapo.experiments.methods.lorainc import LoraInc
+from sapo.experiments.methods.sequential import Sequential
 from sapo.experiments.models import dtype_of
 
 # English text in subword tokens; the chat template adds a few dozen.
@@ -99,10 +103,10 @@ def stage_bytes(stage: Stage) -> int:
         return _FILES + _table_bytes(stage.task.test)
     if isinstance(stage, Gradient):
         return _FILES + _adapter_bytes(stage.config)
-    method = stage.config.method
+    kind = METHODS.get(stage.config.method.name, Sequential)
     # Adapters of earlier tasks are kept with the new one; EWC keeps importance and anchors of its weights.
-    ranks = {"lorainc": stage.position + 1, "olora": stage.position + 1, "ewc": 3}.get(method.name, 1)
-    return _FILES + _adapter_bytes(stage.config) * ranks
+    adapters = stage.position + 1 if issubclass(kind, LoraInc) else 3 if kind is EWC else 1
+    return _FILES + _adapter_bytes(stage.config) * adapters
 
 
 def run_bytes(tests: Sequence[tuple[Example, ...]]) -> int:

@@ -20,8 +20,8 @@ from sapo.data.prompts import ORIGINAL
 SPREAD_TEST = (
     "Brown-Forsythe deviations |score - median| / mean of each task, the current task permuted within each "
     f"prompt ({PERMUTATIONS} permutations, two-sided; over prompts, for these tasks); where the other tasks "
-    "differ in spread it errs to the safe side (simulated with 12 prompts: at p = 0.05 it is wrong 1.5 % of "
-    "the time)"
+    "differ in spread it errs to the safe side (simulated with 12 prompts: at p = 0.05 it is wrong in less "
+    "than 2 % of cases)"
 )
 
 

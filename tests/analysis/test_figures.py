@@ -42,6 +42,16 @@ def overlapping(figure):
     ]
 
 
+def assert_legible(figure):
+    """No text lies on another, or ends more than a pixel outside of the figure."""
+    assert overlapping(figure) == []
+    width, height = figure.canvas.get_width_height()
+    for text, box in texts_of(figure):
+        assert min(box.x0, box.y0) >= -1, text
+        assert box.x1 <= width + 1, text
+        assert box.y1 <= height + 1, text
+
+
 @pytest.mark.parametrize("n", [3, 5, 8])
 @pytest.mark.parametrize("name", ["task{}_x", "mini_reverse_words_{}"])
 def test_effects_are_legible(run_folder, n, name):
@@ -49,13 +59,7 @@ def test_effects_are_legible(run_folder, n, name):
     scores = score_matrix(run, "rougeL")
     for changes in (forgetting(scores), generalization(scores)):
         figure = effect_heatmap(changes, run, "Change since the task was trained", "rougeL")
-        assert overlapping(figure) == []
-        width, height = figure.canvas.get_width_height()
-        for text, box in texts_of(figure):
-            assert box.x0 >= 0, text
-            assert box.y0 >= 0, text
-            assert box.x1 <= width, text
-            assert box.y1 <= height, text
+        assert_legible(figure)
 
 
 def test_a_heat_map_says_values_units_tasks_and_run(run_folder):

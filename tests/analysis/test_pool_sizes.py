@@ -1,7 +1,7 @@
 """AP, BWT and FWT against the size of the pool."""
 
 import pytest
-from test_figures import overlapping, texts_of
+from test_figures import assert_legible
 
 from sapo.analysis.pool_sizes import size_figure, size_points
 from sapo.analysis.results import load_run
@@ -76,9 +76,4 @@ def test_no_text_of_the_figure_lies_on_other_text_or_outside(run_folder, measure
                 runs.append(run_folder(f"{method} {name} {size}", n=4, **facts))
     points = size_points(score_table([load_run(run) for run in runs], measure, draws=20), measure)
     figure = size_figure(points, measure, "Size of the prompt pool\nseeds 0, 1 · demonstration · NLL leads")
-    assert overlapping(figure) == []
-    width, height = figure.canvas.get_width_height()
-    for text, box in texts_of(figure):
-        assert min(box.x0, box.y0) >= -1, text
-        assert box.x1 <= width + 1, text
-        assert box.y1 <= height + 1, text
+    assert_legible(figure)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from scipy import stats
-from test_figures import overlapping, texts_of
+from test_figures import assert_legible
 
 from sapo.analysis.probes import draw_effects, draw_indicators
 from sapo.analysis.probes.figures import gradient_figure, indicator_figure, spread_figure
@@ -58,12 +58,7 @@ def figures_of(probe, measure):
 @pytest.mark.parametrize("name", ["whole", "mini"])
 def test_no_text_lies_on_other_text_or_outside(request, name):
     for figure in figures_of(request.getfixturevalue(name), "nll"):
-        assert overlapping(figure) == []
-        width, height = figure.canvas.get_width_height()
-        for text, box in texts_of(figure):
-            assert min(box.x0, box.y0) >= -1, text
-            assert box.x1 <= width + 1, text
-            assert box.y1 <= height + 1, text
+        assert_legible(figure)
 
 
 def test_every_figure_is_there_as_png_pdf_and_csv(report):
