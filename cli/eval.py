@@ -51,7 +51,7 @@ def _evaluations(
     from sapo.experiments import reevaluation
     from sapo.experiments.engine.local import LocalEngine
     from sapo.experiments.engine.store import Store
-    from sapo.experiments.evaluation import mean_label_match
+    from sapo.experiments.model.evaluation import mean_label_match
 
     run = reevaluation.open_run(folder, overrides)
     wishes = run.wishes(names, prompt, state)

@@ -13,7 +13,7 @@ from sapo.data.benchmarks import load_task
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.tasks import Example, Task
-from sapo.experiments.models import load_renderer
+from sapo.experiments.model.load import load_renderer
 
 SPLITS = ("train", "test")
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from sapo.conf.schema import Config
     from sapo.data.tasks import Task
-    from sapo.experiments.paraphrasers.expand import Expansion, Judged
-    from sapo.experiments.paraphrasers.writing import Pool
+    from sapo.experiments.paraphrase.expand import Expansion, Judged
+    from sapo.experiments.paraphrase.writing import Pool
 
 OWN = ("instruction", "suffix", "labels")
 
@@ -38,7 +38,7 @@ def command(
     """Ask a model for paraphrases of an instruction, check each, and write them to a prompt pool."""
     config, task = _config_and_task(arguments)
     if dry_run:
-        from sapo.experiments.paraphrasers.writing import dry_request
+        from sapo.experiments.paraphrase.writing import dry_request
 
         request = dry_request(task, config)
         emit(request, json, lambda console: _render_request(console, request))
@@ -80,7 +80,7 @@ def _made(task: "Task", config: "Config", write: Path | None, force: bool) -> "P
     from sapo.cli.console import nothing_on_stdout
     from sapo.conf.errors import UserError
     from sapo.data.pools import written_path
-    from sapo.experiments.paraphrasers.writing import copy_pool, write_paraphrases
+    from sapo.experiments.paraphrase.writing import copy_pool, write_paraphrases
 
     path = write or written_path(task, config.paraphrases)
     if config.paraphrases.source == "bank" and not config.task:

@@ -71,8 +71,8 @@ def _require_supported(config: "Config") -> None:
 
 
 def _select(material: "Material", config: "Config", adapter: str | None) -> "Selection":
-    from sapo.experiments.models import load_model
-    from sapo.experiments.scoring import subset
+    from sapo.experiments.model.load import load_model
+    from sapo.experiments.model.scoring import subset
     from sapo.experiments.selection import require_adapter, select_prompt, with_adapter
 
     folder = Path(adapter).expanduser() if adapter else None
@@ -110,7 +110,7 @@ def _tell_other_base(folder: Path, config: "Config") -> None:
     from json import loads
 
     from sapo.conf.errors import UserError
-    from sapo.experiments.models import model_folder
+    from sapo.experiments.model.load import model_folder
 
     path = folder / "adapter_config.json"
     try:

@@ -21,7 +21,7 @@ from sapo.experiments.engine.stages import Stage, Train
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.tagging import require_tagger
-from sapo.experiments.models import device_of, load_renderer, require_runnable
+from sapo.experiments.model.load import device_of, load_renderer, require_runnable
 from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
 

@@ -17,9 +17,9 @@ from sapo.data.prompts import Prompt, PromptPool, pool_of
 from sapo.data.tasks import Task, short_name
 from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train
 from sapo.experiments.engine.store import Stored
-from sapo.experiments.lessons import Lesson
+from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.scoring import subset
 from sapo.experiments.policies import choose, needs_losses
-from sapo.experiments.scoring import subset
 
 
 class Engine(Protocol):

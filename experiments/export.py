@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
-from sapo.experiments.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store, Stored, read_json
-from sapo.experiments.models import load_tokenizer, model_folder, model_identity, require_model
+from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
+from sapo.experiments.model.load import load_tokenizer, model_folder, model_identity, require_model
 from sapo.experiments.reevaluation import Reevaluation, missing_state
 
 CARD = "README.md"

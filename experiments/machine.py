@@ -15,7 +15,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import FOLDERS, load_tasks
 from sapo.data.pools import load_pool
-from sapo.experiments.models import device_of, dtype_of, load_tokenizer, require_runnable
+from sapo.experiments.model.load import device_of, dtype_of, load_tokenizer, require_runnable
 
 DISTRIBUTION = "sapo-prompts"
 LEAST_FREE = 2**30  # a small model's run takes megabytes; below this, something else will soon fail

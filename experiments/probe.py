@@ -25,8 +25,8 @@ from sapo.experiments.engine.concurrent import ConcurrentEngine
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import Evaluate, Gradient, Score
 from sapo.experiments.engine.store import Stored, read_json, write_json
-from sapo.experiments.gradients import cosines, layer_of, load_gradients, spread_ranks
-from sapo.experiments.scoring import subset
+from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
+from sapo.experiments.model.scoring import subset
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
 _LOSSES = ["prompt", "example", "nll", "entropy", "n_tokens"]

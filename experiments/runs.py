@@ -17,9 +17,9 @@ from sapo.data.manifest import MANIFEST, manifest_of
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.continual import Run, pool_for
 from sapo.experiments.engine.store import Store, Stored, flush, write_json
-from sapo.experiments.evaluation import label_match
 from sapo.experiments.methods import method_label, method_note
-from sapo.experiments.models import model_identity
+from sapo.experiments.model.evaluation import label_match
+from sapo.experiments.model.load import model_identity
 
 RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, "run.json")
 

@@ -22,10 +22,10 @@ from sapo.data.own import draw, examples_of, own_task, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, user_turn
 from sapo.data.tasks import Example, Task
-from sapo.experiments.adapters import plain
-from sapo.experiments.budgets import reading_tokens
-from sapo.experiments.forward import shared_prefix
-from sapo.experiments.scoring import example_losses, require_finite
+from sapo.experiments.model.adapters import plain
+from sapo.experiments.model.budgets import reading_tokens
+from sapo.experiments.model.forward import shared_prefix
+from sapo.experiments.model.scoring import example_losses, require_finite
 
 LEVEL = 0.05
 TEST = "paired t-test over examples"

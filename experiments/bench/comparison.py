@@ -16,14 +16,14 @@ from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
 from sapo.data.tasks import Task
-from sapo.experiments.adapters import CURRENT, adapter_tensors, lora_config, plain
 from sapo.experiments.bench.metering import Side, Usage, measured, memory_measure, side_by_side
 from sapo.experiments.bench.plain import padded_tokens, plain_answers, plain_nll, plain_train
-from sapo.experiments.evaluation import evaluate
-from sapo.experiments.lessons import Draws, Lesson, lesson_rows
-from sapo.experiments.models import LanguageModel, device_of, dtype_of, load_model
-from sapo.experiments.racing import pool_losses
-from sapo.experiments.training import train
+from sapo.experiments.model.adapters import CURRENT, adapter_tensors, lora_config, plain
+from sapo.experiments.model.evaluation import evaluate
+from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
+from sapo.experiments.model.load import LanguageModel, device_of, dtype_of, load_model
+from sapo.experiments.model.racing import pool_losses
+from sapo.experiments.model.training import train
 
 # The paper's setting (Section 5.1, Appendix C).
 PAPER_TRAIN, PAPER_EPOCHS, PAPER_SCORED = 1000, 10, 250

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from sapo.conf.schema import TrainerConfig
 from sapo.data.render import Rendered
-from sapo.experiments.forward import IGNORED
+from sapo.experiments.model.forward import IGNORED
 
 BATCH = 8
 

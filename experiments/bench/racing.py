@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError
 from sapo.experiments.engine.store import Store, read_json
-from sapo.experiments.racing import look_sizes, race, weights
+from sapo.experiments.model.racing import look_sizes, race, weights
 
 TOLERANCE = 1e-3  # losses that differ by less are as good as equal
 

@@ -15,16 +15,16 @@ from sapo.conf.errors import WorkError
 from sapo.conf.schema import StoreConfig
 from sapo.data.render import Renderer
 from sapo.data.tasks import digest
-from sapo.experiments import evaluation, gradients, scoring, training
-from sapo.experiments.adapters import FOLDER, load_adapter, plain, scale_adapter
-from sapo.experiments.budgets import DoesNotFitError
 from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Stage, Train, stage_key
 from sapo.experiments.engine.store import EXAMPLES, Store, write_json
-from sapo.experiments.lessons import Draws, lesson_rows
 from sapo.experiments.methods import Context, method_of
-from sapo.experiments.models import LanguageModel, load_model
-from sapo.experiments.racing import pool_losses
+from sapo.experiments.model import evaluation, gradients, scoring, training
+from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
+from sapo.experiments.model.budgets import DoesNotFitError
+from sapo.experiments.model.lessons import Draws, lesson_rows
+from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.racing import pool_losses
 
 
 def do(stage: Stage, store: Store, folder: Path) -> None:

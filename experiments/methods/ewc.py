@@ -20,12 +20,12 @@ from torch import Tensor
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
 from sapo.data.render import MAX_TARGET_TOKENS, Rendered
-from sapo.experiments.adapters import CURRENT
-from sapo.experiments.budgets import one_example
-from sapo.experiments.forward import target_logits, target_nll
-from sapo.experiments.lessons import lesson_rows
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.sequential import Sequential
+from sapo.experiments.model.adapters import CURRENT
+from sapo.experiments.model.budgets import one_example
+from sapo.experiments.model.forward import target_logits, target_nll
+from sapo.experiments.model.lessons import lesson_rows
 
 FISHER, ANCHOR = "fisher.safetensors", "anchor.safetensors"
 

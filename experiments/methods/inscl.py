@@ -28,16 +28,16 @@ from scipy.optimize import linprog
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
 from sapo.data.tasks import Example
-from sapo.experiments.budgets import one_example
 from sapo.experiments.engine.store import write_json
-from sapo.experiments.lessons import Lesson
 from sapo.experiments.methods.insinfo import documents, highest, ins_info, lexical_tags
 from sapo.experiments.methods.lorainc import LoraInc
 from sapo.experiments.methods.memory import Kept, learned, quotas, read_kept, write_kept
 from sapo.experiments.methods.method import KEPT, Context
 from sapo.experiments.methods.replay import at_random
 from sapo.experiments.methods.tagging import Tags, tagger_name
-from sapo.experiments.models import LanguageModel
+from sapo.experiments.model.budgets import one_example
+from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.load import LanguageModel
 
 RULES = {
     "instruction": "rows at random, which InsCL's rule comes to where each task has one instruction",

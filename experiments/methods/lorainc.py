@@ -8,7 +8,8 @@ from pathlib import Path
 from peft import PeftModel, get_peft_model
 
 from sapo.conf.errors import WorkError
-from sapo.experiments.adapters import (
+from sapo.experiments.methods.method import Method
+from sapo.experiments.model.adapters import (
     CURRENT,
     FOLDER,
     adapter_tensors,
@@ -18,7 +19,6 @@ from sapo.experiments.adapters import (
     save_adapter,
     trainable_parameters,
 )
-from sapo.experiments.methods.method import Method
 
 EARLIER = "earlier"
 

@@ -17,8 +17,8 @@ from sapo.data.hygiene import distinct
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
 from sapo.experiments.engine.store import write_json
-from sapo.experiments.lessons import Lesson
 from sapo.experiments.methods.method import KEPT
+from sapo.experiments.model.lessons import Lesson
 
 TASKS = "tasks.json"
 EXAMPLES = "examples.jsonl"

@@ -13,9 +13,9 @@ from torch import Tensor
 from sapo.conf.schema import Config, MethodConfig
 from sapo.data.render import Renderer
 from sapo.data.tasks import Example
-from sapo.experiments.adapters import FOLDER
-from sapo.experiments.lessons import Lesson
-from sapo.experiments.models import LanguageModel
+from sapo.experiments.model.adapters import FOLDER
+from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.load import LanguageModel
 
 KEPT = "kept"
 

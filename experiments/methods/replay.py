@@ -11,9 +11,9 @@ from pathlib import Path
 from peft import PeftModel
 
 from sapo.data.tasks import Example
-from sapo.experiments.lessons import Lesson
 from sapo.experiments.methods.lorainc import LoraInc
 from sapo.experiments.methods.memory import Kept, learned, quotas, read_kept, write_kept
+from sapo.experiments.model.lessons import Lesson
 
 
 class Replay(LoraInc):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from peft import PeftModel, get_peft_model
 
-from sapo.experiments.adapters import (
+from sapo.experiments.methods.method import Method
+from sapo.experiments.model.adapters import (
     CURRENT,
     FOLDER,
     adapter_tensors,
@@ -16,7 +17,6 @@ from sapo.experiments.adapters import (
     lora_config,
     save_adapter,
 )
-from sapo.experiments.methods.method import Method
 
 
 class Sequential(Method):

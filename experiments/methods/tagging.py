@@ -19,10 +19,10 @@ from sapo.conf.schema import Config
 from sapo.data.tasks import digest
 from sapo.experiments.engine.store import read_json, write_json
 from sapo.experiments.methods.method import KEPT
-from sapo.experiments.models import model_folder
-from sapo.experiments.paraphrasers.chat import Chat, Reply
-from sapo.experiments.paraphrasers.local import LocalChat
-from sapo.experiments.paraphrasers.openai import OpenAIChat
+from sapo.experiments.model.load import model_folder
+from sapo.experiments.paraphrase.chat import Chat, Reply
+from sapo.experiments.paraphrase.local import LocalChat
+from sapo.experiments.paraphrase.openai import OpenAIChat
 
 TAGS = "tags.json"
 MOST_UNTAGGED = 0.2  # share of rows without tags above which the choice would not be one by tags

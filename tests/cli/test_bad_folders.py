@@ -16,7 +16,7 @@ from test_bad_overrides import refused
 
 from sapo.conf.load import load_one
 from sapo.data.manifest import MANIFEST, manifest_of
-from sapo.experiments.models import model_folder
+from sapo.experiments.model.load import model_folder
 
 MINE = "name: mine\nsource: tiny:llama\n"
 

@@ -9,7 +9,7 @@ from sapo.data.pools import load_pool
 from sapo.experiments.bench.metering import Usage, measured, side_by_side, typical
 from sapo.experiments.bench.plain import padded_tokens, plain_answers
 from sapo.experiments.bench.setup import MINI_TASKS, TASKS, bench_configs
-from sapo.experiments.models import load_model
+from sapo.experiments.model.load import load_model
 
 SMALL = (
     "model=tiny_llama",

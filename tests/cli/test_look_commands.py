@@ -182,7 +182,7 @@ def test_show_model(sapo):
 @pytest.mark.parametrize("prompt", [-1, 1])
 def test_show_example(sapo, small, prompt, split):
     from sapo.data.benchmarks import load_task
-    from sapo.experiments.models import load_tokenizer
+    from sapo.experiments.model.load import load_tokenizer
 
     config = load_one([*small, "task=mini_topic"])
     arguments = (

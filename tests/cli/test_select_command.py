@@ -13,7 +13,7 @@ from sapo.cli.select import _render
 from sapo.conf.load import load_one
 from sapo.data.render import user_turn
 from sapo.data.tasks import Task
-from sapo.experiments.models import load_model
+from sapo.experiments.model.load import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 TICKETS, POOL = EXAMPLES / "tickets.csv", EXAMPLES / "tickets.yaml"

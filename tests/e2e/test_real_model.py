@@ -9,9 +9,9 @@ from sapo.cli.app import main
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
-from sapo.experiments.forward import shared_prefix, target_logits, target_nll
-from sapo.experiments.generation import answer_and_nll
-from sapo.experiments.models import load_model, model_folder
+from sapo.experiments.model.forward import shared_prefix, target_logits, target_nll
+from sapo.experiments.model.generation import answer_and_nll
+from sapo.experiments.model.load import load_model, model_folder
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import pytest
 from sapo.data.mini import generate
 from sapo.experiments.costs import stage_bytes
 from sapo.experiments.engine.stages import BASE, Train
-from sapo.experiments.lessons import Lesson
+from sapo.experiments.model.lessons import Lesson
 
 
 @pytest.mark.parametrize(

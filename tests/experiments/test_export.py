@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
 from sapo.experiments import export as exporting
-from sapo.experiments.adapters import FOLDER, WEIGHTS
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.engine.work import in_state
 from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
-from sapo.experiments.models import folder_digest, load_model, model_folder
+from sapo.experiments.model.adapters import FOLDER, WEIGHTS
+from sapo.experiments.model.load import folder_digest, load_model, model_folder
 from sapo.experiments.reevaluation import open_run
 from sapo.experiments.runs import write_run
 

@@ -15,7 +15,7 @@ import sapo.experiments
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.own import examples_of
 from sapo.data.tasks import Example
-from sapo.experiments.models import LanguageModel, load_model
+from sapo.experiments.model.load import LanguageModel, load_model
 from sapo.experiments.selection import Difference, Selection, select_prompt, with_adapter
 
 CANDIDATES = ["Is it odd?", "Say whether the number is odd.", "Odd or even? Tell.", "Look at the last digit."]

@@ -1,0 +1,1 @@
+"""The model room: loading a model, and everything that is computed with one."""

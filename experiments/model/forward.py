@@ -1,0 +1,227 @@
+"""Forward passes over rendered examples: logits at target positions only, the common prefix computed once.
+
+All examples of a task under one prompt begin with the same tokens. Their keys and values are computed once
+and stand before every batch's own; gradients flow through them. Shape letters: B rows, P prefix tokens,
+L tokens after the prefix, T target tokens of the longest target, V vocabulary, H key-value heads, D a head's
+size.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sapo.data.batches import by_tokens
+from sapo.data.render import Rendered
+from sapo.experiments.model.budgets import DoesNotFitError, is_out_of_memory, one_example
+
+IGNORED = -100
+# What a forward pass costs beside its tokens, since weights are read and kernels started; as a number of
+# tokens. Measured with SmolLM2-135M on one CPU core; a guess elsewhere.
+CPU_PASS, OTHER_PASS = 40, 512
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+def pass_tokens(device: torch.device) -> int:
+    """What one more forward pass costs, as a number of tokens."""
+    return CPU_PASS if device.type == "cpu" else OTHER_PASS
+
+
+def can_share_prefix(config: PreTrainedConfig) -> bool:
+    """Whether every layer of the model keeps all keys and values, so that they can be repeated and masked.
+
+    Sliding-window, linear-attention and hybrid layers do not.
+    """
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+class _PrefixLayer(DynamicLayer):
+    """One layer's keys and values of rows that begin with the same tokens; these are held once."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.prefix = keys, values  # (1, H, P, D)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Takes in new keys and values (B, H, L, D); all of them with the prefix (B, H, P + L so far, D)."""
+        own = super().update(key_states, value_states)
+        keys, values = (
+            torch.cat([first.expand(len(rest), -1, -1, -1), rest], dim=-2)
+            for first, rest in zip(self.prefix, own, strict=True)
+        )
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens so far, those of the prefix included."""
+        return int(self.prefix[0].shape[-2] + super().get_seq_length())
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens that all examples begin with, as a model has read them."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]  # keys and values (1, H, P, D)
+
+    @property
+    def length(self) -> int:
+        """How many tokens."""
+        return int(self.layers[0][0].shape[-2])
+
+    def cache(self) -> Cache:
+        """A new cache for a batch that goes on from here; the prefix itself is not changed."""
+        return Cache(layers=[_PrefixLayer(keys, values) for keys, values in self.layers])
+
+
+def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered]) -> Prefix | None:
+    """What all examples begin with, read once; differentiable.
+
+    None if the model's cache cannot be repeated, or if sharing saves less than one more forward pass costs.
+    DoesNotFitError if it alone does not.
+    """
+    length = prefix_length(examples)
+    saved = length * (len(examples) - 1)
+    if saved <= pass_tokens(model.device) or not can_share_prefix(model.config):
+        return None
+    ids = torch.tensor([examples[0].input_ids[:length]], device=model.device)
+    with one_example(min(len(example.input_ids) for example in examples)):
+        layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
+    return Prefix([(layer.keys, layer.values) for layer in layers])
+
+
+def prefix_length(examples: Sequence[Rendered]) -> int:
+    """Tokens that all examples begin with, before the one that predicts a target; 0 for a single example."""
+    if len(examples) < 2:
+        return 0
+    prompts = [example.prompt_ids for example in examples]
+    first, last = min(prompts), max(prompts)  # what the extremes share, all share
+    pairs = enumerate(zip(first, last, strict=False))
+    common = next((i for i, (a, b) in pairs if a != b), len(first))
+    return min(common, min(map(len, prompts)) - 1)
+
+
+@contextmanager
+def gathered_gradients(prefix: Prefix | None) -> Iterator[Prefix | None]:
+    """The prefix for several backward passes: their gradients add up at it, and go through it at the end."""
+    if prefix is None:
+        yield None
+        return
+    tensors = [tensor for pair in prefix.layers for tensor in pair]
+    leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+    yield Prefix(list(zip(leaves[::2], leaves[1::2], strict=True)))
+    reached = [
+        (tensor, leaf.grad) for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.requires_grad
+    ]
+    if reached:
+        torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
+
+
+def target_logits(
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) that predict the targets, and the targets (B, T), right-aligned, -100 before them."""
+    skip = prefix.length if prefix else 0
+    # Nothing is predicted from the last token.
+    ids, mask, positions = pad_left([e.input_ids[skip:-1] for e in batch], skip, model.device)
+    longest = max(len(example.target_ids) for example in batch)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=prefix.cache() if prefix else None,
+        use_cache=prefix is not None,
+        logits_to_keep=last_places(ids, longest),
+    ).logits
+    targets = torch.full((len(batch), longest), IGNORED)
+    for row, example in enumerate(batch):
+        targets[row, longest - len(example.target_ids) :] = torch.tensor(example.target_ids)
+    return logits, targets.to(model.device)
+
+
+def last_places(ids: Tensor, count: int) -> Tensor:
+    """Where the last tokens of ids (B, L) stand, for `logits_to_keep`.
+
+    A number would make the model take a view of each row's end, which the matrix product with the vocabulary
+    goes through row by row.
+    """
+    return torch.arange(ids.shape[1] - count, ids.shape[1], device=ids.device)
+
+
+def pad_left(
+    sequences: Sequence[Sequence[int]], prefix: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids (B, L), mask (B, P + L) and positions (B, L) of the sequences that follow a prefix."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
+        mask[row, longest - len(sequence) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0) + prefix
+    mask = torch.cat([torch.ones(len(sequences), prefix, dtype=torch.long), mask], dim=1)
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood (B, T) of each target token in nats, 0 where there is none, in float32."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view(targets.shape)  # (B * T) -> (B, T)
+
+
+def nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (B) over each row's target tokens: their NLL, and the entropy of their prediction; nats, float32.
+
+    Row by row, since log-probabilities of the whole vocabulary take memory.
+    """
+    sums = []
+    for row, target in zip(logits, targets, strict=True):
+        log_p = functional.log_softmax(row.float(), dim=-1)  # (T, V)
+        nll = functional.nll_loss(log_p, target, ignore_index=IGNORED, reduction="sum")
+        entropy = torch.special.entr(log_p.exp()).sum(-1) * (target != IGNORED)
+        sums.append(torch.stack([nll, entropy.sum()]))
+    nlls, entropies = torch.stack(sums).unbind(1)  # (B, 2) -> twice (B)
+    return nlls, entropies
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    middle = len(batch) // 2
+    return [batch[:middle], batch[middle:]] if middle else [batch]
+
+
+def in_batches(
+    lengths: Sequence[int],
+    budget: int,
+    overhead: int,
+    work: Callable[[list[int]], list[Result]],
+    skip: int = 0,
+) -> Iterator[tuple[int, Result]]:
+    """Index and result of every item, worked on in batches as `by_tokens` makes them.
+
+    Where one does not fit in memory, it and all that are left are halved, which is said in the log;
+    DoesNotFitError if a single item does not. `skip` tokens of each item, read before, are not in its length.
+    """
+    waiting = by_tokens(lengths, budget, overhead)
+    while waiting:
+        batch = waiting.pop(0)
+        try:
+            results = work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise DoesNotFitError(skip + lengths[batch[0]]) from error
+            torch.cuda.empty_cache()
+            _log.warning("A batch of %d examples does not fit in memory: on with halves.", len(batch))
+            waiting = [half for whole in [batch, *waiting] for half in _halves(whole)]
+            continue
+        yield from zip(batch, results, strict=True)

@@ -1,0 +1,234 @@
+"""Greedy answers, and the loss of the targets, from one reading of the prompts.
+
+Shape letters as in `forward`: B rows, L tokens, T target tokens of the longest target, V vocabulary.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, PreTrainedModel
+
+from sapo.data.batches import by_tokens
+from sapo.data.render import Rendered
+from sapo.experiments.model.forward import (
+    IGNORED,
+    Prefix,
+    can_share_prefix,
+    last_places,
+    pad_left,
+    pass_tokens,
+    target_nll,
+)
+
+# Target tokens in one piece: enough to keep a processor busy, and few enough that their logits are small.
+TARGETS_AT_ONCE = 128
+
+
+@dataclass
+class _Reading:
+    """A model part-way through the rows of a batch."""
+
+    model: PreTrainedModel
+    cache: Cache | None
+    mask: Tensor  # (B, tokens so far)
+    positions: Tensor  # (B, 1), of the last token read
+    tokens: Tensor  # (B, 1), what the model says next
+
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
+        """Reads ids (B, L) where the mask is 1, and returns the last logits (B, keep, V)."""
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=last_places(ids, keep),
+        )
+        self.cache = output.past_key_values
+        logits: Tensor = output.logits
+        return logits
+
+    def places(self, count: int) -> Tensor:
+        """Positions (B, count) of the tokens that follow the prompt."""
+        return self.positions + 1 + torch.arange(count, device=self.positions.device)
+
+    def step(self) -> None:
+        """Reads what the model said."""
+        self.positions = self.positions + 1
+        logits = self.read(self.tokens, torch.ones_like(self.tokens), self.positions, 1)
+        self.tokens = logits.argmax(-1)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Goes on with these rows only."""
+        chosen = torch.tensor(rows, device=self.mask.device)
+        if self.cache is not None:
+            self.cache.batch_select_indices(chosen)
+        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
+        self.tokens = self.tokens[chosen]
+
+
+@torch.inference_mode()
+def answer_and_nll(
+    model: PreTrainedModel,
+    batch: Sequence[Rendered],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    prefix: Prefix | None = None,
+) -> list[tuple[list[int], float]]:
+    """Greedy answer and summed target NLL (nats) of each example; the prompts are read once for both.
+
+    Prompts are read in parts of like length; answers are said by all rows together, since a pass costs as
+    much as many tokens.
+    """
+    skip = prefix.length if prefix else 0
+    lengths = [len(example.input_ids) - skip for example in batch]
+    parts = [list(range(len(batch)))]
+    if can_share_prefix(model.config):
+        parts = by_tokens(lengths, sum(lengths), pass_tokens(model.device))
+    read = [_read(model, [batch[i] for i in part], prefix) for part in parts]
+    nll = [loss for _, _, losses in read for loss in losses]
+    begun = [answer for _, answers, _ in read for answer in answers]
+    reading = _joined([reading for reading, _, _ in read], skip)
+    answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model.config))
+    order = [i for part in parts for i in part]
+    found = dict(zip(order, zip(answers, nll, strict=True), strict=True))
+    return [found[i] for i in range(len(batch))]
+
+
+def _read(
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None
+) -> tuple[_Reading, list[list[int]], list[float]]:
+    """The prompts read; how each answer begins; the summed NLL of each target.
+
+    The targets are read for their NLL anyway, and what is said after each of their tokens shows how much of
+    them the model would have said itself. Answers go on from there: a right answer takes no more passes.
+    """
+    targets = _padded([example.target_ids for example in batch]).to(model.device)
+    width = max(1, TARGETS_AT_ONCE // len(batch))
+    if can_share_prefix(model.config):
+        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
+        nll, said = _read_targets(reading, logits, targets, width)
+        return reading, _accept(reading, targets, said), nll
+    # Other caches cannot leave out what they have read.
+    reading, logits = _read_prompts(model, batch, prefix, targets[:, :0])
+    nll, _ = _read_targets(replace(reading, cache=copy.deepcopy(reading.cache)), logits, targets, width)
+    return reading, [[] for _ in batch], nll
+
+
+def _joined(parts: Sequence[_Reading], skip: int) -> _Reading:
+    """The rows of all parts in one reading, padded between the prefix of `skip` tokens and the rest."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    caches = [part.cache for part in parts if part.cache is not None]
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        keys, values = ([getattr(layer, name) for layer in layers] for name in ("keys", "values"))
+        for layer in layers:
+            layer.keys = layer.values = None  # so that only one layer is in memory twice
+        layers[0].keys, layers[0].values = (_padded_cat(tensors, 2) for tensors in (keys, values))
+    shared = torch.cat([part.mask[:, :skip] for part in parts])
+    first.mask = torch.cat([shared, _padded_cat([part.mask[:, skip:] for part in parts], 1)], dim=1)
+    first.positions = torch.cat([part.positions for part in parts])
+    first.tokens = torch.cat([part.tokens for part in parts])
+    return first
+
+
+def _padded_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The rows of all tensors, their dimension `dim` (tokens) filled up with zeros in front."""
+    longest = max(tensor.shape[dim] for tensor in tensors)
+    after = [0] * (2 * (tensors[0].dim() - dim - 1))  # `pad` begins with the last dimension
+    return torch.cat([functional.pad(t, [*after, longest - t.shape[dim], 0]) for t in tensors])
+
+
+def _read_prompts(
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None, begun: Tensor
+) -> tuple[_Reading, Tensor]:
+    """The prompts and how their targets begin (B, W), and the logits (B, W + 1, V) after the prompts."""
+    skip = prefix.length if prefix else 0
+    ids, mask, positions = pad_left([e.prompt_ids[skip:] for e in batch], skip, model.device)
+    reading = _Reading(model, prefix.cache() if prefix else None, mask[:, :skip], positions[:, -1:], ids)
+    logits = reading.read(
+        torch.cat([ids, begun.clamp(min=0)], dim=1),
+        torch.cat([mask[:, skip:], (begun != IGNORED).long()], dim=1),
+        torch.cat([positions, reading.places(begun.shape[1])], dim=1),
+        begun.shape[1] + 1,
+    )
+    reading.tokens = logits[:, :1].argmax(-1)
+    return reading, logits
+
+
+def _padded(target_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Targets (B, T), -100 after them."""
+    targets = torch.full((len(target_ids), max(map(len, target_ids))), IGNORED)
+    for row, target in enumerate(target_ids):
+        targets[row, : len(target)] = torch.tensor(target)
+    return targets
+
+
+def _read_targets(
+    reading: _Reading, logits: Tensor, targets: Tensor, width: int
+) -> tuple[list[float], Tensor]:
+    """Summed NLL of the targets, and what the model would have said in place of each of their tokens (B, T).
+
+    The logits (B, W + 1, V) are those of the W tokens that were read with the prompts. The others are read
+    `width` at a time, since logits of the whole vocabulary take memory.
+    """
+    n_read, places = logits.shape[1], reading.places(targets.shape[1])
+    nll = target_nll(logits, targets[:, :n_read]).sum(-1)
+    said = [logits.argmax(-1)]
+    while n_read < targets.shape[1]:
+        ids, at = (tensor[:, n_read - 1 : n_read - 1 + width] for tensor in (targets[:, :-1], places))
+        logits = reading.read(ids.clamp(min=0), (ids != IGNORED).long(), at[:, : ids.shape[1]], ids.shape[1])
+        nll += target_nll(logits, targets[:, n_read : n_read + ids.shape[1]]).sum(-1)
+        said.append(logits.argmax(-1))
+        n_read += ids.shape[1]
+    return nll.tolist(), torch.cat(said, dim=1)
+
+
+def _accept(reading: _Reading, targets: Tensor, said: Tensor) -> list[list[int]]:
+    """The beginning of each target that the model would have said; the reading goes on after it.
+
+    The rest of the target stays in the cache and is masked.
+    """
+    is_said = (said[:, :-1] == targets[:, :-1]).long().cumprod(1)  # (B, T - 1)
+    n_said = is_said.sum(1, keepdim=True)  # (B, 1)
+    n_prompt = reading.mask.shape[1] - is_said.shape[1]
+    reading.mask = torch.cat([reading.mask[:, :n_prompt], is_said], dim=1)
+    reading.positions = reading.positions + n_said
+    reading.tokens = said.gather(1, n_said)
+    counts = n_said.flatten().tolist()
+    return [target[:count] for target, count in zip(targets.tolist(), counts, strict=True)]
+
+
+def _decode(
+    reading: _Reading,
+    answers: list[list[int]],
+    max_new_tokens: int,
+    stops: set[int],
+    can_drop_rows: bool,
+) -> list[list[int]]:
+    """The answers, said to their end token by token; rows that have stopped leave the batch."""
+    rows = list(range(len(answers)))
+    while True:
+        for row, token in zip(rows, reading.tokens.flatten().tolist(), strict=True):
+            answers[row].append(token)
+        running = [
+            place
+            for place, row in enumerate(rows)
+            if len(answers[row]) < max_new_tokens and stops.isdisjoint(answers[row])
+        ]
+        if not running:
+            break
+        # Selecting rows copies the cache, so it is done only when a quarter of them has stopped.
+        if can_drop_rows and 4 * len(running) <= 3 * len(rows):
+            reading.select(running)
+            rows = [rows[place] for place in running]
+        reading.step()
+    whole = (answer[:max_new_tokens] for answer in answers)
+    return [list(takewhile(lambda token: token not in stops, answer)) for answer in whole]

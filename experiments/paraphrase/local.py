@@ -1,0 +1,81 @@
+"""A chat model on this machine that samples its answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sapo.conf.schema import Config
+from sapo.experiments.model.budgets import one_example
+from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.paraphrase.chat import OnReply, Reply
+
+LONGEST = 512
+
+
+class LocalChat:
+    """The model of a config (`model=NAME`), which is loaded when it is first asked."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._max_tokens = config.paraphrases.max_tokens or LONGEST
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._config.model.name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Model, sampling, and the seed that all sampling begins with."""
+        return {
+            "model": self.name,
+            "temperature": self._config.paraphrases.temperature,
+            "max_tokens": self._max_tokens,
+            "seed": self._config.seed,
+        }
+
+    def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
+        """One answer after the other, so that none depends on the others; the i-th one's seed is seed + i."""
+        model = load_model(self._config)
+        replies = []
+        for i, text in enumerate(texts):
+            replies.append(self._answer(model, text, seed + i))
+            if on_reply:
+                on_reply(i, replies[-1])
+        return replies
+
+    @torch.inference_mode()
+    def _answer(self, model: LanguageModel, text: str, seed: int) -> Reply:
+        inputs: Any = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            **dict(model.config.template_options),
+        )
+        inputs = inputs.to(model.base.device)
+        base: Any = model.base
+        temperature = self._config.paraphrases.temperature
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        stops = list(model.stop_ids())
+        n_read = inputs["input_ids"].shape[1]
+        devices = [model.base.device] if model.base.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), one_example(n_read + self._max_tokens):
+            torch.manual_seed(seed)
+            ids = base.generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=self._max_tokens,
+                eos_token_id=stops,
+                pad_token_id=stops[0],
+            )
+        answer = ids[0, n_read:].tolist()
+        decoded = str(model.tokenizer.decode(answer, skip_special_tokens=True))
+        return Reply(
+            decoded,
+            None,
+            n_read,
+            len(answer),
+            is_cut=len(answer) == self._max_tokens and answer[-1] not in stops,
+        )

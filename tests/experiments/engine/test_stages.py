@@ -1,0 +1,183 @@
+"""A stage's key changes with what can change its result, and with nothing else."""
+
+from dataclasses import replace
+
+import pytest
+
+from sapo.conf.schema import Config, MethodConfig, ModelConfig, PolicyConfig, TrainerConfig, settings
+from sapo.data.benchmarks import load_tasks
+from sapo.data.prompts import Prompt
+from sapo.data.tasks import Example, Task
+from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Train, stage_key
+from sapo.experiments.model.lessons import Lesson
+
+# What each kind of stage reads of the configuration; everything else must leave its key alone.
+MODEL = {
+    "model.source", "model.revision", "model.tokenizer", "model.chat_template", "model.template_options",
+    "model.dtype", "model.lora_targets",
+}  # fmt: skip
+DATA = {"data.max_input_tokens", "data.truncation"}
+OPTIMIZATION = (
+    "seeding",
+    "epochs",
+    "learning_rate",
+    "schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "global_batch",
+)
+READS = {
+    "score": MODEL | DATA | {"scorer.name", "scorer.state"},
+    "train": MODEL
+    | {"method.name", "method.rank", "method.alpha", "method.dropout", "seed"}
+    | {f"trainer.{name}" for name in OPTIMIZATION}
+    | DATA,
+    "evaluate": MODEL | DATA | {"evaluator.max_new_tokens"},
+    "gradient": MODEL | DATA | {"method.rank", "method.alpha", "seed"},
+}
+OTHER_VALUES = {
+    "model.source": "tiny:qwen3",
+    "model.chat_template": "llama2",
+    "model.template_options": {"enable_thinking": False},
+    "model.dtype": "bfloat16",
+    "model.lora_targets": ["q_proj"],
+    "method.name": "sequential",
+    "trainer.schedule": "linear",
+    "engine.device": "cuda",
+    "data.truncation": "end",
+    "scorer.state": "shrunk",
+    "trainer.seeding": "run",
+}
+GOLDEN = {
+    "score": "93e081e37443edc5",
+    "train": "9410a298b05fa71f",
+    "evaluate": "01d615715def3fe8",
+    "gradient": "a1d133e870790d61",
+}
+
+
+def stages(config: Config):
+    (task, *_), _ = load_tasks(config)
+    prompt = Prompt(task.instruction)
+    return {
+        "score": Score(config, BASE, task, task.train[:4], (prompt, Prompt("b", 0))),
+        "train": Train(config, "a" * 64, 1, (Lesson(task, (prompt,)),)),
+        "evaluate": Evaluate(config, BASE, task, prompt),
+        "gradient": Gradient(config, BASE, task, task.train[:4], prompt),
+    }
+
+
+def with_task(stage, task: Task):
+    if stage.kind == "train":
+        return replace(stage, lessons=(replace(stage.lessons[0], task=task),))
+    return replace(stage, task=task)
+
+
+def with_prompt(stage, prompt: Prompt):
+    if stage.kind == "train":
+        return replace(stage, lessons=(replace(stage.lessons[0], prompts=(prompt,)),))
+    return replace(stage, prompt=prompt)
+
+
+def changed(config: Config, key: str, tokenizer) -> Config:
+    """The config with another value of one setting."""
+    section, _, name = key.rpartition(".")
+    holder = getattr(config, section) if section else config
+    old = getattr(holder, name)
+    if key in OTHER_VALUES:
+        new = OTHER_VALUES[key]
+    elif key in {"model.tokenizer", "model.path"}:
+        new = str(tokenizer)
+    elif isinstance(old, bool):
+        new = not old
+    elif isinstance(old, int | float):
+        new = old / 2 if isinstance(old, float) and old else old + 1
+    elif isinstance(old, list):
+        new = [*old, "another"]
+    else:
+        new = f"{old}-another"
+    assert new != old
+    other = replace(holder, **{name: new})
+    return replace(config, **{section: other}) if section else other
+
+
+def leaves() -> list[str]:
+    names = settings()
+    groups = {name.split(".")[0] for name in names if "." in name}
+    return [name for name in names if name not in groups]
+
+
+@pytest.mark.parametrize("key", leaves())
+def test_every_setting_changes_exactly_the_keys_of_the_stages_that_read_it(tiny_config, tmp_path, key):
+    (tmp_path / "config.json").write_text("{}")
+    config = tiny_config()
+    before = stages(config)
+    other = changed(config, key, tmp_path)
+    after = {kind: replace(stage, config=other) for kind, stage in before.items()}
+    reads = {kind for kind, names in READS.items() if key in names or key == "model.path"}
+    assert {kind for kind in READS if stage_key(before[kind]) != stage_key(after[kind])} == reads
+
+
+def test_state_prompt_rows_and_task_frame_are_part_of_the_key(tiny_config):
+    config = tiny_config()
+    for stage in stages(config).values():
+        task = stage.task
+        variants = [replace(stage, state="f" * 64), with_task(stage, replace(task, suffix="Other."))]
+        if stage.kind == "score":
+            variants.append(replace(stage, prompts=(Prompt("other", 0),)))
+        else:
+            variants.append(with_prompt(stage, Prompt("other")))
+        if stage.kind in {"score", "gradient"}:
+            variants.append(replace(stage, examples=stage.examples[:3]))
+        else:
+            rows = (Example("other", "row"),)
+            variants.append(with_task(stage, replace(task, train=rows, test=rows)))
+        keys = {stage_key(variant) for variant in (stage, *variants)}
+        assert len(keys) == len(variants) + 1
+
+
+def test_a_stage_does_not_read_the_other_split_nor_the_pool_place_of_its_prompt(tiny_config):
+    found = stages(tiny_config())
+    train, evaluate = found["train"], found["evaluate"]
+    none = (Example("other", "row"),)
+    assert stage_key(with_task(train, replace(train.task, test=none))) == stage_key(train)
+    assert stage_key(with_task(evaluate, replace(evaluate.task, train=none))) == stage_key(evaluate)
+    text = train.lessons[0].prompts[0].text
+    assert stage_key(with_prompt(train, Prompt(text, 7))) == stage_key(train)
+
+
+def test_drawn_prompts_and_how_often_they_are_drawn_are_part_of_the_key(tiny_config):
+    train = stages(tiny_config())["train"]
+    drawn = replace(train, lessons=(replace(train.lessons[0], prompts=(Prompt("a", 0), Prompt("b", 1))),))
+    often = replace(drawn, config=replace(drawn.config, policy=PolicyConfig("paft", redraw=4)))
+    assert len({stage_key(stage) for stage in (train, drawn, often)}) == 3
+
+
+def test_the_first_training_of_methods_that_keep_only_an_adapter_is_one(tiny_config):
+    plain = ("lorainc", "sequential", "single", "multitask", "olora")
+    for state, kinds in ((BASE, 1), ("a" * 64, 5)):
+        trains = [
+            replace(stages(tiny_config(f"method={name}", "method.weight=1"))["train"], state=state)
+            for name in plain
+        ]
+        assert len({stage_key(train) for train in trains}) == kinds
+
+
+def test_keys_stay_what_they_were():
+    """If these change, all that people have stored is computed again: raise VERSIONS on purpose only."""
+    config = Config(
+        model=ModelConfig("tiny_llama", "tiny:llama", dtype="float32"),
+        method=MethodConfig("lorainc"),
+        trainer=TrainerConfig("golden"),
+    )
+    rows = (Example("two and two", "four"),)
+    task = Task("sums", "Add.", "Answer:", rows, rows)
+    prompt = Prompt("Add.")
+    golden = {
+        "score": Score(config, BASE, task, rows, (prompt,)),
+        "train": Train(config, BASE, 0, (Lesson(task, (prompt,)),)),
+        "evaluate": Evaluate(config, BASE, task, prompt),
+        "gradient": Gradient(config, BASE, task, rows, prompt),
+    }
+    assert {kind: stage_key(stage)[:16] for kind, stage in golden.items()} == GOLDEN

@@ -1,0 +1,158 @@
+"""What each method trains, freezes and keeps."""
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from sapo.conf.errors import WorkError
+from sapo.data.benchmarks import load_tasks
+from sapo.data.prompts import Prompt
+from sapo.experiments.methods import METHODS, Context, method_of
+from sapo.experiments.model.adapters import (
+    FOLDER,
+    WEIGHTS,
+    adapter_tensors,
+    concatenate,
+    load_adapter,
+    plain,
+    scale_adapter,
+    trainable_parameters,
+)
+from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.load import load_model
+
+IDS = torch.arange(3, 40).unsqueeze(0)
+
+
+@pytest.fixture
+def base(tiny_config):
+    return load_model(tiny_config()).base
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits
+
+
+@pytest.fixture
+def method(tiny_config):
+    """A method with a task's state before it, as a training would make it."""
+
+    def build(name, previous=None, position=0, **settings):
+        config = tiny_config(f"method={name}", *(f"method.{key}={value}" for key, value in settings.items()))
+        tasks, _ = load_tasks(config)
+        lesson = Lesson(tasks[position], (Prompt(tasks[position].instruction),))
+        return method_of(Context(config, load_model(config), (lesson,), previous, position, 7))
+
+    return build
+
+
+def trained(method, folder, seed):
+    """Random weights in place of training, saved to `folder`; returns the trained model's logits."""
+    torch.manual_seed(seed)
+    with plain(method.context.language_model.base):
+        method.replayed()
+        model = method.start()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.3)
+        found = logits(model)
+        method.save(model, folder)
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_opens_with_plain_peft_and_gives_the_same_logits(method, base, tmp_path, name):
+    previous = None
+    for task in range(3):
+        folder = tmp_path / str(task)
+        expected = trained(method(name, previous, task), folder, task)
+        with plain(base):
+            found = logits(PeftModel.from_pretrained(base, str(folder / FOLDER)))
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (found - logits(base)).abs().max() > 1e-3
+        previous = folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_starts_from_exactly_the_model_that_was_scored(method, base, tmp_path, name):
+    trained(method(name), tmp_path / "0", 0)
+    trained(method(name, tmp_path / "0", 1), tmp_path / "1", 1)
+    with plain(base):
+        scored = logits(load_adapter(base, tmp_path / "1" / FOLDER))
+    with plain(base):
+        started = logits(method(name, tmp_path / "1", 2).start())
+    assert torch.equal(scored, started)
+
+
+def test_lorainc_keeps_earlier_adapters_to_the_bit_and_trains_only_the_new_one(method, base, tmp_path):
+    previous = None
+    for task in range(3):
+        with plain(base):
+            model = method("lorainc", previous, task).start()
+            new = sum(value.numel() for value in adapter_tensors(model, "current").values())
+            assert trainable_parameters(model) == new
+        trained(method("lorainc", previous, task), tmp_path / str(task), task)
+        previous = tmp_path / str(task)
+    two, three = (load_file(tmp_path / name / FOLDER / WEIGHTS) for name in "12")
+    for key, value in two.items():
+        kept = three[key][: value.shape[0]] if "lora_A" in key else three[key][:, : value.shape[1]]
+        assert torch.equal(kept, value)
+        assert three[key].shape[0 if "lora_A" in key else 1] == 24
+
+
+def test_sequential_goes_on_with_one_adapter(method, base, tmp_path):
+    trained(method("sequential"), tmp_path / "0", 0)
+    with plain(base):
+        model = method("sequential", tmp_path / "0", 1).start()
+        saved = load_file(tmp_path / "0" / FOLDER / WEIGHTS)
+        assert trainable_parameters(model) == sum(value.numel() for value in saved.values())
+
+
+def test_a_shrunk_state_counts_earlier_adapters_by_one_over_their_number(method, base, tmp_path):
+    """The published code's scoring states of tasks 2 to 5: ratios 1, 1/2, 1/3, 1/4 (D1)."""
+    previous, ratios = None, []
+    for task in range(4):
+        trained(method("lorainc", previous, task % 3), tmp_path / str(task), task)
+        previous = tmp_path / str(task)
+        with plain(base):
+            model = load_adapter(base, previous / FOLDER)
+            exact = [m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)]
+            scale_adapter(model, 8 / model.peft_config["default"].r)
+            shrunk = [m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)]
+        ratios.append({s / e for s, e in zip(shrunk, exact, strict=True)})
+        assert set(exact) == {4.0}
+    assert ratios == [{1.0}, {1 / 2}, {1 / 3}, {1 / 4}]
+
+
+def test_concatenation_by_hand():
+    first = {"x.lora_A.weight": torch.tensor([[1.0, 2.0]]), "x.lora_B.weight": torch.tensor([[3.0], [4.0]])}
+    second = {"x.lora_A.weight": torch.tensor([[5.0, 6.0]]), "x.lora_B.weight": torch.tensor([[7.0], [8.0]])}
+    both = concatenate(first, second)
+    assert both["x.lora_A.weight"].tolist() == [[1, 2], [5, 6]]
+    assert both["x.lora_B.weight"].tolist() == [[3, 7], [4, 8]]
+    product = both["x.lora_B.weight"] @ both["x.lora_A.weight"]
+    parts = [part["x.lora_B.weight"] @ part["x.lora_A.weight"] for part in (first, second)]
+    assert torch.equal(product, parts[0] + parts[1])
+    with pytest.raises(WorkError, match="different modules"):
+        concatenate(first, {})
+
+
+def test_an_adapter_whose_weights_do_not_arrive_is_an_error(method, base, tmp_path):
+    trained(method("lorainc"), tmp_path, 0)
+    path = tmp_path / FOLDER / WEIGHTS
+    save_file({key.replace("layers.1", "layers.7"): v for key, v in load_file(path).items()}, path)
+    with plain(base), pytest.warns(match="missing adapter"), pytest.raises(WorkError, match="did not load"):
+        load_adapter(base, tmp_path / FOLDER)
+
+
+def test_the_base_is_plain_again_afterwards(method, base, tmp_path):
+    before = logits(base)
+    names = [name for name, _ in base.named_modules()]
+    trained(method("lorainc"), tmp_path, 0)
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base), before)
+    assert not any(parameter.requires_grad for parameter in base.parameters())

@@ -1,0 +1,548 @@
+"""What replay and InsCL keep of learned tasks, choose from it and train on again."""
+
+import asyncio
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise, permutations
+from threading import Thread
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.analysis.published import published
+from sapo.analysis.results import load_run
+from sapo.conf.errors import UserError, WorkError
+from sapo.data.benchmarks import load_tasks
+from sapo.data.prompts import Prompt
+from sapo.data.tasks import Example, Task, digest
+from sapo.experiments.batch import require_ready
+from sapo.experiments.continual import run_sequence
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.methods import Context, method_label, method_of
+from sapo.experiments.methods.inscl import wasserstein
+from sapo.experiments.methods.insinfo import highest, ins_info, lexical_tags
+from sapo.experiments.methods.memory import learned, quotas, read_kept, write_kept
+from sapo.experiments.methods.replay import balanced, reservoir
+from sapo.experiments.methods.tagging import Tags, tags_in
+from sapo.experiments.model.adapters import plain
+from sapo.experiments.model.lessons import Lesson, lesson_rows
+from sapo.experiments.model.load import load_model
+from sapo.experiments.runs import write_run
+
+
+def lesson(name: str, inputs, prompts=("Do it.",), **facts) -> Lesson:
+    rows = tuple(Example(text, f"answer to {text}") for text in inputs)
+    task = Task(name, prompts[0], facts.pop("suffix", "One word."), rows, (Example("test", "row"),), **facts)
+    return Lesson(task, tuple(Prompt(text, index - 1) for index, text in enumerate(prompts)))
+
+
+def task_of(name: str, n: int):
+    return learned(lesson(name, [f"{name}{i}" for i in range(n)]))
+
+
+def sizes(kept):
+    return [len(one.examples) for one in kept]
+
+
+# --- how many of each task ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "available", "budget", "expected"),
+    [
+        ([1, 2, 3], [99, 99, 99], 10, [2, 3, 5]),  # 1.67, 3.33, 5: the odd one to the largest remainder
+        ([1, 1, 1], [99, 99, 99], 50, [17, 17, 16]),  # equal remainders: to the earliest
+        ([0, 0, 0], [99, 99, 99], 50, [17, 17, 16]),
+        ([1, 1, 2], [99, 99, 20], 100, [40, 40, 20]),  # 25, 25, 50: the 30 that are missing go to the others
+        ([0, 1], [50, 20], 40, [20, 20]),
+        ([0.5, 0.1], [3, 4], 200, [3, 4]),
+        ([0.7], [500], 200, [200]),
+    ],
+)
+def test_quotas_by_hand(weights, available, budget, expected):
+    assert quotas(weights, available, budget) == expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.integers(0, 300)), min_size=1, max_size=8), st.integers(1, 500))
+def test_quotas_sum_to_the_budget_and_ask_no_task_for_more_than_it_has(tasks, budget):
+    weights, available = zip(*tasks, strict=True)
+    counts = quotas(weights, available, budget)
+    assert sum(counts) == min(budget, sum(available))
+    assert all(0 <= count <= size for count, size in zip(counts, available, strict=True))
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=8), st.integers(1, 500))
+def test_a_more_distant_task_never_gives_fewer_rows(weights, budget):
+    counts = quotas(weights, [budget] * len(weights), budget)
+    for (weight, count), (greater, others) in pairwise(sorted(zip(weights, counts, strict=True))):
+        assert weight == greater or count <= others
+
+
+# --- which of them, at random ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choose", [balanced, reservoir])
+def test_a_buffer_is_full_shrinks_by_task_and_holds_only_rows_of_training(choose):
+    kept = []
+    for position, n in enumerate((9, 7, 30)):
+        before = {row for one in kept for row in one.examples}
+        new = task_of("abc"[position], n)
+        kept = choose(kept, [new], 8, f"0 {position}")
+        assert sum(sizes(kept)) == 8
+        assert {row for one in kept for row in one.examples} <= before | set(new.examples)
+        assert all(row.input != "test" for one in kept for row in one.examples)
+    assert [one.distinct for one in kept] == [9, 7, 30]
+    if choose is balanced:
+        assert sizes(kept) == [3, 3, 2]
+
+
+def test_a_balanced_draw_is_uniform_over_seeds():
+    counts = Counter(
+        row.input for seed in range(400) for row in balanced([], [task_of("a", 10)], 5, f"{seed}")[0].examples
+    )
+    assert len(counts) == 10
+    assert all(abs(count - 200) < 50 for count in counts.values())  # five standard deviations
+
+
+def test_a_reservoir_is_uniform_over_the_whole_stream():
+    counts = Counter()
+    for seed in range(1000):
+        kept = []
+        for position, n in enumerate((6, 10, 4)):
+            kept = reservoir(kept, [task_of("abc"[position], n)], 5, f"{seed} {position}")
+        counts.update(row.input for one in kept for row in one.examples)
+    assert len(counts) == 20
+    assert all(abs(count - 250) < 70 for count in counts.values())  # five standard deviations
+
+
+@pytest.mark.parametrize("choose", [balanced, reservoir])
+def test_no_row_is_kept_twice_and_what_is_missing_comes_from_the_others(choose):
+    repeated = learned(lesson("a", ["x", "y", "x", "x", "y"]))
+    assert [row.input for row in repeated.examples] == ["x", "y"]
+    kept = choose([], [repeated], 6, "0")
+    assert sizes(kept) == [2]
+    kept = balanced(kept, [task_of("b", 9)], 6, "1")
+    assert sizes(kept) == [2, 4]
+    assert len({row for one in kept for row in one.examples}) == 6
+
+
+def test_what_is_kept_comes_back_from_disk_as_it_was(tmp_path):
+    odd = 'line\u2028break "quoted" {brace}\nnext\r\n'
+    kept = [
+        learned(lesson("a", [odd, "中文"], ("Do it.", "So it."), separator="文本:", language="zh")),
+        task_of("b", 3),
+        learned(lesson("none", [])),
+    ]
+    write_kept(tmp_path, kept)
+    assert read_kept(tmp_path) == kept
+    assert (tmp_path / "kept/examples.jsonl").read_text(encoding="utf-8").count("\n") == 5
+    assert read_kept(None) == []
+
+
+def test_damaged_rows_are_an_error_with_the_mend(tmp_path):
+    write_kept(tmp_path, [task_of("a", 3)])
+    path = tmp_path / "kept/examples.jsonl"
+    path.write_text(path.read_text().rpartition("{")[0])
+    with pytest.raises(WorkError, match=r"Damaged.*2 rows of a where 3 were kept.*train it again"):
+        read_kept(tmp_path)
+
+
+# --- InsInfo -----------------------------------------------------------------------------------------------
+
+
+def test_ins_info_by_hand():
+    values = ins_info([{"a", "b"}, {"a"}, {"c", "a"}, set()])
+    assert values == pytest.approx([math.log(4 / 3) + math.log(4), math.log(4 / 3), values[0], 0])
+    assert highest(values, 2) == [0, 2]  # of equal values the earlier first
+    assert highest(values, 3) == [0, 2, 1]
+    assert ins_info([{"same"}] * 3) == [0, 0, 0]
+
+
+def test_lexical_tags_are_content_words():
+    text = "The cat isn't on the Mat; 3 cats, and the mat? 我喜欢猫"
+    assert lexical_tags(text) == {"cat", "mat", "cats", "isn", "喜", "欢", "猫"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "tags"),
+    [
+        ('["Sentiment Analysis", "tweets"]', ["sentiment analysis", "tweets"]),
+        ('Here you are:\n```json\n["a-b", "A b", "2 c!"]\n```\nDone.', ["a b", "c"]),
+        ("<think>[\"no\"] or ['not']</think>['yes']", ["yes"]),
+        ('["one", "two", "thr', ["one", "two"]),
+        ("I cannot do that.", None),
+        ("[]", None),
+        ("[1, 2]", None),
+        ("", None),
+    ],
+)
+def test_tags_are_read_from_sloppy_answers(answer, tags):
+    assert tags_in(answer) == tags
+
+
+# --- distances ---------------------------------------------------------------------------------------------
+
+
+def test_wasserstein_by_hand():
+    x, y = np.array([[2.0, 0.0]]), np.array([[0.0, 5.0]])
+    assert wasserstein(x, x) == pytest.approx(0, abs=1e-9)
+    assert wasserstein(x, y) == pytest.approx(1)
+    assert wasserstein(x, -x) == pytest.approx(2)
+    assert wasserstein(np.vstack([x, y]), x) == pytest.approx(0.5)
+    assert wasserstein(np.vstack([x, y]), np.vstack([y, x])) == pytest.approx(0, abs=1e-9)
+
+
+def test_wasserstein_of_equal_numbers_is_the_best_assignment():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 5, 3))
+    units = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (first, second)]
+    cost = 1 - units[0] @ units[1].T
+    best = min(sum(cost[i, j] for i, j in enumerate(order)) / 5 for order in permutations(range(5)))
+    assert wasserstein(first, second) == pytest.approx(best)
+    assert wasserstein(second, first) == pytest.approx(best)
+
+
+# --- the methods -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def learn(tiny_config, tmp_path):
+    """Learns lessons one after another, with random weights in place of training; what each one replayed."""
+
+    def run(lessons, *overrides, folder=tmp_path / "states", seed=7):
+        config = tiny_config(*overrides)
+        previous, replayed = None, []
+        for position, one in enumerate(lessons):
+            model = load_model(config)
+            method = method_of(Context(config, model, (one,), previous, position, seed + position))
+            state = folder / str(position)
+            with plain(model.base):
+                replayed.append(list(method.replayed()))
+                method.save(method.start(), state)
+            previous = state
+        return replayed, previous
+
+    return run
+
+
+LESSONS = [
+    lesson("a", [f"red fox {i}" for i in range(6)], ("Name the animal.",)),
+    lesson("b", [f"blue sky {'word ' * i}" for i in range(7)], ("Name the colour.",), suffix="A colour."),
+    lesson("c", ["one", "two", "three"], ("Count.", "Add up."), suffix="A number."),
+]
+
+
+@pytest.mark.parametrize("method", ["replay", "inscl"])
+def test_replayed_rows_keep_the_frame_and_the_prompts_of_their_own_training(learn, tiny_config, method):
+    replayed, _ = learn([*LESSONS[::-1], LESSONS[0]][:3], f"method={method}", "method.buffer=4")
+    renderer = load_model(tiny_config()).renderer(1536)
+    for pairs in replayed[1:]:
+        assert len(pairs) == len({(one.task.name, row) for one, row in pairs}) == min(4, len(pairs))
+        rows = lesson_rows(renderer, [], pairs)
+        expected = {}
+        for one in LESSONS:
+            wordings = [renderer.render(one.task, prompt.text, one.task.train) for prompt in one.prompts]
+            for example, wording in zip(one.task.train, zip(*wordings, strict=True), strict=True):
+                expected[one.task.name, example] = wording
+        assert {row.wordings for row in map(frozen, rows)} == {
+            tuple(map(token_ids, expected[one.task.name, example])) for one, example in pairs
+        }
+    assert {one.task.name for one, _ in replayed[2]} == {"b", "c"}
+    assert all(len(one.prompts) == (2 if one.task.name == "c" else 1) for one, _ in replayed[2])
+
+
+def token_ids(rendered):
+    return tuple(rendered.input_ids)
+
+
+def frozen(row):
+    return replace(row, wordings=tuple(map(token_ids, row.wordings)))
+
+
+@pytest.mark.parametrize("settings", [("method=replay",), ("method=inscl", "method.unit=quota")])
+def test_the_same_state_and_seed_give_the_same_rows(learn, tmp_path, settings):
+    overrides = (*settings, "method.buffer=4")
+    first, state = learn(LESSONS, *overrides)
+    again, _ = learn(LESSONS, *overrides, folder=tmp_path / "again")
+    other, _ = learn(LESSONS, *overrides, folder=tmp_path / "other", seed=70)
+    assert first == again != other
+    assert [len(pairs) for pairs in first] == [0, 4, 4]
+    assert (state / "kept/examples.jsonl").is_file()
+
+
+def test_full_access_keeps_every_distinct_row_and_a_buffer_only_its_size(learn, tmp_path):
+    """Bytes are those of the rows: {"task": …, "input": …, "target": …} and a line feed each."""
+
+    def expected(rows):
+        return sum(
+            len(json.dumps({"task": t, "input": e.input, "target": e.target}).encode()) + 1 for t, e in rows
+        )
+
+    twice = replace(LESSONS[0].task, train=LESSONS[0].task.train * 2)
+    lessons = [replace(LESSONS[0], task=twice), *LESSONS[1:]]
+    overrides = ("method=inscl", "method.buffer=5")
+    _, state = learn(lessons, *overrides, folder=tmp_path / "full")
+    rows = [(one.task.name, row) for one in LESSONS for row in one.task.train]
+    assert (state / "kept/examples.jsonl").stat().st_size == expected(rows)
+    _, state = learn(lessons, *overrides, "method.access=buffer", folder=tmp_path / "buffer")
+    kept = read_kept(state)
+    assert sizes(kept) == [2, 2, 1]
+    rows = [(one.lesson.task.name, row) for one in kept for row in one.examples]
+    assert (state / "kept/examples.jsonl").stat().st_size == expected(rows)
+
+
+def test_lexical_inscl_takes_the_rows_of_highest_ins_info(learn):
+    """Rare words count most, and every word counts."""
+    inputs = ["plain", "plain rare", "plain rare strange", "plain strange", "plain new odd queer"]
+    lessons = [lesson("a", inputs), lesson("b", ["plain"])]
+    replayed, state = learn(lessons, "method=inscl", "method.buffer=2")
+    documents = [lexical_tags(f"Do it.\n\n{text}") for text in [*inputs, "plain"]]
+    best = sorted(highest(ins_info(documents)[:5], 2))
+    assert best == [2, 4]
+    assert [row.input for _, row in replayed[1]] == [inputs[i] for i in best]
+    facts = json.loads((state / "kept/selection.json").read_text())
+    assert facts["method"] == "inscl (lexical)"
+    assert facts["tasks"] == [{"task": "a", "distance": facts["tasks"][0]["distance"], "replayed": 2}]
+
+
+def test_amounts_follow_the_distances_of_the_prompts(learn):
+    lessons = [
+        lesson("near", [f"x{i}" for i in range(40)], ("Sort the words by length.",)),
+        lesson("far", [f"y{i}" for i in range(40)], ("Is the review positive or negative? Decide.",)),
+        lesson("same", ["z"], ("Sort the words by length.",)),
+    ]
+    replayed, state = learn(lessons, "method=inscl", "method.unit=quota", "method.buffer=20")
+    near, far = json.loads((state / "kept/selection.json").read_text())["tasks"]
+    assert near["distance"] == pytest.approx(0, abs=1e-6)
+    assert far["distance"] > 0.01
+    assert Counter(one.task.name for one, _ in replayed[2]) == {"far": 20}
+    assert (near["replayed"], far["replayed"]) == (0, 20)
+
+
+def test_a_blank_prompt_is_embedded_by_its_suffix(learn):
+    replayed, _ = learn([lesson("a", "xy", ("",)), lesson("b", "z")], "method=inscl", "method.buffer=1")
+    assert len(replayed[1]) == 1
+
+
+# --- tags from a model -------------------------------------------------------------------------------------
+
+
+class Tagger:
+    """An endpoint whose tags are the words of the request's last line; it keeps the lines."""
+
+    def __init__(self):
+        self.asked, self.fails, self.shape = [], False, json.dumps
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                line = body["messages"][0]["content"].split("\n</request>")[0].splitlines()[-1]
+                outer.asked.append(line)
+                outer.body = body
+                message = {"role": "assistant", "content": outer.shape(line.split())}
+                content = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+                self.send_response(500 if outer.fails else 200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.settings = (
+            "method=inscl",
+            "method.unit=instance",
+            "method.tagger=openai:some/tagger",
+            "method.buffer=3",
+            f"paraphrases.base_url='http://127.0.0.1:{self.http.server_address[1]}/v1'",
+            "paraphrases.retries=0",
+            "paraphrases.backoff=0",
+        )
+
+
+@pytest.fixture
+def tagger():
+    tagger = Tagger()
+    yield tagger
+    tagger.http.shutdown()
+    tagger.http.server_close()
+
+
+def test_a_model_writes_tags_once_for_each_row(learn, tagger, tmp_path):
+    inputs = [["p", "p q", "p q r", "p q"], ["p s", "p"], ["p t"]]
+    lessons = [lesson(name, texts) for name, texts in zip("abc", inputs, strict=True)]
+    replayed, state = learn(lessons, *tagger.settings)
+    assert sorted(tagger.asked) == sorted(["p", "p q", "p q r", "p s", "p t"])  # one document, one request
+    assert (tagger.body["model"], tagger.body["temperature"]) == ("some/tagger", 0)
+    assert {row.input for _, row in replayed[1]} == {"p", "p q", "p q r"}
+    # Equal instructions are at distance 0 from each other: two rows of a, one of b.
+    assert [row.input for _, row in replayed[2]] == ["p q", "p q r", "p s"]
+    tags = json.loads((state / "kept/tags.json").read_text())
+    assert (tags["tagger"], tags["untagged"], len(tags["tags"])) == ("openai:some/tagger", 0, 5)
+    tagger.fails = True  # neither a training that goes on nor another run asks again
+    again, _ = learn(lessons, *tagger.settings, folder=tmp_path / "again")
+    assert again == replayed
+    assert len(tagger.asked) == 5
+
+
+def test_tags_kept_in_a_state_need_no_journal(learn, tagger, tiny_config, tmp_path):
+    _, state = learn([lesson("a", ["p q"])], *tagger.settings)
+    config = tiny_config(*tagger.settings, f"store.root='{tmp_path / 'elsewhere'}'")
+    assert Tags(config, state).of(["Do it.\n\np q"]) == [{"p", "q"}]
+    assert len(tagger.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"document": "0a", "ta',  # a process was killed while it wrote
+        '{"document": "0a"}\n',
+        '{"document": 3, "tags": ["p"]}\n',
+        '{"document": "KEY", "tags": "p"}\n',
+        '{"document": "KEY", "tags": [1]}\n',
+        "[]\nnull\n3\n",
+        b"\xff\xfe",
+    ],
+)
+def test_a_broken_line_of_the_journal_costs_its_own_tags_only(tagger, tiny_config, tmp_path, broken):
+    config = tiny_config(*tagger.settings, f"store.root='{tmp_path / 'store'}'")
+    first, second = "Do it.\n\np q", "Do it.\n\nr"
+    Tags(config, None).of([first])
+    (journal,) = (tmp_path / "store" / "tags").iterdir()
+    if isinstance(broken, str):
+        broken = broken.replace("KEY", digest(second)).encode()
+    journal.write_bytes(journal.read_bytes() + broken)
+    assert Tags(config, None).of([first, second]) == [{"p", "q"}, {"r"}]
+    assert tagger.asked == ["p q", "r"]
+    assert Tags(config, None).of([first, second]) == [{"p", "q"}, {"r"}]  # now from the journal
+    assert tagger.asked == ["p q", "r"]
+
+
+def test_a_tagger_that_fails_is_an_error_that_names_what_needs_none(tagger, tiny_config):
+    tags = Tags(tiny_config(*tagger.settings), None)
+    tagger.shape = lambda words: "no list" if "bad" in words else json.dumps(words)
+    texts = [f"Do it.\n\n{text}" for text in ("a", "b", "c", "d", "bad")]
+    assert tags.of(texts)[3:] == [{"d"}, set()]  # a fifth without tags: InsInfo 0
+    with pytest.raises(WorkError, match=r"1 of 2 rows have no tags.*hold no list.*method\.unit=lexical"):
+        tags.of(texts[3:])
+    tagger.fails = True
+    with pytest.raises(WorkError, match=r"1 of 1 rows have no tags.*answered 500.*method\.unit=lexical"):
+        tags.of(["Do it.\n\nnew"])
+
+
+def test_a_local_model_can_be_the_tagger(tiny_config):
+    config = tiny_config(
+        "method=inscl", "method.unit=instance", "method.tagger=local:tiny_llama", "paraphrases.max_tokens=3"
+    )
+    with pytest.raises(WorkError, match="no tags from local:tiny_llama: its answers hold no list"):
+        Tags(config, None).of(["Do it.\n\nfox"])
+
+
+# --- before anything runs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("method.unit=instance",), r"needs a model that writes tags.*lexical or quota needs none"),
+        (("method.unit=instance", "method.tagger=gpt"), r"method.tagger=gpt.*local:MODEL"),
+        (("method.tagger=local:tiny_llama",), r"only method.unit=instance"),
+        (("method.access=some",), r"method.access=some: must be one of full, buffer"),
+        (("method.buffer=0",), r"method.buffer=0: must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tiny_config, overrides, message):
+    with pytest.raises(UserError, match=message):
+        tiny_config("method=inscl", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("method.tagger=openai:m", "paraphrases.base_url='http://127.0.0.1:9/v1'"), r"no connection"),
+        (("method.tagger=openai:m",), r"Which endpoint"),
+        (
+            (
+                "method.tagger=openai:m",
+                "paraphrases.base_url='https://a.invalid/v1'",
+                "paraphrases.key_variable=NO_KEY",
+            ),
+            r"NO_KEY is not set",
+        ),
+        (("method.tagger=local:no_model",), r"no_model"),
+    ],
+)  # fmt: skip
+def test_a_tagger_that_is_not_there_is_refused_before_anything_runs(tiny_config, overrides, message):
+    config = tiny_config(
+        "method=inscl", "method.unit=instance", "method.buffer=4", "policy=static", "paraphrases.backoff=0",
+        *overrides,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"(?s){message}.*method\.unit=lexical"):
+        require_ready([config])
+
+
+@pytest.mark.parametrize("method", ["replay", "inscl"])
+def test_a_buffer_larger_than_the_data_or_one_task_alone_is_refused(tiny_config, method):
+    static = (f"method={method}", "policy=static")
+    require_ready([tiny_config(*static, "method.buffer=16")])
+    too_large = tiny_config(*static, "method.buffer=17")
+    with pytest.raises(UserError, match=r"method\.buffer=17.*only 16 different rows"):
+        require_ready([too_large])
+    alone = tiny_config(*static, "sequence.tasks=[mini_topic]")
+    with pytest.raises(UserError, match="has only one"):
+        require_ready([alone])
+
+
+def test_labels_say_which_inscl_it_is(tiny_config):
+    for overrides, label in [
+        ((), "inscl (lexical)"),
+        (("method.unit=quota", "method.access=buffer"), "inscl (quota, buffer)"),
+        (("method.unit=instance", "method.tagger=openai:some/tagger"), "inscl (instance, tags: some/tagger)"),
+    ]:
+        assert method_label(tiny_config("method=inscl", *overrides).method) == label
+    assert method_label(tiny_config("method=replay").method) == "replay"
+
+
+# --- whole runs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "label"), [("replay", "replay"), ("inscl", "inscl (lexical)")]
+)  # fmt: skip
+def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, method, label):
+    config = tiny_config(
+        f"method={method}", "method.buffer=5", "policy=fixed", "policy.index=1", "trainer.global_batch=4",
+        "trainer.epochs=2", "data.test_examples=2", "evaluator.common_prompt=false",
+    )  # fmt: skip
+    store = Store(tmp_path / "store")
+    run = asyncio.run(run_sequence(config, LocalEngine(store)))
+    facts = [stored.result for stored in run.trained]
+    assert [fact["replayed"] for fact in facts] == [0, 5, 5]
+    assert [fact["examples"] for fact in facts] == [8, 13, 13]
+    assert [fact["steps"] for fact in facts] == [2 * math.ceil(n / 4) for n in (8, 13, 13)]
+    tasks = load_tasks(config)[0]
+    for n, stored in enumerate(run.trained, start=1):
+        kept = read_kept(stored.folder)
+        assert [one.lesson.task.name for one in kept] == [task.name for task in tasks[:n]]
+        assert all(one.lesson.prompts == (run.prompts[one.lesson.task.name],) for one in kept)
+        assert all(prompt.index == 1 for one in kept for prompt in one.lesson.prompts)
+        path = stored.folder / "kept/examples.jsonl"
+        assert stored.result["kept"]["kept/examples.jsonl"] == path.stat().st_size
+    folder = write_run(run, store)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["method"], record["label"]) == (method, label)
+    assert any(label in note for note in record["notes"]) == (method == "inscl")
+    result = load_run(folder)
+    assert result.method == label
+    assert [row.method for row in published("table1", "m", "s", result.method)] == ["InsCL"] * 2 * (
+        method == "inscl"
+    )

@@ -1,0 +1,151 @@
+"""Gradients of a fresh adapter against a plain computation, and the angles between them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapo.conf.errors import WorkError
+from sapo.conf.load import load_one
+from sapo.data.render import Rendered
+from sapo.experiments.model.adapters import FOLDER, plain, save_adapter
+from sapo.experiments.model.gradients import (
+    adapter_gradients,
+    cosines,
+    layer_of,
+    load_gradients,
+    save_gradients,
+    spread_ranks,
+    with_fresh_adapter,
+)
+from sapo.experiments.model.load import load_model
+
+HEAD = list(range(3, 93))
+ROWS = [Rendered([*HEAD, 95 + i, *([7] * i), 20 + i, 21], 91 + i) for i in range(5)]
+QUARTER = ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_one(
+        ["model=tiny_llama", "method.rank=4", "engine.device=cpu", "trainer.micro_batch_tokens=200"]
+    )
+
+
+@pytest.fixture(scope="module")
+def state(config, tmp_path_factory):
+    """The folder of a training that left an adapter with weights that change every logit."""
+    torch.manual_seed(1)
+    weights = {}
+    for layer in range(2):
+        for name, size in (("q_proj", 32), ("v_proj", 16)):
+            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{key}.lora_A.weight"] = torch.randn(4, 32) * 0.1
+            weights[f"{key}.lora_B.weight"] = torch.randn(size, 4) * 0.1
+    folder = tmp_path_factory.mktemp("state")
+    save_adapter(config.method, list(config.model.lora_targets), 4, weights, folder / FOLDER)
+    return folder
+
+
+def plainly(model, config, rows):
+    """From the gradient of the whole weight W: with W + s B A and B = 0, that of B is s dL/dW A^T."""
+    active = dict(model.named_modules())
+    scale = config.method.alpha / config.method.rank
+    deltas = {}
+    for module in QUARTER:
+        layer = active[f"base_model.model.{module}"]
+        layer.base_layer.weight.requires_grad_(True)
+        deltas[module] = layer.base_layer.weight
+    n_tokens = sum(len(row.target_ids) for row in rows)
+    for row in rows:
+        log_p = torch.log_softmax(model(torch.tensor([row.input_ids])).logits[0], -1)
+        places = range(row.target_start, len(row.input_ids))
+        (-sum(log_p[place - 1, row.input_ids[place]] for place in places) / n_tokens).backward()
+    found = {}
+    for module, weight in deltas.items():
+        a = active[f"base_model.model.{module}"].lora_A["current"].weight
+        found[module] = scale * weight.grad @ a.detach().T
+        weight.requires_grad_(False)
+        weight.grad = None
+    return found
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_gradients_and_cosines_equal_a_plain_computation(config, state, share):
+    config.trainer.shared_prefix = share
+    language_model = load_model(config)
+    with plain(language_model.base):
+        model = with_fresh_adapter(language_model, state, config)
+        first = adapter_gradients(model, ROWS[:3], config.trainer, "first")
+        second = adapter_gradients(model, ROWS[2:], config.trainer, "second")
+        expected = [plainly(model, config, rows) for rows in (ROWS[:3], ROWS[2:])]
+    assert list(first) == QUARTER
+    for found, other in zip((first, second), expected, strict=True):
+        for module in QUARTER:
+            torch.testing.assert_close(found[module], other[module], rtol=1e-3, atol=1e-6)
+    for module, cosine in cosines(first, second).items():
+        a, b = (gradients[module].flatten() for gradients in expected)
+        assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(a, b, dim=0).item(), abs=1e-4)
+        assert abs(cosine) < 0.999
+
+
+def test_the_fresh_adapter_changes_no_logit_and_is_the_same_for_every_task(config, state):
+    language_model = load_model(config)
+    with plain(language_model.base):
+        once = with_fresh_adapter(language_model, state, config)
+        trainable = [key for key, p in once.named_parameters() if p.requires_grad]
+        drawn = {key: p.clone() for key, p in once.named_parameters() if "lora_A.current" in key}
+        assert all(p.abs().max() == 0 for key, p in once.named_parameters() if "lora_B.current" in key)
+    assert [f"base_model.model.{module}.lora_B.current.weight" for module in QUARTER] == trainable
+    torch.manual_seed(99)
+    with plain(language_model.base):
+        again = dict(with_fresh_adapter(language_model, state, config).named_parameters())
+        assert drawn
+        assert all(torch.equal(again[key], value) for key, value in drawn.items())
+
+
+def test_a_gradient_without_a_direction_is_an_error_that_names_task_and_module(config):
+    language_model = load_model(config)
+    with plain(language_model.base):
+        model = with_fresh_adapter(language_model, None, config)
+        for key, parameter in model.named_parameters():
+            if "layers.1.self_attn.v_proj.lora_A" in key:
+                parameter.data.zero_()
+        with pytest.raises(
+            WorkError, match=r"gradient of sums at model\.layers\.1\.self_attn\.v_proj is zero"
+        ):
+            adapter_gradients(model, ROWS, config.trainer, "sums")
+
+
+def test_gradients_are_read_as_they_were_written(tmp_path):
+    gradients = {"layers.3.q_proj": torch.arange(6.0).view(3, 2)}
+    save_gradients(gradients, tmp_path)
+    assert torch.equal(load_gradients(tmp_path)["layers.3.q_proj"], gradients["layers.3.q_proj"])
+
+
+def test_cosines_by_hand():
+    first = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[1.0, 0.0]])}
+    second = {"a": torch.tensor([[4.0, 3.0]]), "b": torch.tensor([[-2.0, 0.0]])}
+    assert cosines(first, second) == pytest.approx({"a": 0.96, "b": -1.0})
+    with pytest.raises(ValueError, match="different modules"):
+        cosines(first, {"a": second["a"]})
+
+
+@given(
+    st.lists(st.floats(-10, 10), min_size=2, max_size=6).filter(lambda v: math.hypot(*v) > 0.1),
+    st.floats(0.1, 9),
+)
+def test_a_cosine_does_not_depend_on_lengths(values, factor):
+    gradient = {"m": torch.tensor(values)}
+    assert cosines(gradient, {"m": gradient["m"] * factor})["m"] == pytest.approx(1, abs=1e-6)
+    assert cosines(gradient, {"m": gradient["m"] * -factor})["m"] == pytest.approx(-1, abs=1e-6)
+
+
+def test_ranks_are_spread_over_the_paraphrases_as_in_the_paper():
+    assert spread_ranks(20) == [1, 7, 13, 20]
+    assert spread_ranks(7) == [1, 3, 5, 7]
+    assert spread_ranks(3) == [1, 2, 3]
+    assert spread_ranks(1) == [1]
+    assert layer_of("model.layers.29.self_attn.q_proj") == 29

@@ -1,0 +1,171 @@
+"""A run whose batches do not fit in memory ends with the same numbers, and says what it did."""
+
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaForCausalLM, LlamaModel
+
+from sapo.conf.errors import WorkError
+from sapo.experiments.batch import complete
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.methods import ewc
+from sapo.experiments.model.budgets import is_out_of_memory
+from sapo.experiments.model.forward import in_batches
+from sapo.experiments.paraphrase.local import LocalChat
+
+SMALL = (
+    "sequence.tasks=[mini_city]",
+    "data.max_input_tokens=512",
+    "paraphrases.count=2",
+    "method.dropout=0.0",
+    "policy=sapo",
+)
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+def finished(config, root) -> tuple[pd.DataFrame, dict[str, list]]:
+    """Predictions of a run, and what its trainings and scorings measured."""
+    store = Store(root)
+    (folder,) = complete([config], LocalEngine(store), keep_going=False)
+    measured = {
+        "score": [s.examples()["nll"].tolist() for kind, s in store.stages() if kind == "score"],
+        "train": [s.result["losses"] for kind, s in store.stages() if kind == "train"],
+    }
+    return pd.read_parquet(folder / "predictions.parquet"), measured
+
+
+def with_room_for(rows, monkeypatch):
+    forward = LlamaForCausalLM.forward
+
+    def limited(self, input_ids, *args, **kwargs):
+        if len(input_ids) > rows:
+            raise torch.OutOfMemoryError("the batch is too large")
+        return forward(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", limited)
+
+
+def test_smaller_batches_give_the_same_run(tiny_config, tmp_path, monkeypatch, caplog):
+    config = tiny_config(*SMALL)
+    predictions, stages = finished(config, tmp_path / "whole")
+    assert not caplog.records
+    with_room_for(2, monkeypatch)
+    others, other_stages = finished(config, tmp_path / "small")
+    assert "halves" in caplog.text  # scoring, evaluation
+    assert "micro-batches of" in caplog.text  # training
+    assert all(record.levelname == "WARNING" for record in caplog.records)
+    for kind, values in stages.items():
+        assert len(values) == len(other_stages[kind]) == 1
+        assert other_stages[kind][0] == pytest.approx(values[0], rel=1e-4)
+    measured = ["nll", "rougeL"]
+    pd.testing.assert_frame_equal(others.drop(columns=measured), predictions.drop(columns=measured))
+    pd.testing.assert_frame_equal(others[measured], predictions[measured], rtol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["sapo", "static"])
+def test_one_example_that_does_not_fit_is_said_and_nothing_stored(tiny_config, tmp_path, monkeypatch, policy):
+    """In scoring, and in training where nothing is scored."""
+    with_room_for(0, monkeypatch)
+    with pytest.raises(WorkError, match=r"mini_city.*[Oo]ne example of \d+ tokens does not fit"):
+        finished(tiny_config(*SMALL, f"policy={policy}"), tmp_path / "store")
+    assert not list(Store(tmp_path / "store").stages())
+
+
+# --- what counts as out of memory --------------------------------------------------------------------------
+
+
+def test_the_error_of_this_machines_cpu_is_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**57, dtype=torch.uint8)  # more than there are addresses
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:40] or type(error).__name__)
+def test_batches_are_halved_whatever_device_says_so(error):
+    def work(batch):
+        if len(batch) > 1:
+            raise error
+        return batch
+
+    assert dict(in_batches([3, 3, 3], 100, 0, work)) == {0: 0, 1: 1, 2: 2}
+
+
+def test_other_errors_are_not_taken_for_it():
+    def work(batch):
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        list(in_batches([3, 3], 100, 0, work))
+
+
+def test_the_length_is_that_of_the_whole_example():
+    def work(batch):
+        raise MemoryError
+
+    with pytest.raises(WorkError, match="One example of 33 tokens"):
+        list(in_batches([3], 100, 0, work, skip=30))
+
+
+# --- what has no batches -----------------------------------------------------------------------------------
+
+
+def no_room(*_, **__):
+    raise torch.OutOfMemoryError("too large")
+
+
+def without_room(condition, monkeypatch, model=LlamaForCausalLM):
+    """Forward passes of which `condition` is true run out of memory."""
+    forward = model.forward
+
+    def limited(self, *args, **kwargs):
+        return no_room() if condition(kwargs) else forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", limited)
+
+
+def trained(tiny_config, root, *overrides):
+    two = ("sequence.tasks=[mini_city,mini_topic]", "data.max_input_tokens=512", "policy=static")
+    config = tiny_config(*two, "trainer.shared_prefix=false", *overrides)
+    with pytest.raises(WorkError, match=r"One example of \d+ tokens does not fit") as caught:
+        finished(config, root)
+    kinds = [kind for kind, _ in Store(root).stages()]
+    return str(caught.value), kinds.count("train")
+
+
+def test_fisher_information_of_an_example_that_does_not_fit(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ewc, "target_logits", no_room)
+    message, n_trained = trained(tiny_config, tmp_path, "method=ewc")
+    assert message.startswith("Task mini_city (train): ")
+    assert n_trained == 0
+
+
+def test_a_sampled_answer_that_does_not_fit(tiny_config, tmp_path, monkeypatch):
+    # Elsewhere the places of the logits are a tensor.
+    without_room(lambda kwargs: isinstance(kwargs.get("logits_to_keep"), int), monkeypatch)
+    message, n_trained = trained(tiny_config, tmp_path, "method=ewc", "method.fisher_labels=model")
+    assert message.startswith("Task mini_city (train): ")
+    assert n_trained == 0
+
+
+def test_an_instruction_whose_embedding_does_not_fit(tiny_config, tmp_path, monkeypatch):
+    """InsCL compares instructions before the second training."""
+    without_room(lambda kwargs: kwargs.keys() == {"input_ids"}, monkeypatch, LlamaModel)
+    message, n_trained = trained(tiny_config, tmp_path, "method=inscl", "method.buffer=4")
+    assert message.startswith("Task mini_topic (train): ")
+    assert n_trained == 1
+
+
+def test_an_answer_of_a_local_model_that_does_not_fit(tiny_config, monkeypatch):
+    without_room(lambda _: True, monkeypatch)
+    with pytest.raises(WorkError, match=r"One example of \d+ tokens does not fit"):
+        LocalChat(tiny_config()).ask(["Sort it."])

@@ -1,0 +1,240 @@
+"""Training one task: the loss of a step, its independence of the split, and going on after a kill."""
+
+import pytest
+import torch
+
+from sapo.conf.errors import WorkError
+from sapo.data.mini import generate
+from sapo.data.prompts import Prompt
+from sapo.experiments.methods import Context, method_of
+from sapo.experiments.model import training
+from sapo.experiments.model.adapters import adapter_tensors, plain
+from sapo.experiments.model.forward import shared_prefix
+from sapo.experiments.model.lessons import Draws, Lesson, Row, lesson_rows
+from sapo.experiments.model.load import load_model
+from sapo.experiments.model.training import TokenMeanTrainer, train
+
+SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
+
+
+def run(config, scratch, n=10, seed=3, prompts=None, redraw=1):
+    """Facts of a training from scratch, and the trained weights."""
+    language_model = load_model(config)
+    task = generate("mini_price", n, 2, 0)
+    lesson = Lesson(task, prompts or (Prompt(task.instruction),))
+    context = Context(config, language_model, (lesson,), None, 0, seed)
+    rows = lesson_rows(context.renderer, (lesson,))
+    with plain(language_model.base):
+        torch.manual_seed(seed)
+        model = method_of(context).start()
+        draws = Draws(seed, redraw)
+        facts = train(model, rows, config.trainer, draws=draws, scratch=scratch, what="Task t, prompt 2")
+        return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+
+
+def test_the_first_loss_is_the_token_mean_of_the_whole_global_batch(tiny_config, tmp_path):
+    config = tiny_config(*SMALL, "trainer.global_batch=10", "trainer.epochs=1")
+    language_model = load_model(config)
+    task = generate("mini_price", 10, 2, 0)
+    total, tokens = 0.0, 0
+    for example in language_model.renderer(512).render(task, task.instruction, task.train):
+        ids = torch.tensor([example.input_ids])
+        labels = ids.clone()
+        labels[:, : example.target_start] = -100
+        with torch.inference_mode():
+            mean = language_model.base(input_ids=ids, labels=labels).loss.item()
+        total += mean * len(example.target_ids)
+        tokens += len(example.target_ids)
+    facts, _ = run(config, tmp_path / "scratch")
+    assert facts["losses"] == [pytest.approx(total / tokens, rel=1e-5)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "trainer.micro_batch_tokens=1",
+        "trainer.micro_batch_tokens=90",
+        "trainer.shared_prefix=false",
+        "trainer.gradient_checkpointing=true",
+    ],
+)
+def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tmp_path, change):
+    facts, weights = run(tiny_config(*SMALL), tmp_path / "a")
+    other_facts, other = run(tiny_config(*SMALL, change), tmp_path / "b")
+    assert other_facts["losses"] == pytest.approx(facts["losses"], rel=1e-4)
+    again, _ = run(tiny_config(*SMALL), tmp_path / "c")  # on the same loaded model: nothing stays switched on
+    assert again["losses"] == facts["losses"]
+    for key, value in weights.items():
+        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [
+        ("trainer.micro_batch_tokens=90", 6),  # once a global batch, however many micro-batches it has
+        ("trainer.shared_prefix=false", 0),
+        ("trainer.gradient_checkpointing=true", 0),
+    ],
+)
+def test_the_beginning_is_read_once_a_global_batch(tiny_config, tmp_path, monkeypatch, change, times):
+    read = []
+
+    def note(model, examples):
+        prefix = shared_prefix(model, examples)
+        read.append(prefix is not None)
+        return prefix
+
+    monkeypatch.setattr(training, "shared_prefix", note)
+    run(tiny_config(*SMALL, change), tmp_path / "a", n=12)
+    assert read == [True] * times
+
+
+def test_a_training_of_one_step_is_not_all_warm_up(tiny_config, tmp_path):
+    config = tiny_config(*SMALL, "trainer.global_batch=10", "trainer.epochs=1", "trainer.warmup_ratio=0.5")
+    facts, weights = run(config, tmp_path / "scratch")
+    assert facts["steps"] == 1
+    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
+
+
+def test_training_lowers_the_loss_and_counts_its_work(tiny_config, tmp_path):
+    facts, _ = run(tiny_config(*SMALL, "trainer.epochs=6"), tmp_path / "a")
+    assert facts["steps"] == len(facts["losses"]) == 6 * 3
+    assert sum(facts["losses"][-3:]) < 0.9 * sum(facts["losses"][:3])
+    assert facts["trainable_parameters"] == 2 * (8 * (32 + 32) + 8 * (32 + 16))  # two layers: q and v
+
+
+class KillError(Exception):
+    """In the place of a kill."""
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(*SMALL, "method.dropout=0.3", "trainer.checkpoint_steps=2")
+    expected, weights = run(config, tmp_path / "undisturbed")
+    step = TokenMeanTrainer.training_step
+
+    def dies_in_the_fourth_step(self, model, inputs, *rest):
+        if self.state.global_step == 3:
+            raise KillError
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(TokenMeanTrainer, "training_step", dies_in_the_fourth_step)
+    with pytest.raises(KillError):
+        run(config, tmp_path / "killed")
+    monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
+    assert (tmp_path / "killed" / "checkpoint-2").is_dir()
+    # A second kill, while a later checkpoint was being written.
+    (tmp_path / "killed" / "checkpoint-4").mkdir()
+    (tmp_path / "killed" / "checkpoint-4" / "trainable.safetensors").write_bytes(b"")
+    resumed, other = run(config, tmp_path / "killed")
+    assert resumed["losses"] == expected["losses"]
+    assert all(torch.equal(other[key], value) for key, value in weights.items())
+
+
+def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(*SMALL, "trainer.checkpoint_steps=2")
+    prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much?", "Cost:")))
+    seen: list[tuple[int, int, int]] = []
+    wording = Draws.wording
+
+    def note(self, row, epoch, place):
+        seen.append((epoch, place, wording(self, row, epoch, place)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(Draws, "wording", note)
+    expected, weights = run(config, tmp_path / "a", prompts=prompts, redraw=2)
+    assert [pair[:2] for pair in seen] == [(epoch, place) for epoch in range(2) for place in range(10)]
+    drawn = {pair[:2]: pair[2] for pair in seen}
+    assert all(
+        drawn[epoch, place] == drawn[epoch, place + 1] for epoch in range(2) for place in range(0, 10, 2)
+    )
+    assert [drawn[0, place] for place in range(10)] != [drawn[1, place] for place in range(10)]
+    assert set(drawn.values()) == {0, 1, 2}
+    step = TokenMeanTrainer.training_step
+
+    def dies(self, model, inputs, *rest):
+        if self.state.global_step == 4:
+            raise KillError
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(TokenMeanTrainer, "training_step", dies)
+    with pytest.raises(KillError):
+        run(config, tmp_path / "b", prompts=prompts, redraw=2)
+    monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
+    resumed, other = run(config, tmp_path / "b", prompts=prompts, redraw=2)
+    assert resumed["losses"] == expected["losses"]
+    assert all(torch.equal(other[key], value) for key, value in weights.items())
+
+
+def test_rows_under_several_prompts_train_as_the_plain_path_does(tiny_config, tmp_path):
+    prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much is it?")))
+    facts, weights = run(tiny_config(*SMALL), tmp_path / "a", prompts=prompts)
+    plainly, other = run(tiny_config(*SMALL, "trainer.shared_prefix=false"), tmp_path / "b", prompts=prompts)
+    assert plainly["losses"] == pytest.approx(facts["losses"], rel=1e-4)
+    for key, value in weights.items():
+        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
+    config = tiny_config()
+    renderer = load_model(config).renderer(512)
+    price, city = generate("mini_price", 3, 2, 0), generate("mini_city", 3, 2, 0)
+    earlier = Lesson(city, (Prompt("Where is it?", 4),))
+    rows = lesson_rows(renderer, (Lesson(price, (Prompt("How much?"),)),), [(earlier, city.train[2])])
+    expected = [
+        *renderer.render(price, "How much?", price.train),
+        *renderer.render(city, "Where is it?", city.train[2:]),
+    ]
+    assert rows == [Row((rendered,), group) for rendered, group in zip(expected, (0, 0, 0, 1), strict=True)]
+
+
+def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch):
+    expected, weights = run(tiny_config(*SMALL), tmp_path / "a")
+    whole = training.target_logits
+
+    def small_memory(model, batch, prefix):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too large")
+        return whole(model, batch, prefix)
+
+    monkeypatch.setattr(training, "target_logits", small_memory)
+    facts, other = run(tiny_config(*SMALL), tmp_path / "b")
+    assert facts["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    for key, value in weights.items():
+        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+
+
+def test_a_loss_that_is_not_finite_stops_with_task_prompt_and_step(tiny_config, tmp_path):
+    config = tiny_config(*SMALL, "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
+    with pytest.raises(WorkError, match=r"Task t, prompt 2: the loss at step \d+ is (nan|inf)"):
+        run(config, tmp_path / "a")
+
+
+def rates(config, scratch, n=40):
+    """The learning rate of every step of a training on `n` examples."""
+    seen = []
+    step = TokenMeanTrainer.training_step
+
+    def note(self, model, inputs, *rest):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, model, inputs, *rest)
+
+    TokenMeanTrainer.training_step = note
+    try:
+        run(config, scratch, n=n)
+    finally:
+        TokenMeanTrainer.training_step = step
+    return [rate / config.trainer.learning_rate for rate in seen]
+
+
+def test_schedules(tiny_config, tmp_path):
+    small = (*SMALL, "trainer.warmup_ratio=0.2")  # 20 steps, 4 of them warm-up
+    cosine = rates(tiny_config(*small, "trainer.schedule=cosine"), tmp_path / "a")
+    assert cosine[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    assert cosine[12] == pytest.approx(0.5)
+    logarithmic = rates(tiny_config(*small, "trainer.schedule=warmup_log_constant"), tmp_path / "b")
+    assert logarithmic[:4] == pytest.approx([0, 0.5, 0.792481, 1.0], abs=1e-5)  # ln(k + 1) / ln 4
+    assert set(logarithmic[4:]) == {1.0}
+    # Both begin at 0, which a training of one step may not.
+    for schedule in ("cosine", "warmup_log_constant"):
+        one = tiny_config(*SMALL, "trainer.epochs=1", f"trainer.schedule={schedule}")
+        assert rates(one, tmp_path / schedule, n=one.trainer.global_batch) == [1.0]

@@ -1,0 +1,789 @@
+"""Paraphrasers: what is asked, what an endpoint may do wrong, what is let through, where the key is not."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from sapo.cli.app import main
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import load_one
+from sapo.data.own import own_task
+from sapo.data.pool_checks import check_pool
+from sapo.data.pools import instruction_name, load_pool, write_pool, written_path
+from sapo.data.prompts import pool_of, read_pool
+from sapo.data.tasks import digest
+from sapo.experiments.paraphrase import chat_of
+from sapo.experiments.paraphrase.chat import Reply
+from sapo.experiments.paraphrase.expand import Expansion, Journal, expand, judged_reply, kind_of, unrelated
+from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
+from sapo.experiments.paraphrase.writing import write_paraphrases
+
+INSTRUCTION = 'Classify the sentiment of the tweet as "positive" or "negative".'
+LABELS = ("positive", "negative")
+TASK = own_task(instruction_name(INSTRUCTION), INSTRUCTION, "Output one word.", LABELS)
+GOOD = [
+    'Is the sentiment of this tweet "positive" or "negative"?',
+    'Decide which sentiment a tweet has: it can be "positive", and it can be "negative".',
+    'Your job is the sentiment of tweets. Call each of them "negative" or "positive", as its words tell.',
+    'Given a tweet, say "positive" where its sentiment is good and "negative" where it is bad.',
+    'Read the tweet and tell its sentiment. There are two: "negative" and "positive".',
+    'The sentiment in a tweet is to be classified. Choose between "positive" and "negative".',
+]
+CANARY = "sk-canary-0123456789"
+
+# --- a server on loopback that does what a test says -------------------------------------------------------
+
+Act = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """Does its acts in order, the last of them again and again, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.acts: list[Act] = []
+        self.seen: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.release = Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.seen.append((dict(self.headers), body))
+                act = outer.acts.pop(0) if len(outer.acts) > 1 else outer.acts[0]
+                act(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def close(self) -> None:
+        self.release.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def hang(self, _: BaseHTTPRequestHandler) -> None:
+        self.release.wait(30)
+
+
+def answer(status: int, body: str, **headers: str) -> Act:
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        content = body.encode()
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return act
+
+
+def says(text: str | None, finish: str = "stop") -> Act:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    return answer(200, json.dumps({"choices": [choice], "usage": usage}))
+
+
+def dies_half_way(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.close_connection = True
+
+
+def echoes_the_key(status: int) -> Act:
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        answer(status, f"we do not like {handler.headers['Authorization']}")(handler)
+
+    return act
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def chat(server):
+    """`chat("paraphrases.retries=0", …)` asks the server, which waits for nothing between two attempts."""
+    return lambda *overrides: chat_of(load_one([*asking(server), *overrides]))
+
+
+def asking(server: Server, *overrides: str) -> list[str]:
+    return [
+        "paraphrases=openai",
+        f"paraphrases.base_url={server.url}",
+        "paraphrases.backoff=0",
+        "paraphrases.timeout=5",
+        *overrides,
+    ]
+
+
+@pytest.fixture
+def sapo(capsys, tmp_path):
+    """`sapo(…)` runs the command: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as exit_:
+                main([*arguments])
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        written = capsys.readouterr()
+        return int(exit_.value.code or 0), written.out, written.err
+
+    return run
+
+
+# --- requests and answers ----------------------------------------------------------------------------------
+
+
+def test_replies_keep_the_order_of_their_texts(server, chat):
+    def echo(handler: BaseHTTPRequestHandler) -> None:
+        says(f"re: {server.seen[-1][1]['messages'][0]['content']}")(handler)
+
+    server.acts = [echo]
+    texts = [f"text {i}" for i in range(9)]
+    told: dict[int, Reply] = {}
+    replies = chat("paraphrases.concurrency=1").ask(texts, on_reply=told.__setitem__)
+    assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
+    assert [told[i] for i in range(9)] == replies
+    assert replies[0] == Reply("re: text 0", None, 7, 3, False)
+
+
+def test_many_requests_are_open_at_once(server, chat):
+    arrived: list[int] = []
+    everybody = Event()
+
+    def wait_for_three(handler: BaseHTTPRequestHandler) -> None:
+        arrived.append(1)
+        if len(arrived) == 3:
+            everybody.set()
+        says("together" if everybody.wait(10) else "alone")(handler)
+
+    server.acts = [wait_for_three]
+    assert [reply.text for reply in chat("paraphrases.concurrency=3").ask(["a"] * 3)] == ["together"] * 3
+
+
+def test_what_is_sent(server, chat):
+    server.acts = [says("yes")]
+    chat("paraphrases.model=some/model", "paraphrases.max_tokens=50").ask(["hello"])
+    assert server.seen[0][1] == {
+        "model": "some/model",
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0.6,
+        "max_tokens": 50,
+        "stream": False,
+    }
+    nameless = chat()
+    server.acts = [answer(200, '{"model": "m", "choices": [{"message": {"content": "yes"}}]}')]
+    assert nameless.ask(["hello"]) == [Reply("yes")]
+    assert nameless.name == "m"
+    assert server.seen[1][1].keys() == {"messages", "temperature", "stream"}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        answer(429, "slow down", Retry_After="0"),
+        answer(500, "oops"),
+        answer(503, "<html>busy</html>"),
+        dies_half_way,
+    ],
+)
+def test_what_may_pass_is_asked_again(server, chat, failure):
+    server.acts = [failure, failure, says("fine")]
+    assert chat().ask(["a"])[0].text == "fine"
+    assert len(server.seen) == 3
+
+
+def test_the_endpoint_says_how_long_to_wait(server, chat):
+    # A back-off of hours would follow, if the header were not heard.
+    server.acts = [answer(429, "wait", Retry_After="0"), says("fine")]
+    assert chat("paraphrases.backoff=10000").ask(["a"])[0].text == "fine"
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    server.acts = [answer(429, "wait", Retry_After=past), says("fine")]
+    assert chat("paraphrases.backoff=10000").ask(["a"])[0].text == "fine"
+    server.acts = [answer(429, "come back tomorrow", Retry_After="86400")]
+    before = len(server.seen)
+    (reply,) = chat().ask(["a"])
+    assert (
+        reply.error
+        == f"{server.url} answered 429: come back tomorrow; it asks to wait 86400 s, longer than 120 s"
+    )
+    assert len(server.seen) == before + 1
+
+
+def test_after_the_last_attempt_the_error_tells_the_answer(server, chat):
+    server.acts = [answer(500, "\n<html>\n<b>broken</b>")]
+    (reply,) = chat("paraphrases.retries=2").ask(["a"])
+    assert reply.error == f"{server.url} answered 500: <html>, asked 3 times"
+    assert len(server.seen) == 3
+
+
+def test_a_server_that_hangs(server, chat):
+    server.acts = [server.hang]
+    (reply,) = chat("paraphrases.timeout=0.2", "paraphrases.retries=0").ask(["a"])
+    assert reply.error == f"{server.url}: no answer within 0.2 s"
+
+
+def test_nobody_there(server, chat):
+    asked = chat("paraphrases.retries=0")
+    server.close()
+    (reply,) = asked.ask(["a"])
+    assert "no connection" in reply.error
+
+
+def test_a_server_that_is_down_is_not_asked_for_everything(server, chat):
+    server.acts = [answer(500, "down")]
+    replies = chat("paraphrases.retries=0", "paraphrases.concurrency=2").ask(["a"] * 50)
+    assert all(reply.error for reply in replies)
+    assert len(server.seen) <= 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("<!doctype html>\n<title>Welcome</title>", "answered 200: <!doctype html>"),
+        ("", "answered 200: an empty body"),
+        ('{"choices": [', "answered 200: {"),
+        ('{"object": "list"}', 'answered 200: {"object": "list"}'),
+        ("[]", "answered 200: []"),
+        ('{"choices": [{"text": "old"}]}', "answered 200:"),
+    ],
+)
+def test_what_is_no_chat_completion(server, chat, body, shown):
+    server.acts = [answer(200, body)]
+    with pytest.raises(WorkError, match="no chat completion") as error:
+        chat("paraphrases.concurrency=1").ask(["a", "b"])
+    assert shown in str(error.value)
+    assert len(server.seen) == 1
+
+
+def test_refusals_that_all_requests_would_meet(server, chat):
+    server.acts = [answer(404, '{"error": "no model x"}')]
+    with pytest.raises(UserError, match="answered 404") as error:
+        chat("paraphrases.concurrency=1").ask(["a", "b"])
+    assert "paraphrases.model" in str(error.value)
+    server.acts = [answer(401, "who are you?")]
+    with pytest.raises(UserError, match="No key was sent"):
+        chat().ask(["a"])
+
+
+def test_a_redirect_is_not_followed(server, chat):
+    server.acts = [answer(307, "", Location=f"{server.url}/elsewhere"), says("wrong")]
+    with pytest.raises(UserError, match="points to another address"):
+        chat().ask(["a"])
+    assert len(server.seen) == 1
+
+
+def test_a_refused_text_is_no_reason_to_stop(server, chat):
+    server.acts = [answer(400, "a bad word"), says("fine")]
+    replies = chat("paraphrases.concurrency=1").ask(["a", "b"])
+    assert [reply.error for reply in replies] == [f"{server.url} answered 400: a bad word", None]
+
+
+def test_an_answer_without_a_text_and_one_that_is_cut(server, chat):
+    server.acts = [says(None), says("half a sen", "length")]
+    empty, cut = chat("paraphrases.concurrency=1").ask(["a", "b"])
+    assert (empty.text, empty.error) == ("", None)
+    assert cut.is_cut
+
+
+# --- keys --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_key_nothing_is_sent(server, chat, monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    server.acts = [says("never")]
+    with pytest.raises(UserError, match="the environment variable MY_KEY is not set"):
+        chat("paraphrases.key_variable=MY_KEY")
+    monkeypatch.setenv("MY_KEY", "  ")
+    with pytest.raises(UserError, match="MY_KEY is not set"):
+        chat("paraphrases.key_variable=MY_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
+        chat("paraphrases.base_url=https://api.invalid/v1", "paraphrases.model=m")
+    with pytest.raises(UserError, match="GEMINI_API_KEY is not set"):
+        chat_of(load_one(["paraphrases=gemini_2_5_pro"]))
+    assert server.seen == []
+
+
+def test_a_key_is_sent_where_it_was_asked_for(server, chat, monkeypatch):
+    monkeypatch.setenv("MY_KEY", CANARY)
+    server.acts = [says("hello")]
+    chat("paraphrases.key_variable=MY_KEY").ask(["a"])
+    assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
+
+
+def test_a_server_on_this_machine_gets_no_secret_unasked(server, chat, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Token: {CANARY}")
+    server.acts = [says("hello")]
+    chat().ask(["a"])
+    assert CANARY not in str(server.seen)
+    assert "Authorization" not in server.seen[0][0]
+
+
+def test_a_key_does_not_go_unencrypted_over_the_network_unasked(chat, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    with pytest.raises(UserError, match="not encrypted"):
+        chat("paraphrases.base_url=http://far.invalid/v1", "paraphrases.model=m")
+
+
+def test_a_key_that_no_header_can_hold(chat, monkeypatch):
+    monkeypatch.setenv("MY_KEY", f"{CANARY}\nX: y")
+    with pytest.raises(UserError, match="MY_KEY holds blanks") as error:
+        chat("paraphrases.key_variable=MY_KEY")
+    assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"paraphrases.key_variable={CANARY}",
+        f"paraphrases.base_url=https://me:{CANARY}@host/v1",
+        f"paraphrases.base_url='https://host/v1?key={CANARY}'",
+    ],
+)
+def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(sapo, override):
+    code, out, err = sapo("paraphrase", f"instruction={INSTRUCTION}", "paraphrases=openai", override)
+    assert (code, out) == (2, "")
+    assert override.split("=")[0] in err
+    assert CANARY not in err
+
+
+FAILURES: dict[str, Act] = {
+    "401": echoes_the_key(401),
+    "400": echoes_the_key(400),
+    "404": echoes_the_key(404),
+    "429": echoes_the_key(429),
+    "500": echoes_the_key(500),
+    "307": answer(307, "", Location=f"http://127.0.0.1:9/{CANARY}"),
+    "not json": echoes_the_key(200),
+    "half": dies_half_way,
+    "answer": says(f'Is the sentiment of the tweet {CANARY} "positive" or "negative"?'),
+    "escaped": answer(
+        200,
+        json.dumps(
+            {"choices": [{"message": {"content": f'{CANARY} tweet sentiment "positive" "negative"'}}]}
+        ).replace("sk-", "sk\\u002d"),
+    ),
+    "good": says(GOOD[0]),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_key_is_nowhere(server, sapo, monkeypatch, caplog, tmp_path, failure):
+    monkeypatch.setenv("MY_KEY", CANARY)
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    server.acts = [FAILURES[failure]]
+    few = ("paraphrases.retries=1", "paraphrases.count=2", "paraphrases.rounds=0", "--debug", "--json")
+    code, out, err = sapo(
+        "paraphrase", f"instruction={INSTRUCTION}", *asking(server, "paraphrases.key_variable=MY_KEY"), *few
+    )
+    assert code in (1, 2)
+    assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
+    assert CANARY not in out + err + caplog.text
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(CANARY not in path.read_text(errors="replace") for path in files)
+    assert bool(files) == (failure == "good")
+
+
+def test_the_key_is_nowhere_when_nobody_is_there(sapo, server, monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", CANARY)
+    caplog.set_level(logging.DEBUG)
+    server.close()
+    arguments = asking(server, "paraphrases.key_variable=MY_KEY", "paraphrases.retries=0")
+    code, out, err = sapo("paraphrase", f"instruction={INSTRUCTION}", *arguments, "--debug")
+    assert (code, out) == (1, "")
+    assert CANARY not in err + caplog.text
+
+
+def test_without_the_package(server, chat, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"pip install 'sapo-prompts\[endpoint\]'"):
+        chat()
+
+
+# --- what is asked and read --------------------------------------------------------------------------------
+
+
+def test_the_message_holds_instruction_labels_and_suffix():
+    text = meta_prompt(TASK)
+    assert text.endswith(f"<original>\n{INSTRUCTION}\n</original>")
+    assert "`positive`, `negative`" in text
+    assert "Output one word." in text
+    assert (
+        meta_prompt(TASK, ["Another one."]).replace(
+            "- It must also differ clearly from these wordings:\n  Another one.\n", ""
+        )
+        == text
+    )
+
+
+def test_the_message_of_a_chinese_task_is_chinese():
+    task = own_task("态度", "判断文本的态度，输出{支持}或{反对}。", labels=("支持", "反对"))
+    text = meta_prompt(task)
+    assert "`支持`、`反对`" in text
+    assert text.endswith(f"<original>\n{task.instruction}\n</original>")
+    assert "Rules" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<instruction> Do it. </instruction>", "Do it."),
+        ("Sure! <instruction>Do it.</instruction> Anything else?", "Do it."),
+        ("<think>Perhaps <instruction>No.</instruction></think>\n<instruction>Yes.</instruction>", "Yes."),
+        ("thoughts without a beginning</think>Do it.", "Do it."),
+        ("Do it.\n", "Do it."),
+        ("<instruction>Do i", None),
+        ("<think>and so on", ""),
+        ("", ""),
+    ],
+)
+def test_the_paraphrase_in_an_answer(text, found):
+    assert answer_in(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (INSTRUCTION, "the same as the original"),
+        ('Is it "positive"?', "lost the label 'negative'"),
+        ('Here is a rephrased one: "positive" or "negative" sentiment of the tweet?', "paraphrasing"),
+        (
+            'I love "positive" vibes and hate "negative" people, so there you go my friend.',
+            "shares only 0 of",
+        ),
+        ("", "it is empty"),
+    ],
+)
+def test_what_is_not_let_through(text, reason):
+    assert reason in str(judged_reply(Reply(text), TASK, []).reason)
+
+
+def test_an_answer_that_reached_its_longest_length_is_not_let_through():
+    assert judged_reply(Reply(GOOD[0], is_cut=True), TASK, []).reason == "it breaks off before its end"
+    assert judged_reply(Reply(GOOD[0]), TASK, []).reason is None
+
+
+def test_words_shared_with_the_original():
+    task = own_task("t", "Summarize the article briefly, naming persons.")  # five words that count
+    assert unrelated("A summary, please!", task) is None
+    assert unrelated("What a lovely day.", task) == (
+        "it shares only 0 of 5 words with the original, and may ask for another thing"
+    )
+
+
+def test_kinds_of_reasons():
+    assert kind_of("it lost the label 'a'") == kind_of("it lost the label 'b'") == "it lost the label …"
+    assert kind_of("it is 0.10 times as long") == "it is … times as long"
+
+
+# --- asking until there are enough -------------------------------------------------------------------------
+
+
+class Scripted:
+    """A chat that says what it was given, in order; None is a failure, an exception is raised."""
+
+    name = "scripted"
+
+    def __init__(self, *answers: str | BaseException | None) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+        self.seeds: list[int] = []
+        self.parameters: dict[str, Any] = {"temperature": 0.6}
+
+    def ask(self, texts, *, seed=0, on_reply=None):
+        self.seeds.append(seed)
+        replies = []
+        for i, text in enumerate(texts):
+            self.asked.append(text)
+            said = self.answers.pop(0)
+            if isinstance(said, BaseException):
+                raise said
+            replies.append(Reply(error="no answer") if said is None else Reply(said, None, 10, 2))
+            if on_reply:
+                on_reply(i, replies[-1])
+        return replies
+
+
+def expanded(chat: Scripted, count: int, rounds: int) -> tuple[Expansion, str | None]:
+    expansion = Expansion()
+    return expansion, expand(TASK, chat, count, rounds, 100, expansion, lambda judged: None)
+
+
+def test_what_is_rejected_is_counted_and_asked_for_again():
+    chat = Scripted(GOOD[0], GOOD[0], "nonsense", GOOD[1], "nonsense too", GOOD[2])
+    expansion, error = expanded(chat, 3, 4)
+    assert (expansion.accepted, error) == (GOOD[:3], None)
+    assert [(row["kind"], row["count"]) for row in expansion.rejected()] == [
+        ("it lost the labels …, …", 2),
+        ("it is the same as paraphrase …", 1),
+    ]
+    assert expansion.rejected()[0]["example"] == "nonsense"
+    assert expansion.tokens() == {"in": 60, "out": 12}
+    assert chat.seeds == [100, 103, 105]
+    assert chat.asked[:3] == [meta_prompt(TASK)] * 3
+    assert chat.asked[3:] == [meta_prompt(TASK, GOOD[:1])] * 2 + [meta_prompt(TASK, GOOD[:2])]
+
+
+def test_there_is_a_bound():
+    chat = Scripted(*["nonsense"] * 6)
+    expansion, error = expanded(chat, 2, 2)
+    assert (expansion.accepted, error, expansion.requests) == ([], None, 6)
+
+
+def test_a_round_without_answers_is_the_last():
+    expansion, error = expanded(Scripted(GOOD[0], None, None), 2, 4)
+    assert (expansion.accepted, error) == (GOOD[:1], "no answer")
+    assert expansion.errors == {"no answer": 2}
+
+
+# --- pools -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(monkeypatch, tmp_path):
+    """`written(chat, count, …)` writes `pool.yaml` with the scripted chat's answers."""
+
+    def write(chat: Scripted, count: int, path: Path | None = None, force: bool = False):
+        monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chat)
+        config = load_one(["paraphrases=openai", f"paraphrases.count={count}", "paraphrases.rounds=0"])
+        return write_paraphrases(TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None)
+
+    return write
+
+
+def test_a_pool_says_where_it_comes_from(written, tmp_path):
+    pool = written(Scripted(GOOD[0], "nonsense", GOOD[1]), 3)
+    assert pool.prompts == GOOD[:2]
+    content = yaml.safe_load((tmp_path / "pool.yaml").read_text(encoding="utf-8"))
+    source = content["source"]
+    assert (content["prompts"], content["original"], content["task"]) == (GOOD[:2], INSTRUCTION, TASK.name)
+    assert (source["model"], source["parameters"]) == ("scripted", {"temperature": 0.6})
+    assert source["prompts_sha256"] == digest(GOOD[:2])
+    assert source["instruction_sha256"] == digest(INSTRUCTION)
+    assert (source["requests"], source["rejected"], source["tokens"]) == (3, 1, {"in": 30, "out": 6})
+    assert check_pool(read_pool(tmp_path / "pool.yaml", TASK), TASK) == []
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
+
+
+def test_an_edited_pool_says_so(written, tmp_path):
+    written(Scripted(*GOOD[:2]), 2)
+    path = tmp_path / "pool.yaml"
+    assert "edited" not in read_pool(path, TASK).source
+    path.write_text(path.read_text(encoding="utf-8").replace(GOOD[1], GOOD[2]), encoding="utf-8")
+    assert read_pool(path, TASK).source.endswith("edited since")
+
+
+def test_a_killed_command_goes_on_without_asking_twice(written, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        written(Scripted(GOOD[0], "nonsense", GOOD[1], KeyboardInterrupt()), 5)
+    partial = tmp_path / "pool.yaml.partial"
+    assert not (tmp_path / "pool.yaml").exists()
+    with partial.open("a", encoding="utf-8") as file:
+        file.write('{"text": "half a li')
+    chat = Scripted(*GOOD[2:5])
+    pool = written(chat, 5)
+    assert pool.prompts == GOOD[:5]
+    assert (len(chat.asked), pool.expansion.requests) == (3, 6)
+    assert not partial.exists()
+
+
+def test_answers_after_a_half_written_line_are_not_lost(tmp_path):
+    journal = Journal(tmp_path / "j", "request")
+    journal.append(judged_reply(Reply(GOOD[0]), TASK, []))
+    with journal.path.open("a", encoding="utf-8") as file:
+        file.write('{"text": "half')
+    journal.append(judged_reply(Reply(GOOD[1]), TASK, []))
+    assert (journal.read().accepted, journal.read().requests) == (GOOD[:2], 2)
+
+
+def test_a_server_that_dies_leaves_what_was_accepted(written, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        written(Scripted(GOOD[0], GOOD[1], KeyboardInterrupt()), 4)
+    with pytest.raises(WorkError, match="2 of 4 paraphrases are accepted and kept in"):
+        written(Scripted(None, None), 4)
+    assert not (tmp_path / "pool.yaml").exists()
+    assert written(Scripted(*GOOD[2:4]), 4).prompts == GOOD[:4]
+
+
+def test_a_larger_pool_begins_with_the_smaller_one(written):
+    written(Scripted(*GOOD[:2]), 2)
+    chat = Scripted(*GOOD[2:4])
+    assert written(chat, 4).prompts == GOOD[:4]
+    assert len(chat.asked) == 2
+    assert written(Scripted(), 3).prompts == GOOD[:4]
+
+
+def test_another_pool_is_not_overwritten(written, tmp_path):
+    written(Scripted(*GOOD[:2]), 2)
+    before = (tmp_path / "pool.yaml").read_bytes()
+    other = Scripted(*GOOD[2:4])
+    other.parameters = {"temperature": 1.0}
+    with pytest.raises(UserError, match="another request"):
+        written(other, 2)
+    assert (tmp_path / "pool.yaml").read_bytes() == before
+    assert written(other, 2, force=True).prompts == GOOD[2:4]
+
+
+def test_a_pool_whose_journal_was_left_is_not_doubled(written, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        written(Scripted(*GOOD[:2], KeyboardInterrupt()), 3)
+    left = (tmp_path / "pool.yaml.partial").read_bytes()
+    written(Scripted(GOOD[2]), 3)
+    (tmp_path / "pool.yaml.partial").write_bytes(left)
+    assert written(Scripted(GOOD[3]), 4).prompts == GOOD[:4]
+
+
+def test_where_nothing_can_be_written_nothing_is_asked(written, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "pool.yaml"):
+        with pytest.raises(UserError, match="Cannot write a prompt pool"):
+            written(Scripted(), 2, path)
+
+
+def test_nothing_is_written_when_nothing_is_accepted(written, tmp_path):
+    pool = written(Scripted("nonsense", "nonsense"), 2)
+    assert (pool.path, pool.prompts) == (None, [])
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+# --- runs and commands -------------------------------------------------------------------------------------
+
+
+def test_a_run_reads_the_pool_and_asks_nobody(server, sapo, tmp_path):
+    server.acts = [says(GOOD[0])]
+    arguments = ("model=tiny_llama", "sequence.tasks=[mini_city]", *asking(server))
+    code, out, err = sapo("train", *arguments)
+    assert (code, out) == (2, "")
+    assert "sapo paraphrase task=mini_city paraphrases=openai" in err
+    assert server.seen == []
+    config = load_one([*arguments, "task=mini_city"]).paraphrases
+    for name in (TASK.name, instruction_name(INSTRUCTION)):
+        path = written_path(replace(TASK, name=name), config)
+        write_pool(path, pool_of(TASK, GOOD, "test"), {"paraphraser": "openai", "date": "2030-01-01"})
+        pool = load_pool(replace(TASK, name="mine"), config) if name != TASK.name else load_pool(TASK, config)
+        assert [prompt.text for prompt in pool.paraphrases] == GOOD
+        assert pool.source == "openai, 2030-01-01"
+        path.unlink()
+    assert server.seen == []
+
+
+def test_the_command_writes_a_pool_and_tells_what_happened(server, sapo, tmp_path):
+    server.acts = [says("nonsense"), *map(says, GOOD[:3])]
+    write = tmp_path / "mine.yaml"
+    own = (f"instruction={INSTRUCTION}", "suffix=Output one word.", "labels=positive,negative")
+    settings = ("paraphrases.count=3", "paraphrases.concurrency=1", "paraphrases.prices=[1,10]")
+    code, out, err = sapo("paraphrase", *own, *asking(server), *settings, "--write", str(write), "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["accepted"] == GOOD[:3]
+    assert [row["count"] for row in document["rejected"]] == [1]
+    assert (document["requests"], document["tokens"]) == (4, {"in": 28, "out": 12})
+    assert document["cost_usd"] == pytest.approx((28 * 1 + 12 * 10) / 1e6)
+    assert (document["file"], document["complete"]) == (str(write), True)
+    assert yaml.safe_load(write.read_text(encoding="utf-8"))["prompts"] == GOOD[:3]
+    assert server.seen[0][1]["messages"][0]["content"] == meta_prompt(TASK)
+
+
+def test_too_few_are_a_failure_that_keeps_what_there_is(server, sapo, tmp_path):
+    server.acts = [says(GOOD[0]), says("nonsense")]
+    settings = ("paraphrases.count=2", "paraphrases.rounds=1", "paraphrases.concurrency=1")
+    code, out, err = sapo(
+        "paraphrase", f"instruction={INSTRUCTION}", "labels=positive,negative", *asking(server), *settings
+    )
+    assert code == 1
+    assert "1 of 2 paraphrases" in out
+    assert "2 rejected: it lost the labels 'positive', 'negative'" in out
+    assert "1 of 2 paraphrases; the pool holds these" in err
+
+
+def test_a_dry_run_shows_the_request_and_sends_nothing(server, sapo, monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    settings = asking(server, "paraphrases.key_variable=MY_KEY", "paraphrases.model=m")
+    code, out, _ = sapo("paraphrase", f"instruction={INSTRUCTION}", *settings, "--dry-run", "--json")
+    request = json.loads(out)
+    assert (code, request["url"]) == (0, f"{server.url}/chat/completions")
+    assert request["key"] == "Authorization: Bearer (the value of MY_KEY)"
+    assert request["body"]["model"] == "m"
+    code, out, _ = sapo("paraphrase", f"instruction={INSTRUCTION}", *settings, "--dry-run")
+    assert INSTRUCTION in out
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paraphrases=openai"], "instruction=TEXT or task=NAME"),
+        (["task=mini_city", "instruction=Hi"], "instruction=TEXT or task=NAME"),
+        (["task=mini_city", "labels=a,b"], "labels= belongs to instruction=TEXT"),
+        (["instruction=Name it.", "paraphrases=opnai"], "Did you mean openai"),
+        (["instruction=Name it.", "paraphrases=openai", "paraphrases.base_url=nowhere"], "http(s)://HOST"),
+        (["instruction=Name it.", "paraphrases=openai", "paraphrases.base_url=null"], "Which endpoint?"),
+        (["instruction=Name it.", "paraphrases.prices=[1]"], "[IN, OUT]"),
+        (["instruction=Name it."], "The bank has no paraphrases"),
+    ],
+)
+def test_wrong_commands(sapo, arguments, message):
+    code, out, err = sapo("paraphrase", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_a_pool_of_the_bank_can_be_written_to_a_file(sapo, tmp_path):
+    path = tmp_path / "copy.yaml"
+    arguments = ("paraphrase", "task=mini_city", "paraphrases.count=3", "--write", str(path))
+    assert sapo(*arguments)[0] == 0
+    assert len(yaml.safe_load(path.read_text(encoding="utf-8"))["prompts"]) == 3
+    assert sapo(*arguments)[0] == 2
+
+
+# --- a model on this machine -------------------------------------------------------------------------------
+
+
+def test_a_local_model_samples_by_its_seed():
+    chat = chat_of(load_one(["paraphrases=local", "model=tiny_llama", "paraphrases.max_tokens=8"]))
+    told: list[int] = []
+    first = chat.ask(["hello", "hello"], seed=3, on_reply=lambda i, _: told.append(i))
+    assert told == [0, 1]
+    assert first[0].text != first[1].text
+    assert chat.ask(["hello"], seed=4) == first[1:]
+    assert all(reply.error is None and reply.tokens_out <= 8 for reply in first)
+    assert chat.parameters == {"model": "tiny_llama", "temperature": 0.6, "max_tokens": 8, "seed": 0}
+
+
+def test_a_local_model_without_sampling():
+    settings = [
+        "paraphrases=local",
+        "model=tiny_llama",
+        "paraphrases.max_tokens=4",
+        "paraphrases.temperature=0",
+    ]
+    chat = chat_of(load_one(settings))
+    first, second = chat.ask(["hello", "hello"])
+    assert first == second
+    assert first.is_cut == (first.tokens_out == 4)
