@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder may import from itself and from folders of a lower level.
 LEVELS = {"conf": 0, "data": 1, "experiments": 2, "analysis": 2, "cli": 3}
 MODULES = sorted(path.relative_to(ROOT) for folder in LEVELS for path in (ROOT / folder).glob("**/*.py"))
-LONGEST_FILE = 400
+LONGEST_FILE = 600
 LONGEST_FUNCTION = 60
 
 
