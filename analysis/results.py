@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, WorkError, unknown
-from sapo.data.manifest import MANIFEST, damage
+from sapo.data.files import MANIFEST, damage
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
+from sapo.data.files import stored_json
 from sapo.experiments.engine.stages import BASE
-from sapo.experiments.engine.store import Store, Stored, read_json
+from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.model.load import load_tokenizer, model_folder, model_identity, require_model
 from sapo.experiments.reevaluation import Reevaluation, missing_state
@@ -67,7 +68,7 @@ class Exportable:
             "state": {"after": self.after, "key": self.trained.key},
             "base": {"model": model.name, "load": name, "revision": revision, "source": model.source},
             "is_on_hub": not Path(name).is_absolute(),
-            "rank": read_json(self.adapter / "adapter_config.json")["r"],
+            "rank": stored_json(self.adapter / "adapter_config.json")["r"],
             "template_options": dict(model.template_options),
             "max_new_tokens": self.config.evaluator.max_new_tokens,
             "tasks": self.lessons,
@@ -85,7 +86,9 @@ def exportable(run: Reevaluation, wanted: str, store: Store) -> Exportable:
     state = _state(run, wanted)
     chain = _trainings(run, state, store)
     learned = run.learned(state)
-    lessons = [lesson for stored in chain for lesson in read_json(stored.folder / "identity.json")["lessons"]]
+    lessons = [
+        lesson for stored in chain for lesson in stored_json(stored.folder / "identity.json")["lessons"]
+    ]
     _require_same_base(run)
     return Exportable(
         run,
@@ -143,7 +146,7 @@ def _trainings(run: Reevaluation, state: dict[str, Any], store: Store) -> list[S
         if stored is None:
             raise missing_state(run, after, store)
         chain.insert(0, stored)
-        identity = read_json(stored.folder / "identity.json")
+        identity = stored_json(stored.folder / "identity.json")
         after, key = identity["position"], identity["state"]
     return chain
 

@@ -15,8 +15,8 @@ import pandas as pd
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
+from sapo.data.files import MANIFEST, manifest_of, stored_json, write_json
 from sapo.data.losses import prompt_losses
-from sapo.data.manifest import MANIFEST, manifest_of
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.tasks import Example, Task, digest, examples_digest
@@ -24,7 +24,7 @@ from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_
 from sapo.experiments.engine.concurrent import ConcurrentEngine
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import Evaluate, Gradient, Score
-from sapo.experiments.engine.store import Stored, read_json, write_json
+from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
 from sapo.experiments.model.scoring import subset
 
@@ -245,7 +245,7 @@ def _record(probe: Probe, folders: Mapping[int, Path]) -> dict[str, Any]:
     `folders` has a run's folder by the id of its config object.
     """
     config, current = probe.config, probe.tasks[1]
-    original = read_json(folders[id(config)] / "run.json")
+    original = stored_json(folders[id(config)] / "run.json")
     pool = load_pool(current, config.paraphrases)
     shared = {k: v for k, v in original["identity"].items() if k not in ("policy", "prompts", "drawn")}
     identity = {

@@ -11,13 +11,13 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import choices, load_one, settled
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
-from sapo.data.manifest import MANIFEST, damage
+from sapo.data.files import MANIFEST, damage, stored_json
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Task
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import BASE, Evaluate
-from sapo.experiments.engine.store import Store, Stored, read_json
+from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.runs import read_config
 
 # What may be another than it was when the run was made: where things are, and how they are computed.
@@ -128,7 +128,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Reevaluation:
     if (folder / MANIFEST).is_file():
         for line in damage(folder):
             raise WorkError(f"Damaged: {line}. {again}")
-    record = read_json(folder / "run.json")
+    record = stored_json(folder / "run.json")
     missing = [name for name in ("id", "tasks", "unseen", "states", "choices") if name not in record]
     if missing:
         raise WorkError(f"Damaged: {folder / 'run.json'} has no {', '.join(missing)}. {again}")

@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
-from sapo.data.manifest import MANIFEST, manifest_of
+from sapo.data.files import MANIFEST, flush, manifest_of, write_json
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.continual import Run, pool_for
-from sapo.experiments.engine.store import Store, Stored, flush, write_json
+from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.methods import method_label, method_note
 from sapo.experiments.model.evaluation import label_match
 from sapo.experiments.model.load import model_identity

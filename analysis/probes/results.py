@@ -22,8 +22,8 @@ from sapo.analysis.results import (
 )
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import shown, why_no_name
+from sapo.data.files import MANIFEST, damage
 from sapo.data.losses import REDUCTIONS, prompt_losses
-from sapo.data.manifest import MANIFEST, damage
 from sapo.data.prompts import ORIGINAL
 
 ROLES = ("forgetting", "training", "generalization")

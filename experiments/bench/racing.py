@@ -8,7 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError
-from sapo.experiments.engine.store import Store, read_json
+from sapo.data.files import stored_json
+from sapo.experiments.engine.store import Store
 from sapo.experiments.model.racing import look_sizes, race, weights
 
 TOLERANCE = 1e-3  # losses that differ by less are as good as equal
@@ -83,7 +84,7 @@ def _values(table: pd.DataFrame, reduction: str) -> NDArray[np.float64]:
 def _full_scores(store: Store) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Task, key and table of each Score stage that read every prompt on every example."""
     for kind, stored in store.stages():
-        if kind != "score" or read_json(stored.folder / "identity.json")["scorer"]["name"] != "full":
+        if kind != "score" or stored_json(stored.folder / "identity.json")["scorer"]["name"] != "full":
             continue
         table = stored.examples()
         if look_sizes(table["example"].nunique()):

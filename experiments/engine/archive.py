@@ -22,9 +22,9 @@ import yaml
 
 from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.manifest import MANIFEST, damage
+from sapo.data.files import MANIFEST, damage, flush, stored_json, sync
 from sapo.data.tasks import digest
-from sapo.experiments.engine.store import KINDS, Store, Stored, flush, read_json, sync
+from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.runs import RUN_FILES, put_run
 
 FORMAT = 1
@@ -67,7 +67,7 @@ def export_runs(folders: Sequence[Path], target: Path) -> Archived:
         files |= {f"runs/{folder.name}/{name}": folder / name for name in RUN_FILES}
     for stored in stages.values():
         name = f"stages/{stored.folder.parent.name}/{stored.key}"
-        names = [*read_json(stored.folder / MANIFEST), MANIFEST]
+        names = [*stored_json(stored.folder / MANIFEST), MANIFEST]
         files |= {f"{name}/{file}": stored.folder / file for file in names}
     strangers = [name for name in files if not _is_known(name)]
     if strangers:
@@ -145,7 +145,7 @@ def _stages_of(folder: Path, store: Store) -> Iterator[Stored]:
     for line in damage(folder):
         raise WorkError(f"Damaged: {line}. Run its command again: only what is missing is computed.")
     try:
-        keys = [(stage["kind"], stage["key"]) for stage in read_json(folder / "run.json")["stages"]]
+        keys = [(stage["kind"], stage["key"]) for stage in stored_json(folder / "run.json")["stages"]]
     except (KeyError, TypeError) as error:
         raise WorkError(f"Damaged: {folder / 'run.json'} names no stages. Run its command again.") from error
     for kind, key in keys:
@@ -242,7 +242,7 @@ def _check_stage(folder: Path) -> None:
     """A stage is what its manifest says, and under the key of its own identity."""
     name = f"{folder.parent.name}/{folder.name[:12]}"
     _check_files(folder, name)
-    identity = read_json(folder / "identity.json") if (folder / "identity.json").is_file() else {}
+    identity = stored_json(folder / "identity.json") if (folder / "identity.json").is_file() else {}
     if digest(identity) != folder.name or identity.get("kind") != folder.parent.name:
         raise UserError(f"Stage {name} of the archive is not what its key says.")
 
@@ -250,7 +250,7 @@ def _check_stage(folder: Path) -> None:
 def _check_run(folder: Path, scratch: Path) -> None:
     """A run has its own name, and all its stages are with it."""
     _check_files(folder, folder.name)
-    record = read_json(folder / "run.json")
+    record = stored_json(folder / "run.json")
     if record.get("id") != folder.name:
         raise UserError(f"Run {folder.name} of the archive has another id.")
     for stage in record["stages"]:
@@ -263,7 +263,7 @@ def _check_run(folder: Path, scratch: Path) -> None:
 def _check_files(folder: Path, name: str) -> None:
     for line in damage(folder):
         raise UserError(f"Damaged in the archive: {Path(line.split()[0]).name} of {name} ({line}).")
-    listed = {MANIFEST, *read_json(folder / MANIFEST)}
+    listed = {MANIFEST, *stored_json(folder / MANIFEST)}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if listed != found:
         raise UserError(f"{name} of the archive holds {sorted(found ^ listed)[0]}, unlike its manifest.")
@@ -306,7 +306,7 @@ def _has_already(store: Store, stage: Path) -> bool:
 
 def _results(folder: Path) -> dict[str, str]:
     """The digests of tables and weights: seconds and environment differ from one time to the next."""
-    manifest = read_json(folder / MANIFEST)
+    manifest = stored_json(folder / MANIFEST)
     return {
         name: facts["sha256"]
         for name, facts in manifest.items()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.manifest import MANIFEST, damage
-from sapo.experiments.engine.store import GC, Store, read_json, taken
+from sapo.data.files import MANIFEST, damage, stored_json
+from sapo.experiments.engine.store import GC, Store, taken
 
 LOCK = "lock that nobody holds"  # `what` of a leftover lock
 
@@ -142,7 +142,7 @@ def _of_no_run(store: Store) -> Iterator[Leftover]:
     for kind, stored in store.stages():
         if stored.key in wanted:
             continue
-        if kind != "train" and str(read_json(stored.folder / "identity.json").get("state")) in wanted:
+        if kind != "train" and str(stored_json(stored.folder / "identity.json").get("state")) in wanted:
             continue
         yield _leftover(stored.folder, f"{kind} stage of no finished run", stored.key, is_of_no_run=True)
 
@@ -153,7 +153,7 @@ def referred(store: Store) -> set[str]:
     for record in [*store.root.glob("runs/[!.]*/run.json"), *store.root.glob("probes/[!.]*/probe.json")]:
         for line in damage(record.parent) if (record.parent / MANIFEST).is_file() else ():
             raise WorkError(f"Damaged: {line}. What it refers to cannot be told: run its command again.")
-        content = read_json(record)
+        content = stored_json(record)
         # Keys are SHA-256 digests; whatever a record calls them, they are kept.
         keys |= set(_digests(content))
     return keys

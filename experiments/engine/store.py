@@ -7,8 +7,6 @@ A folder is built under `ROOT/building` and moved in by one rename.
 
 import errno
 import glob
-import json
-import os
 import shutil
 import tempfile
 import uuid
@@ -24,7 +22,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sapo.conf.errors import UserError, WorkError, is_full
-from sapo.data.manifest import MANIFEST, damage, manifest_of
+from sapo.data.files import MANIFEST, damage, flush, manifest_of, stored_json, sync, write_json
 
 EXAMPLES = "examples.parquet"
 GC = "gc"  # the lock of who deletes what no finished run refers to
@@ -42,7 +40,7 @@ class Stored:
     @cached_property
     def result(self) -> dict[str, Any]:
         """The stage's facts: seconds, tokens, counts."""
-        return read_json(self.folder / "result.json")
+        return stored_json(self.folder / "result.json")
 
     def examples(self) -> pd.DataFrame:
         """The stage's table of examples."""
@@ -205,24 +203,6 @@ class Store:
         return UserError(f"{failure} Set store.root=FOLDER.")
 
 
-def flush(folder: Path) -> None:
-    """Has the system write a folder's files to the disk: they outlast a loss of power."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Has the system write a file to the disk, or which names a folder holds."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some network file systems do so by themselves, and refuse it for folders
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def taken(path: Path) -> Iterator[bool]:
     """Whether this process got the lock of a file without waiting; it has it inside."""
@@ -241,23 +221,3 @@ def taken(path: Path) -> Iterator[bool]:
 def _file_lock(path: Path, timeout: float = -1) -> FileLock:
     # What it would fall back to outlives a process that is killed, and locks everybody out.
     return FileLock(path, timeout=timeout, fallback_to_soft=False)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a stored file; WorkError if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        raise WorkError(
-            f"Damaged: cannot read {path} ({error}). Delete {path.parent} to make it again."
-        ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON by way of a temporary file and one rename, so that the file is never half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

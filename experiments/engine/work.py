@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import StoreConfig
+from sapo.data.files import write_json
 from sapo.data.render import Renderer
 from sapo.data.tasks import digest
 from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Stage, Train, stage_key
-from sapo.experiments.engine.store import EXAMPLES, Store, write_json
+from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.methods import Context, method_of
 from sapo.experiments.model import evaluation, gradients, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter

@@ -27,8 +27,8 @@ from scipy.optimize import linprog
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
+from sapo.data.files import write_json
 from sapo.data.tasks import Example
-from sapo.experiments.engine.store import write_json
 from sapo.experiments.methods.insinfo import documents, highest, ins_info, lexical_tags
 from sapo.experiments.methods.lorainc import LoraInc
 from sapo.experiments.methods.memory import Kept, learned, quotas, read_kept, write_kept

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sapo.conf.errors import WorkError
+from sapo.data.files import write_json
 from sapo.data.hygiene import distinct
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
-from sapo.experiments.engine.store import write_json
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.model.lessons import Lesson
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
 from sapo.conf.schema import Config
+from sapo.data.files import stored_json, write_json
 from sapo.data.tasks import digest
-from sapo.experiments.engine.store import read_json, write_json
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.model.load import model_folder
 from sapo.experiments.paraphrase.chat import Chat, Reply
@@ -168,7 +168,7 @@ class Tags:
     def _read(self, previous: Path | None) -> dict[str, list[str] | None]:
         known: dict[str, list[str] | None] = {}
         if previous is not None:
-            kept = read_json(previous / KEPT / TAGS)
+            kept = stored_json(previous / KEPT / TAGS)
             known |= kept["tags"] if kept["asked"] == self._asked else {}
         if self._journal.is_file():
             for line in self._journal.read_text(encoding="utf-8", errors="replace").split("\n"):

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sapo.conf.errors import WorkError
-from sapo.data.manifest import MANIFEST, damage, manifest_of
-from sapo.experiments.engine.store import flush, sync
+from sapo.data.files import MANIFEST, damage, flush, manifest_of, sync
 
 PREFIX = "checkpoint-"
 WEIGHTS = "trainable.safetensors"

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from sapo.data.manifest import MANIFEST
+from sapo.data.files import MANIFEST
 
 Kind = tuple[str, ...]
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.manifest import MANIFEST, manifest_of
+from sapo.data.files import MANIFEST, manifest_of, write_json
 from sapo.data.tasks import digest
 from sapo.experiments.engine import archive
 from sapo.experiments.engine.archive import INDEX, Archived, export_runs, import_archive
-from sapo.experiments.engine.store import Store, write_json
+from sapo.experiments.engine.store import Store
 
 KINDS = {
     "score": "examples.parquet",

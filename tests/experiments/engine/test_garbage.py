@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.manifest import MANIFEST, manifest_of
+from sapo.data.files import MANIFEST, manifest_of, write_json
 from sapo.experiments.engine.garbage import collect, leftovers, locked, referred
-from sapo.experiments.engine.store import Store, write_json
+from sapo.experiments.engine.store import Store
 
 RUN, EVAL, LATER, LOST, BASE = (letter * 64 for letter in "abcde")
 

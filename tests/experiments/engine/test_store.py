@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data import manifest
-from sapo.data.manifest import MANIFEST
-from sapo.experiments.engine.store import Store, sync, write_json
+from sapo.data import files
+from sapo.data.files import MANIFEST, manifest_of, sync, write_json
+from sapo.experiments.engine.store import Store
 
 
 def put(store: Store, key: str, text: str = "content") -> None:
@@ -94,8 +94,8 @@ def test_damage_is_looked_for_once_a_process(tmp_path, monkeypatch):
     store = Store(tmp_path)
     put(store, "a")
     read = []
-    sha256 = manifest.sha256
-    monkeypatch.setattr(manifest, "sha256", lambda path: read.append(path.name) or sha256(path))
+    sha256 = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path.name) or sha256(path))
     assert store.find("train", "a", whole=False)
     assert read == []
     assert store.find("train", "a")
@@ -110,7 +110,7 @@ def test_a_damaged_run_is_named(tmp_path):
     (folder / "run.json").write_text("{}")
     assert list(store.runs()) == [folder]
     assert not list(store.damaged())  # from before runs had manifests
-    write_json(folder / MANIFEST, manifest.manifest_of(folder, ["run.json"]))
+    write_json(folder / MANIFEST, manifest_of(folder, ["run.json"]))
     (folder / "metrics.json").write_text("{}")
     assert not list(store.damaged())
     (folder / "run.json").write_text("[]")
@@ -172,8 +172,8 @@ def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path, monkeypatch, n
     path = tmp_path / "stages" / "train" / "a" / MANIFEST
     write_json(path, json.loads(path.read_text()) | {name: {"bytes": 0, "sha256": "0" * 64}})
     read = []
-    sha256 = manifest.sha256
-    monkeypatch.setattr(manifest, "sha256", lambda path: read.append(path.name) or sha256(path))
+    sha256 = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path.name) or sha256(path))
     ((_, line),) = store.damaged()
     assert "does not lie in its folder" in line or "cannot read" in line
     assert sorted(read) == ["result.json", "weights"]
