@@ -72,7 +72,6 @@ def _require_supported(config: "Config") -> None:
 
 def _select(material: "Material", config: "Config", adapter: str | None) -> "Selection":
     from sapo.experiments.model.load import load_model
-    from sapo.experiments.model.scoring import subset
     from sapo.experiments.selection import require_adapter, select_prompt, with_adapter
 
     folder = Path(adapter).expanduser() if adapter else None
@@ -83,7 +82,6 @@ def _select(material: "Material", config: "Config", adapter: str | None) -> "Sel
     language_model = load_model(config)
     candidates = [prompt.text for prompt in material.pool.candidates(include_original=True)]
     task, scorer = material.task, config.scorer
-    examples = subset(task, scorer.examples, scorer.subset, config.seed)
     with (
         with_adapter(language_model.base, folder) as model,
         _Progress(len(candidates)) as progress,
@@ -91,11 +89,12 @@ def _select(material: "Material", config: "Config", adapter: str | None) -> "Sel
         return select_prompt(
             model,
             language_model.tokenizer,
-            examples,
+            task.train,
             candidates,
             separator=task.separator,
             suffix=task.suffix,
-            n_examples=len(examples),
+            n_examples=len(task.train),
+            name=task.name,
             reduction=scorer.reduction,
             include_original=scorer.include_original,
             template_options=config.model.template_options,

@@ -195,22 +195,6 @@ def _values(number: int, item: Any) -> Mapping[str, Any]:
     )
 
 
-def draw(examples: Iterable[Example], count: int, choice: str, seed: str) -> tuple[list[Example], int]:
-    """`count` examples in their order, and how many there are: the `first`, or `random` ones by the seed.
-
-    Reads all, holds `count`: every row has the same chance (reservoir sampling, Vitter 1985, algorithm R).
-    """
-    rng = Random(seed)  # noqa: S311
-    held: list[tuple[int, Example]] = []
-    number = -1
-    for number, example in enumerate(examples):
-        if number < count:
-            held.append((number, example))
-        elif choice == "random" and (place := rng.randrange(number + 1)) < count:
-            held[place] = (number, example)
-    return [example for _, example in sorted(held, key=lambda pair: pair[0])], number + 1
-
-
 def require_enough(n_drawn: int, n_rows: int) -> None:
     """UserError if too few examples would be scored to compare wordings at all."""
     if n_drawn < 2:

@@ -12,10 +12,11 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
 from sapo.data.files import is_text, read_yaml
-from sapo.data.own import OwnExamples, draw, own_name, own_task, require_enough
+from sapo.data.own import OwnExamples, own_name, own_task, require_enough
 from sapo.data.own_files import read_splits
 from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, PromptPool
+from sapo.data.subset import draw, subset
 from sapo.data.tasks import Example, Task
 
 # What a selection is told beside the settings.
@@ -44,9 +45,10 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
         if said := [name for name in ("data", *_OF_DATA) if name in given]:
             raise UserError(f"task={config.task} brings its own {said[0]}: say task=, or data= and the like.")
         task = load_task(config.task, config)
-        require_enough(min(config.scorer.examples, len(task.train)), len(task.train))
+        scored = subset(task, config.scorer.examples, config.scorer.subset, config.seed)
+        require_enough(len(scored), len(task.train))
         pool = load_pool(task, config.paraphrases)
-        return Material(task, pool, task.train, len(task.train), task.name, None)
+        return Material(replace(task, train=scored), pool, task.train, len(task.train), task.name, None)
     if not given.get("data"):
         raise UserError("Which rows? Say data=FILE instruction=TEXT, or task=NAME (`sapo ls tasks`).")
     labels = tuple(names(given.get("labels", "")))
@@ -55,10 +57,9 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
     pool = _own_pool(frame, config)
     rows = read_splits(Path(given["data"]).expanduser(), given["data"])["train"]
     examples = OwnExamples.of(rows, _columns(given), labels)
-    seed = f"subset {config.seed} {frame.name}"
-    drawn, n_rows = draw(examples, config.scorer.examples, config.scorer.subset, seed)
+    drawn, n_rows = draw(examples, config.scorer.examples, config.scorer.subset, config.seed, frame.name)
     require_enough(len(drawn), n_rows)
-    return Material(replace(frame, train=tuple(drawn)), pool, examples, n_rows, rows.source, examples.columns)
+    return Material(replace(frame, train=drawn), pool, examples, n_rows, rows.source, examples.columns)
 
 
 def _columns(given: Mapping[str, str]) -> tuple[str, str] | None:

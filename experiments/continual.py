@@ -14,11 +14,11 @@ from sapo.data.benchmarks import load_tasks
 from sapo.data.losses import prompt_losses
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt, PromptPool, pool_of
+from sapo.data.subset import subset
 from sapo.data.tasks import Task, short_name
 from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.lessons import Lesson
-from sapo.experiments.model.scoring import subset
 from sapo.experiments.policies import choose, needs_losses
 
 

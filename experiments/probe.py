@@ -19,6 +19,7 @@ from sapo.data.files import MANIFEST, manifest_of, stored_json, write_json
 from sapo.data.losses import prompt_losses
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.data.subset import subset
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another
 from sapo.experiments.engine.concurrent import ConcurrentEngine
@@ -26,7 +27,6 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import Evaluate, Gradient, Score
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
-from sapo.experiments.model.scoring import subset
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
 _LOSSES = ["prompt", "example", "nll", "entropy", "n_tokens"]

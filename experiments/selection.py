@@ -18,9 +18,10 @@ from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
-from sapo.data.own import draw, examples_of, own_task, require_enough
+from sapo.data.own import examples_of, own_task, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, user_turn
+from sapo.data.subset import draw
 from sapo.data.tasks import Example, Task
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.budgets import reading_tokens
@@ -121,6 +122,7 @@ def select_prompt(
     suffix: str = "",
     n_examples: int = 64,
     seed: int = 0,
+    name: str = "of the examples",
     reduction: str = "token",
     include_original: bool = True,
     template_options: Mapping[str, Any] | None = None,
@@ -139,7 +141,9 @@ def select_prompt(
         columns: names of the input's and the target's column of dicts; guessed if not given.
         separator: the line before the input; `Text:` or its Chinese form if not given.
         suffix: output format that follows every input and is not varied.
-        n_examples: how many examples are scored, drawn by `seed`; all if there are no more.
+        n_examples: how many examples are scored; all if there are no more.
+        seed: decides with `name` and the number of examples which are drawn.
+        name: the task's name; given it, the rows are those that `sapo train` and `sapo select` score.
         reduction: `token` (total loss over total target tokens) or `example` (mean of examples' means).
         include_original: whether the original can be chosen; it is scored in any case.
         template_options: switches of the chat template, such as `{"enable_thinking": False}`.
@@ -152,8 +156,9 @@ def select_prompt(
     """
     prompts = _prompts(candidates, original)
     _require_usable(tokenizer, reduction)
-    rows = examples_of(examples, columns)
-    task = own_task("of the examples", prompts[0].text, suffix, (), _drawn(rows, n_examples, seed))
+    drawn, n_rows = draw(examples_of(examples, columns), n_examples, "random", seed, name)
+    require_enough(len(drawn), n_rows)
+    task = own_task(name, prompts[0].text, suffix, (), drawn)
     task = replace(task, separator=task.separator if separator is None else separator)
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
     budget = reading_tokens(model, batch_tokens)
@@ -166,12 +171,6 @@ def _require_usable(tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
         raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
     if reduction not in ("token", "example"):
         raise unknown("reduction", reduction, ("token", "example"))
-
-
-def _drawn(rows: Iterable[Example], n_examples: int, seed: int) -> list[Example]:
-    drawn, n_rows = draw(rows, n_examples, "random", f"subset {seed}")
-    require_enough(len(drawn), n_rows)
-    return drawn
 
 
 def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:

@@ -1,6 +1,5 @@
 """The pre-update loss: how well a model that is not yet trained on a task predicts its targets."""
 
-import random
 from collections.abc import Sequence
 
 import pandas as pd
@@ -8,24 +7,11 @@ import torch
 
 from sapo.conf.errors import WorkError
 from sapo.data.prompts import Prompt
-from sapo.data.remembering import remembered
 from sapo.data.render import Rendered
-from sapo.data.tasks import Example, Task
+from sapo.data.tasks import Task
 from sapo.experiments.model.forward import Prefix, in_batches, nll_and_entropy, pass_tokens, target_logits
 
 NOTHING = (0.0, 0.0)
-
-
-@remembered(1024)
-def subset(task: Task, count: int, choice: str, seed: int) -> tuple[Example, ...]:
-    """The training examples that are scored: `first` rows, or a `random` draw that only (seed, task) decide.
-
-    All of them where the task has no more than `count`.
-    """
-    if choice == "first" or count >= len(task.train):
-        return task.train[:count]
-    rows = random.Random(f"subset {seed} {task.name}").sample(range(len(task.train)), count)  # noqa: S311
-    return tuple(task.train[row] for row in sorted(rows))
 
 
 @torch.inference_mode()

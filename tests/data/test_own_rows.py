@@ -2,19 +2,17 @@
 
 import json
 import tracemalloc
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import sapo.data.own_files as own_files
 from sapo.conf.errors import UserError
-from sapo.data.own import OwnExamples, draw, examples_of
+from sapo.data.own import OwnExamples, examples_of
 from sapo.data.own_files import read_splits
 from sapo.data.selecting import require_writable, write_jsonl
+from sapo.data.subset import draw
 from sapo.data.tasks import Example
 
 RECORDS = [{"text": f"row {i}", "label": str(i)} for i in range(40)]
@@ -28,30 +26,6 @@ def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         list(rows_of(path))
     return str(caught.value)
-
-
-# --- drawing -----------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 30), st.integers(1, 35), st.sampled_from(["random", "first"]), st.integers(0, 3))
-def test_a_draw_keeps_order_and_counts_all(n_rows: int, count: int, choice: str, seed: int) -> None:
-    rows = [Example(str(i), "x") for i in range(n_rows)]
-    drawn, total = draw(iter(rows), count, choice, f"seed {seed}")
-    assert total == n_rows
-    assert len(drawn) == min(count, n_rows)
-    places = [int(example.input) for example in drawn]
-    assert places == sorted(set(places))
-    assert draw(iter(rows), count, choice, f"seed {seed}") == (drawn, total)
-    if choice == "first":
-        assert drawn == rows[:count]
-
-
-def test_every_row_has_the_same_chance() -> None:
-    rows = [Example(str(i), "x") for i in range(12)]
-    found = Counter(row.input for seed in range(3000) for row in draw(rows, 3, "random", str(seed))[0])
-    # Each count is binomial(3000, 1/4): 750, standard deviation 24. Seeds are fixed, so this cannot flicker.
-    assert set(found) == {row.input for row in rows}
-    assert all(abs(count - 750) < 4 * 24 for count in found.values())
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -69,7 +43,7 @@ def test_a_large_file_is_never_held(tmp_path: Path, ending: str) -> None:
             file.write(row + "\n")
     tracemalloc.start()
     try:
-        drawn, total = draw(rows_of(path), 64, "random", "seed")
+        drawn, total = draw(rows_of(path), 64, "random", 0, "large")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

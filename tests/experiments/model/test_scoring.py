@@ -6,15 +6,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sapo.conf.errors import WorkError
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.scoring import example_losses, require_finite, subset
+from sapo.experiments.model.scoring import example_losses, require_finite
 
 
 def test_a_target_that_was_cut_off_counts_nothing(tiny_config):
@@ -25,21 +23,6 @@ def test_a_target_that_was_cut_off_counts_nothing(tiny_config):
     found = example_losses(model.base, [cut, *others], 1000)
     assert found.loc[0, ["nll", "entropy", "n_tokens"]].tolist() == [0, 0, 0]
     assert found["nll"][1:].tolist() == example_losses(model.base, others, 1000)["nll"].tolist()
-
-
-@given(st.integers(1, 30), st.integers(0, 5))
-def test_the_random_subset_is_drawn_by_seed_and_task_alone(count, seed):
-    task = generate("mini_price", 20, 4, 0)
-    drawn = subset(task, count, "random", seed)
-    assert drawn == subset(task, count, "random", seed)
-    assert len(set(drawn)) == len(drawn) == min(count, 20)
-    assert set(drawn) <= set(task.train)
-
-
-def test_the_first_rows_where_asked():
-    task = generate("mini_price", 20, 4, 0)
-    assert subset(task, 5, "first", 3) == task.train[:5]
-    assert subset(task, 5, "random", 0) != subset(task, 5, "random", 1)
 
 
 @pytest.mark.parametrize("share", [True, False])
