@@ -170,6 +170,7 @@ def _document(
             "columns": {"input": columns[0], "target": columns[1]} if columns else None,
             "rows": material.n_rows,
             "scored": len(selection.task.train),
+            "distinct": selection.n_distinct,
             "shortened": selection.n_shortened,
         },
         "pool": material.pool.source,
@@ -200,7 +201,7 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
     console.print(_ranking(console, document))
     console.print(
         "loss: nats a target token, ± 95 %. Δ original: difference to it; ± and p by paired t over the "
-        f"{data['scored']} rows, Bonferroni over {len(ranking) - 1}. tokens: of the wording.",
+        f"{data['distinct']} distinct rows, Bonferroni over {len(ranking) - 1}. tokens: of the wording.",
         markup=False,
     )
     _render_choice(console, document)

@@ -50,12 +50,14 @@ def findings(whole: Task, used: Task) -> list[Finding]:
     return [*found, *_small_test(used.test)]
 
 
-def distinct(examples: Sequence[Example]) -> list[int]:
-    """Indices of the first occurrence of each distinct row (input and target, to the letter), in order."""
+def distinct_rows(examples: Sequence[Example]) -> list[int]:
+    """For each row the index of the first that equals it (input and target, to the letter).
+
+    It names a row's group: `sorted(set(…))` are the distinct rows. Rows of a group say the same thing again,
+    so intervals and tests count groups, not rows.
+    """
     first: dict[Example, int] = {}
-    for index, example in enumerate(examples):
-        first.setdefault(example, index)
-    return list(first.values())
+    return [first.setdefault(example, index) for index, example in enumerate(examples)]
 
 
 def words(text: str) -> list[str]:
@@ -66,7 +68,7 @@ def words(text: str) -> list[str]:
 def _duplicates(train: Sequence[Example], sketches: Sequence[Sketch]) -> Iterator[Finding]:
     """Rows that repeat an earlier one: to the letter, with another target, or (sketches of inputs) nearly."""
     n = len(train)
-    repeated = n - len(distinct(train))
+    repeated = n - len(set(distinct_rows(train)))
     if repeated:
         message = f"{repeated} of {n} training rows repeat an earlier row; {n - repeated} are distinct"
         yield Finding("duplicates", repeated, n, message)

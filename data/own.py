@@ -199,8 +199,8 @@ def require_enough(n_drawn: int, n_rows: int) -> None:
     """UserError if too few examples would be scored to compare wordings at all."""
     if n_drawn < 2:
         raise UserError(
-            f"{n_drawn} of {n_rows} examples would be scored; it takes 2 to tell a difference from noise, "
-            "and some dozens to find a small one."
+            f"{n_drawn} of {n_rows} examples would be scored, repetitions counted once; it takes 2 to tell a "
+            "difference from noise, and some dozens to find a small one."
         )
 
 

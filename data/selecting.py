@@ -12,6 +12,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
 from sapo.data.files import is_text, read_yaml
+from sapo.data.hygiene import distinct_rows
 from sapo.data.own import OwnExamples, own_name, own_task, require_enough
 from sapo.data.own_files import read_splits
 from sapo.data.pools import load_pool
@@ -46,7 +47,7 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
             raise UserError(f"task={config.task} brings its own {said[0]}: say task=, or data= and the like.")
         task = load_task(config.task, config)
         scored = subset(task, config.scorer.examples, config.scorer.subset, config.seed)
-        require_enough(len(scored), len(task.train))
+        require_enough(len(set(distinct_rows(scored))), len(task.train))
         pool = load_pool(task, config.paraphrases)
         return Material(replace(task, train=scored), pool, task.train, len(task.train), task.name, None)
     if not given.get("data"):
@@ -58,7 +59,7 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
     rows = read_splits(Path(given["data"]).expanduser(), given["data"])["train"]
     examples = OwnExamples.of(rows, _columns(given), labels)
     drawn, n_rows = draw(examples, config.scorer.examples, config.scorer.subset, config.seed, frame.name)
-    require_enough(len(drawn), n_rows)
+    require_enough(len(set(distinct_rows(drawn))), n_rows)
     return Material(replace(frame, train=drawn), pool, examples, n_rows, rows.source, examples.columns)
 
 

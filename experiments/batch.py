@@ -10,7 +10,7 @@ from pathlib import Path
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
-from sapo.data.hygiene import distinct
+from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import PromptPool
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
@@ -127,7 +127,7 @@ def require_possible(config: Config) -> None:
 
 @remembered(64)
 def _n_distinct(rows: tuple[Example, ...]) -> int:
-    return len(distinct(rows))
+    return len(set(distinct_rows(rows)))
 
 
 # A check, and the parts of a config that it reads.

@@ -18,6 +18,7 @@ from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
+from sapo.data.hygiene import distinct_rows
 from sapo.data.own import examples_of, own_task, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, user_turn
@@ -29,7 +30,7 @@ from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.scoring import example_losses, require_finite
 
 LEVEL = 0.05
-TEST = "paired t-test over examples"
+TEST = "paired t-test over distinct examples"
 Array = NDArray[np.float64]
 
 
@@ -78,6 +79,11 @@ class Selection:
     def n_shortened(self) -> int:
         """Scored examples whose input was cut under at least one candidate."""
         return int(self.losses.loc[self.losses["is_shortened"], "example"].nunique())
+
+    @property
+    def n_distinct(self) -> int:
+        """Scored examples that are no repetition of another."""
+        return len(set(distinct_rows(self.task.train)))
 
     @property
     def verdict(self) -> list[str]:
@@ -157,7 +163,7 @@ def select_prompt(
     prompts = _prompts(candidates, original)
     _require_usable(tokenizer, reduction)
     drawn, n_rows = draw(examples_of(examples, columns), n_examples, "random", seed, name)
-    require_enough(len(drawn), n_rows)
+    require_enough(len(set(distinct_rows(drawn))), n_rows)
     task = own_task(name, prompts[0].text, suffix, (), drawn)
     task = replace(task, separator=task.separator if separator is None else separator)
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
@@ -231,7 +237,8 @@ def _selection(
     reduction: str,
     include_original: bool,
 ) -> Selection:
-    means, residuals = _mean_losses(losses, [prompt.index for prompt in prompts], reduction)
+    indices = [prompt.index for prompt in prompts]
+    means, residuals = _mean_losses(losses, indices, reduction, distinct_rows(task.train))
     order = sorted(range(len(prompts)), key=lambda i: (means[i], i))
     best, *others = [i for i in order if include_original or i]
     ranking = _ranking(prompts, order, means, residuals)
@@ -278,10 +285,14 @@ def _ranking(prompts: Sequence[Prompt], order: Sequence[int], means: Array, resi
     return pd.DataFrame(rows)
 
 
-def _mean_losses(losses: pd.DataFrame, indices: Sequence[int], reduction: str) -> tuple[Array, Array]:
-    """Each prompt's loss (K), and what each example adds to its error (K, n); the rows of these sum to 0.
+def _mean_losses(
+    losses: pd.DataFrame, indices: Sequence[int], reduction: str, groups: Sequence[int]
+) -> tuple[Array, Array]:
+    """Each prompt's loss (K), and what each distinct row adds to its error (K, m); rows of these sum to 0.
 
-    A loss by `token` is a ratio of two sums over examples; it is linearized for its error.
+    A loss by `token` is a ratio of two sums over examples; it is linearized for its error. What equal rows
+    add is summed, since they say the same thing again (Liang and Zeger 1986: errors of clustered data): a row
+    that stands there k times is one observation of weight k.
     """
     by_prompt = [losses[losses["prompt"] == index].sort_values("example") for index in indices]
     nll = np.stack([table["nll"].to_numpy(float) for table in by_prompt])
@@ -289,7 +300,12 @@ def _mean_losses(losses: pd.DataFrame, indices: Sequence[int], reduction: str) -
     if reduction == "example":
         nll, tokens = nll / tokens, np.ones_like(tokens)
     means = nll.sum(1) / tokens.sum(1)
-    return means, (nll - means[:, None] * tokens) / tokens.mean(1, keepdims=True)
+    residuals = (nll - means[:, None] * tokens) / tokens.mean(1, keepdims=True)
+    _, group = np.unique(groups, return_inverse=True)
+    m = group.max() + 1
+    summed = np.zeros((len(indices), m))
+    np.add.at(summed, (slice(None), group), residuals)
+    return means, summed * (m / len(group))
 
 
 def _difference(means: Array, residuals: Array, first: int, second: int, comparisons: int) -> Difference:
@@ -326,7 +342,7 @@ def _choice_in_words(selection: Selection) -> str:
     if gain.is_noise:
         return (
             f"Prompt {chosen.index} comes first, but its difference to the original is within noise on "
-            f"{len(selection.task.train)} examples: {found}. More examples may tell."
+            f"{selection.n_distinct} examples: {found}. More examples may tell."
         )
     side = "below" if gain.estimate < 0 else "above"
     return f"Train with prompt {chosen.index}: its loss is {side} the original's by more than noise: {found}."

@@ -14,7 +14,7 @@ from typing import Any
 
 from sapo.conf.errors import WorkError
 from sapo.data.files import write_json
-from sapo.data.hygiene import distinct
+from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
 from sapo.experiments.methods.method import KEPT
@@ -51,7 +51,7 @@ class Kept:
 
 def learned(lesson: Lesson) -> Kept:
     """A task with all rows that it was trained on, each once."""
-    rows = tuple(lesson.task.train[index] for index in distinct(lesson.task.train))
+    rows = tuple(lesson.task.train[index] for index in sorted(set(distinct_rows(lesson.task.train))))
     return Kept(replace(lesson, task=replace(lesson.task, train=rows, test=(), labels=())), len(rows))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo.data.benchmarks import load_benchmark_task
-from sapo.data.hygiene import distinct, findings, near_duplicates, sketch, standard_error, words
+from sapo.data.hygiene import distinct_rows, findings, near_duplicates, sketch, standard_error, words
 from sapo.data.mini import generate
 from sapo.data.tasks import Example, Task
 
@@ -53,16 +53,16 @@ def test_every_check_by_hand() -> None:
     }
 
 
-def test_distinct_keeps_first_occurrences_of_rows() -> None:
+def test_a_rows_group_is_the_first_that_equals_it() -> None:
     rows = [Example("a", "1"), Example("b", "1"), Example("a", "1"), Example("a", "2"), Example("b", "1")]
-    assert distinct(rows) == [0, 1, 3]
-    assert distinct([]) == []
+    assert distinct_rows(rows) == [0, 1, 0, 3, 1]
+    assert distinct_rows([]) == []
 
 
 @given(st.lists(st.sampled_from("abc")))
 def test_distinct_rows_are_all_rows_once(inputs: list[str]) -> None:
     rows = [Example(text, "1") for text in inputs]
-    kept = [rows[index] for index in distinct(rows)]
+    kept = [rows[index] for index in sorted(set(distinct_rows(rows)))]
     assert len(set(kept)) == len(kept)
     assert set(kept) == set(rows)
 

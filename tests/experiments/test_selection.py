@@ -115,6 +115,15 @@ def test_by_token_the_error_is_that_of_a_ratio(select):
         assert row.loss_high - row.loss == pytest.approx(stats.t.ppf(0.975, n - 1) * error)
 
 
+def test_a_row_that_is_repeated_is_one_observation(select):
+    once, often = select(), select(examples=[pair for pair in PAIRS for _ in range(5)])
+    assert often.n_distinct == once.n_distinct == 12
+    for name in ("loss", "loss_low", "loss_high", "difference", "difference_low", "difference_high", "p"):
+        assert often.ranking[name].tolist() == pytest.approx(once.ranking[name].tolist(), rel=1e-4, abs=1e-6)
+    with pytest.raises(UserError, match="1 of 9 examples would be scored, repetitions counted once"):
+        select(examples=[("number 1", "yes")] * 9)
+
+
 def test_noise_is_told_from_a_difference():
     assert Difference(-0.1, -0.3, 0.1, 0.2).is_noise
     assert not Difference(-0.2, -0.3, -0.1, 0.001).is_noise
