@@ -7,8 +7,8 @@ import pandas as pd
 from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
 from sapo.analysis.results import DRAWN
@@ -37,7 +37,7 @@ def metrics_terminal(scores: pd.DataFrame) -> RenderableType:
         "* the definition that the paper's tables hold (by the size of their values), and ours beside them",
         *_reasons(scores),
     ]
-    return Lines(table, *(escape(note) for note in notes))
+    return Lines(table, *(Text(note) for note in notes))
 
 
 def _reasons(scores: pd.DataFrame) -> Iterator[str]:
@@ -51,12 +51,12 @@ def _reasons(scores: pd.DataFrame) -> Iterator[str]:
 
 def terminal(table: ScoreTable) -> RenderableType:
     """The table for 80 columns or more: a block a group, intervals under values of the score asked for."""
-    return Lines(*map(_block, table.groups), *(escape(note) for note in table.notes))
+    return Lines(*map(_block, table.groups), *(Text(note) for note in table.notes))
 
 
 def _block(group: Group) -> Table:
     title = f"{group.title}: {group.rows[0].score}"
-    block = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", padding=0)
+    block = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", padding=0)
     block.add_column("policy", min_width=15)
     for name in (*METRICS, "n", "seeds"):
         block.add_column(name, justify="right", no_wrap=True)
@@ -65,11 +65,11 @@ def _block(group: Group) -> Table:
         if (row.score, row.source) != (before.score, before.source):
             block.add_section()
         if row.score != before.score:
-            block.add_row(escape(f"{row.score}:".replace(", ", ",\n").replace(" (", "\n(")))
+            block.add_row(Text(f"{row.score}:".replace(", ", ",\n").replace(" (", "\n(")))
         # Of the scores beside the one asked for, the other that is drawn has intervals too; files hold all.
         has_intervals = row in group.rows or (row.measure in DRAWN and row.column == "trained")
         lines = [cell.replace(" [", "\n[") if has_intervals else cell.split(" [")[0] for cell in _cells(row)]
-        block.add_row(escape(label), *map(escape, lines), *_counts(row))
+        block.add_row(Text(label), *map(Text, lines), *_counts(row))
         before = row
     if group.paper and not group.same_setting:
         row = group.paper[0]
@@ -166,14 +166,14 @@ def prompts_terminal(prompts: pd.DataFrame) -> RenderableType:
     """The chosen prompts for a terminal, a block a run."""
     blocks = []
     for run, rows in prompts.groupby("run", sort=False):
-        block = Table(box=box.SIMPLE_HEAD, title=escape(f"Prompts of {run}"), title_justify="left")
+        block = Table(box=box.SIMPLE_HEAD, title=Text(f"Prompts of {run}"), title_justify="left")
         block.add_column("task", overflow="fold")
         for name in ("index", "loss", "original"):
             block.add_column(name, justify="right", no_wrap=True)
         block.add_column("text", ratio=1)
         for _, row in rows.iterrows():
             fields = [short_name(row["task"]), *_prompt_numbers(row), row["text"]]
-            block.add_row(*map(escape, fields))
+            block.add_row(*map(Text, fields))
         blocks.append(block)
     return Lines(*blocks)
 
@@ -207,11 +207,11 @@ def frame_terminal(frame: pd.DataFrame, title: str) -> RenderableType:
     block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in shown:
         is_first = name == shown.columns[0]
-        block.add_column(escape(name), justify="left" if is_first else "right", overflow="fold")
+        block.add_column(Text(name), justify="left" if is_first else "right", overflow="fold")
     for row in shown.itertuples(index=False):
-        block.add_row(*map(escape, row))
+        block.add_row(*map(Text, row))
     # Not as the title of the table, which would be broken to its width.
-    return Lines(escape(title), *([escape(facts)] if facts else []), block)
+    return Lines(Text(title), *([Text(facts)] if facts else []), block)
 
 
 def told_once(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import warnings
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,7 +26,8 @@ from sapo.cli import (
     store,
     train,
 )
-from sapo.conf.errors import UserError
+from sapo.cli.console import notice
+from sapo.conf.errors import UserError, is_full, system_error
 
 DEBUG = "--debug"
 
@@ -59,14 +61,26 @@ def main(arguments: list[str] | None = None) -> None:
     debug = DEBUG in arguments
     _quiet(debug, "fetch" in arguments[:1])
     try:
+        _require_folder()
         # `--debug` is taken wherever it stands, since people add it to the end of what has failed.
         app([argument for argument in arguments if argument != DEBUG], prog_name="sapo")
     except UserError as error:
         _fail(error, str(error), error.exit_code, debug)
     except Exception as error:  # the last line of defence: one legible line
+        if isinstance(error, OSError) or is_full(error):
+            refused = system_error(error)
+            _fail(error, str(refused), refused.exit_code, debug)
         hint = "" if debug else "; run again with --debug for the traceback"
         message = " ".join(str(error).split()) or "no message"
         _fail(error, f"{type(error).__name__}: {message}{hint}", 1, debug)
+
+
+def _require_folder() -> None:
+    """UserError if the folder in which the command was called has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("The present folder has been deleted: `cd` to one that is there.") from error
 
 
 @app.callback()
@@ -90,17 +104,20 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _fail(error: Exception, message: str, code: int, debug: bool) -> None:
+def _fail(error: Exception, message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
-    typer.echo(f"sapo: {message}", err=True)
+        notice("".join(traceback.format_exception(error)).rstrip())
+    notice(f"sapo: {message}")
     raise SystemExit(code)
 
 
 def _quiet(debug: bool, downloads: bool) -> None:
     """Keeps libraries from talking; a download's progress is worth showing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal does not have fails nothing
+            stream.reconfigure(errors="backslashreplace")
     # asyncio would put Ctrl-C off to the next `await`, behind a training; with a handler of ours it does not.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)  # how a scheduler takes a machine back

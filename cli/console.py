@@ -1,15 +1,21 @@
 """What commands share: results on stdout, everything else on stderr, and the options that many have."""
 
+import codecs
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from sapo.conf.errors import WorkError
+from sapo.conf.text import json_safe, printable
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -34,16 +40,40 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else")]
 
 
-def emit(document: Any, as_json: bool, render: Callable[["Console"], None]) -> None:
+class Terminal(Console):
+    """A console that shows foreign text as it is: no markup, emoji codes or control characters act."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """What tables and lines measure and wrap is what is shown."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What comes as styled text passes here alone."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def emit(document: Any, as_json: bool, render: Callable[[Console], None]) -> None:
     """Prints a result on stdout: the document as JSON, or what `render` makes of it."""
     if as_json:
-        from json import dumps
-
-        typer.echo(dumps(document, ensure_ascii=False, allow_nan=False))
-        return
-    from rich.console import Console
-
-    render(Console(highlight=False))
+        encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+        text = dumps(document, ensure_ascii=not encoding.startswith("utf"), allow_nan=False)
+        render = lambda _: typer.echo(json_safe(text))  # noqa: E731
+    try:
+        render(Terminal())
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.filename:
+            raise
+        # What lies in the buffer would fail again when Python ends.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise WorkError(
+            f"Cannot write the result to the output: {error.strerror or error}. "
+            "What was computed is kept: the same command shows it again."
+        ) from error
 
 
 def take(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -55,15 +85,14 @@ def take(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], 
 
 
 def notice(text: str) -> None:
-    """A line on stderr."""
-    typer.echo(text, err=True)
+    """A line on stderr; where nothing can be written, the work goes on without."""
+    with suppress(OSError):
+        typer.echo(printable(text), err=True)
 
 
 @contextmanager
 def nothing_on_stdout() -> Iterator[None]:
     """Sends to stderr what libraries print while the work goes on: stdout is for results."""
-    import sys
-
     with redirect_stdout(sys.stderr):
         yield
 

@@ -26,7 +26,8 @@ def command(overrides: Overrides = None, json: Json = False) -> None:
         for check in found:
             mark = "ok     " if check.ok else "missing" if check.required else "absent "
             style = "green" if check.ok else "red" if check.required else "yellow"
-            console.print(f"[{style}]{mark}[/] {check.name}", end=": ")
+            console.print(mark, style=style, end=" ")
+            console.print(check.name, end=": ")
             console.print(check.detail, markup=False, soft_wrap=True)
             if not check.ok and check.mend:
                 console.print(f"        {check.mend}", markup=False, soft_wrap=True)

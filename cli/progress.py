@@ -4,9 +4,9 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sapo.cli.console import Terminal
 from sapo.experiments.engine.stages import Score, Stage, Train
 
 WORDS = {"score": "scoring", "train": "training", "evaluate": "evaluating", "gradient": "gradient of"}
@@ -21,7 +21,7 @@ class StageProgress:
     """
 
     def __init__(self, total: int = 0) -> None:
-        console = Console(stderr=True, highlight=False)
+        console = Terminal(stderr=True)
         self.total = total
         self.console = console
         self.computed: Counter[int] = Counter()

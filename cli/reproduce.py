@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapo.cli.console import Json, Overrides, emit, notice
+from sapo.cli.console import Json, Overrides, Terminal, emit, notice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,11 +193,9 @@ def _write_probes(
 
 def _reproduce_all(jobs: list[Job], watched: "Watched", json: bool) -> None:
     """Every target in turn, each shown when it is done; then which failed. Exits with 1 if any did."""
-    from rich.console import Console
-
     done: list[Done] = []
     failed: dict[str, str] = {}
-    console = Console(highlight=False)
+    console = Terminal()
     for job in jobs:
         notice(f"sapo: {job.target}")
         try:
@@ -329,11 +327,9 @@ def _require_gpu(scale: str, configs: dict[str, list["Config"]]) -> None:
 
 
 def _show_plan(configs: dict[str, list["Config"]]) -> None:
-    from rich.console import Console
-
     from sapo.conf.errors import UserError
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     try:
         _render_plan(console, _plan(configs))
     except UserError as error:  # the data is missing too: then there is no plan to show

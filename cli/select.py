@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapo.cli.console import Json, emit, notice
+from sapo.cli.console import Json, Terminal, emit, notice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,10 +126,9 @@ class _Progress:
     """What is scored, on stderr: a bar on a terminal, a line a wording elsewhere."""
 
     def __init__(self, total: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        console = Console(stderr=True, highlight=False)
+        console = Terminal(stderr=True)
         columns = (TextColumn("scoring wordings"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._row = self._bar.add_task("", total=total)
@@ -214,7 +213,6 @@ def _counted(n: int, noun: str) -> str:
 def _ranking(console: "Console", document: dict[str, Any]) -> "Table":
     """A line a wording, shortened to what the terminal has room for."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     ranking = document["candidates"]
@@ -233,9 +231,7 @@ def _ranking(console: "Console", document: dict[str, Any]) -> "Table":
             width=max(SHORTEST_WORDING, min(width, room)) if is_text else width,
         )
     for row, cells in zip(ranking, rows, strict=True):
-        table.add_row(
-            *map(escape, cells), style="bold" if row["index"] == document["chosen"]["index"] else None
-        )
+        table.add_row(*cells, style="bold" if row["index"] == document["chosen"]["index"] else None)
     return table
 
 

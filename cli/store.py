@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sapo.cli.console import Json, emit, store_root
-from sapo.data.files import damage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -218,5 +217,7 @@ def _amount(n_bytes: int) -> str:
 
 
 def _is_damaged(folder: Path) -> bool:
+
+    from sapo.data.files import damage
 
     return any(damage(folder))

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pandas as pd
 from rich import box
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
@@ -25,7 +24,7 @@ from sapo.data.tasks import short_name
 def run_scores(run: RunResult, definition: str) -> list[RenderableType]:
     """A run's ROUGE-L and exact match after each task, then its metrics by every score and tested prompt."""
     shown = [matrix_table(run, measure) for measure in ("rougeL", "exact_match")]
-    return [*shown, *map(escape, metrics_lines(run, definition))]
+    return [*shown, *metrics_lines(run, definition)]
 
 
 def matrix_table(run: RunResult, measure: str) -> Table:

@@ -33,3 +33,19 @@ def is_full(error: Exception) -> bool:
     """Whether a disk, a quota or a limit of the system let no more be written."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
+
+
+def system_error(error: Exception) -> UserError:
+    """What the system refused, in words: path, reason and remedy; a full disk is not the command's fault."""
+    names = [getattr(error, name, None) for name in ("filename", "filename2")]
+    where = " and ".join(str(name) for name in names if name is not None)
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    message = f"{where}: {reason}." if where else f"{reason}."
+    if is_full(error):
+        return WorkError(f"{message} Make room, and run the same command again: what is finished is kept.")
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return UserError(
+            f"{message} Name a folder that you may write (store.root=, SAPO_STORE, --output), or have its "
+            "owner allow it to you."
+        )
+    return (UserError if where else WorkError)(message)
