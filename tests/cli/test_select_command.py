@@ -47,6 +47,7 @@ def test_the_document(sapo):
         "columns": {"input": "text", "target": "label"},
         "rows": 96,
         "scored": 4,
+        "distinct": 4,
         "shortened": 0,
     }
     assert document["written"] is None
