@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.resampling import (
+from sapo.analysis.intervals import (
     COEFFICIENTS,
     FEWEST_PROMPTS,
     PERMUTATIONS,
-    Estimate,
-    bootstrap_estimate,
+    Interval,
+    bootstrap_interval,
     column_correlations,
     is_constant,
     joined,
     mean_off_diagonal,
     permutation_p,
 )
+from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.results import RunResult, column_rows, require_comparable, score_matrix
 from sapo.conf.errors import UserError
 
@@ -76,7 +76,7 @@ class MapSummary:
     """
 
     coefficient: str
-    mean: Estimate
+    mean: Interval
     p: float | None
     n_pairs: int
     undefined: tuple[str, ...]
@@ -154,11 +154,11 @@ def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> Ma
     if not n_pairs:
         reason = joined(undefined) or "a correlation needs two tasks that are not current"
         return MapSummary(
-            coefficient, Estimate(None, n=len(effects.scores), reason=reason), None, 0, undefined
+            coefficient, Interval(None, n=len(effects.scores), reason=reason), None, 0, undefined
         )
     table = effects.scores.dropna(axis="columns").to_numpy(dtype=float)
     table = table[:, ~is_constant(table)]  # rounding noise would have ranks, and correlate when permuted
-    mean = bootstrap_estimate(table, lambda rows: mean_off_diagonal(rows, coefficient), seed=seed)
+    mean = bootstrap_interval(table, lambda rows: mean_off_diagonal(rows, coefficient), seed=seed)
     ranks = stats.rankdata(table, axis=0) if coefficient == "spearman" else table
     copies = np.broadcast_to(ranks, (PERMUTATIONS, *ranks.shape)).copy()
     permuted = mean_off_diagonal(np.random.default_rng(seed).permuted(copies, axis=1), "pearson")
@@ -173,13 +173,13 @@ def map_caption(summary: MapSummary, adjusted: float | None) -> str:
     return f"mean {summary.mean.text()}, p = {summary.p:.2g} (Holm {adjusted:.2g})"
 
 
-def pair_estimate(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Estimate:
+def pair_estimate(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Interval:
     """One coefficient between two tasks, with its interval over prompts."""
     reason = _why_undefined(scores[x_task], scores[y_task])
     if reason:
-        return Estimate(None, n=len(scores), reason=reason)
+        return Interval(None, n=len(scores), reason=reason)
     table = scores[[x_task, y_task]].to_numpy(dtype=float)
-    return bootstrap_estimate(
+    return bootstrap_interval(
         table, lambda rows: column_correlations(rows[..., :1], rows[..., 1:], coefficient)[..., 0, 0]
     )
 

@@ -5,9 +5,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sapo.analysis.figures import UNITS
+from sapo.analysis.intervals import Interval
 from sapo.analysis.metrics import METRICS
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES
-from sapo.analysis.statistics import Interval
 from sapo.analysis.tables import ScoreTable
 
 # Okabe and Ito's colours for colour-blind readers, with a marker each for print without colour.
@@ -26,10 +26,10 @@ def size_points(table: ScoreTable, measure: str) -> pd.DataFrame:
             "pool_size": row.pool_size,
             "is_difference": row.difference,
             "metric": metric,
-            "estimate": cell.estimate,
+            "estimate": cell.value,
             "low": cell.low,
             "high": cell.high,
-            "n_examples": cell.n_examples,
+            "n_examples": cell.n,
             "n_seeds": cell.n_seeds,
         }
         for group in table.groups

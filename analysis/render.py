@@ -10,9 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sapo.analysis.intervals import Interval
 from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
 from sapo.analysis.results import DRAWN
-from sapo.analysis.statistics import Interval
 from sapo.analysis.tables import Group, Row, ScoreTable
 from sapo.data.tasks import short_name
 
@@ -267,7 +267,7 @@ def _cell(value: Interval | float | None, signed: bool, decimals: int) -> str:
     if value is None:
         return NONE
     if isinstance(value, Interval):
-        return f"{number(value.estimate)} [{number(value.low)}, {number(value.high)}]"
+        return f"{number(value.value or 0.0)} [{number(value.low)}, {number(value.high)}]"
     return number(value)
 
 
@@ -277,7 +277,7 @@ def _counts(row: Row) -> list[str]:
 
 def _numbers(value: Interval | float | None) -> dict[str, float | None]:
     if isinstance(value, Interval):
-        return {"estimate": value.estimate, "low": value.low, "high": value.high}
+        return {"estimate": value.value, "low": value.low, "high": value.high}
     return {"estimate": value, "low": None, "high": None}
 
 

@@ -21,12 +21,12 @@ from sapo.analysis.correlations import (
 )
 from sapo.analysis.figures import correlation_heatmap, save
 from sapo.analysis.files import write_text
+from sapo.analysis.intervals import COEFFICIENTS, Interval, holm
 from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
 from sapo.analysis.published import PAPER
-from sapo.analysis.resampling import COEFFICIENTS, holm
 from sapo.analysis.results import RunResult, check_measure, leading_measure, load_run, shown_measures
-from sapo.analysis.tables import ScoreTable, chosen_prompts, grouped, score_table
+from sapo.analysis.tables import Row, ScoreTable, chosen_prompts, grouped, score_table
 from sapo.data.tasks import short_name
 
 
@@ -214,11 +214,27 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
+def _row_json(row: Row) -> dict[str, Any]:
+    cells = {
+        metric: {
+            "estimate": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "n_examples": cell.n,
+            "n_seeds": cell.n_seeds,
+        }
+        if isinstance(cell, Interval)
+        else cell
+        for metric, cell in row.cells.items()
+    }
+    return asdict(row) | {"cells": cells}
+
+
 def _table_json(table: ScoreTable) -> dict[str, Any]:
     return {
         "measure": table.measure,
         "definition": table.definition,
-        "rows": [asdict(row) for group in table.groups for row in group.blocks[0]],
-        "more_rows": [asdict(row) for group in table.groups for rows in group.blocks[1:] for row in rows],
+        "rows": [_row_json(row) for group in table.groups for row in group.blocks[0]],
+        "more_rows": [_row_json(row) for group in table.groups for rows in group.blocks[1:] for row in rows],
         "notes": table.notes,
     }

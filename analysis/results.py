@@ -298,6 +298,15 @@ def example_scores(
     return {(int(after), str(task)): values.to_numpy(dtype=float) for (after, task), values in groups}
 
 
+def test_rows(run: RunResult, task: str) -> NDArray[np.int64]:
+    """For each test example of a task the number of the first that has the same input and target.
+
+    Run folders that do not say so are of an earlier version: there each example is a row of its own.
+    """
+    frame = run.predictions[run.predictions["task"] == task].drop_duplicates("example").sort_values("example")
+    return frame["row" if "row" in frame else "example"].to_numpy(dtype=np.int64)
+
+
 def why_no_labels(run: RunResult) -> str | None:
     """Why AP, BWT and FWT of `label_match` are not defined for the run, or None if they are."""
     has_labels = run.predictions.groupby("task")[LABELS].agg(lambda values: values.notna().all())

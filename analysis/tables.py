@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from sapo.analysis.intervals import DRAWS, Interval, metric_intervals
 from sapo.analysis.metrics import METRICS, check_definition
 from sapo.analysis.published import BASE, PAPER, Published, plain, published
 from sapo.analysis.results import (
@@ -23,7 +24,6 @@ from sapo.analysis.results import (
     tests_apart,
     why_no_labels,
 )
-from sapo.analysis.statistics import DRAWS, Interval, metric_intervals
 from sapo.data.prompts import ORIGINAL
 
 DEMONSTRATION = (
@@ -220,8 +220,8 @@ def _rows(
     rows = []
     for policy, runs in policies.items():
         against = _base_of(policy, policies, notes)
-        cells = metric_intervals(runs, measure, definition, against, draws, column=column)
-        known = [cell for cell in cells.values() if cell]
+        found = metric_intervals(runs, measure, definition, against, draws, column=column)
+        known = [cell for cell in found.values() if cell.value is not None]
         row = Row(
             source="ours",
             model=runs[0].model,
@@ -229,8 +229,8 @@ def _rows(
             method=runs[0].method,
             policy=policy,
             difference=against is not None,
-            cells=cells,
-            n_examples=known[0].n_examples if known else None,
+            cells={name: None if cell.value is None else cell for name, cell in found.items()},
+            n_examples=known[0].n if known else None,
             n_seeds=known[0].n_seeds if known else None,
             measure=measure,
             column=column,

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from sapo.analysis.intervals import DRAWS, Array, resample_counts
 from sapo.analysis.metrics import rounded
 from sapo.analysis.published import BASE, paper_csv, plain
 from sapo.analysis.results import RunResult
-from sapo.analysis.statistics import DRAWS, Array, resample_counts
 from sapo.analysis.tables import DEMONSTRATION, grouped
 
 HOUR = 3600.0

@@ -14,6 +14,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
 from sapo.data.files import MANIFEST, flush, manifest_of, write_json
+from sapo.data.hygiene import distinct_rows
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.continual import Run, pool_for
 from sapo.experiments.engine.store import Store, Stored
@@ -245,8 +246,13 @@ def _n_shortened(stored: Stored) -> int:
 
 
 def _predictions(run: Run) -> pd.DataFrame:
-    """Every test example's row of every evaluation; `label_match` is null for a task without labels."""
-    labels = {task.name: task.labels for task in (*run.tasks, *run.unseen)}
+    """Every test example's scores in every evaluation; `label_match` is null for a task without labels.
+
+    `row` is the number of the first test example with the same input and target: repeated rows are one.
+    """
+    tasks = (*run.tasks, *run.unseen)
+    labels = {task.name: task.labels for task in tasks}
+    first_equal = {task.name: distinct_rows(task.test) for task in tasks}
     tables = []
     for evaluation in run.evaluations:
         if not isinstance(evaluation.stored, Stored):
@@ -256,6 +262,7 @@ def _predictions(run: Run) -> pd.DataFrame:
         table.insert(1, "task", evaluation.task)
         table.insert(2, "prompt_index", evaluation.prompt.index)
         table.insert(3, "column", evaluation.column)
+        table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
         answers = zip(table["prediction"], table["target"], strict=True)
         matches = [label_match(answer, target, labels[evaluation.task]) for answer, target in answers]
         table["label_match"] = pd.array(matches, dtype="Float64")

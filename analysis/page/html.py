@@ -16,6 +16,7 @@ from pandas.api.types import is_bool, is_bool_dtype, is_numeric_dtype
 
 from sapo.analysis.correlations import PromptEffects
 from sapo.analysis.files import write_text
+from sapo.analysis.intervals import Interval
 from sapo.analysis.metrics import DEFINITIONS, METRICS
 from sapo.analysis.page.answers import CHANGES, answers
 from sapo.analysis.page.sections import (
@@ -35,7 +36,6 @@ from sapo.analysis.page.sections import (
 from sapo.analysis.render import PAPER_LABEL, told_once
 from sapo.analysis.report import Report
 from sapo.analysis.results import MEASURES
-from sapo.analysis.statistics import Interval
 from sapo.analysis.tables import Row, ScoreTable, score_table
 from sapo.data.tasks import short_name
 
@@ -141,7 +141,7 @@ def interval(row: Row, metric: str) -> tuple[str, str]:
     if value is None:
         return NONE, ""
     if isinstance(value, Interval):
-        return number(value.estimate), f"[{number(value.low)}, {number(value.high)}]"
+        return number(value.value), f"[{number(value.low)}, {number(value.high)}]"
     return number(value), ""
 
 

@@ -15,12 +15,12 @@ from sapo.analysis.correlations import (
     summarize_map,
 )
 from sapo.analysis.figures import correlation_heatmap, remark
+from sapo.analysis.intervals import COEFFICIENTS, holm
 from sapo.analysis.probes import tables
 from sapo.analysis.probes.figures import coefficient_text, name_of, pairs_figure, spread_figure
 from sapo.analysis.probes.output import ProbeReport, facts, note_paper
 from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.probes.spread import SPREAD_TEST, Spread, change_rows, spread
-from sapo.analysis.resampling import COEFFICIENTS, holm
 from sapo.data.tasks import short_name
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sapo.analysis.intervals import COEFFICIENTS, Interval
 from sapo.analysis.probes import tables
 from sapo.analysis.probes.figures import (
     coefficient_text,
@@ -26,7 +27,6 @@ from sapo.analysis.probes.indicators import (
 )
 from sapo.analysis.probes.output import ProbeReport, facts, note_paper
 from sapo.analysis.probes.results import ProbeResult, sign_of
-from sapo.analysis.resampling import COEFFICIENTS, Estimate
 from sapo.data.tasks import short_name
 
 
@@ -99,7 +99,7 @@ def _loss_scatter(
     return pairs_figure(loss, scores, labels, captions, title)
 
 
-def _what(means: Mapping[tuple[str, str], Estimate], unit: str) -> str:
+def _what(means: Mapping[tuple[str, str], Interval], unit: str) -> str:
     """What the error bars are, or that there are none."""
     if all(mean.value is None for mean in means.values()):
         return "no correlation is defined"

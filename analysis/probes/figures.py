@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sapo.analysis.figures import put_title
+from sapo.analysis.intervals import COEFFICIENTS, Interval
 from sapo.analysis.probes.gradients import ROLES as GRADIENT_ROLES
 from sapo.analysis.probes.gradients import alignments
 from sapo.analysis.probes.indicators import INDICATORS
 from sapo.analysis.probes.results import ROLES, ProbeResult
 from sapo.analysis.probes.spread import Spread
-from sapo.analysis.resampling import COEFFICIENTS, Estimate
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -34,7 +34,7 @@ def name_of(measure: str) -> str:
     return MEASURES[measure].split(" (")[0]
 
 
-def coefficient_text(coefficient: str, estimate: Estimate) -> str:
+def coefficient_text(coefficient: str, estimate: Interval) -> str:
     """`Pearson 0.45 [0.20, 0.61]` for a panel's title; the reason for none stands in the tables."""
     known = estimate.value is not None
     return f"{coefficient.capitalize()} {estimate.text() if known else 'not defined'}"
@@ -104,7 +104,7 @@ def _changes(
     axes.scatter([place + offsets[ORIGINAL]], [changes[ORIGINAL]], s=34, marker="D", color=BLACK, zorder=3)
 
 
-def _bar(axes: Axes, place: int, estimate: Estimate, colour: str) -> None:
+def _bar(axes: Axes, place: int, estimate: Interval, colour: str) -> None:
     if estimate.value is None:
         where = axes.get_xaxis_transform()
         axes.text(place, 0.05, estimate.text(), transform=where, rotation=90, fontsize=8, ha="center")
@@ -136,7 +136,7 @@ def pairs_figure(
 
 
 def indicator_figure(
-    means: Mapping[tuple[str, str], Estimate],
+    means: Mapping[tuple[str, str], Interval],
     points: Mapping[tuple[str, str], Mapping[str, float]],
     what: str,
     measure: str,
@@ -166,7 +166,7 @@ def indicator_figure(
     return figure
 
 
-def _indicator(axes: Axes, place: int, mean: Estimate, points: Mapping[str, float]) -> None:
+def _indicator(axes: Axes, place: int, mean: Interval, points: Mapping[str, float]) -> None:
     if mean.value is None:
         axes.text(0.02, place, "not defined", fontsize=8, va="center", color=GREY)
         return

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sapo.analysis.intervals import Interval, mean_interval
 from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.resampling import Estimate, mean_estimate
 
 ROLES = {"trained": "T1, trained before", "unseen": "T3, unseen"}
 
@@ -21,7 +21,7 @@ class Alignment:
     role: str
     rank: int
     prompt: int
-    cosine: Estimate
+    cosine: Interval
 
 
 def alignments(probe: ProbeResult) -> list[Alignment]:
@@ -29,7 +29,7 @@ def alignments(probe: ProbeResult) -> list[Alignment]:
     if probe.gradients is None:
         return []
     groups = probe.gradients.groupby(["role", "rank", "prompt"], sort=True)["cosine"]
-    found = {key: mean_estimate(list(values), "modules") for key, values in groups}
+    found = {key: mean_interval(list(values), "modules") for key, values in groups}
     return [
         Alignment(role, int(rank), int(prompt), cosine)
         for role in ROLES
@@ -38,12 +38,12 @@ def alignments(probe: ProbeResult) -> list[Alignment]:
     ]
 
 
-def rank_difference(probe: ProbeResult, role: str) -> Estimate:
+def rank_difference(probe: ProbeResult, role: str) -> Interval:
     """Mean cosine of the lowest loss minus that of the highest loss, paired over (task, module)."""
     frame = probe.gradients if probe.gradients is not None else pd.DataFrame(columns=["role"])
     frame = frame[frame["role"] == role]
     if frame.empty or frame["rank"].nunique() < 2:
-        return Estimate(None, reason="a difference needs two ranked prompts")
+        return Interval(None, reason="a difference needs two ranked prompts")
     wide = frame.pivot_table(index=["task", "module"], columns="rank", values="cosine")
     difference = (wide[wide.columns.min()] - wide[wide.columns.max()]).dropna()
-    return mean_estimate(list(difference), "modules")
+    return mean_interval(list(difference), "modules")

@@ -7,21 +7,23 @@ import numpy as np
 import pandas as pd
 import textstat
 
-from sapo.analysis.probes.results import ProbeResult, sign_of
-from sapo.analysis.resampling import (
+from sapo.analysis.intervals import (
     COEFFICIENTS,
+    DRAWS,
     FEWEST_PROMPTS,
     Array,
-    Estimate,
+    Interval,
+    by_distinct_row,
     column_correlations,
-    estimate_of,
+    interval_of,
     is_constant,
     joined,
-    mean_estimate,
+    mean_interval,
     nan_mean,
+    resample_counts,
     resampled,
 )
-from sapo.analysis.statistics import DRAWS, resample_counts
+from sapo.analysis.probes.results import ProbeResult, sign_of
 from sapo.data.prompts import ORIGINAL
 
 INDICATORS = {
@@ -78,8 +80,8 @@ class Power:
     measure: str
     indicator: str
     coefficient: str
-    by_task: dict[str, Estimate]
-    mean: Estimate
+    by_task: dict[str, Interval]
+    mean: Interval
 
 
 def powers(probe: ProbeResult, measure: str) -> list[Power]:
@@ -118,12 +120,12 @@ def _power(
     n = len(scores)
     by_task, reasons = {}, {task: _why_undefined(indicator, scores[task]) for task in scores}
     for place, (task, reason) in enumerate(reasons.items()):
-        known = estimate_of(values[place], draws[:, place], n)
-        by_task[task] = Estimate(None, n=n, reason=reason) if reason else known
+        known = interval_of(values[place], draws[:, place], n)
+        by_task[task] = Interval(None, n=n, reason=reason) if reason else known
     usable = np.array([reason is None for reason in reasons.values()])
-    mean = Estimate(None, n=n, reason=joined(reasons.values()))
+    mean = Interval(None, n=n, reason=joined(reasons.values()))
     if usable.any():
-        mean = estimate_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
+        mean = interval_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
     return Power(probe, measure, str(indicator.name), coefficient, by_task, mean)
 
 
@@ -149,7 +151,7 @@ class Pooled:
     indicator: str
     coefficient: str
     points: dict[str, float]
-    mean: Estimate
+    mean: Interval
     n_defined: int
     n_tasks: int
 
@@ -174,9 +176,9 @@ def _pool(key: tuple[str, str, str], members: list[Power]) -> Pooled:
     if len(members) == 1:
         mean = members[0].mean
     elif points:
-        mean = mean_estimate(list(points.values()), "pairs")
+        mean = mean_interval(list(points.values()), "pairs")
     else:
-        mean = Estimate(None, reason=joined(power.mean.reason for power in members))
+        mean = Interval(None, reason=joined(power.mean.reason for power in members))
     cells = [cell for power in members for cell in power.by_task.values()]
     return Pooled(*key, points, mean, sum(cell.value is not None for cell in cells), len(cells))
 
@@ -202,7 +204,7 @@ class Choice:
     tasks_above_by_chance: float
     n_tasks: int
     n_prompts: int
-    regret: Estimate
+    regret: Interval
     of_original: float
     of_random: float
     missing: tuple[str, ...]
@@ -224,10 +226,10 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
         return "all prompts score alike"
     chosen = int(probe.pre_update_losses()[probe.candidates].idxmin())
     is_above, tasks_above = means > means.median(), (whole > whole.median()).sum(axis=1)
-    regret = Estimate(
+    regret = Interval(
         float(means.max() - means[chosen]),
         *_regret_interval(probe, measure, list(whole.columns), chosen, draws, seed),
-        n=sum(probe.final_examples(measure, task).shape[1] for task in whole),
+        n=sum(len(set(probe.test_rows(task))) for task in whole),
     )
     return Choice(
         probe=probe,
@@ -254,8 +256,9 @@ def _regret_interval(
     means = np.zeros((draws, len(probe.runs)))
     for task in tasks:
         values = sign_of(measure) * probe.final_examples(measure, task)
-        n = values.shape[1]
-        means += resample_counts(n, draws, rng) @ values.T / (n * len(tasks))
+        sums, sizes = by_distinct_row(values, probe.test_rows(task))
+        counts = resample_counts(len(sizes), draws, rng)
+        means += counts @ sums.T / ((counts @ sizes)[:, None] * len(tasks))
     place = sorted(probe.runs).index(chosen)
     low, high = np.percentile(means.max(axis=1) - means[:, place], [2.5, 97.5])
     return float(low), float(high)

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from sapo.analysis.figures import remark, save
 from sapo.analysis.files import write_text
+from sapo.analysis.intervals import Interval
 from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.resampling import Estimate
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ProbeReport:
         if text not in self.notes:
             self.notes.append(text)
 
-    def note_missing(self, where: str, estimate: Estimate) -> None:
+    def note_missing(self, where: str, estimate: Interval) -> None:
         """Warns that an estimate has no value, or no interval, and why."""
         if estimate.reason:
             what = "not defined" if estimate.value is None else "no interval"

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sapo.analysis.intervals import FEWEST_FOR_INTERVAL
 from sapo.analysis.probes.draw_effects import figure1, figure2
 from sapo.analysis.probes.draw_indicators import figure3, figure4
 from sapo.analysis.probes.output import ProbeReport
 from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable
-from sapo.analysis.resampling import FEWEST_FOR_INTERVAL
 from sapo.analysis.results import check_measure, leading_measure
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError, unknown

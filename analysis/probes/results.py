@@ -19,6 +19,7 @@ from sapo.analysis.results import (
     differences,
     load_run,
     require_comparable,
+    test_rows,
 )
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import shown, why_no_name
@@ -100,6 +101,10 @@ class ProbeResult:
         """Final scores on a task that every prompt was evaluated on: prompts x test examples."""
         of_task = self.finals[self.finals["task"] == task]
         return of_task.pivot_table(index="prompt", columns="example", values=measure).to_numpy(dtype=float)
+
+    def test_rows(self, task: str) -> NDArray[np.int64]:
+        """The row that each test example of a task is or repeats, as those of its runs."""
+        return test_rows(next(iter(self.runs.values())), task)
 
     def pre_update_losses(self) -> pd.Series:
         """The loss of each prompt that SAPO ranks by (nats), by prompt index."""

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.resampling import (
+from sapo.analysis.intervals import (
     FEWEST_PROMPTS,
     PERMUTATIONS,
     Array,
-    Estimate,
-    jackknife_estimate,
+    Interval,
+    jackknife_interval,
     permutation_p,
 )
+from sapo.analysis.probes.results import ProbeResult
 from sapo.conf.errors import UserError
 from sapo.data.prompts import ORIGINAL
 
@@ -38,10 +38,10 @@ class Spread:
     measure: str
     changes: pd.DataFrame
     no_change: dict[str, str]
-    variation: dict[str, Estimate]
-    in_task: Estimate
-    cross_task: Estimate
-    ratio: Estimate
+    variation: dict[str, Interval]
+    in_task: Interval
+    cross_task: Interval
+    ratio: Interval
     p: float | None
     why_no_p: str | None
 
@@ -57,11 +57,11 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
     in_task = variation[probe.current]
     if not usable or in_task.value is None:
         reason = in_task.reason if usable else variation[probe.trained].reason
-        none = Estimate(None, n=len(scores), reason=reason or "no other task has a spread")
+        none = Interval(None, n=len(scores), reason=reason or "no other task has a spread")
         return Spread(probe, measure, changes, no_change, variation, in_task, none, none, None, none.reason)
     table = scores[[probe.current, *usable]].to_numpy(dtype=float)
-    cross = jackknife_estimate(table[:, 1:], lambda rows: variation_of(rows).mean(axis=-1))
-    ratio = jackknife_estimate(table, _ratio)
+    cross = jackknife_interval(table[:, 1:], lambda rows: variation_of(rows).mean(axis=-1))
+    ratio = jackknife_interval(table, _ratio)
     if ratio.value is None:
         ratio = replace(ratio, reason="no in-task spread to divide by")
     p = spread_test(table)
@@ -111,7 +111,7 @@ def _ratio(rows: Array) -> Array:
     return variation[..., 1:].mean(axis=-1) / np.where(in_task > 0, in_task, np.nan)
 
 
-def _variation(scores: pd.DataFrame, task: str) -> Estimate:
+def _variation(scores: pd.DataFrame, task: str) -> Interval:
     column = scores[task]
     reason = _missing(column)
     if not reason and len(column) < FEWEST_PROMPTS:
@@ -119,9 +119,9 @@ def _variation(scores: pd.DataFrame, task: str) -> Estimate:
     if not reason and column.mean() == 0:
         reason = "0 under every prompt"
     if reason:
-        return Estimate(None, n=len(column), reason=reason)
+        return Interval(None, n=len(column), reason=reason)
     table = column.to_numpy(dtype=float)[:, None]
-    return jackknife_estimate(table, lambda rows: variation_of(rows)[..., 0])
+    return jackknife_interval(table, lambda rows: variation_of(rows)[..., 0])
 
 
 def _missing(column: pd.Series) -> str | None:

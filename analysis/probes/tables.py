@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sapo.analysis.correlations import MapSummary, PromptEffects, pair_estimate
+from sapo.analysis.intervals import COEFFICIENTS, Interval, holm, mean_interval, share_interval
 from sapo.analysis.probes.figures import name_of
 from sapo.analysis.probes.gradients import ROLES as GRADIENT_ROLES
 from sapo.analysis.probes.gradients import alignments, rank_difference
@@ -13,7 +14,6 @@ from sapo.analysis.probes.indicators import INDICATORS, Choice, Pooled, Power
 from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.probes.spread import Spread
 from sapo.analysis.published import paper_csv, plain
-from sapo.analysis.resampling import COEFFICIENTS, Estimate, holm, mean_estimate, share_estimate
 from sapo.analysis.results import LOWER_IS_BETTER
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -212,7 +212,7 @@ def _all_choices(choices: Sequence[Choice]) -> dict[str, object]:
         }
     )
     by_pair = values.groupby([choice.probe.pair for choice in choices], sort=False).mean()
-    means = {name: mean_estimate(list(by_pair[name]), "pairs").text(digits) for name in by_pair}
+    means = {name: mean_interval(list(by_pair[name]), "pairs").text(digits) for name in by_pair}
     above = sum(choice.above_median for choice in choices)
     counted = _count(above, n, sum(choice.above_by_chance for choice in choices))
     tasks_above, n_tasks, tasks_by_chance = (
@@ -225,7 +225,7 @@ def _all_choices(choices: Sequence[Choice]) -> dict[str, object]:
         "measure": name_of(first.measure),
         "lowest loss": NONE,
         "best": NONE,
-        "above the median": f"{counted}: {share_estimate(above, n).text()}",
+        "above the median": f"{counted}: {share_interval(above, n).text()}",
         "tasks above": _count(tasks_above, n_tasks, tasks_by_chance),
         **means,
         "prompts": NONE,
@@ -242,7 +242,7 @@ def gradient_table(probes: Sequence[ProbeResult]) -> pd.DataFrame:
             if not of_role:
                 continue
             by_rank = {f"rank {cell.rank}": cell.cosine.text(3, signed=True) for cell in of_role}
-            difference: Estimate = rank_difference(probe, role)
+            difference: Interval = rank_difference(probe, role)
             rows.append(
                 {
                     **_who(probe),

@@ -166,7 +166,7 @@ def test_the_table_stands_with_intervals_counts_and_the_papers_rows(run_folder):
     report = report_of(run_folder("a"), run_folder("b", policy="sapo", shift=2.0))
     text = Page(html(report)).text
     cell = report.table.groups[0].rows[0].cells["AP"]
-    assert f"{cell.estimate:.2f} [{cell.low:.2f}, {cell.high:.2f}]" in text
+    assert f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]" in text
     assert "Table 1: AP, BWT, FWT" in text
     assert "paper: static *" in text
     assert "sapo - static" in text

@@ -7,18 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sapo.analysis.resampling import (
-    Estimate,
-    bootstrap_estimate,
+from sapo.analysis.intervals import (
+    Interval,
+    bootstrap_interval,
     column_correlations,
     holm,
-    jackknife_estimate,
+    jackknife_interval,
     joined,
-    mean_estimate,
+    mean_interval,
     mean_off_diagonal,
     permutation_p,
     resampled,
-    share_estimate,
+    share_interval,
 )
 
 tables = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).normal(size=(8, 4)))
@@ -55,7 +55,7 @@ def test_coefficients_do_not_change_with_order_or_scale(table, order, scale, shi
 
 def test_an_interval_is_that_of_a_plain_loop_and_near_scipys():
     values = np.random.default_rng(2).gamma(2.0, size=30)
-    estimate = bootstrap_estimate(values[:, None], lambda rows: rows[..., 0].std(axis=1), seed=5)
+    estimate = bootstrap_interval(values[:, None], lambda rows: rows[..., 0].std(axis=1), seed=5)
     rng = np.random.default_rng(5)
     chosen = rng.integers(30, size=(2000, 30))
     loop = [values[rows].std() for rows in chosen]
@@ -69,7 +69,7 @@ def test_an_interval_is_that_of_a_plain_loop_and_near_scipys():
 
 def test_a_jackknife_interval_by_plain_computation():
     values = np.random.default_rng(4).gamma(2.0, size=9)
-    estimate = jackknife_estimate(values[:, None], lambda rows: rows[..., 0].std(axis=1, ddof=1))
+    estimate = jackknife_interval(values[:, None], lambda rows: rows[..., 0].std(axis=1, ddof=1))
     logs = np.log([np.delete(values, row).std(ddof=1) for row in range(9)])
     error = np.sqrt(8 / 9 * ((logs - logs.mean()) ** 2).sum())
     reach = stats.t.ppf(0.975, 8) * error
@@ -82,20 +82,20 @@ def test_a_spread_that_hangs_on_one_row_has_no_interval():
     def spread(rows):
         return rows[..., 0].std(axis=1, ddof=1)
 
-    lone = jackknife_estimate(np.array([[7.0]] * 5 + [[8.0]]), spread)
+    lone = jackknife_interval(np.array([[7.0]] * 5 + [[8.0]]), spread)
     assert lone.value == pytest.approx(1 / np.sqrt(6))
     assert (lone.low, lone.reason) == (None, "without one of the prompts nothing varies")
-    nothing = jackknife_estimate(np.ones((6, 1)), spread)
+    nothing = jackknife_interval(np.ones((6, 1)), spread)
     assert (nothing.value, nothing.low, nothing.reason) == (0.0, None, "nothing varies")
-    few = jackknife_estimate(np.arange(4.0)[:, None], spread, "pairs")
+    few = jackknife_interval(np.arange(4.0)[:, None], spread, "pairs")
     assert (few.low, few.reason) == (None, "4 pairs: an interval needs 5 or more")
-    assert jackknife_estimate(np.ones((6, 1)), lambda rows: spread(rows) * np.nan).value is None
+    assert jackknife_interval(np.ones((6, 1)), lambda rows: spread(rows) * np.nan).value is None
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=25))
 @settings(max_examples=50)
 def test_the_interval_of_a_mean_holds_the_mean_and_lies_within_the_values(values):
-    estimate = mean_estimate(values, "prompts", draws=500)
+    estimate = mean_interval(values, "prompts", draws=500)
     slack = 1e-9 * max(1.0, *map(abs, values))
     assert estimate.low - slack <= estimate.value <= estimate.high + slack
     assert min(values) - slack <= estimate.low
@@ -103,14 +103,14 @@ def test_the_interval_of_a_mean_holds_the_mean_and_lies_within_the_values(values
 
 
 def test_few_rows_and_undefined_draws_have_a_reason_in_place_of_an_interval():
-    few = mean_estimate([1.0, 2.0, 3.0, 6.0], "pairs")
+    few = mean_interval([1.0, 2.0, 3.0, 6.0], "pairs")
     assert (few.value, few.low, few.high) == (3.0, None, None)
     assert few.reason == "4 pairs: an interval needs 5 or more"
-    constant = bootstrap_estimate(np.ones((6, 2)), lambda rows: mean_off_diagonal(rows, "pearson"))
+    constant = bootstrap_interval(np.ones((6, 2)), lambda rows: mean_off_diagonal(rows, "pearson"))
     assert (constant.value, constant.reason) == (None, "not defined")
     nearly = np.zeros((40, 2))
     nearly[0] = 1.0
-    rarely = bootstrap_estimate(
+    rarely = bootstrap_interval(
         nearly[:, :1], lambda rows: np.where(rows[..., 0].sum(axis=1) == 1, 1.0, np.nan)
     )
     assert rarely.value == 1.0
@@ -132,9 +132,9 @@ def test_a_permutation_p_is_above_0_and_at_most_1(observed, permuted):
 
 def test_a_share_has_the_exact_binomial_interval():
     # Of 0 of 10 the upper end is where 10 misses still have a probability of 2.5 %: 1 - 0.025 ** (1 / 10)
-    none = share_estimate(0, 10)
+    none = share_interval(0, 10)
     assert (none.value, none.low, none.high) == pytest.approx((0.0, 0.0, 1 - 0.025**0.1))
-    some = share_estimate(9, 15)
+    some = share_interval(9, 15)
     assert stats.binom.sf(8, 15, some.low) == pytest.approx(0.025)
     assert stats.binom.cdf(9, 15, some.high) == pytest.approx(0.025)
 
@@ -149,10 +149,10 @@ def test_permutation_and_holm_by_hand():
 
 
 def test_estimates_as_text():
-    assert Estimate(0.456, 0.2, 0.61, 9).text() == "0.46 [0.20, 0.61]"
-    assert Estimate(-0.001, -0.2, 0.3, 9).text(1, signed=True) == "+0.0 [-0.2, +0.3]"
-    assert Estimate(1.0, reason="4 pairs").text() == "1.00"
-    assert Estimate(None, reason="one prompt").text() == "one prompt"
+    assert Interval(0.456, 0.2, 0.61, 9).text() == "0.46 [0.20, 0.61]"
+    assert Interval(-0.001, -0.2, 0.3, 9).text(1, signed=True) == "+0.0 [-0.2, +0.3]"
+    assert Interval(1.0, reason="4 pairs").text() == "1.00"
+    assert Interval(None, reason="one prompt").text() == "one prompt"
     assert joined(["a", None, "a"]) == "a"
     assert joined(["a", "b", "c"]) == "a (and 2 more such)"
     assert joined([None]) == ""

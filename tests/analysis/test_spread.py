@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from sapo.analysis.intervals import jackknife_interval
 from sapo.analysis.probes.results import load_probe
 from sapo.analysis.probes.spread import (
     _ratio,
@@ -16,7 +17,6 @@ from sapo.analysis.probes.spread import (
     spread_test,
     variation_of,
 )
-from sapo.analysis.resampling import jackknife_estimate
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_tim
     held = 0
     for _ in range(300):
         common, own = rng.normal(size=(n_prompts, 1)), rng.normal(size=(n_prompts, 4))
-        found = jackknife_estimate(50 + spreads * (0.6 * common + 0.8 * own), statistic)
+        found = jackknife_interval(50 + spreads * (0.6 * common + 0.8 * own), statistic)
         held += found.low <= true <= found.high
     assert 0.90 <= held / 300 <= 0.99
 

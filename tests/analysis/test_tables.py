@@ -35,7 +35,7 @@ def test_base_row_and_differences(runs):
     (group,) = table.groups
     assert [row.label for row in group.rows] == ["static", "sapo - static", "random - static"]
     sapo = group.rows[1].cells
-    assert (sapo["AP"].estimate, sapo["BWT"].estimate, sapo["FWT"].estimate) == pytest.approx((2.0, 0.0, 2.0))
+    assert (sapo["AP"].value, sapo["BWT"].value, sapo["FWT"].value) == pytest.approx((2.0, 0.0, 2.0))
     assert {row.n_seeds for row in group.rows} == {2}
     assert {row.n_examples for row in group.rows} == {60}
     assert DEMONSTRATION in table.notes
@@ -47,7 +47,7 @@ def test_a_demonstration_shows_nll_too_with_intervals(runs, run_folder):
     nll = [row for row in table.groups[0].more if row.measure == "nll"]
     assert [row.label for row in nll] == ["static", "sapo - static", "random - static"]
     gain = nll[1].cells
-    assert [gain[name].estimate for name in ("AP", "BWT", "FWT")] == pytest.approx([-0.08, 0.0, -0.08])
+    assert [gain[name].value for name in ("AP", "BWT", "FWT")] == pytest.approx([-0.08, 0.0, -0.08])
     shown = " ".join(text_of(render.terminal(table), 80).split())
     for part in ("NLL (lower is better):", "-0.080", "[-0.080, -0.080]", "See NLL too: at this size"):
         assert part in shown
