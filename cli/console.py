@@ -3,11 +3,11 @@
 import codecs
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,6 +16,9 @@ from rich.text import Text
 
 from sapo.conf.errors import WorkError
 from sapo.conf.text import json_safe, printable
+
+if TYPE_CHECKING:
+    from sapo.conf.schema import Config
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -88,6 +91,22 @@ def notice(text: str) -> None:
     """A line on stderr; where nothing can be written, the work goes on without."""
     with suppress(OSError):
         typer.echo(printable(text), err=True)
+
+
+def notice_rows(configs: "Sequence[Config]") -> None:
+    """A line on stderr for each way in which configs take rows of their tasks; none where data is missing."""
+    from sapo.conf.errors import UserError
+    from sapo.data.benchmarks import rows_taken
+
+    different = {repr((config.sequence, config.data, config.scale)): config for config in configs}
+    lines: dict[str, str] = {}
+    for config in different.values():
+        try:
+            lines.setdefault(rows_taken(config), config.sequence.name)
+        except UserError:  # is said where the tasks are needed
+            continue
+    for line, sequence in lines.items():
+        notice(f"sapo: {line}" if len(lines) == 1 else f"sapo: {sequence}: {line}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ GROUPS = {
     "scorers": "scorer",
     "evaluators": "evaluator",
     "trainers": "trainer",
+    "scales": "scale",
     "engines": "engine",
     "parities": "parity",
     "experiments": "experiment",

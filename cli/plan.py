@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sapo.cli.console import Json, Overrides, emit
+from sapo.cli.console import Json, Overrides, emit, notice_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,9 @@ def command(overrides: Overrides = None, json: Json = False) -> None:
     """Stages to do and done, with tokens, estimated time and memory; computes nothing."""
     from sapo.conf.load import load
 
-    document = describe(load(overrides or []))
+    configs = load(overrides or [])
+    notice_rows(configs)
+    document = describe(configs)
     emit(document, json, lambda console: render(console, document))
 
 

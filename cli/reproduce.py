@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapo.cli.console import Json, Overrides, Terminal, emit, notice
+from sapo.cli.console import Json, Overrides, Terminal, emit, notice, notice_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,14 +50,18 @@ def command(
     """Run what a table or figure of the paper needs, and render it beside the paper's numbers."""
     from sapo.experiments.targets import ALL, configs_of, targets_of
 
-    configs = {name: configs_of(name, scale, overrides or []) for name in targets_of(target, scale)}
+    named = [override.removeprefix("scale=") for override in overrides or [] if override.startswith("scale=")]
+    scale = named[-1] if named else scale  # `scale=paper` is `--scale paper`
+    overrides = [override for override in overrides or [] if not override.startswith("scale=")]
+    configs = {name: configs_of(name, scale, overrides) for name in targets_of(target, scale)}
+    notice_rows([config for runs in configs.values() for config in runs])
     if dry_run:
         document = _plan(configs)
         emit(document, json, lambda console: _render_plan(console, document))
         return
     if not yes:
         _require_gpu(scale, configs)
-    jobs = [Job(name, scale, overrides or [], runs) for name, runs in configs.items()]
+    jobs = [Job(name, scale, overrides, runs) for name, runs in configs.items()]
     from sapo.cli.running import watched_engine
 
     with watched_engine([config for runs in configs.values() for config in runs], force) as watched:

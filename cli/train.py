@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapo.cli.console import Json, Overrides, emit
+from sapo.cli.console import Json, Overrides, emit, notice_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ def command(
     from sapo.conf.load import load
 
     configs = load(overrides or [])  # a wrong override is answered before PyTorch is imported
+    notice_rows(configs)
     from sapo.cli.running import report_failures, run_configs, watched_engine
 
     with watched_engine(configs, force) as watched:

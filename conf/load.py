@@ -35,9 +35,11 @@ GROUPS = (
     "scorer",
     "evaluator",
     "trainer",
+    "scale",
     "engine",
     "parity",
 )
+PAIR = ("trainer", "scale")  # who names one of them gets the other of that name, unless it is named too
 _OPEN = "model.template_options."  # switches that only the chat template knows
 
 
@@ -162,6 +164,8 @@ def _part_of(axis: list[str]) -> str | None:
     """
     key = axis[0].split("=", 1)[0]
     group, _, setting = key.partition(".")
+    if key in PAIR:
+        return None
     if key == "seed" or (setting and group in GROUPS):
         return group
     if key not in GROUPS:
@@ -254,7 +258,7 @@ def _compose(overrides: Sequence[str]) -> Config:
     search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            composed = compose("config", overrides=[*overrides, *search])
+            composed = compose("config", overrides=[*_paired(overrides), *search])
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise UserError(f"No value for {', '.join(sorted(missing))}.")
@@ -264,6 +268,15 @@ def _compose(overrides: Sequence[str]) -> Config:
     # Hydra lets through what its readers of YAML and of defaults lists raise.
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"The configuration does not fit: {_cause(error)}") from error
+
+
+def _paired(overrides: Sequence[str]) -> list[str]:
+    """The overrides; a trainer that is named alone brings the scale of its name, and the other way round."""
+    named = dict(override.partition("=")[::2] for override in overrides)
+    missing = [
+        (other, named[one]) for one, other in (PAIR, PAIR[::-1]) if one in named and other not in named
+    ]
+    return [*overrides, *(f"{other}={name}" for other, name in missing if name in choices(other))]
 
 
 def _cause(error: BaseException) -> str:

@@ -37,7 +37,6 @@ class SequenceConfig:
     benchmark: str = runtime("Where its tasks are: superni, trace, mini, or own")
     tasks: list[str] = runtime("Tasks in training order", [])
     unseen: list[str] = runtime("Tasks evaluated after every step, never trained", [])
-    train_examples: int = runtime("First rows of each task's training split that are used", 1000)
 
 
 @dataclass
@@ -193,14 +192,21 @@ class DataConfig:
     """Benchmark data, how much of it is used, and how long it may be."""
 
     root: str | None = runtime("Folder of the benchmarks; else the environment's SAPO_DATA", None)
-    train_examples: int | None = runtime("Training rows a task, in place of the sequence's number", None)
-    test_examples: int | None = runtime("First test rows a task that are evaluated; all if not set", None)
+    train_examples: int | None = runtime("First training rows of each task that are used; null: all", 1000)
+    test_examples: int | None = runtime("First test rows of each task that are evaluated; null: all", None)
     max_input_tokens: int = identity(
         "Longest prompt; longer inputs are shortened, never the instruction", 1536
     )
     truncation: str = identity(
         "input: as above; end: the end of the text is cut off, target included (D17)", "input"
     )
+
+
+@dataclass
+class ScaleConfig:
+    """How much of everything: the values that a scale gives other groups' settings of sizes."""
+
+    name: str = runtime("mini, small, or paper", "")
 
 
 @dataclass
@@ -250,6 +256,7 @@ class Config:
     evaluator: EvaluatorConfig = identity("Evaluation", EvaluatorConfig)
     trainer: TrainerConfig = identity("Training", TrainerConfig)
     data: DataConfig = identity("Data", DataConfig)
+    scale: ScaleConfig = runtime("How much of everything", ScaleConfig)
     engine: EngineConfig = runtime("Where stages run", EngineConfig)
     parity: ParityConfig = runtime("Paper or published code", ParityConfig)
     store: StoreConfig = runtime("Where results are kept", StoreConfig)

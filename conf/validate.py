@@ -70,7 +70,6 @@ _AT_LEAST = {
     "data.train_examples": 1,
     "data.test_examples": 1,
     "data.max_input_tokens": 16,
-    "sequence.train_examples": 1,
     "model.parameters": 0,
     "engine.workers": 1,
     "engine.gpus": 0,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sapo.conf.errors import UserError, unknown
+from sapo.conf.load import choices, load_one
 from sapo.conf.names import shown, why_no_name
 from sapo.conf.schema import Config
 from sapo.data.files import is_text, read_json, read_yaml
@@ -15,6 +16,7 @@ from sapo.data.tasks import Example, Task, short_name
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
+MINI_TRAIN_EXAMPLES = 1000  # of a generated task, where no number is asked for
 MINI_TEST_EXAMPLES = 200
 MINI_SEED = 0
 KEPT_TASKS = 64  # loaded tasks that stay in memory: all of a plan's
@@ -65,21 +67,49 @@ def load_task(name: str, config: Config) -> Task:
 
 def cut(task: Task, config: Config) -> Task:
     """The task with its first rows only, as many as are configured."""
-    return _cut(task, train_rows(config), config.data.test_examples)
+    return _cut(task, config.data.train_examples, config.data.test_examples)
 
 
 @remembered(KEPT_TASKS)
-def _cut(task: Task, train: int, test: int | None) -> Task:
+def _cut(task: Task, train: int | None, test: int | None) -> Task:
     return Task(**{**vars_of(task), "train": task.train[:train], "test": task.test[:test]})
 
 
-def train_rows(config: Config) -> int:
-    """How many of a task's first training rows are used."""
-    return config.data.train_examples or config.sequence.train_examples
+def rows_taken(config: Config) -> str:
+    """How many rows of each trained task the config takes, of how many there are, and which setting says so.
+
+    For example: `48 of 1,000 training rows a task (scale=mini), 32 of 200 test rows`.
+    """
+    tasks = [load_whole_task(name, config) for name in config.sequence.tasks]
+    asked, scale = config.data, config.scale.name
+    usual = load_one([f"scale={scale}"]).data.train_examples if scale in choices("scale") else None
+    reason = f"scale={scale}" if asked.train_examples == usual else "data.train_examples"
+    return ", ".join(
+        (
+            _counted([_size(task, "train") for task in tasks], asked.train_examples, "training rows a task")
+            + f" ({reason})",
+            _counted([_size(task, "test") for task in tasks], asked.test_examples, "test rows"),
+        )
+    )
+
+
+def _size(task: Task, split: str) -> int:
+    """How many rows a task has; a generated one its usual number, as no more are made than are asked for."""
+    usual = {"train": MINI_TRAIN_EXAMPLES, "test": MINI_TEST_EXAMPLES}[split]
+    there = len(getattr(task, split))
+    return max(there, usual) if task.name in mini_tasks() else there
+
+
+def _counted(sizes: list[int], asked: int | None, noun: str) -> str:
+    """`48 of 1,000 to 3,000 training rows`; `all 1,000` if all are used, and whether more are asked for."""
+    there = f"{min(sizes):,} to {max(sizes):,}" if len(set(sizes)) > 1 else f"{sizes[0]:,}"
+    if asked is None or asked >= max(sizes):
+        return f"all {there} {noun}" + (f"; {asked:,} are asked for" if asked and asked > max(sizes) else "")
+    return f"{asked:,} of {there} {noun}"
 
 
 def load_whole_task(name: str, config: Config) -> Task:
-    """One task of the config's benchmark with all rows of its files; a generated one as large as configured.
+    """One task of the config's benchmark with all rows of its files; a generated one as large as asked for.
 
     The benchmark is told by the name where it can be: `mini_…`, `NI195`, or a TRACE name. A user's task of
     such a name comes first in a sequence of users' tasks.
@@ -89,8 +119,8 @@ def load_whole_task(name: str, config: Config) -> Task:
     if benchmark == "mini":
         if name not in mini_tasks():
             raise unknown("mini task", name, mini_tasks())
-        test = config.data.test_examples or MINI_TEST_EXAMPLES
-        return _generated(name, train_rows(config), test)
+        train = config.data.train_examples or MINI_TRAIN_EXAMPLES
+        return _generated(name, train, config.data.test_examples or MINI_TEST_EXAMPLES)
     if root is None:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
     return load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)

@@ -178,7 +178,7 @@ def _computed(run: Run) -> dict[str, Any]:
 
 def is_demonstration(config: Config) -> bool:
     """Whether a result is a demonstration on a small model or small data, not a reproduction."""
-    is_real = config.sequence.benchmark in {"superni", "trace"} and config.trainer.name == "paper"
+    is_real = config.sequence.benchmark in {"superni", "trace"} and config.scale.name == "paper"
     return not (is_real and config.model.parameters >= 5)
 
 

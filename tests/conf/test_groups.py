@@ -92,14 +92,62 @@ def test_training_sequences_are_the_papers(row: dict[str, str]) -> None:
         "name": name,
         "benchmark": "trace" if name == "trace" else "superni",
         "tasks": tasks_of(row["tasks_in_order"]),
-        "train_examples": int(row["train_per_task"]),
     }
+    config = load_one([f"sequence={name}", "scale=paper"])
+    assert config.data.train_examples == int(row["train_per_task"])
+    assert config.scorer.examples == (1000 if name == "trace" else 250)
 
 
-def test_trace_scores_a_third_of_its_rows_and_the_mini_trainer_its_own_number() -> None:
-    assert load_one(["sequence=trace", "trainer=paper"]).scorer.examples == 1000
-    assert load_one(["sequence=ni_seq_c1", "trainer=paper"]).scorer.examples == 250
-    assert load_one(["sequence=trace", "trainer=mini"]).scorer.examples == 12
+SIZES = {
+    "mini": (48, 32, 512, 12, 3, 16),
+    "small": (256, 200, 1024, 128, 3, 64),
+    "paper": (1000, None, 1536, 250, 10, 128),
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scale", "trainer"),
+    [
+        ([], "mini", "mini"),
+        (["sequence=trace"], "mini", "mini"),
+        (["scale=small"], "small", "mini"),
+        # One of the two brings the other of its name, unless that is named too.
+        (["scale=paper"], "paper", "paper"),
+        (["trainer=paper"], "paper", "paper"),
+        (["trainer=paper", "scale=mini"], "mini", "paper"),
+        (["scale=paper", "trainer=mini"], "paper", "mini"),
+        (
+            [
+                "experiment=table1_paper",
+                "model=tiny_llama",
+                "sequence=ni_seq_g1",
+                "method=ewc",
+                "policy=sapo",
+                "seed=0",
+            ],
+            "paper",
+            "paper",
+        ),
+    ],
+)
+def test_a_scale_is_how_much_and_a_trainer_is_how(overrides: list[str], scale: str, trainer: str) -> None:
+    config = load_one(overrides)
+    assert (config.scale.name, config.trainer.name) == (scale, trainer)
+    data, trained = config.data, config.trainer
+    sizes = (data.train_examples, data.test_examples, data.max_input_tokens)
+    assert (*sizes, config.scorer.examples, trained.epochs, config.evaluator.max_new_tokens) == SIZES[scale]
+    how = (trained.learning_rate, trained.global_batch, config.method.dropout)
+    assert how == {"mini": (1e-3, 8, 0.0), "paper": (1e-4, 64, 0.1)}[trainer]
+
+
+def test_a_value_that_is_given_wins_over_the_scale() -> None:
+    config = load_one(["method=replay", "method.buffer=5", "scale=mini", "data.train_examples=null"])
+    assert (config.method.buffer, config.data.train_examples, config.data.test_examples) == (5, None, 32)
+    both = load(["trainer=mini,paper", "scorer.examples=7"])
+    assert [(c.scale.name, c.data.train_examples, c.scorer.examples) for c in both] == [
+        ("mini", 48, 7),
+        ("paper", 1000, 7),
+    ]
 
 
 @pytest.mark.parametrize("row", rows_of("probe_sequences.csv"), ids=lambda row: row["sequence"])
@@ -110,7 +158,6 @@ def test_probe_sequences_are_the_papers(row: dict[str, str]) -> None:
         "benchmark": "superni",
         "tasks": tasks_of(f"{row['trained_T1']} {row['current_T2']}"),
         "unseen": tasks_of(row["unseen_T3"]),
-        "train_examples": 1000,
     }
 
 

@@ -10,7 +10,14 @@ import pytest
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.conf.schema import Config
-from sapo.data.benchmarks import benchmark_of, load_benchmark_task, load_task, load_tasks, read_examples
+from sapo.data.benchmarks import (
+    benchmark_of,
+    load_benchmark_task,
+    load_task,
+    load_tasks,
+    read_examples,
+    rows_taken,
+)
 from sapo.data.mini import generate
 from sapo.data.tasks import Example, Task, short_name
 
@@ -37,6 +44,37 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
     with pytest.raises(UserError) as caught:
         call(*arguments)
     return str(caught.value)
+
+
+# --- how many rows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "48 of 1,000 training rows a task (scale=mini), 32 of 200 test rows"),
+        (["scale=paper"], "all 1,000 training rows a task (scale=paper), all 200 test rows"),
+        (
+            ["data.train_examples=9"],
+            "9 of 1,000 training rows a task (data.train_examples), 32 of 200 test rows",
+        ),
+        (
+            ["data.train_examples=null"],
+            "all 1,000 training rows a task (data.train_examples), 32 of 200 test rows",
+        ),
+    ],
+)
+def test_how_many_rows_are_taken_of_how_many(overrides: list[str], said: str) -> None:
+    assert rows_taken(load_one(overrides)) == said
+
+
+def test_more_rows_than_there_are(root: Path) -> None:
+    seven = config_of(root, "sequence.tasks=[NI007]")
+    assert rows_taken(seven) == (
+        "all 2 training rows a task; 48 are asked for (scale=mini), all 2 test rows; 32 are asked for"
+    )
+    both = config_of(root, "sequence.tasks=[NI007,mini_city]")
+    assert rows_taken(both).startswith("48 of 2 to 1,000 training rows a task (scale=mini), ")
 
 
 # --- the real data -----------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from sapo.cli.app import main
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = (
     "model=tiny_llama",
-    "sequence.train_examples=4",
     "data.train_examples=4",
     "data.test_examples=2",
     "scorer.examples=2",
