@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Shell completion of an override: group names, then a group's members."""
+    """Shell completion of an override: names of groups, after a dot of settings; then what they can be."""
     from sapo.conf.load import GROUPS, choices
+    from sapo.conf.schema import settings
 
-    group, equals, _ = incomplete.partition("=")
+    key, equals, _ = incomplete.partition("=")
+    known = settings()
     if not equals:
-        return [f"{name}=" for name in GROUPS if name.startswith(incomplete)]
-    found = [f"{group}={name}" for name in choices(group)] if group in GROUPS else []
+        names = [name for name in known if name not in GROUPS] if "." in incomplete else GROUPS
+        return [f"{name}=" for name in names if name.startswith(incomplete)]
+    members = (
+        choices(key) if key in GROUPS else known[key].metadata.get("choices", ()) if key in known else ()
+    )
+    found = [f"{key}={name}" for name in members]
     return [override for override in found if override.startswith(incomplete)]
 
 

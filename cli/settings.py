@@ -5,13 +5,15 @@ from typing import Any
 
 import yaml
 
+from sapo.conf.schema import described
+
 
 def commented_yaml(config: Any, indent: str = "") -> str:
     """The config's fields as YAML, each with its doc as a comment; read back, it is the same config."""
     lines = []
     for field in fields(config):
         value = getattr(config, field.name)
-        doc = field.metadata["doc"]
+        doc = described(field)
         if is_dataclass(value):
             lines.append(f"{indent}{field.name}:  # {doc}\n{commented_yaml(value, indent + '  ')}")
         else:

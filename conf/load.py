@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
@@ -40,6 +40,8 @@ GROUPS = (
     "parity",
 )
 PAIR = ("trainer", "scale")  # who names one of them gets the other of that name, unless it is named too
+_SETTINGS = settings()
+_FOR_HYDRA = re.compile(r"^(?:choice|range|glob|sort|shuffle|str)\(.*\)$|^(['\"]).*\1$|\$\{", re.DOTALL)
 _OPEN = "model.template_options."  # switches that only the chat template knows
 
 
@@ -49,6 +51,7 @@ def load(overrides: list[str]) -> list[Config]:
     `experiment=NAME` adds that experiment's own sweep. Raises UserError naming every problem at once.
     """
     _check_own_files()
+    overrides = [_with_text(override) for override in overrides]
     _check_names(overrides)
     experiments = [axis for axis in _axes(overrides) if axis[0].startswith("experiment=")]
     others = [override for override in overrides if not override.startswith("experiment=")]
@@ -195,14 +198,40 @@ def _axes(overrides: list[str]) -> list[list[str]]:
     return axes
 
 
+def _with_text(override: str) -> str:
+    """The override with the value of a text setting in quotes, so that Hydra takes it as it is typed.
+
+    Unquoted, `1_2` would be a number, and `a[b]` an error. What is quoted already, a comma list, `choice(…)`,
+    `null` and `${…}` are left to Hydra.
+    """
+    key, _, value = override.partition("=")
+    kind = _SETTINGS[key].type if key in _SETTINGS else None
+
+    def quoted(text: str) -> str:
+        return QuotedString(text.strip(), Quote.single).with_quotes()
+
+    if value in ("", "null", "???") or _FOR_HYDRA.search(value):
+        return override
+    is_plain = not re.search(r"[][(){}'\"]", value.removeprefix("[").removesuffix("]"))
+    if kind == list[str] and is_plain and value[0] == "[" and value[-1] == "]" and value[1:-1].strip():
+        return f"{key}=[{','.join(map(quoted, value[1:-1].split(',')))}]"
+    if kind not in (str, str | None):
+        return override
+    is_sweep = is_plain and value[0] != "[" and "," in value
+    return f"{key}={','.join(map(quoted, value.split(','))) if is_sweep else quoted(value)}"
+
+
 def _parse(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(
-            f"Cannot read the overrides {' '.join(overrides)}: {_cause(error)}. Write KEY=VALUE, and quote "
-            "a value with special characters twice: 'KEY=\"VALUE\"'."
-        ) from error
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([override])
+        except HydraException as error:
+            raise UserError(
+                f"Cannot read the override {override}: {_cause(error)}. Write KEY=VALUE, and quote "
+                "a value with special characters twice: 'KEY=\"VALUE\"'."
+            ) from error
+    return parsed
 
 
 def _swept(override: Override) -> list[str]:
@@ -217,20 +246,34 @@ def _swept(override: Override) -> list[str]:
 
 
 def _check_own_files() -> None:
-    """UserError naming a YAML file of the user's that cannot be read; Hydra would not always name it."""
+    """UserError naming a YAML file of the user's that cannot be read, or has a number for a text."""
     for path in _own_files():
         try:
-            with path.open(encoding="utf-8") as file:
-                content = yaml.safe_load(file)
+            text = path.read_text(encoding="utf-8")
+            content = yaml.safe_load(text)
+            if not isinstance(content, dict | None):
+                raise ValueError("it holds no settings, which are lines of KEY: VALUE.")
+            values = OmegaConf.to_container(OmegaConf.create(text))
         except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {_cause(error)}") from error
-        if not isinstance(content, dict | None):
-            raise UserError(f"Cannot read {path}: it holds no settings, which are lines of KEY: VALUE.")
+        prefix = "" if "@package _global_" in text else f"{path.parent.name}."
+        for key, f in _SETTINGS.items():
+            value = (
+                reduce(
+                    lambda inner, name: inner.get(name) if isinstance(inner, dict) else None,
+                    key.removeprefix(prefix).split("."),
+                    values,
+                )
+                if key.startswith(prefix)
+                else None
+            )
+            if f.type in (str, str | None) and isinstance(value, int | float):
+                raise UserError(f"{path}: {key} is a text, and YAML reads a number: put it in quotes.")
 
 
 def _check_names(overrides: list[str]) -> None:
     """Unknown settings and group members get suggestions before Hydra's long messages would."""
-    known = {*settings(), *GROUPS}
+    known = {*_SETTINGS, *GROUPS}
     for override in _parse(overrides):
         key, is_switch = override.key_or_group, override.key_or_group.startswith(_OPEN)
         if key not in known and not is_switch:
@@ -254,7 +297,7 @@ def _register_schema() -> None:
 
 def _compose(overrides: Sequence[str]) -> Config:
     _register_schema()
-    own = ",".join(f"'file://{folder}'" for folder in _own_folders())
+    own = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in _own_folders())
     search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):

