@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, WorkError, unknown
-from sapo.data.files import MANIFEST, damage
 from sapo.data.prompts import ORIGINAL
+from sapo.data.records import MANIFEST, damage
 from sapo.data.tasks import short_name
 
 MEASURES = {

@@ -65,7 +65,7 @@ def _evaluations(
             "state": wish.state,
             "task": wish.task.name,
             "prompt": {"index": wish.prompt.index, "text": wish.prompt.text},
-            **{name: result.result[name] for name in ("rougeL", "exact_match", "nll", "examples")},
+            **{name: getattr(result.result, name) for name in ("rougeL", "exact_match", "nll", "examples")},
             "label_match": mean_label_match(result.examples(), wish.task.labels),
         }
         for wish, result in zip(wishes, stored, strict=True)

@@ -69,11 +69,11 @@ def stages(root: Path) -> Entries:
 
 
 def _stage_facts(stored: "Stored") -> str:
-    from sapo.conf.errors import WorkError
+    from sapo.conf.errors import UserError
 
     try:
-        return "{task}, {model}, {seconds:.1f} s".format(**stored.result)
-    except (WorkError, ValueError, KeyError, TypeError) as error:
+        return f"{stored.result.task}, {stored.result.model}, {stored.result.seconds:.1f} s"
+    except UserError as error:
         return f"not readable ({type(error).__name__})"
 
 

@@ -218,6 +218,6 @@ def _amount(n_bytes: int) -> str:
 
 def _is_damaged(folder: Path) -> bool:
 
-    from sapo.data.files import damage
+    from sapo.data.records import damage
 
     return any(damage(folder))

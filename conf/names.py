@@ -34,4 +34,16 @@ def shown(text: str) -> str:
 def run_name(config: Config) -> str:
     """What people read of a run's id; the beginning of a digest follows it."""
     groups = (config.sequence, config.model, config.method, config.policy)
-    return "-".join([*(group.name for group in groups), f"s{config.seed}"])
+    return plain("-".join([*(group.name for group in groups), f"s{config.seed}"]))
+
+
+def plain(text: str) -> str:
+    """The text with `_` for what no id of a run or probe may hold."""
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def why_no_run(text: str) -> str | None:
+    """Why `text` cannot be the id of a run or probe, or None if it can."""
+    if plain(text) != text or text.startswith((".", "-")):
+        return "an id has letters, digits, '.', '_' and '-', and begins with one of the first two"
+    return why_no_name(text)

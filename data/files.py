@@ -1,21 +1,17 @@
-"""Files: JSON and YAML as users write them, JSON as it is stored, and manifests.
-
-A manifest holds the SHA-256 of a finished folder's files and is written last: without, it is not finished.
-"""
+"""Files: JSON and YAML as users write them, and JSON as it is stored."""
 
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sapo.conf.errors import UserError, WorkError
-
-MANIFEST = "manifest.json"
 
 
 def read_json(path: Path, mend: str = "") -> Any:
@@ -104,42 +100,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def manifest_of(folder: Path, names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """SHA-256 and bytes of the named files of a folder, or of all that lie in it at any depth."""
-    files = [folder / name for name in names] or [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(files)
-        if path.name != MANIFEST
-    }
-
-
-def damage(folder: Path, whole: bool = True) -> Iterator[str]:
-    """A line for every file that is not what the folder's manifest says, or if that itself cannot be read.
-
-    With `whole` files are compared by SHA-256, without by size, which reads none of them. A file that a name
-    leads to outside the folder is never opened.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = [(folder / name, facts["bytes"], facts["sha256"]) for name, facts in manifest.items()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        yield f"cannot read {path} ({error})"
-        return
-    for file, size, digest in files:
-        if not _is_within(file, folder):
-            yield f"{path} names {file}, which does not lie in its folder"
-            continue
-        try:
-            if file.stat().st_size != size or (whole and sha256(file) != digest):
-                yield f"{file} is not what was stored"
-        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-            yield f"{file} is gone" if isinstance(error, FileNotFoundError) else f"cannot read {error}"
-
-
-def _is_within(file: Path, folder: Path) -> bool:
-    return file.is_relative_to(folder) and ".." not in file.relative_to(folder).parts
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file that is there and cannot be read: whose it is, and the mend."""
+    mend = "It may be sound: look after the disk or mount it lies on, and try again."
+    if isinstance(error, PermissionError):
+        owner = ""
+        with suppress(OSError, KeyError):
+            owner = f" ({path.owner()})"
+        mend = f"Have its owner{owner} run `chmod -R g+rX {shlex.quote(str(path.parent))}` for your group."
+    return UserError(f"Cannot read {path}: {error.strerror or error}. {mend}")
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sapo.conf.errors import WorkError
+from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
@@ -71,10 +71,10 @@ def measured_rates(store: Store, models: set[str]) -> dict[tuple[str, str], floa
     rates: dict[tuple[str, str], list[float]] = defaultdict(list)
     for kind, stored in store.stages():
         try:
-            name, tokens, seconds = (stored.result[fact] for fact in ("model", "tokens", "seconds"))
-            if name in models:
-                rates[kind, name].append(tokens / seconds)
-        except (WorkError, KeyError, TypeError, ZeroDivisionError):
+            result = stored.result
+            if result.model in models:
+                rates[kind, result.model].append(result.tokens / result.seconds)
+        except (UserError, ZeroDivisionError):
             continue
     return {key: statistics.median(values) for key, values in rates.items()}
 

@@ -13,12 +13,14 @@ from typing import Any
 import pandas as pd
 
 from sapo.conf.errors import UserError
+from sapo.conf.names import DIGEST, plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
-from sapo.data.files import MANIFEST, manifest_of, stored_json, write_json
+from sapo.data.files import write_json
 from sapo.data.losses import prompt_losses
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.data.records import MANIFEST, ProbeRecord, RunRecord, manifest_of, read_record, write_record
 from sapo.data.subset import subset
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another
@@ -27,11 +29,13 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import Evaluate, Gradient, Score
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
+from sapo.experiments.runs import stage_record
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
 _LOSSES = ["prompt", "example", "nll", "entropy", "n_tokens"]
 _ANSWERS = ["prompt", "example", "rougeL", "exact_match", "prediction", "target"]
 _GRADIENTS = "gradients.parquet"
+_SHARED = ("sequence", "model", "method", "seed", "tasks", "unseen", "demonstration", "comparable")
 
 
 @dataclass(frozen=True)
@@ -161,17 +165,18 @@ def write_probes(
     `folders` has the folder of every run of the probes by the id of its config object.
     """
     written, store = Written([], []), engine.store
-    records = [_record(probe, folders) for probe in probes]
-    targets = [store.probe_folder(record["id"]) for record in records]
+    originals = [read_record(RunRecord, folders[id(probe.config)]) for probe in probes]
+    targets = [store.probe_folder(_probe_id(*both)[0]) for both in zip(probes, originals, strict=True)]
     # Gradients that were asked for once stay with their probe: by now they only have to be read.
     wanted = [gradients or (target / _GRADIENTS).is_file() for target in targets]
     measured = asyncio.run(_measure_each(probes, engine, wanted))
-    for probe, found, record, target in zip(probes, measured, records, targets, strict=True):
+    for probe, found, original, target in zip(probes, measured, originals, targets, strict=True):
         try:
             if isinstance(found, Exception):
                 raise found
-            with store.lock(record["id"]), store.replacing(target, record["id"]) as folder:
-                _write(folder, probe, found, record)
+            runs = {index: folders[id(config)].name for index, config in probe.configs.items()}
+            with store.lock(target.name), store.replacing(target, target.name) as folder:
+                _write(folder, probe, found, original, runs)
                 write_json(folder / MANIFEST, manifest_of(folder))
             written.folders.append(target)
         except Exception as error:
@@ -239,35 +244,22 @@ def _by_loss(probe: Probe, losses: Stored | Planned) -> list[Prompt]:
     return sorted(paraphrases, key=lambda prompt: (by_index[prompt.index], prompt.index))
 
 
-def _record(probe: Probe, folders: Mapping[int, Path]) -> dict[str, Any]:
-    """`probe.json`: what the runs share, their prompts, and which run is which prompt's.
-
-    `folders` has a run's folder by the id of its config object.
-    """
+def _probe_id(probe: Probe, original: RunRecord) -> tuple[str, dict[str, Any]]:
+    """The id of a probe, and the identity that its digest is of; `original` is its run with the original."""
     config, current = probe.config, probe.tasks[1]
-    original = stored_json(folders[id(config)] / "run.json")
-    pool = load_pool(current, config.paraphrases)
-    shared = {k: v for k, v in original["identity"].items() if k not in ("policy", "prompts", "drawn")}
+    shared = {k: v for k, v in original.identity.items() if k not in ("policy", "prompts", "drawn")}
     identity = {
         **shared,
         "unseen": [task.name for task in probe.unseen],
-        "pool": [prompt.text for prompt in pool.candidates(include_original=True)],
+        "pool": [p.text for p in load_pool(current, config.paraphrases).candidates(include_original=True)],
         "scored": examples_digest(probe.scored(current)),
     }
     names = (config.sequence.name, config.model.name, config.method.name, f"s{config.seed}")
-    return {
-        "id": "-".join((*names, digest(identity)[:8])),
-        **{name: original[name] for name in ("sequence", "model", "method", "seed", "tasks", "unseen")},
-        "demonstration": original["demonstration"],
-        "prompts": {str(prompt.index): prompt.text for prompt in probe.prompts},
-        "runs": {str(index): folders[id(config)].name for index, config in probe.configs.items()},
-        "missing": list(probe.missing),
-        "identity": identity,
-        "comparable": original["comparable"],
-    }
+    return plain("-".join((*names, digest(identity)[:DIGEST]))), identity
 
 
-def _write(folder: Path, probe: Probe, measured: Measured, record: dict[str, Any]) -> None:
+def _write(folder: Path, probe: Probe, measured: Measured, original: RunRecord, runs: dict[int, str]) -> None:
+    """Writes `probe.json`, the tables and gradients; `runs` has the ids of the runs by prompt."""
     losses = _stored(measured.losses).examples()
     # Where a target was cut off under some prompt (data.truncation=end), prompts cannot be compared.
     cut = set(losses.loc[losses["n_tokens"] == 0, "example"])
@@ -285,8 +277,22 @@ def _write(folder: Path, probe: Probe, measured: Measured, record: dict[str, Any
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
     if measured.current:
         pd.DataFrame(_cosine_rows(probe, measured)).to_parquet(folder / _GRADIENTS)
-    n_scored = losses["example"].nunique()
-    write_json(folder / "probe.json", {**record, "n_scored": n_scored, "n_cut": len(cut)})
+    name, identity = _probe_id(probe, original)
+    gradients = [gradient.stored for gradient in (*measured.current, *measured.others)]
+    record = ProbeRecord(
+        id=name,
+        **{part: getattr(original, part) for part in _SHARED},
+        prompts={prompt.index: prompt.text for prompt in probe.prompts},
+        runs=runs,
+        missing=probe.missing,
+        identity=identity,
+        stages=tuple(
+            stage_record(_stored(s)) for s in (measured.losses, *measured.answers.values(), *gradients)
+        ),
+        n_scored=int(losses["example"].nunique()),
+        n_cut=len(cut),
+    )
+    write_record(folder / ProbeRecord.FILE, record)
 
 
 def _cosine_rows(probe: Probe, measured: Measured) -> Iterable[dict[str, Any]]:

@@ -11,9 +11,10 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import choices, load_one, settled
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
-from sapo.data.files import MANIFEST, damage, stored_json
+from sapo.data.files import stored_json
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
+from sapo.data.records import MANIFEST, damage
 from sapo.data.tasks import Task
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stages import BASE, Evaluate

@@ -1,7 +1,7 @@
 """Run folders: what a finished run leaves for people and for the analysis."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,39 @@ from omegaconf.errors import OmegaConfBaseException
 from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
-from sapo.data.files import MANIFEST, flush, manifest_of, write_json
+from sapo.data.files import flush, write_json
 from sapo.data.hygiene import distinct_rows
-from sapo.data.tasks import Task, digest, examples_digest
-from sapo.experiments.continual import Run, pool_for
+from sapo.data.records import (
+    MANIFEST,
+    Candidate,
+    ChoiceRecord,
+    PoolRecord,
+    RunRecord,
+    StageRecord,
+    StateRecord,
+    manifest_of,
+    write_record,
+)
+from sapo.data.tasks import digest, examples_digest
+from sapo.experiments.continual import Planned, Run, pool_for
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.methods import method_label, method_note
 from sapo.experiments.model.evaluation import label_match
 from sapo.experiments.model.load import model_identity
 
-RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, "run.json")
+RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
 
 
 def write_run(run: Run, store: Store) -> Path:
     """Writes `run.json`, `predictions.parquet`, `config.yaml` and their manifest, and returns the folder."""
     pool = _pool(run)
-    identity = _identity(run, pool)
-    folder = store.run_folder(run_id(run, identity))
-    with store.lock(folder.name), store.scratch(folder.name) as building:
+    identity = json.loads(json.dumps(_identity(run, pool)))
+    name = f"{run_name(run.config)}-{digest(identity)[:DIGEST]}"
+    folder = store.run_folder(name)
+    with store.lock(name), store.scratch(name) as building:
         _predictions(run).to_parquet(building / "predictions.parquet")
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
-        write_json(building / "run.json", {"id": folder.name, **_facts(run, identity), "pool": pool})
+        write_record(building / RunRecord.FILE, _record(name, run, identity, pool))
         write_json(building / MANIFEST, manifest_of(building))
         put_run(building, folder)
     return folder
@@ -60,18 +72,16 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"Cannot read the config of run {folder.name} ({path}): {error}") from error
 
 
-def run_id(run: Run, identity: dict[str, Any]) -> str:
-    """A name that people can read, and enough of the identity's digest to be one run's own."""
-    return f"{run_name(run.config)}-{digest(json.loads(json.dumps(identity)))[:DIGEST]}"
+def _identity(run: Run, pool: PoolRecord | None) -> dict[str, Any]:
+    """What makes this run another than that one: settings, rows and prompts.
 
-
-def _identity(run: Run, pool: dict[str, Any] | None) -> dict[str, Any]:
-    """What makes this run another than that one: settings, rows and prompts."""
+    A policy that chooses among prompts is another with another pool, even where it chose the same ones.
+    """
     config = run.config
     return {
         "model": model_identity(config),
         "method": identity_values(config.method),
-        "policy": _policy_identity(config),
+        "policy": vars(config.policy),
         "scorer": vars(config.scorer),
         "trainer": identity_values(config.trainer),
         "evaluator": {
@@ -82,98 +92,88 @@ def _identity(run: Run, pool: dict[str, Any] | None) -> dict[str, Any]:
         "common_prompt": config.evaluator.common_prompt,
         "tasks": [task.name for task in run.tasks],
         "train": {task.name: examples_digest(task.train) for task in run.tasks},
-        "test": _test_digests(run),
+        # What each task is tested with: its rows, its frame, and the labels that answers are matched with.
+        "test": {
+            task.name: digest(
+                [task.instruction, task.suffix, task.separator, list(task.labels), examples_digest(task.test)]
+            )
+            for task in (*run.tasks, *run.unseen)
+        },
         "drawn": {choice.task: [prompt.text for prompt in choice.drawn] for choice in run.choices},
         "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
         "seed": config.seed,
-        **_pool_identity(config, pool),
+        **({"pool": pool.digest} if pool and config.policy.name != "fixed" else {}),
     }
 
 
-def _pool_identity(config: Config, pool: dict[str, Any] | None) -> dict[str, Any]:
-    """What a policy chose from: another pool is another run, even where the same prompts were chosen.
-
-    The bank's first 20 are left out, as policies that choose nothing are.
-    """
-    is_bank = (config.paraphrases.source, config.paraphrases.name) == ("bank", "bank")
-    if pool is None or (is_bank and pool["size"] == 20) or config.policy.name == "fixed":
-        return {}
-    return {"pool": pool["digest"]}
-
-
-def _pool(run: Run) -> dict[str, Any] | None:
+def _pool(run: Run) -> PoolRecord | None:
     """The pools that a run read: their name, the paraphrases of the largest, and their texts' digest."""
-    texts = {task.name: _paraphrases(task, run.config) for task in run.tasks}
+    texts = {
+        task.name: [prompt.text for prompt in pool_for(task, run.config).paraphrases] for task in run.tasks
+    }
     size = max(map(len, texts.values()))
     config = run.config.paraphrases
     name = Path(str(config.file)).stem if config.source == "file" else config.name
-    return {"name": name, "size": size, "digest": digest(texts)} if size else None
+    return PoolRecord(name=name, size=size, digest=digest(texts)) if size else None
 
 
-def _paraphrases(task: Task, config: Config) -> list[str]:
-    return [prompt.text for prompt in pool_for(task, config).paraphrases]
-
-
-def _policy_identity(config: Config) -> dict[str, Any]:
-    """The policy's settings; a switch that is off leaves runs the ids that they had before there was one."""
-    return {name: value for name, value in vars(config.policy).items() if name != "last_only" or value}
-
-
-def _facts(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
+def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | None) -> RunRecord:
     config = run.config
-    return {
-        "sequence": config.sequence.name,
-        "tasks": [task.name for task in run.tasks],
-        "unseen": [task.name for task in run.unseen],
-        "model": config.model.name,
-        "method": config.method.name,
-        "label": method_label(config.method),
-        "policy": config.policy.name,
-        "seed": config.seed,
-        "parity": config.parity.name,
-        "trainer": config.trainer.name,
-        "demonstration": is_demonstration(config),
-        "prompts": {name: prompt.text for name, prompt in run.prompts.items()},
-        "choices": _choices(run),
-        "comparable": {
+    stages = [stored for stored in _stages(run) if isinstance(stored, Stored)]
+    return RunRecord(
+        id=name,
+        sequence=config.sequence.name,
+        tasks=tuple(task.name for task in run.tasks),
+        unseen=tuple(task.name for task in run.unseen),
+        model=config.model.name,
+        method=config.method.name,
+        label=method_label(config.method),
+        policy=config.policy.name,
+        seed=config.seed,
+        parity=config.parity.name,
+        trainer=config.trainer.name,
+        demonstration=is_demonstration(config),
+        prompts={task: prompt.text for task, prompt in run.prompts.items()},
+        choices=tuple(
+            ChoiceRecord(
+                task=choice.task,
+                index=choice.prompt.index,
+                text=choice.prompt.text,
+                candidates=choice.candidates and tuple(Candidate(**each) for each in choice.candidates),
+                drawn=tuple(prompt.text for prompt in choice.drawn) or None,
+            )
+            for choice in run.choices
+        ),
+        comparable={
             "data": identity["test"],
-            **{name: identity[name] for name in ("model", "evaluator", "trainer", "train")},
+            **{part: identity[part] for part in ("model", "evaluator", "trainer", "train")},
         },
-        **_computed(run),
-        "notes": [
-            *filter(None, [method_note(config.method)]),
-            *(note for task in (*run.tasks, *run.unseen) for note in _notes(task, config)),
-        ],
-        "identity": identity,
-        "environment": _environment(_stored(run)[0]),
-    }
-
-
-def _choices(run: Run) -> list[dict[str, Any]]:
-    """The prompt of each task, and what it was chosen from."""
-    return [
-        {
-            "task": choice.task,
-            "index": choice.prompt.index,
-            "text": choice.prompt.text,
-            "candidates": choice.candidates,
-            "drawn": [prompt.text for prompt in choice.drawn] or None,
-        }
-        for choice in run.choices
-    ]
-
-
-def _computed(run: Run) -> dict[str, Any]:
-    """What the run's stages left, and what it took."""
-    return {
-        "states": [
-            {"after": state.after, "key": state.key, "tasks": [task.name for task in state.tested]}
+        states=tuple(
+            StateRecord(after=state.after, key=state.key, tasks=tuple(task.name for task in state.tested))
             for state in run.states
-        ],
-        "kept": {stored.key: stored.result["kept"] for stored in run.trained if isinstance(stored, Stored)},
-        "stages": _stages(run),
-        "shortened": _shortened(run),
-    }
+        ),
+        kept={s.key: s.result.kept or {} for s in run.trained if isinstance(s, Stored)},
+        stages=tuple(stage_record(stored) for stored in stages),
+        shortened=shortened(stages),
+        notes=tuple(filter(None, [method_note(config.method), *_notes(run)])),
+        identity=identity,
+        environment=stages[0].environment,
+        pool=pool,
+    )
+
+
+def stage_record(stored: Stored) -> StageRecord:
+    """What a run or probe says of a stage that it is made of."""
+    result = stored.result
+    return StageRecord(
+        kind=stored.kind,
+        key=stored.key,
+        task=result.task,
+        device=stored.environment["device"],
+        seconds=result.seconds,
+        tokens=result.tokens,
+        shortened=result.shortened,
+    )
 
 
 def is_demonstration(config: Config) -> bool:
@@ -182,67 +182,32 @@ def is_demonstration(config: Config) -> bool:
     return not (is_real and config.model.parameters >= 5)
 
 
-def _notes(task: Task, config: Config) -> Iterator[str]:
-    """What a reader of the results must know of a task."""
-    if not task.instruction.strip() and config.policy.name != "static":
-        yield f"{task.name}: an empty instruction has no paraphrases; policy {config.policy.name} keeps it."
-    empty = sum(not example.target for example in (*task.train, *task.test))
-    if empty:
-        yield f"{task.name}: {empty} rows have an empty target, to which the right answer is nothing."
+def _notes(run: Run) -> Iterator[str]:
+    """What a reader of the results must know of the tasks."""
+    policy = run.config.policy.name
+    for task in (*run.tasks, *run.unseen):
+        if not task.instruction.strip() and policy != "static":
+            yield f"{task.name}: an empty instruction has no paraphrases; policy {policy} keeps it."
+        if empty := sum(not example.target for example in (*task.train, *task.test)):
+            yield f"{task.name}: {empty} rows have an empty target, to which the right answer is nothing."
 
 
-def _test_digests(run: Run) -> dict[str, str]:
-    """What each task is tested with: its rows, its frame, and the labels that answers are matched with."""
-    return {
-        task.name: digest([task.instruction, task.suffix, task.separator, list(task.labels), rows])
-        for task in (*run.tasks, *run.unseen)
-        for rows in [examples_digest(task.test)]
-    }
-
-
-def _stored(run: Run) -> list[Stored]:
+def _stages(run: Run) -> list[Stored | Planned | None]:
     """The run's stages: what was scored, trained and evaluated."""
     scored = [choice.scored for choice in run.choices]
-    everything = [*scored, *run.trained, *(evaluation.stored for evaluation in run.evaluations)]
-    return [stored for stored in everything if isinstance(stored, Stored)]
+    return [*scored, *run.trained, *(evaluation.stored for evaluation in run.evaluations)]
 
 
-def _environment(stored: Stored) -> dict[str, Any]:
-    return json.loads((stored.folder / "environment.json").read_text())
-
-
-def _stages(run: Run) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": stored.folder.parent.name,
-            "key": stored.key,
-            "device": _environment(stored)["device"],
-            **_brief(stored.result),
-        }
-        for stored in _stored(run)
-    ]
-
-
-def _brief(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in ("task", "seconds", "tokens", "shortened") if name in result}
-
-
-def _shortened(run: Run) -> dict[str, int]:
-    """Most inputs of a task that any of its stages had to shorten."""
+def shortened(stages: Iterable[Stored]) -> dict[str, int]:
+    """Most inputs of a task that any of the stages had to shorten; a scoring, under any of its prompts."""
     counts: dict[str, int] = {}
-    for stored in _stored(run):
-        task = stored.result["task"]
-        counts[task] = max(counts.get(task, 0), _n_shortened(stored))
+    for stored in stages:
+        task, count = stored.result.task, stored.result.shortened
+        if count and stored.kind == "score":
+            table = stored.examples()
+            count = int(table.loc[table["is_shortened"], "example"].nunique())
+        counts[task] = max(counts.get(task, 0), count)
     return counts
-
-
-def _n_shortened(stored: Stored) -> int:
-    """Examples that a stage had to shorten: of a scoring, under any of its prompts."""
-    count = stored.result["shortened"]
-    if not count or stored.folder.parent.name != "score":
-        return count
-    table = stored.examples()
-    return int(table.loc[table["is_shortened"], "example"].nunique())
 
 
 def _predictions(run: Run) -> pd.DataFrame:

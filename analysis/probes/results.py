@@ -23,9 +23,9 @@ from sapo.analysis.results import (
 )
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import shown, why_no_name
-from sapo.data.files import MANIFEST, damage
 from sapo.data.losses import REDUCTIONS, prompt_losses
 from sapo.data.prompts import ORIGINAL
+from sapo.data.records import MANIFEST, damage
 
 ROLES = ("forgetting", "training", "generalization")
 LOSSES = ("prompt", "example", "nll", "entropy", "n_tokens")

@@ -88,4 +88,4 @@ def _full_scores(store: Store) -> Iterator[tuple[str, str, pd.DataFrame]]:
             continue
         table = stored.examples()
         if look_sizes(table["example"].nunique()):
-            yield stored.result["task"], stored.key, table
+            yield stored.result.task, stored.key, table

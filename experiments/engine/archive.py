@@ -22,7 +22,8 @@ import yaml
 
 from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import MANIFEST, damage, flush, stored_json, sync
+from sapo.data.files import flush, stored_json, sync
+from sapo.data.records import MANIFEST, damage
 from sapo.data.tasks import digest
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.runs import RUN_FILES, put_run

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.files import MANIFEST, damage, stored_json
+from sapo.data.files import stored_json
+from sapo.data.records import MANIFEST, damage
 from sapo.experiments.engine.store import GC, Store, taken
 
 LOCK = "lock that nobody holds"  # `what` of a leftover lock

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sapo.conf.errors import UserError, WorkError, is_full
-from sapo.data.files import MANIFEST, damage, flush, manifest_of, stored_json, sync, write_json
+from sapo.data.files import flush, stored_json, sync, write_json
+from sapo.data.records import MANIFEST, StageResult, damage, manifest_of, parse
 
 EXAMPLES = "examples.parquet"
 GC = "gc"  # the lock of who deletes what no finished run refers to
@@ -37,10 +38,26 @@ class Stored:
     key: str
     folder: Path
 
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return self.folder.parent.name
+
     @cached_property
-    def result(self) -> dict[str, Any]:
-        """The stage's facts: seconds, tokens, counts."""
-        return stored_json(self.folder / "result.json")
+    def result(self) -> StageResult:
+        """What the stage took and measured."""
+        mend = f"Delete {self.folder} to make it again."
+        return parse(StageResult, self.folder / "result.json", mend)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its key is the digest of."""
+        return stored_json(self.folder / "identity.json")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What it was computed with: versions, device, and the commit of the code."""
+        return stored_json(self.folder / "environment.json")
 
     def examples(self) -> pd.DataFrame:
         """The stage's table of examples."""

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import StoreConfig
 from sapo.data.files import write_json
+from sapo.data.records import StageResult, write_record
 from sapo.data.render import Renderer
 from sapo.data.tasks import digest
 from sapo.experiments.engine.environment import environment
@@ -49,7 +50,7 @@ def do(stage: Stage, store: Store, folder: Path) -> None:
         "seconds": round(time.monotonic() - begun + facts.get("earlier_seconds", 0.0), 3),
         **facts,
     }
-    write_json(folder / "result.json", facts)
+    write_record(folder / "result.json", StageResult.model_validate(facts, strict=False))
     write_json(folder / "identity.json", stage.identity())
     write_json(folder / "environment.json", environment(language_model.base.device))
     OmegaConf.save(OmegaConf.structured(stage.config), folder / "config.yaml")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sapo.conf.errors import WorkError
-from sapo.data.files import MANIFEST, damage, flush, manifest_of, sync
+from sapo.data.files import flush, sync
+from sapo.data.records import MANIFEST, damage, manifest_of
 
 PREFIX = "checkpoint-"
 WEIGHTS = "trainable.safetensors"

@@ -15,7 +15,7 @@ from test_bad_files import LATIN, short, write
 from test_bad_overrides import refused
 
 from sapo.conf.load import load_one
-from sapo.data.files import MANIFEST, manifest_of
+from sapo.data.records import MANIFEST, manifest_of
 from sapo.experiments.model.load import model_folder
 
 MINE = "name: mine\nsource: tiny:llama\n"

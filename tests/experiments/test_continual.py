@@ -62,7 +62,7 @@ def test_the_common_column_can_be_left_out_and_is_not_there_under_the_original(t
 def test_multitask_trains_all_tasks_at_once_and_is_tested_at_the_end(tiny_config, store):
     ((run,), computed) = finish([tiny_config("method=multitask", "policy=static", *SMALL)], store)
     assert computed.count("train") == 1
-    assert run.trained[0].result["examples"] == 3 * 4
+    assert run.trained[0].result.examples == 3 * 4
     assert [(state.after, len(state.tested)) for state in run.states] == [(0, 3), (3, 3)]
 
 
@@ -129,7 +129,7 @@ def test_sapo_trains_with_the_prompt_of_lowest_loss_in_the_present_state(tiny_co
     scored = [stored for kind, stored in store.stages() if kind == "score"]
     states = {json.loads((s.folder / "identity.json").read_text())["state"] for s in scored}
     assert states == {"base", run.trained[0].key, run.trained[1].key}
-    first = next(s for s in scored if s.result["task"] == run.tasks[0].name)
+    first = next(s for s in scored if s.result.task == run.tasks[0].name)
     recomputed = prompt_losses(first.examples(), "token")["loss"].tolist()
     assert recomputed == [c["loss"] for c in run.choices[0].candidates]
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from sapo.data.files import MANIFEST
+from sapo.data.records import MANIFEST
 
 Kind = tuple[str, ...]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from sapo.data.files import MANIFEST
+from sapo.data.records import MANIFEST
 from sapo.experiments.engine.store import Store
 
 EXPERIMENT = (

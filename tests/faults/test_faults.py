@@ -13,7 +13,7 @@ import pytest
 from damaging import DAMAGES, cut, flip, stored_files
 from disturbing import Driver, Drivers, Tally, Whole, log_of, stages_noted, until
 
-from sapo.data.files import MANIFEST
+from sapo.data.records import MANIFEST
 from sapo.experiments.engine.store import Store
 
 

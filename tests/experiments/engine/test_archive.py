@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.files import MANIFEST, manifest_of, write_json
+from sapo.data.files import write_json
+from sapo.data.records import MANIFEST, manifest_of
 from sapo.data.tasks import digest
 from sapo.experiments.engine import archive
 from sapo.experiments.engine.archive import INDEX, Archived, export_runs, import_archive

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.files import MANIFEST, manifest_of, write_json
+from sapo.data.files import write_json
+from sapo.data.records import MANIFEST, manifest_of
 from sapo.experiments.engine.garbage import collect, leftovers, locked, referred
 from sapo.experiments.engine.store import Store
 

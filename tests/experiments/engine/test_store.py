@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data import files
-from sapo.data.files import MANIFEST, manifest_of, sync, write_json
+from sapo.data import records
+from sapo.data.files import sync, write_json
+from sapo.data.records import MANIFEST, StageResult, manifest_of
 from sapo.experiments.engine.store import Store
+
+RESULT = {"task": "t", "model": "m", "seconds": 1.5, "tokens": 3}
 
 
 def put(store: Store, key: str, text: str = "content") -> None:
     with store.building("train", key) as folder:
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_text(text)
-        (folder / "result.json").write_text(json.dumps({"seconds": 1.5}))
+        (folder / "result.json").write_text(json.dumps(RESULT))
 
 
 def test_a_finished_stage_is_found_with_its_result(tmp_path):
@@ -27,7 +30,7 @@ def test_a_finished_stage_is_found_with_its_result(tmp_path):
     assert store.find("train", "a" * 64) is None
     put(store, "a" * 64)
     stored = store.find("train", "a" * 64)
-    assert stored.result == {"seconds": 1.5}
+    assert stored.result == StageResult(**RESULT)
     assert (stored.folder / "adapter" / "weights").read_text() == "content"
     assert [(kind, s.key) for kind, s in store.stages()] == [("train", "a" * 64)]
     assert not list((tmp_path / "building").iterdir())
@@ -63,7 +66,7 @@ def test_a_folder_without_a_manifest_is_no_stage_and_gives_way(tmp_path):
     (half / "result.json").write_text("{")
     assert store.find("train", "a") is None
     put(store, "a")
-    assert store.find("train", "a").result == {"seconds": 1.5}
+    assert store.find("train", "a").result.seconds == 1.5
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "flipped", "manifest"])
@@ -94,8 +97,8 @@ def test_damage_is_looked_for_once_a_process(tmp_path, monkeypatch):
     store = Store(tmp_path)
     put(store, "a")
     read = []
-    sha256 = files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: read.append(path.name) or sha256(path))
+    sha256 = records.sha256
+    monkeypatch.setattr(records, "sha256", lambda path: read.append(path.name) or sha256(path))
     assert store.find("train", "a", whole=False)
     assert read == []
     assert store.find("train", "a")
@@ -172,8 +175,8 @@ def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path, monkeypatch, n
     path = tmp_path / "stages" / "train" / "a" / MANIFEST
     write_json(path, json.loads(path.read_text()) | {name: {"bytes": 0, "sha256": "0" * 64}})
     read = []
-    sha256 = files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: read.append(path.name) or sha256(path))
+    sha256 = records.sha256
+    monkeypatch.setattr(records, "sha256", lambda path: read.append(path.name) or sha256(path))
     ((_, line),) = store.damaged()
     assert "does not lie in its folder" in line or "cannot read" in line
     assert sorted(read) == ["result.json", "weights"]

@@ -121,19 +121,19 @@ def test_olora_of_weight_zero_is_lorainc_to_the_bit(states, nothing):
     assert olora[0].key == plainly[0].key  # the first training is one
     assert olora[1].key != plainly[1].key
     assert same(adapter(olora[1]), adapter(plainly[1]))
-    assert olora[1].result["penalties"] == []
+    assert olora[1].result.penalties == ()
 
 
 def test_olora_changes_the_second_task_and_logs_its_penalty(states):
     first, second = states("method=olora")
-    assert first.result["penalties"] == []
-    assert len(second.result["penalties"]) == second.result["steps"] == 4
+    assert first.result.penalties == ()
+    assert len(second.result.penalties) == second.result.steps == 4
     a = {k: v for k, v in adapter(second).items() if "lora_A" in k}
-    assert all(math.isfinite(penalty) and penalty > 0 for penalty in second.result["penalties"])
+    assert all(math.isfinite(penalty) and penalty > 0 for penalty in second.result.penalties)
     assert not same(adapter(second), adapter(states("method=lorainc")[1]))
     # The last logged one is the penalty before the last step: near that of the weights that were left.
     left = 0.5 * sum((v[:8].double() @ v[8:].double().T).abs().sum().item() for v in a.values())
-    assert second.result["penalties"][-1] == pytest.approx(left, rel=0.2)
+    assert second.result.penalties[-1] == pytest.approx(left, rel=0.2)
 
 
 def test_penalty_factor_multiplies_the_penalty(method, states):
@@ -214,21 +214,21 @@ def test_ewc_of_weight_zero_is_sequential_to_the_bit_and_so_is_its_first_task(st
     )
     assert same(adapter(sampled[1]), adapter(off[1]))
     for stored in (off[0], off[1]):
-        assert stored.result["penalties"] == []
+        assert stored.result.penalties == ()
     assert same(adapter(off[0]), adapter(plainly[0]))
     assert same(adapter(off[1]), adapter(plainly[1]))
     assert same(adapter(on[0]), adapter(plainly[0]))
     assert not same(adapter(on[1]), adapter(plainly[1]))
     assert len({off[0].key, on[0].key, plainly[0].key}) == 3  # what is kept differs
     # The weights are the anchor until a step has moved them, and the first step's rate is 0.
-    assert on[1].result["penalties"][:2] == [0, 0]
-    assert min(on[1].result["penalties"][2:]) > 0
-    assert on[1].result["losses"][0] == off[1].result["losses"][0]
+    assert on[1].result.penalties[:2] == (0, 0)
+    assert min(on[1].result.penalties[2:]) > 0
+    assert on[1].result.losses[0] == off[1].result.losses[0]
 
 
 def test_what_ewc_keeps_is_of_the_size_of_its_adapter(states):
     _, second = states("method=ewc")
-    kept = second.result["kept"]
+    kept = second.result.kept
     assert set(kept) == {
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "kept/anchor.safetensors", "kept/fisher.json", "kept/fisher.safetensors",

@@ -526,9 +526,9 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, me
     store = Store(tmp_path / "store")
     run = asyncio.run(run_sequence(config, LocalEngine(store)))
     facts = [stored.result for stored in run.trained]
-    assert [fact["replayed"] for fact in facts] == [0, 5, 5]
-    assert [fact["examples"] for fact in facts] == [8, 13, 13]
-    assert [fact["steps"] for fact in facts] == [2 * math.ceil(n / 4) for n in (8, 13, 13)]
+    assert [fact.replayed for fact in facts] == [0, 5, 5]
+    assert [fact.examples for fact in facts] == [8, 13, 13]
+    assert [fact.steps for fact in facts] == [2 * math.ceil(n / 4) for n in (8, 13, 13)]
     tasks = load_tasks(config)[0]
     for n, stored in enumerate(run.trained, start=1):
         kept = read_kept(stored.folder)
@@ -536,7 +536,7 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, me
         assert all(one.lesson.prompts == (run.prompts[one.lesson.task.name],) for one in kept)
         assert all(prompt.index == 1 for one in kept for prompt in one.lesson.prompts)
         path = stored.folder / "kept/examples.jsonl"
-        assert stored.result["kept"]["kept/examples.jsonl"] == path.stat().st_size
+        assert stored.result.kept["kept/examples.jsonl"] == path.stat().st_size
     folder = write_run(run, store)
     record = json.loads((folder / "run.json").read_text())
     assert (record["method"], record["label"]) == (method, label)

@@ -39,7 +39,7 @@ def finished(config, root) -> tuple[pd.DataFrame, dict[str, list]]:
     (folder,) = complete([config], LocalEngine(store), keep_going=False)
     measured = {
         "score": [s.examples()["nll"].tolist() for kind, s in store.stages() if kind == "score"],
-        "train": [s.result["losses"] for kind, s in store.stages() if kind == "train"],
+        "train": [s.result.losses for kind, s in store.stages() if kind == "train"],
     }
     return pd.read_parquet(folder / "predictions.parquet"), measured
 

@@ -133,7 +133,7 @@ def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config,
     counts = {candidate["index"]: candidate["n_examples"] for candidate in raced.candidates}
     assert counts[raced.prompt.index] == 40
     assert min(counts.values()) < 40
-    assert race_stage.result["tokens"] < race_stage.result["full_tokens"] == full_stage.result["tokens"]
+    assert race_stage.result.tokens < race_stage.result.full_tokens == full_stage.result.tokens
 
 
 @pytest.mark.parametrize("scorer", ["race", "full"])
