@@ -28,7 +28,7 @@ def model(
 ) -> None:
     """Download or build models."""
     from sapo.conf.load import load_one
-    from sapo.experiments.model.load import build
+    from sapo.experiments.model.fetch import build
 
     configs = [load_one([f"model={name}"]) for name in names]  # all names are checked before any download
     paths = {config.model.name: str(build(config.model)) for config in configs}

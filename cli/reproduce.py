@@ -320,7 +320,7 @@ def _render_plan(console: "Console", document: dict[str, Any]) -> None:
 def _require_gpu(scale: str, configs: dict[str, list["Config"]]) -> None:
     """Refuses the paper's scale without a GPU, after showing on stderr what it would take."""
     from sapo.conf.errors import UserError
-    from sapo.experiments.model.load import device_of
+    from sapo.experiments.model.identity import device_of
     from sapo.experiments.targets import require_gpu
 
     try:

@@ -109,7 +109,7 @@ def _tell_other_base(folder: Path, config: "Config") -> None:
     from json import loads
 
     from sapo.conf.errors import UserError
-    from sapo.experiments.model.load import model_folder
+    from sapo.experiments.model.fetch import model_folder
 
     path = folder / "adapter_config.json"
     try:

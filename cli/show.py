@@ -184,7 +184,8 @@ def show_model(
 ) -> None:
     """A model: where its Hugging Face folder lies, precision, LoRA targets."""
     from sapo.conf.load import load_one
-    from sapo.experiments.model.load import dtype_of, model_folder
+    from sapo.experiments.model.fetch import model_folder
+    from sapo.experiments.model.identity import dtype_of
 
     config = load_one(_overrides(model, "model"))
     document = {

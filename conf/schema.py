@@ -69,7 +69,7 @@ class ModelConfig:
     path: str | None = identity("Local Hugging Face folder to load in place of the source", None)
     tokenizer: str | None = identity("Folder to take tokenizer and chat template from", None)
     chat_template: str | None = identity(
-        "Template in data/templates to use for a tokenizer without one", None, is_name=True
+        "Template in data/templates, or FILE.jinja, in place of the tokenizer's own", None
     )
     template_options: dict[str, Any] = identity("Switches of the chat template", {})
     dtype: str = identity(

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError
 from sapo.data.tasks import Example, Task
 
 MAX_TARGET_TOKENS = 128  # of the published code, beside the longest prompt
-_EMPTY_TURN = {"role": "user", "content": ""}
+CLOCK = datetime(2024, 7, 26)
+_SOME_TEXT = "text"  # some templates refuse an empty turn
+_SOME_TURN = {"role": "user", "content": _SOME_TEXT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +90,47 @@ class Renderer:
     def full_text(self, task: Task, prompt: str, example: Example) -> str:
         """Prompt, target and the template's end of turn as one text."""
         start = self.prompt_text(task, prompt, example.input)
-        return start + self._answer(example.target)
+        return start + self.answer(example.target)
 
     def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, **self.template_options, **options)
-        )
+        try:
+            options = {"chat_template": self._chat_template, **self.template_options, **options}
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except (TemplateError, TypeError, ValueError) as error:
+            raise UserError(
+                f"The chat template cannot write the turn {messages[-1]['content'][:60]!r}: {error}. "
+                "Set model.chat_template=FILE.jinja."
+            ) from error
 
     @cached_property
-    def _empty_prompt(self) -> str:
-        return self._template([_EMPTY_TURN], add_generation_prompt=True)
+    def _chat_template(self) -> str:
+        return with_fixed_clock(self.tokenizer.get_chat_template())
 
-    def _answer(self, target: str) -> str:
+    @cached_property
+    def _some_prompt(self) -> str:
+        return self._template([_SOME_TURN], add_generation_prompt=True)
+
+    def answer(self, target: str) -> str:
         """What the template writes after the generation prompt for an assistant turn with this target."""
-        whole = self._template([_EMPTY_TURN, {"role": "assistant", "content": target}])
-        if not whole.startswith(self._empty_prompt):
+        whole = self._template([_SOME_TURN, {"role": "assistant", "content": target}])
+        if not whole.startswith(self._some_prompt):
             raise UserError(
-                "The chat template writes an answered turn differently from its generation prompt, so the "
-                "target's place is unknown. Set model.template_options or model.chat_template."
+                "The chat template writes an answered turn differently from its generation prompt (which may "
+                "open a block of thoughts), so the target's place is unknown. Set model.template_options, or "
+                "model.chat_template=FILE.jinja to a template without."
             )
-        return whole[len(self._empty_prompt) :]
+        return whole[len(self._some_prompt) :]
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The token by which the template ends an answer; None where it writes none."""
+        whole = self._template([_SOME_TURN, {"role": "assistant", "content": _SOME_TEXT}])
+        (ids,) = self._tokenize([whole.rpartition(_SOME_TEXT)[2]])
+        controls = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return next((token for token in ids if token in controls), None)
 
     def _target_ids(self, text: str, prompt_ids: list[int], task: Task, example: Example) -> list[int]:
-        answer = self._answer(example.target)
+        answer = self.answer(example.target)
         (whole,) = self._tokenize([text + answer])
         n = len(prompt_ids)
         # A tokenizer that merges over the border would train on other prompt tokens than generation sees.
@@ -148,3 +170,12 @@ class Renderer:
 def user_turn(task: Task, prompt: str, text: str) -> str:
     """Instruction, input and output-format suffix as one user turn (official file `src/uie_collator.py`)."""
     return prompt + "\n\n" + task.separator + "\n" + text + "\n\n" + task.suffix
+
+
+def with_fixed_clock(template: str) -> str:
+    """A chat template for which it is always `CLOCK`: what it writes would change from day to day."""
+    if "strftime_now" not in template:
+        return template
+    codes = [*"aAwdbBmyYHIpMSfjUWcxXDFTRe", "-d", "-m", "-H", "-I", "-M", "-S", "-j"]
+    texts = "".join(f" | replace('%{code}', '{CLOCK.strftime('%' + code)}')" for code in codes)
+    return f"{{%- macro strftime_now(format) %}}{{{{ format{texts} }}}}{{%- endmacro %}}\n{template}"

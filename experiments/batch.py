@@ -11,7 +11,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.hygiene import distinct_rows
-from sapo.data.prompts import PromptPool
+from sapo.data.prompts import Prompt, PromptPool
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
 from sapo.experiments.continual import Planned, pool_for, run_sequence
@@ -21,7 +21,8 @@ from sapo.experiments.engine.stages import Stage, Train
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.tagging import require_tagger
-from sapo.experiments.model.load import device_of, load_renderer, require_runnable
+from sapo.experiments.model.identity import device_of
+from sapo.experiments.model.preflight import preflight
 from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
 
@@ -79,25 +80,17 @@ def _refusal(check: Callable[[Config], object], config: Config) -> str | None:
     return None
 
 
-def _require_model(config: Config) -> None:
-    require_runnable(config.model)
-
-
 def _require_pools(config: Config) -> list[PromptPool]:
     """The pools of the trained tasks; UserError if tasks or pools cannot be loaded."""
     return [pool_for(task, config) for task in load_tasks(config)[0]]
 
 
-def _require_prompts(config: Config) -> None:
-    """UserError if tasks or pools cannot be loaded, or a prompt is too long even without an input."""
+def _preflight(config: Config) -> None:
+    """UserError if the model, its template or adapter, the tasks or their pools do not fit together."""
     tasks, unseen = load_tasks(config)
     pools = _require_pools(config)
-    renderer = load_renderer(config)
-    for task, pool in zip(tasks, pools, strict=True):
-        for prompt in pool.candidates(include_original=True):
-            renderer.require_fits(task, prompt.text)
-    for task in unseen:
-        renderer.require_fits(task, task.instruction)
+    shown = [(task, pool.candidates(True)) for task, pool in zip(tasks, pools, strict=True)]
+    preflight(config, [*shown, *((task, [Prompt(task.instruction)]) for task in unseen)])
 
 
 def require_possible(config: Config) -> None:
@@ -137,9 +130,8 @@ _PLAN_CHECKS: tuple[Check, ...] = (
     (require_possible, ("task", "sequence", "data", "method")),
 )
 _RUN_CHECKS: tuple[Check, ...] = (
-    (_require_model, ("model",)),
     (device_of, ("engine",)),
-    (_require_prompts, ("model", "sequence", "data", "paraphrases", "policy")),
+    (_preflight, ("model", "sequence", "data", "paraphrases", "policy")),
     (require_possible, ("task", "sequence", "data", "method")),
 )
 

@@ -14,7 +14,7 @@ from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.ewc import EWC
 from sapo.experiments.methods.lorainc import LoraInc
 from sapo.experiments.methods.sequential import Sequential
-from sapo.experiments.model.load import dtype_of
+from sapo.experiments.model.identity import dtype_of
 
 # English text in subword tokens; the chat template adds a few dozen.
 _CHARACTERS_A_TOKEN = 4.0

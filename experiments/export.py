@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
@@ -20,7 +20,9 @@ from sapo.data.files import stored_json
 from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
-from sapo.experiments.model.load import load_tokenizer, model_folder, model_identity, require_model
+from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.identity import model_identity
+from sapo.experiments.model.load import load_tokenizer, read_model
 from sapo.experiments.reevaluation import Reevaluation, missing_state
 
 CARD = "README.md"
@@ -226,9 +228,7 @@ def _write_adapter(source: Exportable, folder: Path) -> None:
 
 def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
     model = source.config.model
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        require_model(model), dtype="auto", trust_remote_code=model.trust_remote_code, use_safetensors=True
-    ).eval()
+    base: Any = read_model(model, "auto").eval()
     if getattr(base.config, "quantization_config", None):
         raise UserError(f"Model {model.name} is quantized and cannot take merged weights. Leave out --merge.")
     adapted = load_adapter(base, source.adapter).eval()

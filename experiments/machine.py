@@ -15,7 +15,9 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import FOLDERS, load_tasks
 from sapo.data.pools import load_pool
-from sapo.experiments.model.load import device_of, dtype_of, load_tokenizer, require_runnable
+from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.identity import device_of, dtype_of
+from sapo.experiments.model.preflight import preflight
 
 DISTRIBUTION = "sapo-prompts"
 LEAST_FREE = 2**30  # a small model's run takes megabytes; below this, something else will soon fail
@@ -88,9 +90,8 @@ def _device(config: Config) -> Check:
 
 def _model(config: Config) -> Check:
     def look() -> str:
-        folder = require_runnable(config.model)
-        load_tokenizer(config.model)
-        return str(folder)
+        preflight(config)
+        return str(model_folder(config.model))
 
     return _tried(f"model {config.model.name}", look)
 

@@ -31,7 +31,7 @@ from sapo.experiments.continual import Planned, Run, pool_for
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.methods import method_label, method_note
 from sapo.experiments.model.evaluation import label_match
-from sapo.experiments.model.load import model_identity
+from sapo.experiments.model.identity import model_identity
 
 RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
 

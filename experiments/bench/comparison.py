@@ -20,8 +20,9 @@ from sapo.experiments.bench.metering import Side, Usage, measured, memory_measur
 from sapo.experiments.bench.plain import padded_tokens, plain_answers, plain_nll, plain_train
 from sapo.experiments.model.adapters import CURRENT, adapter_tensors, lora_config, plain
 from sapo.experiments.model.evaluation import evaluate
+from sapo.experiments.model.identity import device_of, dtype_of
 from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
-from sapo.experiments.model.load import LanguageModel, device_of, dtype_of, load_model
+from sapo.experiments.model.load import LanguageModel, load_model
 from sapo.experiments.model.racing import pool_losses
 from sapo.experiments.model.training import train
 

@@ -27,7 +27,7 @@ from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_
 from sapo.experiments.engine.local import Watcher, compute
 from sapo.experiments.engine.stages import BASE, Stage, stage_key
 from sapo.experiments.engine.store import Store, taken
-from sapo.experiments.model.load import dtype_of
+from sapo.experiments.model.identity import dtype_of
 
 # What a worker of a cluster must see as the driver does; a local one is the driver's child.
 _VARIABLES = (

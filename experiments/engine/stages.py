@@ -10,8 +10,8 @@ from sapo.conf.schema import Config, identity_values
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.methods import method_identity
+from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.lessons import Lesson
-from sapo.experiments.model.load import model_identity
 
 # Raised when a change of the code changes what a stage computes.
 VERSIONS = {"score": 1, "train": 1, "evaluate": 1, "gradient": 1}

@@ -175,7 +175,8 @@ def _gradient(stage: Gradient, store: Store, language_model: LanguageModel, fold
         raise WorkError(f"Every target of {stage.name} is cut off; raise data.max_input_tokens.")
     with plain(language_model.base):
         previous = state_folder(store, stage.state)
-        model = gradients.with_fresh_adapter(language_model, previous, stage.config)
+        earlier = previous and previous / FOLDER
+        model = gradients.with_fresh_adapter(language_model.base, earlier, stage.config)
         found = gradients.adapter_gradients(model, rows, stage.config.trainer, stage.name)
     gradients.save_gradients(found, folder)
     return {

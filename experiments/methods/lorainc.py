@@ -5,47 +5,31 @@ Adapters of earlier tasks are kept as one adapter of their summed rank, which is
 
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
-from sapo.conf.errors import WorkError
 from sapo.experiments.methods.method import Method
 from sapo.experiments.model.adapters import (
-    CURRENT,
+    EARLIER,
     FOLDER,
     adapter_tensors,
     concatenate,
-    load_adapter,
-    lora_config,
     save_adapter,
-    trainable_parameters,
+    trained_tensors,
+    with_new_adapter,
 )
-
-EARLIER = "earlier"
 
 
 class LoraInc(Method):
     """Trains a fresh adapter beside the frozen ones."""
 
     def start(self) -> PeftModel:
-        """The base with all earlier adapters, frozen, and a new one whose B is zero: no logit changes."""
+        """The base with all earlier adapters, frozen, and a new one."""
         base = self.context.language_model.base
-        new = lora_config(self.config, self.targets)
-        if self.previous_adapter is None:
-            return get_peft_model(base, new, adapter_name=CURRENT)
-        model = load_adapter(base, self.previous_adapter, name=EARLIER)
-        model.add_adapter(CURRENT, new)
-        model.base_model.set_adapter([EARLIER, CURRENT])  # type: ignore[operator]
-        # PEFT makes everything trainable that it activates.
-        for key, parameter in model.named_parameters():
-            parameter.requires_grad_(f".{CURRENT}." in key)
-        expected = sum(value.numel() for value in adapter_tensors(model, CURRENT).values())
-        if trainable_parameters(model) != expected:
-            raise WorkError(f"{self.config.name} would train other weights than the new adapter's.")
-        return model
+        return with_new_adapter(base, self.previous_adapter, self.config, self.targets)
 
     def save(self, model: PeftModel, folder: Path) -> None:
         """All adapters so far as one ordinary PEFT adapter."""
-        weights = adapter_tensors(model, CURRENT)
+        weights = trained_tensors(model)
         rank = self.config.rank
         if EARLIER in model.peft_config:
             weights = concatenate(adapter_tensors(model, EARLIER), weights)

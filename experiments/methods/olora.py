@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from sapo.conf.errors import WorkError
-from sapo.experiments.methods.lorainc import EARLIER, LoraInc
-from sapo.experiments.model.adapters import CURRENT
+from sapo.experiments.methods.lorainc import LoraInc
+from sapo.experiments.model.adapters import CURRENT, EARLIER
 
 
 class OLora(LoraInc):

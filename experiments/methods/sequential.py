@@ -12,10 +12,10 @@ from sapo.experiments.methods.method import Method
 from sapo.experiments.model.adapters import (
     CURRENT,
     FOLDER,
-    adapter_tensors,
     load_adapter,
     lora_config,
     save_adapter,
+    trained_tensors,
 )
 
 
@@ -31,5 +31,4 @@ class Sequential(Method):
 
     def save(self, model: PeftModel, folder: Path) -> None:
         """The adapter."""
-        weights = adapter_tensors(model, CURRENT)
-        save_adapter(self.config, self.targets, self.config.rank, weights, folder / FOLDER)
+        save_adapter(self.config, self.targets, self.config.rank, trained_tensors(model), folder / FOLDER)

@@ -19,7 +19,7 @@ from sapo.conf.schema import Config
 from sapo.data.files import stored_json, write_json
 from sapo.data.tasks import digest
 from sapo.experiments.methods.method import KEPT
-from sapo.experiments.model.load import model_folder
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.paraphrase.chat import Chat, Reply
 from sapo.experiments.paraphrase.local import LocalChat
 from sapo.experiments.paraphrase.openai import OpenAIChat

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +18,8 @@ from sapo.conf.schema import MethodConfig
 FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 CURRENT = "current"  # the adapter in training
+EARLIER = "earlier"  # the frozen adapters of earlier tasks, as one
+ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the output layer
 
 
 def lora_config(method: MethodConfig, targets: list[str]) -> LoraConfig:
@@ -27,9 +29,26 @@ def lora_config(method: MethodConfig, targets: list[str]) -> LoraConfig:
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=method.dropout,
-        target_modules=sorted(targets),
+        target_modules=ALL_LINEAR if list(targets) == [ALL_LINEAR] else sorted(targets),
         bias="none",
     )
+
+
+def with_new_adapter(
+    base: PreTrainedModel, earlier: Path | None, method: MethodConfig, targets: list[str]
+) -> PeftModel:
+    """The base with the adapter saved in `earlier`, frozen, and a new one whose B is zero."""
+    new = lora_config(method, targets)
+    if earlier is None:
+        return get_peft_model(base, new, adapter_name=CURRENT)
+    model = load_adapter(base, earlier, name=EARLIER)
+    model.add_adapter(CURRENT, new)
+    model.base_model.set_adapter([EARLIER, CURRENT])  # type: ignore[operator]
+    # PEFT makes everything trainable that it activates.
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{CURRENT}." in key)
+    trained_tensors(model)
+    return model
 
 
 def load_adapter(
@@ -73,6 +92,18 @@ def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
         for key, value in model.state_dict().items()
         if "lora_" in key and key.endswith(mark)
     }
+
+
+def trained_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The weights of the adapter in training; WorkError unless these are all values that training changes."""
+    tensors = adapter_tensors(model, CURRENT)
+    n_saved, n_trained = sum(tensor.numel() for tensor in tensors.values()), trainable_parameters(model)
+    if n_saved != n_trained:
+        raise WorkError(
+            f"Training changes {n_trained} values, and the adapter's files would hold {n_saved}: "
+            "model.lora_targets names something else than linear layers."
+        )
+    return tensors
 
 
 def trainable_parameters(model: PeftModel) -> int:

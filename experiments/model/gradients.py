@@ -13,17 +13,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config, TrainerConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import digest
-from sapo.experiments.methods.lorainc import LoraInc
-from sapo.experiments.methods.method import Context
-from sapo.experiments.model.adapters import CURRENT
+from sapo.experiments.model.adapters import CURRENT, with_new_adapter
 from sapo.experiments.model.budgets import training_tokens
 from sapo.experiments.model.forward import in_batches, pass_tokens, shared_prefix, target_logits, target_nll
-from sapo.experiments.model.load import LanguageModel
 
 FILE = "gradients.safetensors"
 PAPER_RANKS = 4  # of the prompts by loss: 1, 7, 13 and 20 of 20
@@ -35,16 +33,15 @@ def spread_ranks(count: int) -> list[int]:
     return sorted({1 + place * (count - 1) // (PAPER_RANKS - 1) for place in range(PAPER_RANKS)})
 
 
-def with_fresh_adapter(language_model: LanguageModel, previous: Path | None, config: Config) -> PeftModel:
+def with_fresh_adapter(base: PreTrainedModel, earlier: Path | None, config: Config) -> PeftModel:
     """The model of a state, frozen, with a new adapter beside its own; only B of the top quarter's is free.
 
-    `previous` is the folder that the state's training left. A is drawn from the seed alone, so that the
-    gradients of all tasks and prompts in a state lie in one space.
+    `earlier` is the folder of the state's adapter. A is drawn from the seed alone, so that the gradients of
+    all tasks and prompts in a state lie in one space.
     """
-    seed = int(digest(["gradient", config.seed])[:8], 16)
-    torch.manual_seed(seed)
-    model = LoraInc(Context(config, language_model, (), previous, 0, seed)).start().eval()
-    layers = language_model.base.config.num_hidden_layers
+    torch.manual_seed(int(digest(["gradient", config.seed])[:8], 16))
+    model = with_new_adapter(base, earlier, config.method, list(config.model.lora_targets)).eval()
+    layers = base.config.num_hidden_layers
     first = layers - max(1, layers // 4)
     for key, parameter in model.named_parameters():
         name = _B.fullmatch(key)
@@ -79,7 +76,8 @@ def adapter_gradients(
     budget = training_tokens(model, config.micro_batch_tokens)
     for _ in in_batches(lengths, budget, pass_tokens(model.device), work, skip):
         pass
-    found = {_module(key): total.cpu() for key, total in sums.items()}
+    modules = [key.removeprefix("base_model.model.").partition(".lora_B.")[0] for key in sums]
+    found = dict(zip(modules, (total.cpu() for total in sums.values()), strict=True))
     for module, gradient in found.items():
         if not 0 < gradient.norm().item() < float("inf"):
             raise WorkError(f"The gradient of {what} at {module} is zero or not finite: it has no direction.")
@@ -107,10 +105,3 @@ def save_gradients(gradients: Mapping[str, Tensor], folder: Path) -> None:
 def load_gradients(folder: Path) -> dict[str, Tensor]:
     """The gradients by module that a stage left."""
     return load_file(folder / FILE)
-
-
-def _module(key: str) -> str:
-    name = _B.fullmatch(key)
-    if name is None:
-        raise ValueError(f"{key} is not B of the fresh adapter")
-    return name["module"]

@@ -16,7 +16,7 @@ from test_bad_overrides import refused
 
 from sapo.conf.load import load_one
 from sapo.data.records import MANIFEST, manifest_of
-from sapo.experiments.model.load import model_folder
+from sapo.experiments.model.fetch import model_folder
 
 MINE = "name: mine\nsource: tiny:llama\n"
 
@@ -71,9 +71,9 @@ MODELS = [
     ("tokenizer_config.json", "[]", "the tokenizer of model tiny_llama"),
     ("chat_template.jinja", None, "no chat template"),
     ("chat_template.jinja", b"\xff", "the tokenizer of model tiny_llama"),
-    ("chat_template.jinja", "{% if", "the chat template of model tiny_llama"),
-    ("chat_template.jinja", "{{ nothing.at.all }}", "the chat template of model tiny_llama"),
-    ("model.safetensors", None, "No *.safetensors"),
+    ("chat_template.jinja", "{% if", "The chat template cannot write"),
+    ("chat_template.jinja", "{{ nothing.at.all }}", "The chat template cannot write"),
+    ("model.safetensors", None, "No model.safetensors"),
     ("model.safetensors", "", "the weights of model tiny_llama"),
     ("model.safetensors", b"PK" * 40, "the weights of model tiny_llama"),
     ("model.safetensors", 10, "the weights of model tiny_llama"),

@@ -124,7 +124,6 @@ PATHS = [
     ("task=/etc/passwd", "task="),
     ("sequence.tasks=[../mini_city]", "sequence.tasks"),
     ("sequence.unseen=['mini_city\n']", "sequence.unseen"),
-    ("model.chat_template=../llama2", "model.chat_template"),
     ("model.source=tiny:../../x", "model.source"),
     ("model.source=wheel:../x==1", "model.source"),
     ("model.source=hub:a/b/c", "model.source"),

@@ -10,7 +10,7 @@ import pytest
 from sapo.analysis.results import load_run, score_matrix
 from sapo.cli.console import find_run
 from sapo.data.benchmarks import load_tasks
-from sapo.experiments.model.load import model_folder
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.runs import read_config
 
 LARGE_STEPS = ("trainer.epochs=2", "trainer.global_batch=2", "trainer.learning_rate=0.05")

@@ -12,8 +12,8 @@ from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.render import Renderer, user_turn
 from sapo.data.tasks import Example, Task
-from sapo.experiments.model.load import load_tokenizer, model_folder
-from sapo.experiments.model.tiny import tiny_tokenizer
+from sapo.experiments.model.fetch import model_folder, tiny_tokenizer
+from sapo.experiments.model.load import load_tokenizer
 
 TASK = Task("mood", "Name the {mood}.", "Answer:", (), (), ("good", "bad"))
 EXAMPLE = Example("so happy", "good")

@@ -21,7 +21,7 @@ from sapo.data.own import own_task
 from sapo.data.pool_checks import check_pool
 from sapo.data.pools import instruction_name
 from sapo.data.prompts import read_pool
-from sapo.experiments.model.load import model_folder
+from sapo.experiments.model.fetch import model_folder
 
 pytestmark = pytest.mark.slow
 

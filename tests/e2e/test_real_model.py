@@ -9,9 +9,10 @@ from sapo.cli.app import main
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.forward import shared_prefix, target_logits, target_nll
 from sapo.experiments.model.generation import answer_and_nll
-from sapo.experiments.model.load import load_model, model_folder
+from sapo.experiments.model.load import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sapo.conf.load import load_one
 from sapo.data.render import Renderer
 from sapo.experiments import select_prompt
-from sapo.experiments.model.load import model_folder
+from sapo.experiments.model.fetch import model_folder
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "examples" / "trl_sft.py"
 

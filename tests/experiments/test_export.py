@@ -18,7 +18,9 @@ from sapo.experiments.engine.store import Store
 from sapo.experiments.engine.work import in_state
 from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS
-from sapo.experiments.model.load import folder_digest, load_model, model_folder
+from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.identity import folder_digest
+from sapo.experiments.model.load import load_model
 from sapo.experiments.reevaluation import open_run
 from sapo.experiments.runs import write_run
 

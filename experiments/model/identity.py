@@ -1,0 +1,181 @@
+"""What identifies a model: every file that loading it reads, or the hub's commit; and its precision."""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from sapo.conf.errors import UserError
+from sapo.conf.schema import Config, ModelConfig
+from sapo.data.render import CLOCK
+from sapo.experiments.model.fetch import cache_folder, model_folder
+
+TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# What configs, tokenizers, templates and code that comes with a model are kept in.
+_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".bpe", ".codes", ".spm"}
+_TEMPLATE_FOLDER = "additional_chat_templates"  # Transformers' name
+_LARGE = 2**20  # digests of smaller files are not worth a place on disk
+# A file may change again within one tick of its file system's clock.
+_TICK = 2_000_000_000
+
+_digests: dict[str, tuple[list[int], str]] = {}
+
+
+def device_of(config: Config) -> torch.device:
+    """The configured device; UserError if it is not there."""
+    name = config.engine.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "engine.device=cuda, and PyTorch sees no GPU. Try engine.device=cpu, or `sapo doctor`."
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("engine.device=mps, and PyTorch sees no such device. Try engine.device=cpu.")
+    return torch.device(name)
+
+
+def dtype_of(config: Config) -> str:
+    """The configured precision; `auto` is bfloat16 on a GPU and float32 elsewhere."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if device_of(config).type == "cuda" else "float32"
+
+
+def model_identity(config: Config) -> dict[str, Any]:
+    """What of a model can change a result: weights, tokenizer, template, precision, LoRA targets."""
+    model = config.model
+    identity: dict[str, Any] = {
+        "weights": _weights(model),
+        "template_options": dict(model.template_options),
+        "clock": CLOCK.isoformat(),  # what a template that writes the date is given
+        "dtype": dtype_of(config),
+        "lora_targets": sorted(model.lora_targets),
+    }
+    if model.tokenizer:
+        identity["tokenizer"] = folder_digest(Path(model.tokenizer), weights=False)
+    if model.chat_template:
+        identity["chat_template"] = hashlib.sha256(template_text(model).encode()).hexdigest()
+    return identity
+
+
+def _weights(model: ModelConfig) -> str:
+    """The hub's commit, or the digest of the folder; the source alone of a model that is not here to run."""
+    is_folder = bool(model.path) or model.source.startswith("path:")
+    try:
+        folder = model_folder(model)
+    except UserError:
+        if is_folder:
+            raise
+        return f"{model.source}@{model.revision}" if model.revision else model.source
+    if not is_folder and folder.parent.name == "snapshots":
+        return f"{model.source}@{folder.name}"
+    return folder_digest(folder)
+
+
+def folder_digest(folder: Path, weights: bool = True) -> str:
+    """SHA-256 over names and contents of all files of a folder that loading a model or tokenizer reads."""
+    files = read_files(folder) + (weight_files(folder) if weights else [])
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(folder).as_posix()} {_file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_files(folder: Path) -> list[Path]:
+    """Config, tokenizer, chat templates and code in a model's folder: all that loading reads but weights."""
+    if not folder.is_dir():
+        raise UserError(f"No model folder {folder}.")
+    top = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
+    return top + sorted(folder.glob(f"{_TEMPLATE_FOLDER}/*.jinja"))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that loading reads, as Transformers chooses them; UserError if these are none."""
+    named = _json(folder / "config.json").get("transformers_weights")
+    candidates = [named] if named else [WEIGHTS, INDEX]
+    found = next((name for name in candidates if (folder / str(name)).is_file()), None)
+    if found is None:
+        what = " and no ".join(map(str, candidates))
+        raise UserError(f"No {what} in the model folder {folder}; weights in other formats are not loaded.")
+    names = [found]
+    if found.endswith(".json"):
+        shards = _json(folder / found).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{folder / found} names no weights: it has no weight_map.")
+        names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        place = PurePosixPath(name.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or not name.endswith(".safetensors"):
+            raise UserError(
+                f"{folder / found} names {name!r}: weights are read from *.safetensors in the model's folder."
+            )
+        if not (folder / name).is_file():
+            raise UserError(f"The weights {name} of {folder / found} are not there. Get a whole copy.")
+    return [folder / name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}. Replace it by a whole copy.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object. Replace it by a whole copy.")
+    return content
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file; that of a large one is remembered, by path, size, time and inode."""
+    real = path.resolve()
+    facts = real.stat()
+    mark = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+    memory = cache_folder() / "digests.json"
+    for known in (_digests, *([_remembered(memory)] if facts.st_size > _LARGE else [])):
+        if str(real) in known and list(known[str(real)][0]) == mark:
+            _digests[str(real)] = (mark, known[str(real)][1])
+            return known[str(real)][1]
+    with real.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - facts.st_mtime_ns > _TICK:
+        _digests[str(real)] = (mark, digest)
+        if facts.st_size > _LARGE:
+            _remember(memory, {**_remembered(memory), str(real): (mark, digest)})
+    return digest
+
+
+def _remembered(memory: Path) -> dict[str, Any]:
+    """Digests that an earlier process left; none where they cannot be read."""
+    try:
+        content = json.loads(memory.read_bytes())
+        return {path: (list(mark), str(digest)) for path, (mark, digest) in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _remember(memory: Path, digests: dict[str, Any]) -> None:
+    """Writes digests at once or not at all: they only save time."""
+    with suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=memory.parent, delete=False) as file:
+            json.dump(digests, file)
+        os.replace(file.name, memory)
+
+
+def template_text(model: ModelConfig) -> str:
+    """The chat template that the config names, in data/templates or in a file; UserError if there is none."""
+    name = str(model.chat_template)
+    path = Path(name).expanduser() if name.endswith(".jinja") else TEMPLATES / f"{name}.jinja"
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, ValueError) as error:
+        names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
+        raise UserError(f"No chat template {name}. Known: {names}, or a file FILE.jinja.") from error

@@ -1,0 +1,184 @@
+"""What of a model, its template, adapter and rows would make numbers wrong, found before any is computed."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sapo.conf.errors import UserError
+from sapo.conf.schema import Config
+from sapo.data.prompts import Prompt
+from sapo.data.render import CLOCK, Renderer
+from sapo.data.tasks import Task
+from sapo.experiments.model.adapters import ALL_LINEAR
+from sapo.experiments.model.load import load_renderer, read_model, stop_ids
+
+Shown = tuple[Task, Sequence[Prompt]]  # a task and the prompts that it is shown under
+_log = logging.getLogger(__name__)
+MOST_TARGETS = 2000  # different targets of a task that are read back; more show the same
+
+
+def preflight(
+    config: Config,
+    prompts: Sequence[Shown] = (),
+    *,
+    trains: bool = True,
+    answers: bool = True,
+) -> None:
+    """Checks a config's model, template, adapter and rows without reading any weight.
+
+    What a user should know though it makes no number wrong is logged as a warning, each line once a process.
+
+    Args:
+        config: which model, how it is adapted, how long prompts may be.
+        prompts: the tasks with the prompts that they will be shown under.
+        trains: whether an adapter is trained.
+        answers: whether answers are generated.
+
+    Raises:
+        UserError: for what would make every number wrong, with the way out.
+    """
+    model = read_model(config.model, "auto", "meta")
+    if answers:
+        require_cache(model, config.model.name)
+    if trains:
+        require_targets(model, config.model.lora_targets)
+    renderer = load_renderer(config)
+    require_known_tokens(model, renderer, prompts)
+    for note in template_notes(renderer, answers):
+        _warn(note)
+    for task, shown in prompts:
+        for note in require_rows(model, renderer, task, shown, answers):
+            _warn(note)
+
+
+@lru_cache(maxsize=256)
+def _warn(note: str) -> None:
+    """A line on stderr, once."""
+    _log.warning("%s", note)
+
+
+def require_cache(model: PreTrainedModel, name: str) -> None:
+    """UserError if the model does not keep the keys and values that it has read, from which it answers."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"Model {name}: {type(model).__name__} keeps no keys and values (past_key_values), from which "
+            "answers are generated. `sapo select` can rank prompts for it; runs need another model."
+        )
+
+
+def require_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """UserError unless every name in `model.lora_targets` means linear layers of the model alone."""
+    if list(targets) == [ALL_LINEAR]:
+        return
+    modules = dict(model.named_modules())
+    linear = {
+        name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)
+    }
+    for target in targets:
+        found = [module for name, module in modules.items() if f".{name}".endswith(f".{target}")]
+        others = [module for module in found if not isinstance(module, nn.Linear | Conv1D)]
+        if found and not others:
+            continue
+        known = f"Its linear layers: {', '.join(sorted(linear))}."
+        if others:
+            reason = (
+                f"{target} is {type(others[0]).__name__}, not a linear layer, and its adapter would be lost"
+            )
+        elif any(
+            parameter.dim() == 3 and f".{name}".endswith(f".{target}") for name, parameter in _weights(model)
+        ):
+            reason = f"{target} is one tensor for all experts of a layer, which LoRA does not adapt here"
+        else:
+            near = get_close_matches(target, linear, 1)
+            reason = f"no layer of {type(model).__name__} is called {target}"
+            reason += f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"model.lora_targets: {reason}. {known} [{ALL_LINEAR}] means all but the output layer."
+        )
+
+
+def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        yield name.rpartition(".")[0], parameter  # by the module that holds it
+
+
+def template_notes(renderer: Renderer, answers: bool) -> Iterator[str]:
+    """What the user should know of the chat template; UserError if it does not write what it is given."""
+    renderer.answer("text")
+    if "strftime_now" in renderer.tokenizer.get_chat_template():
+        yield f"The chat template writes the date: it is given {CLOCK:%d %B %Y} always."
+    if answers and renderer.end_of_turn is None:
+        yield (
+            "The chat template writes no end after an answer, so none is learned: answers may run on to "
+            "evaluator.max_new_tokens. model.chat_template=FILE.jinja sets another template."
+        )
+
+
+def require_rows(
+    model: PreTrainedModel, renderer: Renderer, task: Task, prompts: Sequence[Prompt], answers: bool
+) -> Iterator[str]:
+    """UserError unless the prompts fit and stand in what the model reads, and targets can be said.
+
+    Yields what the user should know where that is so for some targets only.
+    """
+    examples = task.train or task.test
+    for prompt in prompts:
+        renderer.require_fits(task, prompt.text)
+        if examples:
+            text = renderer.prompt_text(task, prompt.text, examples[0].input)
+            for what, part in (("instruction", prompt.text), ("input", examples[0].input)):
+                if part.strip() not in text:
+                    raise UserError(
+                        f"Task {task.name}: the chat template leaves out the {what} ({part.strip()[:40]!r}): "
+                        "the model would not read it. Set model.chat_template=FILE.jinja."
+                    )
+    if not answers:
+        return
+    stops = set(stop_ids(model, renderer))
+    targets = list(dict.fromkeys(example.target for example in (*task.test, *task.train)))[:MOST_TARGETS]
+    lost = [target for target in targets if _said(renderer, target, stops).split() != target.split()]
+    if not lost:
+        return
+    shown = f"{lost[0][:40]!r} comes back as {_said(renderer, lost[0], stops)[:60]!r}"
+    if len(lost) == len(targets):
+        raise UserError(
+            f"Task {task.name}: no target can be answered: {shown}, through chat template and tokenizer. "
+            "model.template_options={enable_thinking: false} or model.chat_template=FILE.jinja may help."
+        )
+    yield (
+        f"Task {task.name}: {len(lost)} of {len(targets)} different targets change through the tokenizer, so "
+        f"that the right answer does not score 100: {shown}."
+    )
+
+
+def _said(renderer: Renderer, target: str, stops: set[int]) -> str:
+    """What an evaluation reads in the answer of a model that has learned the target to the token."""
+    ids = list(renderer.tokenizer(renderer.answer(target), add_special_tokens=False)["input_ids"])
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+
+
+def require_known_tokens(model: PreTrainedModel, renderer: Renderer, prompts: Sequence[Shown]) -> None:
+    """UserError if template, prompts or rows hold a token for which the model has no embedding."""
+    n_known = model.get_input_embeddings().weight.shape[0]
+    beyond = {token: text for text, token in renderer.tokenizer.get_vocab().items() if token >= n_known}
+    if not beyond:
+        return  # the usual case, in which no text needs to be read
+    texts = [renderer.answer("text")]
+    for task, shown in prompts:
+        texts += [renderer.prompt_text(task, prompt.text, "") for prompt in shown]
+        texts += [text for row in (*task.train, *task.test) for text in (row.input, row.target)]
+    for ids in renderer.tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        if ids and max(ids) >= n_known:
+            raise UserError(
+                f"The tokenizer gives the token {beyond[max(ids)]!r} the number {max(ids)}, but the model "
+                f"has {n_known} embeddings. Take the tokenizer that belongs to it (model.tokenizer=FOLDER)."
+            )

@@ -1,0 +1,172 @@
+"""A model is identified by every byte that loading it reads, and by nothing else."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sapo.conf.errors import UserError
+from sapo.experiments.model import fetch, identity
+from sapo.experiments.model.identity import device_of, folder_digest, model_identity, weight_files
+from sapo.experiments.model.load import read_model
+
+SHARD = "model-00001-of-00001.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _own_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(identity, "_digests", {})
+
+
+def in_the_past(folder):
+    for path in folder.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+
+
+def flip(path, place):
+    """Another byte at a place, with the size and time that there were."""
+    facts, content = path.stat(), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+
+
+def sharded(folder, weight_map=None):
+    """The same weights in a shard of a sub-folder, named by an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "part").mkdir()
+    save_file(tensors, folder / "part" / SHARD, metadata={"format": "pt"})
+    names = dict.fromkeys(tensors, f"part/{SHARD}") if weight_map is None else weight_map
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ],
+)
+def test_a_byte_of_a_small_file_is_another_model(tiny_folder, name):
+    in_the_past(tiny_folder)
+    before = folder_digest(tiny_folder)
+    (tiny_folder / name).write_text((tiny_folder / name).read_text() + "\n")
+    assert folder_digest(tiny_folder) != before
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_byte_of_large_weights_is_another_model_wherever_it_stands(tiny_folder, share, is_sharded):
+    tensors = load_file(tiny_folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = torch.zeros(40_000, 32)  # 5 MB
+    save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    folder = sharded(tiny_folder) if is_sharded else tiny_folder
+    in_the_past(folder)
+    before = folder_digest(folder)
+    (weights,) = weight_files(folder)
+    flip(weights, int(share * weights.stat().st_size))
+    assert folder_digest(folder) != before
+
+
+def test_a_template_in_a_sub_folder_counts_and_what_is_not_read_does_not(tiny_folder):
+    before = folder_digest(tiny_folder)
+    for name in ("README.md", "pytorch_model.bin", "original/consolidated.00.pth", "other.safetensors"):
+        (tiny_folder / name).parent.mkdir(exist_ok=True)
+        (tiny_folder / name).write_text("not read")
+    assert folder_digest(tiny_folder) == before
+    (tiny_folder / "additional_chat_templates").mkdir()
+    (tiny_folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    assert folder_digest(tiny_folder) != before
+
+
+def test_large_files_are_read_once(tiny_folder, monkeypatch):
+    monkeypatch.setattr(identity, "_LARGE", 1000)
+    in_the_past(tiny_folder)
+    before = folder_digest(tiny_folder)
+    read = []
+    digest = identity.hashlib.file_digest
+    monkeypatch.setattr(
+        identity.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
+    )
+    assert folder_digest(tiny_folder) == before
+    assert read == []
+    monkeypatch.setattr(identity, "_digests", {})  # as in another process
+    assert folder_digest(tiny_folder) == before
+    assert not any("safetensors" in name for name in read)
+    (identity.cache_folder() / "digests.json").write_text("[no")
+    monkeypatch.setattr(identity, "_digests", {})
+    assert folder_digest(tiny_folder) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"lm_head.weight": "../other/model.safetensors"}, "in the model's folder"),
+        ({"lm_head.weight": "/etc/model.safetensors"}, "in the model's folder"),
+        ({"lm_head.weight": "pytorch_model.bin"}, "in the model's folder"),
+        ({"lm_head.weight": "absent.safetensors"}, "absent.safetensors .* are not there"),
+        ({}, "names no weights"),
+        ([], "names no weights"),
+    ],
+)
+def test_an_index_names_safetensors_in_its_folder_alone(tiny_config, tiny_folder, names, message):
+    sharded(tiny_folder, names)
+    # What stands beside the index is not read in place of what it names.
+    save_file({}, tiny_folder / "decoy.safetensors")
+    (tiny_folder / "pytorch_model.bin").write_bytes(b"")
+    model = tiny_config(f"model.path='{tiny_folder}'").model
+    for look in (lambda: folder_digest(tiny_folder), lambda: read_model(model, "auto", "meta")):
+        with pytest.raises(UserError, match=message):
+            look()
+
+
+def test_shards_load_as_the_same_model(tiny_config, tiny_folder):
+    config = tiny_config(f"model.path='{tiny_folder}'")
+    whole = read_model(config.model, torch.float32).state_dict()
+    parts = read_model(tiny_config(f"model.path='{sharded(tiny_folder)}'").model, torch.float32).state_dict()
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_model_of_the_hub_is_its_commit(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config("model.source=hub:some/one", "model.revision=main")
+    monkeypatch.setattr(fetch, "_snapshot", lambda name, revision: None)
+    assert model_identity(config)["weights"] == "hub:some/one@main"  # not here: what a plan can say of it
+    folder = tmp_path / "snapshots" / ("a" * 40)
+    monkeypatch.setattr(fetch, "_snapshot", lambda name, revision: folder)
+    assert model_identity(config)["weights"] == f"hub:some/one@{'a' * 40}"
+    assert model_identity(tiny_config("model.source=hub:some/one")) == model_identity(config)
+
+
+def test_a_tokenizer_of_its_own_and_a_template_file_count(tiny_config, tiny_folder):
+    template = tiny_folder / "mine.jinja"
+    template.write_text("{{ messages }}")
+    config = tiny_config(f"model.tokenizer='{tiny_folder}'", f"model.chat_template='{template}'")
+    before = model_identity(config)
+    (tiny_folder / "model.safetensors").unlink()
+    assert model_identity(config) == before
+    (tiny_folder / "tokenizer.json").write_text((tiny_folder / "tokenizer.json").read_text() + "\n")
+    template.write_text("{{ messages }} ")
+    after = model_identity(config)
+    assert {key for key in before if before[key] != after[key]} == {"tokenizer", "chat_template"}
+    with pytest.raises(UserError, match=r"No chat template nonesuch\. Known: llama2"):
+        model_identity(tiny_config("model.chat_template=nonesuch"))
+
+
+@pytest.mark.parametrize(
+    ("device", "is_there"), [("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)]
+)
+def test_a_device_that_is_not_there_is_refused(tiny_config, device, is_there):
+    if is_there():
+        assert device_of(tiny_config(f"engine.device={device}")).type == device
+        return
+    with pytest.raises(UserError, match=f"engine.device={device}, and PyTorch sees no"):
+        device_of(tiny_config(f"engine.device={device}"))
