@@ -19,7 +19,6 @@ from sapo.experiments.engine.work import in_state
 from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.identity import folder_digest
 from sapo.experiments.model.load import load_model
 from sapo.experiments.reevaluation import open_run
 from sapo.experiments.runs import write_run
@@ -256,7 +255,6 @@ def test_another_base_model_is_noticed(store, lorainc, tmp_path):
     with torch.no_grad():
         base.lm_head.weight.add_(1)
     base.save_pretrained(tmp_path / "base")
-    folder_digest.cache_clear()
     with pytest.raises(UserError, match=r"The weights of model tiny_llama .* changed since run"):
         exportable(run, "last", store)
 

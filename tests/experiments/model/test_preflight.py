@@ -1,0 +1,299 @@
+"""What would make numbers wrong is found, and named, before anything is computed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MptConfig, Qwen3MoeConfig, RwkvConfig
+
+from sapo.conf.errors import UserError
+from sapo.data.mini import generate
+from sapo.data.prompts import Prompt
+from sapo.data.render import Renderer
+from sapo.data.tasks import Example
+from sapo.experiments.model import preflight as module
+from sapo.experiments.model.load import load_model, load_renderer, read_model
+from sapo.experiments.model.preflight import preflight
+
+TASK = generate("mini_topic", 3, 3, 0)
+SHOWN = [(TASK, [Prompt(TASK.instruction)])]
+SIZES = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2}
+END = "{% if message['role'] == 'user' %}<|im_end|>\n{% endif %}"
+TURN = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+HEADER = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHAT = f"{{% for message in messages %}}{TURN}{{% endfor %}}{HEADER}"
+
+
+@pytest.fixture(autouse=True)
+def warned(monkeypatch):
+    """The lines that a user is told."""
+    lines: list[str] = []
+    monkeypatch.setattr(module, "_warn", lines.append)
+    return lines
+
+
+@pytest.fixture
+def config(tiny_config, tiny_folder):
+    """A config of the copied model."""
+    return lambda *overrides: tiny_config(f"model.path='{tiny_folder}'", *overrides)
+
+
+def refused(config, **work) -> str:
+    with pytest.raises(UserError) as error:
+        preflight(config, SHOWN, **work)
+    return str(error.value)
+
+
+def put(folder, config):
+    """Another architecture in place of the tiny Llama."""
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").unlink()
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def test_the_tiny_model_and_task_fit(config, warned):
+    preflight(config(), SHOWN)
+    assert warned == []
+
+
+# --- weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda key: f"_orig_mod.{key}", "missing lm_head.weight"),
+        (lambda key: f"_orig_mod.{key}", "unexpected _orig_mod.lm_head.weight"),
+        (lambda key: None if ".layers.1." in key else key, "missing model.layers.1.input_layernorm.weight"),
+        (lambda key: None if key == "lm_head.weight" else key, "missing lm_head.weight."),
+        (lambda key: f"{key}s" if key == "lm_head.weight" else key, "unexpected lm_head.weights"),
+    ],
+)
+def test_weights_of_other_names_are_refused_before_and_at_loading(config, tiny_folder, change, named):
+    tensors = {change(key): value for key, value in load_file(tiny_folder / "model.safetensors").items()}
+    tensors.pop(None, None)
+    save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    assert named in refused(config(), trains=False, answers=False)
+    with pytest.raises(UserError, match="would be drawn at random"):
+        load_model(config())
+
+
+def test_weights_of_another_shape_are_refused(config, tiny_folder):
+    tensors = load_file(tiny_folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(16)
+    save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    assert "mismatched model.norm.weight" in refused(config())
+
+
+def test_a_tied_head_may_be_absent(config, tiny_folder, edit_json):
+    tensors = load_file(tiny_folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    edit_json(tiny_folder / "config.json", tie_word_embeddings=True)
+    preflight(config(), SHOWN)
+    base = load_model(config()).base
+    assert torch.equal(base.lm_head.weight, tensors["model.embed_tokens.weight"])
+
+
+def test_a_folder_with_an_adapter_is_no_base_model(config, tiny_folder):
+    (tiny_folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "other"}))
+    assert "holds an adapter" in refused(config())
+
+
+# --- adapter -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        ("q_proj,v_prj", "no layer of LlamaForCausalLM is called v_prj (did you mean v_proj?)"),
+        ("nonesuch", "no layer of LlamaForCausalLM is called nonesuch."),
+        ("q_proj,embed_tokens", "embed_tokens is Embedding, not a linear layer"),
+        ("self_attn", "self_attn is LlamaAttention, not a linear layer"),
+        ("q_proj,all-linear", "no layer of LlamaForCausalLM is called all-linear"),
+    ],
+)
+def test_every_lora_target_is_a_linear_layer(config, targets, reason):
+    assert reason in refused(config(f"model.lora_targets=[{targets}]"))
+    preflight(config(f"model.lora_targets=[{targets}]"), SHOWN, trains=False)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "lm_head", "layers.0.self_attn.q_proj,down_proj"])
+def test_lora_targets_that_fit(config, targets):
+    preflight(config(f"model.lora_targets=[{targets}]"), SHOWN)
+
+
+def test_fused_experts_are_named(config, tiny_folder):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+    put(tiny_folder, Qwen3MoeConfig(**SIZES, **experts, intermediate_size=64, num_attention_heads=4))
+    preflight(config(), SHOWN)
+    for target in ("gate_up_proj", "down_proj"):
+        assert f"{target} is one tensor for all experts" in refused(config(f"model.lora_targets=[{target}]"))
+    assert "experts is Qwen3MoeExperts, not a linear layer" in refused(config("model.lora_targets=[experts]"))
+
+
+def test_a_model_that_keeps_no_keys_and_values_can_only_be_scored(config, tiny_folder):
+    put(tiny_folder, RwkvConfig(**SIZES, attention_hidden_size=32))
+    assert "RwkvForCausalLM keeps no keys and values" in refused(config(), trains=False)
+    preflight(config(), SHOWN, trains=False, answers=False)
+
+
+# --- chat template -----------------------------------------------------------------------------------------
+
+
+def template(*edits: tuple[str, str]) -> str:
+    text = CHAT
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+PARTS = (
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+)
+CONTENT = "{{ message['content'] }}"
+THINKING = "{{ '<think>\n\n</think>\n\n' if message['role'] == 'assistant' }}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (template((CONTENT, PARTS)), "leaves out the instruction"),
+        (template((CONTENT, CONTENT.replace("}}", "if message['role'] == 'assistant' }}"))), "instruction"),
+        (template((CONTENT, CONTENT.replace("}}", "if message['role'] == 'user' }}"))), "no target can be"),
+        (template((CONTENT, "{{ message['content'][:40] }}")), "leaves out the in"),
+        (template(("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")), "open a block of thoughts"),
+        (
+            template((CONTENT, THINKING + CONTENT)),
+            "no target can be answered: 'sports' comes back as '<think>",
+        ),
+        ("{{ raise_exception('no turns') }}", "no turns"),
+    ],
+)
+def test_templates_that_lose_what_they_are_given(config, tiny_folder, tmp_path, text, message):
+    (tiny_folder / "chat_template.jinja").write_text(text)
+    task = replace(TASK, train=(Example(TASK.train[0].input, "sports"),), test=())
+    with pytest.raises(UserError) as error:
+        preflight(config(), [(task, [Prompt(task.instruction)])])
+    assert message in str(error.value)
+    assert "model.chat_template=FILE.jinja" in str(error.value)
+    way_out = tmp_path / "way-out.jinja"
+    way_out.write_text(CHAT)
+    preflight(config(f"model.chat_template='{way_out}'"), [(task, [Prompt(task.instruction)])])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for message in messages %}{% if not message['content'] | trim %}{{ raise_exception('empty') }}"
+        "{% endif %}{% endfor %}" + CHAT,
+        template((CONTENT, "{{ message['content'] | trim }}")),
+        template((CONTENT, "{{ message['content'].split('</think>')[-1] }}")),
+    ],
+)
+def test_templates_that_only_look_odd_are_taken(config, tiny_folder, warned, text):
+    (tiny_folder / "chat_template.jinja").write_text(text)
+    preflight(config(), SHOWN)
+    assert warned == []
+
+
+def test_a_template_with_several_forms_and_no_default_needs_one(config, tiny_folder, edit_json):
+    (tiny_folder / "chat_template.jinja").unlink()
+    named = [{"name": "rag", "template": CHAT}, {"name": "tool_use", "template": CHAT}]
+    edit_json(tiny_folder / "tokenizer_config.json", chat_template=named)
+    assert "no default" in refused(config())
+
+
+def test_a_template_without_an_end_of_turn_is_told(config, tiny_folder, warned):
+    (tiny_folder / "chat_template.jinja").write_text(template(("<|im_end|>\n", END)))
+    preflight(config(), SHOWN)
+    assert len(warned) == 1
+    assert "writes no end after an answer" in warned[0]
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%H:%M:%S", "%-d. %B"])
+def test_a_clock_in_a_template_stands_still(config, tiny_folder, warned, form):
+    clock = f"{{% set now = strftime_now('{form}') if strftime_now is defined %}}Today: {{{{ now }}}}\n"
+    (tiny_folder / "chat_template.jinja").write_text(clock + CHAT)
+    preflight(config(), SHOWN)
+    assert warned == ["The chat template writes the date: it is given 26 July 2024 always."]
+    shown = {"%d %b %Y": "26 Jul 2024", "%H:%M:%S": "00:00:00", "%-d. %B": "26. July"}[form]
+    text = load_renderer(config()).prompt_text(TASK, "Which topic?", "text")
+    assert text.startswith(f"Today: {shown}\n<|im_start|>user\nWhich topic?")
+
+
+def test_a_clock_changes_nothing_else_of_a_template():
+    tokenizer = AutoTokenizer.from_pretrained(load_model_folder())
+    for text in (f"\n  {CHAT}", f"{{%- if true -%}}\n x {{%- endif %}}{CHAT}"):
+        tokenizer.chat_template = text
+        plain = Renderer(tokenizer, {}, 100).prompt_text(TASK, "Which?", "text")
+        tokenizer.chat_template = f"{text}{{# strftime_now #}}"
+        assert Renderer(tokenizer, {}, 100).prompt_text(TASK, "Which?", "text") == plain
+
+
+def load_model_folder():
+    from sapo.conf.load import load_one
+    from sapo.experiments.model.fetch import model_folder
+
+    return model_folder(load_one(["model=tiny_llama"]).model)
+
+
+# --- tokens ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_template_writes_after_an_answer_ends_it(config, tiny_folder, edit_json):
+    edit_json(tiny_folder / "tokenizer_config.json", eos_token="<|pad|>")  # noqa: S106
+    for name in ("config.json", "generation_config.json"):
+        edit_json(tiny_folder / name, eos_token_id=258)
+    model = load_model(config())
+    end = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert list(model.stop_ids()) == [end, 258]
+    assert model.renderer(500).render(TASK, "Which?", TASK.test)[0].target_ids[-2] == end
+
+
+def add_token(folder, text, token):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({"id": token, "content": text, **kinds, "special": True})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("where", ["template", "prompt", "input", "nowhere"])
+def test_a_token_beyond_the_embeddings_is_named_where_it_is_used(config, tiny_folder, where):
+    add_token(tiny_folder, "<|turn|>", 259)
+    task = TASK
+    if where == "template":
+        (tiny_folder / "chat_template.jinja").write_text(f"<|turn|>{CHAT}")
+    elif where == "input":
+        task = replace(TASK, test=(*TASK.test, Example("a <|turn|> b", "sports")))
+    shown = [(task, [Prompt("Which?"), Prompt("Which <|turn|>?" if where == "prompt" else "What?")])]
+    if where == "nowhere":
+        preflight(config(), shown)
+        return
+    with pytest.raises(UserError, match=r"'<\|turn\|>' the number 259, but the model has 259 embeddings"):
+        preflight(config(), shown)
+
+
+def test_targets_that_a_tokenizer_changes_are_counted(config, tiny_folder, warned, edit_json):
+    edit_json(tiny_folder / "tokenizer.json", normalizer={"type": "NFKC"})
+    task = replace(TASK, train=(Example("x", "plain"), Example("y", "ﬁne")), test=())
+    preflight(config(), [(task, [Prompt("Which?")])])
+    assert len(warned) == 1
+    assert "1 of 2 different targets change" in warned[0]
+    assert "'ﬁne' comes back as 'fine'" in warned[0]
+
+
+def test_losses_are_not_refused_for_what_only_answers_need(config, tiny_folder):
+    (tiny_folder / "chat_template.jinja").write_text(template((CONTENT, THINKING + CONTENT)))
+    preflight(config(), SHOWN, answers=False)
+
+
+def test_a_model_without_rotary_positions_can_be_read(config, tiny_folder):
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512, "vocab_size": 259}
+    put(tiny_folder, MptConfig(**sizes))
+    preflight(config("model.lora_targets=[Wqkv]"), SHOWN)
+    assert read_model(config().model, "auto", "meta").device.type == "meta"
