@@ -87,7 +87,7 @@ def _tasks() -> Entries:
     from dataclasses import asdict
 
     from sapo.conf.load import load_one
-    from sapo.data.catalogue import catalogue
+    from sapo.data.benchmarks import catalogue
 
     root = load_one([]).data.root
     entries = []

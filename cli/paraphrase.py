@@ -57,9 +57,9 @@ def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
     from sapo.conf.errors import UserError
     from sapo.conf.load import load_one
     from sapo.data.benchmarks import load_task
-    from sapo.data.own import own_task
+    from sapo.data.own import names
     from sapo.data.pools import instruction_name
-    from sapo.data.selecting import names
+    from sapo.data.tasks import own_task
 
     own, overrides = take(arguments, OWN)
     config = load_one(overrides)

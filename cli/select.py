@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sapo.conf.schema import Config
-    from sapo.data.selecting import Material
+    from sapo.data.own import Material
     from sapo.experiments.selection import Selection
 
 # Enough rows to see differences of some hundredths of a nat, few enough for a minute or two on two cores;
@@ -41,7 +41,7 @@ def command(
     """Rank the wordings of your instruction by the loss on your rows before training, and choose one."""
     from sapo.cli.console import nothing_on_stdout, take
     from sapo.conf.load import load_one
-    from sapo.data.selecting import ARGUMENTS, gather, require_writable, write_jsonl
+    from sapo.data.own import ARGUMENTS, gather, require_writable, write_jsonl
 
     given, overrides = take(arguments or [], ARGUMENTS)
     said = {override.partition("=")[0] for override in overrides}
@@ -51,9 +51,10 @@ def command(
         require_writable(write, [given.get("data"), config.paraphrases.file])
     with nothing_on_stdout():
         material = gather(given, config)
-        selection = _select(material, config, given.get("adapter"))
+        selection, findings = _select(material, config, given.get("adapter"))
     written = write_jsonl(write, selection.rendered(material.rows)) if write else 0
     document = _document(material, selection, config, given.get("adapter"))
+    document["data"] |= {"notes": list(material.task.notes), "findings": findings}
     document["written"] = {"path": str(write), "rows": written} if write else None
     emit(document, json, lambda console: _render(console, document))
 
@@ -70,7 +71,9 @@ def _require_supported(config: "Config") -> None:
         raise UserError(f"scorer.reduction={config.scorer.reduction}: `sapo select` takes token or example.")
 
 
-def _select(material: "Material", config: "Config", adapter: str | None) -> "Selection":
+def _select(material: "Material", config: "Config", adapter: str | None) -> "tuple[Selection, list[str]]":
+    from sapo.data.hygiene import row_findings
+    from sapo.data.render import control_tokens
     from sapo.experiments.model.load import load_model
     from sapo.experiments.selection import require_adapter, select_prompt, with_adapter
 
@@ -80,13 +83,14 @@ def _select(material: "Material", config: "Config", adapter: str | None) -> "Sel
         _tell_other_base(folder, config)
     notice("Loading the model …")
     language_model = load_model(config)
+    found = row_findings(material.rows, control_tokens(language_model.tokenizer))
     candidates = [prompt.text for prompt in material.pool.candidates(include_original=True)]
     task, scorer = material.task, config.scorer
     with (
         with_adapter(language_model.base, folder) as model,
         _Progress(len(candidates)) as progress,
     ):
-        return select_prompt(
+        selection = select_prompt(
             model,
             language_model.tokenizer,
             task.train,
@@ -102,6 +106,7 @@ def _select(material: "Material", config: "Config", adapter: str | None) -> "Sel
             batch_tokens=config.evaluator.batch_tokens,
             on_scored=progress,
         )
+    return selection, [finding.message for finding in found]
 
 
 def _tell_other_base(folder: Path, config: "Config") -> None:
@@ -193,6 +198,7 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
         f"{_counted(len(ranking) - 1, 'paraphrase')} ({document['pool']}); "
         f"model {document['model']}{state}, as it is",
     ]
+    lines += data["notes"][1:] + data["findings"]
     if data["shortened"]:
         lines.append(f"{data['shortened']} inputs are shortened (data.max_input_tokens)")
     for line in lines:

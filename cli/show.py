@@ -88,6 +88,8 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
     from sapo.data.benchmarks import cut, load_whole_task
     from sapo.data.hygiene import findings
     from sapo.data.pools import unchecked_pool
+    from sapo.data.render import control_tokens
+    from sapo.experiments.model.load import load_tokenizer
 
     config = _config_of_task(overrides)
     whole = load_whole_task(config.task or "", config)
@@ -109,11 +111,17 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
         "target_characters": _spread([len(example.target) for example in task.train]),
         "paraphrases": paraphrases,
     }
-    found = findings(whole, task)
+    notes = list(task.notes)
+    try:
+        control = control_tokens(load_tokenizer(config.model))
+    except UserError:
+        control = []
+        notes.append(f"control tokens are not looked for: no tokenizer of {config.model.name} here")
+    found = findings(whole, task, control)
     emit(
-        {**document, "findings": [asdict(finding) for finding in found]},
+        {**document, "notes": notes, "findings": [asdict(finding) for finding in found]},
         json,
-        lambda console: _render_task(console, document, [finding.message for finding in found]),
+        lambda console: _render_task(console, document, notes + [finding.message for finding in found]),
     )
 
 
@@ -128,8 +136,7 @@ def _render_task(console: "Console", facts: dict[str, Any], messages: list[str])
 def show_pool(overrides: Overrides = None, json: Json = False) -> None:
     """The prompt pool of a task (task=NAME), with what the validator says; exit 1 if it refuses any."""
     from sapo.cli.console import notice
-    from sapo.data.benchmarks import load_task
-    from sapo.data.catalogue import without_rows
+    from sapo.data.benchmarks import load_task, without_rows
 
     config = _config_of_task(overrides)
     name = config.task or ""

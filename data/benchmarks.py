@@ -1,6 +1,8 @@
 """Loading a task by name: SuperNI and TRACE in the reference's folder layout, mini, and users' own."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ from sapo.conf.errors import UserError, unknown
 from sapo.conf.load import choices, load_one
 from sapo.conf.names import shown, why_no_name
 from sapo.conf.schema import Config
-from sapo.data.files import is_text, read_json, read_yaml
+from sapo.data.files import is_text, read_json, read_yaml, user_path
 from sapo.data.mini import generate, mini_tasks
+from sapo.data.prompts import BANK
 from sapo.data.remembering import Stamp, remembered, stamp
-from sapo.data.tasks import Example, Task, short_name
+from sapo.data.tasks import SEPARATORS, Example, Task, is_chinese, own_task, short_name
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
@@ -72,7 +75,7 @@ def cut(task: Task, config: Config) -> Task:
 
 @remembered(KEPT_TASKS)
 def _cut(task: Task, train: int | None, test: int | None) -> Task:
-    return Task(**{**vars_of(task), "train": task.train[:train], "test": task.test[:test]})
+    return replace(task, train=task.train[:train], test=task.test[:test])
 
 
 def rows_taken(config: Config) -> str:
@@ -131,11 +134,6 @@ def _generated(name: str, train: int, test: int) -> Task:
     return generate(name, train, test, MINI_SEED)
 
 
-def vars_of(task: Task) -> dict[str, Any]:
-    """The declared fields of a task by name."""
-    return {name: getattr(task, name) for name in Task.__dataclass_fields__}
-
-
 def benchmark_of(name: str, default: str, root: Path | None = None) -> str:
     """Which benchmark a task name belongs to; where the default is `own`, a file in `root` decides first."""
     if default == "own" and root and not why_no_name(name) and (root / f"{name}.yaml").is_file():
@@ -170,7 +168,7 @@ def _benchmark_task(base: Path, folder: str, _stamp: Stamp) -> Task:
     """The task in a folder; `_stamp` of its files tells a changed one from the one that is remembered."""
     path = base / "instructions.json"
     facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}")
-    is_chinese = any("一" <= character <= "鿿" for character in facts["instruction"])
+    language = "zh" if is_chinese(facts["instruction"]) else "en"
     return Task(
         name=short_name(folder),
         instruction=facts["instruction"],
@@ -178,9 +176,9 @@ def _benchmark_task(base: Path, folder: str, _stamp: Stamp) -> Task:
         train=read_examples(base / folder / "train.json"),
         test=read_examples(base / folder / "test.json"),
         labels=_labels(facts.get("labels"), f"{path}: {folder}"),
-        language="zh" if is_chinese else "en",
+        language=language,
         # The official code asks for the Chinese word "attitude", which only C-STANCE's instruction has.
-        separator="文本:" if is_chinese else "Text:",
+        separator=SEPARATORS[language],
     )
 
 
@@ -232,10 +230,10 @@ def load_own_task(name: str, root: Path) -> Task:
     if not path.is_file():
         raise unknown("own task", name, (p.stem for p in root.glob("*.yaml")))
     facts = _own_facts(path)
-    beside = path.parent / Path(facts["data"]).expanduser()
+    beside = path.parent / user_path(facts["data"])
     # Else a file in the working folder, a dataset's name, or a file that is missing.
     data = str(beside) if beside.exists() else facts["data"]
-    return _own_task(name, path, data, stamp(path, Path(data).expanduser()))
+    return _own_task(name, path, data, stamp(path, user_path(data)))
 
 
 @lru_cache(KEPT_TASKS)
@@ -295,3 +293,69 @@ def read_examples(path: Path) -> tuple[Example, ...]:
             f"{path}: no target (`label` is empty) in {len(empty)} of {len(examples)} rows: {rows_named}."
         )
     return tuple(examples)
+
+
+# --- every task that can be named ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task's name, benchmark and instruction, the size of its bank pool, and whether it can be loaded."""
+
+    name: str
+    benchmark: str
+    instruction: str
+    paraphrases: int
+    at_hand: bool
+
+
+def catalogue(root: Path | None) -> list[Entry]:
+    """All tasks of the bank and of the benchmark folder `root`, by benchmark and name."""
+    entries = {path.stem: _bank_entry(path, root) for path in sorted(BANK.glob("*.yaml"))}
+    for entry in _unbanked(root):
+        entries.setdefault(entry.name, entry)
+    order = ("mini", *FOLDERS, "own")
+    return sorted(entries.values(), key=lambda entry: (order.index(entry.benchmark), _natural(entry.name)))
+
+
+def without_rows(name: str) -> Task | None:
+    """A benchmark's task with nothing but the instruction that the bank has; None if it has none."""
+    path = BANK / f"{short_name(name)}.yaml"
+    if path.stem in mini_tasks() or not path.is_file():
+        return None
+    return own_task(path.stem, read_yaml(path)["original"] or "")
+
+
+def _bank_entry(path: Path, root: Path | None) -> Entry:
+    pool = read_yaml(path)
+    benchmark = benchmark_of(path.stem, "own")
+    at_hand = path.stem in mini_tasks() or _folder(path.stem, benchmark, root) is not None
+    return Entry(path.stem, benchmark, pool.get("original") or "", len(pool["prompts"]), at_hand)
+
+
+def _unbanked(root: Path | None) -> Iterator[Entry]:
+    """Tasks in the benchmark folder that may have no paraphrases in the bank, and users' own."""
+    for benchmark, name in FOLDERS.items() if root else ():
+        path = Path(str(root)) / name / "instructions.json"
+        for folder, facts in read_instructions(path).items() if path.is_file() else ():
+            task, instruction = short_name(folder), checked_facts(facts, f"{path}: {folder}")["instruction"]
+            yield Entry(task, benchmark, instruction, 0, _folder(task, benchmark, root) is not None)
+    for path in sorted(root.glob("*.yaml")) if root else ():
+        facts = read_yaml(path)
+        if isinstance(facts, dict) and {"instruction", "data"} <= facts.keys():
+            instruction = checked_facts({"suffix": "", **facts}, str(path))["instruction"]
+            yield Entry(path.stem, "own", instruction, 0, True)
+
+
+def _folder(task: str, benchmark: str, root: Path | None) -> Path | None:
+    """The task's data folder, if it is there."""
+    if root is None or benchmark not in FOLDERS:
+        return None
+    folders = (root / FOLDERS[benchmark]).glob("*/train.json")
+    return next((path.parent for path in folders if short_name(path.parent.name) == task), None)
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """NI24 before NI195."""
+    letters = name.rstrip("0123456789")
+    return letters, int(name[len(letters) :] or 0)

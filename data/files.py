@@ -40,6 +40,11 @@ def read_yaml(path: Path, what: str = "file") -> Any:
         raise UserError(f"Cannot read the {what} {path}: a value in it is not what its type says.") from error
 
 
+def user_path(name: str) -> Path:
+    """A path as a user writes it: `~/` is the home folder, and a `~` that names no user's is a character."""
+    return Path(os.path.expanduser(name))
+
+
 def is_text(value: Any) -> bool:
     """Whether a value is a text that can be written: JSON and YAML can spell half of a surrogate pair."""
     if not isinstance(value, str):

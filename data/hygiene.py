@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 from zlib import crc32
@@ -36,18 +36,64 @@ class Finding:
     message: str
 
 
-def findings(whole: Task, used: Task) -> list[Finding]:
+def findings(whole: Task, used: Task, control: Collection[str] = ()) -> list[Finding]:
     """What the checks find in all rows of a task, and in the rows that are used of them (the first of each).
 
-    Duplicates and test rows in training are looked for in all rows; the rows used tell whether the file is
-    ordered, and how sure a score can be.
+    Faults of rows and test rows in training are looked for in all rows; the rows used tell whether the file
+    is ordered, and how sure a score can be. `control` are the model's control tokens.
     """
     sketches = {text: sketch(text) for text in dict.fromkeys(example.input for example in whole.train)}
-    found = [*_duplicates(whole.train, list(sketches.values())), *_leaks(sketches, whole.test)]
+    found = row_findings(whole.train, control)
+    found += [*_near_duplicates(list(sketches.values())), *_leaks(sketches, whole.test)]
     rest = whole.train[len(used.train) :]
     for name, other in (("the rest of the file", rest), ("the test rows", whole.test)):
         found += _order(used, name, other)
     return [*found, *_small_test(used.test)]
+
+
+def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list[Finding]:
+    """What is amiss in training rows, read once and one at a time: of each, numbers alone are held.
+
+    Rows that repeat an earlier one, inputs that also stand there with another target, empty inputs, and texts
+    that hold one of the model's control tokens, which a chat template would take for its own.
+    """
+    n_empty = n_held = 0
+    pairs: set[int] = set()
+    target_of: dict[int, int] = {}
+    times: Counter[int] = Counter()
+    contrary: set[int] = set()
+    held: dict[str, None] = {}
+    tokens = re.compile(
+        "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)) or "$^"
+    )
+    for example in rows:
+        text, target = hash(example.input), hash(example.target)
+        pairs.add(hash((text, target)))
+        times[text] += 1
+        if target_of.setdefault(text, target) != target:
+            contrary.add(text)
+        n_empty += not example.input.strip()
+        found = tokens.findall(f"{example.input}\n{example.target}")
+        held.update(dict.fromkeys(found))
+        n_held += bool(found)
+    n = times.total()
+    n_contrary = sum(times[text] for text in contrary)
+    shown = ", ".join(list(held)[:5])
+    repeated = f"repeat an earlier row; {len(pairs)} are distinct"
+    checks = {
+        "duplicates": (n - len(pairs), repeated),
+        "contradictions": (n_contrary, "have an input that also stands there with another target"),
+        "empty_inputs": (n_empty, "have an empty input"),
+        "control_tokens": (
+            n_held,
+            f"hold control tokens of the model ({shown}): it takes them for the template's",
+        ),
+    }
+    return [
+        Finding(check, count, n, f"{count} of {n} training rows {what}")
+        for check, (count, what) in checks.items()
+        if count
+    ]
 
 
 def distinct_rows(examples: Sequence[Example]) -> list[int]:
@@ -65,20 +111,8 @@ def words(text: str) -> list[str]:
     return _WORDS.findall(text.casefold())
 
 
-def _duplicates(train: Sequence[Example], sketches: Sequence[Sketch]) -> Iterator[Finding]:
-    """Rows that repeat an earlier one: to the letter, with another target, or (sketches of inputs) nearly."""
-    n = len(train)
-    repeated = n - len(set(distinct_rows(train)))
-    if repeated:
-        message = f"{repeated} of {n} training rows repeat an earlier row; {n - repeated} are distinct"
-        yield Finding("duplicates", repeated, n, message)
-    targets: dict[str, set[str]] = defaultdict(set)
-    for example in train:
-        targets[example.input].add(example.target)
-    contrary = sum(len(targets[example.input]) > 1 for example in train)
-    if contrary:
-        message = f"{contrary} of {n} training rows have an input that also stands there with another target"
-        yield Finding("contradictions", contrary, n, message)
+def _near_duplicates(sketches: Sequence[Sketch]) -> Iterator[Finding]:
+    """Distinct training inputs (their sketches) that nearly repeat an earlier one."""
     near = sum(near_duplicates(sketches))
     if near:
         message = (

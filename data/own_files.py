@@ -23,10 +23,20 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of one file or split, read anew by each call, and what to call them in messages."""
+    """The rows of one file or split, read anew by each call, and what to call them in messages.
+
+    `left_out` is what a reading found beside the rows, and did not read.
+    """
 
     source: str
     read: Callable[[], Iterator[Row]]
+    left_out: list[str] = []  # noqa: RUF012 (a reader of JSON has its own)
+
+
+class Number(str):
+    """A number as a JSON file writes it, so that 1.10 stays 1.10 and 1e400 finite."""
+
+    __slots__ = ()
 
 
 def read_splits(path: Path, name: str) -> dict[str, Rows]:
@@ -34,7 +44,7 @@ def read_splits(path: Path, name: str) -> dict[str, Rows]:
     if path.is_file():
         return {"train": _file(path)}
     if path.is_dir() and any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
-        return _dataset(name, on_disk=True)
+        return _dataset(str(path), on_disk=True)
     if path.is_dir():
         return _folder(path)
     if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")):
@@ -65,7 +75,10 @@ def _file(path: Path) -> Rows:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(READERS)}.")
-    return Rows(str(path), partial(reader, path))
+    if reader is not _json_file:
+        return Rows(str(path), partial(reader, path))
+    left_out: list[str] = []
+    return Rows(str(path), partial(_json_file, path, left_out), left_out)
 
 
 @contextmanager
@@ -107,29 +120,53 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 def _json(path: Path, text: str, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=Number, parse_float=Number)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}: broken JSON at line {line}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}, line {first_line}: a number has too many digits, or lists are nested too deeply."
-        ) from error
+        raise UserError(f"{path}, line {first_line}: lists are nested too deeply.") from error
 
 
-def _json_list(path: Path) -> Iterator[Row]:
+def _json_file(path: Path, left_out: list[str]) -> Iterator[Row]:
+    """The rows of a JSON file: a list, an object a line, or an object that holds the one list."""
     with _opened(path) as file:
-        raw = file.read(LARGEST_JSON + 1)
+        first, more = file.readline(LONGEST_LINE), file.read(64)
+        if more.strip() and first.lstrip(b"\xef\xbb\xbf").startswith(b"{") and first.rstrip().endswith(b"}"):
+            yield from _jsonl(path)
+            return
+        raw = first + more + file.read(LARGEST_JSON + 1)
     if len(raw) > LARGEST_JSON:
         raise UserError(
             f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be read "
             "in parts. Write it as JSONL, an object a line."
         )
     content = _json(path, _decoded(path, raw, 0, 1).removeprefix("\ufeff"), 1)
-    if not isinstance(content, list):
-        raise UserError(f"{path}: expected a JSON list of objects, found {kind_of(content)}.")
-    for i, item in enumerate(content, start=1):
+    left_out.clear()
+    for i, item in enumerate(_items(path, content, left_out), start=1):
         yield Row(f"item {i}", _object(path, f"item {i}", item))
+
+
+def _items(path: Path, content: Any, left_out: list[str]) -> list[Any]:
+    """The rows that a JSON document holds, and a note of what else it holds."""
+    if isinstance(content, list):
+        return content
+    members = content if isinstance(content, dict) else {}
+    lists = [name for name, value in members.items() if isinstance(value, list) and value]
+    if "Instances" in lists:  # a task file of Natural Instructions
+        lists = ["Instances"]
+    lists = [name for name in lists if all(isinstance(item, dict) for item in members[name])]
+    if len(lists) != 1:
+        several = f" with several lists ({', '.join(lists)}: write each to a file)" if lists else ""
+        raise UserError(
+            f"{path}: expected a JSON list of objects, found {kind_of(content)}{several}. "
+            "An object a line (JSONL) is read, too, and an object whose one list holds the rows."
+        )
+    definition = members.get("Definition")
+    shared = {"definition": definition} if definition else {}
+    others = [name for name, value in members.items() if value and name not in (lists[0], "Definition")]
+    left_out += [f"member {name!r}" for name in others]
+    return [{**shared, **item} for item in members[lists[0]]]
 
 
 def _object(path: Path, where: str, value: Any) -> dict[str, Any]:
@@ -176,10 +213,10 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: not a readable parquet file: {error}") from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
-    ".json": _json_list,
+    ".json": _json_file,
     ".csv": partial(_delimited, delimiter=","),
     ".tsv": partial(_delimited, delimiter="\t"),
     ".parquet": _parquet,
@@ -226,6 +263,7 @@ def kind_of(value: Any) -> str:
     """What a value is, in a user's words."""
     kinds = (
         (bool, "true/false"),
+        (Number, "number"),
         (str, "text"),
         (int | float, "number"),
         (list, "a list"),

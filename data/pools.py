@@ -8,6 +8,7 @@ import yaml
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
+from sapo.data.files import user_path
 from sapo.data.pool_checks import require_valid
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
 from sapo.data.remembering import Stamp, remembered, stamp
@@ -51,8 +52,8 @@ def instruction_name(instruction: str) -> str:
 def written_path(task: Task, config: ParaphrasesConfig) -> Path:
     """Where `sapo paraphrase` keeps a task's pool: `paraphrases.file`, else NAME/TASK.yaml in its folder."""
     if config.source != "file" and config.file:
-        return _in_folder(Path(config.file).expanduser(), task)
-    return Path(config.folder).expanduser() / config.name / f"{task.name}.yaml"
+        return _in_folder(user_path(config.file), task)
+    return user_path(config.folder) / config.name / f"{task.name}.yaml"
 
 
 def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
 
 def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
     if config.source == "file":
-        path = _in_folder(Path(str(config.file)).expanduser(), task)
+        path = _in_folder(user_path(str(config.file)), task)
         if not path.is_file():
             raise UserError(f"paraphrases.file: no prompt pool {path}.")
         return path

@@ -1,5 +1,6 @@
 """From a task, a prompt and an example to token ids, with the target's place known by construction."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -165,6 +166,15 @@ class Renderer:
             if len(ids) <= self.max_input_tokens:
                 return text, ids
             keep = max(0, keep - (len(ids) - self.max_input_tokens))
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that a tokenizer or its chat template takes for marks of its own wherever they stand."""
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    marks = [token.content for token in added if token.special or token.content in template]
+    marks += re.findall(r"\[/?INST\]|<</?SYS>>", template)
+    return sorted({mark for mark in marks if mark.strip()})
 
 
 def user_turn(task: Task, prompt: str, text: str) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from sapo.data.remembering import remembered
 
+SEPARATORS = {"zh": "文本:", "en": "Text:"}  # the line before the input, by the instruction's language
 KEPT_DIGESTS = 1024  # of tuples of examples; a run asks for the same few again and again
 
 
@@ -24,8 +25,9 @@ class Example:
 class Task:
     """A task with its original instruction and all its examples.
 
-    The user turn of an example is `instruction + "\\n\\n" + separator + "\\n" + input + "\\n\\n" + suffix`
-    (paper, Section 4; official file `src/uie_dataset.py`). Policies replace the instruction only.
+    The user turn of an example is `instruction + "\\n\\n" + separator + "\\n" + input + "\\n\\n" + suffix`,
+    without what follows the input where there is no suffix (paper, Section 4; official file
+    `src/uie_dataset.py`, `load_task`). Policies replace the instruction only.
     """
 
     name: str
@@ -35,7 +37,8 @@ class Task:
     test: tuple[Example, ...] = field(repr=False)
     labels: tuple[str, ...] = ()
     language: str = "en"
-    separator: str = "Text:"
+    separator: str = SEPARATORS["en"]
+    notes: tuple[str, ...] = field(default=(), compare=False)  # on how a user's rows were read
 
     @property
     def kind(self) -> str:
@@ -46,6 +49,31 @@ class Task:
     def short_name(self) -> str:
         """`NI195` for `task195_…`, else the name."""
         return short_name(self.name)
+
+
+def own_task(
+    name: str,
+    instruction: str,
+    suffix: str = "",
+    labels: tuple[str, ...] = (),
+    train: Iterable[Example] = (),
+    test: Iterable[Example] = (),
+) -> Task:
+    """A task whose language, and with it the line before the input, is told by its instruction."""
+    language = "zh" if is_chinese(instruction) else "en"
+    separator = SEPARATORS[language]
+    return Task(name, instruction, suffix, tuple(train), tuple(test), labels, language, separator)
+
+
+def is_chinese(text: str) -> bool:
+    """Whether most letters of a text are Chinese characters and none Japanese or Korean ones.
+
+    Japanese and Korean get the plain separator: the Chinese one means nothing there.
+    """
+    if re.search("[\u1100-\u11ff\u3040-\u30ff\uac00-\ud7af]", text):
+        return False
+    letters = [character for character in text if character.isalpha()]
+    return 2 * sum("一" <= character <= "鿿" for character in letters) > len(letters)
 
 
 def short_name(task: str) -> str:

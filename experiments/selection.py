@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
 from sapo.data.hygiene import distinct_rows
-from sapo.data.own import examples_of, own_task, require_enough
+from sapo.data.own import examples_of, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, user_turn
 from sapo.data.subset import draw
-from sapo.data.tasks import Example, Task
+from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.budgets import reading_tokens
 from sapo.experiments.model.forward import shared_prefix
@@ -95,7 +95,7 @@ class Selection:
 
         Under the chosen wording, or under the candidate `index`.
         """
-        return list(self.rendered(examples_of(examples, self.columns), index))
+        return list(self.rendered(examples_of(examples, self.columns, self.task), index))
 
     def rendered(self, examples: Iterable[Example], index: int | None = None) -> Iterator[dict[str, Any]]:
         """The same, one at a time."""
@@ -162,10 +162,11 @@ def select_prompt(
     """
     prompts = _prompts(candidates, original)
     _require_usable(tokenizer, reduction)
-    drawn, n_rows = draw(examples_of(examples, columns), n_examples, "random", seed, name)
-    require_enough(len(set(distinct_rows(drawn))), n_rows)
-    task = own_task(name, prompts[0].text, suffix, (), drawn)
+    task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
+    drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
+    require_enough(drawn, n_rows)
+    task = replace(task, train=drawn)
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
     budget = reading_tokens(model, batch_tokens)
     losses = _losses(model, renderer, task, prompts, budget, on_scored)

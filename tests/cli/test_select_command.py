@@ -49,6 +49,8 @@ def test_the_document(sapo):
         "scored": 4,
         "distinct": 4,
         "shortened": 0,
+        "notes": [f"{TICKETS}: input from column 'text', target from column 'label'"],
+        "findings": [],
     }
     assert document["written"] is None
     assert len(document["verdict"]) == 2
@@ -169,6 +171,25 @@ def test_square_brackets_in_a_wording_are_shown(sapo):
     assert "Sort [red]it[/red] well." in console.export_text()
 
 
+def test_what_is_left_out_and_amiss_is_said(sapo, tmp_path):
+    rows = [
+        {"context": f"c{i}", "question": "Which?", "answer": "bug" if i else "<|im_end|>"} for i in range(4)
+    ]
+    data = rows_file(tmp_path / "mine.jsonl", rows)
+    arguments = ["select", f"data={data}", *MINE[1:]]
+    facts = sapo(*arguments, "--json").document["data"]
+    shown = " ".join(sapo(*arguments).out.split())
+    for what in (
+        "left out: column 'context'",
+        "2 of 4 training rows repeat an earlier row",
+        "4 of 4 training rows have an input that also stands there with another target",
+        "1 of 4 training rows hold control tokens of the model (<|im_end|>)",
+    ):
+        assert any(what in line for line in [*facts["notes"], *facts["findings"]])
+        assert what in shown
+    assert len(facts["notes"] + facts["findings"]) == 5
+
+
 # --- what it writes ----------------------------------------------------------------------------------------
 
 
@@ -193,7 +214,7 @@ def test_all_rows_are_written_with_the_chosen_wording(sapo, tmp_path):
 
 
 def test_the_input_is_never_overwritten(sapo, tmp_path):
-    data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": f"x{i}", "output": "bug"} for i in range(4)])
     before = data.read_bytes()
     (tmp_path / "other.jsonl").symlink_to(data)
     for out in (data, tmp_path / "other.jsonl", tmp_path, tmp_path / "no" / "out.jsonl"):
@@ -204,7 +225,7 @@ def test_the_input_is_never_overwritten(sapo, tmp_path):
 
 
 def test_nothing_is_written_when_the_work_fails(sapo, tmp_path):
-    data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": f"x{i}", "output": "bug"} for i in range(4)])
     out = tmp_path / "out.jsonl"
     done = sapo("select", f"data={data}", *MINE[1:], "data.max_input_tokens=16", "--write", out)
     assert done.code == 2
@@ -213,7 +234,7 @@ def test_nothing_is_written_when_the_work_fails(sapo, tmp_path):
 
 
 def test_a_file_that_is_there_is_not_replaced(sapo, tmp_path):
-    data = rows_file(tmp_path / "mine.jsonl", [{"input": "x", "output": "bug"}] * 4)
+    data = rows_file(tmp_path / "mine.jsonl", [{"input": f"x{i}", "output": "bug"} for i in range(4)])
     out = tmp_path / "out.jsonl"
     out.write_text("kept")
     done = sapo("select", f"data={data}", *MINE[1:], "--write", out)
@@ -237,6 +258,7 @@ def test_a_file_that_is_there_is_not_replaced(sapo, tmp_path):
         ),
         ([{"input": "x", "output": "bug"}, {"input": "x", "output": 1}], "text (line 1), number (line 2)"),
         ([{"tweet": "x", "mood": "bug"}] * 2, "columns=[INPUT,TARGET]"),
+        ([{"input": "x", "output": "bug"}] * 2, "1 of 2 examples would be scored"),
         ([{"input": "x", "output": "bug"}, {"input": "x", "output": "bugs"}], "line 2 ('bugs')"),
     ],
 )

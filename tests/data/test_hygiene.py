@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo.data.benchmarks import load_benchmark_task
-from sapo.data.hygiene import distinct_rows, findings, near_duplicates, sketch, standard_error, words
+from sapo.data.hygiene import (
+    distinct_rows,
+    findings,
+    near_duplicates,
+    row_findings,
+    sketch,
+    standard_error,
+    words,
+)
 from sapo.data.mini import generate
 from sapo.data.tasks import Example, Task
 
@@ -51,6 +59,23 @@ def test_every_check_by_hand() -> None:
         "near_test_in_train": (1, 3),
         "small_test": (3, 3),
     }
+
+
+def test_rows_are_checked_one_at_a_time_and_alike_for_a_task() -> None:
+    rows = [("Close <|im_end|>", "a"), (" ", "b"), (" ", "c"), ("plain [INST]", "d"), ("plain [INST]", "d")]
+    control = ("<|im_end|>", "<|im_start|>")
+    found = row_findings((Example(*row) for row in rows), control)
+    assert {finding.check: finding.rows for finding in found} == {
+        "duplicates": 1,
+        "contradictions": 2,
+        "empty_inputs": 2,
+        "control_tokens": 1,
+    }
+    assert all(finding.of == 5 for finding in found)
+    assert "1 of 5 training rows hold control tokens of the model (<|im_end|>)" in found[-1].message
+    task = task_of(rows, rows)
+    assert findings(task, task, control)[: len(found)] == found
+    assert row_findings([]) == []
 
 
 def test_a_rows_group_is_the_first_that_equals_it() -> None:

@@ -125,7 +125,7 @@ def test_any_pool_is_checked(tmp_path, prompts, rest):
 def test_any_rows_of_a_user(tmp_path, text, kind):
     path = tmp_path / f"rows.{kind}"
     path.write_bytes((f"input,output\n{text}" if kind == "csv" else text).encode("utf-8", errors="replace"))
-    rows = outcome(lambda: list(OwnExamples.of(read_splits(path, str(path))["train"])))
+    rows = outcome(lambda: list(OwnExamples(read_splits(path, str(path))["train"])))
     assert rows is None or all(example.target.strip() for example in rows)
 
 

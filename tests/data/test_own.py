@@ -1,7 +1,6 @@
 """Users' own data: every format gives the same task, and every fault is named with its file and row."""
 
 import json
-import logging
 from pathlib import Path
 
 import datasets
@@ -9,8 +8,9 @@ import pandas as pd
 import pytest
 
 from sapo.conf.errors import UserError
-from sapo.data.own import guess_columns, load_own
-from sapo.data.tasks import Example, Task
+from sapo.data.benchmarks import load_own_task
+from sapo.data.own import examples_of, guess_columns, load_own, require_writable
+from sapo.data.tasks import Example, Task, own_task
 
 INSTRUCTION = "Say whether the dish is sweet or sour."
 RECORDS = [
@@ -126,20 +126,20 @@ def test_chats(tmp_path: Path) -> None:
     assert set(task.train + task.test) == {Example("Hi", "Hello"), Example("2", "two")}
 
 
-def test_given_columns_and_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_given_columns_and_numbers(tmp_path: Path) -> None:
     records = [
         {"text": "x", "label": "y", "sum": "2+2", "is": 4},
         {"text": "x", "label": "y", "sum": "1+2", "is": 3},
     ]
-    with caplog.at_level(logging.INFO):
-        task = load(write(tmp_path / "sums.json", records), columns=("sum", "is"))
+    path = write(tmp_path / "sums.json", records)
+    task = load(path, columns=("sum", "is"))
     assert set(task.train + task.test) == {Example("2+2", "4"), Example("1+2", "3")}
-    assert "input from column 'sum', target from column 'is'" in caplog.text
+    assert task.notes == (f"{path}: input from column 'sum', target from column 'is'",)
 
 
-def test_duplicates_across_the_split_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load(write(tmp_path / "same.json", [{"input": "x", "output": "y"}] * 4))
-    assert "1 inputs occur in train and in test" in caplog.text
+def test_duplicates_across_the_split_are_warned_of(tmp_path: Path) -> None:
+    task = load(write(tmp_path / "same.json", [{"input": "x", "output": "y"}] * 4))
+    assert "1 inputs occur in train and in test; drop duplicate rows" in task.notes
 
 
 def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
@@ -167,10 +167,205 @@ def test_a_chinese_instruction_makes_a_chinese_task(tmp_path: Path) -> None:
         (["sentence", "label"], ("sentence", "label")),
         (["text", "label", "input"], ("text", "label")),
         (["text", "label", "messages"], ("messages", "messages")),
+        (["instruction", "input", "output"], ("instruction+input", "output")),
+        (["prompt", "chosen", "rejected"], ("prompt", "chosen")),
     ],
 )
 def test_guessing_columns(names: list[str], pair: tuple[str, str]) -> None:
     assert guess_columns(names, "a file") == pair
+
+
+# --- forms that people have --------------------------------------------------------------------------------
+
+
+def chat(*turns: tuple[str, object]) -> list[dict[str, object]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+WRITTEN = {
+    "prompt": chat(("user", "Sort it.\n\nText:\nhoney\n\nAnswer:")),
+    "completion": chat(("assistant", "sweet")),
+    "chat_template_kwargs": {"enable_thinking": False},
+}
+HISTORY = chat(
+    ("system", "Be brief."),
+    ("user", "Hi"),
+    ("assistant", "Hello"),
+    ("user", [{"type": "text", "text": "honey"}]),
+    ("assistant", None),
+    ("tool", "{}"),
+    ("assistant", "sweet"),
+    ("user", "Thanks"),
+)
+FORMS = {  # a row, its input and target, and what of it is left out
+    "alpaca": (
+        {"instruction": "Sort.", "input": "honey", "output": "sweet"},
+        ("Sort.\n\nhoney", "sweet"),
+        [],
+    ),
+    "alpaca without input": ({"instruction": "Sort.", "input": "", "output": "x"}, ("Sort.", "x"), []),
+    "alpaca with null": ({"instruction": "Sort.", "input": None, "output": "x"}, ("Sort.", "x"), []),
+    "alpaca, the task's instruction": (
+        {"instruction": INSTRUCTION, "input": "honey", "output": "sweet"},
+        ("honey", "sweet"),
+        ["1 instructions that are the task's own"],
+    ),
+    "dolly": (
+        {"instruction": "Sort.", "context": "honey", "response": "sweet"},
+        ("Sort.", "sweet"),
+        ["column 'context' (columns=[A+B,TARGET]"],
+    ),
+    "question with context": (
+        {
+            "context": "Ann is in Oslo.",
+            "question": "Where?",
+            "answer": "Oslo",
+            "id": 7,
+            "choices": ["a", "b"],
+        },
+        ("Where?", "Oslo"),
+        ["column 'context', 'choices' (columns="],
+    ),
+    "sharegpt": (
+        {
+            "conversations": [{"from": "human", "value": "honey"}, {"from": "gpt", "value": "sweet"}],
+            "id": "a",
+        },
+        ("honey", "sweet"),
+        ["column 'id'"],
+    ),
+    "chat with history": (
+        {"messages": HISTORY},
+        ("honey", "sweet"),
+        ["1 system turns; 3 earlier turns; 1 tool turns; 1 later turns"],
+    ),
+    "what --write wrote": (WRITTEN, ("honey", "sweet"), ["1 instructions before the input, as `sapo select"]),
+    "conversational preference": (
+        {
+            "prompt": chat(("user", "a")),
+            "chosen": chat(("assistant", "b")),
+            "rejected": chat(("assistant", "c")),
+        },
+        ("a", "b"),
+        ["column 'rejected'"],
+    ),
+    "preference without prompt": (
+        {
+            "chosen": chat(("user", "a"), ("assistant", "b")),
+            "rejected": chat(("user", "a"), ("assistant", "c")),
+        },
+        ("a", "b"),
+        ["column 'rejected'"],
+    ),
+    "several right answers": (
+        {"question": "a", "answer": ["b", "c"]},
+        ("a", "b"),
+        ["1 rows' further targets (the first is taken)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_is_read_as_what_it_is(form: str) -> None:
+    row, expected, left_out = FORMS[form]
+    examples = examples_of([row], frame=own_task("dishes", INSTRUCTION, "Answer:"))
+    assert list(examples) == list(examples) == [Example(*expected)]
+    _, *notes = examples.notes
+    assert len(notes) == len(left_out)
+    assert all(f"examples: left out: {what}" in note for what, note in zip(left_out, notes, strict=True))
+
+
+def test_rows_that_are_marked_as_rejected_are_no_targets() -> None:
+    rows = [{"prompt": "honey", "completion": c, "label": c == "sweet"} for c in ("sweet", "salty", "sweet")]
+    examples = examples_of(rows)
+    assert list(examples) == [Example("honey", "sweet")] * 2
+    assert examples.notes[1:] == ["examples: left out: 1 rejected rows (column 'label' is false)"]
+
+
+def test_named_columns_are_joined_and_the_rest_is_the_users_business() -> None:
+    row = {"context": "Ann is in Oslo.", "question": "Where?", "answer": "Oslo", "a+b": "c"}
+    examples = examples_of([row], ("context+question", "answer"))
+    assert list(examples) == [Example("Ann is in Oslo.\n\nWhere?", "Oslo")]
+    assert len(examples.notes) == 1
+    assert list(examples_of([row], ("a+b", "answer"))) == [Example("c", "Oslo")]
+
+
+def natural_instructions() -> dict[str, object]:
+    instances = [{"id": str(n), "input": str(n), "output": ["No" if n % 2 else "Yes"]} for n in range(4)]
+    return {
+        "Contributors": ["A"],
+        "Definition": ["Is it even?"],
+        "Positive Examples": [],
+        "Instances": instances,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        (json.dumps(natural_instructions()), 4),
+        (json.dumps(natural_instructions(), indent=1), 4),
+        ('{"text":"a","label":"x"}\n{"text":"b","label":"y"}\n', 2),
+        ('{"text":"a","label":"x"}\r\n\r\n{"text":"b","label":"y"}', 2),
+        ('{"data":[{"text":"a","label":"x"},{"text":"b","label":"y"}]}', 2),
+        ('{\n"version": 1, "rows":[{"text":"a","label":"x"},{"text":"b","label":"y"}]}', 2),
+        ('\ufeff[{"text":"a","label":"x"},{"text":"b","label":"y"}]', 2),
+    ],
+)
+def test_json_in_any_usual_form(tmp_path: Path, content: str, count: int) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content, encoding="utf-8")
+    task = load_own(str(path), "Is it even?")
+    assert len(task.train + task.test) == count
+    assert {example.target for example in task.train + task.test} in ({"Yes", "No"}, {"x", "y"})
+    assert all(len(example.input) == 1 for example in task.train + task.test)
+
+
+def test_what_a_json_file_holds_beside_its_rows_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(natural_instructions()))
+    task = load_own(str(path), "Even or not?")
+    assert {example.input for example in task.train + task.test} == {f"Is it even?\n\n{n}" for n in range(4)}
+    assert task.notes[1].startswith(f"{path}: left out: member 'Contributors'; column 'id'")
+    path.write_text('{"train": [{"text": "a"}], "test": [{"text": "b"}]}')
+    assert "an object with several lists (train, test: write each to a file)" in refusal(path)
+    path.write_text('{"text": ["a", "b"], "label": ["x", "y"]}')
+    assert "expected a JSON list of objects, found an object. An object a line" in refusal(path)
+
+
+def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text(
+        "".join(f'{{"input": "{n}", "output": {n}}}\n' for n in ("1.10", "1e400", "-0", "7" * 5000))
+    )
+    task = load(path)
+    assert all(example.input == example.target for example in task.train + task.test)
+    assert len(task.notes) == 1
+    path.write_text('{"input": "a", "output": 1}\n{"input": "b", "output": Infinity}\n')
+    assert f"{path}, line 2: column 'output' holds Infinity." in refusal(path)
+    examples = examples_of([("a", 1.10), ("b", 2.5)])
+    assert [example.target for example in examples] == ["1.1", "2.5"]
+    assert examples.notes[1] == (
+        "examples: left out: 2 numbers' notations in column 'target' (one is read as 1.1)"
+    )
+
+
+@pytest.mark.parametrize("name", ["a[1] b", "what?*", "it's #1=2", "données~", "~x", "表"])
+def test_any_name_of_a_file_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    train = write(folder / "train.jsonl", RECORDS)
+    assert load(write(folder / f"{name}.csv", RECORDS)).name == name
+    assert len(load(train).train) == 4
+    assert load(folder).name == name
+    monkeypatch.chdir(tmp_path)
+    assert load_own(name, INSTRUCTION).name == name
+    datasets.Dataset.from_list(RECORDS).save_to_disk(folder / "saved")
+    assert len(load(folder / "saved").train) == 4
+    (folder / "mine.yaml").write_text("instruction: Sort.\ndata: train.jsonl\n")
+    assert len(load_own_task("mine", folder).train) == 4
+    with pytest.raises(UserError, match="that is what is read"):
+        require_writable(train, [str(folder)])
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -225,7 +420,7 @@ def test_missing_values(tmp_path: Path) -> None:
 def test_mixed_types(tmp_path: Path) -> None:
     path = write(tmp_path / "mixed.jsonl", [{"text": "x", "label": "1"}, {"text": "x", "label": 1}])
     assert f"{path}: column 'label' mixes types: text (line 1), number (line 2)." in refusal(path)
-    nested = write(tmp_path / "nested.jsonl", [{"text": ["x"], "label": "1"}] * 2)
+    nested = write(tmp_path / "nested.jsonl", [{"text": ["x", "y"], "label": "1"}] * 2)
     assert f"{nested}: column 'text' holds a list, not texts or numbers." in refusal(nested)
 
 

@@ -9,17 +9,16 @@ import pytest
 
 import sapo.data.own_files as own_files
 from sapo.conf.errors import UserError
-from sapo.data.own import OwnExamples, examples_of
+from sapo.data.own import OwnExamples, examples_of, require_writable, write_jsonl
 from sapo.data.own_files import read_splits
-from sapo.data.selecting import require_writable, write_jsonl
 from sapo.data.subset import draw
-from sapo.data.tasks import Example
+from sapo.data.tasks import Example, own_task
 
 RECORDS = [{"text": f"row {i}", "label": str(i)} for i in range(40)]
 
 
 def rows_of(path: Path) -> OwnExamples:
-    return OwnExamples.of(read_splits(path, str(path))["train"])
+    return OwnExamples(read_splits(path, str(path))["train"])
 
 
 def refusal(path: Path) -> str:
@@ -104,7 +103,7 @@ def test_a_large_json_list_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_objects_are_named_by_their_place() -> None:
     with pytest.raises(UserError, match=r"examples: empty target in row 1, row 2\."):
         list(examples_of([("a", "b"), ("c", ""), ("d", " ")]))
-    assert list(examples_of([("a", "b")], labels=("b",))) == [Example("a", "b")]
+    assert list(examples_of([("a", "b")], frame=own_task("t", "", "", ("b",)))) == [Example("a", "b")]
 
 
 # --- writing -----------------------------------------------------------------------------------------------

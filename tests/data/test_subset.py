@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sapo.data.benchmarks import load_task
 from sapo.data.mini import generate
+from sapo.data.own import gather
 from sapo.data.pools import load_pool
-from sapo.data.selecting import gather
 from sapo.data.subset import draw, subset
 from sapo.experiments.continual import Planned, choose_prompt
 from sapo.experiments.model.load import load_model

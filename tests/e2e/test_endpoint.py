@@ -17,10 +17,10 @@ import pytest
 
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
-from sapo.data.own import own_task
 from sapo.data.pool_checks import check_pool
 from sapo.data.pools import instruction_name
 from sapo.data.prompts import read_pool
+from sapo.data.tasks import own_task
 from sapo.experiments.model.fetch import model_folder
 
 pytestmark = pytest.mark.slow

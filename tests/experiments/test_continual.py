@@ -10,7 +10,7 @@ import pytest
 from sapo.conf.load import choices
 from sapo.conf.schema import Config
 from sapo.data.losses import prompt_losses
-from sapo.data.own import own_task
+from sapo.data.tasks import own_task
 from sapo.experiments.batch import expected_stages
 from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine import local

@@ -17,11 +17,10 @@ import yaml
 from sapo.cli.app import main
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
-from sapo.data.own import own_task
 from sapo.data.pool_checks import check_pool
 from sapo.data.pools import instruction_name, load_pool, write_pool, written_path
 from sapo.data.prompts import pool_of, read_pool
-from sapo.data.tasks import digest
+from sapo.data.tasks import digest, own_task
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
 from sapo.experiments.paraphrase.expand import Expansion, Journal, expand, judged_reply, kind_of, unrelated
