@@ -100,17 +100,25 @@ def notice(text: str) -> None:
 
 
 def notice_rows(configs: "Sequence[Config]") -> None:
-    """A line on stderr for each way in which configs take rows of their tasks; none where data is missing."""
+    """A line on stderr for each way in which configs take rows of their tasks; none where data is missing.
+
+    Before it what was read of users' own tasks, and what was left out.
+    """
     from sapo.conf.errors import UserError
-    from sapo.data.benchmarks import rows_taken
+    from sapo.data.benchmarks import load_whole_task, rows_taken
 
     different = {repr((config.sequence, config.data, config.scale)): config for config in configs}
     lines: dict[str, str] = {}
+    notes: dict[str, None] = {}
     for config in different.values():
         try:
             lines.setdefault(rows_taken(config), config.sequence.name)
+            tasks = [load_whole_task(name, config) for name in config.sequence.tasks]
+            notes.update(dict.fromkeys(note for task in tasks for note in task.notes))
         except UserError:  # is said where the tasks are needed
             continue
+    for note in notes:
+        notice(f"sapo: {note}")
     for line, sequence in lines.items():
         notice(f"sapo: {line}" if len(lines) == 1 else f"sapo: {sequence}: {line}")
 
