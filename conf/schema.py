@@ -260,6 +260,11 @@ class TrainerConfig:
     weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0, least=0)
     max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0, above=0)
     global_batch: int = identity("Examples in one optimizer step", 64, least=1)
+    step_count: str = identity(
+        "ceil: every pass ends with what is left of it; floor: steps as the code counts them (D19)",
+        "ceil",
+        choices=("ceil", "floor"),
+    )
     seeding: str = identity(
         "task: each task of a run has a seed of its own; run: all have the run's (D21)",
         "task",
@@ -277,7 +282,7 @@ class TrainerConfig:
     checkpoint_steps: int = runtime(
         "Optimizer steps between checkpoints inside a training; 0: none", 100, least=0
     )
-    report_to: list[str] = runtime("Logging integrations of the Hugging Face Trainer", [])
+    report_to: list[str] = runtime("Trackers of Accelerate: tensorboard, wandb, trackio, mlflow, …", [])
 
 
 @dataclass

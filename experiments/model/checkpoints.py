@@ -1,13 +1,13 @@
-"""Checkpoints inside a training as safetensors and JSON: no pickle is written, and none is ever loaded.
+"""Checkpoints inside a training: weights as safetensors; optimizer, schedule and random state beside them.
 
-A checkpoint is whole when it has its manifest, which is written last, and its files are those of it.
+A checkpoint is whole when it has its manifest, which is written last, and its files are those of it. Nothing
+is read before that was checked, and `state.pt` with `weights_only=True`: tensors and plain values, no code.
 """
 
-import json
 import logging
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,20 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from sapo.conf.errors import WorkError
-from sapo.data.files import flush, sync
+from sapo.data.files import flush, sync, write_json
 from sapo.data.records import MANIFEST, damage, manifest_of
 
 PREFIX = "checkpoint-"
-WEIGHTS = "trainable.safetensors"
-_OPTIMIZER = "optimizer"
-_SCHEDULE = "schedule.json"
-_RANDOM = "random"
-_SECONDS = "seconds.json"
+WEIGHTS, STATE = "trainable.safetensors", "state.pt"
 
 _log = logging.getLogger(__name__)
 
 
-def newest(scratch: Path) -> str | None:
+def newest(scratch: Path) -> Path | None:
     """The checkpoint to go on from, None to begin anew; deletes those that are not whole."""
     whole = []
     for folder in _checkpoints(scratch):
@@ -41,121 +39,79 @@ def newest(scratch: Path) -> str | None:
             shutil.rmtree(folder)
         else:
             whole.append(folder)
-    return str(max(whole, key=_step)) if whole else None
+    # Told by its number: a clock can jump.
+    return max(whole, key=lambda folder: int(folder.name.removeprefix(PREFIX)), default=None)
 
 
-def seal(folder: Path) -> None:
-    """Makes a checkpoint count, now that all is written, and deletes the others.
+def save(
+    scratch: Path,
+    weights: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    history: Sequence[Mapping[str, float]],
+    seconds: float,
+) -> None:
+    """Writes a checkpoint, and deletes the earlier ones when it is whole.
 
-    Which one is the latest is told by its number: a clock can jump.
+    Args:
+        scratch: The folder of the training's checkpoints.
+        weights: The trainable parameters by name, of any shape; what is frozen does not change.
+        optimizer: The optimizer: two moments of each parameter's shape, float32 as the parameter.
+        schedule: The learning rate's schedule.
+        history: What was measured at every step so far; the checkpoint is named by their number.
+        seconds: How long the training took until here, its earlier parts included.
     """
-    _write(folder / MANIFEST, manifest_of(folder))
+    folder = scratch / f"{PREFIX}{len(history)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "history": [dict(facts) for facts in history],
+        "seconds": seconds,
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    torch.save(state, folder / STATE)
+    write_json(folder / MANIFEST, manifest_of(folder))
     flush(folder)
-    sync(folder.parent)
-    for other in _checkpoints(folder.parent):
+    sync(scratch)
+    for other in _checkpoints(scratch):
         if other != folder:
             shutil.rmtree(other)
 
 
-def save_weights(parameters: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes the trainable weights: the base model and frozen adapters do not change."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_on_cpu(parameters), folder / WEIGHTS)
+def resume(
+    scratch: Path, weights: Mapping[str, Tensor], optimizer: Optimizer, schedule: LRScheduler
+) -> tuple[list[dict[str, float]], float]:
+    """Puts weights, optimizer, schedule and random numbers back where the last `save` found them.
 
-
-def load_weights(parameters: Mapping[str, Tensor], folder: Path) -> None:
-    """Puts the weights of a checkpoint into the parameters; WorkError if they are others."""
-    weights = load_file(folder / WEIGHTS)
-    if weights.keys() != parameters.keys():
+    Returns the history and the seconds, none of both if there is no checkpoint; WorkError if it is of other
+    weights.
+    """
+    folder = newest(scratch)
+    if folder is None:
+        return [], 0.0
+    saved = load_file(folder / WEIGHTS)
+    if {key: value.shape for key, value in saved.items()} != {key: p.shape for key, p in weights.items()}:
         raise WorkError(f"The checkpoint in {folder} is of other weights. Delete it.")
     with torch.no_grad():
-        for key, value in weights.items():
-            parameters[key].copy_(value)
-
-
-def save_seconds(seconds: float, folder: Path) -> None:
-    """Writes how long the training took until here, its earlier parts included."""
-    _write(folder / _SECONDS, seconds)
-
-
-def load_seconds(folder: Path) -> float:
-    """What `save_seconds` wrote."""
-    return _read(folder / _SECONDS)
-
-
-def save_optimizer(optimizer: Any, schedule: Any, folder: Path) -> None:
-    """Writes the moments of every parameter as tensors, and everything else, with the schedule, as JSON."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    others: dict[str, dict[str, Any]] = {}
-    for number, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{number}.{name}"] = value
-            else:
-                others.setdefault(str(number), {})[name] = value
-    save_file(_on_cpu(tensors), folder / f"{_OPTIMIZER}.safetensors")
-    _write(folder / f"{_OPTIMIZER}.json", {"state": others, "param_groups": state["param_groups"]})
-    _write(folder / _SCHEDULE, schedule.state_dict())
-
-
-def load_optimizer(optimizer: Any, schedule: Any, folder: Path) -> None:
-    """Puts optimizer and schedule back where `save_optimizer` found them."""
-    facts = _read(folder / f"{_OPTIMIZER}.json")
-    state: dict[int, dict[str, Any]] = {int(number): values for number, values in facts["state"].items()}
-    for key, value in load_file(folder / f"{_OPTIMIZER}.safetensors").items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": facts["param_groups"]})
-    schedule.load_state_dict(_read(folder / _SCHEDULE))
-
-
-def save_random_state(folder: Path) -> None:
-    """Writes the state of every generator: Python's, NumPy's, PyTorch's on the CPU and on every GPU."""
-    version, numbers, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state()
-    name, keys, *rest = numpy_state
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    save_file(generators, folder / f"{_RANDOM}.safetensors")
-    facts = {
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-    }
-    _write(folder / f"{_RANDOM}.json", facts)
-
-
-def load_random_state(folder: Path) -> None:
-    """Puts every generator back where `save_random_state` found it."""
-    facts = _read(folder / f"{_RANDOM}.json")
-    version, numbers, gauss = facts["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = facts["numpy"]
+        for key, value in saved.items():
+            weights[key].copy_(value)
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    generators = load_file(folder / f"{_RANDOM}.safetensors")
-    torch.set_rng_state(generators.pop("cpu"))
-    for device, state in generators.items():
-        number = int(device.removeprefix("cuda."))
-        if number < torch.cuda.device_count():  # checkpoints may go on elsewhere
-            torch.cuda.set_rng_state(state, number)
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    torch.set_rng_state(state["cpu"])
+    for number, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, number)  # a checkpoint may go on where there are fewer
+    return state["history"], state["seconds"]
 
 
 def _checkpoints(scratch: Path) -> list[Path]:
     return [path for path in scratch.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix(PREFIX))
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,23 +1,32 @@
-"""Training one task on the Hugging Face Trainer, with an exact token mean over every global batch."""
+"""Training one task: batches by prompt and length, an exact token mean over every global batch, AdamW.
+
+`train` reads like a recipe. Accelerate runs the backward pass, clips gradients and feeds trackers. With the
+same seed the order of the rows and dropout are those of the Hugging Face Trainer.
+"""
 
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
 from peft import PeftModel
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_scheduler
 
-from sapo.conf.errors import WorkError
+from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import TrainerConfig
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
 from sapo.experiments.model import checkpoints
-from sapo.experiments.model.adapters import trainable_parameters
 from sapo.experiments.model.budgets import is_out_of_memory, training_tokens
 from sapo.experiments.model.forward import (
     gathered_gradients,
@@ -30,10 +39,12 @@ from sapo.experiments.model.lessons import Draws, Row
 
 _log = logging.getLogger(__name__)
 
-Penalty = Callable[[PeftModel], torch.Tensor | None]
+CODE_BATCH = 8  # rows that the official code's 8 devices take at once, one each
+
+Penalty = Callable[[PeftModel], Tensor | None]
 
 
-def nothing(model: PeftModel) -> None:
+def no_penalty(model: PeftModel) -> None:
     """The penalty of a method that has none."""
     del model
 
@@ -46,217 +57,189 @@ def train(
     draws: Draws,
     scratch: Path,
     what: str,
-    penalty: Penalty = nothing,
+    penalty: Penalty = no_penalty,
 ) -> dict[str, Any]:
     """Trains the model in place and returns the loss of every step and what the training took.
 
-    `draws` has the seed, and decides which prompt a row is shown under when it has several; `penalty` is
-    added to the loss of every optimizer step. Checkpoints go to `scratch`; one that is found there is
-    continued, and `earlier_seconds` are what it took to get there. Raises WorkError naming `what` and the
-    step if a loss is not finite.
+    Args:
+        model: The model; its parameters that require gradients are trained.
+        rows: The training examples under every prompt that they can be shown under.
+        config: The trainer's settings.
+        draws: Has the seed, and decides which prompt a row is shown under when it has several.
+        scratch: Folder of the checkpoints; one that is found there is continued.
+        what: Names the training in messages.
+        penalty: Is added to the loss of every optimizer step.
+
+    Returns:
+        `losses`, `penalties` and `gradient_norms` (before clipping) by step, `steps`, `tokens`,
+        `trainable_parameters`, and after a checkpoint the `earlier_seconds` that it took to get there.
+
+    Raises:
+        WorkError: A loss or a weight is not finite, or a single example does not fit in memory.
     """
-    steps = math.ceil(len(rows) / config.global_batch) * config.epochs
-    # The first step of a warm-up has rate 0: a training of one step must not consist of that.
-    warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
-    trainer = TokenMeanTrainer(
-        model=model,
-        args=_arguments(config, warmup, draws.seed, scratch, model.device),
-        train_dataset=rows,  # type: ignore[arg-type]  # any sequence will do
-        data_collator=lambda batch: {"rows": batch},
-        callbacks=[],
-        trainer_config=config,
-        draws=draws,
-        penalty=penalty,
-        what=what,
-    )
-    trainer.remove_callback(PrinterCallback)
-    found = checkpoints.newest(scratch)
-    earlier = {"earlier_seconds": checkpoints.load_seconds(Path(found))} if found else {}
-    trainer.begun -= earlier.get("earlier_seconds", 0.0)
-    trainer.train(resume_from_checkpoint=found)
-    if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+    begun = time.monotonic()
+    set_seed(draws.seed)
+    accelerator = _accelerator(config, scratch, what, model.device.type == "cpu")
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = AdamW(weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    steps = optimizer_steps(len(rows), config)
+    schedule = rate_schedule(optimizer, config, steps)
+    history, earlier = checkpoints.resume(scratch, weights, optimizer, schedule)
+    backward = Backward(model, accelerator, config, penalty, what)
+    model.train()
+    for step in range(len(history), steps):
+        facts = backward(global_batch(rows, config, draws, step))
+        if not math.isfinite(facts["loss"]):
+            raise WorkError(f"{what}: the loss at step {step + 1} is {facts['loss']}. Nothing was stored.")
+        norm = accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
+        facts |= {"gradient_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        history.append(facts)
+        accelerator.log(facts, step=step + 1)
+        if config.checkpoint_steps and ((step + 1) % config.checkpoint_steps == 0 or step + 1 == steps):
+            seconds = earlier + time.monotonic() - begun
+            checkpoints.save(scratch, weights, optimizer, schedule, history, seconds)
+    accelerator.end_training()
+    if not all(torch.isfinite(p).all() for p in weights.values()):
         raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
-    history = trainer.state.log_history
+    facts = _facts(history, rows, config) | {"trainable_parameters": sum(p.numel() for p in weights.values())}
+    return {**facts, "earlier_seconds": earlier} if earlier else facts
+
+
+def _facts(
+    history: Sequence[Mapping[str, float]], rows: Sequence[Row], config: TrainerConfig
+) -> dict[str, Any]:
+    passes = len(history) / math.ceil(len(rows) / config.global_batch)
+    lengths = (sum(len(w.input_ids) for w in row.wordings) / len(row.wordings) for row in rows)
     return {
-        "losses": [entry["loss"] for entry in history if "loss" in entry],
-        "penalties": [entry["penalty"] for entry in history if "penalty" in entry],
-        "gradient_norms": [entry["grad_norm"] for entry in history if "grad_norm" in entry],
-        "steps": trainer.state.global_step,
-        "tokens": round(config.epochs * sum(_mean_length(row) for row in rows)),
-        "trainable_parameters": trainable_parameters(model),
-        **earlier,
+        "losses": [facts["loss"] for facts in history],
+        "penalties": [facts["penalty"] for facts in history if "penalty" in facts],
+        "gradient_norms": [facts["gradient_norm"] for facts in history],
+        "steps": len(history),
+        "tokens": round(passes * sum(lengths)),
     }
 
 
-def _arguments(
-    config: TrainerConfig, warmup: int, seed: int, scratch: Path, device: torch.device
-) -> TrainingArguments:
-    own_schedule = config.schedule == "warmup_log_constant"
-    constant = own_schedule or config.schedule == "constant"
-    memory: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        num_train_epochs=config.epochs,
-        # One batch of the data loader is a whole global batch; `training_step` splits it by tokens.
-        per_device_train_batch_size=config.global_batch,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="constant_with_warmup" if constant else config.schedule,
-        warmup_steps=warmup,
-        seed=seed,
-        use_cpu=device.type == "cpu",
-        bf16=False,  # weights are in their final precision already
-        **memory,
-        logging_strategy="steps",
-        logging_steps=1,
-        save_strategy="steps" if config.checkpoint_steps else "no",
-        save_steps=config.checkpoint_steps or 1,
-        report_to=list(config.report_to) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    # The Trainer would spread each batch over all the GPUs that it sees; a stage has one.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
+def optimizer_steps(n_rows: int, config: TrainerConfig) -> int:
+    """How many optimizer steps a training on so many rows has; each pass ends with what is left of it.
+
+    With `trainer.step_count=floor` the last pass ends early: a pass counts as the whole accumulations in its
+    batches of 8 rows, as in the official code (transformers 4.51: 1,000 rows in steps of 64 are 15 a pass).
+    """
+    if config.step_count == "floor":
+        batches = math.ceil(n_rows / CODE_BATCH)
+        return max(1, batches // max(1, config.global_batch // CODE_BATCH)) * config.epochs
+    return math.ceil(n_rows / config.global_batch) * config.epochs
 
 
-def _mean_length(row: Row) -> float:
-    return sum(len(wording.input_ids) for wording in row.wordings) / len(row.wordings)
+def rate_schedule(optimizer: Optimizer, config: TrainerConfig, steps: int) -> LRScheduler:
+    """Transformers' schedules, and `warmup_log_constant`: DeepSpeed's WarmupLR, as the official code ran it.
+
+    Its rate at step k, from 0, is log(max(k, 1)) / log(warm-up steps) of the peak, 1 from there on
+    (deepspeed 0.16.5, lr_schedules.py, `WarmupLR`).
+    """
+    # The first step of a warm-up has rate 0, with DeepSpeed the first two: no training may consist of these.
+    warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
+    if config.schedule != "warmup_log_constant":
+        name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+        return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    scale = math.log(max(2, warmup))
+    return LambdaLR(optimizer, lambda k: 1.0 if steps <= 2 else min(1.0, math.log(max(k, 1)) / scale))
 
 
-class TokenMeanTrainer(Trainer):
-    """A Trainer whose step sees a whole global batch and splits it into micro-batches by length.
+def _accelerator(config: TrainerConfig, scratch: Path, what: str, on_cpu: bool) -> Accelerator:
+    """Accelerate for this training, with the trackers that `trainer.report_to` names."""
+    there = [str(tracker) for tracker in get_available_trackers()]
+    if missing := [name for name in config.report_to if name not in there]:
+        raise UserError(
+            f"trainer.report_to={','.join(missing)}: not installed, or not a tracker of Accelerate. "
+            f"Here there are: {', '.join(there) or 'none'}."
+        )
+    AcceleratorState._reset_state(reset_partial_state=True)  # the last training may have had another device
+    logs = scratch.parent.parent / "trackers" / scratch.name[:12]
+    accelerator = Accelerator(cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=logs)
+    if config.report_to:
+        values = {k: v for k, v in vars(config).items() if isinstance(v, bool | str | float | int)}
+        accelerator.init_trackers("sapo", {**values, "what": what})
+    return accelerator
 
-    The loss of a step is the sum of the NLL of all its target tokens over their number, whatever the split
-    (paper, Section 4; official code with transformers 4.51).
+
+def global_batch(rows: Sequence[Row], config: TrainerConfig, draws: Draws, step: int) -> list[list[Rendered]]:
+    """The examples of a step, by prompt: those under one prompt share their beginning."""
+    epoch, batch = divmod(step, math.ceil(len(rows) / config.global_batch))
+    if batch == 0:  # as a data loader does when a pass begins: dropout goes on as after it
+        torch.empty((), dtype=torch.int64).random_()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(draws.seed + epoch)).tolist()
+    begin = batch * config.global_batch
+    groups: dict[tuple[int, int], list[Rendered]] = {}
+    for place, index in enumerate(order[begin : begin + config.global_batch], start=begin):
+        row = rows[index]
+        wording = draws.wording(row, epoch, place)
+        groups.setdefault((row.group, wording), []).append(row.wordings[wording])
+    return list(groups.values())
+
+
+class Backward:
+    """Leaves the gradients of a global batch, computed in micro-batches that fit in memory.
+
+    The loss is the sum of the NLL of all its target tokens over their number, whatever the split (paper,
+    Section 4; official code with transformers 4.51), and the penalty once.
     """
 
-    model: Any
-    optimizer: Any
-
     def __init__(
-        self,
-        *args: Any,
-        trainer_config: TrainerConfig,
-        draws: Draws,
-        penalty: Penalty,
-        what: str,
-        **kwargs: Any,
+        self, model: Any, accelerator: Accelerator, config: TrainerConfig, penalty: Penalty, what: str
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.trainer_config = trainer_config
-        self.draws = draws
-        self.penalty = penalty
-        self.what = what
-        self.budget = training_tokens(self.model, trainer_config.micro_batch_tokens)
-        self.begun = time.monotonic()
+        self.model, self.accelerator, self.penalty, self.what = model, accelerator, penalty, what
+        self.tokens = training_tokens(model, config.micro_batch_tokens)
         # Recomputed activations and caches exclude each other.
-        self.shares_prefix = trainer_config.shared_prefix and not trainer_config.gradient_checkpointing
+        self.shares_prefix = config.shared_prefix and not config.gradient_checkpointing
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
-        """Gradients of one global batch; a micro-batch that does not fit in memory starts it over, halved."""
-        model.train()
-        groups = self._worded(inputs["rows"])
+    def __call__(self, groups: Sequence[Sequence[Rendered]]) -> dict[str, float]:
+        """`loss`, with the penalty, and `penalty` if there is one; what does not fit restarts in halves."""
         while True:
             try:
-                return self._accumulate(model, groups)
+                return self._accumulate(groups)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                model.zero_grad()
-                if self.budget == 1:
+                self.model.zero_grad()
+                if self.tokens == 1:
                     longest = max(len(example.input_ids) for group in groups for example in group)
                     raise WorkError(f"{self.what}: one example of {longest} tokens does not fit.") from error
-                self.budget //= 2
+                self.tokens //= 2
                 _log.warning(
                     "%s: a step does not fit in memory; from now on in micro-batches of %d tokens. "
                     "The global batch stays the same (trainer.micro_batch_tokens).",
                     self.what,
-                    self.budget,
+                    self.tokens,
                 )
                 torch.cuda.empty_cache()
 
-    def _worded(self, rows: Sequence[Row]) -> list[list[Rendered]]:
-        """The global batch by prompt: examples under one prompt share their beginning."""
-        n_steps = math.ceil(len(self.train_dataset) / self.trainer_config.global_batch)  # type: ignore[arg-type]
-        epoch, step = divmod(self.state.global_step, n_steps)
-        groups: dict[tuple[int, int], list[Rendered]] = {}
-        for place, row in enumerate(rows, start=step * self.trainer_config.global_batch):
-            wording = self.draws.wording(row, epoch, place)
-            groups.setdefault((row.group, wording), []).append(row.wordings[wording])
-        return list(groups.values())
-
-    def _accumulate(self, model: Any, groups: Sequence[Sequence[Rendered]]) -> torch.Tensor:
+    def _accumulate(self, groups: Sequence[Sequence[Rendered]]) -> dict[str, float]:
         n_tokens = sum(len(example.target_ids) for group in groups for example in group)
-        total = torch.zeros((), device=self.args.device)
+        total = torch.zeros((), device=self.model.device)
         for group in groups:
-            total += self._backward(model, group, n_tokens)
-        penalty = self.penalty(model)
-        if penalty is not None:
-            self.accelerator.backward(penalty)
-            total += penalty.detach()
-            self.log({"penalty": penalty.item()})
-        if not torch.isfinite(total):
-            step = self.state.global_step + 1
-            raise WorkError(f"{self.what}: the loss at step {step} is {total.item()}. Nothing was stored.")
-        return total
+            total += self._of_one_prompt(group, n_tokens)
+        penalty = self.penalty(self.model)
+        if penalty is None:
+            return {"loss": total.item()}
+        self.accelerator.backward(penalty)
+        return {"loss": (total + penalty.detach()).item(), "penalty": penalty.item()}
 
-    def _backward(self, model: Any, examples: Sequence[Rendered], n_tokens: int) -> torch.Tensor:
-        """Gradients and loss of examples under one prompt, whose beginning is read once for all of them."""
-        prefix = shared_prefix(model, examples) if self.shares_prefix else None
+    def _of_one_prompt(self, examples: Sequence[Rendered], n_tokens: int) -> Tensor:
+        """Examples under one prompt, whose beginning is read once for all of them."""
+        prefix = shared_prefix(self.model, examples) if self.shares_prefix else None
         skip = prefix.length if prefix else 0
         lengths = [len(example.input_ids) - skip for example in examples]
-        total = torch.zeros((), device=self.args.device)
+        total = torch.zeros((), device=self.model.device)
         with gathered_gradients(prefix) as beginning:
-            for batch in by_tokens(lengths, self.budget, pass_tokens(model.device)):
-                logits, targets = target_logits(model, [examples[i] for i in batch], beginning)
+            for batch in by_tokens(lengths, self.tokens, pass_tokens(self.model.device)):
+                logits, targets = target_logits(self.model, [examples[i] for i in batch], beginning)
                 loss = target_nll(logits, targets).sum() / n_tokens
                 self.accelerator.backward(loss)
                 total += loss.detach()
         return total
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's schedules, and DeepSpeed's WarmupLR, as the official code ran."""
-        if self.trainer_config.schedule == "warmup_log_constant" and self.lr_scheduler is None:
-            warmup = max(2, int(self.args.warmup_steps))
-            # The first step has rate 0: a training of one step must not consist of that.
-            begin = 2 if num_training_steps == 1 else 1
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: min(1.0, math.log(step + begin) / math.log(warmup))
-            )
-            self._created_lr_scheduler = True
-            return self.lr_scheduler
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    # The Trainer would pickle all of this but the weights.
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(str(self.args.output_dir), f"{checkpoints.PREFIX}{self.state.global_step}")
-        checkpoints.save_seconds(time.monotonic() - self.begun, folder)
-        checkpoints.seal(folder)
-
-    def _save(self, output_dir: str | None = None, *_: Any, **__: Any) -> None:
-        checkpoints.save_weights(self._trainable(), Path(str(output_dir or self.args.output_dir)))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
-        checkpoints.load_weights(self._trainable(), Path(resume_from_checkpoint))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        checkpoints.save_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        checkpoints.save_random_state(Path(output_dir))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_random_state(Path(checkpoint))
-
-    def _trainable(self) -> dict[str, torch.nn.Parameter]:
-        return {key: p for key, p in self.model.named_parameters() if p.requires_grad}

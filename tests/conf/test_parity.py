@@ -16,6 +16,7 @@ SWITCHES = {
     "scorer.reduction": "batch",
     "scorer.state": "shrunk",
     "trainer.schedule": "warmup_log_constant",
+    "trainer.step_count": "floor",
     "trainer.seeding": "run",
     "method.penalty_factor": 8.0,
     "data.truncation": "end",

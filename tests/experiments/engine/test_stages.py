@@ -52,7 +52,7 @@ OTHER_VALUES = {
 }
 GOLDEN = {
     "score": "ef1c3775be7afd05",
-    "train": "88a72bebee827b8f",
+    "train": "32b9476954a58f19",
     "evaluate": "ffd3786fe5edc628",
     "gradient": "98ad227fdd261194",
 }

@@ -32,10 +32,11 @@ from sapo.experiments.methods.ewc import (
 )
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.olora import overlap
+from sapo.experiments.model import training
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, adapter_tensors, plain
 from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.training import TokenMeanTrainer, train
+from sapo.experiments.model.training import train
 
 FAST = (
     "trainer.epochs=2",
@@ -279,17 +280,16 @@ def test_a_killed_training_goes_on_with_its_penalty(method, states, tmp_path, mo
     (first,) = states(f"method={name}", n_tasks=1)
     second = (first.folder, 1, f"method={name}", "trainer.checkpoint_steps=1")
     expected, weights = learn(method(*second), tmp_path / "undisturbed")
-    step = TokenMeanTrainer.training_step
 
-    def dies_in_the_third_step(self, model, inputs, *rest):
-        if self.state.global_step == 2:
+    def dies_in_the_third_step(rows, config, draws, step, batch=training.global_batch):
+        if step == 2:
             raise KillError
-        return step(self, model, inputs, *rest)
+        return batch(rows, config, draws, step)
 
-    monkeypatch.setattr(TokenMeanTrainer, "training_step", dies_in_the_third_step)
-    with pytest.raises(KillError):
-        learn(method(*second), tmp_path / "killed")
-    monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "global_batch", dies_in_the_third_step)
+        with pytest.raises(KillError):
+            learn(method(*second), tmp_path / "killed")
     assert (tmp_path / "killed" / "checkpoint-2").is_dir()
     resumed, other = learn(method(*second), tmp_path / "killed")
     assert len(expected["penalties"]) == 4

@@ -1,9 +1,16 @@
 """Training one task: the loss of a step, its independence of the split, and going on after a kill."""
 
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 
-from sapo.conf.errors import WorkError
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.schema import TrainerConfig
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments.methods import Context, method_of
@@ -12,7 +19,7 @@ from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.lessons import Draws, Lesson, Row, lesson_rows
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.training import TokenMeanTrainer, train
+from sapo.experiments.model.training import optimizer_steps, rate_schedule, train
 
 SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
 
@@ -107,20 +114,28 @@ class KillError(Exception):
     """In the place of a kill."""
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, monkeypatch):
+@pytest.fixture
+def killed(monkeypatch):
+    """`killed(step, …)`: a training that dies before a step."""
+
+    def until(step, *args, **kwargs):
+        def dies(rows, config, draws, number, batch=training.global_batch):
+            if number == step:
+                raise KillError
+            return batch(rows, config, draws, number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "global_batch", dies)
+            with pytest.raises(KillError):
+                run(*args, **kwargs)
+
+    return until
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, killed):
     config = tiny_config(*SMALL, "method.dropout=0.3", "trainer.checkpoint_steps=2")
     expected, weights = run(config, tmp_path / "undisturbed")
-    step = TokenMeanTrainer.training_step
-
-    def dies_in_the_fourth_step(self, model, inputs, *rest):
-        if self.state.global_step == 3:
-            raise KillError
-        return step(self, model, inputs, *rest)
-
-    monkeypatch.setattr(TokenMeanTrainer, "training_step", dies_in_the_fourth_step)
-    with pytest.raises(KillError):
-        run(config, tmp_path / "killed")
-    monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
+    killed(3, config, tmp_path / "killed")
     assert (tmp_path / "killed" / "checkpoint-2").is_dir()
     # A second kill, while a later checkpoint was being written.
     (tmp_path / "killed" / "checkpoint-4").mkdir()
@@ -130,7 +145,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, mo
     assert all(torch.equal(other[key], value) for key, value in weights.items())
 
 
-def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(tiny_config, tmp_path, monkeypatch):
+def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(
+    tiny_config, tmp_path, monkeypatch, killed
+):
     config = tiny_config(*SMALL, "trainer.checkpoint_steps=2")
     prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much?", "Cost:")))
     seen: list[tuple[int, int, int]] = []
@@ -149,17 +166,7 @@ def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(tiny_confi
     )
     assert [drawn[0, place] for place in range(10)] != [drawn[1, place] for place in range(10)]
     assert set(drawn.values()) == {0, 1, 2}
-    step = TokenMeanTrainer.training_step
-
-    def dies(self, model, inputs, *rest):
-        if self.state.global_step == 4:
-            raise KillError
-        return step(self, model, inputs, *rest)
-
-    monkeypatch.setattr(TokenMeanTrainer, "training_step", dies)
-    with pytest.raises(KillError):
-        run(config, tmp_path / "b", prompts=prompts, redraw=2)
-    monkeypatch.setattr(TokenMeanTrainer, "training_step", step)
+    killed(4, config, tmp_path / "b", prompts=prompts, redraw=2)
     resumed, other = run(config, tmp_path / "b", prompts=prompts, redraw=2)
     assert resumed["losses"] == expected["losses"]
     assert all(torch.equal(other[key], value) for key, value in weights.items())
@@ -209,32 +216,103 @@ def test_a_loss_that_is_not_finite_stops_with_task_prompt_and_step(tiny_config, 
         run(config, tmp_path / "a")
 
 
-def rates(config, scratch, n=40):
-    """The learning rate of every step of a training on `n` examples."""
-    seen = []
-    step = TokenMeanTrainer.training_step
-
-    def note(self, model, inputs, *rest):
-        seen.append(self.optimizer.param_groups[0]["lr"])
-        return step(self, model, inputs, *rest)
-
-    TokenMeanTrainer.training_step = note
-    try:
-        run(config, scratch, n=n)
-    finally:
-        TokenMeanTrainer.training_step = step
-    return [rate / config.trainer.learning_rate for rate in seen]
+@pytest.mark.parametrize(
+    ("n_rows", "global_batch", "ceil", "floor"),
+    [(1000, 64, 160, 150), (3000, 64, 470, 460), (1020, 64, 160, 160), (48, 8, 60, 60), (10, 64, 10, 10)],
+)
+def test_steps_are_counted_as_the_paper_or_its_code_does(n_rows, global_batch, ceil, floor):
+    """SuperNI, TRACE; and 1,020 rows are 128 batches of 8, so 16 whole accumulations."""
+    for count, steps in (("ceil", ceil), ("floor", floor)):
+        config = TrainerConfig("t", epochs=10, global_batch=global_batch, step_count=count)
+        assert optimizer_steps(n_rows, config) == steps
 
 
-def test_schedules(tiny_config, tmp_path):
-    small = (*SMALL, "trainer.warmup_ratio=0.2")  # 20 steps, 4 of them warm-up
-    cosine = rates(tiny_config(*small, "trainer.schedule=cosine"), tmp_path / "a")
+def test_with_fewer_steps_the_last_pass_ends_early(tiny_config, tmp_path):
+    """24 rows in steps of 16: 3 batches of 8 are one whole accumulation a pass: 2 steps in all."""
+    small = (*SMALL, "trainer.global_batch=16", "trainer.schedule=constant")
+    facts, _ = run(tiny_config(*small), tmp_path / "a", n=24)
+    fewer, _ = run(tiny_config(*small, "trainer.step_count=floor"), tmp_path / "b", n=24)
+    assert (facts["steps"], fewer["steps"]) == (4, 2)
+    assert fewer["losses"] == facts["losses"][:2]
+    assert fewer["tokens"] == facts["tokens"] / 2
+
+
+def rates(steps, warmup_ratio, schedule):
+    """The learning rate of every step, as a share of the peak."""
+    config = TrainerConfig("t", learning_rate=0.5, schedule=schedule, warmup_ratio=warmup_ratio)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    schedule = rate_schedule(optimizer, config, steps)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"] / config.learning_rate)
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_schedules():
+    """20 steps, 4 of them warm-up."""
+    cosine = rates(20, 0.2, "cosine")
     assert cosine[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
     assert cosine[12] == pytest.approx(0.5)
-    logarithmic = rates(tiny_config(*small, "trainer.schedule=warmup_log_constant"), tmp_path / "b")
-    assert logarithmic[:4] == pytest.approx([0, 0.5, 0.792481, 1.0], abs=1e-5)  # ln(k + 1) / ln 4
-    assert set(logarithmic[4:]) == {1.0}
-    # Both begin at 0, which a training of one step may not.
-    for schedule in ("cosine", "warmup_log_constant"):
-        one = tiny_config(*SMALL, "trainer.epochs=1", f"trainer.schedule={schedule}")
-        assert rates(one, tmp_path / schedule, n=one.trainer.global_batch) == [1.0]
+    assert rates(20, 0.2, "linear")[3:6] == pytest.approx([0.75, 1.0, 15 / 16])
+    assert rates(20, 0.2, "constant")[3:] == [0.75] + 16 * [1.0]
+    # DeepSpeed's WarmupLR has rate 0 twice: ln(max(k, 1)) / ln(warm-up) at step k, from 0.
+    logarithmic = rates(160, 0.05, "warmup_log_constant")
+    ln = [0, 0, 1 / 3, 0.528321, 2 / 3, 0.773976, 0.861654, 0.935785]
+    assert logarithmic[:8] == pytest.approx(ln, abs=1e-6)
+    assert set(logarithmic[8:]) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "expected"),
+    [
+        ("cosine", 1, [1.0]),
+        ("warmup_log_constant", 1, [1.0]),
+        ("warmup_log_constant", 2, [1.0, 1.0]),
+        ("warmup_log_constant", 3, [0.0, 0.0, 1.0]),
+    ],
+)
+def test_no_training_has_rate_0_throughout(schedule, steps, expected):
+    assert rates(steps, 0.05, schedule) == pytest.approx(expected)
+
+
+class Tracker(GeneralTracker):
+    """In the place of TensorBoard."""
+
+    name = "tensorboard"
+    requires_logging_directory = True
+    seen: ClassVar[list] = []
+
+    def __init__(self, run_name, logging_dir, **_):
+        super().__init__()
+        self.seen.append((run_name, Path(logging_dir)))
+
+    tracker = None
+
+    def start(self): ...
+
+    def store_init_configuration(self, values):
+        self.seen.append(values)
+
+    def log(self, values, step, **_):
+        self.seen.append((step, values))
+
+
+def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
+    monkeypatch.setattr(Tracker, "seen", [])
+    config = tiny_config(*SMALL, "trainer.report_to=[tensorboard]")
+    facts, _ = run(config, tmp_path / "checkpoints" / ("a" * 64))
+    begun, values, *steps = Tracker.seen
+    assert begun == ("sapo", tmp_path / "trackers" / ("a" * 12))
+    assert (values["learning_rate"], values["what"]) == (1e-2, "Task t, prompt 2")
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5, 6]
+    assert [values["loss"] for _, values in steps] == facts["losses"]
+
+
+def test_a_tracker_that_is_not_there_is_named(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(UserError, match=r"trainer.report_to=wandb: not installed"):
+        run(tiny_config(*SMALL, "trainer.report_to=[wandb]"), tmp_path)
