@@ -10,22 +10,21 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sapo.conf.schema import Config
+    from sapo.experiments.jobs import Job
 
 
 def command(overrides: Overrides = None, json: Json = False) -> None:
     """Stages to do and done, with tokens, estimated time and memory; computes nothing."""
     from sapo.conf.load import load
+    from sapo.experiments.jobs import Job
 
     configs = load(overrides or [])
     notice_rows(configs)
-    document = describe(configs)
+    document = describe([Job(config) for config in configs])
     emit(document, json, lambda console: render(console, document))
 
 
-def describe(
-    configs: list["Config"], probes: "Sequence[tuple[Sequence[Config], bool]]" = ()
-) -> dict[str, Any]:
+def describe(jobs: list["Job"], probes: "Sequence[tuple[Sequence[Job], bool]]" = ()) -> dict[str, Any]:
     """The plan of some runs, and of `probes` as `planning.plan` takes them, as JSON values.
 
     None for what is not known. Runs that cannot be planned are left out, and counted by their reason; raises
@@ -34,17 +33,15 @@ def describe(
     from dataclasses import asdict
     from pathlib import Path
 
-    from sapo.experiments.batch import plannable
     from sapo.experiments.costs import weight_bytes
     from sapo.experiments.engine.store import Store
     from sapo.experiments.planning import plan
+    from sapo.experiments.run import plannable
 
-    possible, unplanned = plannable(configs)
-    kept = set(map(repr, possible))
-    of_probes = [
-        ([config for config in runs if repr(config) in kept], gradients) for runs, gradients in probes
-    ]
-    planned = plan(possible, Store(Path(configs[0].store.root)), of_probes)
+    possible, unplanned = plannable(jobs)
+    kept = {job.key for job in possible}
+    of_probes = [([job for job in runs if job.key in kept], gradients) for runs, gradients in probes]
+    planned = plan(possible, Store(Path(jobs[0].config.store.root)), of_probes)
     distinct = sum(kind.done + kind.to_do for kind in planned.kinds)
     return {
         "runs": len(possible),
@@ -57,7 +54,7 @@ def describe(
         "gpu_hours": _total([model.gpu_hours for model in planned.models.values()]),
         "models": {name: asdict(model) for name, model in planned.models.items()},
         "disk_bytes": planned.disk_bytes,
-        "weight_bytes": {config.model.name: weight_bytes(config) for config in possible},
+        "weight_bytes": {job.config.model.name: weight_bytes(job.config) for job in possible},
     }
 
 

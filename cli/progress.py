@@ -1,31 +1,25 @@
 """Progress over stages on stderr: a bar on a terminal, one line a computed stage elsewhere."""
 
 import time
-from collections import Counter
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sapo.cli.console import Terminal
-from sapo.experiments.engine.stages import Score, Stage, Train
-
-WORDS = {"score": "scoring", "train": "training", "evaluate": "evaluating", "gradient": "gradient of"}
+from sapo.experiments.stages import Stage
 
 
 class StageProgress:
-    """An engine's watcher that shows what runs, and counts computed and stored stages by run.
+    """An engine's watcher that shows what runs, and how many stages of how many are finished.
 
-    Stages of many runs may be under way at once. A run is known by its config object, which its stages carry,
-    so that a stage that several runs ask for counts for each of them: as computed for one, as stored for the
-    others.
+    Stages of many runs may be under way at once. One that several runs ask for counts for each of them.
     """
 
     def __init__(self, total: int = 0) -> None:
         console = Terminal(stderr=True)
         self.total = total
         self.console = console
-        self.computed: Counter[int] = Counter()
-        self.stored: Counter[int] = Counter()
+        self.finished = 0
         self._running: dict[int, tuple[float, str]] = {}
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -57,19 +51,19 @@ class StageProgress:
     def __call__(self, stage: Stage, event: str) -> None:
         """Told a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
         if event == "begin":
-            self._running[id(stage)] = time.monotonic(), describe(stage)
+            self._running[id(stage)] = time.monotonic(), str(stage)
             self._show_running()
             return
         begun, _ = self._running.pop(id(stage), (0.0, ""))
         self._show_running()
         if event == "failed":
             return
-        (self.computed if event == "done" else self.stored)[id(stage.config)] += 1
+        self.finished += 1
         if self._bar:
             self._bar.advance(self._row)
         elif event == "done":
-            n = self.computed.total() + self.stored.total()
-            self.console.out(f"[{n}/{self.total}] {describe(stage)}: {time.monotonic() - begun:.1f} s")
+            taken = time.monotonic() - begun
+            self.console.out(f"[{self.finished}/{self.total}] {stage}: {taken:.1f} s")
 
     def tell(self, line: str) -> None:
         """A line for people, above the bar."""
@@ -81,18 +75,3 @@ class StageProgress:
             _, first = min(self._running.values())
             more = f" and {len(self._running) - 1} more" if len(self._running) > 1 else ""
             self._bar.update(self._row, description=first + more)
-
-
-def describe(stage: Stage) -> str:
-    """`training mini_city, prompt 3`."""
-    if isinstance(stage, Score):
-        return f"{WORDS[stage.kind]} {len(stage.prompts)} prompts of {stage.name}"
-    if isinstance(stage, Train):
-        prompts = {prompt for lesson in stage.lessons for prompt in lesson.prompts}
-        if len(prompts) > 1:
-            return f"{WORDS[stage.kind]} {stage.name}, {len(prompts)} prompts"
-        (prompt,) = prompts
-    else:
-        prompt = stage.prompt
-    which = "original prompt" if prompt.index == -1 else f"prompt {prompt.index}"
-    return f"{WORDS[stage.kind]} {stage.name}, {which}"

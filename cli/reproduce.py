@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sapo.analysis.reproduced import Reproduced
-    from sapo.cli.running import Outcome, Watched
-    from sapo.conf.schema import Config
+    from sapo.cli.running import Outcomes, Watched
+    from sapo.experiments.jobs import Job
 
 
 def _targets() -> list[str]:
@@ -48,46 +48,46 @@ def command(
     ] = False,
 ) -> None:
     """Run what a table or figure of the paper needs, and render it beside the paper's numbers."""
-    from sapo.experiments.targets import ALL, configs_of, targets_of
+    from sapo.experiments.targets import ALL, jobs_of, targets_of
 
     named = [override.removeprefix("scale=") for override in overrides or [] if override.startswith("scale=")]
     scale = named[-1] if named else scale  # `scale=paper` is `--scale paper`
     overrides = [override for override in overrides or [] if not override.startswith("scale=")]
-    configs = {name: configs_of(name, scale, overrides) for name in targets_of(target, scale)}
-    notice_rows([config for runs in configs.values() for config in runs])
+    jobs = {name: jobs_of(name, scale, overrides) for name in targets_of(target, scale)}
+    notice_rows([job.config for runs in jobs.values() for job in runs])
     if dry_run:
-        document = _plan(configs)
+        document = _plan(jobs)
         emit(document, json, lambda console: _render_plan(console, document))
         return
     if not yes:
-        _require_gpu(scale, configs)
-    jobs = [Job(name, scale, overrides, runs) for name, runs in configs.items()]
+        _require_gpu(scale, jobs)
+    orders = [Order(name, scale, overrides, runs) for name, runs in jobs.items()]
     from sapo.cli.running import watched_engine
 
-    with watched_engine([config for runs in configs.values() for config in runs], force) as watched:
+    with watched_engine([job for runs in jobs.values() for job in runs], force) as watched:
         if target == ALL:
-            _reproduce_all(jobs, watched, json)
+            _reproduce_all(orders, watched, json)
             return
-        done = _reproduce(jobs[0], watched)
+        done = _reproduce(orders[0], watched)
     emit(done.document, json, done.render)
     _exit(done)
 
 
 @dataclass(frozen=True)
-class Job:
+class Order:
     """A target at a scale, and the runs that it takes."""
 
     target: str
     scale: str
     overrides: list[str]
-    configs: list["Config"]
+    jobs: list["Job"]
 
     @property
     def output(self) -> "Path":
         """Where its report goes."""
         from pathlib import Path
 
-        return Path(self.configs[0].store.root) / "reports" / f"{self.target}-{self.scale}"
+        return Path(self.jobs[0].config.store.root) / "reports" / f"{self.target}-{self.scale}"
 
     @property
     def command(self) -> str:
@@ -99,10 +99,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A job, what its runs came to, and what it shows."""
+    """An order, what its runs came to, and what it shows."""
 
-    job: Job
-    outcome: "Outcome"
+    order: Order
+    outcome: "Outcomes"
     shown: "Reproduced"
 
     @property
@@ -110,14 +110,14 @@ class Done:
         """As JSON values; None for what is undefined."""
         outcome = self.outcome
         return {
-            "target": self.job.target,
-            "scale": self.job.scale,
+            "target": self.order.target,
+            "scale": self.order.scale,
             **self.shown.document,
             "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in outcome.finished],
             "failed": [{"run": name, "error": message} for name, message in outcome.failed],
             "seconds": round(outcome.seconds, 3),
             "stages": {"computed": outcome.computed, "stored": outcome.stored},
-            "command": self.job.command,
+            "command": self.order.command,
         }
 
     def render(self, console: "Console") -> None:
@@ -129,40 +129,40 @@ class Done:
             console.print(part)
         lines = [
             *self.shown.notes,
-            f"Written to {self.job.output}; matrices and figures lie in the folders of the "
+            f"Written to {self.order.output}; matrices and figures lie in the folders of the "
             f"{len(outcome.finished)} runs.",
             f"Took {duration(outcome.seconds)}.",
             f"Stages: {outcome.computed} computed, {outcome.stored} from the store.",
-            f"Again with: {self.job.command}",
+            f"Again with: {self.order.command}",
         ]
         for line in lines:
             console.print(line, markup=False, soft_wrap=True)
 
 
-def _reproduce(job: Job, watched: "Watched") -> Done:
+def _reproduce(order: Order, watched: "Watched") -> Done:
     """Runs a target and draws it; raises if none of its runs finished, or of no probe all."""
     from sapo.analysis.reproduced import DRAWINGS, probes
-    from sapo.cli.running import failures, run_configs
+    from sapo.cli.running import failures, run_jobs
     from sapo.experiments.probe import probes_of
     from sapo.experiments.targets import TARGETS
 
-    target = TARGETS[job.target]
+    target = TARGETS[order.target]
     if target.is_probe:
-        probes_of(job.configs)  # what cannot be a probe is refused before hours of runs
-    outcome = run_configs(job.configs, watched, fail_fast=False)
+        probes_of(order.jobs)  # what cannot be a probe is refused before hours of runs
+    outcome = run_jobs(order.jobs, watched, fail_fast=False)
     if target.is_probe:
-        folders, failed = _write_probes(job, outcome, watched, target.gradients)
+        folders, failed = _write_probes(order, outcome, watched, target.gradients)
         outcome = replace(outcome, failed=[*outcome.failed, *failed])
-        shown = probes(job.target, [target.drawing], folders, job.output, failures(outcome))
-        return Done(job, outcome, shown)
+        shown = probes(order.target, [target.drawing], folders, order.output, failures(outcome))
+        return Done(order, outcome, shown)
     # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
     folders = list(dict.fromkeys(run.folder for run in outcome.finished))
-    draw, definition = DRAWINGS[target.drawing], job.configs[0].parity.definition
-    return Done(job, outcome, draw(job.target, folders, job.output, definition, failures(outcome)))
+    draw, definition = DRAWINGS[target.drawing], order.jobs[0].config.parity.definition
+    return Done(order, outcome, draw(order.target, folders, order.output, definition, failures(outcome)))
 
 
 def _write_probes(
-    job: Job, outcome: "Outcome", watched: "Watched", gradients: bool
+    order: Order, outcome: "Outcomes", watched: "Watched", gradients: bool
 ) -> tuple[list["Path"], list[tuple[str, str]]]:
     """Measures what probes need beside their runs, with progress, and writes their folders.
 
@@ -177,8 +177,8 @@ def _write_probes(
     from sapo.experiments.planning import PlanEngine
     from sapo.experiments.probe import finished_part, measure_all, probes_of, write_probes
 
-    folders = {id(run.config): run.folder for run in outcome.finished}
-    asked = [(probe, finished_part(probe, folders)) for probe in probes_of(job.configs)]
+    folders = {run.job.key: run.folder for run in outcome.finished}
+    asked = [(probe, finished_part(probe, folders)) for probe in probes_of(order.jobs)]
     probes = [part for _, part in asked if part is not None]
     if not probes:
         report_failures(outcome)
@@ -195,24 +195,26 @@ def _write_probes(
     return written.folders, [(f"probe of {label(probe.config)}", message) for probe, message in failed]
 
 
-def _reproduce_all(jobs: list[Job], watched: "Watched", json: bool) -> None:
+def _reproduce_all(orders: list[Order], watched: "Watched", json: bool) -> None:
     """Every target in turn, each shown when it is done; then which failed. Exits with 1 if any did."""
     done: list[Done] = []
     failed: dict[str, str] = {}
     console = Terminal()
-    for job in jobs:
-        notice(f"sapo: {job.target}")
+    for order in orders:
+        notice(f"sapo: {order.target}")
         try:
-            done.append(_reproduce(job, watched))
+            done.append(_reproduce(order, watched))
         except Exception as error:
             # One target's failure, whatever it is, leaves the others to be done.
-            failed[job.target] = f"{error}" or type(error).__name__
-            notice(f"sapo: {job.target} failed: {failed[job.target]}")
+            failed[order.target] = f"{error}" or type(error).__name__
+            notice(f"sapo: {order.target} failed: {failed[order.target]}")
             continue
         if not json:
-            console.rule(job.target, align="left")
+            console.rule(order.target, align="left")
             done[-1].render(console)
-    emit(_summary(jobs[0].scale, done, failed), json, lambda console: _render_summary(console, done, failed))
+    emit(
+        _summary(orders[0].scale, done, failed), json, lambda console: _render_summary(console, done, failed)
+    )
     _exit(*done, is_failed=bool(failed))
 
 
@@ -240,7 +242,7 @@ def _render_summary(console: "Console", done: list[Done], failed: dict[str, str]
         outcome = one.outcome
         missing = f" ({len(outcome.failed)} failed)" if outcome.failed else ""
         counts = (f"{len(outcome.finished)}{missing}", str(outcome.computed), str(outcome.stored))
-        table.add_row(one.job.target, *counts, duration(outcome.seconds))
+        table.add_row(one.order.target, *counts, duration(outcome.seconds))
     console.print(table)
     for target, message in failed.items():
         console.print(f"{target} failed: {message}", markup=False, soft_wrap=True)
@@ -259,7 +261,7 @@ def _exit(*done: Done, is_failed: bool = False) -> None:
 _SHOWN_ALONE = ("runs", "unplanned", "kinds", "trainings", "seconds", "gpu_hours")
 
 
-def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
+def _plan(jobs: dict[str, list["Job"]]) -> dict[str, Any]:
     """What all targets together would compute, shared stages once; of several, also each alone.
 
     A target that cannot be planned is named with the reason; raises it if there is no other.
@@ -271,19 +273,17 @@ def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
     def describe(names: list[str]) -> dict[str, Any]:
         # Targets that show the same runs in other ways count once.
         work = {work_of(name): name for name in names}
-        probes = [
-            (configs[name], gradients) for (_, gradients), name in work.items() if TARGETS[name].is_probe
-        ]
-        distinct = {repr(config): config for name in work.values() for config in configs[name]}
+        probes = [(jobs[name], gradients) for (_, gradients), name in work.items() if TARGETS[name].is_probe]
+        distinct = {job.key: job for name in work.values() for job in jobs[name]}
         return plan.describe(list(distinct.values()), probes)
 
     def work_of(name: str) -> tuple[str, bool]:
         return TARGETS[name].experiment, TARGETS[name].gradients
 
-    if len(configs) == 1:
-        return describe(list(configs))
+    if len(jobs) == 1:
+        return describe(list(jobs))
     described: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name in configs:
+    for name in jobs:
         if work_of(name) in described:
             continue
         try:
@@ -291,7 +291,7 @@ def _plan(configs: dict[str, list["Config"]]) -> dict[str, Any]:
             described[work_of(name)] = {key: alone[key] for key in _SHOWN_ALONE}
         except UserError as error:
             described[work_of(name)] = {"error": str(error)}
-    each = {name: described[work_of(name)] for name in configs}
+    each = {name: described[work_of(name)] for name in jobs}
     possible = [name for name, alone in each.items() if "error" not in alone]
     if not possible:
         raise UserError("\n".join(dict.fromkeys(alone["error"] for alone in each.values())))
@@ -317,24 +317,24 @@ def _render_plan(console: "Console", document: dict[str, Any]) -> None:
     plan.render(console, document)
 
 
-def _require_gpu(scale: str, configs: dict[str, list["Config"]]) -> None:
+def _require_gpu(scale: str, jobs: dict[str, list["Job"]]) -> None:
     """Refuses the paper's scale without a GPU, after showing on stderr what it would take."""
     from sapo.conf.errors import UserError
     from sapo.experiments.model.identity import device_of
     from sapo.experiments.targets import require_gpu
 
     try:
-        require_gpu(scale, device_of(next(iter(configs.values()))[0]).type)
+        require_gpu(scale, device_of(next(iter(jobs.values()))[0].config).type)
     except UserError:
-        _show_plan(configs)
+        _show_plan(jobs)
         raise
 
 
-def _show_plan(configs: dict[str, list["Config"]]) -> None:
+def _show_plan(jobs: dict[str, list["Job"]]) -> None:
     from sapo.conf.errors import UserError
 
     console = Terminal(stderr=True)
     try:
-        _render_plan(console, _plan(configs))
+        _render_plan(console, _plan(jobs))
     except UserError as error:  # the data is missing too: then there is no plan to show
         console.print(f"No plan: {error}", markup=False, soft_wrap=True)

@@ -4,32 +4,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from sapo.cli.console import nothing_on_stdout, notice
 from sapo.cli.progress import StageProgress
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
-from sapo.experiments.batch import complete, expected_stages, open_engine, require_engine, require_ready
-from sapo.experiments.engine.concurrent import ConcurrentEngine
 from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.jobs import Job
+from sapo.experiments.run import Outcome, open_engine, run
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that is written, and how many of its stages were computed now or came from the store."""
-
-    config: Config
-    folder: Path
-    computed: int
-    stored: int
-
-
-@dataclass(frozen=True)
-class Outcome:
+class Outcomes:
     """Runs that finished, runs that failed (name and message), and the seconds that all took."""
 
-    finished: list[Finished]
+    finished: list[Outcome]
     failed: list[tuple[str, str]]
     seconds: float
 
@@ -48,53 +37,41 @@ class Outcome:
 class Watched:
     """The one engine of a command, and the progress of all that it computes."""
 
-    engine: LocalEngine | ConcurrentEngine
+    engine: LocalEngine
     progress: StageProgress
 
 
 @contextmanager
-def watched_engine(configs: Sequence[Config], force: bool) -> Iterator[Watched]:
+def watched_engine(jobs: Sequence[Job], force: bool) -> Iterator[Watched]:
     """The engine for all runs of a command: what is computed by force is so once, and workers start once."""
-    require_engine(configs)
     progress = StageProgress()
     try:
-        with open_engine(configs[0], progress, progress.tell, force) as engine:
+        with open_engine(jobs, progress, progress.tell, force) as engine:
             yield Watched(engine, progress)
     except KeyboardInterrupt:
         notice("sapo: interrupted. Finished stages are kept: the same command goes on from here.")
         raise
 
 
-def run_configs(configs: Sequence[Config], watched: Watched, fail_fast: bool) -> Outcome:
+def run_jobs(jobs: Sequence[Job], watched: Watched, fail_fast: bool) -> Outcomes:
     """Runs all on the engine and writes their folders; raises if none finished, with `fail_fast` at once."""
-    begun, progress = time.monotonic(), watched.progress
-    require_ready(configs)
-    progress.expect(sum(map(expected_stages, configs)))
-    with progress, nothing_on_stdout():
-        results = complete(configs, watched.engine, keep_going=not fail_fast)
-    finished = [
-        Finished(config, result, progress.computed[id(config)], progress.stored[id(config)])
-        for config, result in zip(configs, results, strict=True)
-        if isinstance(result, Path)
-    ]
-    errors = [
-        (config, result)
-        for config, result in zip(configs, results, strict=True)
-        if not isinstance(result, Path)
-    ]
-    if errors and not finished:
+    begun = time.monotonic()
+    with watched.progress, nothing_on_stdout():
+        outcomes = run(jobs, watched.engine, keep_going=not fail_fast, expect=watched.progress.expect)
+    errors = [(outcome.job.config, outcome.error) for outcome in outcomes if outcome.error]
+    if len(errors) == len(outcomes):
         raise all_failed([error for _, error in errors])
-    return Outcome(
-        finished, [(label(config), message_of(error)) for config, error in errors], time.monotonic() - begun
-    )
+    finished = [outcome for outcome in outcomes if not outcome.error]
+    failed = [(label(config), message_of(error)) for config, error in errors]
+    return Outcomes(finished, failed, time.monotonic() - begun)
 
 
-def failures(outcome: Outcome) -> list[str]:
+def failures(outcome: Outcomes) -> list[str]:
     """A line for every run that failed."""
     return [f"{name} failed: {message}" for name, message in outcome.failed]
 
 
-def report_failures(outcome: Outcome) -> None:
+def report_failures(outcome: Outcomes) -> None:
     """The same on stderr."""
     for line in failures(outcome):
         notice(f"sapo: {line}")

@@ -9,7 +9,8 @@ from sapo.cli.console import Json, Overrides, emit, notice_rows
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sapo.cli.running import Finished, Outcome
+    from sapo.cli.running import Outcomes
+    from sapo.experiments.run import Outcome
 
 
 def command(
@@ -31,10 +32,12 @@ def command(
 
     configs = load(overrides or [])  # a wrong override is answered before PyTorch is imported
     notice_rows(configs)
-    from sapo.cli.running import report_failures, run_configs, watched_engine
+    from sapo.cli.running import report_failures, run_jobs, watched_engine
+    from sapo.experiments.jobs import Job
 
-    with watched_engine(configs, force) as watched:
-        outcome = run_configs(configs, watched, not keep_going)
+    jobs = [Job(config) for config in configs]
+    with watched_engine(jobs, force) as watched:
+        outcome = run_jobs(jobs, watched, not keep_going)
     summaries = [_summary(run) for run in outcome.finished]
     emit(_document(summaries, outcome), json, lambda console: _render(console, outcome))
     report_failures(outcome)
@@ -42,7 +45,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _summary(run: "Finished") -> dict[str, Any]:
+def _summary(run: "Outcome") -> dict[str, Any]:
     """One run as JSON values; writes its matrices, figures and metrics beside it."""
     from sapo.analysis.matrices import summarize_run
     from sapo.analysis.results import load_run
@@ -55,7 +58,7 @@ def _summary(run: "Finished") -> dict[str, Any]:
         "dir": str(run.folder),
         "sequence": result.sequence,
         "model": result.model,
-        "method": run.config.method.name,
+        "method": run.job.config.method.name,
         "label": result.method,
         "policy": result.policy,
         "seed": result.seed,
@@ -69,12 +72,12 @@ def _summary(run: "Finished") -> dict[str, Any]:
     }
 
 
-def _document(summaries: list[dict[str, Any]], outcome: "Outcome") -> dict[str, Any]:
+def _document(summaries: list[dict[str, Any]], outcome: "Outcomes") -> dict[str, Any]:
     failed = [{"run": name, "error": message} for name, message in outcome.failed]
     return {"runs": summaries, "failed": failed, "seconds": round(outcome.seconds, 3)}
 
 
-def _render(console: "Console", outcome: "Outcome") -> None:
+def _render(console: "Console", outcome: "Outcomes") -> None:
     from sapo.analysis.render import prompts_terminal
     from sapo.analysis.results import load_run
     from sapo.analysis.tables import chosen_prompts
@@ -83,7 +86,7 @@ def _render(console: "Console", outcome: "Outcome") -> None:
     for run in outcome.finished:
         result = load_run(run.folder)
         console.rule(result.facts, align="left")
-        for part in run_scores(result, run.config.parity.definition):
+        for part in run_scores(result, run.job.config.parity.definition):
             console.print(part)
         console.print(prompts_terminal(chosen_prompts([result])))
         console.print(f"Stages: {run.computed} computed, {run.stored} from the store.")

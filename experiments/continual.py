@@ -16,10 +16,10 @@ from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt, PromptPool, pool_of
 from sapo.data.subset import subset
 from sapo.data.tasks import Task, short_name
-from sapo.experiments.engine.stages import BASE, Evaluate, Score, Stage, Train
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.lessons import Lesson
 from sapo.experiments.policies import choose, needs_losses
+from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
 
 
 class Engine(Protocol):

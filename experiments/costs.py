@@ -8,13 +8,13 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
-from sapo.experiments.engine.stages import Evaluate, Gradient, Score, Stage, Train
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.ewc import EWC
 from sapo.experiments.methods.lorainc import LoraInc
 from sapo.experiments.methods.sequential import Sequential
 from sapo.experiments.model.identity import dtype_of
+from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
 
 # English text in subword tokens; the chat template adds a few dozen.
 _CHARACTERS_A_TOKEN = 4.0
@@ -36,19 +36,12 @@ _RUN_FILES = 140_000  # run.json, matrices and figures of a run
 
 def estimated_tokens(stage: Stage) -> int:
     """Tokens that a stage reads, from the characters of its texts."""
-    if not isinstance(stage, Train):
-        prompts = stage.prompts if isinstance(stage, Score) else (stage.prompt,)
-        return sum(_tokens(stage.rows, len(prompt.text) + len(stage.task.suffix)) for prompt in prompts)
-    # Of several prompts each example sees one at a time.
-    lengths = (
+    return round(
         sum(
-            _tokens(lesson.task.train, len(prompt.text) + len(lesson.task.suffix))
-            for prompt in lesson.prompts
+            times * _tokens(rows, len(prompt.text) + len(task.suffix))
+            for task, rows, prompt, times in stage.readings
         )
-        / len(lesson.prompts)
-        for lesson in stage.lessons
     )
-    return round(sum(lengths)) * stage.config.trainer.epochs
 
 
 def _tokens(rows: tuple[Example, ...], frame: int) -> int:

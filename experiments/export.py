@@ -17,13 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
 from sapo.data.files import stored_json
-from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import load_tokenizer, read_model
 from sapo.experiments.reevaluation import Reevaluation, missing_state
+from sapo.experiments.stages import BASE
 
 CARD = "README.md"
 # A tokenizer beside an adapter's own files would make AutoPeftModel resize the base model's embeddings.
@@ -88,9 +88,7 @@ def exportable(run: Reevaluation, wanted: str, store: Store) -> Exportable:
     state = _state(run, wanted)
     chain = _trainings(run, state, store)
     learned = run.learned(state)
-    lessons = [
-        lesson for stored in chain for lesson in stored_json(stored.folder / "identity.json")["lessons"]
-    ]
+    lessons = [lesson for stored in chain for lesson in stored_json(stored.folder / "identity.json")["tasks"]]
     _require_same_base(run)
     return Exportable(
         run,

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sapo.conf.schema import Config
 from sapo.experiments.continual import Planned, run_sequence
 from sapo.experiments.costs import estimated_tokens, measured_rates, run_bytes, stage_bytes, stated_rate
-from sapo.experiments.engine.stages import Stage, Train, stage_key
 from sapo.experiments.engine.store import KINDS, Store, Stored
+from sapo.experiments.jobs import Job
 from sapo.experiments.probe import measure_all, probes_of
+from sapo.experiments.stages import Stage, Train
 
 
 @dataclass
@@ -24,7 +24,7 @@ class PlanEngine:
     async def run(self, stage: Stage) -> Stored | Planned:
         """The finished stage, or a stand-in."""
         self.asked += 1
-        key = stage_key(stage)
+        key = stage.key
         stored = self.store.find(stage.kind, key, whole=False)
         if stored is not None:
             self.done[key] = stage
@@ -73,9 +73,7 @@ class Plan:
     disk_bytes: int
 
 
-def plan(
-    configs: Sequence[Config], store: Store, probes: Sequence[tuple[Sequence[Config], bool]] = ()
-) -> Plan:
+def plan(jobs: Sequence[Job], store: Store, probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> Plan:
     """The stages of the runs and of what is measured for `probes`, shared ones counted once.
 
     A probe is given by its runs, and whether it needs gradients.
@@ -84,13 +82,13 @@ def plan(
     same kind and model, None where there are none.
     """
     engine = PlanEngine(store)
-    of_runs = sum(asyncio.run(_ask(configs, engine)))
+    of_runs = sum(asyncio.run(_ask(jobs, engine)))
     for runs, gradients in probes:
         asyncio.run(measure_all(probes_of(runs), engine, gradients))
-    rates = measured_rates(store, {config.model.name for config in configs})
+    rates = measured_rates(store, {job.config.model.name for job in jobs})
     kinds = {kind: KindPlan(kind) for kind in KINDS} | _tally(engine, rates, lambda stage: stage.kind)
     trainings = _tally(engine, rates, _place)
-    models = {config.model.name: ModelPlan() for config in configs}
+    models = {job.config.model.name: ModelPlan() for job in jobs}
     for stage in engine.to_do.values():
         name = stage.config.model.name
         rate = rates.get((stage.kind, name))
@@ -126,11 +124,11 @@ def _tally(
     return found
 
 
-async def _ask(configs: Sequence[Config], engine: PlanEngine) -> list[int]:
+async def _ask(jobs: Sequence[Job], engine: PlanEngine) -> list[int]:
     """Goes through the runs, one after another so that one at a time is held; the bytes of their folders."""
     sizes = []
-    for config in configs:
-        run = await run_sequence(config, engine)
+    for job in jobs:
+        run = await run_sequence(job.config, engine)
         tests = {task.name: task.test for task in (*run.tasks, *run.unseen)}
         sizes.append(run_bytes([tests[evaluation.task] for evaluation in run.evaluations]))
     return sizes

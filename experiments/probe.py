@@ -24,12 +24,12 @@ from sapo.data.records import MANIFEST, ProbeRecord, RunRecord, manifest_of, rea
 from sapo.data.subset import subset
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another
-from sapo.experiments.engine.concurrent import ConcurrentEngine
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.stages import Evaluate, Gradient, Score
 from sapo.experiments.engine.store import Stored
+from sapo.experiments.jobs import Job
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
 from sapo.experiments.runs import stage_record
+from sapo.experiments.stages import Evaluate, Gradient, Score
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
 _LOSSES = ["prompt", "example", "nll", "entropy", "n_tokens"]
@@ -40,7 +40,7 @@ _SHARED = ("sequence", "model", "method", "seed", "tasks", "unseen", "demonstrat
 
 @dataclass(frozen=True)
 class Probe:
-    """A pair of tasks, and the runs' configs by the index of the second task's prompt.
+    """A pair of tasks, and the runs' jobs by the index of the second task's prompt.
 
     `missing` are prompts that were asked for and whose runs failed.
     """
@@ -48,13 +48,13 @@ class Probe:
     tasks: tuple[Task, Task]
     unseen: tuple[Task, ...]
     prompts: tuple[Prompt, ...]
-    configs: dict[int, Config]
+    jobs: dict[int, Job]
     missing: tuple[int, ...] = ()
 
     @property
     def config(self) -> Config:
         """What the runs share: the config of the one with the original."""
-        return self.configs[ORIGINAL]
+        return self.jobs[ORIGINAL].config
 
     def scored(self, task: Task) -> tuple[Example, ...]:
         """The training examples of a task that are measured before the second is trained."""
@@ -82,32 +82,32 @@ class Measured:
     others: tuple[Pull, ...] = ()
 
 
-def probes_of(configs: Sequence[Config]) -> list[Probe]:
+def probes_of(jobs: Sequence[Job]) -> list[Probe]:
     """The probes that some runs make up; UserError if one of them cannot be one.
 
     Computes nothing: called before the runs, it finds what would only be found after them.
     """
-    groups: dict[str, dict[int, Config]] = {}
-    for config in configs:
-        policy = {**asdict(config.policy), "index": None}
-        shared = digest({**asdict(config), "policy": policy})
-        groups.setdefault(shared, {})[config.policy.index] = config
+    groups: dict[str, dict[int, Job]] = {}
+    for job in jobs:
+        policy = {**asdict(job.config.policy), "index": None}
+        shared = digest({**asdict(job.config), "policy": policy})
+        groups.setdefault(shared, {})[job.config.policy.index] = job
     return [_probe(dict(sorted(group.items()))) for group in groups.values()]
 
 
-def _probe(configs: dict[int, Config]) -> Probe:
-    config = next(iter(configs.values()))
+def _probe(jobs: dict[int, Job]) -> Probe:
+    config = next(iter(jobs.values())).config
     _require_possible(config)
     name = config.sequence.name
-    if ORIGINAL not in configs or len(configs) < LEAST_PROMPTS:
+    if ORIGINAL not in jobs or len(jobs) < LEAST_PROMPTS:
         raise UserError(
             f"A probe of {name} compares prompts: it needs the original, policy.index=-1, and at least "
-            f"{LEAST_PROMPTS - 1} paraphrases; here are policy.index={','.join(map(str, configs))}."
+            f"{LEAST_PROMPTS - 1} paraphrases; here are policy.index={','.join(map(str, jobs))}."
         )
     (trained, current), unseen = load_tasks(config)
     pool = load_pool(current, config.paraphrases)
-    prompts = tuple(pool.at(index) for index in configs)
-    return Probe((trained, current), tuple(unseen), prompts, configs)
+    prompts = tuple(pool.at(index) for index in jobs)
+    return Probe((trained, current), tuple(unseen), prompts, jobs)
 
 
 def _require_possible(config: Config) -> None:
@@ -133,17 +133,17 @@ def _require_possible(config: Config) -> None:
         )
 
 
-def finished_part(probe: Probe, finished: Collection[int]) -> Probe | None:
+def finished_part(probe: Probe, finished: Collection[str]) -> Probe | None:
     """The probe of the prompts whose runs finished, the others `missing`; None if they make up none.
 
-    `finished` holds the ids of the finished runs' config objects.
+    `finished` holds the keys of the jobs that finished.
     """
-    configs = {index: config for index, config in probe.configs.items() if id(config) in finished}
-    if ORIGINAL not in configs or len(configs) < LEAST_PROMPTS:
+    jobs = {index: job for index, job in probe.jobs.items() if job.key in finished}
+    if ORIGINAL not in jobs or len(jobs) < LEAST_PROMPTS:
         return None
-    prompts = tuple(prompt for prompt in probe.prompts if prompt.index in configs)
-    missing = tuple(index for index in probe.configs if index not in configs)
-    return replace(probe, prompts=prompts, configs=configs, missing=missing)
+    prompts = tuple(prompt for prompt in probe.prompts if prompt.index in jobs)
+    missing = tuple(index for index in probe.jobs if index not in jobs)
+    return replace(probe, prompts=prompts, jobs=jobs, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,16 @@ class Written:
 
 def write_probes(
     probes: Sequence[Probe],
-    folders: Mapping[int, Path],
-    engine: LocalEngine | ConcurrentEngine,
+    folders: Mapping[str, Path],
+    engine: LocalEngine,
     gradients: bool = False,
 ) -> Written:
     """Measures what can be known before the second task is trained, and writes `ROOT/probes/ID`.
 
-    `folders` has the folder of every run of the probes by the id of its config object.
+    `folders` has the folder of every run of the probes by the key of its job.
     """
     written, store = Written([], []), engine.store
-    originals = [read_record(RunRecord, folders[id(probe.config)]) for probe in probes]
+    originals = [read_record(RunRecord, folders[probe.jobs[ORIGINAL].key]) for probe in probes]
     targets = [store.probe_folder(_probe_id(*both)[0]) for both in zip(probes, originals, strict=True)]
     # Gradients that were asked for once stay with their probe: by now they only have to be read.
     wanted = [gradients or (target / _GRADIENTS).is_file() for target in targets]
@@ -174,7 +174,7 @@ def write_probes(
         try:
             if isinstance(found, Exception):
                 raise found
-            runs = {index: folders[id(config)].name for index, config in probe.configs.items()}
+            runs = {index: folders[job.key].name for index, job in probe.jobs.items()}
             with store.lock(target.name), store.replacing(target, target.name) as folder:
                 _write(folder, probe, found, original, runs)
                 write_json(folder / MANIFEST, manifest_of(folder))

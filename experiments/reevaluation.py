@@ -17,9 +17,9 @@ from sapo.data.prompts import Prompt
 from sapo.data.records import MANIFEST, damage
 from sapo.data.tasks import Task
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.stages import BASE, Evaluate
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.runs import read_config
+from sapo.experiments.stages import BASE, Evaluate
 
 # What may be another than it was when the run was made: where things are, and how they are computed.
 OVERRIDES = (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sapo.conf.errors import UserError, unknown
 from sapo.conf.load import load
-from sapo.conf.schema import Config
+from sapo.experiments.jobs import Job
 
 SCALES = ("mini", "small", "paper")
 ALL = "all"
@@ -78,16 +78,16 @@ def targets_of(name: str, scale: str) -> list[str]:
     ]
 
 
-def configs_of(name: str, scale: str, overrides: list[str]) -> list[Config]:
+def jobs_of(name: str, scale: str, overrides: list[str]) -> list[Job]:
     """The runs of a target at a scale that it has, each once; UserError for overrides that do not fit."""
     if any(override.startswith("experiment=") for override in overrides):
         raise UserError(f"{name} is an experiment itself: leave experiment=… out, or use sapo train.")
     configs = load([f"experiment={TARGETS[name].experiment}_{scale}", *overrides])
     # A run that reads no paraphrases is the same run whatever the pool.
-    distinct: dict[str, Config] = {}
+    distinct: dict[str, Job] = {}
     for config in configs:
         read = vars(config) | ({"paraphrases": None} if config.policy.name == "static" else {})
-        distinct.setdefault(repr(read), config)
+        distinct.setdefault(repr(read), Job(config))
     return list(distinct.values())
 
 

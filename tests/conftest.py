@@ -81,13 +81,14 @@ def ray_processes(ray_folder: Path) -> Callable[[], list[str]]:
 @pytest.fixture(scope="session")
 def run_probes() -> Callable[..., list[Path]]:
     """`run_probes(configs, engine, gradients=True)`: the folders of the probes that the configs make up."""
-    from sapo.experiments.batch import complete
+    from sapo.experiments.jobs import Job
     from sapo.experiments.probe import probes_of, write_probes
+    from sapo.experiments.run import run as run_jobs
 
     def run(configs: list[Config], engine: Any, gradients: bool = False) -> list[Path]:
-        probes = probes_of(configs)
-        runs = complete(configs, engine, keep_going=False)
-        folders = {id(config): folder for config, folder in zip(configs, runs, strict=True)}
+        jobs = [Job(config) for config in configs]
+        probes = probes_of(jobs)
+        folders = {done.job.key: done.folder for done in run_jobs(jobs, engine, keep_going=False)}
         written = write_probes(probes, folders, engine, gradients)
         assert written.failed == []
         return written.folders

@@ -4,14 +4,13 @@ What a worker is stays open here: anything that computes a stage into the shared
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.experiments.engine.local import Watcher, ignore
+from sapo.experiments.engine.local import LocalEngine, Result, Stage, Watcher, ignore
 from sapo.experiments.engine.pace import Pace
-from sapo.experiments.engine.stages import Stage, Train, stage_key
 from sapo.experiments.engine.store import Store, Stored
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for
@@ -72,7 +71,7 @@ class _Request:
     seat: "asyncio.Future[_Seat]"
 
 
-class ConcurrentEngine:
+class ConcurrentEngine(LocalEngine):
     """Answers a stage from the store, or has a worker compute it.
 
     Asking for a stage in flight waits for the first asker's. Workers are started when the first stage is not
@@ -87,17 +86,14 @@ class ConcurrentEngine:
         *,
         retries: int,
         tell: Callable[[str], None],
-        watch: Watcher | None = None,
+        watch: Watcher = ignore,
         force: bool = False,
     ) -> None:
         """`watch` and `force` are LocalEngine's; `tell` gets a line when a worker dies or a stage is slow."""
-        self.store = store
+        super().__init__(store, watch, force)
         self.cluster = cluster
         self.retries = retries
         self.tell = tell
-        self.watch = watch or ignore
-        self.force = force
-        self.computed: set[str] = set()
         self.pace = Pace(tell)
         self._flights: dict[str, asyncio.Task[Stored]] = {}
         self._seats: list[_Seat] = []
@@ -105,29 +101,32 @@ class ConcurrentEngine:
         self._waiting: list[_Request] = []
         self._failed_starts: list[str] = []
         self._notice: asyncio.TimerHandle | None = None
-        self._runs: dict[int, int] = {}
         self._asked = 0
 
-    async def run(self, stage: Stage) -> Stored:
-        """The finished stage."""
-        key = stage_key(stage)
+    async def ask(self, stage: Stage, turn: int = 0) -> tuple[Stored, bool]:
+        """The finished stage, and whether it was computed for this asker."""
+        key = stage.key
         flight = self._flights.get(key)
         if flight is not None:
             # A run that is cancelled must not take the stage from the others that wait for it.
             stored = await asyncio.shield(flight)
             self.watch(stage, "stored")
-            return stored
+            return stored, False
         again = self.force and key not in self.computed
         found = None if again else self.store.find(stage.kind, key)
         if found is not None:
             self.watch(stage, "stored")
-            return found
-        flight = self._flights[key] = asyncio.create_task(self._fly(stage, key, again))
-        return await asyncio.shield(flight)
+            return found, False
+        flight = self._flights[key] = asyncio.create_task(self._fly(stage, key, again, turn))
+        return await asyncio.shield(flight), True
 
-    async def _fly(self, stage: Stage, key: str, again: bool) -> Stored:
+    def complete(self, works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+        """What the works return, in order; all of them are under way at once."""
+        return asyncio.run(_all(works))
+
+    async def _fly(self, stage: Stage, key: str, again: bool, turn: int) -> Stored:
         try:
-            is_new = await self._try(stage, key, again)
+            is_new = await self._try(stage, key, again, turn)
             stored = await in_sight(self.store, stage.kind, key)
         except BaseException:
             self.watch(stage, "failed")
@@ -139,11 +138,11 @@ class ConcurrentEngine:
         self.watch(stage, "done" if is_new else "stored")
         return stored
 
-    async def _try(self, stage: Stage, key: str, again: bool) -> bool:
+    async def _try(self, stage: Stage, key: str, again: bool, turn: int) -> bool:
         """Whether a worker computed it, or found it stored; given to another worker if the first one dies."""
         deaths: list[str] = []
         while len(deaths) <= self.retries:
-            seat = await self._take_living(stage)
+            seat = await self._take_living(stage, turn)
             try:
                 return await self._compute(seat, stage, key, again)
             except WorkerDied as death:
@@ -172,18 +171,17 @@ class ConcurrentEngine:
             raise
         finally:
             self.pace.end(stage, counts=is_new)
-        self._free(seat, stage, key if isinstance(stage, Train) else stage.state)
+        self._free(seat, stage, key if stage.kind == "train" else stage.state)
         return is_new
 
-    async def _take(self, stage: Stage) -> _Seat:
+    async def _take(self, stage: Stage, turn: int = 0) -> _Seat:
         """Waits for a worker, which is then this stage's."""
         self._fill()
         if not self._seats:
             raise self._no_worker()
         # Runs in the order in which they began: the first ones are whole while the last ones wait.
-        run = self._runs.setdefault(id(stage.config), len(self._runs))
         self._asked += 1
-        request = _Request(stage, (run, self._asked), asyncio.get_running_loop().create_future())
+        request = _Request(stage, (turn, self._asked), asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._match()
         try:
@@ -195,13 +193,13 @@ class ConcurrentEngine:
                 self._free(request.seat.result())
             raise
 
-    async def _take_living(self, stage: Stage) -> _Seat:
+    async def _take_living(self, stage: Stage, turn: int) -> _Seat:
         """A worker that answers: one that died while it was idle has not died of the stage.
 
         With a machine go all its workers, and a stage must not be given up for meeting one after another.
         """
         while True:
-            seat = await self._take(stage)
+            seat = await self._take(stage, turn)
             try:
                 await seat.worker.ready()
             except WorkerDied as death:
@@ -308,7 +306,11 @@ def _preference(seat: _Seat, request: _Request) -> tuple[int, int, bool, int]:
 
 def _model(stage: Stage) -> str:
     """What of a stage says which base model a worker must hold."""
-    return repr(stage.config.model)
+    return repr(stage.config.model)  # type: ignore[attr-defined]
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    return list(await asyncio.gather(*works))
 
 
 async def in_sight(store: Store, kind: str, key: str) -> Stored:

@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sapo.experiments.engine.stages import Score, Stage, Train
+from sapo.experiments.engine.local import Stage
 
 SLOW = 3.0  # times as long as expected
 KNOWN = 3  # finished stages of a kind and model from which the time of the next is expected
@@ -69,10 +69,8 @@ class Pace:
 
 def size(stage: Stage) -> int:
     """Rows that a stage goes through, which its time grows with."""
-    if isinstance(stage, Score):
-        return max(1, len(stage.rows) * len(stage.prompts))
-    return max(1, len(stage.rows) * (stage.config.trainer.epochs if isinstance(stage, Train) else 1))
+    return max(1, round(sum(len(rows) * times for _, rows, _, times in stage.readings)))  # type: ignore[attr-defined]
 
 
 def _sort(stage: Stage) -> tuple[str, str]:
-    return stage.kind, stage.config.model.name
+    return stage.kind, stage.config.model.name  # type: ignore[attr-defined]

@@ -24,10 +24,8 @@ from ray.exceptions import RayError, RayTaskError
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
 from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_sight
-from sapo.experiments.engine.local import Watcher, compute
-from sapo.experiments.engine.stages import BASE, Stage, stage_key
+from sapo.experiments.engine.local import Stage, Watcher, compute
 from sapo.experiments.engine.store import Store, taken
-from sapo.experiments.model.identity import dtype_of
 
 # What a worker of a cluster must see as the driver does; a local one is the driver's child.
 _VARIABLES = (
@@ -67,13 +65,13 @@ class StageWorker:
 
         Raises WorkError if the stage means something else here: then its result would not be the driver's.
         """
-        if stage_key(stage) != key:
+        if stage.key != key:
             raise WorkError(
                 f"{stage.kind} of {stage.name} has another key on {self.where()}: precision (here "
-                f"{dtype_of(stage.config)}), model files or sapo's version differ from the driver's. Set "
-                "model.dtype and engine.device, and install the same version on all machines."
+                f"{stage.identity()['model']['dtype']}), model files or sapo's version differ from the "
+                "driver's. Set model.dtype and engine.device, and install the same version on all machines."
             )
-        if stage.state != BASE:
+        if stage.state != "base":
             asyncio.run(in_sight(self.store, "train", stage.state))
         with _warnings() as warnings:
             is_new = compute(stage, key, self.store, again, begin=lambda: None)

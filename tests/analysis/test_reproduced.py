@@ -8,7 +8,7 @@ import pytest
 from sapo.analysis.reproduced import DRAWINGS, Reproduced, probes
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices
-from sapo.experiments.targets import TARGETS, configs_of, targets_of
+from sapo.experiments.targets import TARGETS, jobs_of, targets_of
 
 # What a target's runs are, and a value that the paper prints for it.
 POOLS = [{"name": name, "size": 10} for name in ("bank", "terse", "elaborate")]
@@ -161,7 +161,7 @@ def test_only_probes_have_the_small_scale():
 
 
 def test_a_run_that_reads_no_pool_is_there_once():
-    configs = configs_of("table3", "mini", [])
+    configs = [job.config for job in jobs_of("table3", "mini", [])]
     assert [(config.policy.name, config.paraphrases.name) for config in configs] == [
         ("static", "bank"),
         ("sapo", "bank"),

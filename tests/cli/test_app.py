@@ -110,16 +110,16 @@ def test_debug_shows_the_traceback(sapo, monkeypatch, arguments):
 
 
 def test_interrupt_stops_at_once_and_keeps_what_is_finished(sapo, small, monkeypatch, tmp_path):
-    from sapo.experiments.engine import local
+    from sapo.experiments.stages import Stage
 
-    do, root = local.do, tmp_path / "store"
+    build, root = Stage.build, tmp_path / "store"
 
     def interrupted(stage, store, folder):
         if list((root / "stages").glob("*/*/manifest.json")):
             os.kill(os.getpid(), signal.SIGINT)
-        do(stage, store, folder)
+        build(stage, store, folder)
 
-    monkeypatch.setattr(local, "do", interrupted)
+    monkeypatch.setattr(Stage, "build", interrupted)
     done = sapo("train", *small, "policy=static", f"store.root='{root}'", "--json")
     assert (done.code, done.out) == (130, "")
     assert "the same command goes on" in done.err

@@ -3,18 +3,21 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sapo.cli import plan, reproduce
 from sapo.cli.progress import StageProgress
-from sapo.cli.running import Finished, Outcome, Watched
+from sapo.cli.running import Outcomes, Watched
 from sapo.conf.errors import WorkError
 from sapo.conf.load import load
-from sapo.experiments import batch, probe, targets
+from sapo.experiments import probe, run, targets
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
+from sapo.experiments.jobs import Job
+from sapo.experiments.run import Outcome
 
 
 def test_table1_at_mini_scale(sapo, small, trained):
@@ -54,14 +57,14 @@ def test_runs_say_what_they_chose_from_and_what_scoring_it_took(trained):
 
 
 def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, trained, monkeypatch):
-    run_sequence = batch.run_sequence
+    run_sequence = run.run_sequence
 
     async def run_or_fail(config, engine):
-        if config.policy.name == "random" and isinstance(engine, LocalEngine):
+        if config.policy.name == "random" and isinstance(engine, run._Asker):
             raise WorkError("out of memory")
         return await run_sequence(config, engine)
 
-    monkeypatch.setattr(batch, "run_sequence", run_or_fail)
+    monkeypatch.setattr(run, "run_sequence", run_or_fail)
     done = sapo("reproduce", "table1", *small, "--json")
     assert done.code == 1
     document = json.loads(done.out)
@@ -121,7 +124,8 @@ def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planne
 
 def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
     names = ("figure1", "figure2", "figure4", "table1")
-    configs = {name: [f"run of {targets.TARGETS[name].experiment}"] for name in names}
+    runs_of = {what: [SimpleNamespace(key=f"run of {what}")] for what in ("probe", "table1")}
+    jobs = {name: runs_of[targets.TARGETS[name].experiment] for name in names}
     asked = []
 
     def describe(runs, probes):
@@ -129,9 +133,9 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
         return {**dict.fromkeys(reproduce._SHOWN_ALONE), "runs": len(runs)}
 
     monkeypatch.setattr(plan, "describe", describe)
-    document = reproduce._plan(configs)
+    document = reproduce._plan(jobs)
     assert list(document["targets"]) == list(names)
-    probe_runs, table_runs = ["run of probe"], ["run of table1"]
+    probe_runs, table_runs = runs_of["probe"], runs_of["table1"]
     *alone, together = asked
     assert alone == [
         (probe_runs, [(probe_runs, False)]),
@@ -169,7 +173,8 @@ def test_by_force_targets_that_share_stages_compute_them_once(sapo, small, tmp_p
 
 def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatch):
     configs = load(["experiment=probe_mini", "policy.index=-1,0,1", "seed=0,1", "model=tiny_llama"])
-    job = reproduce.Job("figure2", "mini", [], configs)
+    jobs = [Job(config) for config in configs]
+    order = reproduce.Order("figure2", "mini", [], jobs)
     watched = Watched(LocalEngine(Store(tmp_path)), StageProgress())
     written: list[probe.Probe] = []
 
@@ -181,12 +186,10 @@ def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatc
 
     def write(failed):
         finished = [
-            Finished(config, Path(str(number)), 1, 0)
-            for number, config in enumerate(configs)
-            if number not in failed
+            Outcome(job, Path(str(number)), 1, 0) for number, job in enumerate(jobs) if number not in failed
         ]
-        outcome = Outcome(finished, [("a run", "why")] * len(failed), 1.0)
-        return reproduce._write_probes(job, outcome, watched, gradients=False)
+        outcome = Outcomes(finished, [("a run", "why")] * len(failed), 1.0)
+        return reproduce._write_probes(order, outcome, watched, gradients=False)
 
     other = [number for number, config in enumerate(configs) if config.seed == 1]
     left_out = ("probe of mini_probe tiny_llama lorainc fixed seed 1", "too many of its runs failed")

@@ -19,16 +19,18 @@ import peft  # noqa: F401 (imported late otherwise, in every fork)
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from sapo.conf.load import load_one
-from sapo.experiments.batch import complete
-from sapo.experiments.engine import local
+from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
+from sapo.experiments.jobs import Job
+from sapo.experiments.run import run
+from sapo.experiments.stages import Stage
 
 KILLED = 9
-do = local.do
+build = Stage.build
 
 
 def die_inside(stage, store, folder):
-    do(stage, store, folder)
+    build(stage, store, folder)
     os._exit(KILLED)
 
 
@@ -39,11 +41,11 @@ def die_after(stage, event):
 
 def attempt(config, number):
     if number % 2:
-        local.do = die_inside
-    complete([config], local.LocalEngine(Store(Path(config.store.root)), die_after), keep_going=False)
+        Stage.build = die_inside
+    run([Job(config)], LocalEngine(Store(Path(config.store.root)), die_after), keep_going=False)
 
 
-def run(number, function):
+def forked(number, function):
     child = os.fork()
     if child == 0:
         try:
@@ -62,9 +64,9 @@ def config_in(name):
 
 
 whole, killed = config_in("whole"), config_in("killed")
-run(0, lambda: complete([whole], local.LocalEngine(Store(Path(whole.store.root))), keep_going=False))
+forked(0, lambda: run([Job(whole)], LocalEngine(Store(Path(whole.store.root))), keep_going=False))
 number = 0
-while run(number, lambda: attempt(killed, number)) == KILLED:
+while forked(number, lambda: attempt(killed, number)) == KILLED:
     number += 1
 print(number)
 """

@@ -25,9 +25,10 @@ from sapo.cli.console import nothing_on_stdout
 from sapo.conf.load import load
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
-from sapo.experiments.batch import complete, open_engine
+from sapo.experiments.run import open_engine, run
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.stages import BASE, Evaluate, Score, Train
+from sapo.experiments.jobs import Job
+from sapo.experiments.stages import BASE, Evaluate, Score, Train
 from sapo.experiments.engine.store import Store
 
 MARK = Path(sys.argv[1]) / "killed"
@@ -44,7 +45,7 @@ class Deadly(Train):
 
 
 def configs_in(name):
-    return load([*sys.argv[2:], f"store.root='{sys.argv[1]}/{name}'"])
+    return [Job(config) for config in load([*sys.argv[2:], f"store.root='{sys.argv[1]}/{name}'"])]
 
 
 async def error_of(engine, stage):
@@ -56,19 +57,20 @@ async def error_of(engine, stage):
 
 events, told = [], []
 local, ray = configs_in("local"), configs_in("ray")
-complete(local, LocalEngine(Store(Path(local[0].store.root))), keep_going=False)
+run(local, LocalEngine(Store(Path(local[0].config.store.root))), keep_going=False)
 watch = lambda stage, event: events.append([stage.kind, event])
-with nothing_on_stdout(), open_engine(ray[0], watch, told.append) as engine:
-    run = engine.run
+with nothing_on_stdout(), open_engine(ray, watch, told.append) as engine:
+    ask = engine.ask
 
-    async def run_deadly(stage):
+    async def ask_deadly(stage, turn=0):
         if isinstance(stage, Train) and stage.position == 1:
             stage = Deadly(**{f.name: getattr(stage, f.name) for f in fields(stage)})
-        return await run(stage)
+        return await ask(stage, turn)
 
-    engine.run = run_deadly
-    complete(ray, engine, keep_going=False)
-    cut = replace(ray[0], data=replace(ray[0].data, truncation="end", max_input_tokens=16))
+    engine.ask = ask_deadly
+    run(ray, engine, keep_going=False)
+    config = ray[0].config
+    cut = replace(config, data=replace(config.data, truncation="end", max_input_tokens=16))
     task = load_tasks(cut)[0][0]
     score = Score(cut, BASE, task, task.train[:2], (Prompt(task.instruction),))
     wrong = asyncio.run(error_of(engine, score))

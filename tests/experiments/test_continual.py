@@ -11,13 +11,14 @@ from sapo.conf.load import choices
 from sapo.conf.schema import Config
 from sapo.data.losses import prompt_losses
 from sapo.data.tasks import own_task
-from sapo.experiments.batch import expected_stages
 from sapo.experiments.continual import pool_for, run_sequence
-from sapo.experiments.engine import local
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
+from sapo.experiments.jobs import Job
 from sapo.experiments.planning import plan
+from sapo.experiments.run import expected_stages
 from sapo.experiments.runs import write_run
+from sapo.experiments.stages import Stage
 
 SMALL = ("paraphrases.count=3", "data.train_examples=4", "data.test_examples=2", "scorer.examples=2")
 
@@ -173,7 +174,7 @@ def test_a_run_killed_after_each_stage_ends_with_the_same_numbers(tiny_config, t
     undisturbed = Store(tmp_path / "undisturbed")
     ((run,), computed) = finish([config], undisturbed)
     expected = pd.read_parquet(write_run(run, undisturbed) / "predictions.parquet")
-    store, do = Store(tmp_path / "killed"), local.do
+    store, build = Store(tmp_path / "killed"), Stage.build
     kills = 0
     for _ in range(len(computed) + 1):
         left = [1]
@@ -182,9 +183,9 @@ def test_a_run_killed_after_each_stage_ends_with_the_same_numbers(tiny_config, t
             if not left:
                 raise Killed
             left.pop()
-            do(stage, store, folder)
+            build(stage, store, folder)
 
-        monkeypatch.setattr(local, "do", one_more)
+        monkeypatch.setattr(Stage, "build", one_more)
         try:
             ((resumed,), _) = finish([config], store)
         except Killed:
@@ -220,11 +221,12 @@ def test_only_the_last_task_gets_a_paraphrase_whatever_tasks_are_called(tiny_con
 
 def test_the_plan_counts_what_is_shared_and_what_is_done(tiny_config, store):
     configs = [tiny_config(f"policy={name}", *SMALL) for name in ("static", "sapo")]
-    by_kind = {kind.kind: kind for kind in plan(configs, store).kinds}
+    jobs = [Job(config) for config in configs]
+    by_kind = {kind.kind: kind for kind in plan(jobs, store).kinds}
     assert [by_kind[kind].to_do for kind in ("score", "train", "evaluate")] == [3, 6, 27]
     assert all(kind.seconds is None and kind.tokens > 0 for kind in by_kind.values())
     finish(configs, store)
-    assert [(kind.to_do, kind.tokens, kind.seconds) for kind in plan(configs, store).kinds] == [(0, 0, 0)] * 3
+    assert [(kind.to_do, kind.tokens, kind.seconds) for kind in plan(jobs, store).kinds] == [(0, 0, 0)] * 3
 
 
 def test_the_run_folder_tells_everything(tiny_config, store):

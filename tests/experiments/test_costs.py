@@ -4,8 +4,8 @@ import pytest
 
 from sapo.data.mini import generate
 from sapo.experiments.costs import stage_bytes
-from sapo.experiments.engine.stages import BASE, Train
 from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.stages import BASE, Train
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from sapo.experiments import export as exporting
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
-from sapo.experiments.engine.work import in_state
 from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.load import load_model
 from sapo.experiments.reevaluation import open_run
 from sapo.experiments.runs import write_run
+from sapo.experiments.stages import in_state
 
 IDS = torch.arange(3, 60).unsqueeze(0)
 SMALL = (

@@ -16,10 +16,9 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load, load_one
 from sapo.conf.schema import Config
 from sapo.experiments.continual import run_sequence
-from sapo.experiments.engine import local
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.stages import BASE
 from sapo.experiments.engine.store import Store
+from sapo.experiments.jobs import Job
 from sapo.experiments.planning import PlanEngine, plan
 from sapo.experiments.probe import (
     Written,
@@ -28,6 +27,7 @@ from sapo.experiments.probe import (
     probes_of,
     write_probes,
 )
+from sapo.experiments.stages import BASE, Stage
 
 SMALL = (
     "experiment=probe_mini",
@@ -50,6 +50,10 @@ def configs(*overrides: str, prompts: Sequence[int] = (-1, 0, 1, 2)) -> list[Con
     return variants(load_one([*(s for s in SMALL if s.split("=")[0] not in said), *overrides]), prompts)
 
 
+def jobs(*overrides: str, prompts: Sequence[int] = (-1, 0, 1, 2)) -> list[Job]:
+    return [Job(config) for config in configs(*overrides, prompts=prompts)]
+
+
 def variants(config: Config, prompts: Sequence[int]) -> list[Config]:
     return [replace(config, policy=replace(config.policy, index=index)) for index in prompts]
 
@@ -64,10 +68,10 @@ def engine_on(root: Path) -> tuple[LocalEngine, Counter]:
     return LocalEngine(Store(root), watch), computed
 
 
-def plan_runs(asked: Sequence[Config], engine: PlanEngine) -> None:
+def plan_runs(asked: Sequence[Job], engine: PlanEngine) -> None:
     """Asks for all that the runs are made of."""
-    for config in asked:
-        asyncio.run(run_sequence(config, engine))
+    for job in asked:
+        asyncio.run(run_sequence(job.config, engine))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,7 @@ def test_the_runs_differ_in_the_prompt_of_the_second_task_only(probe):
 def test_losses_and_answers_are_of_the_scored_examples_in_the_state_before_the_second_task(probe):
     folder, _ = probe
     record, (losses, answers, _) = contents(folder)
-    (tested,) = probes_of(configs())
+    (tested,) = probes_of(jobs())
     examples = tested.scored(tested.tasks[1])
     pairs = [(index, example) for index in (-1, 0, 1, 2) for example in range(3)]
     for table in (losses, answers):
@@ -152,9 +156,9 @@ def test_the_same_again_computes_nothing_and_keeps_gradients_that_are_not_asked_
     folder, _ = probe
     before = contents(folder)
     engine, computed = engine_on(folder.parent.parent)
-    asked = configs()
+    asked = jobs()
     runs = zip(asked, before[0]["runs"].values(), strict=True)
-    folders = {id(config): folder.parent.parent / "runs" / name for config, name in runs}
+    folders = {job.key: folder.parent.parent / "runs" / name for job, name in runs}
     assert write_probes(probes_of(asked), folders, engine) == Written([folder], [])
     assert computed.total() == 0
     same(contents(folder), before)
@@ -165,11 +169,11 @@ def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(probe,
     root = tmp_path / "copy"
     shutil.copytree(folder.parent.parent, root)
     record, (losses, _, _) = contents(folder)
-    asked = configs()
+    asked = jobs()
     folders = {
-        id(config): root / "runs" / record["runs"][str(config.policy.index)]
-        for config in asked
-        if config.policy.index != 1
+        job.key: root / "runs" / record["runs"][str(job.config.policy.index)]
+        for job in asked
+        if job.config.policy.index != 1
     }
     (whole,) = probes_of(asked)
     part = finished_part(whole, folders)
@@ -184,7 +188,7 @@ def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(probe,
     pd.testing.assert_frame_equal(result.losses, kept, check_exact=True)
     assert finished_part(whole, list(folders)[:2]) is None
     assert finished_part(whole, list(folders)[1:]) is None
-    assert finished_part(whole, [id(config) for config in asked]) == whole
+    assert finished_part(whole, [job.key for job in asked]) == whole
 
 
 def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, monkeypatch):
@@ -192,8 +196,8 @@ def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, mo
     root = tmp_path / "copy"
     shutil.copytree(folder.parent.parent, root)
     record, _ = contents(folder)
-    asked = [config for seed in (0, 1) for config in configs(f"seed={seed}")]
-    folders = {id(config): root / "runs" / record["runs"][str(config.policy.index)] for config in asked}
+    asked = [job for seed in (0, 1) for job in jobs(f"seed={seed}")]
+    folders = {job.key: root / "runs" / record["runs"][str(job.config.policy.index)] for job in asked}
     probes = probes_of(asked)
     engine, _ = engine_on(root)
 
@@ -216,8 +220,8 @@ def test_examples_whose_target_is_cut_are_counted_and_a_probe_of_none_else_says_
     root = tmp_path / "copy"
     shutil.copytree(folder.parent.parent, root)
     record, _ = contents(folder)
-    asked = configs()
-    folders = {id(config): root / "runs" / record["runs"][str(config.policy.index)] for config in asked}
+    asked = jobs()
+    folders = {job.key: root / "runs" / record["runs"][str(job.config.policy.index)] for job in asked}
     engine, _ = engine_on(root)
 
     def write(cut):
@@ -265,15 +269,15 @@ def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, run_p
         found = sorted((root / "stages" / kind).iterdir())
         for stage in found[: max(1, len(found) // 4)]:
             shutil.rmtree(stage)
-    left, do = [3], local.do
+    left, build = [3], Stage.build
 
     def killed(stage, store, scratch):
         if not left[0]:
             raise Killed
         left[0] -= 1
-        do(stage, store, scratch)
+        build(stage, store, scratch)
 
-    monkeypatch.setattr(local, "do", killed)
+    monkeypatch.setattr(Stage, "build", killed)
     engine, _ = engine_on(root)
     with pytest.raises(Killed):
         run_probes(configs(), engine, gradients=True)
@@ -295,7 +299,7 @@ def same(found, expected) -> None:
 
 def test_what_is_measured_can_be_planned(tmp_path):
     engine = PlanEngine(Store(tmp_path))
-    asked = configs()
+    asked = jobs()
     plan_runs(asked, engine)
     before = len(engine.to_do)
     asyncio.run(measure_all(probes_of(asked), engine, gradients=True))
@@ -345,7 +349,7 @@ def test_what_cannot_be_a_probe_is_refused_before_anything_is_computed(
 )
 def test_prompts_that_are_too_few_or_not_there_are_refused(prompts, message):
     with pytest.raises(UserError) as error:
-        probes_of(configs(prompts=prompts))
+        probes_of(jobs(prompts=prompts))
     assert message in str(error.value)
 
 
@@ -361,7 +365,7 @@ def test_the_papers_15_pairs_train_9_first_and_294_second_tasks(benchmarks, tmp_
     assert sum(len(config.sequence.unseen) for config in originals) == 117
     # Unseen tasks are only tested: without them the trainings are the same, and the stages far fewer.
     alone = [replace(config, sequence=replace(config.sequence, unseen=[])) for config in originals]
-    every = [config for pair in alone for config in variants(pair, range(-1, 20))]
+    every = [Job(config) for pair in alone for config in variants(pair, range(-1, 20))]
     assert [len(probe.prompts) for probe in probes_of(every)] == [21] * 15
     engine = PlanEngine(Store(tmp_path))
     plan_runs(every, engine)

@@ -21,8 +21,8 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from sapo.analysis import matrices, render, tables  # noqa: F401
 from sapo.cli import app, running, train, views  # noqa: F401
 from sapo.conf.load import load
-from sapo.experiments.batch import require_ready
 from sapo.experiments.engine.store import Store
+from sapo.experiments.run import require_ready
 
 
 def note(path: str, line: str) -> None:

@@ -14,9 +14,10 @@ from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
 from sapo.conf.errors import WorkError
 from sapo.conf.load import load, load_one
-from sapo.experiments.batch import complete
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
+from sapo.experiments.jobs import Job
+from sapo.experiments.run import run
 
 SMALL = (*EXPERIMENT[1:], "trainer.epochs=1", "data.train_examples=4", "data.test_examples=2")
 PROBE = ("policy=fixed", "policy.last_only=true", "policy.index=-1", "trainer.epochs=1", "scorer.examples=3")
@@ -36,7 +37,8 @@ def others(tmp_path_factory: pytest.TempPathFactory, run_probes: Callable[..., l
     engine = LocalEngine(Store(root))
     for method in KEPT:
         buffer = () if method == "ewc" else ("method.buffer=3",)
-        complete(load([*SMALL, "policy=static", f"method={method}", *buffer]), engine, keep_going=False)
+        configs = load([*SMALL, "policy=static", f"method={method}", *buffer])
+        run([Job(config) for config in configs], engine, keep_going=False)
     config = load_one([*SMALL, *PROBE])
     policies = (replace(config.policy, index=index) for index in (-1, 0, 1))
     run_probes([replace(config, policy=policy) for policy in policies], engine, gradients=True)

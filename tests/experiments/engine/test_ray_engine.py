@@ -20,14 +20,15 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, EngineConfig, MethodConfig, ModelConfig, StoreConfig, TrainerConfig
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
-from sapo.experiments import batch
-from sapo.experiments.batch import complete, open_engine, require_engine
-from sapo.experiments.engine import concurrent, pace, work
+from sapo.experiments import run as running
+from sapo.experiments.engine import concurrent, pace
 from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_sight
 from sapo.experiments.engine.local import LocalEngine, compute
-from sapo.experiments.engine.stages import BASE, Evaluate, Train, stage_key
 from sapo.experiments.engine.store import Store, taken
+from sapo.experiments.jobs import Job
 from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.run import open_engine, run
+from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
 ROWS = (Example("two and two", "four"),)
 TASK = Task("sums", "Add.", "Answer:", ROWS, ROWS)
@@ -149,14 +150,14 @@ class Bench:
 def test_a_stage_in_flight_is_computed_once_for_all_who_ask():
     bench = Bench(size=3)
     answers = bench.ask(*(evaluate("x") for _ in range(4)))
-    assert {stored.key for stored in answers} == {stage_key(evaluate("x"))}
+    assert {stored.key for stored in answers} == {evaluate("x").key}
     assert bench.order == ["x"]
     assert Counter(bench.events) == {("x", "begin"): 1, ("x", "done"): 1, ("x", "stored"): 3}
 
 
 def test_what_is_stored_starts_no_worker():
     bench = Bench()
-    bench.store.keys.add(stage_key(evaluate("x")))
+    bench.store.keys.add(evaluate("x").key)
     bench.ask(evaluate("x"))
     assert not bench.cluster.workers
     assert bench.events == [("x", "stored")]
@@ -164,7 +165,7 @@ def test_what_is_stored_starts_no_worker():
 
 def test_force_computes_what_is_stored_again_and_once():
     bench = Bench(force=True)
-    bench.store.keys.add(stage_key(evaluate("x")))
+    bench.store.keys.add(evaluate("x").key)
     bench.ask(evaluate("x"))
     bench.ask(evaluate("x"))
     assert bench.order == ["x"]
@@ -193,21 +194,19 @@ def test_of_two_free_workers_the_one_with_the_model_and_the_state_is_taken():
 
 def test_a_run_stays_in_its_last_state_and_a_training_makes_one():
     train = Train(CONFIG, BASE, 0, (Lesson(TASK, (Prompt("train"),)),))
-    made = stage_key(train)
+    made = train.key
     bench = Bench()
     bench.ask(train, evaluate("base"), evaluate("other", "f" * 64), evaluate("made", made))
     assert bench.order == ["train", "made", "base", "other"]
 
 
 def test_earlier_runs_go_first():
-    first, second = config(), config()
-
     async def both(engine):
-        async def run(own, *texts):
+        async def run(turn, *texts):
             for text in texts:
-                await engine.run(evaluate(text, run=own))
+                await engine.ask(evaluate(text), turn)
 
-        await asyncio.gather(run(first, "1a", "1b", "1c"), run(second, "2a", "2b", "2c"))
+        await asyncio.gather(run(0, "1a", "1b", "1c"), run(1, "2a", "2b", "2c"))
 
     bench = Bench()
     asyncio.run(both(bench.engine))
@@ -233,8 +232,8 @@ def test_whoever_asks_and_whatever_dies_each_stage_is_computed_once(asked, size,
     runs = {"a": config("a"), "b": config("b")}
     stages = [evaluate(str(number), state * 64, runs[model]) for number, model, state in asked]
     answers = bench.ask(*stages)
-    assert [stored.key for stored in answers] == [stage_key(stage) for stage in stages]
-    assert len(bench.cluster.log) == len(bench.store.keys) == len(set(map(stage_key, stages)))
+    assert [stored.key for stored in answers] == [stage.key for stage in stages]
+    assert len(bench.cluster.log) == len(bench.store.keys) == len({stage.key for stage in stages})
     ends = Counter(event for _, event in bench.events)
     assert ends["done"] == len(bench.store.keys)
     assert ends["done"] + ends["stored"] == len(stages)
@@ -266,10 +265,10 @@ def test_a_stage_that_kills_its_workers_is_given_up_and_others_go_on():
     bench = Bench(script=dying(9), retries=2)
     failed, fine = bench.ask(evaluate("x"), evaluate("y"), return_exceptions=True)
     assert isinstance(failed, WorkError)
-    key = stage_key(evaluate("x"))[:12]
+    key = evaluate("x").key[:12]
     assert f"evaluate of sums ({key}) was given up: 3 workers died" in str(failed)
     assert "worker 2: killed" in str(failed)
-    assert fine.key == stage_key(evaluate("y"))
+    assert fine.key == evaluate("y").key
 
 
 @pytest.mark.parametrize(("error", "workers"), [(WorkError("a loss is not finite"), 1), (KeyError("x"), 2)])
@@ -281,7 +280,7 @@ def test_a_stage_s_own_error_is_its_asker_s_and_a_worker_in_doubt_is_replaced(er
     bench = Bench(script=script)
     failed, again, fine = bench.ask(evaluate("x"), evaluate("x"), evaluate("y"), return_exceptions=True)
     assert failed is again is error
-    assert fine.key == stage_key(evaluate("y"))
+    assert fine.key == evaluate("y").key
     assert len(bench.cluster.workers) == workers
     assert not bench.told
     assert Counter(bench.events) == {
@@ -334,7 +333,7 @@ def test_an_asker_that_is_gone_is_given_no_worker():
         return await engine.run(evaluate("y"))
 
     bench = Bench()
-    assert asyncio.run(cancelled(bench.engine)).key == stage_key(evaluate("y"))
+    assert asyncio.run(cancelled(bench.engine)).key == evaluate("y").key
 
 
 def test_fewer_workers_than_asked_for_do_the_work():
@@ -352,7 +351,7 @@ def test_a_cancelled_asker_takes_nothing_from_the_others():
         return await second
 
     bench = Bench()
-    assert asyncio.run(cancelled(bench.engine)).key == stage_key(evaluate("x"))
+    assert asyncio.run(cancelled(bench.engine)).key == evaluate("x").key
 
 
 def test_a_straggler_is_told_of_while_it_runs(monkeypatch):
@@ -377,7 +376,7 @@ def test_expected_times_grow_with_rows_prompts_and_epochs():
     assert pace.size(Evaluate(CONFIG, BASE, task, Prompt("x"))) == 7
     train = Train(CONFIG, BASE, 0, (Lesson(task, (Prompt("x"),)),))
     assert pace.size(train) == 7 * CONFIG.trainer.epochs
-    assert pace.size(pace.Score(CONFIG, BASE, task, rows[:4], (Prompt("x"), Prompt("y", 1)))) == 8
+    assert pace.size(Score(CONFIG, BASE, task, rows[:4], (Prompt("x"), Prompt("y", 1)))) == 8
 
 
 def test_a_cluster_that_cannot_replace_its_workers_is_waited_for_aloud(monkeypatch):
@@ -439,8 +438,9 @@ def test_runs_at_once_leave_what_runs_in_turn_leave(tiny_config, tmp_path):
     short = ("sequence.tasks=[mini_city]", "policy=static", "method=sequential")
     configs = [tiny_config(*short, f"seed={seed}") for seed in range(2)]
     stores = {name: Store(tmp_path / name) for name in ("turn", "once")}
-    in_turn = complete(configs, LocalEngine(stores["turn"]), keep_going=True)
-    at_once = complete(configs, engine_here(stores["once"]), keep_going=False)
+    jobs = [Job(config) for config in configs]
+    in_turn = [done.folder for done in run(jobs, LocalEngine(stores["turn"]), keep_going=True)]
+    at_once = [done.folder for done in run(jobs, engine_here(stores["once"]), keep_going=False)]
     assert [path.name for path in at_once] == [path.name for path in in_turn]
     keys = {name: {stored.key for _, stored in store.stages()} for name, store in stores.items()}
     assert keys["once"] == keys["turn"]
@@ -454,39 +454,45 @@ def test_a_run_that_fails_does_not_keep_others_from_being_written(tiny_config, t
     store = Store(tmp_path / "kept")
     good = tiny_config("sequence.tasks=[mini_city]", "policy=static", "method=sequential")
     bad = replace(good, trainer=replace(good.trainer, learning_rate=float("nan")))
-    failed, written = complete([bad, good], engine_here(store), keep_going=True)
+    both = [Job(bad), Job(good)]
+    failed, written = (done.result for done in run(both, engine_here(store), keep_going=True))
     assert isinstance(failed, Exception)
     assert json.loads((written / "run.json").read_text())["id"] == written.name
     with pytest.raises(type(failed)):
-        complete([bad], engine_here(Store(tmp_path / "fast")), keep_going=False)
+        run([Job(bad)], engine_here(Store(tmp_path / "fast")), keep_going=False)
 
 
 # --- the choice of an engine -------------------------------------------------------------------------------
 
 
+def opened(*names):
+    return open_engine([Job(Config(engine=EngineConfig(name))) for name in names])
+
+
 def test_without_ray_the_mend_is_named(monkeypatch):
-    monkeypatch.setattr(batch, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'sapo-prompts\[ray\]'"):
-        require_engine([Config(engine=EngineConfig("ray"))])
-    require_engine([Config(engine=EngineConfig("local"))])
+    monkeypatch.setattr(running, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'sapo-prompts\[ray\]'"), opened("ray"):
+        pass
+    with opened("local"):
+        pass
 
 
 def test_runs_of_one_command_share_an_engine():
-    with pytest.raises(UserError, match="share one engine"):
-        require_engine([Config(engine=EngineConfig("local")), Config(engine=EngineConfig("ray"))])
-    require_engine([Config(engine=EngineConfig("local", device=device)) for device in ("cpu", "cuda")])
+    with pytest.raises(UserError, match="share one engine"), opened("local", "ray"):
+        pass
+    with opened("local", "local"):
+        pass
 
 
 def test_stored_runs_need_no_ray_to_be_started(tiny_config, tmp_path):
     pytest.importorskip("ray")
     asked = tiny_config("sequence.tasks=[mini_city]", "policy=static", "method=sequential")
     store = Store(Path(asked.store.root))
-    (written,) = complete([asked], LocalEngine(store), keep_going=False)
+    written = run([Job(asked)], LocalEngine(store), keep_going=False)[0].folder
     events = []
-    with open_engine(
-        replace(asked, engine=EngineConfig("ray")), lambda stage, event: events.append(event), print
-    ) as engine:
-        assert complete([asked], engine, keep_going=False) == [written]
+    jobs = [Job(replace(asked, engine=EngineConfig("ray")))]
+    with open_engine(jobs, lambda stage, event: events.append(event), print) as engine:
+        assert [done.folder for done in run(jobs, engine, keep_going=False)] == [written]
         assert not engine._seats
     assert set(events) == {"stored"}
 
@@ -591,11 +597,11 @@ def test_a_method_keeps_what_it_keeps_in_the_worker_s_store(tiny_config, tmp_pat
         contexts.append(context)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(work, "method_of", stop)
+    monkeypatch.setattr("sapo.experiments.stages.method_of", stop)
     train = Train(asked, BASE, 0, (Lesson(TASK, (Prompt("Add."),)),))
     with pytest.raises(KeyboardInterrupt):
-        compute(train, stage_key(train), Store(tmp_path / "shared"), False, lambda: None)
-    assert contexts[0].config == replace(asked, store=StoreConfig(str(tmp_path / "shared")))
+        compute(train, train.key, Store(tmp_path / "shared"), False, lambda: None)
+    assert contexts[0].config.store == StoreConfig(str(tmp_path / "shared"))
 
 
 def test_what_workers_warn_of_is_told(tmp_path, monkeypatch):
@@ -617,7 +623,7 @@ def test_what_workers_warn_of_is_told(tmp_path, monkeypatch):
     worker = ray.RayWorker(SimpleNamespace(compute=Remote), told.append, WorkerDied)
     stage = evaluate("x")
     for n in (1, 2):
-        assert asyncio.run(worker.compute(stage, stage_key(stage), False)) is True
+        assert asyncio.run(worker.compute(stage, stage.key, False)) is True
         assert len(told) == n
     assert told[0].endswith(f"(process {os.getpid()}): A batch of 8 examples does not fit.")
 

@@ -18,7 +18,6 @@ from sapo.conf.schema import MethodConfig
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.stages import BASE, Train
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import Context, method_of
 from sapo.experiments.methods.ewc import (
@@ -37,6 +36,7 @@ from sapo.experiments.model.adapters import FOLDER, WEIGHTS, adapter_tensors, pl
 from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.training import train
+from sapo.experiments.stages import BASE, Train
 
 FAST = (
     "trainer.epochs=2",

@@ -20,7 +20,6 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task, digest
-from sapo.experiments.batch import require_ready
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
@@ -33,6 +32,7 @@ from sapo.experiments.methods.tagging import Tags, tags_in
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.lessons import Lesson, lesson_rows
 from sapo.experiments.model.load import load_model
+from sapo.experiments.run import require_ready
 from sapo.experiments.runs import write_run
 
 

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from sapo.data.mini import generate
-from sapo.experiments.engine.work import in_state
 from sapo.experiments.model.evaluation import (
     evaluate,
     exact_match,
@@ -14,6 +13,7 @@ from sapo.experiments.model.evaluation import (
     rouge_l,
 )
 from sapo.experiments.model.load import load_model
+from sapo.experiments.stages import in_state
 
 
 @pytest.mark.parametrize(

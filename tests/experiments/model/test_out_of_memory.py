@@ -6,13 +6,14 @@ import torch
 from transformers import LlamaForCausalLM, LlamaModel
 
 from sapo.conf.errors import WorkError
-from sapo.experiments.batch import complete
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
+from sapo.experiments.jobs import Job
 from sapo.experiments.methods import ewc
 from sapo.experiments.model.budgets import is_out_of_memory
 from sapo.experiments.model.forward import in_batches
 from sapo.experiments.paraphrase.local import LocalChat
+from sapo.experiments.run import run
 
 SMALL = (
     "sequence.tasks=[mini_city]",
@@ -36,7 +37,7 @@ NO_MEMORY = [
 def finished(config, root) -> tuple[pd.DataFrame, dict[str, list]]:
     """Predictions of a run, and what its trainings and scorings measured."""
     store = Store(root)
-    (folder,) = complete([config], LocalEngine(store), keep_going=False)
+    folder = run([Job(config)], LocalEngine(store), keep_going=False)[0].folder
     measured = {
         "score": [s.examples()["nll"].tolist() for kind, s in store.stages() if kind == "score"],
         "train": [s.result.losses for kind, s in store.stages() if kind == "train"],

@@ -16,11 +16,11 @@ from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
 from sapo.experiments.continual import choose_prompt, pool_for
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.stages import BASE, Score, stage_key
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import racing
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.racing import look_sizes, race, weights
+from sapo.experiments.stages import BASE, Score
 
 
 def reader(values, log=None):
@@ -161,10 +161,10 @@ def test_the_key_of_a_race_holds_what_decides_it(tiny_config):
     stage = Score(config, BASE, task, task.train[:4], pool_for(task, config).candidates(True))
     changes = ({"confidence": 0.9}, {"reduction": "example"}, {"name": "full"})
     configs = [replace(config, scorer=replace(config.scorer, **change)) for change in changes]
-    keys = {stage_key(replace(stage, config=other)) for other in (config, *configs, replace(config, seed=1))}
+    keys = {replace(stage, config=other).key for other in (config, *configs, replace(config, seed=1))}
     assert len(keys) == 5
     other = replace(config.scorer, examples=7, include_original=False)
-    assert stage_key(replace(stage, config=replace(config, scorer=other))) == stage_key(stage)
+    assert replace(stage, config=replace(config, scorer=other)).key == stage.key
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from sapo.conf.schema import Config, MethodConfig, ModelConfig, PolicyConfig, Tr
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
-from sapo.experiments.engine.stages import BASE, Evaluate, Gradient, Score, Train, stage_key
 from sapo.experiments.model import identity
 from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.stages import BASE, Evaluate, Gradient, Score, Train
 
 # What each kind of stage reads of the configuration; everything else must leave its key alone.
 MODEL = {
@@ -51,10 +51,10 @@ OTHER_VALUES = {
     "trainer.seeding": "run",
 }
 GOLDEN = {
-    "score": "ef1c3775be7afd05",
-    "train": "32b9476954a58f19",
-    "evaluate": "ffd3786fe5edc628",
-    "gradient": "98ad227fdd261194",
+    "score": "3d95cb500b87433a",
+    "train": "3dc60a61c2eed6da",
+    "evaluate": "9bca4013cb6a9b36",
+    "gradient": "c11e497fef4cc83c",
 }
 
 
@@ -118,13 +118,13 @@ def test_every_setting_changes_exactly_the_keys_of_the_stages_that_read_it(tiny_
     other = changed(config, key, tmp_path)
     after = {kind: replace(stage, config=other) for kind, stage in before.items()}
     reads = {kind for kind, names in READS.items() if key in names or key == "model.path"}
-    assert {kind for kind in READS if stage_key(before[kind]) != stage_key(after[kind])} == reads
+    assert {kind for kind in READS if before[kind].key != after[kind].key} == reads
 
 
 def test_state_prompt_rows_and_task_frame_are_part_of_the_key(tiny_config):
     config = tiny_config()
     for stage in stages(config).values():
-        task = stage.task
+        task = stage.readings[0][0]
         variants = [replace(stage, state="f" * 64), with_task(stage, replace(task, suffix="Other."))]
         if stage.kind == "score":
             variants.append(replace(stage, prompts=(Prompt("other", 0),)))
@@ -135,7 +135,7 @@ def test_state_prompt_rows_and_task_frame_are_part_of_the_key(tiny_config):
         else:
             rows = (Example("other", "row"),)
             variants.append(with_task(stage, replace(task, train=rows, test=rows)))
-        keys = {stage_key(variant) for variant in (stage, *variants)}
+        keys = {variant.key for variant in (stage, *variants)}
         assert len(keys) == len(variants) + 1
 
 
@@ -143,17 +143,31 @@ def test_a_stage_does_not_read_the_other_split_nor_the_pool_place_of_its_prompt(
     found = stages(tiny_config())
     train, evaluate = found["train"], found["evaluate"]
     none = (Example("other", "row"),)
-    assert stage_key(with_task(train, replace(train.task, test=none))) == stage_key(train)
-    assert stage_key(with_task(evaluate, replace(evaluate.task, train=none))) == stage_key(evaluate)
+    assert with_task(train, replace(train.lessons[0].task, test=none)).key == train.key
+    assert with_task(evaluate, replace(evaluate.task, train=none)).key == evaluate.key
     text = train.lessons[0].prompts[0].text
-    assert stage_key(with_prompt(train, Prompt(text, 7))) == stage_key(train)
+    assert with_prompt(train, Prompt(text, 7)).key == train.key
 
 
 def test_drawn_prompts_and_how_often_they_are_drawn_are_part_of_the_key(tiny_config):
     train = stages(tiny_config())["train"]
     drawn = replace(train, lessons=(replace(train.lessons[0], prompts=(Prompt("a", 0), Prompt("b", 1))),))
     often = replace(drawn, config=replace(drawn.config, policy=PolicyConfig("paft", redraw=4)))
-    assert len({stage_key(stage) for stage in (train, drawn, often)}) == 3
+    assert len({stage.key for stage in (train, drawn, often)}) == 3
+
+
+def test_a_stage_holds_no_setting_that_it_does_not_hash_but_how_it_is_computed(tiny_config):
+    config = tiny_config("trainer.epochs=3", "evaluator.batch_tokens=64", "engine.device=cpu", "seed=7")
+    evaluate = stages(config)["evaluate"].config
+    assert (evaluate.trainer.epochs, evaluate.seed, evaluate.store.root) == (10, 0, "runs")  # the schema's
+    assert (evaluate.evaluator.batch_tokens, evaluate.engine.device) == (64, "cpu")
+    assert evaluate.trainer.shared_prefix == config.trainer.shared_prefix
+
+
+def test_earlier_adapters_that_count_less_do_so_by_their_rank(tiny_config):
+    """`scorer.state=shrunk` divides a task's rank by that of all adapters."""
+    ranks = [tiny_config("scorer.state=shrunk", f"method.rank={rank}") for rank in (2, 4)]
+    assert len({stages(config)["score"].key for config in ranks}) == 2
 
 
 def test_the_first_training_of_methods_that_keep_only_an_adapter_is_one(tiny_config):
@@ -163,7 +177,7 @@ def test_the_first_training_of_methods_that_keep_only_an_adapter_is_one(tiny_con
             replace(stages(tiny_config(f"method={name}", "method.weight=1"))["train"], state=state)
             for name in plain
         ]
-        assert len({stage_key(train) for train in trains}) == kinds
+        assert len({train.key for train in trains}) == kinds
 
 
 def test_keys_stay_what_they_were(monkeypatch):
@@ -183,4 +197,4 @@ def test_keys_stay_what_they_were(monkeypatch):
         "evaluate": Evaluate(config, BASE, task, prompt),
         "gradient": Gradient(config, BASE, task, rows, prompt),
     }
-    assert {kind: stage_key(stage)[:16] for kind, stage in golden.items()} == GOLDEN
+    assert {kind: stage.key[:16] for kind, stage in golden.items()} == GOLDEN

@@ -1,9 +1,10 @@
-"""Many runs on one engine: checked before they begin, and each written as soon as it is finished."""
+"""Running jobs: checked before they begin, on one engine, and each written as soon as it is finished."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,16 +16,16 @@ from sapo.data.prompts import Prompt, PromptPool
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
 from sapo.experiments.continual import Planned, pool_for, run_sequence
-from sapo.experiments.engine.concurrent import ConcurrentEngine
-from sapo.experiments.engine.local import LocalEngine, Watcher
-from sapo.experiments.engine.stages import Stage, Train
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
+from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.tagging import require_tagger
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
+from sapo.experiments.stages import Stage, Train
 
 
 def require_ready(configs: Sequence[Config]) -> None:
@@ -39,13 +40,13 @@ def require_ready(configs: Sequence[Config]) -> None:
         raise UserError("\n".join(failures))
 
 
-def plannable(configs: Sequence[Config]) -> tuple[list[Config], dict[str, int]]:
+def plannable(jobs: Sequence[Job]) -> tuple[list[Job], dict[str, int]]:
     """The runs that can be planned, and how many cannot by the reason: tasks, pools, methods that do not fit.
 
     UserError with every reason if none can.
     """
-    refused = _refusals(configs, _PLAN_CHECKS)
-    possible = [config for config, reasons in zip(configs, refused, strict=True) if not reasons]
+    refused = _refusals([job.config for job in jobs], _PLAN_CHECKS)
+    possible = [job for job, reasons in zip(jobs, refused, strict=True) if not reasons]
     counts = Counter(reason for reasons in refused for reason in reasons)
     if not possible:
         raise UserError("\n".join(counts))
@@ -174,59 +175,114 @@ def expected_stages(config: Config) -> int:
     return counter.asked
 
 
-def require_engine(configs: Sequence[Config]) -> None:
-    """UserError if the runs are not for one engine, or what it needs is not installed."""
-    engines = [config.engine for config in configs]
-    if any(engine != engines[0] for engine in engines) and any(engine.name == "ray" for engine in engines):
-        raise UserError("engine: the runs of one command share one engine; give engine=… one value.")
-    if engines[0].name == "ray" and find_spec("ray") is None:
-        raise UserError("engine=ray needs Ray, which is not installed: pip install 'sapo-prompts[ray]'")
-
-
 @contextmanager
 def open_engine(
-    config: Config, watch: Watcher, tell: Callable[[str], None], force: bool = False
-) -> Iterator[LocalEngine | ConcurrentEngine]:
-    """The config's engine on its store; what the engine has started is gone when it is left.
+    jobs: Sequence[Job],
+    watch: Watcher = ignore,
+    tell: Callable[[str], object] = ignore,
+    force: bool = False,
+) -> Iterator[LocalEngine]:
+    """The engine that all the jobs share, on their store; what it has started is gone when it is left.
 
-    `watch` and `force` are LocalEngine's; `tell` gets lines for people: a worker died, a stage is slow.
+    Args:
+        jobs: What is to be run. UserError if they are not for one engine, or it is not installed.
+        watch: Told a stage and what becomes of it: see `Watcher`.
+        tell: Gets lines for people: a worker died, and its stage is run again.
+        force: Compute stored stages again.
     """
-    store = Store(Path(config.store.root))
-    if config.engine.name == "ray":
-        from sapo.experiments.engine.ray import ray_engine  # an optional part
-
-        with ray_engine(config.engine, store, tell, watch, force) as engine:
-            yield engine
-    else:
+    engines = [job.config.engine for job in jobs]
+    if any(engine != engines[0] for engine in engines) and any(engine.name == "ray" for engine in engines):
+        raise UserError("engine: the runs of one command share one engine; give engine=… one value.")
+    store = Store(Path(jobs[0].config.store.root))
+    if engines[0].name != "ray":
         yield LocalEngine(store, watch, force)
+        return
+    if find_spec("ray") is None:
+        raise UserError("engine=ray needs Ray, which is not installed: pip install 'sapo-prompts[ray]'")
+    from sapo.experiments.engine.ray import ray_engine  # an optional part
+
+    with ray_engine(engines[0], store, tell, watch, force) as engine:
+        yield engine
 
 
-def complete(
-    configs: Sequence[Config], engine: LocalEngine | ConcurrentEngine, keep_going: bool
-) -> list[Path | Exception]:
-    """The folder of each run, in order; with `keep_going`, its exception in the place of a run that failed.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the run's folder, or the error that ended it.
 
-    Without, the first exception is raised. On one device runs go one after another: it gains nothing from
-    mixing them, and this way a run is whole, with its folder, before the next begins. On many all go at once.
+    `computed` and `stored` count the stages that were computed for it, and that the store had already.
     """
+
+    job: Job
+    result: Path | Exception
+    computed: int = 0
+    stored: int = 0
+
+    @property
+    def error(self) -> Exception | None:
+        """Why there is no run."""
+        return self.result if isinstance(self.result, Exception) else None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; raises the error of a job that failed."""
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def run(
+    jobs: Sequence[Job],
+    engine: LocalEngine | None = None,
+    *,
+    keep_going: bool = True,
+    expect: Callable[[int], object] = ignore,
+) -> list[Outcome]:
+    """Runs jobs on one engine, and writes the folder of each run as soon as it is finished.
+
+    Args:
+        jobs: What to run, as in `run([Job(config) for config in load(["policy=sapo", …])])`.
+        engine: Where the stages are computed; if not given, the engine of the jobs' configs.
+        keep_going: Whether an error ends only its own job, or is raised.
+        expect: Told how many stages the jobs ask for, at most, before the first is computed.
+
+    Returns:
+        What became of each job, in order.
+
+    Raises:
+        UserError: If something that the jobs need is not there or does not fit. Nothing was computed then.
+    """
+    if engine is None:
+        with open_engine(jobs) as engine:
+            return run(jobs, engine, keep_going=keep_going, expect=expect)
+    require_ready([job.config for job in jobs])
+    expect(sum(expected_stages(job.config) for job in jobs))
     with engine.store.at_work():
-        if isinstance(engine, ConcurrentEngine):
-            return asyncio.run(_together(configs, engine, keep_going))
-        return [asyncio.run(_outcome(config, engine, keep_going)) for config in configs]
+        return engine.complete([_outcome(job, engine, turn, keep_going) for turn, job in enumerate(jobs)])
 
 
-async def _together(
-    configs: Sequence[Config], engine: ConcurrentEngine, keep_going: bool
-) -> list[Path | Exception]:
-    return list(await asyncio.gather(*(_outcome(config, engine, keep_going) for config in configs)))
+class _Asker:
+    """A job's own view of the engine, which counts what was computed for it."""
+
+    def __init__(self, engine: LocalEngine, turn: int) -> None:
+        self.engine = engine
+        self.turn = turn
+        self.computed = self.stored = 0
+
+    async def run(self, stage: Stage) -> Stored:
+        """The finished stage."""
+        stored, is_new = await self.engine.ask(stage, self.turn)
+        self.computed += is_new
+        self.stored += not is_new
+        return stored
 
 
-async def _outcome(
-    config: Config, engine: LocalEngine | ConcurrentEngine, keep_going: bool
-) -> Path | Exception:
+async def _outcome(job: Job, engine: LocalEngine, turn: int, keep_going: bool) -> Outcome:
+    asker = _Asker(engine, turn)
+    result: Path | Exception
     try:
-        return write_run(await run_sequence(config, engine), engine.store)
+        result = write_run(await run_sequence(job.config, asker), engine.store)
     except Exception as error:
         if not keep_going:
             raise
-        return error
+        result = error
+    return Outcome(job, result, asker.computed, asker.stored)

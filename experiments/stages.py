@@ -1,0 +1,407 @@
+"""Score, Train, Evaluate and Gradient: what each reads, the key of its result, and how it is computed.
+
+A stage's key is the SHA-256 of everything that can change its result, and of nothing else.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from omegaconf import OmegaConf
+
+from sapo.conf.errors import WorkError
+from sapo.conf.schema import Config, StoreConfig, identity_values
+from sapo.data.files import write_json
+from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.data.records import BASE, StageResult, write_record
+from sapo.data.render import Renderer
+from sapo.data.tasks import Example, Task, digest, examples_digest
+from sapo.experiments.engine.environment import environment
+from sapo.experiments.engine.store import EXAMPLES, Store
+from sapo.experiments.methods import Context, method_identity, method_of
+from sapo.experiments.model import evaluation, gradients, scoring, training
+from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
+from sapo.experiments.model.budgets import DoesNotFitError
+from sapo.experiments.model.identity import model_identity
+from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
+from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.racing import pool_losses
+
+# Raised when a change of the code changes what a stage computes.
+VERSIONS = {"score": 2, "train": 2, "evaluate": 2, "gradient": 2}
+# Groups whose settings that cannot change a result say how every stage is computed.
+_RUNTIME = ("engine", "trainer", "evaluator")
+
+# A task, rows of it, a prompt, and how many times on average each row is read under that prompt.
+Reading = tuple[Task, tuple[Example, ...], Prompt, float]
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """A pure function of what it is given, whose result the store keeps under its key.
+
+    `config` holds the settings that the stage reads: those named in `settings`, and the runtime ones. All
+    others are as the schema has them, so that the work cannot depend on a setting that is not in the key.
+    `state` is the key of the training that made the state of the model, or `base`.
+    """
+
+    config: Config
+    state: str
+
+    kind: ClassVar[str]
+    verb: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]]
+    """Groups and settings of the config that can change the result."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", _only(self.config, self.settings))
+
+    @property
+    @abstractmethod
+    def readings(self) -> list[Reading]:
+        """What it reads: rows of a task under a prompt, and how often."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """What can change the result beside model, state and the settings of the data."""
+
+    @abstractmethod
+    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+        """Computes the result, writes its tables or weights to `folder`, and returns its facts."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the result."""
+        return {
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            "state": self.state,
+            "model": model_identity(self.config),
+            "data": identity_values(self.config.data),
+            **self.inputs(),
+        }
+
+    @property
+    def name(self) -> str:
+        """The tasks that it works on, for people."""
+        return "+".join(dict.fromkeys(task.name for task, *_ in self.readings))
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON of the identity."""
+        return digest(self.identity())
+
+    def __str__(self) -> str:
+        """`training mini_city, prompt 3`."""
+        prompts = {prompt.index for _, _, prompt, _ in self.readings}
+        if len(prompts) > 1:
+            return f"{self.verb} {self.name}, {len(prompts)} prompts"
+        return f"{self.verb} {self.name}, " + ", ".join(
+            "original prompt" if index == ORIGINAL else f"prompt {index}" for index in prompts
+        )
+
+    def build(self, store: Store, folder: Path) -> None:
+        """Computes the stage and writes all its files to `folder`."""
+        language_model = load_model(self.config)
+        begun = time.monotonic()
+        try:
+            facts = self.compute(store, language_model, folder)
+        except DoesNotFitError as error:
+            raise WorkError(f"Task {self.name} ({self.kind}): {error}") from error
+        seconds = time.monotonic() - begun + facts.get("earlier_seconds", 0.0)
+        common = {"task": self.name, "model": self.config.model.name, "seconds": round(seconds, 3)}
+        result = StageResult.model_validate(common | facts, strict=False)
+        write_record(folder / "result.json", result)
+        write_json(folder / "identity.json", self.identity())
+        write_json(folder / "environment.json", environment(language_model.base.device))
+        groups = [*dict.fromkeys(name.split(".")[0] for name in (*self.settings, *_RUNTIME))]
+        OmegaConf.save(
+            OmegaConf.masked_copy(OmegaConf.structured(self.config), groups), folder / "config.yaml"
+        )
+
+    def renderer(self, language_model: LanguageModel) -> Renderer:
+        """How the model sees examples."""
+        return language_model.renderer(self.config.data.max_input_tokens, self.config.data.truncation)
+
+
+@dataclass(frozen=True)
+class Score(Stage):
+    """NLL of a task's scored examples under each prompt, in the state before training on it."""
+
+    task: Task
+    examples: tuple[Example, ...]
+    prompts: tuple[Prompt, ...]
+
+    kind = "score"
+    verb = "scoring"
+    settings = ("model", "data", "scorer", "method.rank", "seed")
+
+    @property
+    def readings(self) -> list[Reading]:
+        """The examples once under each prompt."""
+        return [(self.task, self.examples, prompt, 1) for prompt in self.prompts]
+
+    def inputs(self) -> dict[str, Any]:
+        """Rows, prompts, and what decides how far each is read and in which state."""
+        scorer = self.config.scorer
+        settings = identity_values(scorer)
+        if scorer.name == "race":  # depends on its order and on the reduction, too
+            settings |= {"reduction": scorer.reduction, "seed": self.config.seed}
+        else:
+            del settings["confidence"]
+        if scorer.state == "shrunk":
+            settings["rank"] = self.config.method.rank
+        return {
+            "task": _task_identity(self.task, self.examples),
+            "prompts": [[prompt.index, prompt.text] for prompt in self.prompts],
+            "scorer": settings,
+        }
+
+    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+        """A row a prompt and example."""
+        renderer = self.renderer(language_model)
+        shrunk = self.config.method.rank if self.config.scorer.state == "shrunk" else None
+        rendered = {p.index: renderer.render(self.task, p.text, self.examples) for p in self.prompts}
+        if not all(any(row.target_ids for row in rows) for rows in rendered.values()):
+            raise WorkError(f"Every target of task {self.name} is cut off; raise data.max_input_tokens.")
+        with in_state(language_model, store, self.state, shrunk) as model:
+            table = pool_losses(model, self.task, self.prompts, list(rendered.values()), self.config)
+        table.to_parquet(folder / EXAMPLES)
+        read = zip(table["prompt"], table["example"], strict=True)
+        return {
+            "prompts": len(self.prompts),
+            "tokens": sum(len(rendered[prompt][example].input_ids) for prompt, example in read),
+            "full_tokens": sum(len(row.input_ids) for rows in rendered.values() for row in rows),
+            "shortened": int(table["is_shortened"].sum()),
+        }
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """A state and what is learned give the next state. `position` counts the run's trainings from 0.
+
+    Nearly always one task under one prompt; several tasks are learned together by `multitask`, and of several
+    prompts one is drawn for each example.
+    """
+
+    position: int
+    lessons: tuple[Lesson, ...]
+
+    kind = "train"
+    verb = "training"
+    settings = ("model", "data", "method", "trainer", "policy.redraw", "seed", "paraphrases")
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Each task's examples in every epoch, under one of its prompts at a time."""
+        return [
+            (lesson.task, lesson.task.train, prompt, self.config.trainer.epochs / len(lesson.prompts))
+            for lesson in self.lessons
+            for prompt in lesson.prompts
+        ]
+
+    def inputs(self) -> dict[str, Any]:
+        """What is learned, and how."""
+        config = self.config
+        draws = any(len(lesson.prompts) > 1 for lesson in self.lessons)
+        return {
+            "tasks": [
+                {
+                    "task": _task_identity(lesson.task, lesson.task.train),
+                    "prompts": [prompt.text for prompt in lesson.prompts],
+                }
+                for lesson in self.lessons
+            ],
+            "position": self.position,
+            "method": method_identity(config.method, is_first=self.state == BASE),
+            "trainer": identity_values(config.trainer),
+            "seed": config.seed,
+            **({"redraw": config.policy.redraw} if draws else {}),
+        }
+
+    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+        """The adapter, and what the method keeps beside it."""
+        config = self.config
+        # One seed for all tasks of a run would draw equal initial weights every time.
+        position = self.position if config.trainer.seeding == "task" else 0
+        seed = int(digest(["task", config.seed, position])[:8], 16)
+        previous = state_folder(store, self.state)
+        # What a method keeps beside its states goes where they go: on another machine, too.
+        here = replace(config, store=StoreConfig(str(store.root)))
+        method = method_of(Context(here, language_model, self.lessons, previous, self.position, seed))
+        renderer = self.renderer(language_model)
+        with plain(language_model.base):
+            replayed = method.replayed()
+            own = lesson_rows(renderer, self.lessons)
+            if not own:
+                raise WorkError(f"Every target of {self.name} is cut off; raise data.max_input_tokens.")
+            rows = lesson_rows(renderer, self.lessons, replayed) if replayed else own
+            torch.manual_seed(seed)
+            facts = training.train(
+                model := method.start(),
+                rows,
+                config.trainer,
+                draws=Draws(seed, config.policy.redraw),
+                scratch=store.checkpoints(self.key),
+                what=f"Training of {self.name}",
+                penalty=method.penalty,
+            )
+            method.save(model, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {
+            **facts,
+            "examples": len(rows),
+            "replayed": len(rows) - len(own),
+            "shortened": sum(any(wording.is_shortened for wording in row.wordings) for row in rows),
+            "kept": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+        }
+
+
+@dataclass(frozen=True)
+class Evaluate(Stage):
+    """Answers and NLL of a task's test examples under one prompt, in a state."""
+
+    task: Task
+    prompt: Prompt
+
+    kind = "evaluate"
+    verb = "evaluating"
+    settings = ("model", "data", "evaluator")
+
+    @property
+    def readings(self) -> list[Reading]:
+        """The test examples once."""
+        return [(self.task, self.task.test, self.prompt, 1)]
+
+    def inputs(self) -> dict[str, Any]:
+        """Rows, prompt, and how answers are generated."""
+        return {
+            "task": _task_identity(self.task, self.task.test),
+            "prompt": self.prompt.text,
+            "evaluator": identity_values(self.config.evaluator),
+        }
+
+    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+        """A row a test example."""
+        renderer = self.renderer(language_model)
+        rendered = language_model.rendered_test(renderer, self.task, self.prompt.text)
+        with in_state(language_model, store, self.state) as model:
+            table = evaluation.evaluate(language_model, model, self.task.test, rendered, self.config)
+        scoring.require_finite(table, self.task, self.prompt)
+        if self.config.data.truncation == "end":
+            # The published code finds no answer where a test prompt lost its end, and scores 0 (D17).
+            table.loc[table["is_shortened"], "prediction"] = ""
+            table.loc[table["is_shortened"], ["rougeL", "exact_match"]] = 0.0
+        table.to_parquet(folder / EXAMPLES)
+        return {
+            **{name: float(table[name].mean()) for name in ("rougeL", "exact_match", "nll")},
+            "examples": len(table),
+            "tokens": sum(len(row.input_ids) for row in rendered),
+            "shortened": int(table["is_shortened"].sum()),
+        }
+
+
+@dataclass(frozen=True)
+class Gradient(Stage):
+    """Gradient of a fresh adapter at a task's scored examples under one prompt, in a state."""
+
+    task: Task
+    examples: tuple[Example, ...]
+    prompt: Prompt
+
+    kind = "gradient"
+    verb = "gradient of"
+    settings = ("model", "data", "method.rank", "method.alpha", "seed")
+
+    @property
+    def readings(self) -> list[Reading]:
+        """The examples once."""
+        return [(self.task, self.examples, self.prompt, 1)]
+
+    def inputs(self) -> dict[str, Any]:
+        """Rows, prompt, and the adapter."""
+        method = self.config.method
+        return {
+            "task": _task_identity(self.task, self.examples),
+            "prompt": self.prompt.text,
+            "adapter": {"rank": method.rank, "alpha": method.alpha},
+            "seed": self.config.seed,
+        }
+
+    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+        """A tensor a module."""
+        rendered = self.renderer(language_model).render(self.task, self.prompt.text, self.examples)
+        rows = [row for row in rendered if row.target_ids]
+        if not rows:
+            raise WorkError(f"Every target of {self.name} is cut off; raise data.max_input_tokens.")
+        with plain(language_model.base):
+            previous = state_folder(store, self.state)
+            earlier = previous and previous / FOLDER
+            model = gradients.with_fresh_adapter(language_model.base, earlier, self.config)
+            found = gradients.adapter_gradients(model, rows, self.config.trainer, self.name)
+        gradients.save_gradients(found, folder)
+        return {
+            "examples": len(rendered),
+            "tokens": sum(len(row.input_ids) for row in rendered),
+            "shortened": sum(row.is_shortened for row in rendered),
+        }
+
+
+def state_folder(store: Store, state: str) -> Path | None:
+    """What the training that made a state left; None for the untouched model.
+
+    Raises WorkError if it is damaged, or not in the store any more.
+    """
+    if state == BASE:
+        return None
+    stored = store.find("train", state)
+    if stored is None:
+        raise WorkError(
+            f"The training {state[:12]} is not in the store {store.root} any more: run the command again."
+        )
+    return stored.folder
+
+
+@contextmanager
+def in_state(
+    language_model: LanguageModel, store: Store, state: str, shrunk_from_rank: int | None = None
+) -> Iterator[Any]:
+    """The model as the state left it, ready for scoring and evaluation.
+
+    `shrunk_from_rank` is the rank of one task's adapter: earlier adapters then count 1 / (their number), as
+    the published code scores them by keeping alpha while ranks add up (D1).
+    """
+    with plain(language_model.base) as base:
+        folder = state_folder(store, state)
+        if folder is None:
+            yield base.eval()
+            return
+        model = load_adapter(base, folder / FOLDER).eval()
+        if shrunk_from_rank is not None:
+            scale_adapter(model, shrunk_from_rank / model.peft_config["default"].r)  # type: ignore[attr-defined]
+        yield model
+
+
+def _task_identity(task: Task, rows: tuple[Example, ...]) -> dict[str, str]:
+    return {"suffix": task.suffix, "separator": task.separator, "examples": examples_digest(rows)}
+
+
+def _only(config: Config, settings: Sequence[str]) -> Config:
+    """A config with these groups and settings, and the runtime settings of `_RUNTIME`, of another."""
+    narrow = Config()
+    for name in settings:
+        group, _, setting = name.partition(".")
+        value = getattr(config, group)
+        if setting:
+            value = replace(getattr(narrow, group), **{setting: getattr(value, setting)})
+        narrow = replace(narrow, **{group: value})
+    for group in _RUNTIME:
+        if group not in settings:
+            whole = getattr(config, group)
+            values = {f.name: getattr(whole, f.name) for f in fields(whole) if not f.metadata["identity"]}
+            narrow = replace(narrow, **{group: replace(getattr(narrow, group), **values)})
+    return narrow
