@@ -75,26 +75,27 @@ def _select(material: "Material", config: "Config", adapter: str | None) -> "tup
     from sapo.data.hygiene import row_findings
     from sapo.data.render import control_tokens
     from sapo.experiments.model.load import load_model
+    from sapo.experiments.model.preflight import preflight
     from sapo.experiments.selection import require_adapter, select_prompt, with_adapter
 
     folder = Path(adapter).expanduser() if adapter else None
     if folder:
         require_adapter(folder)
         _tell_other_base(folder, config)
+    prompts, task, scorer = material.pool.candidates(include_original=True), material.task, config.scorer
+    preflight(config, [(task, prompts)], trains=False, answers=False)
     notice("Loading the model …")
     language_model = load_model(config)
     found = row_findings(material.rows, control_tokens(language_model.tokenizer))
-    candidates = [prompt.text for prompt in material.pool.candidates(include_original=True)]
-    task, scorer = material.task, config.scorer
     with (
         with_adapter(language_model.base, folder) as model,
-        _Progress(len(candidates)) as progress,
+        _Progress(len(prompts)) as progress,
     ):
         selection = select_prompt(
             model,
             language_model.tokenizer,
             task.train,
-            candidates,
+            [prompt.text for prompt in prompts],
             separator=task.separator,
             suffix=task.suffix,
             n_examples=len(task.train),

@@ -22,6 +22,7 @@ from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwra
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import load_tokenizer, read_model
+from sapo.experiments.model.preflight import preflight
 from sapo.experiments.reevaluation import Reevaluation, missing_state
 from sapo.experiments.stages import BASE
 
@@ -154,6 +155,7 @@ def _trainings(run: Reevaluation, state: dict[str, Any], store: Store) -> list[S
 def _require_same_base(run: Reevaluation) -> None:
     # The device decides only the precision, which is not compared: a run from a GPU exports without one.
     config = replace(run.config, engine=replace(run.config.engine, device="cpu"))
+    preflight(config, trains=False, answers=False)
     now, then = model_identity(config), run.record["identity"]["model"]
     changed = [part for part in ("weights", "tokenizer", "chat_template") if now.get(part) != then.get(part)]
     if changed:

@@ -18,6 +18,7 @@ from sapo.data.records import MANIFEST, damage
 from sapo.data.tasks import Task
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.model.preflight import preflight
 from sapo.experiments.runs import read_config
 from sapo.experiments.stages import BASE, Evaluate
 
@@ -155,7 +156,8 @@ def _with(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def require_states(run: Reevaluation, wishes: Sequence[Wish], store: Store) -> None:
-    """UserError if the store does not hold a wished state (any more)."""
+    """UserError if model, tasks and prompts do not fit, or the store does not hold a state (any more)."""
+    preflight(run.config, [(wish.task, [wish.prompt]) for wish in wishes], trains=False)
     for wish in wishes:
         if wish.state != BASE and store.find("train", wish.state) is None:
             raise missing_state(run, wish.after, store)

@@ -21,6 +21,7 @@ from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
 from sapo.experiments.methods.tagging import require_tagger
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.planning import PlanEngine
@@ -94,6 +95,15 @@ def _preflight(config: Config) -> None:
     preflight(config, [*shown, *((task, [Prompt(task.instruction)]) for task in unseen)])
 
 
+def _preflight_if_here(config: Config) -> None:
+    """The same for a plan, which can be made without the model."""
+    try:
+        model_folder(config.model)
+    except UserError:
+        return
+    _preflight(config)
+
+
 def require_possible(config: Config) -> None:
     """UserError if a `task` is named, which no run reads, or the method cannot do its work on the tasks."""
     if config.task:
@@ -128,6 +138,7 @@ def _n_distinct(rows: tuple[Example, ...]) -> int:
 Check = tuple[Callable[[Config], object], tuple[str, ...]]
 _PLAN_CHECKS: tuple[Check, ...] = (
     (_require_pools, ("sequence", "data", "paraphrases", "policy")),
+    (_preflight_if_here, ("model", "sequence", "data", "paraphrases", "policy")),
     (require_possible, ("task", "sequence", "data", "method")),
 )
 _RUN_CHECKS: tuple[Check, ...] = (

@@ -27,6 +27,7 @@ from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.budgets import reading_tokens
 from sapo.experiments.model.forward import shared_prefix
+from sapo.experiments.model.preflight import require_known_tokens, require_shown
 from sapo.experiments.model.scoring import example_losses, require_finite
 
 LEVEL = 0.05
@@ -161,19 +162,27 @@ def select_prompt(
     not finite.
     """
     prompts = _prompts(candidates, original)
-    _require_usable(tokenizer, reduction)
+    _require_usable(model, tokenizer, reduction)
     task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
     require_enough(drawn, n_rows)
     task = replace(task, train=drawn)
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
+    require_shown(renderer, task, prompts)
+    require_known_tokens(model, renderer, [(task, prompts)])
     budget = reading_tokens(model, batch_tokens)
     losses = _losses(model, renderer, task, prompts, budget, on_scored)
     return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
 
 
-def _require_usable(tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
+def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise UserError(
+            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
+            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
+        )
     if not tokenizer.chat_template:
         raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
     if reduction not in ("token", "example"):

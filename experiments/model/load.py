@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ModelConfig
@@ -90,6 +91,20 @@ def _loading(what: str, where: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """No progress bar and no table of weights from Transformers: what is wrong is said by us."""
+    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
+
+
 def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None = None) -> PreTrainedModel:
     """The model as its files have it; on device `meta`, all of it but the values of its weights.
 
@@ -106,7 +121,7 @@ def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None 
     for file in weight_files(folder):
         with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
             pass  # opening compares the file's length with what its header declares
-    with _loading(f"model {model.name}", folder):
+    with _loading(f"model {model.name}", folder), _without_reports():
         base, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

@@ -12,15 +12,17 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sapo.conf.errors import UserError
-from sapo.conf.schema import Config
+from sapo.conf.schema import Config, ModelConfig
 from sapo.data.prompts import Prompt
 from sapo.data.render import CLOCK, Renderer
 from sapo.data.tasks import Task
 from sapo.experiments.model.adapters import ALL_LINEAR
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.load import load_renderer, read_model, stop_ids
 
 Shown = tuple[Task, Sequence[Prompt]]  # a task and the prompts that it is shown under
 _log = logging.getLogger(__name__)
+_read: dict[str, PreTrainedModel] = {}
 MOST_TARGETS = 2000  # different targets of a task that are read back; more show the same
 
 
@@ -44,7 +46,7 @@ def preflight(
     Raises:
         UserError: for what would make every number wrong, with the way out.
     """
-    model = read_model(config.model, "auto", "meta")
+    model = _without_weights(config.model)
     if answers:
         require_cache(model, config.model.name)
     if trains:
@@ -54,8 +56,19 @@ def preflight(
     for note in template_notes(renderer, answers):
         _warn(note)
     for task, shown in prompts:
-        for note in require_rows(model, renderer, task, shown, answers):
+        require_shown(renderer, task, shown)
+        for note in target_notes(model, renderer, task) if answers else ():
             _warn(note)
+
+
+def _without_weights(model: ModelConfig) -> PreTrainedModel:
+    """The model on device `meta`; the last one is kept while its files stay, since many runs share it."""
+    files = [(path.name, path.stat()) for path in sorted(model_folder(model).iterdir())]
+    key = repr((model, [(name, facts.st_size, facts.st_mtime_ns) for name, facts in files]))
+    if key not in _read:
+        _read.clear()
+        _read[key] = read_model(model, "auto", "meta")
+    return _read[key]
 
 
 @lru_cache(maxsize=256)
@@ -122,26 +135,24 @@ def template_notes(renderer: Renderer, answers: bool) -> Iterator[str]:
         )
 
 
-def require_rows(
-    model: PreTrainedModel, renderer: Renderer, task: Task, prompts: Sequence[Prompt], answers: bool
-) -> Iterator[str]:
-    """UserError unless the prompts fit and stand in what the model reads, and targets can be said.
-
-    Yields what the user should know where that is so for some targets only.
-    """
+def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> None:
+    """UserError unless the prompts fit, and stand with the input in what the model reads."""
     examples = task.train or task.test
     for prompt in prompts:
         renderer.require_fits(task, prompt.text)
-        if examples:
-            text = renderer.prompt_text(task, prompt.text, examples[0].input)
-            for what, part in (("instruction", prompt.text), ("input", examples[0].input)):
-                if part.strip() not in text:
-                    raise UserError(
-                        f"Task {task.name}: the chat template leaves out the {what} ({part.strip()[:40]!r}): "
-                        "the model would not read it. Set model.chat_template=FILE.jinja."
-                    )
-    if not answers:
-        return
+        if not examples:
+            continue
+        text = renderer.prompt_text(task, prompt.text, examples[0].input)
+        for what, part in (("instruction", prompt.text), ("input", examples[0].input)):
+            if part.strip() not in text:
+                raise UserError(
+                    f"Task {task.name}: the chat template leaves out the {what} ({part.strip()[:40]!r}): "
+                    "the model would not read it. Set model.chat_template=FILE.jinja."
+                )
+
+
+def target_notes(model: PreTrainedModel, renderer: Renderer, task: Task) -> Iterator[str]:
+    """What the user should know of targets that cannot be said; UserError if none of the task's can."""
     stops = set(stop_ids(model, renderer))
     targets = list(dict.fromkeys(example.target for example in (*task.test, *task.train)))[:MOST_TARGETS]
     lost = [target for target in targets if _said(renderer, target, stops).split() != target.split()]

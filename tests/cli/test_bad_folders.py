@@ -11,6 +11,7 @@ import pytest
 import test_bad_commands
 import test_bad_files
 import test_bad_overrides
+from safetensors.torch import load_file, save_file
 from test_bad_files import LATIN, short, write
 from test_bad_overrides import refused
 
@@ -173,6 +174,16 @@ def test_model_folders(sapo, small, tmp_path, name, content, message):
     assert doctor.code == 1
     (check,) = [check for check in json.loads(doctor.out)["checks"] if check["name"] == "model tiny_llama"]
     assert message in check["detail"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_every_command_refuses_weights_that_are_not_all_there(sapo, small, tmp_path):
+    folder = shutil.copytree(model_folder(load_one(["model=tiny_llama"]).model), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"_orig_mod.{key}": value for key, value in tensors.items()}, folder / "model.safetensors")
+    settings = (*small, f"model.path='{folder}'", f"store.root='{tmp_path / 'store'}'", "--json")
+    for command in (["train"], ["plan"], ["reproduce", "figure3"], ["select", "task=mini_odd"]):
+        assert "unexpected _orig_mod.lm_head.weight" in refused(sapo(*command, *settings)), command
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

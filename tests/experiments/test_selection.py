@@ -8,13 +8,14 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
 
 import sapo.experiments
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.own import examples_of
 from sapo.data.tasks import Example
+from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.load import LanguageModel, load_model
 from sapo.experiments.selection import Difference, Selection, select_prompt, with_adapter
 
@@ -299,6 +300,23 @@ def test_an_adapter_is_the_models_present_state(tiny_config, tmp_path):
     with with_adapter(base, None) as model:
         untouched = select_prompt(model, found.tokenizer, PAIRS, CANDIDATES).ranking
     assert untouched["loss"].tolist() != pytest.approx(expected["loss"].tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_adapters_that_put_learned_tokens_before_prompts_are_refused(tiny_config, kind):
+    found = load_model(tiny_config())
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with plain(found.base):
+        model = get_peft_model(found.base, config)
+        with pytest.raises(UserError, match="puts learned tokens before every prompt"):
+            select_prompt(model, found.tokenizer, PAIRS, CANDIDATES)
+
+
+def test_a_template_that_leaves_out_the_instruction_is_refused(select, language_model, monkeypatch):
+    template = "{% for message in messages %}{{ message['content'][-9:] }}{% endfor %}"
+    monkeypatch.setattr(language_model.tokenizer, "chat_template", template)
+    with pytest.raises(UserError, match="leaves out the instruction"):
+        select()
 
 
 def test_adapters_that_do_not_fit(tiny_config, tmp_path):
