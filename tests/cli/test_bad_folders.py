@@ -182,7 +182,7 @@ def test_every_command_refuses_weights_that_are_not_all_there(sapo, small, tmp_p
     tensors = load_file(folder / "model.safetensors")
     save_file({f"_orig_mod.{key}": value for key, value in tensors.items()}, folder / "model.safetensors")
     settings = (*small, f"model.path='{folder}'", f"store.root='{tmp_path / 'store'}'", "--json")
-    for command in (["train"], ["plan"], ["reproduce", "figure3"], ["select", "task=mini_odd"]):
+    for command in (["train"], ["plan"], ["reproduce", "table1"], ["select", "task=mini_odd"]):
         assert "unexpected _orig_mod.lm_head.weight" in refused(sapo(*command, *settings)), command
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
