@@ -51,6 +51,9 @@ def command(
         require_writable(write, [given.get("data"), config.paraphrases.file])
     with nothing_on_stdout():
         material = gather(given, config)
+        if more := material.pool.left_out:
+            used = len(material.pool.paraphrases)
+            notice(f"sapo: {used:,} of {used + more:,} paraphrases of the pool are used (paraphrases.count)")
         selection, findings = _select(material, config, given.get("adapter"))
     written = write_jsonl(write, selection.rendered(material.rows)) if write else 0
     document = _document(material, selection, config, given.get("adapter"))

@@ -150,20 +150,25 @@ def show_pool(overrides: Overrides = None, json: Json = False) -> None:
 
 
 def _pool_document(config: "Config", task: "Task") -> dict[str, Any]:
-    from sapo.data.pool_checks import check_pool
+    from sapo.cli.console import notice
+    from sapo.data.pool_checks import WHOLE_POOL, check_pool
     from sapo.data.pools import unchecked_pool
 
     pool = unchecked_pool(task, config.paraphrases)
-    problems = check_pool(pool, task) if task.instruction.strip() else []
-    of_prompt = {
-        prompt.index: [problem.reason for problem in problems if problem.index == prompt.index]
-        for prompt in pool.paraphrases
-    }
+    of_prompt: dict[int, list[str]] = {}
+
+    def tell(done: int) -> None:
+        if done % 2000 == 0:
+            notice(f"[{done:,}/{len(pool.paraphrases):,}] prompts checked")
+
+    for problem in check_pool(pool, task, tell) if task.instruction.strip() else []:
+        of_prompt.setdefault(problem.index, []).append(problem.reason)
+    of_pool = of_prompt.pop(WHOLE_POOL, [])
     return {
         "task": task.name,
         "source": pool.source,
-        "valid": not problems,
-        "problems": [problem.reason for problem in problems if problem.index not in of_prompt],
+        "valid": not of_pool and not of_prompt,
+        "problems": of_pool,
         "prompts": [
             {"index": prompt.index, "text": prompt.text, "problems": of_prompt.get(prompt.index, [])}
             for prompt in pool.candidates(include_original=True)

@@ -32,7 +32,8 @@ def read_yaml(path: Path, what: str = "file") -> Any:
     """A YAML file's content, plain values only; UserError names the file and what is wrong."""
     text = _text(path)
     try:
-        return yaml.safe_load(text)
+        # The reader in C, where PyYAML has it, is ten times as fast: a pool may be large.
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except yaml.YAMLError as error:
         raise UserError(f"Cannot read the {what} {path}: {' '.join(str(error).split())}") from error
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:

@@ -2,9 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
+
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
 
 from sapo.conf.errors import UserError
 from sapo.data.prompts import PromptPool
@@ -13,11 +18,17 @@ from sapo.data.tasks import Task
 WHOLE_POOL = -1
 MAX_SIMILARITY = 0.80
 MAX_OVERLAP = 0.50
+LONGEST = 100_000  # characters of a prompt: some 25,000 tokens, more than any prompt budget here
+MAX_FOREIGN = 0.2  # share of letters in scripts that the original has none of; quoted names are some
+BLOCK = 1024  # earlier texts that one is compared with at once: one that is near the first ends the search
 SHORT_ORIGINAL = 60  # characters; below it a paraphrase may differ more in length
 LONG_RATIOS = (0.3, 3.0)
 SHORT_RATIOS = (0.2, 6.0)
 
 _CJK = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af"
+# Letters of alphabets whose words are set apart; to others (한국어로, 中文, الكلمة) particles are joined.
+_ALPHABET = r"0-9A-Za-z_\u00c0-\u024f\u0370-\u03ff\u0400-\u052f"
+_JOINED = "ARABIC", "DEVANAGARI", "BENGALI", "SYRIAC", "MALAYALAM", "SINHALA", "KANNADA", "MONGOLIAN"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _LITERALS = tuple(
     re.compile(pattern)
@@ -27,10 +38,12 @@ _LITERALS = tuple(
         r"(?<!\w)'([^'\n]+)'(?!\w)",
         r"‘([^’\n]+)’(?!\w)",
         r"「([^」\n]+)」",
+        r"«([^»\n]+)»",
+        r"„([^“”\n]+)[“”]",
         r"(\[[^\]\n]+\])",
     )
 )
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "`": "`"}
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "«": "»", "„": "“", "`": "`"}
 # What models add around an answer. A marker that stands in the original instruction too is no leak.
 _MARKERS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -62,13 +75,17 @@ class Problem:
     reason: str
 
 
-def check_pool(pool: PromptPool, task: Task) -> list[Problem]:
-    """Every problem of a pool for `task`; an empty list if it is valid."""
+def check_pool(
+    pool: PromptPool, task: Task, on_checked: Callable[[int], None] | None = None
+) -> list[Problem]:
+    """Every problem of a pool for `task`; none if it is valid. `on_checked` hears how many texts are done."""
     problems = [Problem(WHOLE_POOL, reason) for reason in _pool_reasons(pool, task)]
-    earlier: list[str] = []
-    for prompt in pool.paraphrases:
+    earlier = Earlier(task.instruction)
+    for done, prompt in enumerate(pool.paraphrases, start=1):
         problems += [Problem(prompt.index, reason) for reason in _reasons(prompt.text, task, earlier)]
-        earlier.append(prompt.text)
+        earlier.add(prompt.text)
+        if on_checked:
+            on_checked(done)
     return problems
 
 
@@ -85,44 +102,20 @@ def require_valid(pool: PromptPool, task: Task) -> None:
 
 def check_text(text: str, task: Task, accepted: Sequence[str]) -> str | None:
     """Why `text` cannot join the `accepted` paraphrases of the task, or None if it can."""
-    return next(_reasons(text, task, accepted), None)
+    return next(_reasons(text, task, Earlier(task.instruction, accepted)), None)
 
 
-def cjk_share(text: str) -> float:
-    """The share of Chinese, Japanese and Korean characters among all letters, 0 to 1; 0 without letters."""
-    letters = [char for char in text if char.isalpha()]
-    return sum(bool(re.match(f"[{_CJK}]", char)) for char in letters) / len(letters) if letters else 0.0
+@lru_cache(maxsize=256)
+def scripts(text: str) -> dict[str, float]:
+    """Each script's share of a text's letters, the commonest first: `{"LATIN": 0.9, "GREEK": 0.1}`."""
+    names = (unicodedata.name(char, "").removeprefix("FULLWIDTH ") for char in text if char.isalpha())
+    counts = Counter("KANA" if re.search("HIRA|KATA", name) else name.split(" ")[0] for name in names)
+    return {name: n / counts.total() for name, n in counts.most_common()}
 
 
 def similarity(first: str, second: str) -> float:
     """Normalised Levenshtein similarity of the lower-cased texts: 1 - distance / longer length."""
-    first, second = first.lower(), second.lower()
-    longest = max(len(first), len(second))
-    return 1 - levenshtein(first, second) / longest if longest else 1.0
-
-
-def levenshtein(first: str, second: str) -> int:
-    """The least number of insertions, deletions and substitutions that turn one text into the other.
-
-    Bit-parallel (Myers 1999, in Hyyrö's form): a column of the dynamic-programming table is held as two big
-    integers, the cells where it rises and where it falls by one.
-    """
-    if not first or not second:
-        return len(first) + len(second)
-    places: dict[str, int] = {}
-    for i, char in enumerate(first):
-        places[char] = places.get(char, 0) | 1 << i
-    full, top = (1 << len(first)) - 1, 1 << (len(first) - 1)
-    rises, falls, distance = full, 0, len(first)
-    for char in second:
-        equal = places.get(char, 0)
-        vertical = equal | falls
-        horizontal = (((equal & rises) + rises) ^ rises) | equal
-        up, down = falls | ~(horizontal | rises) & full, rises & horizontal
-        distance += bool(up & top) - bool(down & top)
-        up, down = up << 1 | 1, down << 1
-        rises, falls = (down | ~(vertical | up)) & full, up & vertical
-    return distance
+    return Levenshtein.normalized_similarity(first.lower(), second.lower())
 
 
 def overlap(first: str, second: str) -> float:
@@ -134,10 +127,64 @@ def overlap(first: str, second: str) -> float:
 @lru_cache(maxsize=4096)
 def _four_grams(text: str) -> frozenset[tuple[str, ...]]:
     """All 4-grams; a text of fewer than four words is one gram itself."""
-    tokens = _TOKEN.findall(text.lower())
+    tokens = words_of(text)
     return (
         frozenset(tuple(tokens[i : i + 4]) for i in range(max(1, len(tokens) - 3))) if tokens else frozenset()
     )
+
+
+def words_of(text: str) -> list[str]:
+    """The lower-cased words without vowel signs and accents that stand alone; a CJK character is a word."""
+    return _TOKEN.findall("".join(char for char in text.lower() if unicodedata.category(char)[0] != "M"))
+
+
+class Earlier:
+    """The texts that another must not be near: the original, then paraphrases, by place."""
+
+    def __init__(self, original: str, paraphrases: Iterable[str] = ()) -> None:
+        self._texts: list[str] = []
+        self._lower: list[str] = []
+        self._places: dict[tuple[str, ...], list[int]] = {}  # of texts that have a 4-gram
+        for text in (original, *paraphrases):
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        """Adds the next text."""
+        for gram in _four_grams(text):
+            self._places.setdefault(gram, []).append(len(self._texts))
+        self._texts.append(text)
+        self._lower.append(text.lower())
+
+    def near(self, text: str) -> str | None:
+        """Which earlier text this one is near, the first of them, and by which measure; None if none is."""
+        found: dict[int, str] = {}
+        first = len(self._texts)
+        for start in range(0, len(self._texts), BLOCK):
+            earlier, measure = self._lower[start : start + BLOCK], Levenshtein.normalized_similarity
+            similar = cdist([text.lower()], earlier, scorer=measure, score_cutoff=MAX_SIMILARITY)[0]
+            if similar.any():
+                first = start + int(similar.nonzero()[0][0])
+                found[first] = (
+                    f"edit similarity {similar[first - start]:.2f}, allowed below {MAX_SIMILARITY:.2f}"
+                )
+                break
+        grams = sorted(_four_grams(text), key=lambda gram: len(self._places.get(gram, ())))
+        # A text of this overlap has at least that share of the grams, so one of these, the rarest, is in it.
+        probed = grams[: len(grams) - ceil(MAX_OVERLAP * len(grams)) + 1]
+        places = (
+            {place for gram in probed for place in self._places.get(gram, ()) if place < first}
+            if first
+            else ()
+        )
+        for place in sorted(places):
+            if (shared := overlap(text, self._texts[place])) >= MAX_OVERLAP:
+                found.setdefault(place, f"4-gram overlap {shared:.2f}, allowed below {MAX_OVERLAP:.2f}")
+                break
+        if not found:
+            return None
+        place = min(found)
+        name = f"paraphrase {place - 1}" if place else "the original"
+        return f"the same as {name}" if text == self._texts[place] else f"nearly {name}: {found[place]}"
 
 
 def _place(index: int) -> str:
@@ -149,19 +196,24 @@ def _pool_reasons(pool: PromptPool, task: Task) -> Iterator[str]:
         yield f"it belongs to the task {pool.task}"
     if pool.original.text != task.instruction:
         yield f"its original is not the task's instruction: {pool.original.text!r}"
+    if len(task.instruction) > LONGEST:
+        yield f"the task's instruction has {len(task.instruction):,} characters; one may have {LONGEST:,}"
     if task.instruction.strip() and not pool.paraphrases:
         yield "it holds no paraphrases"
     if not task.instruction.strip() and pool.paraphrases:
         yield "the task has no instruction that could be paraphrased"
 
 
-def _reasons(text: str, task: Task, earlier: Sequence[str]) -> Iterator[str]:
+def _reasons(text: str, task: Task, earlier: Earlier) -> Iterator[str]:
     if not text.strip():
         yield "it is empty"
-        return
-    for check in _CHECKS:
-        yield from check(text, task)
-    yield from _nearness(text, task.instruction, earlier)
+    elif len(text) > LONGEST:
+        yield f"it has {len(text):,} characters; a prompt may have {LONGEST:,}"
+    else:
+        for check in _CHECKS:
+            yield from check(text, task)
+        if near := earlier.near(text):
+            yield f"it is {near}"
 
 
 def _layout(text: str, task: Task) -> Iterator[str]:
@@ -169,8 +221,10 @@ def _layout(text: str, task: Task) -> Iterator[str]:
         yield "it begins or ends with blanks"
     if len(text.splitlines()) > 1 and len(task.instruction.strip().splitlines()) < 2:
         yield "it has line breaks"
+    # Arabic and Indian scripts are written with joiners, which cannot be seen.
+    allowed = "\n\r\t\u200c\u200d" if any(script in _JOINED for script in scripts(text)) else "\n\r\t"
     if any(
-        unicodedata.category(char) in ("Cc", "Cf", "Co", "Cn", "Cs") for char in text if char not in "\n\r\t"
+        unicodedata.category(char) in ("Cc", "Cf", "Co", "Cn", "Cs") for char in text if char not in allowed
     ):
         yield "it holds control, invisible or unassigned characters"
     closing = _QUOTES.get(text[0])
@@ -207,9 +261,9 @@ def quoted_literals(instruction: str) -> tuple[str, ...]:
 
 
 def _bounded(word: str) -> str:
-    """A pattern for `word` not inside another word; Chinese neighbours do not belong to a Latin word."""
-    left = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9]", word) else ""
-    right = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9]$", word) else ""
+    """A pattern for `word` not inside another word of an alphabet; Chinese neighbours do not belong to it."""
+    left = rf"(?<![{_ALPHABET}])" if re.match(f"[{_ALPHABET}]", word) else ""
+    right = rf"(?![{_ALPHABET}])" if re.search(f"[{_ALPHABET}]$", word) else ""
     return left + re.escape(word) + right
 
 
@@ -236,23 +290,27 @@ def _markers(text: str, task: Task) -> Iterator[str]:
 
 def _suffix(text: str, task: Task) -> Iterator[str]:
     """The suffix follows every prompt anyway. A suffix of one or two words counts only at the very end."""
-    words = _TOKEN.findall(task.suffix.lower())
+    words = words_of(task.suffix)
     if len(words) < 3:
         repeated = bool(words) and text.lower().endswith(task.suffix.strip().lower())
     else:
-        repeated = f" {' '.join(words)} " in f" {' '.join(_TOKEN.findall(text.lower()))} "
+        repeated = f" {' '.join(words)} " in f" {' '.join(words_of(text))} "
     if repeated:
         yield f"it repeats the suffix {task.suffix!r}"
 
 
-def _language(text: str, task: Task) -> Iterator[str]:
-    share = cjk_share(text)
-    if task.language == "zh" and share < 0.5:
-        yield f"it is not Chinese: {share:.0%} of its letters are Chinese characters"
-    letters = [char for char in text if char.isalpha()]
-    latin = sum("LATIN" in unicodedata.name(char, "") for char in letters) / len(letters) if letters else 0.0
-    if task.language == "en" and latin < 0.8:
-        yield f"it is not English: {latin:.0%} of its letters are Latin"
+def _script(text: str, task: Task) -> Iterator[str]:
+    """The original's commonest script must be half as common here, and others may be few."""
+    original, here = scripts(task.instruction), scripts(text)
+    if not original or not here:
+        return
+    main = next(iter(original))
+    if here.get(main, 0.0) < original[main] / 2:
+        name = "Chinese" if main == "CJK" else main.title()
+        yield f"it is not {name} as the original: {here.get(main, 0.0):.0%} of its letters are"
+    elif (foreign := sum(share for name, share in here.items() if name not in original)) > MAX_FOREIGN:
+        name = next(name for name in here if name not in original).title()
+        yield f"it has {foreign:.0%} of its letters in a script that the original has not: {name}"
 
 
 def _length(text: str, task: Task) -> Iterator[str]:
@@ -267,25 +325,6 @@ _CHECKS: tuple[Callable[[str, Task], Iterator[str]], ...] = (
     _labels,
     _markers,
     _suffix,
-    _language,
+    _script,
     _length,
 )
-
-
-def _nearness(text: str, original: str, earlier: Sequence[str]) -> Iterator[str]:
-    named = [("the original", original), *((f"paraphrase {i}", other) for i, other in enumerate(earlier))]
-    for name, other in named:
-        if not other:
-            continue
-        if text == other:
-            yield f"it is the same as {name}"
-        elif _can_be_near(text, other) and (near := similarity(text, other)) >= MAX_SIMILARITY:
-            yield f"it is nearly {name}: edit similarity {near:.2f}, allowed below {MAX_SIMILARITY:.2f}"
-        elif (shared := overlap(text, other)) >= MAX_OVERLAP:
-            yield f"it is nearly {name}: 4-gram overlap {shared:.2f}, allowed below {MAX_OVERLAP:.2f}"
-
-
-def _can_be_near(first: str, second: str) -> bool:
-    """Whether the lengths alone leave room for a similarity that is too high."""
-    shorter, longer = sorted((len(first), len(second)))
-    return shorter >= MAX_SIMILARITY * longer

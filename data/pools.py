@@ -9,7 +9,7 @@ import yaml
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
 from sapo.data.files import user_path
-from sapo.data.pool_checks import require_valid
+from sapo.data.pool_checks import require_valid, scripts
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
 from sapo.data.remembering import Stamp, remembered, stamp
 from sapo.data.tasks import Task, digest
@@ -58,9 +58,10 @@ def written_path(task: Task, config: ParaphrasesConfig) -> Path:
 
 def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
     """Writes a pool as YAML by way of a temporary file and one rename, so that it is never half-written."""
+    is_latin = next(iter(scripts(pool.original.text)), "LATIN") == "LATIN"  # others tell no one language
     content = {
         "task": pool.task,
-        "language": pool.language,
+        **({"language": pool.language} if pool.language == "zh" or is_latin else {}),
         "source": source,
         "original": pool.original.text,
         "prompts": [prompt.text for prompt in pool.paraphrases],

@@ -1,6 +1,6 @@
 """Prompts and prompt pools: the original instruction of a task and its paraphrases."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class PromptPool:
     paraphrases: tuple[Prompt, ...]
     language: str = "en"
     source: str = ""
+    left_out: int = 0  # paraphrases of the file beyond the number that is used
 
     def candidates(self, include_original: bool) -> tuple[Prompt, ...]:
         """What a policy chooses from: the paraphrases, after the original if asked, or if there are none."""
@@ -47,7 +48,8 @@ class PromptPool:
 
     def first(self, count: int) -> "PromptPool":
         """The same pool with its first `count` paraphrases only: pools of different sizes nest."""
-        return PromptPool(self.task, self.original, self.paraphrases[:count], self.language, self.source)
+        left_out = self.left_out + max(0, len(self.paraphrases) - count)
+        return replace(self, paraphrases=self.paraphrases[:count], left_out=left_out)
 
 
 def pool_of(task: Task, texts: list[str], source: str) -> PromptPool:
@@ -59,7 +61,8 @@ def pool_of(task: Task, texts: list[str], source: str) -> PromptPool:
 def read_pool(path: Path, task: Task) -> PromptPool:
     """The pool in a YAML file: `prompts` (texts) and optionally `original`, `task`, `language`, `source`.
 
-    Raises UserError if the file is not such YAML, or was written for another instruction.
+    Blanks around a text are dropped: a block scalar ends in a line break. Raises UserError if the file is not
+    such YAML, or was written for another instruction.
     """
     content = read_yaml(path, "prompt pool")
     texts = content.get("prompts") if isinstance(content, dict) else None
@@ -68,11 +71,12 @@ def read_pool(path: Path, task: Task) -> PromptPool:
     original, source = content.get("original"), content.get("source") or path.name
     if not isinstance(original, str | None) or not isinstance(source, str | dict):
         raise UserError(f"{path}: `original:` must be a text, and `source:` a text or names with values.")
-    if original is not None and original != task.instruction:
+    if original is not None and original.strip() != task.instruction.strip():
         raise UserError(
             f"{path} holds paraphrases of another instruction than {task.name} has now:\n"
             f"  pool: {original}\n  task: {task.instruction}"
         )
+    texts = [text.strip() for text in texts]
     return pool_of(task, texts, _source_text(source, texts))
 
 

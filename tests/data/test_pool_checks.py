@@ -1,6 +1,8 @@
 """The checks on paraphrases: each fires on its fault, and none on sound texts."""
 
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,17 +10,17 @@ from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
 from sapo.data.pool_checks import (
+    Earlier,
     Problem,
     check_pool,
     check_text,
-    cjk_share,
-    levenshtein,
     overlap,
     quoted_literals,
     require_valid,
+    scripts,
     similarity,
 )
-from sapo.data.prompts import Prompt, PromptPool, pool_of
+from sapo.data.prompts import Prompt, PromptPool, pool_of, read_pool
 from sapo.data.tasks import Task
 
 INSTRUCTION = 'In this task, you are given a tweet. Classify it as "POS" or "NEG" by its sentiment.'
@@ -30,43 +32,7 @@ def task(instruction: str, labels: tuple[str, ...] = (), suffix: str = "", langu
     return Task("some", instruction, suffix, (), (), labels, language=language)
 
 
-def table_distance(first: str, second: str) -> int:
-    """Levenshtein by the textbook's table."""
-    row = list(range(len(second) + 1))
-    for i, char in enumerate(first, start=1):
-        above = row
-        row = [i]
-        for j, other in enumerate(second, start=1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (char != other)))
-    return row[-1]
-
-
 # --- measures ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "distance"),
-    [
-        ("", "", 0),
-        ("", "abc", 3),
-        ("abc", "", 3),
-        ("kitten", "sitting", 3),
-        ("flaw", "lawn", 2),
-        ("同意", "不同意", 1),
-    ],
-)
-def test_levenshtein_by_hand(first: str, second: str, distance: int) -> None:
-    assert levenshtein(first, second) == distance
-
-
-@given(st.text("abc d", max_size=40), st.text("abc d", max_size=40))
-def test_levenshtein_equals_the_table(first: str, second: str) -> None:
-    assert levenshtein(first, second) == levenshtein(second, first) == table_distance(first, second)
-
-
-def test_levenshtein_beyond_one_machine_word() -> None:
-    first, second = "ab" * 100, "ba" * 97 + "xyz"
-    assert levenshtein(first, second) == table_distance(first, second)
 
 
 def test_similarity_ignores_case_and_is_relative_to_the_longer() -> None:
@@ -84,9 +50,26 @@ def test_overlap_by_hand() -> None:
     assert overlap("", "!") == 0.0
 
 
-def test_cjk_share() -> None:
-    assert cjk_share("判断A。") == 2 / 3
-    assert cjk_share("12 !") == 0.0
+def test_scripts() -> None:
+    assert scripts("判断Ａ。") == {"CJK": 2 / 3, "LATIN": 1 / 3}
+    assert scripts("はいカード") == {"KANA": 1.0}
+    assert scripts("12 !") == {}
+
+
+def near_by_hand(text: str, earlier: list[str]) -> str | None:
+    """The first earlier text that is near, by every pair's two measures."""
+    for place, other in enumerate(earlier):
+        if similarity(text, other) >= 0.8 or overlap(text, other) >= 0.5:
+            return "the original" if place == 0 else f"paraphrase {place - 1}"
+    return None
+
+
+@given(st.lists(st.text("abc ", min_size=1, max_size=24).filter(str.strip), min_size=2, max_size=12))
+def test_the_first_near_text_is_found(texts: list[str]) -> None:
+    *earlier, text = texts
+    found, name = Earlier(earlier[0], earlier[1:]).near(text), near_by_hand(text, earlier)
+    assert (found is None) == (name is None)
+    assert name is None or re.match(rf"(nearly|the same as) {name}(:|$)", str(found))
 
 
 # --- one text ----------------------------------------------------------------------------------------------
@@ -129,8 +112,14 @@ def test_a_sound_text_passes() -> None:
         ("**Task** " + SOUND, "'**'"),
         (SOUND + " Directly output only POS or NEG as your answer.", "repeats the suffix"),
         (SOUND + " directly output ONLY pos or neg as your answer", "repeats the suffix"),
-        ("判断推文的情感是 POS 还是 NEG，并给出你的选择，请仔细阅读下面的推文内容。", "not English"),
-        ("Определите тональность твита: POS или NEG, прочитав его текст.", "not English"),
+        (
+            "判断推文的情感是 POS 还是 NEG，并给出你的选择，请仔细阅读下面的推文内容。",
+            "it is not Latin as the original: 17% of its letters are",
+        ),
+        (
+            "Определите тональность твита: POS или NEG, прочитав его текст.",
+            "it is not Latin as the original: 12% of its letters are",
+        ),
         ("POS or NEG tweet?", "0.20 times as long"),
         (SOUND + " Think about it well." * 10, "times as long"),
         (INSTRUCTION, "the same as the original"),
@@ -243,7 +232,7 @@ def test_chinese() -> None:
     text = "请阅读下面这段话，看作者如何看待所给的对象：赞成选A，不赞成选B，没有倾向则选C。"
     assert check_text(text, about, []) is None
     assert check_text(text.replace("选C", "选丙"), about, []) == "it lost the label 'C'"
-    assert "not Chinese" in str(
+    assert "not Chinese as the original: 0%" in str(
         check_text("Say whether the text is for (A), against (B) or neither (C).", about, [])
     )
     assert "repeats the suffix" in str(check_text(text + "直接只回答A或者B或者C作为你的答案。", about, []))
@@ -272,6 +261,96 @@ def test_long_originals_leave_less(size: int, fine: bool) -> None:
 def test_any_text_gets_an_answer(text: str) -> None:
     reason = check_text(text, TASK, [SOUND])
     assert reason is None or reason.startswith("it ")
+
+
+# --- other languages ---------------------------------------------------------------------------------------
+
+LANGUAGES = {
+    "Russian": (
+        "Определите тему обращения клиента: оплата, аккаунт или ошибка.",
+        "К какой из групп относится сообщение клиента: оплата, аккаунт или ошибка?",
+        ("оплата", "аккаунт", "ошибка"),
+    ),
+    "Greek": ("Βρες το θέμα του μηνύματος.", "Για ποιο πράγμα μιλά ο πελάτης; Γράψε το.", ()),
+    "Hindi": (
+        "ग्राहक के संदेश का विषय चुनिए: भुगतान, खाता या त्रुटि।",
+        "नीचे दिया गया संदेश किस बारे में है, भुगतान, खाता या त्रुटि? एक शब्द में लिखें।",
+        ("भुगतान", "खाता", "त्रुटि"),
+    ),
+    "Arabic": (
+        "حدد موضوع رسالة العميل: الدفع أو الحساب أو الخطأ.",
+        "اقرأ ما كتبه الزبون ثم اذكر عمّ يتحدث، الدفع أو الحساب أو الخطأ، بكلمة واحدة.",
+        ("الدفع", "الحساب", "الخطأ"),
+    ),
+    "Korean": (
+        "고객 메시지의 주제를 결제, 계정, 오류 중에서 고르세요.",
+        "아래 글이 결제, 계정, 오류 가운데 무엇에 관한 것인지 답하세요.",
+        ("결제", "계정", "오류"),
+    ),
+    "Japanese": (
+        "お客様のメッセージの話題を、支払い、アカウント、エラーから選んでください。",
+        "次の文章が支払い、アカウント、エラーのどれについて述べているかを答えなさい。",
+        ("支払い", "アカウント", "エラー"),
+    ),
+    "Persian": ("موضوع پیام مشتری را مشخص کنید.", "پیام درباره‌ی چیست؟ آن را بنویسید.", ()),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_pool_is_in_its_originals_script(language: str) -> None:
+    original, text, labels = LANGUAGES[language]
+    about = task(original, labels)
+    assert check_text(text, about, []) is None
+    if labels:
+        assert check_text(text.replace(labels[-1], "?"), about, []) == f"it lost the label {labels[-1]!r}"
+    english = f"Which group does what the client says belong to: {', '.join(labels)}?"
+    assert " as the original: " in str(check_text(english, task(original), []))
+    assert check_text(text, task("Say which of the groups the message is of."), []) is not None
+
+
+def test_chinese_is_not_japanese_and_words_of_an_alphabet_are_whole() -> None:
+    about = task(LANGUAGES["Japanese"][0])
+    assert "it is not Kana as the original: 0%" in str(
+        check_text("请从付款、账户和错误三个选项中选出客户信息的主题内容。", about, [])
+    )
+    chinese = task("请从付款、账户和错误三个选项中选出客户信息的主题。")
+    assert "in a script that the original has not: Kana" in str(
+        check_text("次の文章の客户信息主題内容選択項目を記述せよ", chinese, [])
+    )
+    russian = task("Ответь словом «шум» или «тишина» о данном отрывке.")
+    assert quoted_literals(russian.instruction) == ("шум", "тишина")
+    assert (
+        check_text("Прочитай отрывок: бесшумно там, тишина, или как?", russian, [])
+        == "it lost 'шум', which the original quotes"
+    )
+
+
+def test_outer_blanks_of_a_block_scalar_are_no_part_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    path.write_text(
+        "original: |\n  Answer the request.\nprompts:\n  - >\n    Write the response\n    that fits.\n",
+        encoding="utf-8",
+    )
+    for instruction in ("Answer the request.", "Answer the request.\n"):
+        pool = read_pool(path, task(instruction))
+        assert [prompt.text for prompt in pool.paraphrases] == ["Write the response that fits."]
+        assert check_pool(pool, task(instruction)) == []
+
+
+# --- sizes -------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_of_any_size_is_refused_by_its_size_alone() -> None:
+    huge = "word " * 50_000
+    assert check_text(huge, TASK, []) == "it has 250,000 characters; a prompt may have 100,000"
+    (problem,) = check_pool(pool_of(task(huge), [SOUND], ""), task(huge))[:1]
+    assert problem == Problem(-1, "the task's instruction has 250,000 characters; one may have 100,000")
+
+
+def test_how_many_texts_are_checked_is_told() -> None:
+    done: list[int] = []
+    assert check_pool(pool_of(TASK, [SOUND, SOUND], ""), TASK, done.append)
+    assert done == [1, 2]
 
 
 # --- a pool ------------------------------------------------------------------------------------------------
