@@ -32,7 +32,7 @@ def rendered_example(arguments: list[str]) -> dict[str, Any]:
     )
     facts = {"task": task.name, "split": split, "index": index, "model": config.model.name}
     facts |= {"prompt": {"index": prompt.index, "text": prompt.text}, "target": example.target}
-    return facts | _tokens(config, task, prompt, example)
+    return facts | _tokens(config, task, prompt, example, split == "test")
 
 
 def _chosen_row(own: dict[str, str], task: Task) -> tuple[str, int, Example]:
@@ -50,9 +50,9 @@ def _chosen_row(own: dict[str, str], task: Task) -> tuple[str, int, Example]:
     return split, index, rows[index]
 
 
-def _tokens(config: Config, task: Task, prompt: Prompt, example: Example) -> dict[str, Any]:
+def _tokens(config: Config, task: Task, prompt: Prompt, example: Example, for_test: bool) -> dict[str, Any]:
     renderer = load_renderer(config)
-    (rendered,) = renderer.render(task, prompt.text, [example])
+    (rendered,) = renderer.render(task, prompt.text, [example], for_test)
     whole = renderer.full_text(task, prompt.text, example)
     return {
         "text": renderer.tokenizer.decode(rendered.input_ids) if rendered.is_shortened else whole,

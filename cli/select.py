@@ -70,6 +70,8 @@ def _require_supported(config: "Config") -> None:
         raise UserError(f"scorer={config.scorer.name}: `sapo select` scores every wording on all rows drawn.")
     if config.data.truncation != "input":
         raise UserError(f"data.truncation={config.data.truncation}: `sapo select` shortens inputs only.")
+    if config.data.separator != "task":
+        raise UserError(f"data.separator={config.data.separator}: in `sapo select` the task's own decides.")
     if config.scorer.reduction not in ("token", "example"):
         raise UserError(f"scorer.reduction={config.scorer.reduction}: `sapo select` takes token or example.")
 

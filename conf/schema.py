@@ -306,6 +306,15 @@ class DataConfig:
         "input",
         choices=("input", "end"),
     )
+    separator: str = identity(
+        "The line before an input is chosen by the language of the task's own instruction (task), or by the "
+        "words of the prompt that takes its place (prompt, D46)",
+        "task",
+        choices=("task", "prompt"),
+    )
+    label_blanks: str = identity(
+        "Blanks around a benchmark's labels: strip or keep (D47)", "strip", choices=("strip", "keep")
+    )
 
 
 @dataclass

@@ -126,7 +126,9 @@ def load_whole_task(name: str, config: Config) -> Task:
         return _generated(name, train, config.data.test_examples or MINI_TEST_EXAMPLES)
     if root is None:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
-    return load_own_task(name, root) if benchmark == "own" else load_benchmark_task(name, benchmark, root)
+    if benchmark == "own":
+        return load_own_task(name, root)
+    return load_benchmark_task(name, benchmark, root, config.data.label_blanks == "keep")
 
 
 @lru_cache(KEPT_TASKS)
@@ -146,8 +148,11 @@ def benchmark_of(name: str, default: str, root: Path | None = None) -> str:
     return "trace" if name in TRACE_TASKS else default
 
 
-def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
-    """A SuperNI or TRACE task: `ROOT/SUPERNI/<task>/{train,test}.json`, and `instructions.json` beside it."""
+def load_benchmark_task(name: str, benchmark: str, root: Path, keep_blanks: bool = False) -> Task:
+    """A SuperNI or TRACE task: `ROOT/SUPERNI/<task>/{train,test}.json`, and `instructions.json` beside it.
+
+    Blanks around labels are stripped, or kept as by the published code.
+    """
     base = root / FOLDERS[benchmark]
     if not base.is_dir():
         raise UserError(f"No folder {FOLDERS[benchmark]} in {root}. {_FETCH}")
@@ -160,11 +165,11 @@ def load_benchmark_task(name: str, benchmark: str, root: Path) -> Task:
     if not (base / folder).is_dir():
         raise UserError(f"Task {name}: no folder {base / folder}. {_FETCH}")
     splits = (base / folder / "train.json", base / folder / "test.json")
-    return _benchmark_task(base, folder, stamp(path, *splits))
+    return _benchmark_task(base, folder, keep_blanks, stamp(path, *splits))
 
 
 @lru_cache(KEPT_TASKS)
-def _benchmark_task(base: Path, folder: str, _stamp: Stamp) -> Task:
+def _benchmark_task(base: Path, folder: str, keep_blanks: bool, _stamp: Stamp) -> Task:
     """The task in a folder; `_stamp` of its files tells a changed one from the one that is remembered."""
     path = base / "instructions.json"
     facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}")
@@ -173,8 +178,8 @@ def _benchmark_task(base: Path, folder: str, _stamp: Stamp) -> Task:
         name=short_name(folder),
         instruction=facts["instruction"],
         suffix=facts["suffix"],
-        train=read_examples(base / folder / "train.json"),
-        test=read_examples(base / folder / "test.json"),
+        train=read_examples(base / folder / "train.json", keep_blanks),
+        test=read_examples(base / folder / "test.json", keep_blanks),
         labels=_labels(facts.get("labels"), f"{path}: {folder}"),
         language=language,
         # The official code asks for the Chinese word "attitude", which only C-STANCE's instruction has.
@@ -269,7 +274,7 @@ def _own_facts(path: Path) -> dict[str, Any]:
     return checked_facts({"suffix": "", **facts}, str(path))
 
 
-def read_examples(path: Path) -> tuple[Example, ...]:
+def read_examples(path: Path, keep_blanks: bool = False) -> tuple[Example, ...]:
     """Examples of a JSON list of `{"sentence", "label"}`; UserError names the file and the row.
 
     A rare empty label stays: in the published data it is the right answer of some rows (NI488: a list without
@@ -285,8 +290,8 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         text, label = row["sentence"], row["label"]
         if not is_text(text) or not (is_text(label) or _is_number(label)):
             raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
-        examples.append(Example(text, str(label).strip()))
-    empty = [number for number, example in enumerate(examples, start=1) if not example.target]
+        examples.append(Example(text, str(label) if keep_blanks else str(label).strip()))
+    empty = [number for number, example in enumerate(examples, start=1) if not example.target.strip()]
     if len(empty) > MOST_EMPTY * len(examples):
         rows_named = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
         raise UserError(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -11,9 +11,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError
-from sapo.data.tasks import Example, Task
+from sapo.data.tasks import SEPARATORS, Example, Task
 
 MAX_TARGET_TOKENS = 128  # of the published code, beside the longest prompt
+PUBLISHED_MARK = "态度"  # "attitude": the published code takes a prompt that has it for Chinese
 CLOCK = datetime(2024, 7, 26)
 _SOME_TEXT = "text"  # some templates refuse an empty turn
 _SOME_TURN = {"role": "user", "content": _SOME_TEXT}
@@ -43,13 +44,15 @@ class Renderer:
     """A tokenizer with its chat template's switches and a length limit.
 
     The text is built by concatenation, so braces in an instruction are only characters. `truncation` is
-    `input`, or `end`, which cuts where the published code does.
+    `input`, or `end`, which cuts where the published code does; `separator` is `task`, or `prompt`, which has
+    the prompt's text decide on it as that code does.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template_options: dict[str, Any]
     max_input_tokens: int
     truncation: str = "input"
+    separator: str = "task"
 
     def render(
         self, task: Task, prompt: str, examples: Sequence[Example], for_test: bool = False
@@ -63,28 +66,51 @@ class Renderer:
         """
         if not examples:
             return []
-        prompts = [self.prompt_text(task, prompt, example.input) for example in examples]
+        texts = [
+            text if len(text) <= self.max_input_tokens else text[: self._most_characters]
+            for text in (example.input for example in examples)
+        ]
+        prompts = [self.prompt_text(task, prompt, text) for text in texts]
         inputs = self._tokenize(prompts)
         rendered = []
-        for example, text, ids in zip(examples, prompts, inputs, strict=True):
-            is_shortened = len(ids) > self.max_input_tokens and self.truncation == "input"
+        for example, given, text, ids in zip(examples, texts, prompts, inputs, strict=True):
+            is_long = len(ids) > self.max_input_tokens or len(given) < len(example.input)
+            is_shortened = is_long and self.truncation == "input"
             if is_shortened:
-                text, ids = self._shorten(task, prompt, example)
+                text, ids = self._shorten(task, prompt, given)
             target_ids = self._target_ids(text, ids, task, example)
             whole = Rendered([*ids, *target_ids], len(ids), is_shortened)
             rendered.append(self._cut(whole, for_test) if self.truncation == "end" else whole)
         return rendered
 
+    @cached_property
+    def _most_characters(self) -> int:
+        """No input that fits has more: longer ones are cut before anything of them is tokenized.
+
+        A token stands for at most as many characters as the longest in the vocabulary has.
+        """
+        longest = max(map(len, self.tokenizer.get_vocab()))
+        return (self.max_input_tokens + MAX_TARGET_TOKENS) * longest
+
     def _cut(self, whole: Rendered, for_test: bool) -> Rendered:
-        """Cut at the end, as published: a test prompt at its limit, prompt and target together at theirs."""
-        if for_test:
-            ids = whole.prompt_ids[: self.max_input_tokens]
-            return Rendered([*ids, *whole.target_ids], len(ids), len(ids) < whole.target_start)
-        ids = whole.input_ids[: self.max_input_tokens + MAX_TARGET_TOKENS]
-        return Rendered(ids, min(whole.target_start, len(ids)), len(ids) < len(whole.input_ids))
+        """Cut at the end, as published: a test prompt at its limit, prompt and target together at theirs.
+
+        A text that is cut is written out and read again there, and gets the tokenizer's own beginning of text
+        before the template's (Llama-2; official file `src/uie_collator.py`, `decoder_call`).
+        """
+        limit = self.max_input_tokens + (0 if for_test else MAX_TARGET_TOKENS)
+        own = self.tokenizer("")["input_ids"][:1]
+        again = own if own == [self.tokenizer.bos_token_id] == whole.input_ids[:1] else []
+        ids = [*again, *(whole.prompt_ids if for_test else whole.input_ids)]
+        if len(ids) <= limit:
+            return whole
+        ids, start = ids[:limit], min(len(again) + whole.target_start, limit)
+        return Rendered([*ids, *whole.target_ids] if for_test else ids, start, True)
 
     def prompt_text(self, task: Task, prompt: str, text: str) -> str:
         """The user turn in the model's chat template, up to where the model's answer begins."""
+        if self.separator == "prompt":
+            task = replace(task, separator=SEPARATORS["zh" if PUBLISHED_MARK in prompt else "en"])
         turn = user_turn(task, prompt, text)
         return self._template([{"role": "user", "content": turn}], add_generation_prompt=True)
 
@@ -154,14 +180,14 @@ class Renderer:
             )
         return len(frame)
 
-    def _shorten(self, task: Task, prompt: str, example: Example) -> tuple[str, list[int]]:
+    def _shorten(self, task: Task, prompt: str, given: str) -> tuple[str, list[int]]:
         """The prompt with as much of the input's beginning as fits, and its token ids."""
         frame = self.require_fits(task, prompt)
-        encoded = self.tokenizer(example.input, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(given, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
         keep = min(self.max_input_tokens - frame, len(offsets))
         while True:  # ends: without any input the prompt is the frame, which fits
-            text = self.prompt_text(task, prompt, example.input[: offsets[keep - 1][1] if keep else 0])
+            text = self.prompt_text(task, prompt, given[: offsets[keep - 1][1] if keep else 0])
             (ids,) = self._tokenize([text])
             if len(ids) <= self.max_input_tokens:
                 return text, ids
@@ -178,8 +204,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def user_turn(task: Task, prompt: str, text: str) -> str:
-    """Instruction, input and output-format suffix as one user turn (official file `src/uie_collator.py`)."""
-    return prompt + "\n\n" + task.separator + "\n" + text + "\n\n" + task.suffix
+    """Instruction, input and output-format suffix as one user turn; without a suffix it ends with the input.
+
+    Official file `src/uie_dataset.py`, `load_task`.
+    """
+    return prompt + "\n\n" + task.separator + "\n" + text + ("\n\n" + task.suffix if task.suffix else "")
 
 
 def with_fixed_clock(template: str) -> str:

@@ -125,7 +125,8 @@ class Stage(ABC):
 
     def renderer(self, language_model: LanguageModel) -> Renderer:
         """How the model sees examples."""
-        return language_model.renderer(self.config.data.max_input_tokens, self.config.data.truncation)
+        data = self.config.data
+        return language_model.renderer(data.max_input_tokens, data.truncation, data.separator)
 
 
 @dataclass(frozen=True)

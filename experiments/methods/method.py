@@ -38,7 +38,8 @@ class Context:
     @cached_property
     def renderer(self) -> Renderer:
         """How the model sees examples."""
-        return self.language_model.renderer(self.config.data.max_input_tokens, self.config.data.truncation)
+        data = self.config.data
+        return self.language_model.renderer(data.max_input_tokens, data.truncation, data.separator)
 
 
 class Method(ABC):

@@ -49,13 +49,13 @@ class LanguageModel:
         default_factory=OrderedDict, repr=False, compare=False
     )
 
-    def renderer(self, max_input_tokens: int, truncation: str = "input") -> Renderer:
-        """How this model sees examples."""
-        return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens, truncation)
+    def renderer(self, max_input_tokens: int, *rest: str) -> Renderer:
+        """How this model sees examples; `rest` are the renderer's truncation and separator."""
+        return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens, *rest)
 
     def rendered_test(self, renderer: Renderer, task: Task, prompt: str) -> list[Rendered]:
         """The task's test examples; kept, since every state of a run is tested on the same ones."""
-        limits = (renderer.max_input_tokens, renderer.truncation)
+        limits = (renderer.max_input_tokens, renderer.truncation, renderer.separator)
         key = (prompt, task.suffix, task.separator, task.test, limits)
         if key not in self._tests:
             self._tests[key] = renderer.render(task, prompt, task.test, for_test=True)
@@ -170,7 +170,8 @@ def load_renderer(config: Config) -> Renderer:
     """How the config's model sees examples; loads its tokenizer only."""
     options = dict(config.model.template_options)
     data = config.data
-    return Renderer(load_tokenizer(config.model), options, data.max_input_tokens, data.truncation)
+    tokenizer = load_tokenizer(config.model)
+    return Renderer(tokenizer, options, data.max_input_tokens, data.truncation, data.separator)
 
 
 _loaded: dict[str, LanguageModel] = {}

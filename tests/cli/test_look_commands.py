@@ -220,6 +220,18 @@ def test_show_example_of_a_shortened_input(sapo, small):
     assert "input shortened" in sapo(*arguments, f"data.max_input_tokens={limit}").out
 
 
+def test_show_example_of_the_test_split_is_what_evaluation_sees(sapo, small):
+    """As published, a test prompt is cut at its end and keeps its target; a training row loses it."""
+    arguments = ("show", "example", "task=mini_city", "index=0", *small, "data.truncation=end")
+    whole = sapo(*arguments, "split=test", "--json").document
+    limit = f"data.max_input_tokens={whole['target_start'] - 5}"
+    cut = sapo(*arguments, limit, "split=test", "--json").document
+    assert cut["shortened"]
+    assert cut["target_ids"] == whole["target_ids"]
+    assert cut["input_ids"] == whole["input_ids"][: whole["target_start"] - 5] + whole["target_ids"]
+    assert f"target: tokens {cut['target_start']} to" in sapo(*arguments, limit, "split=test").out
+
+
 def test_show_run(sapo, trained):
     shown = sapo("show", "run", trained.adaptive["id"], "--json").document
     assert shown["metrics"] == trained.adaptive["metrics"]

@@ -12,6 +12,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "paper-vs-code.md"
 SWITCHES = {
     "parity.name": "reference",
     "seed": 42,
+    "data.label_blanks": "keep",
+    "data.separator": "prompt",
     "scorer.subset": "first",
     "scorer.reduction": "batch",
     "scorer.state": "shrunk",

@@ -194,6 +194,26 @@ def test_numbers_and_padded_labels_become_texts(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "rows.json") == (Example("6 x 7", "42"), Example(" kept ", "good"))
 
 
+def test_the_published_code_keeps_blanks_around_labels(root: Path) -> None:
+    rows = [{"sentence": " x ", "label": " good\n"}, {"sentence": "y", "label": "bad"}]
+    (root / "SUPERNI" / "task007_moods" / "train.json").write_text(json.dumps(rows))
+    config = config_of(root, "sequence=ni_seq_c1")
+    assert load_task("NI007", config).train[0] == Example(" x ", "good")
+    kept = load_task("NI007", config_of(root, "sequence=ni_seq_c1", "parity=reference"))
+    assert kept.train[0] == Example(" x ", " good\n")
+    assert load_task("NI007", config) is not kept
+
+
+def test_labels_with_blanks_are_in_the_published_files(benchmarks: Path) -> None:
+    kept = load_benchmark_task("NI360", "superni", benchmarks, keep_blanks=True)
+    stripped = load_benchmark_task("NI360", "superni", benchmarks)
+    differ = [
+        [a.target != b.target for a, b in zip(getattr(kept, split), getattr(stripped, split), strict=True)]
+        for split in ("train", "test")
+    ]
+    assert (sum(differ[0][:1000]), sum(differ[1])) == (14, 8)
+
+
 def test_a_label_may_be_a_number_that_no_float_can_hold(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"sentence": "10^400", "label": 10**400}]))
     assert read_examples(tmp_path / "rows.json") == (Example("10^400", f"1{'0' * 400}"),)

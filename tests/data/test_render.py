@@ -1,7 +1,9 @@
 """Rendering: what a model sees of an example, token by token, on three chat templates."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.render import Renderer, user_turn
-from sapo.data.tasks import Example, Task
+from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments.model.fetch import model_folder, tiny_tokenizer
 from sapo.experiments.model.load import load_tokenizer
 
@@ -111,6 +113,8 @@ def conversation(renderer: Renderer, task: Task, example: Example) -> str:
 
 def test_the_user_turn() -> None:
     assert user_turn(TASK, "Say {x}.", "a\nb") == "Say {x}.\n\nText:\na\nb\n\nAnswer:"
+    # Nothing follows the input where there is no suffix, as in the published code.
+    assert user_turn(replace(TASK, suffix=""), "Say {x}.", "a\nb") == "Say {x}.\n\nText:\na\nb"
 
 
 def test_smollm2(smollm2: Renderer) -> None:
@@ -123,6 +127,16 @@ def test_qwen3_with_an_empty_think_block(qwen3: Renderer) -> None:
 
 def test_llama2_with_our_template(llama2: Renderer) -> None:
     check_golden(llama2, LLAMA2_TEXT, LLAMA2_PROMPT, LLAMA2_TARGET)
+    blanks = Task("mood", "\n Name the {mood}.", "Answer: ", (), ())  # are stripped, as by Meta's template
+    assert llama2.full_text(blanks, blanks.instruction, Example("so happy", " good\n")) == LLAMA2_TEXT
+
+
+def test_without_a_suffix_the_turn_ends_with_the_input(qwen3: Renderer, llama2: Renderer) -> None:
+    task = replace(TASK, suffix="")
+    (of_qwen,) = qwen3.render(task, task.instruction, [EXAMPLE])
+    (of_llama,) = llama2.render(task, task.instruction, [EXAMPLE])
+    assert of_qwen.prompt_ids == [*QWEN3_USER[:14], 151645, 198, *QWEN3_HEADER]
+    assert of_llama.prompt_ids == [*LLAMA2_PROMPT[:17], *LLAMA2_PROMPT[-4:]]
 
 
 def check_golden(renderer: Renderer, text: str, prompt_ids: list[int], target_ids: list[int]) -> None:
@@ -232,6 +246,20 @@ def test_a_template_that_writes_answers_elsewhere_is_refused() -> None:
         Renderer(tokenizer, {}, 512).render(TASK, "Do.", [EXAMPLE])
 
 
+def test_a_vast_input_costs_what_its_beginning_costs(real: Renderer) -> None:
+    renderer, vast = limited(real, 100), "In the year 1905, word after word. " * 2_000_000
+    tracemalloc.start()
+    try:
+        (rendered,) = renderer.render(TASK, TASK.instruction, [Example(vast, "good")])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(vast) / 2  # most of it the table of Qwen3's tokens
+    (of_less,) = renderer.render(TASK, TASK.instruction, [Example(vast[:5000], "good")])
+    assert rendered == of_less
+    assert rendered.is_shortened
+
+
 # --- any text ----------------------------------------------------------------------------------------------
 
 TINY = Renderer(tiny_tokenizer(), {}, 100_000)
@@ -258,6 +286,15 @@ def test_what_is_kept_is_a_beginning_that_fits(text: str, room: int) -> None:
     assert rendered.is_shortened == (len(text.encode()) > room) == (kept != text)
 
 
+@given(text=st.text(alphabet="ab .é漢\n", max_size=400), limit=st.integers(40, 60))
+def test_what_is_cut_before_it_is_tokenized_would_be_cut_anyway(text: str, limit: int) -> None:
+    renderer, whole = limited(TINY, limit), limited(TINY, limit)
+    whole.__dict__["_most_characters"] = 10**9
+    renderer.__dict__["_most_characters"] = limit  # a token of the tiny tokenizer is one byte
+    example = [Example(text, "x")]
+    assert renderer.render(TASK, "Do.", example) == whole.render(TASK, "Do.", example)
+
+
 # --- cut where the published code cuts ----------------------------------------------------------------------
 
 
@@ -278,3 +315,51 @@ def test_truncation_at_the_end_cuts_targets_in_training_and_the_suffix_in_tests(
         assert found.target_ids == expected.target_ids
         assert found.is_shortened == (expected.target_start > limit)
     assert [len(rendered.target_ids) > 0 for rendered in published.render(TASK, "x", examples)][-1] is False
+
+
+def test_a_llama2_row_that_is_cut_begins_twice_and_no_other(llama2: Renderer) -> None:
+    example = Example("word " * 50, "good")
+    (whole,) = llama2.render(TASK, TASK.instruction, [example])
+    size = len(whole.input_ids)
+    for limit, is_cut in ((size - 128, True), (size - 127, False)):
+        published = Renderer(llama2.tokenizer, llama2.template_options, limit, "end")
+        (found,) = published.render(TASK, TASK.instruction, [example])
+        assert found.is_shortened == is_cut
+        assert found.input_ids == ([1, *whole.input_ids][:size] if is_cut else whole.input_ids)
+        assert found.target_start == whole.target_start + is_cut
+    (tested,) = Renderer(llama2.tokenizer, {}, 40, "end").render(TASK, "x", [example], for_test=True)
+    assert tested.prompt_ids[:3] == [1, 1, 733]
+    assert len(tested.prompt_ids) == 40
+
+
+@pytest.mark.parametrize(
+    ("separator", "prompt", "line"),
+    [
+        ("task", "这条文字是什么意思？", "文本:"),
+        ("prompt", "这条文字是什么意思？", "Text:"),
+        ("prompt", "判断态度。", "文本:"),
+    ],
+)
+def test_the_published_code_has_the_prompt_choose_the_separator(
+    separator: str, prompt: str, line: str
+) -> None:
+    task = own_task("stance", "判断文本的态度，输出A或者B。")
+    renderer = Renderer(tiny_tokenizer(), {}, 512, separator=separator)
+    assert f"\n\n{line}\n支持" in renderer.prompt_text(task, prompt, "支持")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "language"),
+    [
+        ("判断文本的态度，输出A或者B。", "zh"),
+        ("고객 메시지의 주제를 고르세요.", "en"),
+        ("次の文章の話題を選んでください。", "en"),
+        ("고객 메시지(顧客相談內容記錄)의 주제", "en"),
+        ("Определите тему обращения.", "en"),
+        ("Translate 你好 into English.", "en"),
+        ("", "en"),
+    ],
+)
+def test_the_chinese_separator_is_for_chinese(instruction: str, language: str) -> None:
+    task = own_task("t", instruction)
+    assert (task.language, task.separator) == (language, {"zh": "文本:", "en": "Text:"}[language])

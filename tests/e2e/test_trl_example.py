@@ -29,7 +29,7 @@ def test_the_script_selects_trains_and_evaluates(tmp_path, monkeypatch, capsys):
         key.endswith("lora_A.weight") for key in load_file(tmp_path / "lora" / "adapter_model.safetensors")
     )
     said = capsys.readouterr().out
-    assert "paired t-test over examples" in said
+    assert "paired t-test over distinct examples" in said
     assert f"{losses['after']:.3f} after" in said
 
 

@@ -17,9 +17,10 @@ MODEL = {
     "model.source", "model.tokenizer", "model.chat_template", "model.template_options", "model.dtype",
     "model.lora_targets",
 }  # fmt: skip
-DATA = {"data.max_input_tokens", "data.truncation"}
+DATA = {"data.max_input_tokens", "data.truncation", "data.separator", "data.label_blanks"}
 OPTIMIZATION = (
     "seeding",
+    "step_count",
     "epochs",
     "learning_rate",
     "schedule",
@@ -47,14 +48,17 @@ OTHER_VALUES = {
     "trainer.schedule": "linear",
     "engine.device": "cuda",
     "data.truncation": "end",
+    "data.separator": "prompt",
+    "data.label_blanks": "keep",
     "scorer.state": "shrunk",
     "trainer.seeding": "run",
+    "trainer.step_count": "floor",
 }
 GOLDEN = {
-    "score": "3d95cb500b87433a",
-    "train": "3dc60a61c2eed6da",
-    "evaluate": "9bca4013cb6a9b36",
-    "gradient": "c11e497fef4cc83c",
+    "score": "88b050e9e2bff388",
+    "train": "2b20670c0f539d8a",
+    "evaluate": "3820b5dc78b0941d",
+    "gradient": "4645b88727709deb",
 }
 
 
