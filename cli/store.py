@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapo.cli.console import Json, emit, store_root
+from sapo.cli.console import Json, emit, notice, store_root
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,38 +29,37 @@ def verify(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Compare the SHA-256 of every stored file with its manifest; exit 1 if anything is damaged."""
-    from functools import partial
+    """Read everything that is stored; exit 1 if anything is damaged, missing, or cannot be read.
 
+    Files have the SHA-256 of their manifest, stages are what their names say, and runs and probes have all of
+    theirs.
+    """
     from sapo.conf.errors import WorkError
-    from sapo.experiments.engine.garbage import discard
+    from sapo.experiments.engine import garbage
 
     store = _store(root)
-    found = list(store.damaged())
+    found = garbage.verify(store)
     count, runs = sum(1 for _ in store.stages()), sum(1 for _ in store.runs())
-    folders = dict.fromkeys(folder for folder, _ in found)
-    deleted = [
-        str(folder)
-        for folder in folders
-        if delete and discard(store, folder, folder.name, partial(_is_damaged, folder))
-    ]
-    left = [line for folder, line in found if str(folder) not in deleted]
+    gone = garbage.delete_damaged(store, found) if delete else []
+    left = [problem for problem in found if problem.path is None or problem.path not in gone]
 
     def render(console: "Console") -> None:
-        for folder in deleted:
-            console.print(f"Deleted {folder}", markup=False, soft_wrap=True)
-        damaged = f"{len(deleted)} damaged and deleted" if deleted else "none damaged"
+        for path in gone:
+            console.print(f"Deleted {path}", soft_wrap=True)
+        damaged = f"{len(gone)} damaged and deleted" if gone else "none damaged"
         console.print(f"{count} stages and {runs} runs in {store.root}, {damaged}.", soft_wrap=True)
 
     if json or not left:
-        document = {"root": str(store.root), "stages": count, "runs": runs, "deleted": deleted}
-        emit(document | {"damaged": [line for _, line in found]}, json, render)
+        document = {"root": str(store.root), "stages": count, "runs": runs, "deleted": [str(p) for p in gone]}
+        emit(document | {"damaged": [problem.line for problem in found]}, json, render)
     if left:
-        lines = "\n".join(f"  {line}" for line in left)
-        raise WorkError(
-            f"{len(left)} damaged in {store.root}:\n{lines}\n"
-            "Delete it with `sapo store verify --delete`; the commands that made it then make it again."
-        )
+        lines = "\n".join(f"  {problem.line}" for problem in left)
+        mend = ""
+        if any(problem.path for problem in left):
+            mend = (
+                "\nDelete it with `sapo store verify --delete`; the commands that made it then make it again."
+            )
+        raise WorkError(f"{len(left)} damaged, missing or not readable in {store.root}:\n{lines}{mend}")
 
 
 @group.command("ls")
@@ -186,11 +185,15 @@ def import_archive(
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Take runs and stages in from a file, all or nothing; the same commands then find them computed."""
+    """Take runs and stages in from a file, all or nothing; the same commands then find them computed.
+
+    What comes in is whole and fits together. Nothing shows who made it: import from people you trust.
+    """
     from sapo.experiments.engine import archive
     from sapo.experiments.engine.store import Store
 
-    store = Store(root or store_root())
+    store = Store((root or store_root()).expanduser())
+    notice("An archive shows that it is whole, not who made it: import only from people you trust.")
     done = archive.import_archive(file, store)
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
     lines = [text, *(f"  {run}" for run in done.runs)]
@@ -202,7 +205,7 @@ def _store(root: Path | None) -> "Store":
     from sapo.conf.errors import UserError
     from sapo.experiments.engine.store import Store
 
-    root = root or store_root()
+    root = (root or store_root()).expanduser()
     if not root.is_dir():
         raise UserError(f"No store {root}. Say where it is with --root FOLDER or SAPO_STORE.")
     return Store(root)
@@ -214,10 +217,3 @@ def _amount(n_bytes: int) -> str:
     while size >= 1000 and len(units) > 1:
         size, _ = size / 1000, units.pop(0)
     return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def _is_damaged(folder: Path) -> bool:
-
-    from sapo.data.records import damage
-
-    return any(damage(folder))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shlex
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def stored_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         return content
-    except (OSError, ValueError) as error:
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkError(
             f"Damaged: cannot read {path} ({error}). Delete {path.parent} to make it again."
         ) from error
@@ -89,8 +92,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Has the system write a folder's files to the disk: they outlast a loss of power."""
+    """Has the system write a folder's files to the disk: they outlast a loss of power.
+
+    Files get the permissions of the folder, which follow the umask, whatever a library wrote them with.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
     for path in (*folder.rglob("*"), folder):
+        if path != folder and not path.is_symlink():
+            path.chmod(mode if path.is_dir() else mode & 0o666)
         sync(path)
 
 

@@ -5,7 +5,7 @@ A finished folder has a manifest with the SHA-256 of its files, which is written
 
 import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -193,7 +193,9 @@ class StageResult(_Typed):
     nll: float | None = None
 
 
-class _Listed(_Typed):
+class FileFacts(_Typed):
+    """What a manifest says of a file."""
+
     sha256: Digest
     bytes: Count
 
@@ -231,7 +233,7 @@ def read_record(kind: type[R], folder: Path) -> R:
             f"{folder} has no {MANIFEST}: whether its numbers are those that were stored cannot be told. "
             f"{mend(folder)}"
         )
-    for line in damage(folder):
+    for line in lasting_damage(folder):
         raise WorkError(f"Damaged: {line}. {mend(folder)}")
     return parse(kind, file, mend(folder))
 
@@ -275,14 +277,14 @@ def manifest_of(folder: Path, names: Iterable[str] = ()) -> dict[str, dict[str, 
     }
 
 
-def read_manifest(folder: Path) -> Mapping[str, _Listed]:
+def read_manifest(folder: Path) -> dict[str, FileFacts]:
     """The files that a finished folder is made of; WorkError if its manifest is damaged or names none."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict) or not content:
             raise ValueError("it names no files")
-        return {name: _Listed.model_validate(facts) for name, facts in content.items()}
+        return {name: FileFacts.model_validate(facts) for name, facts in content.items()}
     except ValidationError as error:
         raise WorkError(f"cannot read {path} ({_wrong(error)})") from error
     except FileNotFoundError as error:
@@ -318,3 +320,39 @@ def damage(folder: Path, whole: bool = True) -> Iterator[str]:
             yield f"{file} is gone"
         except ValueError as error:  # a name that no file can have
             yield f"cannot read {file!r} ({error})"
+
+
+def lasting_damage(folder: Path, whole: bool = True) -> list[str]:
+    """The lines of `damage`, after a second look.
+
+    Another command may put new files in the place of those that are being read: it is damage only if two
+    readings in a row find the same in the same place.
+    """
+    before, lines = None, list(damage(folder, whole))
+    while lines and before != (now := (_place(folder), _place(folder / MANIFEST), lines)):
+        before, lines = now, list(damage(folder, whole))
+    return lines
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def differences(stored: Any, asked: Any, where: str = "") -> Iterator[str]:
+    """What differs between two nested JSON values, a line each: `dotted.path: stored -> asked`."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for name in [*stored, *(name for name in asked if name not in stored)]:
+            path = f"{where}.{name}".lstrip(".")
+            yield from differences(stored.get(name), asked.get(name), path)
+    elif isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
+        for number, pair in enumerate(zip(stored, asked, strict=True)):
+            yield from differences(*pair, f"{where}.{number}".lstrip("."))
+    elif stored != asked:
+        first, second = (
+            text if len(text := json.dumps(v)) <= 60 else f"{text[:59]}…" for v in (stored, asked)
+        )
+        yield f"{where}: {first} -> {second}"

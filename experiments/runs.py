@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
-from sapo.data.files import flush, write_json
+from sapo.data.files import flush, sync, write_json
 from sapo.data.hygiene import distinct_rows
 from sapo.data.records import (
     MANIFEST,
@@ -60,6 +60,7 @@ def put_run(building: Path, folder: Path) -> None:
     flush(building)
     for name in RUN_FILES:
         (building / name).replace(folder / name)
+    sync(folder)
 
 
 def read_config(folder: Path) -> Config:

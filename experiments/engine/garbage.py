@@ -1,19 +1,150 @@
-"""What lies in a store that nothing refers to any more, and how it is deleted without disturbing anyone."""
+"""Upkeep of a store: what is damaged in it, and what nothing refers to any more and may go."""
 
+import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.files import stored_json
-from sapo.data.records import MANIFEST, damage
-from sapo.experiments.engine.store import GC, Store, taken
+from sapo.data.files import unreadable
+from sapo.data.records import (
+    BASE,
+    MANIFEST,
+    ProbeRecord,
+    RunRecord,
+    lasting_damage,
+    mend,
+    parse,
+    read_manifest,
+    read_record,
+)
+from sapo.data.tasks import digest
+from sapo.experiments.engine.store import GC, KINDS, Store, Stored, holder, try_lock
 
 LOCK = "lock that nobody holds"  # `what` of a leftover lock
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a stage, run or probe.
+
+    `lock` is its lock, and `path` what is to go, so that its command makes it again; None where something is
+    missing, or may not be read.
+    """
+
+    line: str
+    lock: str
+    path: Path | None = None
+
+
+def verify(store: Store) -> list[Problem]:
+    """Reads everything in the store; what is being written meanwhile is not judged."""
+    found: list[Problem] = []
+    with store.at_work(required=False):
+        for kind in KINDS:
+            for folder in _folders(store.root / "stages" / kind, found):
+                found += _settled(store, folder.name, partial(_problems_of_stage, folder))
+        for part, record in (("runs", RunRecord), ("probes", ProbeRecord)):
+            for folder in _folders(store.root / part, found):
+                # A folder with neither is what a killed command left.
+                if (folder / record.FILE).exists() or (folder / MANIFEST).exists():
+                    found += _problems_of_record(store, folder, record)
+    return found
+
+
+def _folders(parent: Path, found: list[Problem]) -> Iterator[Path]:
+    """The folders in `parent`, but for hidden ones, which are being written."""
+    try:
+        names = sorted(os.listdir(parent))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        found.append(Problem(str(unreadable(parent, error)), GC))
+        return
+    yield from (parent / name for name in names if not name.startswith(".") and (parent / name).is_dir())
+
+
+def _settled(store: Store, lock: str, look: Callable[[], list[Problem]]) -> list[Problem]:
+    """The problems of a folder, looked for again under its lock; none while another command writes it."""
+    if not look():
+        return []
+    path = store.root / "locks" / f"{lock}.lock"
+    if not os.access(path, os.W_OK):  # nobody holds it, or nobody may write here
+        return look()
+    with try_lock(path) as is_mine:
+        return look() if is_mine else []
+
+
+def _problems_of_stage(folder: Path) -> list[Problem]:
+    stored = Stored(folder.name, folder)
+    try:
+        if lines := lasting_damage(folder):
+            return [Problem(line, stored.key, folder) for line in lines]
+        listed = {folder / name for name in (*read_manifest(folder), MANIFEST)}
+        paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
+        if extra := sorted(set(paths) - listed):
+            return [Problem(f"{path} is not in its stage's manifest", stored.key, path) for path in extra]
+        if digest(stored.identity) != stored.key:
+            return [Problem(f"{folder} holds another stage than its name says", stored.key, folder)]
+        _ = stored.result
+    except UserError as error:
+        return [Problem(str(error), stored.key, folder if isinstance(error, WorkError) else None)]
+    return []
+
+
+def _problems_of_record(
+    store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecord]
+) -> list[Problem]:
+    """A run or probe is what was stored, and every stage and run that it is made of is there."""
+
+    def look() -> list[Problem]:
+        try:
+            read_record(kind, folder)
+        except UserError as error:
+            is_damaged = isinstance(error, WorkError) or not (folder / kind.FILE).exists()
+            return [Problem(str(error), folder.name, folder if is_damaged else None)]
+        return []
+
+    def lacks(what: str, path: Path, lock: str) -> list[Problem]:
+        line = f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {mend(folder)}"
+        return [] if path.exists() else [Problem(line, lock)]
+
+    if problems := _settled(store, folder.name, look):
+        return problems
+    try:
+        record = parse(kind, folder / kind.FILE, mend(folder))
+    except UserError:  # it is being written again
+        return []
+    for stage in {stage.key: stage for stage in record.stages}.values():
+        what = f"{stage.kind} {stage.key[:12]} of {stage.task}"
+        path = store.root / "stages" / stage.kind / stage.key / MANIFEST
+        problems += _settled(store, stage.key, partial(lacks, what, path, stage.key))
+    for run in record.runs.values() if isinstance(record, ProbeRecord) else ():
+        path = store.run_folder(run) / RunRecord.FILE
+        problems += _settled(store, run, partial(lacks, f"run {run}", path, run))
+    return problems
+
+
+def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
+    """Deletes what is damaged, unless it has been made again meanwhile; the paths that are gone."""
+
+    def is_left(path: Path) -> bool:
+        kind = {"runs": RunRecord, "probes": ProbeRecord}.get(path.parent.name)
+        if kind is None:
+            return not path.is_dir() or bool(_problems_of_stage(path))
+        try:
+            read_record(kind, path)
+        except UserError:
+            return True
+        return False
+
+    paths = {problem.path: problem.lock for problem in problems if problem.path}
+    return [path for path, lock in paths.items() if discard(store, path, lock, partial(is_left, path))]
 
 
 @dataclass(frozen=True)
@@ -35,7 +166,7 @@ class Leftover:
     def age(self) -> float:
         """Seconds since it was last changed by this machine's clock: for people, never for a decision."""
         with suppress(FileNotFoundError):  # whose it was has come and taken it away
-            return max(0.0, time.time() - self.path.stat().st_mtime)
+            return max(0.0, time.time() - self.path.lstat().st_mtime)
         return 0.0
 
     def is_left(self) -> bool:
@@ -57,34 +188,43 @@ def leftovers(store: Store) -> list[Leftover]:
     return [*free, *locks]
 
 
-def locked(store: Store) -> set[str]:
-    """The locks that some process holds now. A lock file by itself is none: a dead process holds nothing."""
-    held = set()
+def locked(store: Store) -> dict[str, Path]:
+    """The locks that some process holds now, and their files.
+
+    A file by itself is no lock, since a dead process holds nothing; nor is what is no plain file.
+    """
+    held = {}
     for path in sorted(store.root.glob("locks/*.lock")):
-        with taken(path) as is_mine:
-            if not is_mine:
-                held.add(path.stem)
+        if path.is_file() and not path.is_symlink():
+            with try_lock(path) as is_mine:
+                if not is_mine:
+                    held[path.stem] = path
     return held
 
 
 def collect(store: Store, items: list[Leftover]) -> list[Leftover]:
-    """Deletes the items; returns those that are gone. One whose lock another process holds stays."""
-    is_wanted = any(item.is_of_no_run for item in items)
-    with _alone(store) if is_wanted else nullcontext():
+    """Deletes the items; returns those that are gone. One whose lock another process holds stays.
+
+    Where stages of no finished run are among them, no command may be at work, and one that is about to begin
+    waits: a run that has finished since they were listed keeps its stages.
+    """
+    if not any(item.is_of_no_run for item in items):
         return [item for item in items if discard(store, item.path, item.lock, item.is_left)]
-
-
-@contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """No command works in the store now, and one that is about to begin waits."""
     with store.lock(GC):
-        if held := locked(store) - {GC}:
+        if held := {key: path for key, path in locked(store).items() if key != GC}:
             raise UserError(
-                f"A command is at work in {store.root} ({len(held)} locks held), and may need what no "
-                "finished run refers to. Wait for it, or leave out --unfinished."
+                f"At work in {store.root}: {holder(next(iter(held.values())))} ({len(held)} locks). It may "
+                "need what no finished run refers to: wait for it, or leave out --unfinished."
             )
-        yield
+        still = {item.path for item in _of_no_run(store)} | {item.path for item in _unfinished(store)}
+        gone = [
+            item
+            for item in items
+            if (not item.is_of_no_run or item.path in still)
+            and discard(store, item.path, item.lock, item.is_left)
+        ]
         (store.root / "locks" / f"{GC}.lock").unlink(missing_ok=True)
+    return gone
 
 
 def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) -> bool:
@@ -94,15 +234,17 @@ def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) ->
     """
     locks = store.root / "locks"
     locks.mkdir(exist_ok=True)
-    with taken(locks / f"{lock}.lock") as is_mine:
+    if path.parent == locks and path.is_dir() and not path.is_symlink():  # no lock: nobody can hold it
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
+    with try_lock(locks / f"{lock}.lock") as is_mine:
         if not is_mine or not is_left():
             return False
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             # Out of its place by one rename first: a kill leaves no half of it there.
-            building = store.root / "building"
-            building.mkdir(exist_ok=True)
-            away = Path(tempfile.mkdtemp(prefix="gone-", dir=building))
-            path.rename(away / path.name)
+            away = store.root / "building" / f"gone-{uuid.uuid4().hex[:8]}"
+            away.parent.mkdir(exist_ok=True)
+            path.rename(away)
             shutil.rmtree(away, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -114,64 +256,50 @@ def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) ->
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all the files in a folder."""
     size = 0
-    for file in path.rglob("*") if path.is_dir() else [path]:
+    for file in path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]:
         with suppress(FileNotFoundError):  # it is being built, or moved to its place
-            size += file.stat().st_size if file.is_file() else 0
+            size += file.lstat().st_size if file.is_file() else 0
     return size
 
 
 def _unfinished(store: Store) -> Iterator[Leftover]:
     root = store.root
+
+    def leftover(path: Path, what: str, lock: str, lost: bool = False, lacks: str | None = None) -> Leftover:
+        what = what if path.is_dir() else "stray file"  # which somebody else has put there
+        return Leftover(path, what, lock, size_of(path), lost, lacks)
+
     for path in sorted(root.glob("building/*")):
         # `kind-key…`, or the name of the very lock, and a few random characters.
-        yield _leftover(path, "folder of a process that died", f"gone-{path.name}")
+        yield leftover(path, "folder of a process that died", f"gone-{path.name}")
     for path in sorted(root.glob("stages/*/*")):
         if not (path / MANIFEST).is_file():
-            yield _leftover(path, "stage without its manifest", path.name, lacks=MANIFEST)
+            yield leftover(path, "stage without its manifest", path.name, lacks=MANIFEST)
     for path in sorted(root.glob("runs/*")):
-        if path.is_dir() and not (path / "run.json").is_file():
-            yield _leftover(path, "run without its run.json", path.name, lacks="run.json")
+        if path.is_dir() and not (path / RunRecord.FILE).is_file():
+            yield leftover(path, "run without its run.json", path.name, lacks=RunRecord.FILE)
     for path in sorted(root.glob("checkpoints/*")):
         is_done = (root / "stages" / "train" / path.name / MANIFEST).is_file()
         what = "checkpoint of a finished training" if is_done else "checkpoint of an unfinished training"
-        yield _leftover(path, what, path.name, is_of_no_run=not is_done)
+        yield leftover(path, what, path.name, path.is_dir() and not is_done)
 
 
 def _of_no_run(store: Store) -> Iterator[Leftover]:
     """Stages of no finished run; what was scored or evaluated in a run's trained states is the run's."""
     wanted = referred(store)
     for kind, stored in store.stages():
-        if stored.key in wanted:
+        if stored.key in wanted or (kind != "train" and str(stored.identity.get("state")) in wanted):
             continue
-        if kind != "train" and str(stored_json(stored.folder / "identity.json").get("state")) in wanted:
-            continue
-        yield _leftover(stored.folder, f"{kind} stage of no finished run", stored.key, is_of_no_run=True)
+        what = f"{kind} stage of no finished run"
+        yield Leftover(stored.folder, what, stored.key, size_of(stored.folder), is_of_no_run=True)
 
 
 def referred(store: Store) -> set[str]:
     """Keys of the stages that finished runs and probes refer to; WorkError if one cannot be read."""
     keys: set[str] = set()
-    for record in [*store.root.glob("runs/[!.]*/run.json"), *store.root.glob("probes/[!.]*/probe.json")]:
-        for line in damage(record.parent) if (record.parent / MANIFEST).is_file() else ():
-            raise WorkError(f"Damaged: {line}. What it refers to cannot be told: run its command again.")
-        content = stored_json(record)
-        # Keys are SHA-256 digests; whatever a record calls them, they are kept.
-        keys |= set(_digests(content))
-    return keys
-
-
-def _digests(content: object) -> Iterator[str]:
-    if isinstance(content, dict):
-        content = [*content.keys(), *content.values()]
-    if isinstance(content, list):
-        for item in content:
-            yield from _digests(item)
-    elif isinstance(content, str) and len(content) == 64 and not set(content) - set("0123456789abcdef"):
-        yield content
-
-
-def _leftover(
-    path: Path, what: str, lock: str, is_of_no_run: bool = False, lacks: str | None = None
-) -> Leftover:
-    """A folder with what it is, or a file that somebody else has put in the place of one."""
-    return Leftover(path, what if path.is_dir() else "stray file", lock, size_of(path), is_of_no_run, lacks)
+    for part, kind in (("runs", RunRecord), ("probes", ProbeRecord)):
+        for path in store.root.glob(f"{part}/[!.]*/{kind.FILE}"):
+            record = read_record(kind, path.parent)
+            keys |= {stage.key for stage in record.stages}
+            keys |= {state.key for state in record.states} if isinstance(record, RunRecord) else set()
+    return keys - {BASE}

@@ -25,7 +25,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
 from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_sight
 from sapo.experiments.engine.local import Stage, Watcher, compute
-from sapo.experiments.engine.store import Store, taken
+from sapo.experiments.engine.store import Store, try_lock
 
 # What a worker of a cluster must see as the driver does; a local one is the driver's child.
 _VARIABLES = (
@@ -208,7 +208,7 @@ class RayCluster:
         # TMPDIR is often too long for the names of sockets.
         parent = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # noqa: S108 (mkdtemp makes the folder its own)
         for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
-            with taken(lock) as is_of_nobody:
+            with try_lock(lock) as is_of_nobody:
                 if is_of_nobody:
                     shutil.rmtree(lock.parent, ignore_errors=True)
         try:
@@ -218,7 +218,7 @@ class RayCluster:
                 f"No folder for Ray's sockets and logs can be made in {parent}: {error}. Set RAY_TMPDIR to "
                 "another one, with a short name."
             ) from error
-        self._alive.enter_context(taken(folder / _LOCK))
+        self._alive.enter_context(try_lock(folder / _LOCK))
         return folder
 
     def _join(self) -> int:

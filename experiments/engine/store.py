@@ -7,12 +7,18 @@ A folder is built under `ROOT/building` and moved in by one rename.
 
 import errno
 import glob
+import json
+import logging
+import os
+import shlex
 import shutil
-import tempfile
+import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +28,23 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sapo.conf.errors import UserError, WorkError, is_full
-from sapo.data.files import flush, stored_json, sync, write_json
-from sapo.data.records import MANIFEST, StageResult, damage, manifest_of, parse
+from sapo.conf.text import printable
+from sapo.data.files import flush, stored_json, sync, unreadable, write_json
+from sapo.data.records import (
+    MANIFEST,
+    StageResult,
+    differences,
+    lasting_damage,
+    manifest_of,
+    parse,
+)
 
 EXAMPLES = "examples.parquet"
 GC = "gc"  # the lock of who deletes what no finished run refers to
 KINDS = ("score", "train", "evaluate", "gradient")
+PATIENCE = 3.0  # seconds after which whoever waits for a lock says for whom
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,35 +87,66 @@ class Store:
         self.root = root
         self._intact: set[str] = set()
 
-    def find(self, kind: str, key: str, whole: bool = True) -> Stored | None:
-        """The finished stage, or None. Raises WorkError if its files are not those of its manifest.
+    def find(
+        self, kind: str, key: str, identity: dict[str, Any] | None = None, whole: bool = True
+    ) -> Stored | None:
+        """The finished stage, or None.
 
-        Every file is read and compared the first time that a stage is found; without `whole`, which is for
-        those that only ask what there is, files are compared by size alone.
+        Args:
+            kind: One of KINDS.
+            key: The digest of the stage's identity.
+            identity: What the stage is asked as; a stored one that was computed as another is refused.
+            whole: Every file is read and compared the first time that a stage is found; without, which is for
+                those that only ask what there is, files are compared by size alone.
+
+        Raises:
+            WorkError: Its files are not those of its manifest, or its identity is another.
+            UserError: Its files may not be read.
         """
-        folder = self.root / "stages" / kind / key
-        if not (folder / MANIFEST).is_file():
+        stored = Stored(key, self.root / "stages" / kind / key)
+        try:
+            (stored.folder / MANIFEST).lstat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise unreadable(stored.folder, error) from error
         if key not in self._intact:
-            for line in damage(folder, whole):
-                raise WorkError(f"Damaged: {line}. {self._mend(folder)}")
+            for line in lasting_damage(stored.folder, whole):
+                if not stored.folder.exists():  # deleted meanwhile
+                    return None
+                raise WorkError(
+                    f"Damaged: {line}. Delete {stored.folder}, or everything that is damaged with `sapo "
+                    f"store verify --delete --root {shlex.quote(str(self.root))}`; the command that made it "
+                    "computes it again."
+                )
             if whole:
                 self._intact.add(key)
-        return Stored(key, folder)
-
-    def _mend(self, folder: Path) -> str:
-        return (
-            f"Delete {folder}, or everything that is damaged with `sapo store verify --delete --root "
-            f"{self.root}`; the command that made it computes it again."
-        )
+        for line in differences(stored.identity, json.loads(json.dumps(identity))) if identity else ():
+            raise WorkError(
+                f"Stage {kind}/{key[:12]} in {self.root} was computed as another than is asked for: {line} "
+                f"(stored -> asked). Delete {stored.folder}; the command that made it computes it again."
+            )
+        return stored
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Held while a stage is computed, so that processes that share the store wait for each other."""
+        """Held while a stage is computed, so that processes that share the store wait for each other.
+
+        Whoever waits longer than PATIENCE says for whom.
+        """
         self._make(self.root / "locks")
-        lock = _file_lock(self.root / "locks" / f"{key}.lock")
+        path = self.root / "locks" / f"{key}.lock"
         try:
-            lock.acquire()
+            lock = _file_lock(path)
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                _log.warning("Waiting for %s, which holds %s.", holder(path), path)
+                lock.acquire()
+            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            facts = {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
+            path.write_text(json.dumps(facts), encoding="utf-8")
         except OSError as error:
             if error.errno in _NO_FLOCK:
                 raise UserError(
@@ -113,25 +160,26 @@ class Store:
             lock.release()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def at_work(self, required: bool = True) -> Iterator[None]:
         """Held while runs are under way, which hold no other lock between one stage and the next.
 
         Waits for a process that deletes what no finished run refers to; that one refuses while this is held.
+        Who only reads goes on without (not `required`) in a store that he may not write.
         """
         name = f"driver-{uuid.uuid4().hex}"
         with ExitStack() as held:
-            with self.lock(GC):
-                self._sweep_drivers()
-                held.enter_context(self.lock(name))
-            held.callback((self.root / "locks" / f"{name}.lock").unlink, missing_ok=True)
+            try:
+                with self.lock(GC):
+                    for path in (self.root / "locks").glob("driver-*.lock"):  # of commands that were killed
+                        with try_lock(path) as is_mine, suppress(FileNotFoundError):
+                            if is_mine:
+                                path.unlink()
+                    held.enter_context(self.lock(name))
+                held.callback((self.root / "locks" / f"{name}.lock").unlink, missing_ok=True)
+            except UserError:
+                if required:
+                    raise
             yield
-
-    def _sweep_drivers(self) -> None:
-        """Deletes the lock files of commands that were killed at work; no command begins or sweeps now."""
-        for path in (self.root / "locks").glob("driver-*.lock"):
-            with taken(path) as is_mine, suppress(FileNotFoundError):
-                if is_mine:
-                    path.unlink()
 
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[Path]:
@@ -162,16 +210,19 @@ class Store:
     @contextmanager
     def scratch(self, mark: str) -> Iterator[Path]:
         """An empty folder among the unfinished, gone afterwards; one that a killed process left goes now."""
-        self._make(self.root / "building")
-        for leftover in (self.root / "building").glob(f"{glob.escape(mark)}-*"):
+        building = self.root / "building"
+        self._make(building)
+        for leftover in building.glob(f"{glob.escape(mark)}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir=self.root / "building"))
+        # Not `tempfile`, which keeps others out whatever the umask is.
+        folder = building / f"{mark}-{uuid.uuid4().hex[:8]}"
+        self._make(folder)
         try:
             yield folder
         except (OSError, SafetensorError) as error:
-            if not is_full(error):
-                raise
-            raise self._not_writable(error) from error
+            if is_full(error) or isinstance(error, PermissionError) or not building.is_dir():
+                raise self._not_writable(error) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -197,16 +248,6 @@ class Store:
         """The folder of every finished run; those with a leading dot are being written."""
         yield from sorted(path.parent for path in self.root.glob("runs/[!.]*/run.json"))
 
-    def damaged(self) -> Iterator[tuple[Path, str]]:
-        """Every damaged folder of a stage, run or probe, with a line for each file that has changed.
-
-        One that was written without a manifest cannot be judged, and is passed over.
-        """
-        for pattern in (f"stages/*/*/{MANIFEST}", f"runs/[!.]*/{MANIFEST}", f"probes/[!.]*/{MANIFEST}"):
-            for manifest in sorted(self.root.glob(pattern)):
-                for line in damage(manifest.parent):
-                    yield manifest.parent, line
-
     def _make(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -217,15 +258,31 @@ class Store:
         failure = f"Cannot write to the store {self.root}: {error}."
         if is_full(error):
             return WorkError(f"{failure} Make room; what is finished is kept, and the same command goes on.")
+        if isinstance(error, PermissionError):
+            return UserError(
+                f"{failure} It is another user's: set store.root=FOLDER, or share it by a group (`chgrp -R "
+                f"GROUP` and `chmod -R g+rwXs` on {self.root}, and umask 002 for all who use it)."
+            )
+        if not self.root.exists():
+            return WorkError(f"{failure} It was deleted meanwhile: run the same command again.")
         return UserError(f"{failure} Set store.root=FOLDER.")
 
 
-@contextmanager
-def taken(path: Path) -> Iterator[bool]:
-    """Whether this process got the lock of a file without waiting; it has it inside."""
-    lock = _file_lock(path, timeout=0)
+def holder(path: Path) -> str:
+    """Who holds a lock and since when, as far as its file says."""
     try:
-        lock.acquire()
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return printable("`{command}` (process {process} on {host}, since {since})".format(**facts))
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another command"
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Whether this process got the lock of a file without waiting; it has it inside."""
+    try:
+        lock = _file_lock(path)
+        lock.acquire(timeout=0)
     except (Timeout, OSError):  # what cannot be opened may be held as well
         yield False
         return
@@ -235,6 +292,8 @@ def taken(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _file_lock(path: Path, timeout: float = -1) -> FileLock:
+def _file_lock(path: Path) -> FileLock:
+    if path.is_symlink():  # nobody holds it: a lock is opened only where it lies
+        path.unlink(missing_ok=True)
     # What it would fall back to outlives a process that is killed, and locks everybody out.
-    return FileLock(path, timeout=timeout, fallback_to_soft=False)
+    return FileLock(path, fallback_to_soft=False)

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from sapo.data.records import MANIFEST
+from sapo.experiments.engine.garbage import verify
 from sapo.experiments.engine.store import Store
 
 EXPERIMENT = (
@@ -232,6 +233,6 @@ class Whole:
         assert found.record == self.outcome.record
         assert found.digests == self.outcome.digests
         pd.testing.assert_frame_equal(found.predictions, self.outcome.predictions)
-        assert not list(Store(root).damaged())
+        assert not verify(Store(root))
         assert not list(root.glob("building/*"))
         assert not list(root.glob("checkpoints/*"))

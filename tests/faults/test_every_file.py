@@ -14,6 +14,7 @@ from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
 from sapo.conf.errors import WorkError
 from sapo.conf.load import load, load_one
+from sapo.experiments.engine.garbage import verify
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
@@ -67,12 +68,12 @@ def test_damage_is_found_in_every_kind_of_file(
             content = path.read_bytes()
             for _ in range(10 if is_long else 1):
                 DAMAGES[damage](path, draw)
-                (folder, line), *_ = Store(root).damaged()
-                assert folder in path.parents
-                assert str(folder) in line
+                problem, *_ = verify(Store(root))
+                assert problem.path in (path, *path.parents)
+                assert str(problem.path) in problem.line
                 path.write_bytes(content)
                 tally.add(f"{damage}: `sapo store verify` names it", tried=1, survived=1, refused=1)
-        assert not list(Store(root).damaged())
+        assert not verify(Store(root))
 
 
 def read(root: Path, path: Path) -> None:

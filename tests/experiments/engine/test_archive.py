@@ -4,64 +4,34 @@ import errno
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from making import RUN, add_run, add_stage, record, seal
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.data.files import write_json
-from sapo.data.records import MANIFEST, manifest_of
+from sapo.data.records import MANIFEST, StageResult, write_record
 from sapo.data.tasks import digest
-from sapo.experiments.engine import archive
+from sapo.experiments.engine import archive, garbage
 from sapo.experiments.engine.archive import INDEX, Archived, export_runs, import_archive
+from sapo.experiments.engine.garbage import collect, leftovers, verify
 from sapo.experiments.engine.store import Store
 
-KINDS = {
-    "score": "examples.parquet",
-    "train": "adapter/adapter_model.safetensors",
-    "evaluate": "examples.parquet",
-}
-RUN = "three-tiny-lorainc-sapo-s0-0123abcd"
-
-
-def seal(folder: Path) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)
-    write_json(folder / MANIFEST, manifest_of(folder))
-
-
-def add_stage(store: Store, kind: str, seed: int = 0, content: bytes = b"numbers") -> dict[str, str]:
-    identity = {"kind": kind, "state": "base", "seed": seed}
-    key = digest(identity)
-    with store.building(kind, key) as folder:
-        write_json(folder / "identity.json", identity)
-        write_json(folder / "result.json", {"task": "t", "seconds": 1.0})
-        (folder / "config.yaml").write_text("seed: 0\nmodel: {trust_remote_code: false}\n")
-        (folder / KINDS[kind]).parent.mkdir(exist_ok=True)
-        (folder / KINDS[kind]).write_bytes(content)
-    return {"kind": kind, "key": key}
-
-
-def add_run(store: Store, name: str, stages: list[dict[str, str]]) -> Path:
-    folder = store.run_folder(name)
-    folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"id": name, "stages": stages, "states": []})
-    (folder / "predictions.parquet").write_bytes(b"predictions")
-    (folder / "config.yaml").write_text("paraphrases: {folder: '${store.root}/pools'}\n")
-    seal(folder)
-    (folder / "metrics.json").write_text("{}")  # what the analysis puts beside stays behind
-    return folder
+KINDS = ("score", "train", "evaluate")
 
 
 @pytest.fixture
 def store(tmp_path) -> Store:
     """One run of three stages, and a stage that is none of its."""
     store = Store(tmp_path / "here")
-    add_run(store, RUN, [add_stage(store, kind) for kind in KINDS])
+    add_run(store, RUN, [add_stage(store, kind) for kind in KINDS])  # with metrics.json, which stays behind
     add_stage(store, "train", seed=1)
     return store
 
@@ -100,7 +70,7 @@ def test_a_run_arrives_with_all_its_stages_and_nothing_else(store, file, there):
     stranger = add_stage(store, "train", seed=1)["key"]
     assert contents(there.root) == {name: content for name, content in own.items() if stranger not in name}
     assert done.bytes == sum(map(len, contents(there.root).values()))
-    assert not list(there.damaged())
+    assert verify(there) == []
     assert not list(there.root.glob("building/*"))
     for kind in KINDS:
         assert there.find(kind, digest({"kind": kind, "state": "base", "seed": 0}))
@@ -124,7 +94,7 @@ def test_another_result_under_the_same_key_is_refused(store, file, there):
 def test_what_only_took_another_time_is_the_same_result(file, there):
     stage = add_stage(there, "evaluate")
     folder = there.root / "stages" / "evaluate" / stage["key"]
-    write_json(folder / "result.json", {"task": "t", "seconds": 2.0})
+    write_record(folder / "result.json", StageResult(task="t", model="m", seconds=2.0, tokens=3))
     seal(folder)
     assert import_archive(file, there).kept == 1
 
@@ -148,7 +118,7 @@ def test_export_names_what_it_lacks(store, file, tmp_path):
         (lambda: path.write_bytes(b"numberz"), WorkError, "Damaged: .*adapter_model"),
         (lambda: shutil.rmtree(path.parents[1].parent), UserError, "Stage train/.* is not in"),
         (lambda: (run / "predictions.parquet").write_bytes(b"x"), WorkError, "Damaged: .*predictions"),
-        (lambda: (run / MANIFEST).unlink(), UserError, "without a manifest"),
+        (lambda: (run / MANIFEST).unlink(), WorkError, "has no manifest.json: .*sapo train"),
     ):
         damage()
         with pytest.raises(error, match=message):
@@ -204,6 +174,9 @@ KEY = "a" * 64
         "runs/a/b/run.json",
         "runs/a/metrics.json",
         "runs/a\x1b[2J/run.json",
+        "runs/a b/run.json",
+        "runs/a[1]/run.json",
+        "runs/-a/run.json",
         "locks/a.lock",
         "building/a/result.json",
         "checkpoints/a/trainer_state.json",
@@ -314,36 +287,36 @@ def bomb() -> bytes:
 
 
 CHANGES = {
-    "has not written: KeyError": lambda files, stage, run: resealed(
+    "run.json: sequence: Field required": lambda files, stage, run: resealed(
         files, run, "run.json", json.dumps({"id": RUN}).encode()
     ),
-    "has not written: ScannerError": lambda files, stage, run: resealed(
-        files, stage, "config.yaml", b"a: 'b"
+    "run.json: seed: ": lambda files, stage, run: resealed(
+        files, run, "run.json", json.dumps(record(RUN, [], seed="0")).encode()
     ),
-    "Damaged in the archive: .*adapter_model": lambda files, stage, run: files.update(
+    "result.json: seconds: ": lambda files, stage, run: resealed(
+        files, stage, "result.json", b'{"task": "t", "model": "m", "seconds": null, "tokens": 1}'
+    ),
+    "while scanning a quoted": lambda files, stage, run: resealed(files, stage, "config.yaml", b"a: 'b"),
+    "damaged: stages/train/.*adapter_model": lambda files, stage, run: files.update(
         {f"{stage}/adapter/adapter_model.safetensors": b"numberz"}
     ),
-    "Damaged in the archive: .*run.json": lambda files, stage, run: files.update({f"{run}/run.json": b"{}"}),
-    "Damaged in the archive": lambda files, stage, run: files.pop(f"{stage}/{MANIFEST}"),
+    "damaged: runs/.*run.json": lambda files, stage, run: files.update({f"{run}/run.json": b"{}"}),
+    "damaged: .*manifest.json is gone": lambda files, stage, run: files.pop(f"{stage}/{MANIFEST}"),
     "unlike its manifest": lambda files, stage, run: files.update({f"{stage}/more.json": b"{}"}),
     "is not what its key says": lambda files, stage, run: resealed(
         files, stage, "identity.json", b'{"kind": "train", "seed": 7}'
     ),
     "has another id": lambda files, stage, run: resealed(
-        files, run, "run.json", b'{"id": "b", "stages": []}'
+        files, run, "run.json", json.dumps(record("b", [])).encode()
     ),
-    "has not written: WorkError.*not a JSON object": lambda files, stage, run: resealed(
-        files, run, "run.json", b"[]"
-    ),
-    "has not written: ValueError.*an alias": lambda files, stage, run: resealed(
-        files, stage, "config.yaml", bomb()
-    ),
+    "run.json: Input should be an object": lambda files, stage, run: resealed(files, run, "run.json", b"[]"),
+    "an alias": lambda files, stage, run: resealed(files, stage, "config.yaml", bomb()),
     "/dev/zero, which does not lie in": lambda files, stage, run: named(files, run, "/dev/zero"),
     r"\.\./\.\./x, which does not lie in": lambda files, stage, run: named(files, run, "../../x"),
-    "Stage train/.* of run .* is missing": lambda files, stage, run: [
+    "stage train/.* of run .* is missing": lambda files, stage, run: [
         files.pop(name) for name in list(files) if name.startswith("stages/train")
     ],
-    "run code of a model's": lambda files, stage, run: resealed(
+    "runs code of a model's": lambda files, stage, run: resealed(
         files, stage, "config.yaml", b"model: {trust_remote_code: true}"
     ),
     "read this machine's environment": lambda files, stage, run: resealed(
@@ -391,11 +364,10 @@ def test_settings_that_are_made_of_others_are_refused(store, there, tmp_path, se
     ],
 )
 def test_a_run_refers_to_stages_alone(store, there, tmp_path, stage):
-    record = json.dumps({"id": RUN, "stages": [stage]}).encode()
-    bad = forged(
-        store, lambda files, _, run: resealed(files, run, "run.json", record), tmp_path / "bad.tar.gz"
-    )
-    with pytest.raises(UserError, match="refers to what is no stage"):
+    known = {"task": "t", "device": "cpu", "seconds": 1.0, "tokens": 1}
+    text = json.dumps(record(RUN, [known | stage])).encode()
+    bad = forged(store, lambda files, _, run: resealed(files, run, "run.json", text), tmp_path / "bad.tar.gz")
+    with pytest.raises(UserError, match=r"run\.json: stages\.0\.(kind|key): "):
         import_archive(bad, there)
     assert_untouched(there)
 
@@ -410,7 +382,7 @@ def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, 
     with pytest.raises(KeyboardInterrupt):
         import_archive(file, there)
     assert not list(there.runs())
-    assert not list(there.damaged())
+    assert verify(there) == []
     monkeypatch.setattr(archive, "put_run", put_run)
     assert import_archive(file, there).kept == 3
     assert [run.name for run in there.runs()] == [RUN]
@@ -420,15 +392,15 @@ def test_a_size_below_nothing_is_refused(there, tmp_path):
     info = tarfile.TarInfo(INDEX)
     info.size = -1
     (tmp_path / "bad").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"{}" * 1000))
-    with pytest.raises(UserError, match="does not begin with an index"):
+    with pytest.raises(UserError, match="is not a plain file"):
         import_archive(tmp_path / "bad", there)
 
 
 def test_a_disk_that_fills_up_is_not_the_archive_s_fault(file, there, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archive, "_write", full)
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
     with pytest.raises(WorkError, match=r"Cannot write to the store .*Make room"):
         import_archive(file, there)
     assert_untouched(there)
@@ -447,3 +419,79 @@ def test_a_stage_that_a_run_computes_meanwhile_stays(file, there, monkeypatch):
     monkeypatch.setattr(archive, "_put_stage", late)
     assert import_archive(file, there).kept == 1
     assert [path.stat().st_ino for path in there.root.glob("stages/evaluate/*")] == computed
+
+
+def test_an_import_and_the_collection_of_what_no_run_refers_to_wait_for_each_other(
+    store, file, there, monkeypatch
+):
+    """Its stages are in place and its run is not, when another command lists and deletes."""
+    placed, go_on, put_run = threading.Event(), threading.Event(), archive.put_run
+
+    def slow(*arguments):
+        placed.set()
+        assert go_on.wait(60)
+        put_run(*arguments)
+
+    monkeypatch.setattr(archive, "put_run", slow)
+    importing = threading.Thread(target=import_archive, args=(file, there))
+    importing.start()
+    assert placed.wait(60)
+    found = leftovers(Store(there.root))
+    with pytest.raises(UserError, match="At work"):
+        collect(Store(there.root), found)
+    go_on.set()
+    importing.join(60)
+    assert {item.path.name for item in found if item.is_of_no_run} == {s.key for _, s in there.stages()}
+    collect(Store(there.root), found)  # listed before the run was there
+    assert verify(there) == []
+    assert len(list(there.stages())) == 3
+
+
+@pytest.mark.parametrize("work", ["export", "verify"])
+def test_whoever_reads_the_store_keeps_collections_away(store, tmp_path, monkeypatch, work):
+    refused = []
+
+    def during(*_):
+        with pytest.raises(UserError, match="At work"):
+            collect(Store(store.root), leftovers(Store(store.root)))
+        refused.append(True)
+
+    if work == "export":
+        pack = archive._pack
+        monkeypatch.setattr(archive, "_pack", lambda *parts: during() or pack(*parts))
+        export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
+    else:
+        lasting = garbage.lasting_damage
+        monkeypatch.setattr(garbage, "lasting_damage", lambda *parts: during() or lasting(*parts))
+        verify(store)
+    assert refused
+
+
+def test_an_export_beside_a_stage_that_is_computed_again_takes_the_new_one(
+    store, there, tmp_path, monkeypatch
+):
+    listed, readings = archive._listed, []
+
+    def then_replaced(*arguments, **named):
+        found = listed(*arguments, **named)
+        if not readings:
+            add_stage(store, "evaluate", content=b"new numbers")
+        readings.append(1)
+        return found
+
+    monkeypatch.setattr(archive, "_listed", then_replaced)
+    export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
+    assert len(readings) == 2
+    import_archive(tmp_path / "new.tar.gz", there)
+    (table,) = there.root.glob("stages/evaluate/*/examples.parquet")
+    assert table.read_bytes() == b"new numbers"
+
+
+def test_imported_files_are_as_open_as_the_umask_says(file, there):
+    before = os.umask(0o002)
+    try:
+        import_archive(file, there)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in there.root.glob("[sr]*/**/*") if path.is_file()}
+    assert modes == {0o664}

@@ -1,204 +1,306 @@
-"""What nothing refers to any more goes, and nothing else."""
+"""What is damaged is named, what nothing refers to any more goes, and nothing else."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from making import RUN, add_run, add_stage, record, seal
 
 from sapo.conf.errors import UserError, WorkError
+from sapo.data import records
 from sapo.data.files import write_json
-from sapo.data.records import MANIFEST, manifest_of
-from sapo.experiments.engine.garbage import collect, leftovers, locked, referred
+from sapo.data.records import MANIFEST
+from sapo.experiments.engine.garbage import collect, delete_damaged, leftovers, locked, referred, verify
 from sapo.experiments.engine.store import Store
 
-RUN, EVAL, LATER, LOST, BASE = (letter * 64 for letter in "abcde")
-
-
-def add(store: Store, kind: str, key: str, state: str = "base") -> None:
-    with store.building(kind, key) as folder:
-        write_json(folder / "identity.json", {"kind": kind, "state": state})
-        (folder / "table").write_text("1234")
+LOST = "f" * 64
 
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    """A finished run of two stages, an evaluation of its state, and two stages of no finished run."""
-    store = Store(tmp_path / "store")
-    add(store, "train", RUN)
-    add(store, "evaluate", EVAL, RUN)
-    add(store, "evaluate", LATER, RUN)
-    add(store, "train", LOST, RUN)
-    add(store, "score", BASE)
-    folder = store.run_folder("r")
-    folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"stages": [{"key": RUN}, {"key": EVAL}], "states": [{"key": "base"}]})
-    write_json(folder / MANIFEST, manifest_of(folder))
+    """A finished run of two stages, an evaluation of its state, and two stages of no finished run.
+
+    The folder's name is one that patterns, shells and URLs take for something else.
+    """
+    store = Store(tmp_path / "sto[r]e *? 'x' #=~ü")
+    trained = add_stage(store, "train")
+    add_run(store, RUN, [trained, add_stage(store, "evaluate", trained["key"])])
+    add_stage(store, "evaluate", trained["key"], seed=1)
+    add_stage(store, "train", trained["key"], seed=1)
+    add_stage(store, "score")
+    (store.root / "locks").mkdir()
     return store
 
 
-def remains(store: Store) -> list[Path]:
-    """What processes that died leave."""
-    root = store.root
-    paths = [
-        root / "building" / f"train-{LOST[:12]}-x1",
-        root / "stages" / "evaluate" / ("f" * 64),
-        root / "runs" / "half",
-        root / "checkpoints" / RUN,
+def stages_of_run(store: Store) -> list[dict[str, str]]:
+    return json.loads((store.run_folder(RUN) / "run.json").read_text())["stages"]
+
+
+def keys(store: Store) -> set[str]:
+    return {stored.key for _, stored in store.stages()}
+
+
+def lost(store: Store) -> set[str]:
+    """The stages that no finished run refers to."""
+    return {item.path.name for item in leftovers(store) if item.is_of_no_run}
+
+
+# --- what is damaged ---------------------------------------------------------------------------------------
+
+Harm = Callable[[Path, Path], object]
+# What is done to the folders of a run and of its training; what is named; whether something can go.
+HARMS: dict[str, tuple[Harm, str, bool]] = {
+    "file of a stage": (
+        lambda run, stage: (stage / "config.yaml").write_text("seed: 1"),
+        "config.yaml",
+        True,
+    ),
+    "manifest of a stage": (lambda run, stage: (stage / MANIFEST).unlink(), "manifest.json is gone", True),
+    "empty manifest": (lambda run, stage: (stage / MANIFEST).write_text("{}"), "names no files", True),
+    "extra file": (
+        lambda run, stage: (stage / "x.json").write_text(""),
+        "x.json is not in its stage's",
+        True,
+    ),
+    "stage of a run": (lambda run, stage: shutil.rmtree(stage), f"Run {RUN} lacks train", False),
+    "name of a stage": (
+        lambda run, stage: stage.rename(stage.with_name(LOST)),
+        "another stage than its",
+        True,
+    ),
+    "result of a stage": (
+        lambda run, stage: (write_json(stage / "result.json", {"task": 1}), seal(stage)),
+        "result.json: task: ",
+        True,
+    ),
+    "file of a run": (
+        lambda run, stage: (run / "config.yaml").write_text(""),
+        "config.yaml is not what",
+        True,
+    ),
+    "manifest of a run": (lambda run, stage: (run / MANIFEST).unlink(), "has no manifest.json", True),
+    "record of a run": (lambda run, stage: (run / "run.json").unlink(), "has no run.json", True),
+    "type in a record": (
+        lambda run, stage: (write_json(run / "run.json", record(RUN, [], seed="0")), seal(run)),
+        "run.json: seed: ",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_verify_names_what_is_damaged_or_missing(store, harm):
+    assert verify(store) == []
+    strike, text, can_go = HARMS[harm]
+    run, stage = store.run_folder(RUN), store.root / "stages" / "train" / stages_of_run(store)[0]["key"]
+    strike(run, stage)
+    problem, *more = verify(store)
+    assert text in problem.line
+    assert (problem.path is not None) == can_go
+    # A run whose stage has lost its place lacks it as well.
+    assert all("lacks train" in another.line for another in more)
+    assert len(more) == (harm in ("manifest of a stage", "name of a stage"))
+    gone = delete_damaged(store, [problem])
+    assert gone == [problem.path] * can_go
+    assert not any(path.exists() for path in gone)
+    if harm == "extra file":
+        assert verify(store) == []
+
+
+def test_a_probe_has_its_stages_and_runs(store):
+    folder = store.probe_folder("p")
+    stage = add_stage(store, "gradient")
+    folder.mkdir(parents=True)
+    content = record("p", [stage]) | {
+        "tasks": ["a", "b"],
+        "prompts": {"-1": "x"},
+        "runs": {"-1": RUN},
+        "missing": [],
+        "n_scored": 1,
+        "n_cut": 0,
+        "identity": {"scorer": {"reduction": "token", "include_original": False}},
+    }
+    write_json(folder / "probe.json", content)
+    seal(folder)
+    assert verify(store) == []
+    assert stage["key"] in referred(store)
+    shutil.rmtree(store.root / "stages" / "gradient")
+    shutil.rmtree(store.run_folder(RUN))
+    assert [problem.line.split(":")[0] for problem in verify(store)] == [
+        f"Probe p lacks gradient {stage['key'][:12]} of t",
+        f"Probe p lacks run {RUN}",
     ]
-    for path in paths:
-        path.mkdir(parents=True)
-        (path / "file").write_text("12345")
-    return paths
+
+
+def test_what_is_written_meanwhile_is_not_judged(store, monkeypatch):
+    """A command with --force holds the stage's lock, and has put half of the new files in place."""
+    key = stages_of_run(store)[0]["key"]
+    (store.root / "stages" / "train" / key / "config.yaml").write_text("seed: 1")
+    with store.lock(key):
+        assert verify(store) == []
+    assert len(verify(store)) == 1
+    # And one that has put the whole stage in its place by the time of the second look.
+    damage, again = records.damage, [1]
+
+    def late(folder, whole=True):
+        yield from list(damage(folder, whole))
+        if folder.name == key and again:
+            again.pop()
+            add_stage(store, "train")
+
+    monkeypatch.setattr(records, "damage", late)
+    assert verify(store) == []
+
+
+def test_what_may_not_be_read_is_named_and_not_deleted(store, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(records, "sha256", refuse)
+    problems = verify(store)
+    assert len(problems) == 5 + 1
+    assert all("Permission denied. Have its owner" in problem.line for problem in problems)
+    assert delete_damaged(store, problems) == []
+
+
+# --- what nothing refers to --------------------------------------------------------------------------------
+
+
+def remains(store: Store) -> list[Path]:
+    """What processes that died leave, and files that somebody else has put there."""
+    root, key = store.root, stages_of_run(store)[0]["key"]
+    folders = [
+        root / "building" / f"train-{LOST[:12]}-x1",
+        root / "stages" / "evaluate" / LOST,
+        root / "runs" / "half",
+        root / "checkpoints" / key,
+    ]
+    strays = [root / "building" / "x.txt", root / "stages/train/.DS_Store", root / "checkpoints/.DS_Store"]
+    for path in [*(folder / "file" for folder in folders), *strays]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("12345")
+    return [*folders, *strays]
 
 
 def test_only_stages_of_no_finished_run_are_listed(store):
-    assert {item.path.name for item in leftovers(store) if item.is_of_no_run} == {LOST, BASE}
-    assert referred(store) == {RUN, EVAL}
-
-
-def test_a_probe_keeps_what_it_names(store):
-    folder = store.probe_folder("p")
-    folder.mkdir(parents=True)
-    (folder / "probe.json").write_text(json.dumps({"states": {"first": {"keys": [LOST]}}}))
-    assert {item.path.name for item in leftovers(store) if item.is_of_no_run} == {BASE}
+    (run,) = (store.root / "stages").glob(f"train/{stages_of_run(store)[0]['key']}")
+    trained = next(key for key in keys(store) if key != run.name and (run.parent / key).exists())
+    (scored,) = (path.name for path in (store.root / "stages" / "score").iterdir())
+    assert lost(store) == {trained, scored}
+    assert referred(store) == {stage["key"] for stage in stages_of_run(store)}
+    checkpoint = store.checkpoints(LOST)  # to go on from
+    checkpoint.mkdir(parents=True)
+    assert lost(store) == {trained, scored, LOST}
 
 
 def test_remains_go_and_everything_else_stays(store):
     paths = remains(store)
-    with store.lock(RUN):  # leaves its file
-        pass
-    before = {stored.key for _, stored in store.stages()}
+    locks = store.root / "locks"
+    (locks / f"{RUN}.lock").touch()
+    # What is no lock is held by nobody, and blocks nothing.
+    (locks / "link.lock").symlink_to(store.root / "elsewhere")
+    (locks / "folder.lock").mkdir()
+    before = keys(store)
     items = [item for item in leftovers(store) if not item.is_of_no_run]
-    assert {item.path for item in items} == {*paths, store.root / "locks" / f"{RUN}.lock"} | set(
-        store.root.glob("locks/*")
-    )
+    assert {item.path for item in items} == {*paths, *locks.iterdir()}
     assert {item.bytes for item in items if item.path in paths} == {5}
+    assert {item.what for item in items if item.path in paths[4:]} == {"stray file"}
     assert len(collect(store, items)) == len(items)
     assert not any(path.exists() for path in paths)
     assert not list(store.root.glob("building/*"))
-    assert not list(store.root.glob("locks/*"))
-    assert {stored.key for _, stored in store.stages()} == before
+    assert not list(locks.iterdir())
+    assert keys(store) == before
     assert leftovers(store) == [item for item in leftovers(store) if item.is_of_no_run]
 
 
-def test_stray_files_go_too(store):
-    paths = [
-        store.root / "building" / "x.txt",
-        store.root / "stages" / "train" / ".DS_Store",
-        store.root / "checkpoints" / ".DS_Store",
-    ]
-    for path in paths:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("123")
-    items = [item for item in leftovers(store) if item.path in paths]
-    assert {(item.path, item.what, item.bytes) for item in items} == {(p, "stray file", 3) for p in paths}
-    assert collect(store, items) == items
-    assert not any(path.exists() for path in paths)
-    assert store.find("train", RUN)
-
-
-@pytest.mark.parametrize("identity", [{"kind": "score"}, {"state": ["a"]}, {"state": None}])
-def test_a_stage_that_names_no_state_is_of_no_run(store, identity):
-    with store.building("score", "f" * 64) as folder:
-        write_json(folder / "identity.json", identity)
-    assert "f" * 64 in {item.path.name for item in leftovers(store) if item.is_of_no_run}
-
-
-def test_an_identity_that_is_none_is_damage(store):
-    with store.building("score", "f" * 64) as folder:
-        write_json(folder / "identity.json", ["state"])
-    with pytest.raises(WorkError, match=r"Damaged: cannot read .*identity\.json \(not a JSON object\)"):
-        leftovers(store)
-
-
-def test_a_checkpoint_to_go_on_from_is_of_no_run(store):
-    path = store.checkpoints("f" * 64)
-    path.mkdir(parents=True)
-    (item,) = [item for item in leftovers(store) if item.path == path]
-    assert item.is_of_no_run
-
-
 def test_stages_of_no_run_go_when_asked_for(store):
+    kept = keys(store) - lost(store)
     collect(store, leftovers(store))
-    assert {stored.key for _, stored in store.stages()} == {RUN, EVAL, LATER}
+    assert keys(store) == kept
     assert leftovers(store) == []
+
+
+def test_a_symlink_in_the_place_of_a_lock_does_not_stop_a_command(store):
+    (store.root / "locks" / "a.lock").symlink_to(store.root / "elsewhere")
+    with store.lock("a"):
+        assert set(locked(store)) == {"a"}
+    assert not (store.root / "elsewhere").exists()
 
 
 def test_what_another_process_builds_is_left_alone(store):
     remains(store)
+    (key,) = (key for key in lost(store) if (store.root / "stages" / "train" / key / MANIFEST).exists())
     program = (
         "import sys; from pathlib import Path; from sapo.experiments.engine.store import Store\n"
         "with Store(Path(sys.argv[1])).lock(sys.argv[2]):\n"
         "    print(flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(store.root), LOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", program, str(store.root), key], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         other.stdout.readline()
-        assert locked(store) == {LOST}
+        assert set(locked(store)) == {key}
         found = leftovers(store)
-        assert not [item for item in found if LOST[:12] in item.path.name]
-        with pytest.raises(UserError, match="at work"):
+        assert not [item for item in found if key in item.path.name]
+        with pytest.raises(UserError, match=rf"At work in .*process {other.pid} on .*--unfinished"):
             collect(store, found)
         collect(store, [item for item in found if not item.is_of_no_run])
-        assert (store.root / "building" / f"train-{LOST[:12]}-x1" / "file").is_file()
-        assert store.find("train", LOST)
+        assert store.find("train", key)
         other.kill()
-    assert locked(store) == set()  # the lock file is there, and nobody holds it
-    assert (store.root / "locks" / f"{LOST}.lock").is_file()
+    assert locked(store) == {}  # the lock file is there, and nobody holds it
+    assert (store.root / "locks" / f"{key}.lock").is_file()
     collect(store, leftovers(store))
-    assert store.find("train", LOST) is None
+    assert store.find("train", key) is None
 
 
-def test_a_damaged_run_stops_it(store):
-    (store.run_folder("r") / "run.json").write_text("{}")
+def test_a_damaged_record_stops_it(store):
+    (store.run_folder(RUN) / "run.json").write_text("{}")
     with pytest.raises(WorkError, match=r"Damaged: .*run\.json"):
         leftovers(store)
 
 
 def test_what_was_finished_since_it_was_listed_stays(store):
-    stage, run = store.root / "stages" / "evaluate" / ("f" * 64), store.run_folder("half")
+    stage, run = store.root / "stages" / "evaluate" / LOST, store.run_folder("half")
     stage.mkdir(parents=True)
     run.mkdir()
-    found = [item for item in leftovers(store) if item.path in (stage, run)]
-    assert len(found) == 2
-    add(store, "evaluate", "f" * 64)
-    write_json(run / "run.json", {"stages": []})
-    assert collect(store, found) == []
-    assert store.find("evaluate", "f" * 64)
+    found = leftovers(store)
+    with store.building("evaluate", LOST) as folder:
+        write_json(folder / "identity.json", {"state": stages_of_run(store)[0]["key"]})
+    write_json(run / "run.json", record("half", []))
+    seal(run)
+    # A run that has finished meanwhile, of stages that were listed because no run referred to them.
+    wanted = add_stage(store, "score")
+    add_run(store, "late", [wanted])
+    gone = collect(store, found)
+    assert store.find("evaluate", LOST)
+    assert store.find("score", wanted["key"])
     assert (run / "run.json").is_file()
+    assert {item.path for item in gone}.isdisjoint({stage, run, store.root / "stages/score" / wanted["key"]})
 
 
 def test_what_is_gone_since_it_was_listed_is_no_error(store):
     (path, *_) = remains(store)
     (item,) = [item for item in leftovers(store) if item.path == path]
-    (path / "file").unlink()
-    path.rmdir()
+    shutil.rmtree(path)
     assert item.age == 0.0
     assert collect(store, [item]) == [item]
 
 
 def test_runs_are_at_work_also_between_their_stages(store):
     found = leftovers(store)
+    locks = store.root / "locks"
+    (locks / "driver-dead.lock").touch()  # of a command that was killed at work: the next one sweeps it
     with store.at_work():
         assert len(locked(store)) == 1
-        with pytest.raises(UserError, match="at work"):
-            collect(store, found)
-    assert locked(store) == set()
-    assert not list(store.root.glob("locks/driver-*"))
-    collect(store, found)
-    assert leftovers(store) == []
-
-
-def test_the_next_command_sweeps_the_locks_of_killed_ones(store):
-    """A command that was killed at work holds nothing, and one that is at work keeps its lock."""
-    locks = store.root / "locks"
-    locks.mkdir(exist_ok=True)
-    (locks / "driver-dead.lock").touch()
-    with store.at_work():
-        (mine,) = locks.glob("driver-*")
         with Store(store.root).at_work():
-            assert len({mine, *locks.glob("driver-*")}) == len(set(locks.glob("driver-*"))) == 2
+            assert len(list(locks.glob("driver-*"))) == 2
+        with pytest.raises(UserError, match="At work"):
+            collect(store, found)
+    assert locked(store) == {}
     assert not list(locks.glob("driver-*"))
+    collect(store, found)
+    assert lost(store) == set()

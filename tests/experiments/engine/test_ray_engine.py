@@ -24,7 +24,7 @@ from sapo.experiments import run as running
 from sapo.experiments.engine import concurrent, pace
 from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_sight
 from sapo.experiments.engine.local import LocalEngine, compute
-from sapo.experiments.engine.store import Store, taken
+from sapo.experiments.engine.store import Store, try_lock
 from sapo.experiments.jobs import Job
 from sapo.experiments.model.lessons import Lesson
 from sapo.experiments.run import open_engine, run
@@ -179,7 +179,7 @@ def test_a_worker_goes_on_with_the_model_that_it_holds():
     assert bench.order == ["a1", "a2", "b1", "b2"]
 
 
-def test_of_two_free_workers_the_one_with_the_model_and_the_state_is_taken():
+def test_of_two_free_workers_the_one_with_the_model_and_the_state_is_try_lock():
     a, b = config("a"), config("b")
     bench = Bench(size=2)
     bench.ask(evaluate("a1", "1" * 64, a), evaluate("b1", "2" * 64, b))
@@ -579,7 +579,7 @@ def test_the_folders_of_drivers_that_were_killed_are_swept(local_cluster, tmp_pa
         (folder / "session" / "logs").mkdir(parents=True)
     for folder in (killed, alive):
         (folder / "driver.lock").touch()
-    with taken(alive / "driver.lock"):
+    with try_lock(alive / "driver.lock"):
         cluster.size()
         assert not killed.exists()
         assert alive.is_dir()

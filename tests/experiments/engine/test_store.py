@@ -3,16 +3,22 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from making import add_stage
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data import records
 from sapo.data.files import sync, write_json
-from sapo.data.records import MANIFEST, StageResult, manifest_of
+from sapo.data.records import MANIFEST, StageResult, lasting_damage
+from sapo.experiments.engine import store as store_module
 from sapo.experiments.engine.store import Store
 
 RESULT = {"task": "t", "model": "m", "seconds": 1.5, "tokens": 3}
@@ -25,8 +31,23 @@ def put(store: Store, key: str, text: str = "content") -> None:
         (folder / "result.json").write_text(json.dumps(RESULT))
 
 
-def test_a_finished_stage_is_found_with_its_result(tmp_path):
-    store = Store(tmp_path)
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """The files whose digest was asked for."""
+    names, sha256 = [], records.sha256
+    monkeypatch.setattr(records, "sha256", lambda path: names.append(path.name) or sha256(path))
+    return names
+
+
+def test_a_finished_stage_is_found_with_its_result(store, tmp_path):
+    left = tmp_path / "building" / f"train-{'a' * 12}-x1"  # what a killed process left
+    left.mkdir(parents=True)
+    (left / "result.json").write_text("{")
     assert store.find("train", "a" * 64) is None
     put(store, "a" * 64)
     stored = store.find("train", "a" * 64)
@@ -34,12 +55,9 @@ def test_a_finished_stage_is_found_with_its_result(tmp_path):
     assert (stored.folder / "adapter" / "weights").read_text() == "content"
     assert [(kind, s.key) for kind, s in store.stages()] == [("train", "a" * 64)]
     assert not list((tmp_path / "building").iterdir())
-    assert not list(store.damaged())
 
 
-def test_a_stage_that_fails_half_way_leaves_nothing(tmp_path):
-    store = Store(tmp_path)
-
+def test_a_stage_that_fails_half_way_leaves_nothing(store, tmp_path):
     def fails():
         with store.building("train", "a") as folder:
             (folder / "result.json").write_text("{}")
@@ -51,16 +69,7 @@ def test_a_stage_that_fails_half_way_leaves_nothing(tmp_path):
     assert not list((tmp_path / "building").iterdir())
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path):
-    left = tmp_path / "building" / f"train-{'a' * 12}-x1"
-    left.mkdir(parents=True)
-    (left / "result.json").write_text("{")
-    put(Store(tmp_path), "a" * 64)
-    assert not list((tmp_path / "building").iterdir())
-
-
-def test_a_folder_without_a_manifest_is_no_stage_and_gives_way(tmp_path):
-    store = Store(tmp_path)
+def test_a_folder_without_a_manifest_is_no_stage_and_gives_way(store, tmp_path):
     half = tmp_path / "stages" / "train" / "a"
     half.mkdir(parents=True)
     (half / "result.json").write_text("{")
@@ -69,36 +78,28 @@ def test_a_folder_without_a_manifest_is_no_stage_and_gives_way(tmp_path):
     assert store.find("train", "a").result.seconds == 1.5
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "flipped", "manifest"])
-def test_damage_is_named(tmp_path, damage):
-    store = Store(tmp_path)
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": lambda folder: (folder / "adapter/weights").write_text("cont"),
+    "gone": lambda folder: (folder / "adapter/weights").unlink(),
+    "flipped": lambda folder: (folder / "adapter/weights").write_text("Content"),
+    "manifest": lambda folder: (folder / MANIFEST).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_refused_by_name(store, tmp_path, damage):
     put(store, "a")
-    folder = tmp_path / "stages" / "train" / "a"
-    path = folder / "adapter" / "weights"
-    if damage == "cut":
-        path.write_text("cont")
-    elif damage == "gone":
-        path.unlink()
-    elif damage == "flipped":
-        path.write_text("Content")
-    else:
-        path = folder / MANIFEST
-        path.write_text("{")
-    ((found, line),) = store.damaged()
-    assert found == folder
-    assert str(path) in line
-    with pytest.raises(WorkError, match=f"Damaged: .*{path.name}.*sapo store verify --delete"):
-        Store(tmp_path).find("train", "a")
+    DAMAGE[damage](tmp_path / "stages" / "train" / "a")
+    name = MANIFEST if damage == "manifest" else "weights"
+    with pytest.raises(WorkError, match=f"Damaged: .*{name}.*sapo store verify --delete"):
+        store.find("train", "a")
     if damage == "flipped":  # whoever only asks what there is looks at sizes
-        assert Store(tmp_path).find("train", "a", whole=False)
+        assert store.find("train", "a", whole=False)
 
 
-def test_damage_is_looked_for_once_a_process(tmp_path, monkeypatch):
-    store = Store(tmp_path)
+def test_damage_is_looked_for_once_a_process(store, read):
     put(store, "a")
-    read = []
-    sha256 = records.sha256
-    monkeypatch.setattr(records, "sha256", lambda path: read.append(path.name) or sha256(path))
+    read.clear()
     assert store.find("train", "a", whole=False)
     assert read == []
     assert store.find("train", "a")
@@ -106,40 +107,104 @@ def test_damage_is_looked_for_once_a_process(tmp_path, monkeypatch):
     assert sorted(read) == ["result.json", "weights"]
 
 
-def test_a_damaged_run_is_named(tmp_path):
-    store = Store(tmp_path)
-    folder = store.run_folder("r")
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text("{}")
-    assert list(store.runs()) == [folder]
-    assert not list(store.damaged())  # from before runs had manifests
-    write_json(folder / MANIFEST, manifest_of(folder, ["run.json"]))
-    (folder / "metrics.json").write_text("{}")
-    assert not list(store.damaged())
-    (folder / "run.json").write_text("[]")
-    assert [found for found, _ in store.damaged()] == [folder]
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "adapter/../../outside", "a\0b"])
+def test_a_manifest_leads_to_no_file_outside_its_folder(store, tmp_path, read, name):
+    put(store, "a")
+    folder = tmp_path / "stages" / "train" / "a"
+    (folder.parent / "outside").write_text("")
+    listed = json.loads((folder / MANIFEST).read_text())
+    write_json(folder / MANIFEST, listed | {name: {"bytes": 0, "sha256": "0" * 64}})
+    read.clear()
+    (line,) = lasting_damage(folder)
+    assert "does not lie in its folder" in line or "cannot read" in line
+    assert set(read) == {"result.json", "weights"}
+
+
+def test_what_is_replaced_while_it_is_read_is_no_damage(store, monkeypatch):
+    """As beside `--force`: the manifest is the old folder's, the files are the new one's."""
+    put(store, "a", "old")
+    sha256, left = records.sha256, ["new", "newer"]
+
+    def replacing(path):
+        if path.name == "weights" and "stages" in path.parts and left:
+            put(store, "a", left.pop())
+        return sha256(path)
+
+    monkeypatch.setattr(records, "sha256", replacing)
+    assert Store(store.root).find("train", "a")
+    assert not left
+
+
+def test_a_stage_that_was_computed_as_another_is_refused_with_the_difference(store):
+    key = add_stage(store, "score")["key"]
+    asked = {"kind": "score", "state": "base", "seed": 0}
+    assert store.find("score", key, asked)
+    assert store.find("score", key, asked | {"seed": 0, "tuple": ()} | {"tuple": None})
+    for change, line in (
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"data": {"root": "x"}}, 'data: null -> {"root": "x"}'),
+        ({"state": ["a"]}, 'state: "base" -> ["a"]'),
+    ):
+        with pytest.raises(WorkError) as caught:
+            store.find("score", key, asked | change)
+        assert f"asked for: {line} (stored -> asked)" in str(caught.value)
+
+
+def test_differences_are_named_by_their_place():
+    stored = {"a": {"b": [1, {"c": 2}], "same": [1, 2]}, "gone": 1, "cut": [1]}
+    asked = {"a": {"b": [1, {"c": 3}], "same": [1, 2]}, "new": "x", "cut": [1, 2]}
+    lines = ["a.b.1.c: 2 -> 3", "gone: 1 -> null", "cut: [1] -> [1, 2]", 'new: null -> "x"']
+    assert list(records.differences(stored, asked)) == lines
+
+
+# --- what the system refuses -------------------------------------------------------------------------------
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    store = Store(tmp_path / "file")
-    with pytest.raises(UserError, match=r"Cannot write to the store .*store\.root"), store.lock("a"):
+    with (
+        pytest.raises(UserError, match=r"Cannot write to the store .*store\.root"),
+        Store(tmp_path / "file").lock("a"),
+    ):
         pass
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        (errno.ENOSPC, WorkError, r"/store: .*No space left.*Make room"),
+        (errno.EACCES, UserError, r"/store: .*Permission denied.*another user's.*store\.root=FOLDER.*chmod"),
+    ],
+)
+def test_what_fails_while_a_stage_is_built_names_path_and_remedy(tmp_path, code, error, message):
+    with pytest.raises(error, match=message), Store(tmp_path / "store").building("train", "a") as folder:
+        raise OSError(code, os.strerror(code), str(folder / "x"))
+
+
+def test_a_store_that_is_deleted_meanwhile_says_so(tmp_path):
+    store = Store(tmp_path / "store")
+
+    def build():
+        with store.building("train", "a") as folder:
+            shutil.rmtree(store.root)
+            (folder / "result.json").write_text("{}")
+
+    with pytest.raises(WorkError, match="deleted meanwhile: run the same command again"):
+        build()
+
+
+def test_a_file_system_without_locks_is_refused(store, monkeypatch):
     """What stands in for a lock there would outlive a process that is killed."""
 
     def missing(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", missing)
-    store = Store(tmp_path)
     with pytest.raises(UserError, match=r"without file locks \(flock: .*store\.root=FOLDER"), store.lock("a"):
         pass
 
 
-def test_a_stage_is_in_its_place_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+def test_a_stage_is_in_its_place_on_the_disk_before_it_counts(store, tmp_path, monkeypatch):
     """The name of its folder is flushed after the rename: its checkpoints are deleted next."""
     done, rename, fsync = [], Path.rename, os.fsync
 
@@ -149,10 +214,9 @@ def test_a_stage_is_in_its_place_on_the_disk_before_it_counts(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", lambda path, to: done.append("rename") or rename(path, to))
-    put(Store(tmp_path), "a" * 64)
+    put(store, "a" * 64)
     assert done[-2:] == ["rename", tmp_path / "stages" / "train"]
-    names = {path.name for path in done[:-2]}
-    assert {"weights", "adapter", "result.json", MANIFEST} < names
+    assert {"weights", "adapter", "result.json", MANIFEST} < {path.name for path in done[:-2]}
 
 
 def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, monkeypatch):
@@ -167,19 +231,28 @@ def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, mon
         sync(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "adapter/../../outside", "a\0b"])
-def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path, monkeypatch, name):
-    store = Store(tmp_path)
-    put(store, "a")
-    (tmp_path / "stages" / "train" / "outside").write_text("")
-    path = tmp_path / "stages" / "train" / "a" / MANIFEST
-    write_json(path, json.loads(path.read_text()) | {name: {"bytes": 0, "sha256": "0" * 64}})
-    read = []
-    sha256 = records.sha256
-    monkeypatch.setattr(records, "sha256", lambda path: read.append(path.name) or sha256(path))
-    ((_, line),) = store.damaged()
-    assert "does not lie in its folder" in line or "cannot read" in line
-    assert sorted(read) == ["result.json", "weights"]
+def test_a_stage_that_is_computed_again_is_never_there_in_parts(store, tmp_path, monkeypatch):
+    """Killed at the last step: the old one is out of its place, the new one not yet in it."""
+    put(store, "a", "old")
+    put(store, "a", "new")
+    assert (store.find("train", "a").folder / "adapter" / "weights").read_text() == "new"
+    rename = Path.rename
+
+    def dies(path, target):
+        if "stages" in Path(target).parts:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            put(store, "a", "newest")
+    assert Store(tmp_path).find("train", "a") is None
+    put(store, "a", "newest")
+    assert not list((tmp_path / "building").iterdir())
+
+
+# --- several processes, several users ----------------------------------------------------------------------
 
 
 def test_processes_wait_for_each_others_stages(tmp_path):
@@ -197,24 +270,117 @@ def test_processes_wait_for_each_others_stages(tmp_path):
     assert (tmp_path / "count").read_text() == "100"
 
 
-def test_a_stage_that_is_computed_again_is_never_there_in_parts(tmp_path, monkeypatch):
-    """Killed at the last step: the old one is out of its place, the new one not yet in it."""
-    store = Store(tmp_path)
-    put(store, "a", "old")
-    put(store, "a", "new")
-    assert (store.find("train", "a").folder / "adapter" / "weights").read_text() == "new"
-    rename = Path.rename
+def test_whoever_waits_for_a_lock_says_for_whom_and_since_when(store, monkeypatch, caplog):
+    monkeypatch.setattr(store_module, "PATIENCE", 0)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/sapo", "train", "secret=1"])
+    said, got = threading.Event(), threading.Event()
+    monkeypatch.setattr(
+        store_module._log, "warning", lambda text, *parts: (lines.append(text % parts), said.set())
+    )
+    lines: list[str] = []
 
-    def dies(path, target):
-        if "stages" in Path(target).parts:
-            raise KeyboardInterrupt
-        return rename(path, target)
+    def wait():
+        with Store(store.root).lock("a"):
+            got.set()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", dies)
-        with pytest.raises(KeyboardInterrupt):
-            put(store, "a", "newest")
-    assert Store(tmp_path).find("train", "a") is None
-    assert not list(store.damaged())
-    put(store, "a", "newest")
-    assert not list((tmp_path / "building").iterdir())
+    with store.lock("a"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert said.wait(60)
+        assert not got.is_set()
+    waiting.join(60)
+    assert got.is_set()
+    (line,) = lines
+    host = os.uname().nodename
+    assert line.startswith(f"Waiting for `sapo train` (process {os.getpid()} on {host}, since 20")
+    assert line.endswith(f", which holds {store.root / 'locks' / 'a.lock'}.")
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_what_is_stored_is_open_to_others_as_the_umask_says(store, umask):
+    before = os.umask(umask)
+    try:
+        with store.building("train", "a") as folder:
+            (folder / "adapter").mkdir(mode=0o700)
+            for path, mode in ((folder / "adapter" / "weights", 0o600), (folder / "result.json", 0o666)):
+                path.touch(mode)
+    finally:
+        os.umask(before)
+    stored = store.root / "stages" / "train" / "a"
+    for path in (stored, *stored.rglob("*"), *(store.root / "locks").glob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that a group may write, outside of what the tests' own user keeps to himself."""
+    if os.geteuid():
+        pytest.skip("only root can be other users")
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    os.chown(folder, 0, GROUP)
+    folder.chmod(0o2770)
+    yield folder
+    shutil.rmtree(folder)
+
+
+GROUP = 54321
+
+
+def as_user(number: int, umask: int, action: Callable[[], object]) -> str:
+    """What a user of the group is told when he does something: nothing, or the error."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        text = "killed"
+        try:
+            os.setgroups([])
+            os.setgid(GROUP)
+            os.setuid(number)
+            os.umask(umask)
+            action()
+            text = ""
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(writing, text.encode())
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as said:
+        return said.read()
+
+
+def test_two_users_of_a_group_share_a_store(shared):
+    store = Store(shared / "store")
+
+    def compute():
+        with Store(store.root).at_work(), Store(store.root).lock("a"):
+            put(Store(store.root), "a")
+            assert Store(store.root).find("train", "a").result.seconds == 1.5
+
+    assert as_user(50001, 0o002, compute) == ""
+    assert (
+        as_user(50002, 0o002, compute) == ""
+    )  # reads what the other has stored, and puts his own in its place
+    assert (store.root / "stages" / "train" / "a").stat().st_uid == 50002
+    assert (store.root / "locks" / "a.lock").stat().st_mode & 0o777 == 0o664
+
+
+def test_a_store_of_another_user_is_read_or_refused_with_path_and_remedy(shared):
+    root = shared / "store"
+    assert as_user(50001, 0o022, lambda: put(Store(root), "a")) == ""
+
+    def lock():
+        with Store(root).lock("a"):
+            pass
+
+    assert as_user(50002, 0o022, lambda: Store(root).find("train", "a").result) == ""
+    said = as_user(50002, 0o022, lock)
+    assert said.startswith(f"UserError: Cannot write to the store {root}: [Errno 13] Permission denied")
+    assert "store.root=FOLDER" in said
+    (root / "stages" / "train" / "a" / "adapter" / "weights").chmod(0o600)
+    said = as_user(50002, 0o022, lambda: Store(root).find("train", "a"))
+    weights = root / "stages" / "train" / "a" / "adapter" / "weights"
+    assert said.startswith(f"UserError: Cannot read {weights}: Permission denied. Have its owner")
+    assert f"`chmod -R g+rX {weights.parent}`" in said
+    assert "Delete" not in said
