@@ -25,7 +25,7 @@ class PlanEngine:
         """The finished stage, or a stand-in."""
         self.asked += 1
         key = stage.key
-        stored = self.store.find(stage.kind, key, whole=False)
+        stored = self.store.find(stage.kind, key, stage.identity(), whole=False)
         if stored is not None:
             self.done[key] = stage
             return stored

@@ -113,7 +113,7 @@ class ConcurrentEngine(LocalEngine):
             self.watch(stage, "stored")
             return stored, False
         again = self.force and key not in self.computed
-        found = None if again else self.store.find(stage.kind, key)
+        found = None if again else self.store.find(stage.kind, key, stage.identity())
         if found is not None:
             self.watch(stage, "stored")
             return found, False

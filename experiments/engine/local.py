@@ -77,7 +77,7 @@ class LocalEngine:
         """Notes a stage that is in the store, and returns it."""
         if is_new:
             self.computed.add(key)
-        stored = self.store.find(stage.kind, key)
+        stored = self.store.find(stage.kind, key, stage.identity())
         if stored is None:
             raise RuntimeError(f"stage {key} vanished")
         self.watch(stage, "done" if is_new else "stored")
@@ -99,7 +99,7 @@ class LocalEngine:
 def compute(stage: Stage, key: str, store: Store, again: bool, begin: Callable[[], None]) -> bool:
     """Computes the stage under its lock unless it is stored; whether it did. `again`: also if it is."""
     with store.lock(key):
-        is_new = again or store.find(stage.kind, key) is None
+        is_new = again or store.find(stage.kind, key, stage.identity()) is None
         if is_new:
             begin()
             with store.building(stage.kind, key) as folder:

@@ -48,8 +48,12 @@ def test_ls_says_what_everything_takes(sapo, copy):
     assert sapo("store", "ls", "--root", copy).out.splitlines()[-1].split()[0] == "all"
 
 
-def test_verify_deletes_what_is_damaged_when_asked(sapo, copy):
-    victims = [next(copy.glob("stages/train/*/adapter/*.safetensors")), next(copy.glob("runs/*/run.json"))]
+def test_verify_deletes_what_is_damaged_when_asked_and_the_same_command_makes_it_again(
+    sapo, small, trained, copy
+):
+    record = json.loads((copy / "runs" / trained.static["id"] / "run.json").read_text())
+    stage = copy / "stages" / "train" / record["states"][-1]["key"]
+    victims = [next(stage.glob("adapter/*.safetensors")), copy / "runs" / trained.adaptive["id"] / "run.json"]
     for victim in victims:
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
@@ -61,6 +65,11 @@ def test_verify_deletes_what_is_damaged_when_asked(sapo, copy):
     document = sapo("store", "verify", "--delete", "--root", copy, "--json").document
     assert len(document["damaged"]) == len(document["deleted"]) == 2
     assert not any(victim.exists() for victim in victims)
+    lacking = sapo("store", "verify", "--root", copy)
+    assert (lacking.code, lacking.out) == (1, "")
+    assert f"Run {trained.static['id']} lacks train {stage.name[:12]}" in lacking.err
+    assert "sapo train sequence=" in lacking.err
+    assert sapo("train", *small, "policy=static,sapo", f"store.root='{copy}'").code == 0
     assert sapo("store", "verify", "--root", copy).code == 0
 
 
@@ -112,6 +121,7 @@ def test_a_run_goes_on_on_another_machine(sapo, small, trained, tmp_path):
     assert exported["stages"] == len({stage["key"] for stage in record["stages"]})
     assert sapo("store", "export", trained.adaptive["id"], file).code == 2
     imported = sapo("store", "import", file, "--root", root, "--json").document
+    assert "not who made it" in sapo("store", "import", file, "--root", root).err
     assert imported == {"root": str(root), "runs": exported["runs"], "stages": exported["stages"], "kept": 0}
     (run,) = sapo("train", *small, "policy=sapo", f"store.root='{root}'", "--json").document["runs"]
     assert run["stages"] == {

@@ -54,7 +54,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.keys: set[str] = set()
 
-    def find(self, kind, key):
+    def find(self, kind, key, *_):
         return SimpleNamespace(key=key) if key in self.keys else None
 
 
