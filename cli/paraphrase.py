@@ -33,9 +33,16 @@ def command(
         bool, typer.Option("--dry-run", help="Only print the request; nothing is sent")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Ask for all anew, and replace the file")] = False,
+    tags: Annotated[
+        Path | None,
+        typer.Option(metavar="TAGS.jsonl", help="Write tags of a sequence's rows instead (method.tags)"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Ask a model for paraphrases of an instruction, check each, and write them to a prompt pool."""
+    if tags:
+        _tag(tags, arguments, json)
+        return
     config, task = _config_and_task(arguments)
     if dry_run:
         from sapo.experiments.paraphrase.writing import dry_request
@@ -48,6 +55,26 @@ def command(
     emit(document, json, lambda console: _render(console, document))
     if not document["complete"]:
         notice(f"sapo: {len(pool.prompts)} of {config.paraphrases.count} paraphrases; {_mend(pool)}")
+        raise typer.Exit(1)
+
+
+def _tag(path: Path, overrides: list[str], json: bool) -> None:
+    from sapo.cli.console import nothing_on_stdout
+    from sapo.conf.load import load_one
+    from sapo.experiments.paraphrase.tags import write_tags
+
+    config = load_one(overrides)
+    with nothing_on_stdout():
+        document = write_tags(config, path, lambda done, of: notice(f"[{done}/{of}] rows"))
+    tagged = f"{document['tagged']} of {document['rows']} rows have tags of {document['model']}"
+    line = f"{tagged}: {document['file']}"
+    emit(document, json, lambda console: console.print(line, markup=False, soft_wrap=True))
+    for failed in document["failed"]:
+        notice(f"{failed['count']} without an answer: {failed['error']}")
+    if document["no_list"]:
+        notice(f"{document['no_list']} answers held no list of tags; these rows count as without any.")
+    if document["failed"]:
+        notice("sapo: the same command asks for the rest.")
         raise typer.Exit(1)
 
 

@@ -97,7 +97,7 @@ class MethodConfig:
     fisher: str = identity(
         "ewc: how tasks' Fisher information adds up",
         "half",
-        choices=("half", "last", "online", "separate"),
+        choices=("half", "last", "online"),
     )
     fisher_decay: float = identity(
         "ewc, online: what earlier tasks' Fisher information is multiplied by", 0.9, above=0, most=1
@@ -120,17 +120,19 @@ class MethodConfig:
         choices=("balanced", "reservoir"),
     )
     unit: str = identity(
-        "inscl: how a task's examples are chosen (instance: tags by tagger)",
+        "inscl: how a task's examples are chosen (instance: by the tags in method.tags)",
         "lexical",
-        choices=("instance", "lexical", "instruction", "quota"),
+        choices=("instance", "lexical", "quota"),
     )
     access: str = identity(
         "inscl: full: all earlier rows are kept; buffer: only method.buffer of them",
         "full",
         choices=("full", "buffer"),
     )
-    tagger: str | None = identity(
-        "inscl, instance: what writes tags: local:MODEL, or openai:MODEL at paraphrases.base_url", None
+    tags: str | None = runtime(
+        "inscl, instance: file of tags that `sapo paraphrase --tags` wrote (keys hold its content)",
+        None,
+        is_path=True,
     )
 
 

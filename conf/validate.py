@@ -90,12 +90,11 @@ def _engine_problems(engine: EngineConfig) -> Iterator[str]:
 def _method_problems(method: MethodConfig) -> Iterator[str]:
     if method.name != "inscl":
         return
-    if method.unit != "instance" and method.tagger is not None:
-        yield f"method.tagger={method.tagger}: only method.unit=instance asks for tags"
-    elif method.unit == "instance" and not re.fullmatch(r"(local|openai):\S+", method.tagger or ""):
-        wrong = f"method.tagger={method.tagger}: " if method.tagger else ""
+    if method.unit != "instance" and method.tags is not None:
+        yield f"method.tags={method.tags}: only method.unit=instance reads tags"
+    elif method.unit == "instance" and method.tags is None:
         yield (
-            f"{wrong}method.unit=instance needs a model that writes tags: "
-            "method.tagger=local:MODEL (of `sapo ls models`) or method.tagger=openai:MODEL "
-            "(at paraphrases.base_url). method.unit=lexical or quota needs none"
+            "method.unit=instance needs tags of all training rows: write them with `sapo paraphrase --tags "
+            "FILE sequence=NAME paraphrases=openai|local …`, and say method.tags=FILE. "
+            "method.unit=lexical or quota needs none"
         )

@@ -17,7 +17,7 @@ from sapo.data.prompts import Prompt, PromptPool, pool_of
 from sapo.data.subset import subset
 from sapo.data.tasks import Task, short_name
 from sapo.experiments.engine.store import Stored
-from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.policies import choose, needs_losses
 from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
 
@@ -163,8 +163,8 @@ async def _choose(run: Run, engine: Engine, state: str, task: Task) -> Choice:
 async def _train(run: Run, engine: Engine, state: str, position: int, choices: Sequence[Choice]) -> str:
     """Trains the chosen tasks together from a state and returns the next state's key."""
     tasks = {task.name: task for task in run.tasks}
-    lessons = (Lesson(tasks[choice.task], choice.drawn or (choice.prompt,)) for choice in choices)
-    stored = await engine.run(Train(run.config, state, position, tuple(lessons)))
+    learned = (TrainingTask(tasks[choice.task], choice.drawn or (choice.prompt,)) for choice in choices)
+    stored = await engine.run(Train(run.config, state, position, tuple(learned)))
     run.trained.append(stored)
     return stored.key
 

@@ -10,9 +10,6 @@ from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS
-from sapo.experiments.methods.ewc import EWC
-from sapo.experiments.methods.lorainc import LoraInc
-from sapo.experiments.methods.sequential import Sequential
 from sapo.experiments.model.identity import dtype_of
 from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
 
@@ -96,9 +93,7 @@ def stage_bytes(stage: Stage) -> int:
         return _FILES + _table_bytes(stage.task.test)
     if isinstance(stage, Gradient):
         return _FILES + _adapter_bytes(stage.config)
-    kind = METHODS.get(stage.config.method.name, Sequential)
-    # Adapters of earlier tasks are kept with the new one; EWC keeps importance and anchors of its weights.
-    adapters = stage.position + 1 if issubclass(kind, LoraInc) else 3 if kind is EWC else 1
+    adapters = METHODS[stage.config.method.name].stored_adapters(stage.position)
     return _FILES + _adapter_bytes(stage.config) * adapters
 
 

@@ -20,13 +20,11 @@ from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
-from sapo.experiments.methods.tagging import require_tagger
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
-from sapo.experiments.planning import PlanEngine
 from sapo.experiments.runs import write_run
-from sapo.experiments.stages import Stage, Train
+from sapo.experiments.stages import Stage
 
 
 def require_ready(configs: Sequence[Config]) -> None:
@@ -36,7 +34,6 @@ def require_ready(configs: Sequence[Config]) -> None:
     stage, since a run late in a sweep would say so only hours later.
     """
     failures = _failures(configs, _RUN_CHECKS)
-    failures |= {} if failures else _failures(_with_tags(configs), [(require_tagger, ("method",))])
     if failures:
         raise UserError("\n".join(failures))
 
@@ -112,21 +109,20 @@ def require_possible(config: Config) -> None:
             f"sequence.tasks=[{config.task}], in a sequence of its benchmark."
         )
     method, tasks = config.method, config.sequence.tasks
-    if method.name not in METHODS:
-        return
     kind = METHODS[method.name]
     if kind.keeps and len(tasks) == 1:
         raise UserError(
             f"method={method.name} protects earlier tasks, and sequence {config.sequence.name} has only one: "
             "method=sequential trains the same."
         )
-    if "buffer" in kind.reads:
+    if kind.replays:
         rows = sum(_n_distinct(task.train) for task in load_tasks(config)[0][:-1])
         if method.buffer > rows:
             raise UserError(
                 f"method.buffer={method.buffer}: the tasks before the last have only {rows} different rows. "
                 "Set a smaller method.buffer."
             )
+    kind.require_ready(config)
 
 
 @remembered(64)
@@ -146,24 +142,6 @@ _RUN_CHECKS: tuple[Check, ...] = (
     (_preflight, ("model", "sequence", "data", "paraphrases", "policy")),
     (require_possible, ("task", "sequence", "data", "method")),
 )
-
-
-def _with_tags(configs: Sequence[Config]) -> list[Config]:
-    """One of the runs for each model that is still to write tags for InsCL."""
-    asking = (config for config in configs if config.method.name == "inscl" and config.method.tagger)
-    left = {
-        (config.method.tagger, repr(config.paraphrases)): config
-        for config in asking
-        if _has_trainings_left(config)
-    }
-    return list(left.values())
-
-
-def _has_trainings_left(config: Config) -> bool:
-    """Whether anything is to be trained: a run that is done needs nobody who writes tags."""
-    engine = PlanEngine(Store(Path(config.store.root)))
-    asyncio.run(run_sequence(config, engine))
-    return any(isinstance(stage, Train) for stage in engine.to_do.values())
 
 
 class _Counter:

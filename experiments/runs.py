@@ -29,7 +29,7 @@ from sapo.data.records import (
 from sapo.data.tasks import digest, examples_digest
 from sapo.experiments.continual import Planned, Run, pool_for
 from sapo.experiments.engine.store import Store, Stored
-from sapo.experiments.methods import method_label, method_note
+from sapo.experiments.methods import METHODS
 from sapo.experiments.model.evaluation import label_match
 from sapo.experiments.model.identity import model_identity
 
@@ -128,7 +128,7 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
         unseen=tuple(task.name for task in run.unseen),
         model=config.model.name,
         method=config.method.name,
-        label=method_label(config.method),
+        label=METHODS[config.method.name].label(config.method),
         policy=config.policy.name,
         seed=config.seed,
         parity=config.parity.name,
@@ -156,7 +156,7 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
         kept={s.key: s.result.kept or {} for s in run.trained if isinstance(s, Stored)},
         stages=tuple(stage_record(stored) for stored in stages),
         shortened=shortened(stages),
-        notes=tuple(filter(None, [method_note(config.method), *_notes(run)])),
+        notes=tuple(filter(None, [METHODS[config.method.name].note(config.method), *_notes(run)])),
         identity=identity,
         environment=stages[0].environment,
         pool=pool,

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sapo.conf.errors import WorkError
-from sapo.conf.schema import Config, StoreConfig, identity_values
+from sapo.conf.schema import Config, identity_values
 from sapo.data.files import write_json
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.records import BASE, StageResult, write_record
@@ -23,14 +23,14 @@ from sapo.data.render import Renderer
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.store import EXAMPLES, Store
-from sapo.experiments.methods import Context, method_identity, method_of
+from sapo.experiments.methods import METHODS, Context, method_of
 from sapo.experiments.model import evaluation, gradients, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
 from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import model_identity
-from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
 from sapo.experiments.model.load import LanguageModel, load_model
 from sapo.experiments.model.racing import pool_losses
+from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 
 # Raised when a change of the code changes what a stage computes.
 VERSIONS = {"score": 2, "train": 2, "evaluate": 2, "gradient": 2}
@@ -190,35 +190,35 @@ class Train(Stage):
     """
 
     position: int
-    lessons: tuple[Lesson, ...]
+    tasks: tuple[TrainingTask, ...]
 
     kind = "train"
     verb = "training"
-    settings = ("model", "data", "method", "trainer", "policy.redraw", "seed", "paraphrases")
+    settings = ("model", "data", "method", "trainer", "policy.redraw", "seed")
 
     @property
     def readings(self) -> list[Reading]:
         """Each task's examples in every epoch, under one of its prompts at a time."""
         return [
-            (lesson.task, lesson.task.train, prompt, self.config.trainer.epochs / len(lesson.prompts))
-            for lesson in self.lessons
-            for prompt in lesson.prompts
+            (one.task, one.task.train, prompt, self.config.trainer.epochs / len(one.prompts))
+            for one in self.tasks
+            for prompt in one.prompts
         ]
 
     def inputs(self) -> dict[str, Any]:
         """What is learned, and how."""
         config = self.config
-        draws = any(len(lesson.prompts) > 1 for lesson in self.lessons)
+        draws = any(len(one.prompts) > 1 for one in self.tasks)
         return {
             "tasks": [
                 {
-                    "task": _task_identity(lesson.task, lesson.task.train),
-                    "prompts": [prompt.text for prompt in lesson.prompts],
+                    "task": _task_identity(one.task, one.task.train),
+                    "prompts": [prompt.text for prompt in one.prompts],
                 }
-                for lesson in self.lessons
+                for one in self.tasks
             ],
             "position": self.position,
-            "method": method_identity(config.method, is_first=self.state == BASE),
+            "method": METHODS[config.method.name].identity(config.method, is_first=self.state == BASE),
             "trainer": identity_values(config.trainer),
             "seed": config.seed,
             **({"redraw": config.policy.redraw} if draws else {}),
@@ -231,16 +231,14 @@ class Train(Stage):
         position = self.position if config.trainer.seeding == "task" else 0
         seed = int(digest(["task", config.seed, position])[:8], 16)
         previous = state_folder(store, self.state)
-        # What a method keeps beside its states goes where they go: on another machine, too.
-        here = replace(config, store=StoreConfig(str(store.root)))
-        method = method_of(Context(here, language_model, self.lessons, previous, self.position, seed))
+        method = method_of(Context(config, language_model, self.tasks, previous, self.position, seed))
         renderer = self.renderer(language_model)
         with plain(language_model.base):
             replayed = method.replayed()
-            own = lesson_rows(renderer, self.lessons)
+            own = training_rows(renderer, self.tasks)
             if not own:
                 raise WorkError(f"Every target of {self.name} is cut off; raise data.max_input_tokens.")
-            rows = lesson_rows(renderer, self.lessons, replayed) if replayed else own
+            rows = training_rows(renderer, self.tasks, replayed) if replayed else own
             torch.manual_seed(seed)
             facts = training.train(
                 model := method.start(),
@@ -257,7 +255,7 @@ class Train(Stage):
             **facts,
             "examples": len(rows),
             "replayed": len(rows) - len(own),
-            "shortened": sum(any(wording.is_shortened for wording in row.wordings) for row in rows),
+            "shortened": sum(any(rendered.is_shortened for rendered in row.rendered) for row in rows),
             "kept": {str(path.relative_to(folder)): path.stat().st_size for path in files},
         }
 

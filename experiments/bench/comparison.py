@@ -21,9 +21,9 @@ from sapo.experiments.bench.plain import padded_tokens, plain_answers, plain_nll
 from sapo.experiments.model.adapters import CURRENT, adapter_tensors, lora_config, plain
 from sapo.experiments.model.evaluation import evaluate
 from sapo.experiments.model.identity import device_of, dtype_of
-from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
 from sapo.experiments.model.load import LanguageModel, load_model
 from sapo.experiments.model.racing import pool_losses
+from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.model.training import train
 
 # The paper's setting (Section 5.1, Appendix C).
@@ -164,7 +164,7 @@ class Bench:
     def _our_training(self, rows: list[Rendered]) -> tuple[list[float], torch.Tensor, float]:
         draws = Draws(self.config.seed, 1)
         task = replace(self.task, train=self.task.train[: len(rows)])
-        lesson = lesson_rows(self.renderer, [Lesson(task, (self.prompt,))])
+        lesson = training_rows(self.renderer, [TrainingTask(task, (self.prompt,))])
 
         def work(model: Any, scratch: Path) -> list[float]:
             trainer = self.config.trainer

@@ -1,8 +1,13 @@
 """EWC: one adapter for all tasks, held near the weights that mattered to earlier ones (PNAS 2017).
 
-After each task the Fisher information F of the trained weights is taken from some of its training rows. From
-the second task on, weight · Σ F (θ − θ*)² is added to the loss, without a factor ½. `method.fisher` says how
-tasks add up; what is kept is always one F and one anchor θ*, however many tasks there were.
+After each task the Fisher information F of the trained weights θ is taken from some of its training rows:
+the mean over rows of the squared gradient of each row's own loss (empirical, labels from the data; as
+DeepLearnXMU/SSR, src/llmtuner/tuner/sftreg). From the second task on, weight · Σ F (θ − θ*)² is added to the
+loss, without a factor ½. `method.fisher` says how tasks add up: `half` stands beside the weight of 4,000 in
+the code of Jiang et al. (GangweiJiang/FvForgetting), `last` is SSR's, `online` Schwarz et al. (2018).
+
+F and the anchor θ* have the shapes of the adapter's A (r, d_in) and B (d_out, r), one of each module, in
+float32. One F and one θ* are kept, however many tasks there were.
 """
 
 import json
@@ -25,7 +30,7 @@ from sapo.experiments.methods.sequential import Sequential
 from sapo.experiments.model.adapters import CURRENT
 from sapo.experiments.model.budgets import one_example
 from sapo.experiments.model.forward import target_logits, target_nll
-from sapo.experiments.model.lessons import lesson_rows
+from sapo.experiments.model.rows import training_rows
 
 FISHER, ANCHOR = "fisher.safetensors", "anchor.safetensors"
 
@@ -43,8 +48,15 @@ class Memory:
 class EWC(Sequential):
     """Trains the same adapter on, its weights held where earlier tasks need them."""
 
+    names = ("ewc",)
     keeps = True
     reads = ("weight", "fisher", "fisher_decay", "fisher_examples", "fisher_labels", "fisher_loss")
+
+    @classmethod
+    def stored_adapters(cls, position: int) -> int:
+        """The adapter, its Fisher information and its anchor."""
+        del position
+        return 3
 
     @cached_property
     def memory(self) -> Memory | None:
@@ -94,11 +106,11 @@ class EWC(Sequential):
 
     def _fisher_examples(self, model: PeftModel) -> list[Rendered]:
         """`method.fisher_examples` training rows, all if there are fewer, drawn by the training's seed."""
-        rows = lesson_rows(self.context.renderer, self.context.lessons)
+        rows = training_rows(self.context.renderer, self.context.tasks)
         draw = random.Random(f"fisher {self.context.seed}")  # noqa: S311
         chosen = draw.sample(rows, min(self.config.fisher_examples, len(rows)))
         # The prompt is the one that the task was trained with; of several, any.
-        examples = [draw.choice(row.wordings) for row in chosen]
+        examples = [draw.choice(row.rendered) for row in chosen]
         if self.config.fisher_labels == "data":
             return examples
         stop_ids = self.context.language_model.stop_ids()
@@ -154,17 +166,10 @@ def sampled_answer(
 def add_task(method: MethodConfig, earlier: Memory | None, task: Memory) -> Memory:
     """The memory after a task, given its own Fisher information and final weights.
 
-    half: F ← (F + F_t) / 2; last: F ← F_t; online: F ← decay · F + F_t; each around the last task's
-    weights. separate: the sum of every task's own penalty, which up to a constant is that of
-    F ← F + F_t around the F-weighted mean of the tasks' weights.
+    half: F ← (F + F_t) / 2; last: F ← F_t; online: F ← decay · F + F_t; each around the last task's weights.
     """
     if earlier is None or method.fisher == "last":
         return task
-    if method.fisher == "separate":
-        total = {key: earlier.fisher[key] + new for key, new in task.fisher.items()}
-        share = {key: torch.where(total[key] > 0, new / total[key], 1.0) for key, new in task.fisher.items()}
-        mean = {key: torch.lerp(earlier.anchor[key], task.anchor[key], share[key]) for key in total}
-        return Memory(total, mean)
     old, new = (0.5, 0.5) if method.fisher == "half" else (method.fisher_decay, 1.0)
     return Memory(
         {key: old * earlier.fisher[key] + new * task.fisher[key] for key in task.fisher}, task.anchor

@@ -5,16 +5,21 @@ distance is the 1-Wasserstein distance between the sets of instructions that bot
 cosine distance of their embeddings: mean-pooled last hidden states of the untouched base model.
 
 Which of a task (`method.unit`): InsCL ranks instructions by InsInfo. Where each task has one instruction, its
-rule leaves a uniform draw (`instruction`, and the same without the claim: `quota`). The paper must have
-ranked rows, and does not say how: `instance` takes those of highest InsInfo, with tags from a language model;
-`lexical` too, with content words in place of tags.
+rule leaves a uniform draw (`quota`). The paper must have ranked rows, and does not say how: `instance` takes
+those of highest InsInfo, with tags that a language model wrote beforehand (`method.tags`); `lexical` too,
+with content words in place of tags. Not taken over: lemmas and clusters of tags.
+
+InsInfo (Wang et al., section 3.2): of N rows, f of which carry a tag, a row's is the sum over its tags of
+ln(N / f), so rare tags say much. A row's document is its task's instruction and its input.
 
 With `method.access=full` all earlier rows are kept. With `buffer`, only `method.buffer` rows: after each task
 as many of every task, chosen in the same way, when later tasks are not known. All that is kept is then
-replayed, so that distances decide nothing. Not taken over: lemmas and clusters of tags.
+replayed, so that distances decide nothing.
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,75 +30,103 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from scipy.optimize import linprog
 
-from sapo.conf.errors import WorkError
-from sapo.conf.schema import MethodConfig
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.schema import Config, MethodConfig
+from sapo.data.benchmarks import load_tasks
 from sapo.data.files import write_json
-from sapo.data.tasks import Example
-from sapo.experiments.methods.insinfo import documents, highest, ins_info, lexical_tags
+from sapo.data.hygiene import words
+from sapo.data.tags import document, read_tags
+from sapo.data.tasks import Example, digest
 from sapo.experiments.methods.lorainc import LoraInc
-from sapo.experiments.methods.memory import Kept, learned, quotas, read_kept, write_kept
 from sapo.experiments.methods.method import KEPT, Context
-from sapo.experiments.methods.replay import at_random
-from sapo.experiments.methods.tagging import Tags, tagger_name
+from sapo.experiments.methods.replay import Kept, at_random, learned, quotas, read_kept, write_kept
 from sapo.experiments.model.budgets import one_example
-from sapo.experiments.model.lessons import Lesson
 from sapo.experiments.model.load import LanguageModel
+from sapo.experiments.model.rows import TrainingTask
 
 RULES = {
-    "instruction": "rows at random, which InsCL's rule comes to where each task has one instruction",
-    "quota": "rows at random",
+    "quota": "rows at random, which InsCL's rule comes to where each task has one instruction",
     "lexical": "rows of highest InsInfo, with content words in place of tags, so long rows above all",
     "instance": "rows of highest InsInfo, with tags from a language model",
 }
 EMBEDDING = "mean-pooled last hidden states of the untouched base model"
-
-
-def inscl_label(method: MethodConfig) -> str:
-    """What a result of this InsCL is called in tables: never the bare name, which is the paper's."""
-    tags = f", tags: {tagger_name(method.tagger)}" if method.unit == "instance" else ""
-    access = ", buffer" if method.access == "buffer" else ""
-    return f"inscl ({method.unit}{tags}{access})"
+MOST_UNTAGGED = 0.2  # share of rows without tags above which the choice would not be one by tags (our choice)
+# Words that say nothing of what a text is about; a Chinese character is a word.
+_STOP_WORDS = """
+a about after all also am an and any are as at be because been before being both but by can could did do does
+doing each for from had has have he her here him his how i if in into is it its just may me more most my no
+nor not of on one only or other our out over s she should so some such t than that the their them then there
+these they this those to too under until up very was we were what when where which while who why will with
+would you your
+的 了 是 在 和 有 我 你 他 她 它 们 这 那 就 也 都 而 及 与 着 或 不 个 一 之 为 以 于 对 把 被 让 吗 呢 吧
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 class InsCL(LoraInc):
     """Trains on the task's own rows and the chosen ones; what it draws is decided by (seed, position)."""
 
-    reads = ("buffer", "unit", "access", "tagger")
+    names = ("inscl",)
+    reads = ("buffer", "unit", "access")
     keeps = True
+    replays = True
+
+    @classmethod
+    def identity(cls, config: MethodConfig, is_first: bool) -> dict[str, Any]:
+        """The settings, and which tags, whatever their file is called."""
+        tags = {"tags": digest(read_tags(config.tags).content)} if config.unit == "instance" else {}
+        return {**super().identity(config, is_first), **tags}
+
+    @classmethod
+    def label(cls, config: MethodConfig) -> str:
+        """Which variant of InsCL it is: never the bare name, which is the paper's."""
+        tags = f", tags: {read_tags(config.tags).writer}" if config.unit == "instance" else ""
+        access = ", buffer" if config.access == "buffer" else ""
+        return f"inscl ({config.unit}{tags}{access})"
+
+    @classmethod
+    def note(cls, config: MethodConfig) -> str:
+        """How rows are chosen."""
+        is_all = config.access == "buffer"
+        every = " All rows kept are replayed, so distances decide nothing." if is_all else ""
+        return f"{cls.label(config)}: quotas by distance, {RULES[config.unit]}.{every}"
+
+    @classmethod
+    def require_ready(cls, config: Config) -> None:
+        """UserError if the file of tags lacks rows of the sequence."""
+        if config.method.unit == "instance":
+            for task in load_tasks(config)[0]:
+                _require_tags(config.method, [document(task.instruction, row) for row in task.train])
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._earlier = read_kept(context.previous)
-        self._tasks = [*self._earlier, *map(learned, context.lessons)]
+        self._tasks = [*self._earlier, *map(learned, context.tasks)]
         self._replayed: list[dict[str, Any]] = []
 
-    def replayed(self) -> Sequence[tuple[Lesson, Example]]:
+    def replayed(self) -> Sequence[tuple[TrainingTask, Example]]:
         """The chosen rows of earlier tasks."""
-        if self.config.unit in ("lexical", "instance"):
-            _ = self._values  # tags are asked for before a training, not after it
         if not self._earlier:
             return ()
-        lessons = [kept.lesson for kept in self._earlier]
-        distances = task_distances(self.context.language_model, lessons, self.context.lessons)
+        tasks = [kept.learned for kept in self._earlier]
+        distances = task_distances(self.context.language_model, tasks, self.context.tasks)
         counts = quotas(distances, [len(kept.examples) for kept in self._earlier], self.config.buffer)
         self._replayed = [
-            {"task": lesson.task.name, "distance": distance, "replayed": count}
-            for lesson, distance, count in zip(lessons, distances, counts, strict=True)
+            {"task": one.task.name, "distance": distance, "replayed": count}
+            for one, distance, count in zip(tasks, distances, counts, strict=True)
         ]
         return [pair for kept in self._chosen(self._earlier, counts) for pair in kept.pairs()]
 
     def save(self, model: PeftModel, folder: Path) -> None:
-        """The adapter, the rows that later tasks can choose from with their tags, and what was replayed."""
+        """The adapter, the rows that later tasks can choose from, and what was replayed."""
         super().save(model, folder)
         kept = self._tasks
         if self.config.access == "buffer":
             counts = quotas([1] * len(kept), [len(one.examples) for one in kept], self.config.buffer)
             kept = self._chosen(kept, counts)
         write_kept(folder, kept)
-        if self.config.unit == "instance":
-            self._tags.write(folder, [text for one in kept for text in documents(one)])
         facts = {
-            "method": inscl_label(self.config),
+            "method": self.label(self.config),
             "quotas": f"by distance of {EMBEDDING}",
             "rows": RULES[self.config.unit],
             "tasks": self._replayed,
@@ -102,7 +135,7 @@ class InsCL(LoraInc):
 
     def _chosen(self, tasks: Sequence[Kept], counts: Sequence[int]) -> list[Kept]:
         """The first of the present tasks with as many rows of each as `counts` says."""
-        if self.config.unit in ("instruction", "quota"):
+        if self.config.unit == "quota":
             rng = f"{self.context.seed} {self.context.position}"
             return [at_random(kept, count, rng) for kept, count in zip(tasks, counts, strict=True)]
         return [
@@ -111,40 +144,70 @@ class InsCL(LoraInc):
         ]
 
     @cached_property
-    def _tags(self) -> Tags:
-        return Tags(self.context.config, self.context.previous)
-
-    @cached_property
     def _values(self) -> list[list[float]]:
         """InsInfo of every row that is there, by task: rows kept of earlier tasks and all of this one."""
-        texts = [documents(kept) for kept in self._tasks]
+        texts = [
+            [document(kept.learned.task.instruction, row) for row in kept.examples] for kept in self._tasks
+        ]
         everything = [text for task in texts for text in task]
-        if self.config.unit == "instance":
-            values = iter(ins_info(self._tags.of(everything)))
-        else:
-            values = iter(ins_info([lexical_tags(text) for text in everything]))
+        by_model = self.config.unit == "instance"
+        tags = _require_tags(self.config, everything) if by_model else map(lexical_tags, everything)
+        values = iter(ins_info(list(tags)))
         return [[next(values) for _ in task] for task in texts]
 
 
-def task_distances(model: LanguageModel, earlier: Sequence[Lesson], new: Sequence[Lesson]) -> list[float]:
+def _require_tags(method: MethodConfig, documents: Sequence[str]) -> list[frozenset[str]]:
+    """The tags of each document, none for a few; UserError if the file has too few of them."""
+    known = read_tags(method.tags).tags
+    found = [known.get(digest(text)) for text in documents]
+    lacking = sum(tags is None for tags in found)
+    if lacking > MOST_UNTAGGED * len(documents):
+        raise UserError(
+            f"{lacking} of {len(documents)} rows have no tags in {method.tags}. Write them with "
+            f"`sapo paraphrase --tags {method.tags} sequence=NAME paraphrases=openai|local …`. "
+            "method.unit=lexical or quota needs none."
+        )
+    return [frozenset(tags or ()) for tags in found]
+
+
+def lexical_tags(text: str) -> frozenset[str]:
+    """The content words of a text: in lower case, of letters alone, no stop words, not stemmed."""
+    return frozenset(word for word in words(text) if word.isalpha() and word not in STOP_WORDS)
+
+
+def ins_info(tags: Sequence[Set[str]]) -> list[float]:
+    """InsInfo of each document from its tags, in nats; 0 for one without tags."""
+    frequency = Counter(tag for document in tags for tag in document)
+    # An exact sum: sets have no order, and equal documents must have equal values.
+    return [math.fsum(math.log(len(tags) / frequency[tag]) for tag in document) for document in tags]
+
+
+def highest(values: Sequence[float], count: int) -> list[int]:
+    """The indices of the `count` highest values; of equal ones the earlier come first."""
+    return sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
+
+
+def task_distances(
+    model: LanguageModel, earlier: Sequence[TrainingTask], new: Sequence[TrainingTask]
+) -> list[float]:
     """Distance of each earlier task from the new one, by the prompts that they are trained with."""
     present = _embeddings(model, new)
-    return [wasserstein(_embeddings(model, [lesson]), present) for lesson in earlier]
+    return [wasserstein(_embeddings(model, [task]), present) for task in earlier]
 
 
 @torch.inference_mode()
-def _embeddings(model: LanguageModel, lessons: Sequence[Lesson]) -> NDArray[np.float64]:
-    """A row for each prompt; a blank instruction is embedded by its suffix."""
+def _embeddings(model: LanguageModel, tasks: Sequence[TrainingTask]) -> NDArray[np.float64]:
+    """A row for each prompt, (prompts, width); a blank instruction is embedded by its suffix."""
     rows = []
-    for lesson in lessons:
-        for prompt in lesson.prompts:
-            text = prompt.text.strip() or lesson.task.suffix.strip() or lesson.task.separator
+    for one in tasks:
+        for prompt in one.prompts:
+            text = prompt.text.strip() or one.task.suffix.strip() or one.task.separator
             ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
             with one_example(ids.shape[1]):
                 states = model.base.eval().base_model(input_ids=ids.to(model.base.device)).last_hidden_state
             row = states[0].double().mean(0).cpu().numpy()  # (1, tokens, width) -> (width)
             if not np.isfinite(row).all():
-                raise WorkError(f"Task {lesson.task.name}: its prompt's embedding is not finite: {text!r}")
+                raise WorkError(f"Task {one.task.name}: its prompt's embedding is not finite: {text!r}")
             rows.append(row)
     return np.stack(rows)
 

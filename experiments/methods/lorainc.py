@@ -22,6 +22,13 @@ from sapo.experiments.model.adapters import (
 class LoraInc(Method):
     """Trains a fresh adapter beside the frozen ones."""
 
+    names = ("lorainc",)
+
+    @classmethod
+    def stored_adapters(cls, position: int) -> int:
+        """The adapters of earlier tasks are kept with the new one."""
+        return position + 1
+
     def start(self) -> PeftModel:
         """The base with all earlier adapters, frozen, and a new one."""
         base = self.context.language_model.base

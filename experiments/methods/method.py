@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import PeftModel
 from torch import Tensor
@@ -14,10 +14,11 @@ from sapo.conf.schema import Config, MethodConfig
 from sapo.data.render import Renderer
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import FOLDER
-from sapo.experiments.model.lessons import Lesson
 from sapo.experiments.model.load import LanguageModel
+from sapo.experiments.model.rows import TrainingTask
 
 KEPT = "kept"
+METHODS: dict[str, type["Method"]] = {}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Context:
 
     config: Config
     language_model: LanguageModel
-    lessons: tuple[Lesson, ...]
+    tasks: tuple[TrainingTask, ...]
     previous: Path | None
     position: int
     seed: int
@@ -49,13 +50,54 @@ class Method(ABC):
     optimizer step; `save`.
     """
 
+    names: ClassVar[tuple[str, ...]] = ()
+    """What `method=` calls it."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Settings of the method's config that it reads beside rank, alpha and dropout."""
     keeps: ClassVar[bool] = False
     """Whether it keeps more between tasks than the adapter."""
+    replays: ClassVar[bool] = False
+    """Whether it trains on rows of earlier tasks too, `method.buffer` of them."""
+
+    def __init_subclass__(cls) -> None:
+        METHODS.update(dict.fromkeys(cls.__dict__.get("names", ()), cls))
 
     def __init__(self, context: Context) -> None:
         self.context = context
+
+    @classmethod
+    def identity(cls, config: MethodConfig, is_first: bool) -> dict[str, Any]:
+        """The settings that can change what a training leaves.
+
+        The first training of a method that keeps nothing but its adapter is plain LoRA, whatever its name:
+        such methods share it.
+        """
+        adapter = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
+        if is_first and not cls.keeps:
+            return {"name": "lora", **adapter}
+        return {"name": config.name, **adapter, **{name: getattr(config, name) for name in cls.reads}}
+
+    @classmethod
+    def label(cls, config: MethodConfig) -> str:
+        """What the method is called in tables."""
+        return config.name
+
+    @classmethod
+    def note(cls, config: MethodConfig) -> str | None:
+        """What a reader of the results must know of the method; None if its name says it."""
+        del config
+        return None
+
+    @classmethod
+    def require_ready(cls, config: Config) -> None:
+        """UserError before anything runs, if something that the method needs is not there."""
+        del config
+
+    @classmethod
+    def stored_adapters(cls, position: int) -> int:
+        """How many adapters of the method's rank the values that it stores after a training would fill."""
+        del position
+        return 1
 
     @property
     def config(self) -> MethodConfig:
@@ -72,8 +114,8 @@ class Method(ABC):
         """The adapter that the training before left."""
         return self.context.previous and self.context.previous / FOLDER
 
-    def replayed(self) -> Sequence[tuple[Lesson, Example]]:
-        """Examples of earlier tasks that are trained on too, each with its own task frame and prompt."""
+    def replayed(self) -> Sequence[tuple[TrainingTask, Example]]:
+        """Examples of earlier tasks that are trained on too, each with its own task and prompts."""
         return ()
 
     @abstractmethod
@@ -81,10 +123,15 @@ class Method(ABC):
         """The model to train. In evaluation mode its logits are those of the last state, to the bit."""
 
     def penalty(self, model: PeftModel) -> Tensor | None:
-        """Added to the loss of each optimizer step; None where there is nothing to add."""
+        """Added to the loss of each optimizer step, a scalar; None where there is nothing to add."""
         del model
         return None
 
     @abstractmethod
     def save(self, model: PeftModel, folder: Path) -> None:
         """Writes `adapter/`, one ordinary PEFT adapter that on the base is the trained model, and `kept/`."""
+
+
+def method_of(context: Context) -> Method:
+    """The configured method, for one training."""
+    return METHODS[context.config.method.name](context)

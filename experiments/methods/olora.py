@@ -1,7 +1,9 @@
 """O-LoRA: LoraInc, with the new adapter's inputs kept off those of earlier ones (Wang et al., EMNLP 2023).
 
-The penalty is the sum of absolute entries of A_earlier A_newᵀ over all modules, as in the published codes;
-the article writes squares.
+The penalty is the sum of absolute entries of A_earlier A_newᵀ over all modules, as in the published codes
+(cmnfriend/O-LoRA, src/uie_trainer_lora.py; TRACE, model/Regular/O_LoRA.py); the article writes squares. With
+rank r, t - 1 earlier tasks and a module's d_in inputs: A_earlier (r (t - 1), d_in), A_new (r, d_in), their
+product (r (t - 1), r), the penalty a scalar in float32.
 """
 
 from typing import Any
@@ -19,6 +21,7 @@ from sapo.experiments.model.adapters import CURRENT, EARLIER
 class OLora(LoraInc):
     """Trains a fresh adapter beside the frozen ones, orthogonal to them."""
 
+    names = ("olora",)
     reads = ("weight", "penalty_factor")
 
     def penalty(self, model: PeftModel) -> Tensor | None:
@@ -41,6 +44,6 @@ def overlap(model: PeftModel) -> Tensor:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             matrices: Any = module.lora_A
-            earlier, new = matrices[EARLIER].weight, matrices[CURRENT].weight  # (r, d_in) each
+            earlier, new = matrices[EARLIER].weight, matrices[CURRENT].weight
             parts.append((earlier.detach().float() @ new.float().T).abs().sum())
     return torch.stack(parts).sum()

@@ -1,7 +1,7 @@
 """Sequential fine-tuning: one adapter, trained on through all tasks; the plain floor.
 
 `single` and `multitask` are the same training, asked for from the untouched model each time: for each task
-alone, and for all tasks at once.
+alone, and for all tasks at once. `zero_shot` is none at all.
 """
 
 from pathlib import Path
@@ -21,6 +21,8 @@ from sapo.experiments.model.adapters import (
 
 class Sequential(Method):
     """Trains the same adapter on, task after task."""
+
+    names = ("sequential", "single", "multitask", "zero_shot")
 
     def start(self) -> PeftModel:
         """The base with the adapter as the last task left it, trainable; a fresh one for the first task."""

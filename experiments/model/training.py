@@ -35,7 +35,7 @@ from sapo.experiments.model.forward import (
     target_logits,
     target_nll,
 )
-from sapo.experiments.model.lessons import Draws, Row
+from sapo.experiments.model.rows import Draws, Row
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _facts(
     history: Sequence[Mapping[str, float]], rows: Sequence[Row], config: TrainerConfig
 ) -> dict[str, Any]:
     passes = len(history) / math.ceil(len(rows) / config.global_batch)
-    lengths = (sum(len(w.input_ids) for w in row.wordings) / len(row.wordings) for row in rows)
+    lengths = (sum(len(one.input_ids) for one in row.rendered) / len(row.rendered) for row in rows)
     return {
         "losses": [facts["loss"] for facts in history],
         "penalties": [facts["penalty"] for facts in history if "penalty" in facts],
@@ -178,8 +178,8 @@ def global_batch(rows: Sequence[Row], config: TrainerConfig, draws: Draws, step:
     groups: dict[tuple[int, int], list[Rendered]] = {}
     for place, index in enumerate(order[begin : begin + config.global_batch], start=begin):
         row = rows[index]
-        wording = draws.wording(row, epoch, place)
-        groups.setdefault((row.group, wording), []).append(row.wordings[wording])
+        prompt = draws.prompt(row, epoch, place)
+        groups.setdefault((row.group, prompt), []).append(row.rendered[prompt])
     return list(groups.values())
 
 

@@ -96,10 +96,8 @@ ENGINE = [
 TOGETHER = [
     ("policy=random policy.last_only=true", "policy.last_only=true with policy=random"),
     ("policy=static policy.last_only=true", "only policy=fixed"),
-    ("method=inscl method.unit=instance", "needs a model that writes tags"),
-    ("method=inscl method.unit=instance method.tagger=tiny_llama", "method.tagger=tiny_llama"),
-    ("method=inscl method.unit=instance method.tagger=openai:", "method.tagger=openai:"),
-    ("method=inscl method.unit=lexical method.tagger=local:tiny_llama", "only method.unit=instance"),
+    ("method=inscl method.unit=instance", "needs tags of all training rows"),
+    ("method=inscl method.unit=lexical method.tags=FILE", "only method.unit=instance"),
     ("scorer=race policy=sapp", "a race finds the lowest loss"),
     ("scorer=race scorer.reduction=batch", "rows are read in another order"),
     ("engine=ray engine.address=foo", "must be auto or HOST:PORT"),

@@ -4,7 +4,7 @@ import pytest
 
 from sapo.data.mini import generate
 from sapo.experiments.costs import stage_bytes
-from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import BASE, Train
 
 
@@ -14,10 +14,10 @@ from sapo.experiments.stages import BASE, Train
 )
 def test_the_fifth_training_keeps_as_many_adapters_as_its_method(tiny_config, method, adapters):
     def size(name: str, position: int) -> int:
-        return stage_bytes(Train(tiny_config(f"method={name}"), BASE, position, lessons))
+        return stage_bytes(Train(tiny_config(f"method={name}"), BASE, position, tasks))
 
     task = generate("mini_city", 4, 2, 0)
-    lessons = (Lesson(task, ()),)
+    tasks = (TrainingTask(task, ()),)
     one = size("sequential", 1) - size("sequential", 0)
     assert one == 0  # one adapter, wherever the task stands
     adapter = size("lorainc", 1) - size("lorainc", 0)

@@ -9,7 +9,7 @@ from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
 from sapo.experiments.model import identity
-from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import BASE, Evaluate, Gradient, Score, Train
 
 # What each kind of stage reads of the configuration; everything else must leave its key alone.
@@ -28,6 +28,7 @@ OPTIMIZATION = (
     "weight_decay",
     "max_grad_norm",
     "global_batch",
+    "step_count",
 )
 READS = {
     "score": MODEL | DATA | {"scorer.name", "scorer.state"},
@@ -67,7 +68,7 @@ def stages(config: Config):
     prompt = Prompt(task.instruction)
     return {
         "score": Score(config, BASE, task, task.train[:4], (prompt, Prompt("b", 0))),
-        "train": Train(config, "a" * 64, 1, (Lesson(task, (prompt,)),)),
+        "train": Train(config, "a" * 64, 1, (TrainingTask(task, (prompt,)),)),
         "evaluate": Evaluate(config, BASE, task, prompt),
         "gradient": Gradient(config, BASE, task, task.train[:4], prompt),
     }
@@ -75,13 +76,13 @@ def stages(config: Config):
 
 def with_task(stage, task: Task):
     if stage.kind == "train":
-        return replace(stage, lessons=(replace(stage.lessons[0], task=task),))
+        return replace(stage, tasks=(replace(stage.tasks[0], task=task),))
     return replace(stage, task=task)
 
 
 def with_prompt(stage, prompt: Prompt):
     if stage.kind == "train":
-        return replace(stage, lessons=(replace(stage.lessons[0], prompts=(prompt,)),))
+        return replace(stage, tasks=(replace(stage.tasks[0], prompts=(prompt,)),))
     return replace(stage, prompt=prompt)
 
 
@@ -147,15 +148,15 @@ def test_a_stage_does_not_read_the_other_split_nor_the_pool_place_of_its_prompt(
     found = stages(tiny_config())
     train, evaluate = found["train"], found["evaluate"]
     none = (Example("other", "row"),)
-    assert with_task(train, replace(train.lessons[0].task, test=none)).key == train.key
+    assert with_task(train, replace(train.tasks[0].task, test=none)).key == train.key
     assert with_task(evaluate, replace(evaluate.task, train=none)).key == evaluate.key
-    text = train.lessons[0].prompts[0].text
+    text = train.tasks[0].prompts[0].text
     assert with_prompt(train, Prompt(text, 7)).key == train.key
 
 
 def test_drawn_prompts_and_how_often_they_are_drawn_are_part_of_the_key(tiny_config):
     train = stages(tiny_config())["train"]
-    drawn = replace(train, lessons=(replace(train.lessons[0], prompts=(Prompt("a", 0), Prompt("b", 1))),))
+    drawn = replace(train, tasks=(replace(train.tasks[0], prompts=(Prompt("a", 0), Prompt("b", 1))),))
     often = replace(drawn, config=replace(drawn.config, policy=PolicyConfig("paft", redraw=4)))
     assert len({stage.key for stage in (train, drawn, often)}) == 3
 
@@ -197,7 +198,7 @@ def test_keys_stay_what_they_were(monkeypatch):
     prompt = Prompt("Add.")
     golden = {
         "score": Score(config, BASE, task, rows, (prompt,)),
-        "train": Train(config, BASE, 0, (Lesson(task, (prompt,)),)),
+        "train": Train(config, BASE, 0, (TrainingTask(task, (prompt,)),)),
         "evaluate": Evaluate(config, BASE, task, prompt),
         "gradient": Gradient(config, BASE, task, rows, prompt),
     }

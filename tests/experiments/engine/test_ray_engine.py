@@ -26,7 +26,7 @@ from sapo.experiments.engine.concurrent import ConcurrentEngine, WorkerDied, in_
 from sapo.experiments.engine.local import LocalEngine, compute
 from sapo.experiments.engine.store import Store, try_lock
 from sapo.experiments.jobs import Job
-from sapo.experiments.model.lessons import Lesson
+from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.run import open_engine, run
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
@@ -112,7 +112,7 @@ class FakeWorker:
 
 
 def text_of(stage) -> str:
-    return stage.lessons[0].prompts[0].text if isinstance(stage, Train) else stage.prompt.text
+    return stage.tasks[0].prompts[0].text if isinstance(stage, Train) else stage.prompt.text
 
 
 class Bench:
@@ -193,7 +193,7 @@ def test_of_two_free_workers_the_one_with_the_model_and_the_state_is_try_lock():
 
 
 def test_a_run_stays_in_its_last_state_and_a_training_makes_one():
-    train = Train(CONFIG, BASE, 0, (Lesson(TASK, (Prompt("train"),)),))
+    train = Train(CONFIG, BASE, 0, (TrainingTask(TASK, (Prompt("train"),)),))
     made = train.key
     bench = Bench()
     bench.ask(train, evaluate("base"), evaluate("other", "f" * 64), evaluate("made", made))
@@ -374,7 +374,7 @@ def test_expected_times_grow_with_rows_prompts_and_epochs():
     rows = ROWS * 7
     task = replace(TASK, train=rows, test=rows)
     assert pace.size(Evaluate(CONFIG, BASE, task, Prompt("x"))) == 7
-    train = Train(CONFIG, BASE, 0, (Lesson(task, (Prompt("x"),)),))
+    train = Train(CONFIG, BASE, 0, (TrainingTask(task, (Prompt("x"),)),))
     assert pace.size(train) == 7 * CONFIG.trainer.epochs
     assert pace.size(Score(CONFIG, BASE, task, rows[:4], (Prompt("x"), Prompt("y", 1)))) == 8
 
@@ -598,7 +598,7 @@ def test_a_method_keeps_what_it_keeps_in_the_worker_s_store(tiny_config, tmp_pat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sapo.experiments.stages.method_of", stop)
-    train = Train(asked, BASE, 0, (Lesson(TASK, (Prompt("Add."),)),))
+    train = Train(asked, BASE, 0, (TrainingTask(TASK, (Prompt("Add."),)),))
     with pytest.raises(KeyboardInterrupt):
         compute(train, train.key, Store(tmp_path / "shared"), False, lambda: None)
     assert contexts[0].config.store == StoreConfig(str(tmp_path / "shared"))

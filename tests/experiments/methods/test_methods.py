@@ -20,8 +20,8 @@ from sapo.experiments.model.adapters import (
     scale_adapter,
     trainable_parameters,
 )
-from sapo.experiments.model.lessons import Lesson
 from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import TrainingTask
 
 IDS = torch.arange(3, 40).unsqueeze(0)
 
@@ -43,8 +43,8 @@ def method(tiny_config):
     def build(name, previous=None, position=0, **settings):
         config = tiny_config(f"method={name}", *(f"method.{key}={value}" for key, value in settings.items()))
         tasks, _ = load_tasks(config)
-        lesson = Lesson(tasks[position], (Prompt(tasks[position].instruction),))
-        return method_of(Context(config, load_model(config), (lesson,), previous, position, 7))
+        task = TrainingTask(tasks[position], (Prompt(tasks[position].instruction),))
+        return method_of(Context(config, load_model(config), (task,), previous, position, 7))
 
     return build
 

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
@@ -33,8 +31,8 @@ from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.olora import overlap
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, adapter_tensors, plain
-from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
 from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.model.training import train
 from sapo.experiments.stages import BASE, Train
 
@@ -63,8 +61,8 @@ def states(tiny_config, store):
         engine = LocalEngine(store)
         state, stored = BASE, []
         for position, task in enumerate(tasks[:n_tasks]):
-            lessons = (Lesson(task, (Prompt(task.instruction),)),)
-            stored.append(asyncio.run(engine.run(Train(config, state, position, lessons))))
+            learned = (TrainingTask(task, (Prompt(task.instruction),)),)
+            stored.append(asyncio.run(engine.run(Train(config, state, position, learned))))
             state = stored[-1].key
         return stored
 
@@ -87,8 +85,8 @@ def method(tiny_config):
     def build(previous, position, *overrides):
         config = tiny_config(*FAST, *overrides)
         tasks, _ = load_tasks(config)
-        lesson = Lesson(tasks[position], (Prompt(tasks[position].instruction),))
-        return method_of(Context(config, load_model(config), (lesson,), previous, position, 7))
+        learned = TrainingTask(tasks[position], (Prompt(tasks[position].instruction),))
+        return method_of(Context(config, load_model(config), (learned,), previous, position, 7))
 
     return build
 
@@ -97,7 +95,7 @@ def learn(method, scratch):
     """Trains as a stage does; facts and trained weights."""
     context = method.context
     with plain(context.language_model.base):
-        rows = lesson_rows(context.renderer, context.lessons)
+        rows = training_rows(context.renderer, context.tasks)
         torch.manual_seed(context.seed)
         model = method.start()
         facts = train(
@@ -360,7 +358,7 @@ def test_in_training_a_huge_weight_holds_what_has_fisher_information(method, sta
 def test_fisher_information_is_the_mean_of_squared_gradients_of_single_examples(method, states, loss):
     (first,) = states("method=ewc", n_tasks=1)
     context = method(None, 0, "method=ewc").context
-    rendered = [row.wordings[0] for row in lesson_rows(context.renderer, context.lessons)][:3]
+    rendered = [row.rendered[0] for row in training_rows(context.renderer, context.tasks)][:3]
     with plain(context.language_model.base):
         model = method(first.folder, 1, "method=ewc").start().train()  # dropout on: it must not count
         found = fisher_information(model, rendered, loss)
@@ -454,7 +452,6 @@ def after(fisher, *tasks):
         ("half", [3.0, 1.25, 0.0], [5.0, 7.0, 9.0]),  # ½ (½ (4,1,0) + ½ (0,2,0)) + ½ (4,1,0)
         ("last", [4.0, 1.0, 0.0], [5.0, 7.0, 9.0]),
         ("online", [5.0, 2.25, 0.0], [5.0, 7.0, 9.0]),  # ½ (½ (4,1,0) + (0,2,0)) + (4,1,0)
-        ("separate", [8.0, 4.0, 0.0], [3.0, 3.5, 9.0]),  # (4·1+4·5)/8, (1·1+2·3+1·7)/4, the last where F = 0
     ],
 )
 def test_three_tasks_by_hand(fisher, total, anchor):
@@ -471,32 +468,3 @@ def test_three_tasks_by_hand(fisher, total, anchor):
     theta = {"w": torch.tensor([0.0, 1.0, 2.0])}
     by_hand = sum(f * (t - a) ** 2 for f, t, a in zip(total, [0, 1, 2], anchor, strict=True))
     assert distance(kept, theta).item() == pytest.approx(by_hand)
-
-
-numbers = st.floats(-10, 10, width=32)
-fishers = st.one_of(st.just(0.0), st.floats(2**-20, 100, width=32))
-weight = st.tuples(fishers, numbers)
-
-
-@given(
-    st.lists(st.lists(weight, min_size=3, max_size=3), min_size=1, max_size=5),
-    st.lists(st.tuples(numbers, numbers), min_size=3, max_size=3),
-)
-def test_the_running_form_of_separate_ewc_is_the_explicit_sum(tasks, places):
-    memories = [memory([f for f, _ in task], [a for _, a in task]) for task in tasks]
-    kept = after("separate", *memories)
-
-    def both(theta):
-        running_theta, explicit_theta = (torch.tensor(theta, requires_grad=True) for _ in range(2))
-        running = distance(kept, {"w": running_theta})
-        explicit = sum(distance(task, {"w": explicit_theta}) for task in memories)
-        (slope,) = torch.autograd.grad(running, running_theta)
-        (expected,) = torch.autograd.grad(explicit, explicit_theta)
-        return running.item(), explicit.item(), slope, expected
-
-    one, other = (both([place[i] for place in places]) for i in (0, 1))
-    size = sum(task.fisher["w"].sum().item() for task in memories)
-    for _, _, slope, expected in (one, other):
-        assert torch.allclose(slope, expected, rtol=1e-4, atol=1e-4 * size + 1e-12)
-    # Equal up to a constant: differences between two places are equal.
-    assert one[0] - other[0] == pytest.approx(one[1] - other[1], rel=1e-3, abs=1e-3 * size + 1e-12)

@@ -5,9 +5,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise, permutations
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -19,31 +17,30 @@ from sapo.analysis.results import load_run
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
+from sapo.data.tags import document
 from sapo.data.tasks import Example, Task, digest
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
-from sapo.experiments.methods import Context, method_label, method_of
-from sapo.experiments.methods.inscl import wasserstein
-from sapo.experiments.methods.insinfo import highest, ins_info, lexical_tags
-from sapo.experiments.methods.memory import learned, quotas, read_kept, write_kept
-from sapo.experiments.methods.replay import balanced, reservoir
-from sapo.experiments.methods.tagging import Tags, tags_in
+from sapo.experiments.methods import METHODS, Context, method_of
+from sapo.experiments.methods.inscl import highest, ins_info, lexical_tags, wasserstein
+from sapo.experiments.methods.replay import balanced, learned, quotas, read_kept, reservoir, write_kept
 from sapo.experiments.model.adapters import plain
-from sapo.experiments.model.lessons import Lesson, lesson_rows
 from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import TrainingTask, training_rows
 from sapo.experiments.run import require_ready
 from sapo.experiments.runs import write_run
 
 
-def lesson(name: str, inputs, prompts=("Do it.",), **facts) -> Lesson:
+def task(name: str, inputs, prompts=("Do it.",), **facts) -> TrainingTask:
     rows = tuple(Example(text, f"answer to {text}") for text in inputs)
-    task = Task(name, prompts[0], facts.pop("suffix", "One word."), rows, (Example("test", "row"),), **facts)
-    return Lesson(task, tuple(Prompt(text, index - 1) for index, text in enumerate(prompts)))
+    test = (Example("test", "row"),)
+    made = Task(name, prompts[0], facts.pop("suffix", "One word."), rows, test, **facts)
+    return TrainingTask(made, tuple(Prompt(text, index - 1) for index, text in enumerate(prompts)))
 
 
 def task_of(name: str, n: int):
-    return learned(lesson(name, [f"{name}{i}" for i in range(n)]))
+    return learned(task(name, [f"{name}{i}" for i in range(n)]))
 
 
 def sizes(kept):
@@ -56,8 +53,13 @@ def sizes(kept):
 @pytest.mark.parametrize(
     ("weights", "available", "budget", "expected"),
     [
-        ([1, 2, 3], [99, 99, 99], 10, [2, 3, 5]),  # 1.67, 3.33, 5: the odd one to the largest remainder
-        ([1, 1, 1], [99, 99, 99], 50, [17, 17, 16]),  # equal remainders: to the earliest
+        (
+            [1, 2, 3],
+            [99, 99, 99],
+            10,
+            [1, 3, 6],
+        ),  # 1.67, 3.33, 5: the odd one to the largest
+        ([1, 1, 1], [99, 99, 99], 50, [17, 17, 16]),  # equal shares: to the earliest
         ([0, 0, 0], [99, 99, 99], 50, [17, 17, 16]),
         ([1, 1, 2], [99, 99, 20], 100, [40, 40, 20]),  # 25, 25, 50: the 30 that are missing go to the others
         ([0, 1], [50, 20], 40, [20, 20]),
@@ -123,7 +125,7 @@ def test_a_reservoir_is_uniform_over_the_whole_stream():
 
 @pytest.mark.parametrize("choose", [balanced, reservoir])
 def test_no_row_is_kept_twice_and_what_is_missing_comes_from_the_others(choose):
-    repeated = learned(lesson("a", ["x", "y", "x", "x", "y"]))
+    repeated = learned(task("a", ["x", "y", "x", "x", "y"]))
     assert [row.input for row in repeated.examples] == ["x", "y"]
     kept = choose([], [repeated], 6, "0")
     assert sizes(kept) == [2]
@@ -135,9 +137,9 @@ def test_no_row_is_kept_twice_and_what_is_missing_comes_from_the_others(choose):
 def test_what_is_kept_comes_back_from_disk_as_it_was(tmp_path):
     odd = 'line\u2028break "quoted" {brace}\nnext\r\n'
     kept = [
-        learned(lesson("a", [odd, "中文"], ("Do it.", "So it."), separator="文本:", language="zh")),
+        learned(task("a", [odd, "中文"], ("Do it.", "So it."), separator="文本:", language="zh")),
         task_of("b", 3),
-        learned(lesson("none", [])),
+        learned(task("none", [])),
     ]
     write_kept(tmp_path, kept)
     assert read_kept(tmp_path) == kept
@@ -169,23 +171,6 @@ def test_lexical_tags_are_content_words():
     assert lexical_tags(text) == {"cat", "mat", "cats", "isn", "喜", "欢", "猫"}
 
 
-@pytest.mark.parametrize(
-    ("answer", "tags"),
-    [
-        ('["Sentiment Analysis", "tweets"]', ["sentiment analysis", "tweets"]),
-        ('Here you are:\n```json\n["a-b", "A b", "2 c!"]\n```\nDone.', ["a b", "c"]),
-        ("<think>[\"no\"] or ['not']</think>['yes']", ["yes"]),
-        ('["one", "two", "thr', ["one", "two"]),
-        ("I cannot do that.", None),
-        ("[]", None),
-        ("[1, 2]", None),
-        ("", None),
-    ],
-)
-def test_tags_are_read_from_sloppy_answers(answer, tags):
-    assert tags_in(answer) == tags
-
-
 # --- distances ---------------------------------------------------------------------------------------------
 
 
@@ -213,12 +198,12 @@ def test_wasserstein_of_equal_numbers_is_the_best_assignment():
 
 @pytest.fixture
 def learn(tiny_config, tmp_path):
-    """Learns lessons one after another, with random weights in place of training; what each one replayed."""
+    """Learns tasks one after another, with random weights in place of training; what each one replayed."""
 
-    def run(lessons, *overrides, folder=tmp_path / "states", seed=7):
+    def run(tasks, *overrides, folder=tmp_path / "states", seed=7):
         config = tiny_config(*overrides)
         previous, replayed = None, []
-        for position, one in enumerate(lessons):
+        for position, one in enumerate(tasks):
             model = load_model(config)
             method = method_of(Context(config, model, (one,), previous, position, seed + position))
             state = folder / str(position)
@@ -231,26 +216,26 @@ def learn(tiny_config, tmp_path):
     return run
 
 
-LESSONS = [
-    lesson("a", [f"red fox {i}" for i in range(6)], ("Name the animal.",)),
-    lesson("b", [f"blue sky {'word ' * i}" for i in range(7)], ("Name the colour.",), suffix="A colour."),
-    lesson("c", ["one", "two", "three"], ("Count.", "Add up."), suffix="A number."),
+LEARNED = [
+    task("a", [f"red fox {i}" for i in range(6)], ("Name the animal.",)),
+    task("b", [f"blue sky {'word ' * i}" for i in range(7)], ("Name the colour.",), suffix="A colour."),
+    task("c", ["one", "two", "three"], ("Count.", "Add up."), suffix="A number."),
 ]
 
 
 @pytest.mark.parametrize("method", ["replay", "inscl"])
 def test_replayed_rows_keep_the_frame_and_the_prompts_of_their_own_training(learn, tiny_config, method):
-    replayed, _ = learn([*LESSONS[::-1], LESSONS[0]][:3], f"method={method}", "method.buffer=4")
+    replayed, _ = learn([*LEARNED[::-1], LEARNED[0]][:3], f"method={method}", "method.buffer=4")
     renderer = load_model(tiny_config()).renderer(1536)
     for pairs in replayed[1:]:
         assert len(pairs) == len({(one.task.name, row) for one, row in pairs}) == min(4, len(pairs))
-        rows = lesson_rows(renderer, [], pairs)
+        rows = training_rows(renderer, [], pairs)
         expected = {}
-        for one in LESSONS:
-            wordings = [renderer.render(one.task, prompt.text, one.task.train) for prompt in one.prompts]
-            for example, wording in zip(one.task.train, zip(*wordings, strict=True), strict=True):
-                expected[one.task.name, example] = wording
-        assert {row.wordings for row in map(frozen, rows)} == {
+        for one in LEARNED:
+            columns = [renderer.render(one.task, prompt.text, one.task.train) for prompt in one.prompts]
+            for example, rendered in zip(one.task.train, zip(*columns, strict=True), strict=True):
+                expected[one.task.name, example] = rendered
+        assert {row.rendered for row in map(frozen, rows)} == {
             tuple(map(token_ids, expected[one.task.name, example])) for one, example in pairs
         }
     assert {one.task.name for one, _ in replayed[2]} == {"b", "c"}
@@ -262,15 +247,15 @@ def token_ids(rendered):
 
 
 def frozen(row):
-    return replace(row, wordings=tuple(map(token_ids, row.wordings)))
+    return replace(row, rendered=tuple(map(token_ids, row.rendered)))
 
 
 @pytest.mark.parametrize("settings", [("method=replay",), ("method=inscl", "method.unit=quota")])
 def test_the_same_state_and_seed_give_the_same_rows(learn, tmp_path, settings):
     overrides = (*settings, "method.buffer=4")
-    first, state = learn(LESSONS, *overrides)
-    again, _ = learn(LESSONS, *overrides, folder=tmp_path / "again")
-    other, _ = learn(LESSONS, *overrides, folder=tmp_path / "other", seed=70)
+    first, state = learn(LEARNED, *overrides)
+    again, _ = learn(LEARNED, *overrides, folder=tmp_path / "again")
+    other, _ = learn(LEARNED, *overrides, folder=tmp_path / "other", seed=70)
     assert first == again != other
     assert [len(pairs) for pairs in first] == [0, 4, 4]
     assert (state / "kept/examples.jsonl").is_file()
@@ -284,24 +269,24 @@ def test_full_access_keeps_every_distinct_row_and_a_buffer_only_its_size(learn, 
             len(json.dumps({"task": t, "input": e.input, "target": e.target}).encode()) + 1 for t, e in rows
         )
 
-    twice = replace(LESSONS[0].task, train=LESSONS[0].task.train * 2)
-    lessons = [replace(LESSONS[0], task=twice), *LESSONS[1:]]
+    twice = replace(LEARNED[0].task, train=LEARNED[0].task.train * 2)
+    tasks = [replace(LEARNED[0], task=twice), *LEARNED[1:]]
     overrides = ("method=inscl", "method.buffer=5")
-    _, state = learn(lessons, *overrides, folder=tmp_path / "full")
-    rows = [(one.task.name, row) for one in LESSONS for row in one.task.train]
+    _, state = learn(tasks, *overrides, folder=tmp_path / "full")
+    rows = [(one.task.name, row) for one in LEARNED for row in one.task.train]
     assert (state / "kept/examples.jsonl").stat().st_size == expected(rows)
-    _, state = learn(lessons, *overrides, "method.access=buffer", folder=tmp_path / "buffer")
+    _, state = learn(tasks, *overrides, "method.access=buffer", folder=tmp_path / "buffer")
     kept = read_kept(state)
     assert sizes(kept) == [2, 2, 1]
-    rows = [(one.lesson.task.name, row) for one in kept for row in one.examples]
+    rows = [(one.name, row) for one in kept for row in one.examples]
     assert (state / "kept/examples.jsonl").stat().st_size == expected(rows)
 
 
 def test_lexical_inscl_takes_the_rows_of_highest_ins_info(learn):
     """Rare words count most, and every word counts."""
     inputs = ["plain", "plain rare", "plain rare strange", "plain strange", "plain new odd queer"]
-    lessons = [lesson("a", inputs), lesson("b", ["plain"])]
-    replayed, state = learn(lessons, "method=inscl", "method.buffer=2")
+    tasks = [task("a", inputs), task("b", ["plain"])]
+    replayed, state = learn(tasks, "method=inscl", "method.buffer=2")
     documents = [lexical_tags(f"Do it.\n\n{text}") for text in [*inputs, "plain"]]
     best = sorted(highest(ins_info(documents)[:5], 2))
     assert best == [2, 4]
@@ -312,12 +297,12 @@ def test_lexical_inscl_takes_the_rows_of_highest_ins_info(learn):
 
 
 def test_amounts_follow_the_distances_of_the_prompts(learn):
-    lessons = [
-        lesson("near", [f"x{i}" for i in range(40)], ("Sort the words by length.",)),
-        lesson("far", [f"y{i}" for i in range(40)], ("Is the review positive or negative? Decide.",)),
-        lesson("same", ["z"], ("Sort the words by length.",)),
+    tasks = [
+        task("near", [f"x{i}" for i in range(40)], ("Sort the words by length.",)),
+        task("far", [f"y{i}" for i in range(40)], ("Is the review positive or negative? Decide.",)),
+        task("same", ["z"], ("Sort the words by length.",)),
     ]
-    replayed, state = learn(lessons, "method=inscl", "method.unit=quota", "method.buffer=20")
+    replayed, state = learn(tasks, "method=inscl", "method.unit=quota", "method.buffer=20")
     near, far = json.loads((state / "kept/selection.json").read_text())["tasks"]
     assert near["distance"] == pytest.approx(0, abs=1e-6)
     assert far["distance"] > 0.01
@@ -326,125 +311,56 @@ def test_amounts_follow_the_distances_of_the_prompts(learn):
 
 
 def test_a_blank_prompt_is_embedded_by_its_suffix(learn):
-    replayed, _ = learn([lesson("a", "xy", ("",)), lesson("b", "z")], "method=inscl", "method.buffer=1")
+    replayed, _ = learn([task("a", "xy", ("",)), task("b", "z")], "method=inscl", "method.buffer=1")
     assert len(replayed[1]) == 1
 
 
-# --- tags from a model -------------------------------------------------------------------------------------
+# --- tags from a file --------------------------------------------------------------------------------------
 
 
-class Tagger:
-    """An endpoint whose tags are the words of the request's last line; it keeps the lines."""
-
-    def __init__(self):
-        self.asked, self.fails, self.shape = [], False, json.dumps
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                line = body["messages"][0]["content"].split("\n</request>")[0].splitlines()[-1]
-                outer.asked.append(line)
-                outer.body = body
-                message = {"role": "assistant", "content": outer.shape(line.split())}
-                content = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
-                self.send_response(500 if outer.fails else 200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.settings = (
-            "method=inscl",
-            "method.unit=instance",
-            "method.tagger=openai:some/tagger",
-            "method.buffer=3",
-            f"paraphrases.base_url='http://127.0.0.1:{self.http.server_address[1]}/v1'",
-            "paraphrases.retries=0",
-            "paraphrases.backoff=0",
-        )
+def tag_file(path, tasks, words=str.split):
+    """A file of tags: the words of each row's input, None where it says `untagged`."""
+    lines = [{"writer": "some/tagger", "question": "q"}]
+    for one in tasks:
+        for row in one.task.train:
+            key = digest(document(one.task.instruction, row))
+            lines.append({"document": key, "tags": None if "untagged" in row.input else words(row.input)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"method.tags='{path}'"
 
 
-@pytest.fixture
-def tagger():
-    tagger = Tagger()
-    yield tagger
-    tagger.http.shutdown()
-    tagger.http.server_close()
+INSTANCE = ("method=inscl", "method.unit=instance", "method.buffer=3")
 
 
-def test_a_model_writes_tags_once_for_each_row(learn, tagger, tmp_path):
+def test_rows_of_highest_ins_info_by_the_tags_of_a_file(learn, tmp_path):
     inputs = [["p", "p q", "p q r", "p q"], ["p s", "p"], ["p t"]]
-    lessons = [lesson(name, texts) for name, texts in zip("abc", inputs, strict=True)]
-    replayed, state = learn(lessons, *tagger.settings)
-    assert sorted(tagger.asked) == sorted(["p", "p q", "p q r", "p s", "p t"])  # one document, one request
-    assert (tagger.body["model"], tagger.body["temperature"]) == ("some/tagger", 0)
+    tasks = [task(name, texts) for name, texts in zip("abc", inputs, strict=True)]
+    replayed, state = learn(tasks, *INSTANCE, tag_file(tmp_path / "tags.jsonl", tasks))
     assert {row.input for _, row in replayed[1]} == {"p", "p q", "p q r"}
     # Equal instructions are at distance 0 from each other: two rows of a, one of b.
     assert [row.input for _, row in replayed[2]] == ["p q", "p q r", "p s"]
-    tags = json.loads((state / "kept/tags.json").read_text())
-    assert (tags["tagger"], tags["untagged"], len(tags["tags"])) == ("openai:some/tagger", 0, 5)
-    tagger.fails = True  # neither a training that goes on nor another run asks again
-    again, _ = learn(lessons, *tagger.settings, folder=tmp_path / "again")
-    assert again == replayed
-    assert len(tagger.asked) == 5
+    facts = json.loads((state / "kept/selection.json").read_text())
+    assert facts["method"] == "inscl (instance, tags: some/tagger)"
 
 
-def test_tags_kept_in_a_state_need_no_journal(learn, tagger, tiny_config, tmp_path):
-    _, state = learn([lesson("a", ["p q"])], *tagger.settings)
-    config = tiny_config(*tagger.settings, f"store.root='{tmp_path / 'elsewhere'}'")
-    assert Tags(config, state).of(["Do it.\n\np q"]) == [{"p", "q"}]
-    assert len(tagger.asked) == 1
+def test_a_fifth_of_the_rows_may_be_without_tags(learn, tmp_path):
+    few, many = task("a", ["w", "x", "y", "z", "untagged"]), task("a", ["x", "untagged"])
+    settings = tag_file(tmp_path / "few.jsonl", [few])
+    learn([few, few], *INSTANCE, settings)
+    for tasks, file in (([many, many], "many"), ([few, task("b", ["not in the file"])], "few")):
+        tag_file(tmp_path / f"{file}.jsonl", tasks[:1])
+        with pytest.raises(UserError, match=r"rows have no tags in .*sapo paraphrase --tags"):
+            learn(tasks, *INSTANCE, f"method.tags='{tmp_path / file}.jsonl'", folder=tmp_path / file)
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        '{"document": "0a", "ta',  # a process was killed while it wrote
-        '{"document": "0a"}\n',
-        '{"document": 3, "tags": ["p"]}\n',
-        '{"document": "KEY", "tags": "p"}\n',
-        '{"document": "KEY", "tags": [1]}\n',
-        "[]\nnull\n3\n",
-        b"\xff\xfe",
-    ],
-)
-def test_a_broken_line_of_the_journal_costs_its_own_tags_only(tagger, tiny_config, tmp_path, broken):
-    config = tiny_config(*tagger.settings, f"store.root='{tmp_path / 'store'}'")
-    first, second = "Do it.\n\np q", "Do it.\n\nr"
-    Tags(config, None).of([first])
-    (journal,) = (tmp_path / "store" / "tags").iterdir()
-    if isinstance(broken, str):
-        broken = broken.replace("KEY", digest(second)).encode()
-    journal.write_bytes(journal.read_bytes() + broken)
-    assert Tags(config, None).of([first, second]) == [{"p", "q"}, {"r"}]
-    assert tagger.asked == ["p q", "r"]
-    assert Tags(config, None).of([first, second]) == [{"p", "q"}, {"r"}]  # now from the journal
-    assert tagger.asked == ["p q", "r"]
+def test_the_content_of_the_file_is_in_the_key_and_its_name_is_not(tiny_config, tmp_path):
+    def identity(settings):
+        return METHODS["inscl"].identity(tiny_config(*INSTANCE, settings).method, True)
 
-
-def test_a_tagger_that_fails_is_an_error_that_names_what_needs_none(tagger, tiny_config):
-    tags = Tags(tiny_config(*tagger.settings), None)
-    tagger.shape = lambda words: "no list" if "bad" in words else json.dumps(words)
-    texts = [f"Do it.\n\n{text}" for text in ("a", "b", "c", "d", "bad")]
-    assert tags.of(texts)[3:] == [{"d"}, set()]  # a fifth without tags: InsInfo 0
-    with pytest.raises(WorkError, match=r"1 of 2 rows have no tags.*hold no list.*method\.unit=lexical"):
-        tags.of(texts[3:])
-    tagger.fails = True
-    with pytest.raises(WorkError, match=r"1 of 1 rows have no tags.*answered 500.*method\.unit=lexical"):
-        tags.of(["Do it.\n\nnew"])
-
-
-def test_a_local_model_can_be_the_tagger(tiny_config):
-    config = tiny_config(
-        "method=inscl", "method.unit=instance", "method.tagger=local:tiny_llama", "paraphrases.max_tokens=3"
-    )
-    with pytest.raises(WorkError, match="no tags from local:tiny_llama: its answers hold no list"):
-        Tags(config, None).of(["Do it.\n\nfox"])
+    one = task("a", ["x y", "z"])
+    first = identity(tag_file(tmp_path / "a.jsonl", [one]))
+    assert identity(tag_file(tmp_path / "b.jsonl", [one])) == first
+    assert identity(tag_file(tmp_path / "c.jsonl", [one], list)) != first
 
 
 # --- before anything runs ----------------------------------------------------------------------------------
@@ -453,9 +369,8 @@ def test_a_local_model_can_be_the_tagger(tiny_config):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("method.unit=instance",), r"needs a model that writes tags.*lexical or quota needs none"),
-        (("method.unit=instance", "method.tagger=gpt"), r"method.tagger=gpt.*local:MODEL"),
-        (("method.tagger=local:tiny_llama",), r"only method.unit=instance"),
+        (("method.unit=instance",), r"needs tags of all training rows.*lexical or quota needs none"),
+        (("method.tags=tags.jsonl",), r"only method.unit=instance"),
         (("method.access=some",), r"method.access=some: must be one of full, buffer"),
         (("method.buffer=0",), r"method.buffer=0: must be at least 1"),
     ],
@@ -466,27 +381,21 @@ def test_settings_that_cannot_work_are_refused(tiny_config, overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("content", "message"),
     [
-        (("method.tagger=openai:m", "paraphrases.base_url='http://127.0.0.1:9/v1'"), r"no connection"),
-        (("method.tagger=openai:m",), r"Which endpoint"),
-        (
-            (
-                "method.tagger=openai:m",
-                "paraphrases.base_url='https://a.invalid/v1'",
-                "paraphrases.key_variable=NO_KEY",
-            ),
-            r"NO_KEY is not set",
-        ),
-        (("method.tagger=local:no_model",), r"no_model"),
+        (None, r"cannot read .*tags\.jsonl.*sapo paraphrase --tags"),
+        ("", r"holds no tags"),
+        ("a,b\n", r"holds no tags"),
+        ('{"writer": "m", "question": "q"}\n{"document": "0a", "tags": [1]}\n', r"holds no tags"),
+        ('{"writer": "m", "question": "q"}\n', r"8 of 8 rows have no tags"),
     ],
-)  # fmt: skip
-def test_a_tagger_that_is_not_there_is_refused_before_anything_runs(tiny_config, overrides, message):
-    config = tiny_config(
-        "method=inscl", "method.unit=instance", "method.buffer=4", "policy=static", "paraphrases.backoff=0",
-        *overrides,
-    )  # fmt: skip
-    with pytest.raises(UserError, match=rf"(?s){message}.*method\.unit=lexical"):
+)
+def test_tags_that_are_not_there_are_refused_before_anything_runs(tiny_config, tmp_path, content, message):
+    path = tmp_path / "tags.jsonl"
+    if content is not None:
+        path.write_text(content)
+    config = tiny_config(*INSTANCE, f"method.tags='{path}'", "policy=static")
+    with pytest.raises(UserError, match=rf"(?s){message}"):
         require_ready([config])
 
 
@@ -502,14 +411,15 @@ def test_a_buffer_larger_than_the_data_or_one_task_alone_is_refused(tiny_config,
         require_ready([alone])
 
 
-def test_labels_say_which_inscl_it_is(tiny_config):
+def test_labels_say_which_inscl_it_is(tiny_config, tmp_path):
+    tags = tag_file(tmp_path / "tags.jsonl", [])
     for overrides, label in [
         ((), "inscl (lexical)"),
         (("method.unit=quota", "method.access=buffer"), "inscl (quota, buffer)"),
-        (("method.unit=instance", "method.tagger=openai:some/tagger"), "inscl (instance, tags: some/tagger)"),
+        (("method.unit=instance", tags), "inscl (instance, tags: some/tagger)"),
     ]:
-        assert method_label(tiny_config("method=inscl", *overrides).method) == label
-    assert method_label(tiny_config("method=replay").method) == "replay"
+        assert METHODS["inscl"].label(tiny_config("method=inscl", *overrides).method) == label
+    assert METHODS["replay"].label(tiny_config("method=replay").method) == "replay"
 
 
 # --- whole runs --------------------------------------------------------------------------------------------
@@ -532,9 +442,9 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, me
     tasks = load_tasks(config)[0]
     for n, stored in enumerate(run.trained, start=1):
         kept = read_kept(stored.folder)
-        assert [one.lesson.task.name for one in kept] == [task.name for task in tasks[:n]]
-        assert all(one.lesson.prompts == (run.prompts[one.lesson.task.name],) for one in kept)
-        assert all(prompt.index == 1 for one in kept for prompt in one.lesson.prompts)
+        assert [one.name for one in kept] == [task.name for task in tasks[:n]]
+        assert all(one.learned.prompts == (run.prompts[one.name],) for one in kept)
+        assert all(prompt.index == 1 for one in kept for prompt in one.learned.prompts)
         path = stored.folder / "kept/examples.jsonl"
         assert stored.result.kept["kept/examples.jsonl"] == path.stat().st_size
     folder = write_run(run, store)

@@ -20,8 +20,8 @@ from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import Context, method_of
 from sapo.experiments.model import checkpoints, training
 from sapo.experiments.model.adapters import adapter_tensors, plain
-from sapo.experiments.model.lessons import Draws, Lesson, lesson_rows
 from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.model.training import train
 
 HARD = (  # everything that draws: dropout, the order of the rows, a prompt for every example
@@ -41,9 +41,11 @@ class KillError(Exception):
 def run(config, scratch):
     language_model = load_model(config)
     task = generate("mini_price", 10, 2, 0)
-    lesson = Lesson(task, tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "Cost:"))))
-    context = Context(config, language_model, (lesson,), None, 0, 3)
-    rows = lesson_rows(context.renderer, (lesson,))
+    learned = TrainingTask(
+        task, tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "Cost:")))
+    )
+    context = Context(config, language_model, (learned,), None, 0, 3)
+    rows = training_rows(context.renderer, (learned,))
     with plain(language_model.base):
         torch.manual_seed(3)
         model = method_of(context).start()

@@ -17,8 +17,8 @@ from sapo.experiments.methods import Context, method_of
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.forward import shared_prefix
-from sapo.experiments.model.lessons import Draws, Lesson, Row, lesson_rows
 from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import Draws, Row, TrainingTask, training_rows
 from sapo.experiments.model.training import optimizer_steps, rate_schedule, train
 
 SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
@@ -28,9 +28,9 @@ def run(config, scratch, n=10, seed=3, prompts=None, redraw=1):
     """Facts of a training from scratch, and the trained weights."""
     language_model = load_model(config)
     task = generate("mini_price", n, 2, 0)
-    lesson = Lesson(task, prompts or (Prompt(task.instruction),))
-    context = Context(config, language_model, (lesson,), None, 0, seed)
-    rows = lesson_rows(context.renderer, (lesson,))
+    learned = TrainingTask(task, prompts or (Prompt(task.instruction),))
+    context = Context(config, language_model, (learned,), None, 0, seed)
+    rows = training_rows(context.renderer, (learned,))
     with plain(language_model.base):
         torch.manual_seed(seed)
         model = method_of(context).start()
@@ -151,13 +151,13 @@ def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(
     config = tiny_config(*SMALL, "trainer.checkpoint_steps=2")
     prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much?", "Cost:")))
     seen: list[tuple[int, int, int]] = []
-    wording = Draws.wording
+    drawn_prompt = Draws.prompt
 
     def note(self, row, epoch, place):
-        seen.append((epoch, place, wording(self, row, epoch, place)))
+        seen.append((epoch, place, drawn_prompt(self, row, epoch, place)))
         return seen[-1][2]
 
-    monkeypatch.setattr(Draws, "wording", note)
+    monkeypatch.setattr(Draws, "prompt", note)
     expected, weights = run(config, tmp_path / "a", prompts=prompts, redraw=2)
     assert [pair[:2] for pair in seen] == [(epoch, place) for epoch in range(2) for place in range(10)]
     drawn = {pair[:2]: pair[2] for pair in seen}
@@ -185,8 +185,8 @@ def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
     config = tiny_config()
     renderer = load_model(config).renderer(512)
     price, city = generate("mini_price", 3, 2, 0), generate("mini_city", 3, 2, 0)
-    earlier = Lesson(city, (Prompt("Where is it?", 4),))
-    rows = lesson_rows(renderer, (Lesson(price, (Prompt("How much?"),)),), [(earlier, city.train[2])])
+    earlier = TrainingTask(city, (Prompt("Where is it?", 4),))
+    rows = training_rows(renderer, (TrainingTask(price, (Prompt("How much?"),)),), [(earlier, city.train[2])])
     expected = [
         *renderer.render(price, "How much?", price.train),
         *renderer.render(city, "Where is it?", city.train[2:]),

@@ -1,0 +1,108 @@
+"""Tags for InsCL: a model describes every training row of a sequence, before anything is trained.
+
+The question is of the original's intent (Wang et al., NAACL 2024: a list of coarse intent tags for each
+instruction); the wording is ours.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sapo.conf.errors import UserError
+from sapo.conf.schema import Config
+from sapo.data.benchmarks import load_tasks
+from sapo.data.tags import document, read_tags
+from sapo.data.tasks import digest
+from sapo.experiments.paraphrase import chat_of
+from sapo.experiments.paraphrase.chat import Reply
+
+QUESTION = """Below is a request to a language model: an instruction and the text that it is about. \
+Describe what the request is after with short, general tags: the kind of task, the subject, what has to be \
+known or done to answer it. One to eight tags, in English and lower case, of one to three words each.
+Do not carry out the request. Answer with a JSON list of strings and nothing else.
+
+<request>
+{request}
+</request>"""
+_THOUGHTS = re.compile(r"^.*</think>|<think>.*\Z", re.DOTALL)
+_LIST = re.compile(r"\[[^\[\]]*\]")
+_QUOTED = re.compile(r"\"([^\"\n]+)\"")
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]) -> dict[str, Any]:
+    """Asks for the tags of the sequence's training rows and writes them to `path`, at temperature 0.
+
+    Rows that the file has already are not asked for again. `on_answer` is told how many rows are done, of how
+    many. Returns what was done; UserError if the file is another model's or no model is named.
+    """
+    chat = chat_of(replace(config, paraphrases=replace(config.paraphrases, temperature=0.0)))
+    question = digest(QUESTION)
+    documents = {
+        digest(text): text
+        for task in load_tasks(config)[0]
+        for text in (document(task.instruction, row) for row in task.train)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and b"\n" in path.read_bytes():
+        known = read_tags(path)
+        if (known.writer, known.question) != (chat.name, question):
+            raise UserError(f"{path} has tags of {known.writer}, or of another question. Name another file.")
+    else:
+        path.write_text(json.dumps({"writer": chat.name, "question": question}) + "\n", encoding="utf-8")
+        known = read_tags(path)
+    missing = {key: text for key, text in documents.items() if key not in known.tags}
+    errors: dict[str, int] = {}
+    keys = list(missing)
+    with path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
+        file.seek(0, 2)
+
+        def note(place: int, reply: Reply) -> None:
+            if reply.error is not None:
+                errors[reply.error] = errors.get(reply.error, 0) + 1
+                return
+            line = json.dumps({"document": keys[place], "tags": tags_in(reply.text)}, ensure_ascii=False)
+            file.write(f"{line}\n".encode())
+            file.flush()
+            on_answer(len(documents) - len(missing) + place + 1, len(documents))
+
+        chat.ask([QUESTION.replace("{request}", text) for text in missing.values()], on_reply=note)
+    found = read_tags(path).tags
+    return {
+        "file": str(path),
+        "model": chat.name,
+        "rows": len(documents),
+        "asked": len(missing),
+        "tagged": sum(bool(found.get(key)) for key in documents),
+        "no_list": sum(key in found and found[key] is None for key in documents),
+        "failed": [{"error": error, "count": count} for error, count in errors.items()],
+    }
+
+
+def tags_in(answer: str) -> list[str] | None:
+    """The tags in a model's answer, in lower case and of letters only, each once; None if it holds no list.
+
+    Words around the list do not matter, nor thoughts before it, single quotes, or a list that breaks off.
+    """
+    text = _THOUGHTS.sub("", answer)
+    for found in reversed(_LIST.findall(text)):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                items = read(found)
+            except (ValueError, SyntaxError):
+                continue
+            if tags := _cleaned([item for item in items if isinstance(item, str)]):
+                return tags
+    _, opened, rest = text.rpartition("[")
+    return _cleaned(_QUOTED.findall(rest)) or None if opened else None
+
+
+def _cleaned(items: Sequence[str]) -> list[str]:
+    tags = (" ".join(_LETTERS.findall(item.casefold())) for item in items)
+    return list(dict.fromkeys(tag for tag in tags if tag))

@@ -1,0 +1,93 @@
+"""`sapo paraphrase --tags FILE`: tags of a sequence's rows from a model, written beforehand."""
+
+import pytest
+
+from sapo.conf.errors import UserError
+from sapo.data.tags import read_tags
+from sapo.experiments.paraphrase import tags as module
+from sapo.experiments.paraphrase.chat import Reply
+from sapo.experiments.paraphrase.tags import tags_in, write_tags
+
+
+@pytest.mark.parametrize(
+    ("answer", "tags"),
+    [
+        ('["Sentiment Analysis", "tweets"]', ["sentiment analysis", "tweets"]),
+        ('Here you are:\n```json\n["a-b", "A b", "2 c!"]\n```\nDone.', ["a b", "c"]),
+        ("<think>[\"no\"] or ['not']</think>['yes']", ["yes"]),
+        ('["one", "two", "thr', ["one", "two"]),
+        ("I cannot do that.", None),
+        ("[]", None),
+        ("[1, 2]", None),
+        ("", None),
+    ],
+)
+def test_tags_are_read_from_sloppy_answers(answer, tags):
+    assert tags_in(answer) == tags
+
+
+class Chat:
+    """A model that answers one tag; it keeps the requests."""
+
+    name, fails, answer = "some/tagger", 0, staticmethod(lambda text: '["a tag"]')
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, texts, *, on_reply, **_):
+        for place, text in enumerate(texts):
+            is_failure = place >= len(texts) - self.fails
+            if not is_failure:
+                self.asked.append(text)
+            on_reply(place, Reply(error="no connection") if is_failure else Reply(self.answer(text)))
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    chat = Chat()
+    temperatures = []
+    monkeypatch.setattr(
+        module, "chat_of", lambda config: temperatures.append(config.paraphrases.temperature) or chat
+    )
+    yield chat
+    assert set(temperatures) == {0.0}
+
+
+@pytest.fixture
+def write(tiny_config, tmp_path):
+    config = tiny_config("sequence.tasks=[mini_city,mini_price]", "paraphrases=openai")
+    return lambda: write_tags(config, tmp_path / "new" / "tags.jsonl", lambda *_: None)
+
+
+def test_every_row_is_asked_for_once_and_failures_are_asked_for_again(write, chat, tmp_path):
+    chat.fails = 3
+    first = write()
+    assert (first["rows"], first["asked"], first["tagged"]) == (16, 16, 13)
+    assert first["failed"] == [{"error": "no connection", "count": 3}]
+    chat.fails, before = 0, len(chat.asked)
+    second = write()
+    assert (second["asked"], second["tagged"], second["failed"]) == (3, 16, [])
+    assert len(set(chat.asked)) == len(chat.asked) == before + 3
+    assert write()["asked"] == 0
+    tags = read_tags(tmp_path / "new" / "tags.jsonl")
+    assert (tags.writer, len(tags.tags)) == ("some/tagger", 16)
+
+
+def test_a_line_that_was_half_written_costs_its_own_tags_only(write, chat, tmp_path):
+    write()
+    path = tmp_path / "new" / "tags.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert (write()["asked"], path.read_bytes()) == (1, whole)
+
+
+def test_answers_without_a_list_are_counted_and_not_asked_again(write, chat):
+    chat.answer = lambda text: "I cannot."
+    assert (write()["no_list"], write()["asked"]) == (16, 0)
+
+
+def test_tags_of_another_model_are_not_mixed_in(write, chat):
+    write()
+    chat.name = "other"
+    with pytest.raises(UserError, match="has tags of some/tagger"):
+        write()
