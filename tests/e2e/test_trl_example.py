@@ -33,21 +33,37 @@ def test_the_script_selects_trains_and_evaluates(tmp_path, monkeypatch, capsys):
     assert f"{losses['after']:.3f} after" in said
 
 
-def test_trl_trains_on_the_tokens_that_were_scored(tmp_path):
-    """TRL's tokens and labels of the rendered rows are the scored tokens and targets."""
+def test_trl_trains_on_the_tokens_that_were_scored_and_finds_the_same_loss(tmp_path):
+    """Of conversational rows TRL makes the scored tokens and targets; its losses are the scored one."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     folder = model_folder(load_one(["model=tiny_llama"]).model)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    pairs = [(f"number {i}", "odd" if i % 2 else "even") for i in range(6)]
+    pairs = [(f"number {i}", "odd" if i % 2 else "even, and " + "so on " * i) for i in range(6)]
     selection = select_prompt(model, tokenizer, pairs, ["Odd or even?", "Is it odd or even?"])
-    config = SFTConfig(str(tmp_path), report_to="none", bf16=False, use_cpu=True)
+    config = SFTConfig(
+        str(tmp_path),
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+        max_steps=1,
+        logging_steps=1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        per_device_eval_batch_size=6,
+        save_strategy="no",
+    )
     rows = Dataset.from_list(selection.render(pairs))
-    prepared = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer).train_dataset
-    renderer = Renderer(tokenizer, {}, 512)
-    for rendered, row in zip(
-        renderer.render(selection.task, selection.chosen.text, selection.task.train), prepared, strict=True
-    ):
-        assert row["input_ids"] == rendered.input_ids
-        assert row["labels"] == [-100] * rendered.target_start + rendered.target_ids
+    trainer = SFTTrainer(model, config, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    rendered = Renderer(tokenizer, {}, 512).render(
+        selection.task, selection.chosen.text, selection.task.train
+    )
+    for ours, theirs in zip(rendered, trainer.train_dataset, strict=True):
+        assert theirs["input_ids"] == ours.input_ids
+        assert theirs["labels"] == [-100] * ours.target_start + ours.target_ids
+    (loss,) = selection.ranking.loc[selection.ranking["rank"] == 1, "loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, rel=3e-5)
+    trainer.train()
+    (first,) = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert first == pytest.approx(loss, rel=1e-4)  # TRL logs few digits
