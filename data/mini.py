@@ -6,12 +6,17 @@ answers of 1-6. Every answer is right by construction. A seed changes the exampl
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 from sapo.conf.errors import UserError, unknown
-from sapo.data import mini_words as words
+from sapo.data.files import read_yaml
 from sapo.data.tasks import Example, Task
 
+_CONTENT = read_yaml(Path(__file__).with_name("mini.yaml"))
+words = SimpleNamespace(**{name: tuple(listed) for name, listed in _CONTENT["words"].items()})
+words.categories = tuple(getattr(words, name) for name in words.categories)
 # This many draws in a row without a new input mean that a generator has (nearly) nothing left to give.
 PATIENCE = 3000
 
@@ -73,22 +78,16 @@ def _examples(name: str, task: MiniTask, size: int, rng: Random, seen: set[str])
         yield example
 
 
+SLOTS = {
+    "name": "names", "surname": "surnames", "city": "cities", "day": "days", "month": "months",
+    "food": "foods", "sport": "sports", "instrument": "instruments", "sky": "skies", "thing": "things",
+    "product": "products", "place": "places",
+}  # fmt: skip
+
+
 def _fill(rng: Random, template: str) -> str:
     """The template with every slot filled at random; a template may leave slots out."""
-    return template.format(
-        name=rng.choice(words.NAMES),
-        surname=rng.choice(words.SURNAMES),
-        city=rng.choice(words.CITIES),
-        day=rng.choice(words.DAYS),
-        month=rng.choice(words.MONTHS),
-        food=rng.choice(words.FOODS),
-        sport=rng.choice(words.SPORTS),
-        instrument=rng.choice(words.INSTRUMENTS),
-        sky=rng.choice(words.SKIES),
-        thing=rng.choice(words.THINGS),
-        product=rng.choice(words.PRODUCTS),
-        place=rng.choice(words.PLACES),
-    )
+    return template.format(**{slot: rng.choice(getattr(words, listed)) for slot, listed in SLOTS.items()})
 
 
 def _sentence(text: str) -> str:
@@ -97,11 +96,11 @@ def _sentence(text: str) -> str:
 
 def _review(rng: Random, positive: bool) -> str:
     """A review whose last word on the product is clear; one in three first says the opposite of it."""
-    good, bad = rng.choice(words.GOOD), rng.choice(words.BAD)
+    good, bad = rng.choice(words.good), rng.choice(words.bad)
     adjective, opposite = (good, bad) if positive else (bad, good)
     feeling = "feared" if positive else "hoped for"
-    reason = rng.choice(words.PRAISE if positive else words.BLAME)
-    product = rng.choice(words.PRODUCTS)
+    reason = rng.choice(words.praise if positive else words.blame)
+    product = rng.choice(words.products)
     forms = (
         f"The {product} is {adjective}, {reason}.",
         f"{_sentence(reason)}: this {product} is {adjective}.",
@@ -116,16 +115,12 @@ def _sentiment(rng: Random, label: str) -> Example:
 
 def _complaint(rng: Random, label: str) -> Example:
     """Complaints are bad reviews; the rest is half praise, half plain questions."""
-    if label == "yes":
-        return Example(
-            f"About the {rng.choice(words.PRODUCTS)}: {rng.choice(words.BLAME)}, {_closing(rng)}.", label
-        )
-    if rng.random() < 0.5:
-        return Example(
-            f"About the {rng.choice(words.PRODUCTS)}: {rng.choice(words.PRAISE)}, {_closing(rng)}.", label
-        )
-    question = _fill(rng, rng.choice(words.SHOP_QUESTIONS))
-    return Example(f"About the {rng.choice(words.PRODUCTS)}: {question}?", label)
+    if label == "yes" or rng.random() < 0.5:
+        opinions = words.blame if label == "yes" else words.praise
+        text = f"About the {rng.choice(words.products)}: {rng.choice(opinions)}, {_closing(rng)}."
+        return Example(text, label)
+    question = _fill(rng, rng.choice(words.shop_questions))
+    return Example(f"About the {rng.choice(words.products)}: {question}?", label)
 
 
 def _closing(rng: Random) -> str:
@@ -138,27 +133,27 @@ def _closing(rng: Random) -> str:
 
 def _topic(rng: Random, label: str) -> Example:
     templates = {
-        "food": words.COOKING,
-        "sports": words.PLAYING,
-        "music": words.TUNES,
-        "weather": words.FORECASTS,
+        "food": words.cooking,
+        "sports": words.playing,
+        "music": words.tunes,
+        "weather": words.forecasts,
     }[label]
     return Example(_sentence(_fill(rng, rng.choice(templates))) + ".", label)
 
 
 def _formality(rng: Random, label: str) -> Example:
-    return Example(_fill(rng, rng.choice(words.FORMAL if label == "formal" else words.CASUAL)), label)
+    return Example(_fill(rng, rng.choice(words.formal if label == "formal" else words.casual)), label)
 
 
 def _tense(rng: Random, label: str) -> Example:
-    past, present, future, thing = rng.choice(words.VERBS)
+    past, present, future, thing = rng.choice(words.verbs)
     verb = {"past": past, "present": present, "future": future}[label]
-    who = rng.choice((f"The {rng.choice(words.JOBS)}", rng.choice(words.NAMES)))
+    who = rng.choice((f"The {rng.choice(words.jobs)}", rng.choice(words.names)))
     return Example(f"{who} {verb} {_fill(rng, thing)}.", label)
 
 
 def _word_list(rng: Random, size: int) -> list[str]:
-    return rng.sample([word for category in words.CATEGORIES for word in category], size)
+    return rng.sample([word for category in words.categories for word in category], size)
 
 
 def _member(rng: Random, label: str) -> Example:
@@ -168,14 +163,14 @@ def _member(rng: Random, label: str) -> Example:
 
 
 def _city(rng: Random, _: str) -> Example:
-    start, end = rng.sample(words.CITIES, 2)
-    template = rng.choice(words.JOURNEYS).replace("{start}", start).replace("{end}", end)
+    start, end = rng.sample(words.cities, 2)
+    template = rng.choice(words.journeys).replace("{start}", start).replace("{end}", end)
     return Example(_fill(rng, template), end)
 
 
 def _price(rng: Random, _: str) -> Example:
     """A price with another amount beside it: the old price, or what is saved (never the same number)."""
-    template = rng.choice(words.OFFERS)
+    template = rng.choice(words.offers)
     low, high = sorted(rng.sample(range(5, 100), 2))
     now, old = (high, low) if "raised" in template else (low, high)
     saved = rng.choice([amount for amount in range(2, 30) if amount != now])
@@ -187,7 +182,7 @@ def _price(rng: Random, _: str) -> Example:
 
 def _odd(rng: Random, _: str) -> Example:
     """Three words of one category and one of another, at any place."""
-    kind, other = rng.sample(words.CATEGORIES, 2)
+    kind, other = rng.sample(words.categories, 2)
     odd = rng.choice(other)
     listed = [*rng.sample(kind, 3), odd]
     rng.shuffle(listed)
@@ -197,10 +192,10 @@ def _odd(rng: Random, _: str) -> Example:
 def _animals(rng: Random, _: str) -> Example:
     """Four to six words, one to three of them animals."""
     count = rng.randint(1, 3)
-    others = [word for category in words.CATEGORIES if category is not words.ANIMALS for word in category]
-    listed = rng.sample(words.ANIMALS, count) + rng.sample(others, rng.randint(4, 6) - count)
+    others = [word for category in words.categories if category is not words.animals for word in category]
+    listed = rng.sample(words.animals, count) + rng.sample(others, rng.randint(4, 6) - count)
     rng.shuffle(listed)
-    return Example(", ".join(listed), ", ".join(word for word in listed if word in words.ANIMALS))
+    return Example(", ".join(listed), ", ".join(word for word in listed if word in words.animals))
 
 
 def _last(rng: Random, _: str) -> Example:
@@ -214,85 +209,22 @@ def _sort(rng: Random, _: str) -> Example:
     return Example(text, f"{min(first, second)}, {max(first, second)}")
 
 
+# Tasks in the order in which they are listed, and what draws an example of each.
+_DRAWS = {
+    "mini_sentiment": _sentiment,
+    "mini_complaint": _complaint,
+    "mini_topic": _topic,
+    "mini_formality": _formality,
+    "mini_tense": _tense,
+    "mini_member": _member,
+    "mini_city": _city,
+    "mini_price": _price,
+    "mini_odd": _odd,
+    "mini_animals": _animals,
+    "mini_last": _last,
+    "mini_sort": _sort,
+}
 _TASKS = {
-    "mini_sentiment": MiniTask(
-        "In this task, you are given a short product review. Your task is to classify the review as "
-        '"positive" if the writer likes the product or as "negative" if the writer does not like it.',
-        "Directly output only positive or negative as your answer.",
-        _sentiment,
-        ("positive", "negative"),
-    ),
-    "mini_complaint": MiniTask(
-        "In this task, you are given a short message from a customer to a shop. Decide whether the customer "
-        'is complaining. Answer with "yes" if the message is a complaint and with "no" if it is not.',
-        "Directly output only yes or no as your answer.",
-        _complaint,
-        ("yes", "no"),
-    ),
-    "mini_topic": MiniTask(
-        "In this task, you are given a short sentence. Your task is to classify the sentence by its topic "
-        "into four categories: 1) food, 2) sports, 3) music, and 4) weather.",
-        "Directly output only food, sports, music or weather as your answer.",
-        _topic,
-        ("food", "sports", "music", "weather"),
-    ),
-    "mini_formality": MiniTask(
-        "You are given a short message that somebody wrote at work. Your task is to judge its style. Label "
-        'it "formal" if its tone is polite and official, or "casual" if it reads like a chat between '
-        "friends.",
-        "Directly output only formal or casual as your answer.",
-        _formality,
-        ("formal", "casual"),
-    ),
-    "mini_tense": MiniTask(
-        "In this task, you are given a sentence about what somebody does. Indicate the time of the action: "
-        '"past" if it has already happened, "present" if it is happening now, or "future" if it is still to '
-        "come.",
-        "Directly output only past, present or future as your answer.",
-        _tense,
-        ("past", "present", "future"),
-    ),
-    "mini_member": MiniTask(
-        "Given a list of words and then one more word, determine whether that word occurs in the list. "
-        'Answer "yes" if the list contains the word; otherwise, answer "no".',
-        "Directly output only yes or no as your answer.",
-        _member,
-        ("yes", "no"),
-    ),
-    "mini_city": MiniTask(
-        "In this task, you are given a sentence about a journey in which two cities are named. Your task is "
-        "to extract the name of the city where the journey ends.",
-        "Directly output only the name of the city as your answer.",
-        _city,
-    ),
-    "mini_price": MiniTask(
-        "In this task, you are given a sentence about something for sale. Find the price that a buyer has to "
-        "pay now, and write it with the dollar sign in front, as in the sentence.",
-        "Directly output only the price as your answer.",
-        _price,
-    ),
-    "mini_odd": MiniTask(
-        "Given a set of four words, three of which belong to the same category, find the word that does not "
-        "belong with the others. Words are separated by commas.",
-        "Directly output only the word as your answer.",
-        _odd,
-    ),
-    "mini_animals": MiniTask(
-        "In this task, you are given a list of words. You need to find all the words in the list that are "
-        "animals and give them in the same order in which they appear in the list.",
-        "Directly output only the animals, separated by comma and space.",
-        _animals,
-    ),
-    "mini_last": MiniTask(
-        "In this task, you are given a list of words separated by commas. Your task is to find the word that "
-        "stands at the very end of the list. Do not change the word in any way.",
-        "Directly output only the word as your answer.",
-        _last,
-    ),
-    "mini_sort": MiniTask(
-        "In this task, you are given two different numbers. You need to put them in ascending order, so that "
-        "the smaller number comes first and the larger number comes second.",
-        "Directly output only the two numbers, separated by comma and space.",
-        _sort,
-    ),
+    name: MiniTask(facts["instruction"], facts["suffix"], _DRAWS[name], tuple(facts.get("labels", ())))
+    for name, facts in _CONTENT["tasks"].items()
 }

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
-from sapo.data import mini_words as words
-from sapo.data.mini import generate, mini_tasks
+from sapo.data.mini import generate, mini_tasks, words
 from sapo.data.tasks import Task, digest, examples_digest
 
 NAMES = mini_tasks()
@@ -84,7 +83,7 @@ def test_golden_digest() -> None:
 
 
 def test_no_word_stands_in_two_categories() -> None:
-    listed = [word for category in words.CATEGORIES for word in category]
+    listed = [word for category in words.categories for word in category]
     assert len(listed) == len(set(listed))
 
 
@@ -117,7 +116,7 @@ def test_last() -> None:
 
 
 def test_odd() -> None:
-    category = {word: i for i, kind in enumerate(words.CATEGORIES) for word in kind}
+    category = {word: i for i, kind in enumerate(words.categories) for word in kind}
     for text, target in rows("mini_odd"):
         listed = text.split(", ")
         others = {category[word] for word in listed if word != target}
@@ -128,7 +127,7 @@ def test_odd() -> None:
 
 def test_animals() -> None:
     for text, target in rows("mini_animals"):
-        found = [word for word in text.split(", ") if word in words.ANIMALS]
+        found = [word for word in text.split(", ") if word in words.animals]
         assert 1 <= len(found) <= 3
         assert target == ", ".join(found)
 
@@ -141,7 +140,7 @@ def test_member() -> None:
 
 def test_city() -> None:
     for text, target in rows("mini_city"):
-        named = [word for word in re.findall(r"\w+", text) if word in words.CITIES]
+        named = [word for word in re.findall(r"\w+", text) if word in words.cities]
         assert len(set(named)) == len(named) == 2
         assert re.search(rf"(?:\bto|\bfor|\bin|\bon to) {target}\b", text)
 
@@ -169,8 +168,8 @@ def test_tense() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mini_sentiment", {"positive": words.PRAISE, "negative": words.BLAME}),
-        ("mini_complaint", {"yes": words.BLAME, "no": (*words.PRAISE, "?")}),
+        ("mini_sentiment", {"positive": words.praise, "negative": words.blame}),
+        ("mini_complaint", {"yes": words.blame, "no": (*words.praise, "?")}),
     ],
 )
 def test_opinions(name: str, said: dict[str, tuple[str, ...]]) -> None:
@@ -182,10 +181,10 @@ def test_opinions(name: str, said: dict[str, tuple[str, ...]]) -> None:
 
 def test_topic() -> None:
     signs = {
-        "food": words.FOODS,
-        "sports": words.SPORTS,
-        "music": words.INSTRUMENTS,
-        "weather": words.SKIES,
+        "food": words.foods,
+        "sports": words.sports,
+        "music": words.instruments,
+        "weather": words.skies,
     }
     for text, target in rows("mini_topic"):
         found = set(re.findall(r"\w+", text.lower()))
