@@ -6,16 +6,19 @@ L tokens after the prefix, T target tokens of the longest target, V vocabulary, 
 size.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sapo.data.batches import by_tokens
@@ -36,12 +39,41 @@ def pass_tokens(device: torch.device) -> int:
     return CPU_PASS if device.type == "cpu" else OTHER_PASS
 
 
-def can_share_prefix(config: PreTrainedConfig) -> bool:
+def takes_positions(model: Any) -> bool:
+    """Whether the model can be told where each token stands, and keeps nothing else of what it has read.
+
+    Others (ALiBi, recurrent and state-space models) count the padding of a batch too, so that rows which go
+    on from a padded beginning would come out differently.
+    """
+    kind, config = _plain_kind(model), model.config
+    if hasattr(config, "is_decoder") and hasattr(config, "add_cross_attention"):
+        return False  # an encoder made to read one way: RoBERTa's positions do not begin at 0
+    return not kind._is_stateful and {"position_ids", "past_key_values"} <= _forward_names(kind)
+
+
+def accepted(model: Any, **options: Any) -> dict[str, Any]:
+    """Those of the options that the model's forward takes."""
+    names = _forward_names(_plain_kind(model))
+    return {name: value for name, value in options.items() if name in names}
+
+
+def _plain_kind(model: Any) -> type[PreTrainedModel]:
+    """The class of the model, or of that which adapters were put on."""
+    return type(model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def can_share_prefix(model: Any) -> bool:
     """Whether every layer of the model keeps all keys and values, so that they can be repeated and masked.
 
     Sliding-window, linear-attention and hybrid layers do not.
     """
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    layers = DynamicCache(config=model.config).layers
+    return takes_positions(model) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@lru_cache(maxsize=64)
+def _forward_names(kind: type[PreTrainedModel]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 class _PrefixLayer(DynamicLayer):
@@ -89,7 +121,7 @@ def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered]) -> Prefi
     """
     length = prefix_length(examples)
     saved = length * (len(examples) - 1)
-    if saved <= pass_tokens(model.device) or not can_share_prefix(model.config):
+    if saved <= pass_tokens(model.device) or not can_share_prefix(model):
         return None
     ids = torch.tensor([examples[0].input_ids[:length]], device=model.device)
     with one_example(min(len(example.input_ids) for example in examples)):
@@ -128,10 +160,16 @@ def target_logits(
     model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) that predict the targets, and the targets (B, T), right-aligned, -100 before them."""
+    longest = max(len(example.target_ids) for example in batch)
+    targets = torch.full((len(batch), longest), IGNORED)
+    for row, example in enumerate(batch):
+        targets[row, longest - len(example.target_ids) :] = torch.tensor(example.target_ids)
+    targets = targets.to(model.device)
+    if not can_share_prefix(model):
+        return _logits_padded_right(model, batch, longest), targets
     skip = prefix.length if prefix else 0
     # Nothing is predicted from the last token.
     ids, mask, positions = pad_left([e.input_ids[skip:-1] for e in batch], skip, model.device)
-    longest = max(len(example.target_ids) for example in batch)
     logits = model(
         input_ids=ids,
         attention_mask=mask,
@@ -140,10 +178,27 @@ def target_logits(
         use_cache=prefix is not None,
         logits_to_keep=last_places(ids, longest),
     ).logits
-    targets = torch.full((len(batch), longest), IGNORED)
+    return logits, targets
+
+
+def _logits_padded_right(model: Any, batch: Sequence[Rendered], longest: int) -> Tensor:
+    """Logits (B, T, V) before each row's last T tokens, by any model: padding after a row cannot reach it."""
+    lengths = torch.tensor([len(example.input_ids) - 1 for example in batch])
+    ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
     for row, example in enumerate(batch):
-        targets[row, longest - len(example.target_ids) :] = torch.tensor(example.target_ids)
-    return logits, targets.to(model.device)
+        ids[row, : lengths[row]] = torch.tensor(example.input_ids[:-1])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    first = max(0, int(lengths.min()) - longest)
+    kept = torch.arange(first, ids.shape[1], device=model.device)
+    only = accepted(model, logits_to_keep=kept)
+    logits = model(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **only
+    ).logits
+    logits = logits if only else logits[:, first:]
+    places = (
+        (lengths[:, None] - longest + torch.arange(longest) - first).clamp(min=0).to(model.device)
+    )  # (B, T)
+    return logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
 
 
 def last_places(ids: Tensor, count: int) -> Tensor:

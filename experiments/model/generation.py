@@ -3,9 +3,8 @@
 Shape letters as in `forward`: B rows, L tokens, T target tokens of the longest target, V vocabulary.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
@@ -18,10 +17,13 @@ from sapo.data.render import Rendered
 from sapo.experiments.model.forward import (
     IGNORED,
     Prefix,
+    accepted,
     can_share_prefix,
     last_places,
     pad_left,
     pass_tokens,
+    takes_positions,
+    target_logits,
     target_nll,
 )
 
@@ -45,14 +47,13 @@ class _Reading:
         output = self.model(
             input_ids=ids,
             attention_mask=self.mask,
-            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=last_places(ids, keep),
+            **accepted(self.model, position_ids=positions, logits_to_keep=last_places(ids, keep)),
         )
         self.cache = output.past_key_values
         logits: Tensor = output.logits
-        return logits
+        return logits[:, -keep:]  # models without logits_to_keep give all
 
     def places(self, count: int) -> Tensor:
         """Positions (B, count) of the tokens that follow the prompt."""
@@ -86,16 +87,18 @@ def answer_and_nll(
     Prompts are read in parts of like length; answers are said by all rows together, since a pass costs as
     much as many tokens.
     """
+    if not takes_positions(model) and len(batch) > 1:  # padding would be counted
+        return [answer_and_nll(model, [row], max_new_tokens, stop_ids)[0] for row in batch]
     skip = prefix.length if prefix else 0
     lengths = [len(example.input_ids) - skip for example in batch]
     parts = [list(range(len(batch)))]
-    if can_share_prefix(model.config):
+    if can_share_prefix(model):
         parts = by_tokens(lengths, sum(lengths), pass_tokens(model.device))
     read = [_read(model, [batch[i] for i in part], prefix) for part in parts]
     nll = [loss for _, _, losses in read for loss in losses]
     begun = [answer for _, answers, _ in read for answer in answers]
     reading = _joined([reading for reading, _, _ in read], skip)
-    answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model.config))
+    answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model))
     order = [i for part in parts for i in part]
     found = dict(zip(order, zip(answers, nll, strict=True), strict=True))
     return [found[i] for i in range(len(batch))]
@@ -111,14 +114,13 @@ def _read(
     """
     targets = _padded([example.target_ids for example in batch]).to(model.device)
     width = max(1, TARGETS_AT_ONCE // len(batch))
-    if can_share_prefix(model.config):
+    if can_share_prefix(model):
         reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
         nll, said = _read_targets(reading, logits, targets, width)
         return reading, _accept(reading, targets, said), nll
-    # Other caches cannot leave out what they have read.
-    reading, logits = _read_prompts(model, batch, prefix, targets[:, :0])
-    nll, _ = _read_targets(replace(reading, cache=copy.deepcopy(reading.cache)), logits, targets, width)
-    return reading, [[] for _ in batch], nll
+    # Other caches cannot leave out what they have read, and some cannot go on with several tokens.
+    reading, _ = _read_prompts(model, batch, prefix, targets[:, :0])
+    return reading, [[] for _ in batch], target_nll(*target_logits(model, batch)).sum(-1).tolist()
 
 
 def _joined(parts: Sequence[_Reading], skip: int) -> _Reading:

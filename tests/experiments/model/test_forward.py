@@ -224,8 +224,9 @@ def test_prefix_stops_before_the_token_that_predicts_the_target():
 
 def test_sliding_windows_are_not_shared():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    assert not can_share_prefix(MistralConfig(**sizes, num_key_value_heads=1, sliding_window=4))
-    assert can_share_prefix(MistralConfig(**sizes, num_key_value_heads=1, sliding_window=None))
+    for window in (4, None):
+        config = MistralConfig(**sizes, num_key_value_heads=1, vocab_size=9, sliding_window=window)
+        assert can_share_prefix(MistralForCausalLM(config)) is (window is None)
 
 
 @settings(max_examples=50)
