@@ -188,9 +188,9 @@ def open_engine(
         return
     if find_spec("ray") is None:
         raise UserError("engine=ray needs Ray, which is not installed: pip install 'sapo-prompts[ray]'")
-    from sapo.experiments.engine.ray import ray_engine  # an optional part
+    from sapo.experiments.engine.ray import Cluster, RayEngine  # an optional part
 
-    with ray_engine(engines[0], store, tell, watch, force) as engine:
+    with RayEngine(Cluster(engines[0]), store, tell, watch, force) as engine:
         yield engine
 
 
