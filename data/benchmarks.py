@@ -15,7 +15,7 @@ from sapo.data.files import is_text, read_json, read_yaml, user_path
 from sapo.data.mini import generate, mini_tasks
 from sapo.data.prompts import BANK
 from sapo.data.remembering import Stamp, remembered, stamp
-from sapo.data.tasks import SEPARATORS, Example, Task, is_chinese, own_task, short_name
+from sapo.data.tasks import Example, Task, own_task, short_name
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
@@ -30,34 +30,24 @@ _FETCH = "Set data.root=FOLDER or SAPO_DATA, or get the data with: sapo fetch be
 def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
     """The trained tasks of the config's sequence, in order, and its unseen tasks.
 
-    Raises UserError naming every task that cannot be loaded.
+    Raises UserError naming every task that cannot be loaded, or two names of one task: NI195 and task195_….
     """
-    failures: list[str] = []
+    failures: dict[str, None] = {}
     loaded: dict[str, Task] = {}
     for name in (*config.sequence.tasks, *config.sequence.unseen):
         try:
             loaded[name] = load_task(name, config)
         except UserError as error:
-            failures.append(str(error))
-    if failures:
-        raise UserError(_all_failures(failures))
-    _require_distinct(loaded)
-    return [loaded[n] for n in config.sequence.tasks], [loaded[n] for n in config.sequence.unseen]
-
-
-def _require_distinct(loaded: dict[str, Task]) -> None:
-    """UserError if two names mean one task, as NI195 and task195_… do: its rows would count twice."""
+            failures[str(error)] = None
+    if failures:  # the way out that several share stands once, at the end
+        alone = [failure.removesuffix(f" {_FETCH}") for failure in failures]
+        is_shared = sum(failure.endswith(_FETCH) for failure in failures) > 1
+        raise UserError("\n".join([*dict.fromkeys(alone), _FETCH] if is_shared else failures))
     first: dict[str, str] = {}
     for name, task in loaded.items():
         if (other := first.setdefault(task.name, name)) != name:
             raise UserError(f"{other} and {name} are one task, {task.name}: name it once.")
-
-
-def _all_failures(failures: list[str]) -> str:
-    """One message a line; the mend that several share stands once, at the end."""
-    lines = [failure.removesuffix(f" {_FETCH}") for failure in dict.fromkeys(failures)]
-    is_shared = sum(failure.endswith(_FETCH) for failure in failures) > 1
-    return "\n".join([*lines, _FETCH] if is_shared else dict.fromkeys(failures))
+    return [loaded[n] for n in config.sequence.tasks], [loaded[n] for n in config.sequence.unseen]
 
 
 def load_task(name: str, config: Config) -> Task:
@@ -123,7 +113,7 @@ def load_whole_task(name: str, config: Config) -> Task:
         if name not in mini_tasks():
             raise unknown("mini task", name, mini_tasks())
         train = config.data.train_examples or MINI_TRAIN_EXAMPLES
-        return _generated(name, train, config.data.test_examples or MINI_TEST_EXAMPLES)
+        return _generated(name, train, config.data.test_examples or MINI_TEST_EXAMPLES, MINI_SEED)
     if root is None:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
     if benchmark == "own":
@@ -131,9 +121,7 @@ def load_whole_task(name: str, config: Config) -> Task:
     return load_benchmark_task(name, benchmark, root, config.data.label_blanks == "keep")
 
 
-@lru_cache(KEPT_TASKS)
-def _generated(name: str, train: int, test: int) -> Task:
-    return generate(name, train, test, MINI_SEED)
+_generated = lru_cache(KEPT_TASKS)(generate)
 
 
 def benchmark_of(name: str, default: str, root: Path | None = None) -> str:
@@ -173,18 +161,9 @@ def _benchmark_task(base: Path, folder: str, keep_blanks: bool, _stamp: Stamp) -
     """The task in a folder; `_stamp` of its files tells a changed one from the one that is remembered."""
     path = base / "instructions.json"
     facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}")
-    language = "zh" if is_chinese(facts["instruction"]) else "en"
-    return Task(
-        name=short_name(folder),
-        instruction=facts["instruction"],
-        suffix=facts["suffix"],
-        train=read_examples(base / folder / "train.json", keep_blanks),
-        test=read_examples(base / folder / "test.json", keep_blanks),
-        labels=_labels(facts.get("labels"), f"{path}: {folder}"),
-        language=language,
-        # The official code asks for the Chinese word "attitude", which only C-STANCE's instruction has.
-        separator=SEPARATORS[language],
-    )
+    labels = _labels(facts.get("labels"), f"{path}: {folder}")
+    train, test = (read_examples(base / folder / f"{split}.json", keep_blanks) for split in ("train", "test"))
+    return own_task(short_name(folder), facts["instruction"], facts["suffix"], labels, train, test)
 
 
 def read_instructions(path: Path) -> dict[str, Any]:
@@ -316,11 +295,21 @@ class Entry:
 
 def catalogue(root: Path | None) -> list[Entry]:
     """All tasks of the bank and of the benchmark folder `root`, by benchmark and name."""
-    entries = {path.stem: _bank_entry(path, root) for path in sorted(BANK.glob("*.yaml"))}
+    entries = {}
+    for path in sorted(BANK.glob("*.yaml")):
+        pool, benchmark = read_yaml(path), benchmark_of(path.stem, "own")
+        at_hand = path.stem in mini_tasks() or _has_rows(path.stem, benchmark, root)
+        original = pool.get("original") or ""
+        entries[path.stem] = Entry(path.stem, benchmark, original, len(pool["prompts"]), at_hand)
     for entry in _unbanked(root):
         entries.setdefault(entry.name, entry)
     order = ("mini", *FOLDERS, "own")
-    return sorted(entries.values(), key=lambda entry: (order.index(entry.benchmark), _natural(entry.name)))
+
+    def place(entry: Entry) -> tuple[int, str, int]:
+        letters = entry.name.rstrip("0123456789")  # NI24 before NI195
+        return order.index(entry.benchmark), letters, int(entry.name[len(letters) :] or 0)
+
+    return sorted(entries.values(), key=place)
 
 
 def without_rows(name: str) -> Task | None:
@@ -331,20 +320,13 @@ def without_rows(name: str) -> Task | None:
     return own_task(path.stem, read_yaml(path)["original"] or "")
 
 
-def _bank_entry(path: Path, root: Path | None) -> Entry:
-    pool = read_yaml(path)
-    benchmark = benchmark_of(path.stem, "own")
-    at_hand = path.stem in mini_tasks() or _folder(path.stem, benchmark, root) is not None
-    return Entry(path.stem, benchmark, pool.get("original") or "", len(pool["prompts"]), at_hand)
-
-
 def _unbanked(root: Path | None) -> Iterator[Entry]:
     """Tasks in the benchmark folder that may have no paraphrases in the bank, and users' own."""
     for benchmark, name in FOLDERS.items() if root else ():
         path = Path(str(root)) / name / "instructions.json"
         for folder, facts in read_instructions(path).items() if path.is_file() else ():
             task, instruction = short_name(folder), checked_facts(facts, f"{path}: {folder}")["instruction"]
-            yield Entry(task, benchmark, instruction, 0, _folder(task, benchmark, root) is not None)
+            yield Entry(task, benchmark, instruction, 0, _has_rows(task, benchmark, root))
     for path in sorted(root.glob("*.yaml")) if root else ():
         facts = read_yaml(path)
         if isinstance(facts, dict) and {"instruction", "data"} <= facts.keys():
@@ -352,15 +334,7 @@ def _unbanked(root: Path | None) -> Iterator[Entry]:
             yield Entry(path.stem, "own", instruction, 0, True)
 
 
-def _folder(task: str, benchmark: str, root: Path | None) -> Path | None:
-    """The task's data folder, if it is there."""
-    if root is None or benchmark not in FOLDERS:
-        return None
-    folders = (root / FOLDERS[benchmark]).glob("*/train.json")
-    return next((path.parent for path in folders if short_name(path.parent.name) == task), None)
-
-
-def _natural(name: str) -> tuple[str, int]:
-    """NI24 before NI195."""
-    letters = name.rstrip("0123456789")
-    return letters, int(name[len(letters) :] or 0)
+def _has_rows(task: str, benchmark: str, root: Path | None) -> bool:
+    """Whether the task's training rows lie in the benchmark folder."""
+    found = (root / FOLDERS[benchmark]).glob("*/train.json") if root and benchmark in FOLDERS else ()
+    return any(short_name(path.parent.name) == task for path in found)
