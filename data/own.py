@@ -129,31 +129,23 @@ class OwnExamples:
         names = list(dict.fromkeys(name for values in seen for name in values))
         self.columns = columns or guess_columns(names, rows.source)
         self.parts = [[name] if name in names else name.split("+") for name in self.columns]
-        used = dict.fromkeys(name for parts in self.parts for name in parts)
-        if missing := [name for name in used if name not in names]:
+        self.used = dict.fromkeys(name for parts in self.parts for name in parts)
+        if missing := [name for name in self.used if name not in names]:
             raise UserError(
                 f"{rows.source}: no column {' and '.join(map(repr, missing))}; there are {', '.join(names)}."
             )
-        self.is_chat = columns is None and self.columns[0] == self.columns[1]
+        self.is_guessed = columns is None
+        self.is_chat = self.is_guessed and self.columns[0] == self.columns[1]
         # Preferences: what is marked as false is what a model shall not say.
-        verdict = next((name for name in names if name.lower() == "label"), None)
-        is_verdict = verdict not in used and all(isinstance(v.get(verdict or ""), bool) for v in seen)
-        self.verdict = verdict if columns is None and is_verdict else None
-        self.unused = (
-            []
-            if columns
-            else [
-                name
-                for name in names
-                if name not in {*used, "chat_template_kwargs"}
-                and any(isinstance(values.get(name), str | list | dict) for values in seen)
-            ]
-        )
+        verdict = next((name for name in names if name.lower() == "label" and name not in self.used), None)
+        is_verdict = verdict and self.is_guessed and all(isinstance(v.get(verdict), bool) for v in seen)
+        self.verdict = verdict if is_verdict else None
         # The instruction that all rows looked at bring along, if it is one.
         own = [name for name in self.parts[0] if name.lower() in INSTRUCTIONS and len(self.parts[0]) > 1]
         texts = {_joined(values.get(own[0])) for values in seen} if own else {None}
         self.instruction = texts.pop() if len(texts) == 1 else None
         self.left_out: Counter[str] = Counter()
+        self.unused: dict[str, None] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -174,10 +166,7 @@ class OwnExamples:
         empty, strange = _Places(), _Places()
         text: str | None
         target: str | None
-        for row in self.rows.read():
-            if self.verdict and row.values.get(self.verdict) is False:
-                self.left_out[f"rejected rows (column {self.verdict!r} is false)"] += 1
-                continue
+        for row in self._rows():
             if self.is_chat:
                 text, target = _last_exchange(source, row, self.columns[0], self.left_out)
             else:
@@ -194,6 +183,19 @@ class OwnExamples:
             raise UserError(f"{source}: empty target in {empty}. Fill or drop these rows.")
         if strange.count:
             raise UserError(f"{source}: target is none of the labels {', '.join(labels)} in {strange}.")
+
+    def _rows(self) -> Iterator[Row]:
+        """The rows that are to be learned from; which of guessed rows' texts nobody reads is noted."""
+        read = {*self.used, "chat_template_kwargs"}  # the latter is what `--write` adds
+        for row in self.rows.read():
+            if self.verdict and row.values.get(self.verdict) is False:
+                self.left_out[f"rejected rows (column {self.verdict!r} is false)"] += 1
+                continue
+            if self.is_guessed:
+                others = (name for name, value in row.values.items() if value and name not in read)
+                texts = (name for name in others if isinstance(row.values[name], str | list | dict))
+                self.unused.update(dict.fromkeys(texts))
+            yield row
 
     def _input(self, row: Row, columns: list["_Column"]) -> str | None:
         """The texts of the input's columns, joined by blank lines; what the frame says is not said again."""
@@ -371,8 +373,6 @@ def _last_exchange(source: str, row: Row, column: str, left_out: Counter[str]) -
     if not all(kind_of(turns[place][1]) == "text" and is_text(turns[place][1]) for place in (asked, last)):
         raise UserError(f"{source}, {row.where}: a turn of '{column}' has a content that is no text.")
     _count_turns(turns, [asked, last], left_out)
-    if isinstance(row.values.get("system"), str) and row.values["system"].strip():
-        left_out["system turns"] += 1
     return turns[asked][1], turns[last][1]
 
 
