@@ -89,13 +89,15 @@ def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     """
     groups: dict[tuple, dict[str | None, RunResult]] = {}
     for run in runs:
-        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(run.prompts.get(run.tasks[-1]), run)
+        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(
+            run.record.prompts.get(run.tasks[-1]), run
+        )
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def _all_but_last_prompt(run: RunResult) -> tuple:
-    earlier = tuple(run.prompts.get(task) for task in run.tasks[:-1])
-    return (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, str(run.parity), earlier)
+    earlier = tuple(run.record.prompts.get(task) for task in run.tasks[:-1])
+    return (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, run.record.parity, earlier)
 
 
 def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
@@ -173,7 +175,7 @@ def map_caption(summary: MapSummary, adjusted: float | None) -> str:
     return f"mean {summary.mean.text()}, p = {summary.p:.2g} (Holm {adjusted:.2g})"
 
 
-def pair_estimate(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Interval:
+def pair_interval(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Interval:
     """One coefficient between two tasks, with its interval over prompts."""
     reason = _why_undefined(scores[x_task], scores[y_task])
     if reason:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from sapo.analysis.files import replacing
-from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult
+from sapo.analysis.files import write_file
+from sapo.analysis.metrics import METRICS
+from sapo.analysis.results import LOWER_IS_BETTER, RunResult, measure_name
 from sapo.data.tasks import short_name
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ UNITS = {
     "nll": "nats per target token",
 }
 NO_VALUE = "#e6e6e6"
+# Okabe and Ito's colours for colour-blind readers, with a marker each for print without colour.
+STYLES = tuple(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "os^D", strict=True))
 
 
 def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: str) -> Figure:
@@ -71,7 +75,51 @@ def correlation_heatmap(
     put_title(
         figure,
         f"Effects of {len(effects.scores)} prompts of {short_name(effects.current)} on other tasks "
-        f"({MEASURES[effects.measure].split(' (')[0]})\n{' · '.join(facts)}",
+        f"({measure_name(effects.measure)})\n{' · '.join(facts)}",
+    )
+    return figure
+
+
+def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
+    """A panel a metric, a line a group and policy, over the size of the pool; bars are 95 % intervals.
+
+    n: test examples of a metric.
+    """
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = list(points.groupby(["group", "policy"], sort=False))
+    sizes = sorted(points["pool_size"].unique())
+    for place, metric in enumerate(METRICS):
+        axes = figure.add_subplot(1, len(METRICS), place + 1)
+        axes.axhline(0, color="#999999", linewidth=1, zorder=0)
+        for number, ((group, policy), rows) in enumerate(lines):
+            colour, marker = STYLES[number % len(STYLES)]
+            own = rows[rows["metric"] == metric].sort_values("pool_size")
+            bars = [own["estimate"] - own["low"], own["high"] - own["estimate"]]
+            # Lines stand beside each other, so that bars of one size do not hide each other.
+            beside = (number - (len(lines) - 1) / 2) * 0.02 * (sizes[-1] - sizes[0] or 1)
+            axes.errorbar(
+                own["pool_size"] + beside,
+                own["estimate"],
+                yerr=bars,
+                color=colour,
+                marker=marker,
+                capsize=3,
+                linewidth=1.5,
+                label=f"{group} · {policy}",
+            )
+        counts = points.loc[points["metric"] == metric, "n_examples"]
+        most = f" to {counts.max()}" if counts.min() < counts.max() else ""
+        axes.set_title(f"{metric} (n = {counts.min()}{most})", fontsize=10)
+        axes.set_xticks(sizes)
+        axes.set_xlabel("paraphrases in the pool")
+        axes.spines[["top", "right"]].set_visible(False)
+    against = "difference from static" if points["is_difference"].all() else "score"
+    better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
+    figure.axes[0].set_ylabel(f"{measure_name(measure)}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=2, title=title, fontsize=9, frameon=False
     )
     return figure
 
@@ -87,10 +135,11 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """The figure as `stem`.png and `stem`.pdf; returns both paths."""
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
     for path in paths:
-        # Without a creation date, equal figures are equal files.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=160, metadata=metadata)
+        # Drawn in memory first: a full disk is then an error of one write, and says so. Without a creation
+        # date, equal figures are equal files.
+        drawn, metadata = BytesIO(), {"CreationDate": None} if path.suffix == ".pdf" else None
+        figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=160, metadata=metadata)
+        write_file(path, drawn.getvalue())
     return paths
 
 

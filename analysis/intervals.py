@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sapo.analysis.metrics import METRICS, Weights, metric_weights, rounded
-from sapo.analysis.results import RunResult, example_scores, require_comparable, test_rows
+from sapo.analysis.results import RunResult, example_scores, require_comparable, row_numbers
 from sapo.conf.errors import UserError
 
 DRAWS = 2000
@@ -168,7 +168,7 @@ def _contributions(
                 f"The runs were scored on different numbers of test examples of {task}: evaluate them alike."
             )
         values = np.stack([pair[0] - pair[1] if len(pair) == 2 else pair[0] for pair in sides])
-        parts.append(by_distinct_row(values, test_rows(pairs[0][0], task)))
+        parts.append(by_distinct_row(values, row_numbers(pairs[0][0], task)))
     return parts
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sapo.analysis.figures import effect_heatmap, save
-from sapo.analysis.files import write_text
+from sapo.analysis.files import write_file
 from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
 from sapo.analysis.results import (
     DRAWN,
@@ -64,7 +64,7 @@ def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]
     files += [path for effect in EFFECTS for name in drawn for path in _draw(run, effect, name)]
     content = _metrics_file(run)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    files.append(write_text(run.path / "metrics.json", text + "\n"))
+    files.append(write_file(run.path / "metrics.json", text + "\n"))
     return {"files": files, **{name: content[name] for name in ("metrics", "metrics_common")}}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sapo.analysis.files import write_file
 from sapo.conf.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -144,11 +145,7 @@ def _checked(matrix: ArrayLike) -> NDArray[np.float64]:
 
 def write_matrix(frame: "DataFrame", path: Path) -> Path:
     """A matrix as `after,<task>,…` with an empty cell for NaN, in full precision; returns the path."""
-    from sapo.analysis.files import replacing
-
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index_label="after", na_rep="", lineterminator="\n")
-    return path
+    return write_file(path, frame.to_csv(index_label="after", na_rep="", lineterminator="\n"))
 
 
 def read_matrix(path: Path) -> "DataFrame":

@@ -2,44 +2,73 @@
 
 import json
 import re
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.results import MEASURES, RunResult, n_examples, score_matrix
 from sapo.analysis.tables import DEMONSTRATION
+from sapo.conf.text import markdown_safe
 
-SCORES = ("rougeL", "exact_match", "label_match")
 NONE = "-"
 
 
-def model_card(run: RunResult, record: dict[str, Any], exported: dict[str, Any]) -> str:
-    """The page `README.md` of an export, in Markdown.
+def model_card(run: RunResult, exported: dict[str, Any]) -> str:
+    """The page `README.md` of an export, in Markdown with the facts that model hubs read.
 
-    `record` is the run's `run.json`; `exported` says what is exported: `kind` (adapter or merged), `state`,
-    `base`, `is_on_hub`, `rank`, `template_options`, `max_new_tokens`, `tasks` (with their prompts), `tested`,
-    and the `definition` of BWT and FWT.
+    `exported` says what is exported: `kind` (adapter or merged), `state`, `base`, `is_on_hub`, `rank`,
+    `template_options`, `max_new_tokens`, `tasks` (with their prompts), `tested`, and the `definition` of BWT
+    and FWT.
     """
-    blocks = [
-        _front_matter(exported),
-        f"# {escaped(run.id)}",
-        *([f"**{DEMONSTRATION}**"] if run.demonstration else []),
-        _summary(run, exported),
-        _table(("", ""), _facts(run, record, exported)),
-        *_prompts(exported),
-        *_usage(exported),
-        *_scores(run, exported),
-        *_provenance(record, exported),
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def escaped(text: object) -> str:
-    """A text on one line, in which no character means anything to Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(str(text).split()))
+    is_merged, base = exported["kind"] == "merged", exported["base"]
+    hub = ModelCardData(
+        library_name="transformers" if is_merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["sapo", "continual-learning", "instruction-tuning", *([] if is_merged else ["lora"])],
+        base_model=base["load"] if exported["is_on_hub"] else None,
+    )
+    name = markdown_safe(base["load"] if exported["is_on_hub"] else base["model"])
+    adapter = f"LoRA adapter of rank {exported['rank']}"
+    what = f"{name} with a {adapter} merged into its weights" if is_merged else f"A {adapter} for {name}"
+    tasks = [markdown_safe(task["task"]) for task in exported["tasks"]]
+    together = "together" if run.method == "multitask" else "one after the other"
+    environment = run.record.environment
+    packages = [f"{package} {number}" for package, number in environment["packages"].items()]
+    counts, definition = n_examples(run), exported["definition"]
+    comparable = run.record.comparable
+    card = ModelCard.from_template(
+        hub,
+        template_str=Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8"),
+        **exported,
+        run=run,
+        record=run.record,
+        environment=environment,
+        demonstration=DEMONSTRATION,
+        summary=f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}.",
+        facts=_facts(run, exported),
+        usage="\n".join([*_loading(exported), "", *_answering(exported)]),
+        scores=_scores(run, exported, counts),
+        definition_text=DEFINITIONS[definition],
+        n_examples=sum(counts.get(task, 0) for task in run.tasks),
+        metrics=_metrics(run, definition),
+        data=_table(
+            ("data", "SHA-256 of the training rows", "SHA-256 of the test rows"),
+            [
+                [task, *(comparable.get(part, {}).get(task, NONE) for part in ("train", "data"))]
+                for task in exported["tested"]
+            ],
+        ),
+        packages=", ".join([environment["python"], *packages]),
+        safe=markdown_safe,
+        code=code,
+        fenced=fenced,
+        as_json=lambda content: json.dumps(content, ensure_ascii=False, indent=1),
+        parts=_parts,
+    )
+    return str(card).rstrip("\n") + "\n"
 
 
 def code(text: str) -> str:
@@ -60,94 +89,67 @@ def _backticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
-def _front_matter(exported: dict[str, Any]) -> str:
-    """What model hubs read."""
-    is_merged = exported["kind"] == "merged"
-    facts = {
-        "library_name": "transformers" if is_merged else "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["sapo", "continual-learning", "instruction-tuning", *([] if is_merged else ["lora"])],
-    }
-    if exported["is_on_hub"]:
-        facts["base_model"] = exported["base"]["load"]
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(map(markdown_safe, cells))} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:], ""])
 
 
-def _summary(run: RunResult, exported: dict[str, Any]) -> str:
-    base = escaped(exported["base"]["load"] if exported["is_on_hub"] else exported["base"]["model"])
-    what = (
-        f"{base} with a LoRA adapter of rank {exported['rank']} merged into its weights"
-        if exported["kind"] == "merged"
-        else f"A LoRA adapter of rank {exported['rank']} for {base}"
-    )
-    tasks = [escaped(lesson["task"]) for lesson in exported["tasks"]]
-    together = "together" if run.method == "multitask" else "one after the other"
-    order = f", {together}" if len(tasks) > 1 else ""
-    return f"{what}, trained on {', '.join(tasks)}{order}."
-
-
-def _facts(run: RunResult, record: dict[str, Any], exported: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    base = exported["base"]
-    identity = record["identity"]
+def _facts(run: RunResult, exported: dict[str, Any]) -> str:
+    base, identity = exported["base"], run.record.identity
     source = base["load"] if exported["is_on_hub"] else base["source"]
     revision = f", revision {base['revision']}" if base["revision"] else ""
     trainer = ", ".join(f"{name} {value}" for name, value in identity["trainer"].items())
     method = ", ".join(f"{name} {identity['method'][name]}" for name in ("rank", "alpha", "dropout"))
-    yield "Base model", f"{escaped(run.model)} ({escaped(source)}{escaped(revision)})"
-    yield "State", f"after {exported['state']['after']} of {len(run.tasks)} tasks"
-    yield "Sequence", escaped(run.sequence)
-    yield "Method", f"{escaped(run.method)} (each adapter: {escaped(method)})"
-    yield "Prompt policy", escaped(run.policy)
-    yield "Seed", str(run.seed)
-    yield "Parity", escaped(run.parity)
-    yield "Trainer", f"{escaped(record['trainer'])} ({escaped(trainer)})"
-    yield "Precision in training", escaped(identity["model"]["dtype"])
+    facts = {
+        "Base model": f"{run.model} ({source}{revision})",
+        "State": f"after {exported['state']['after']} of {len(run.tasks)} tasks",
+        "Sequence": run.sequence,
+        "Method": f"{run.method} (each adapter: {method})",
+        "Prompt policy": run.policy,
+        "Seed": str(run.seed),
+        "Parity": run.record.parity,
+        "Trainer": f"{run.record.trainer} ({trainer})",
+        "Precision in training": identity["model"]["dtype"],
+    }
+    return _table(("", ""), [list(fact) for fact in facts.items()])
 
 
-def _table(header: tuple[str, ...], rows: Any) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+def _scores(run: RunResult, exported: dict[str, Any], counts: dict[str, int]) -> str:
+    """The exported state's scores on every tested task."""
+    after, learned = exported["state"]["after"], {task["task"] for task in exported["tasks"]}
+    matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
+    rows = [
+        [
+            task + ("" if task in learned else " (not trained)"),
+            *(_number(matrix.loc[after, task], measure) for measure, matrix in matrices.items()),
+            str(counts.get(task, 0)),
+        ]
+        for task in exported["tested"]
+    ]
+    return _table(("task", *MEASURES.values(), "n"), rows)
 
 
-def _prompts(exported: dict[str, Any]) -> Iterator[str]:
-    """Every task's prompt, character by character."""
-    yield "## Prompts"
-    yield (
-        "The model answers one user turn in its chat template. It was trained with this layout and must be "
-        "used with it:"
-    )
-    yield fenced(r'instruction + "\n\n" + separator + "\n" + input + "\n\n" + suffix', "python")
-    yield "A task's parts, as JSON strings:"
-    for lesson in exported["tasks"]:
-        yield f"### {escaped(lesson['task'])}"
-        yield fenced(_as_json(_parts(lesson)), "json")
-        if lesson["drawn"]:
-            yield (
-                f"Training drew from {len(lesson['drawn'])} wordings instead; the one above is what the task "
-                "was tested with:"
-            )
-            yield fenced(_as_json(lesson["drawn"]), "json")
+def _metrics(run: RunResult, definition: str) -> str:
+    """AP, BWT and FWT of the whole run, of the scores that are higher for better answers."""
+    values = {
+        name: continual_metrics(score_matrix(run, name))[definition] for name in MEASURES if name != "nll"
+    }
+    rows = [
+        [MEASURES[name], *(_number(found[metric], name) for metric in METRICS)]
+        for name, found in values.items()
+        if found["AP"] is not None
+    ]
+    return _table(("score", *METRICS), rows)
 
 
-def _parts(lesson: dict[str, Any]) -> dict[str, str]:
-    return {name: lesson[name] for name in ("instruction", "separator", "suffix")}
+def _number(value: float | None, measure: str) -> str:
+    if value is None or pd.isna(value):
+        return NONE
+    return f"{value:.4f}" if measure == "nll" else f"{value:.2f}"
 
 
-def _as_json(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=1)
-
-
-def _usage(exported: dict[str, Any]) -> Iterator[str]:
-    """Python that answers a text with the last trained task's prompt."""
-    yield "## Use"
-    yield fenced("\n".join([*_loading(exported), "", *_answering(exported)]), "python")
-    if exported["kind"] == "adapter" and not exported["is_on_hub"]:
-        base = exported["base"]["model"]
-        yield (
-            f"Where `sapo` is installed, {code('sapo fetch model ' + base)} gets the base model and "
-            f"{code('sapo show model ' + base)} says in which folder it lies."
-        )
-    yield "The base model's licence holds for this model too."
+def _parts(task: dict[str, Any]) -> dict[str, str]:
+    return {name: task[name] for name in ("instruction", "separator", "suffix")}
 
 
 def _loading(exported: dict[str, Any]) -> list[str]:
@@ -179,10 +181,10 @@ def _loading(exported: dict[str, Any]) -> list[str]:
 def _answering(exported: dict[str, Any]) -> list[str]:
     """Lines that answer a text with the last trained task's prompt."""
     options = "".join(f", {name}={value!r}" for name, value in exported["template_options"].items())
-    lesson = {name: _literal(text) for name, text in _parts(exported["tasks"][-1]).items()}
+    parts = {name: _literal(text) for name, text in _parts(exported["tasks"][-1]).items()}
     return [
-        f"instruction = {lesson['instruction']}",
-        f"separator, suffix = {lesson['separator']}, {lesson['suffix']}",
+        f"instruction = {parts['instruction']}",
+        f"separator, suffix = {parts['separator']}, {parts['suffix']}",
         'text = "THE INPUT"',
         'turn = instruction + "\\n\\n" + separator + "\\n" + text + "\\n\\n" + suffix',
         "prompt = tokenizer.apply_chat_template(",
@@ -197,73 +199,3 @@ def _answering(exported: dict[str, Any]) -> list[str]:
 def _literal(text: str) -> str:
     """A text as a Python string."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _scores(run: RunResult, exported: dict[str, Any]) -> Iterator[str]:
-    after, tested = exported["state"]["after"], exported["tested"]
-    counts = n_examples(run)
-    matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
-    learned = {lesson["task"] for lesson in exported["tasks"]}
-    yield "## Scores"
-    yield (
-        "Of this state on test examples, one run with one seed. Learned tasks were tested with the prompts "
-        "above, others with their original instruction."
-    )
-    rows = (
-        (
-            escaped(task) + ("" if task in learned else " (not trained)"),
-            *(_number(matrix.loc[after, task], measure) for measure, matrix in matrices.items()),
-            str(counts.get(task, 0)),
-        )
-        for task in tested
-    )
-    yield _table(("task", *MEASURES.values(), "n"), rows)
-    definition = exported["definition"]
-    yield (
-        f"Of the whole run of {len(run.tasks)} tasks; BWT and FWT by definition {code(definition)}: "
-        f"{DEFINITIONS[definition]}. n: {sum(counts.get(task, 0) for task in run.tasks)} test examples."
-    )
-    values = {name: continual_metrics(matrices[name])[definition] for name in SCORES}
-    yield _table(
-        ("score", *METRICS),
-        (
-            (MEASURES[name], *(_number(values[name][metric], name) for metric in METRICS))
-            for name in SCORES
-            if values[name]["AP"] is not None
-        ),
-    )
-
-
-def _number(value: float | None, measure: str) -> str:
-    if value is None or pd.isna(value):
-        return NONE
-    return f"{value:.4f}" if measure == "nll" else f"{value:.2f}"
-
-
-def _provenance(record: dict[str, Any], exported: dict[str, Any]) -> Iterator[str]:
-    """What this can be traced back to."""
-    yield "## Provenance"
-    yield _table(
-        ("data", "SHA-256 of the training rows", "SHA-256 of the test rows"),
-        (
-            (
-                escaped(task),
-                record["comparable"]["train"].get(task, NONE),
-                record["comparable"]["data"].get(task, NONE),
-            )
-            for task in exported["tested"]
-        ),
-    )
-    environment = record["environment"]
-    packages = [f"{name} {number}" for name, number in environment["packages"].items()]
-    yield f"Trained with Python {escaped(', '.join([environment['python'], *packages]))}."
-    commit = environment.get("commit")
-    dirty = ", with changes" if environment.get("dirty") else ""
-    version = f"; code at commit {code(commit)}{dirty}" if commit else ""
-    weights = escaped(record["identity"]["model"]["weights"])
-    yield (
-        f"Run {code(record['id'])}, training {code(exported['state']['key'])}; base model weights {weights}; "
-        f"computed on {escaped(environment['device'])}{version}."
-    )
-    for note in record["notes"]:
-        yield f"- {escaped(note)}"

@@ -47,7 +47,18 @@ def published(table: str, model: str, sequence: str, method: str) -> list[Publis
     paper = PAPER[table]
     values = pd.concat(map(paper_csv, paper.files), ignore_index=True)
     name = method.partition(" (")[0]  # `inscl` of `inscl (lexical)`
-    values = _nearest(values[values["method"].map(plain) == plain(name)], model, sequence, paper.elsewhere)
+    values = values[values["method"].map(plain) == plain(name)]
+    is_model, is_sequence = (
+        values[column].map(plain) == plain(ours)
+        for column, ours in (("model", model), ("sequence", sequence))
+    )
+    other_model, other_sequence = paper.elsewhere
+    # Our sequence and model, else our sequence in another model, else another sequence.
+    if (is_model & is_sequence).any():
+        values = values[is_model & is_sequence]
+    else:
+        elsewhere = is_sequence if is_sequence.any() else values["sequence"] == other_sequence
+        values = values[elsewhere & (values["model"] == other_model)]
     if values.empty:
         return []
     first = values.iloc[0]
@@ -56,25 +67,14 @@ def published(table: str, model: str, sequence: str, method: str) -> list[Publis
     columns |= {name.removesuffix("_delta"): name for name in values if name.endswith("_delta")}
     by = values.groupby("paraphraser", sort=False) if "paraphraser" in values else [("", values)]
     return [
-        Published(*names, f"{policy} ({pool})" if pool else policy, _cells(rows, column))
+        Published(
+            *names,
+            f"{policy} ({pool})" if pool else policy,
+            {metric: float(value) for metric, value in zip(rows["metric"], rows[column], strict=True)},
+        )
         for pool, rows in by
         for policy, column in columns.items()
     ]
-
-
-def _nearest(values: pd.DataFrame, model: str, sequence: str, elsewhere: tuple[str, str]) -> pd.DataFrame:
-    """The rows of our sequence and model, else of our sequence in another model, else of another sequence."""
-    same_sequence = values[values["sequence"].map(plain) == plain(sequence)]
-    same_model = same_sequence[same_sequence["model"].map(plain) == plain(model)]
-    if not same_model.empty:
-        return same_model
-    if not same_sequence.empty:
-        return same_sequence[same_sequence["model"] == elsewhere[0]]
-    return values[(values["model"] == elsewhere[0]) & (values["sequence"] == elsewhere[1])]
-
-
-def _cells(rows: pd.DataFrame, column: str) -> dict[str, float]:
-    return {metric: float(value) for metric, value in zip(rows["metric"], rows[column], strict=True)}
 
 
 @cache

@@ -1,13 +1,14 @@
-"""What a set of runs says: matrices, a table, chosen prompts, correlations, and a page of all that."""
+"""What runs and probes say together, drawn into a folder: an analysis, or a table or figure of the paper."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import RenderableType
 
 from sapo.analysis import render
 from sapo.analysis.correlations import (
@@ -19,14 +20,33 @@ from sapo.analysis.correlations import (
     prompt_variants,
     summarize_map,
 )
-from sapo.analysis.figures import correlation_heatmap, save
-from sapo.analysis.files import write_text
-from sapo.analysis.intervals import COEFFICIENTS, Interval, holm
+from sapo.analysis.figures import correlation_heatmap, remark, save, size_figure
+from sapo.analysis.files import write_file
+from sapo.analysis.intervals import COEFFICIENTS, holm
 from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
+from sapo.analysis.page import write_page
+from sapo.analysis.probes.report import probe_report
+from sapo.analysis.probes.tables import prompt_table, prompts_title, tie_of
 from sapo.analysis.published import PAPER
-from sapo.analysis.results import RunResult, check_measure, leading_measure, load_run, shown_measures
-from sapo.analysis.tables import Row, ScoreTable, chosen_prompts, grouped, score_table
+from sapo.analysis.results import (
+    DRAWN,
+    RunResult,
+    check_measure,
+    leading_measure,
+    load_run,
+    shown_measures,
+)
+from sapo.analysis.tables import (
+    ScoreTable,
+    chosen_prompts,
+    grouped,
+    score_table,
+    size_points,
+    timing_text,
+    timings,
+)
+from sapo.conf.text import markdown_safe
 from sapo.data.tasks import short_name
 
 
@@ -34,12 +54,13 @@ from sapo.data.tasks import short_name
 class Report:
     """What was read out of some runs, and the files that hold it.
 
-    `warnings` say what to beware of and what is left out, `notes` how to read the rest.
+    `metrics` has a run's `metrics` and `metrics_common`, as summarize_run returns them. `warnings` say what
+    to beware of and what is left out, `notes` how to read the rest. The table's files are called `name`.
     """
 
     runs: list[RunResult]
-    metrics: list[dict[str, Any]]  # a run: `metrics` and `metrics_common`, as summarize_run returns them
     prompts: pd.DataFrame
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     table: ScoreTable | None = None
     correlations: list[PromptEffects] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -47,12 +68,15 @@ class Report:
     notes: list[str] = field(default_factory=list)
     measure: str = "rougeL"
     definition: str = DEFAULT_DEFINITION
-    name: str = "table1"  # of the table's files
+    name: str = "table1"
 
     @property
     def title(self) -> str:
         """The table's name for people: `Table 1`."""
         return " ".join(re.findall("[a-z]+|[0-9]+", self.name)).capitalize()
+
+
+# --- runs --------------------------------------------------------------------------------------------------
 
 
 def analyze(
@@ -65,17 +89,24 @@ def analyze(
 ) -> Report:
     """Summarizes each run in its own folder and, into `output`, what several runs say together.
 
-    `measure` leads; None: the paper's ROUGE-L, or NLL where a run is a demonstration. The table is called
-    `name` and holds the rows of the paper's table of that name, too, or of Table 1 if that one is not of
-    scores. `warnings` are kept with the report. Raises UserError before anything is written if a run is
-    damaged, or runs of one model and sequence cannot be compared.
+    Args:
+        folders: of the runs.
+        output: the folder for what runs say together.
+        measure: the one that leads; None: the paper's ROUGE-L, or NLL where a run is a demonstration.
+        definition: of BWT and FWT.
+        name: of the table. It holds the rows of the paper's table of that name, or of Table 1 if that one is
+            not of scores.
+        warnings: are kept with the report.
+
+    Raises:
+        UserError: a run is damaged, or runs of one model and sequence cannot be compared. Nothing is written.
     """
     if measure is not None:
         check_measure(measure)
     check_definition(definition)
     runs = [load_run(folder) for folder in folders]
     leading = measure or leading_measure(any(run.demonstration for run in runs))
-    report = Report(runs, [], chosen_prompts(runs), measure=leading, definition=definition, name=name)
+    report = Report(runs, chosen_prompts(runs), measure=leading, definition=definition, name=name)
     report.warnings += warnings
     _compare(report)
     for run in runs:
@@ -88,9 +119,10 @@ def analyze(
 
 def _compare(report: Report) -> None:
     """Fills in the table and the correlations, where the runs allow them."""
-    variants = prompt_variants(report.runs)
     report.correlations = [
-        prompt_effects(group, report.measure) for group in variants if _has_other_tasks(group[0])
+        prompt_effects(group, report.measure)
+        for group in prompt_variants(report.runs)
+        if len(group[0].tasks) + len(group[0].unseen) > 1
     ]
     for_table = []
     for (model, sequence, method, _), policies in grouped(report.runs).items():
@@ -105,32 +137,41 @@ def _compare(report: Report) -> None:
         report.table = score_table(for_table, report.measure, report.definition, paper=paper)
 
 
-def _has_other_tasks(run: RunResult) -> bool:
-    return len(run.tasks) + len(run.unseen) > 1
-
-
 def _write(report: Report, output: Path) -> None:
-    """Tables, correlations and the page `report.md` in `output`."""
+    """Tables, correlations and the summary `report.md` in `output`."""
     figures = _draw_correlations(report, output)
+    prompts = render.markdown(render.prompt_texts(report.prompts), 2, left_last=True)
     texts = {
-        "prompts.csv": report.prompts.to_csv(index=False, lineterminator="\n"),
-        "prompts.md": render.prompts_markdown(report.prompts),
+        "prompts.csv": render.csv(report.prompts),
+        "prompts.md": prompts,
         "prompts.tex": render.prompts_latex(report.prompts),
     }
+    remarks = render.notes_markdown(report.warnings, report.notes)
+    parts = ["# Analysis", ""]
+    parts += [*(f"- {markdown_safe(run.id)}: {markdown_safe(run.facts)}" for run in report.runs), ""]
     if report.table:
+        table = render.score_markdown(report.table)
         texts |= {
-            f"{report.name}.csv": render.csv(report.table),
-            f"{report.name}.md": "\n".join([render.markdown(report.table), *remarks(report)]),
-            f"{report.name}.tex": render.latex(report.table),
+            f"{report.name}.csv": render.csv(render.score_csv(report.table)),
+            f"{report.name}.md": "\n".join([table, *remarks]),
+            f"{report.name}.tex": render.score_latex(report.table),
         }
+        parts += [f"## {report.title}", "", table]
+    else:
+        for name in shown_measures(report.measure):
+            lines = json.dumps([values["metrics"][name] for values in report.metrics], indent=2)
+            parts += [f"## AP, BWT, FWT ({name})", "", "```json", lines, "```", ""]
+    parts += ["## Prompts", "", prompts]
     if report.correlations:
-        correlations = correlation_table(report.correlations)
-        texts[f"correlation_{report.measure}.csv"] = correlations.to_csv(index=False, lineterminator="\n")
-    for effects, suffix in _numbered(report):
-        scores = effects.scores.to_csv(lineterminator="\n")
-        texts[f"prompt_effects_{report.measure}{suffix}.csv"] = scores
-    texts["report.md"] = page(report, figures)
-    report.files += [write_text(output / name, text) for name, text in texts.items()] + figures
+        texts[f"correlation_{report.measure}.csv"] = render.csv(correlation_table(report.correlations))
+        for effects, suffix in _numbered(report):
+            scores = effects.scores.to_csv(lineterminator="\n")
+            texts[f"prompt_effects_{report.measure}{suffix}.csv"] = scores
+    if figures:
+        parts += ["## Correlation of prompt effects across tasks", ""]
+        parts += [f"![{path.stem}]({path.name})\n" for path in figures if path.suffix == ".png"]
+    texts["report.md"] = "\n".join([*parts, *remarks])
+    report.files += [write_file(output / name, text) for name, text in texts.items()] + figures
 
 
 def _numbered(report: Report) -> list[tuple[PromptEffects, str]]:
@@ -146,44 +187,20 @@ def _draw_correlations(report: Report, output: Path) -> list[Path]:
     figures = []
     for (effects, suffix), pair in zip(_numbered(report), maps, strict=True):
         captions = {found.coefficient: map_caption(found, next(adjusted)) for found in pair}
-        if not pair[0].n_pairs:
-            run = effects.run
-            where = f"{run.model} · {run.sequence} · {run.method} · seed {run.seed}"
-            report.warnings.append(
-                f"No correlation map of prompts of {short_name(effects.current)} ({where}): "
-                f"{pair[0].mean.reason}."
-            )
+        if pair[0].n_pairs:
+            drawing = correlation_heatmap(effects, captions)
+            figures += save(drawing, output / f"correlation_{report.measure}{suffix}")
             continue
-        drawing = correlation_heatmap(effects, captions)
-        figures += save(drawing, output / f"correlation_{report.measure}{suffix}")
+        report.warnings.append(
+            f"No correlation map of prompts of {short_name(effects.current)} ({effects.run.setting}): "
+            f"{pair[0].mean.reason}."
+        )
     if figures:
         tests = sum(found.p is not None for pair in maps for found in pair)
         report.notes.append(
             f"Test of a correlation map: {MAP_TEST}; Holm: over the {tests} maps of this report."
         )
     return figures
-
-
-def remarks(report: Report) -> list[str]:
-    """The warnings and the notes as paragraphs of Markdown, the warnings marked as such."""
-    return [f"{line}\n" for line in [*(f"Warning: {text}" for text in report.warnings), *report.notes]]
-
-
-def page(report: Report, figures: Sequence[Path]) -> str:
-    """The report as Markdown, with links to the figures beside it."""
-    parts = ["# Analysis", "", *(f"- {run.id}: {run.facts}" for run in report.runs), ""]
-    if report.table:
-        parts += [f"## {report.title}", "", render.markdown(report.table)]
-    else:
-        for name in shown_measures(report.measure):
-            lines = json.dumps([values["metrics"][name] for values in report.metrics], indent=2)
-            parts += [f"## AP, BWT, FWT ({name})", "", "```json", lines, "```", ""]
-    parts += ["## Prompts", "", render.prompts_markdown(report.prompts)]
-    pictures = [path for path in figures if path.suffix == ".png"]
-    if pictures:
-        parts += ["## Correlation of prompt effects across tasks", ""]
-        parts += [f"![{path.stem}]({path.name})\n" for path in pictures]
-    return "\n".join([*parts, *remarks(report)])
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -193,15 +210,11 @@ def as_json(report: Report) -> dict[str, Any]:
             {"id": run.id, "dir": str(run.path), **metrics}
             for run, metrics in zip(report.runs, report.metrics, strict=True)
         ],
-        "table1": _table_json(report.table) if report.table else None,
+        "table1": render.score_json(report.table) if report.table else None,
         "prompts": report.prompts.to_dict("records"),
         "correlations": [
             {
-                "runs": {
-                    "model": effects.run.model,
-                    "sequence": effects.run.sequence,
-                    "method": effects.run.method,
-                },
+                "runs": {name: getattr(effects.run, name) for name in ("model", "sequence", "method")},
                 "seed": effects.run.seed,
                 "current_task": effects.current,
                 "measure": effects.measure,
@@ -214,27 +227,146 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    cells = {
-        metric: {
-            "estimate": cell.value,
-            "low": cell.low,
-            "high": cell.high,
-            "n_examples": cell.n,
-            "n_seeds": cell.n_seeds,
-        }
-        if isinstance(cell, Interval)
-        else cell
-        for metric, cell in row.cells.items()
-    }
-    return asdict(row) | {"cells": cells}
+# --- the paper's tables and figures ------------------------------------------------------------------------
 
 
-def _table_json(table: ScoreTable) -> dict[str, Any]:
-    return {
-        "measure": table.measure,
-        "definition": table.definition,
-        "rows": [_row_json(row) for group in table.groups for row in group.blocks[0]],
-        "more_rows": [_row_json(row) for group in table.groups for rows in group.blocks[1:] for row in rows],
-        "notes": table.notes,
-    }
+@dataclass
+class Reproduced:
+    """A target: `parts` for a terminal, `tables` by title, `notes` with the warnings first, and all files."""
+
+    parts: list[RenderableType]
+    tables: dict[str, pd.DataFrame]
+    notes: list[str]
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Files, tables and notes as JSON values; None for what is undefined."""
+        tables = {title: json.loads(frame.to_json(orient="records")) for title, frame in self.tables.items()}
+        return {"files": [str(path) for path in self.files], "tables": tables, "notes": self.notes}
+
+
+def scores(
+    target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
+) -> Reproduced:
+    """Tables 1, 2, 3 and 11: AP, BWT and FWT of policies and pools, and the prompts that were chosen.
+
+    `warnings`, here and in every other drawing, are what went wrong on the way: they are kept with the rest.
+    """
+    report = analyze(folders, output, None, definition, target, warnings)
+    return _of_scores(report, output, [])
+
+
+def pool_sizes(
+    target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
+) -> Reproduced:
+    """Figure 15: the same against the size of the pool, drawn for NLL and for ROUGE-L."""
+    report = analyze(folders, output, None, definition, target, warnings)
+    seeds = sorted({run.seed for run in report.runs})
+    is_demonstration = any(run.demonstration for run in report.runs)
+    drawn: list[Path] = []
+    for measure in sorted(DRAWN, key=lambda measure: measure != report.measure):
+        points = pd.DataFrame() if report.table is None else size_points(report.table, measure)
+        if points.empty:
+            continue
+        facts = [
+            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+            "demonstration" if is_demonstration else "",
+            remark(is_demonstration, measure),
+        ]
+        title = f"Size of the prompt pool (bars: 95 % intervals)\n{' · '.join(filter(None, facts))}"
+        stem = output / f"{report.name}_{measure}"
+        drawn += [*save(size_figure(points, measure, title), stem), _write_csv(points, stem)]
+    if drawn:
+        report.notes.append("The paper's rows are of 20 paraphrases; of its Figure 15 no values are at hand.")
+    else:
+        report.warnings.append(f"No {report.title}: it needs runs of a policy that chooses from a pool.")
+    return _of_scores(report, output, drawn)
+
+
+def _of_scores(report: Report, output: Path, drawn: list[Path]) -> Reproduced:
+    files = [*report.files, *drawn, write_page(report, output, drawn)]
+    table: RenderableType = "One run only: a table needs more. Its matrix and metrics are in its folder."
+    if report.table:
+        table = render.score_terminal(report.table)
+    tables = {report.name: render.score_csv(report.table)} if report.table else {}
+    parts = [table, render.prompts_terminal(report.prompts)]
+    return Reproduced(parts, tables, [*report.warnings, *report.notes], files)
+
+
+def wall_time(
+    target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
+) -> Reproduced:
+    """Table 10: wall time with and without selection."""
+    del definition  # of metrics, which have no part in times
+    runs = [load_run(folder) for folder in folders]
+    leading = leading_measure(any(run.demonstration for run in runs))
+    report = Report(runs, chosen_prompts(runs), measure=leading, name=target)
+    frame, left_out, report.notes = timings(runs)
+    report.warnings += [*warnings, *left_out]
+    text = timing_text(frame)
+    notes = render.notes_markdown(report.warnings, report.notes)
+    files = [
+        _write_csv(frame, output / target),
+        write_file(output / f"{target}.md", "\n".join([render.markdown(text), *notes])),
+        write_file(output / f"{target}.tex", render.latex(text)),
+        write_page(report, output, tables={report.title: text}),
+    ]
+    where = dict.fromkeys(f"{run.model} · {run.sequence}" for run in runs)
+    part = render.terminal(text, f"{report.title}: {', '.join(where)}")
+    return Reproduced([part], {target: frame}, [*report.warnings, *report.notes], files)
+
+
+def probes(
+    name: str,
+    drawings: Sequence[str],
+    folders: Sequence[Path],
+    output: Path,
+    warnings: Sequence[str] = (),
+    measures: Sequence[str] = DRAWN,
+    with_page: bool = True,
+) -> Reproduced:
+    """Figures 1 to 14: what `drawings` show of the probes in `folders`, for each measure.
+
+    Files of texts and tables are called `name`; the page is `report.html`.
+    """
+    found = probe_report(folders, drawings, output, measures)
+    runs = [run for probe in found.probes for run in probe.runs.values()]
+    report = Report(
+        runs,
+        chosen_prompts(runs),
+        warnings=[*warnings, *found.warnings, *filter(None, map(tie_of, found.probes))],
+        notes=found.notes,
+        measure=leading_measure(any(run.demonstration for run in runs)),
+        name=name,
+    )
+    prompts = {prompts_title(probe): prompt_table(probe) for probe in found.probes}
+    tables = {title: frame.astype(str) for title, frame in found.tables.items()}
+    lines = [
+        f"## {markdown_safe(title)}\n\n{render.markdown(frame)}"
+        for title, frame in (tables | prompts).items()
+    ]
+    notes = render.notes_markdown(report.warnings, report.notes)
+    files = [*found.files]
+    for probe, frame in zip(found.probes, prompts.values(), strict=True):
+        files.append(_write_csv(frame, output / f"prompts_{probe.id}"))
+    files += [
+        write_file(output / f"{name}.md", "\n".join([*lines, *notes])),
+        write_file(output / f"{name}.tex", "\n".join(map(render.latex, tables.values()))),
+    ]
+    if with_page:
+        files.append(write_page(report, output, found.files, found.tables | prompts))
+    parts: list[RenderableType] = [render.terminal(frame, title) for title, frame in tables.items()]
+    return Reproduced(parts, found.tables, [*report.warnings, *report.notes], files)
+
+
+def _write_csv(frame: pd.DataFrame, stem: Path) -> Path:
+    """`frame` as `stem`.csv."""
+    return write_file(stem.with_name(f"{stem.name}.csv"), render.csv(frame))
+
+
+DRAWINGS: dict[str, Callable[[str, Sequence[Path], Path, str, Sequence[str]], Reproduced]] = {
+    "scores": scores,
+    "pool_sizes": pool_sizes,
+    "timings": wall_time,
+}

@@ -1,9 +1,8 @@
 """Finished runs as they lie on disk: what was run, and every prediction with its scores."""
 
 import glob
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import MANIFEST, damage
+from sapo.data.records import RunRecord, mend, read_record
 from sapo.data.tasks import short_name
 
 MEASURES = {
@@ -26,15 +25,24 @@ LABELS = "label_match"  # the measure that only classification tasks have
 DRAWN = ("rougeL", "nll")  # figures are drawn for the paper's measure, and for one that shows small effects
 LOWER_IS_BETTER = frozenset({"nll"})
 RUN, PROBE = "run.json", "probe.json"  # the file that makes a folder a finished run, or a finished probe
-EVERYWHERE = tuple(measure for measure in MEASURES if measure != LABELS)
-NEEDED = ("after", "task", "prompt_index", "example", "prediction", "target", *EVERYWHERE, "target_tokens")
+NUMBERS = ("rougeL", "exact_match", "nll")  # the measures that every prediction has
+NEEDED = ("after", "task", "prompt_index", "example", "prediction", "target", *NUMBERS, "target_tokens")
 # The prompt that learned tasks are tested with.
 COLUMNS = {"trained": "the prompt it was trained with", "common": "its original instruction"}
 
 
+def measure_name(measure: str) -> str:
+    """`ROUGE-L`, `NLL`: a measure without its unit."""
+    return MEASURES[measure].split(" (")[0]
+
+
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """One run: its facts (`run.json`) and its predictions (a row per state, task and example)."""
+    """One run: its record, of which the usual facts are attributes, and its predictions.
+
+    `method` tells a method's variants apart (`inscl (lexical)`). `predictions` has a row per state, task and
+    test example; `has_common` says whether learned tasks were tested with their original instruction, too.
+    """
 
     path: Path
     id: str
@@ -45,16 +53,15 @@ class RunResult:
     method: str
     policy: str
     seed: int
-    parity: Any
     demonstration: bool
-    prompts: dict[str, str]
-    choices: list[dict[str, Any]]
-    comparable: dict[str, Any]
     has_common: bool
-    pool: str | None  # where the paraphrases came from; None without any, or in an older run folder
-    pool_size: int | None
-    stages: list[dict[str, Any]]  # kind, task, device, seconds, tokens of each
+    record: RunRecord = field(repr=False)
     predictions: pd.DataFrame = field(repr=False)
+
+    @property
+    def setting(self) -> str:
+        """Model, sequence, method and seed in one line."""
+        return " · ".join([self.model, self.sequence, self.method, f"seed {self.seed}"])
 
     @property
     def facts(self) -> str:
@@ -62,101 +69,87 @@ class RunResult:
         parts = [self.model, self.sequence, self.method, self.policy, f"seed {self.seed}"]
         return " · ".join([*parts, "demonstration"] if self.demonstration else parts)
 
+    @property
+    def pool_size(self) -> int | None:
+        """How many paraphrases the policy chose from."""
+        return self.record.pool.size if self.record.pool else None
+
     def devices(self, *kinds: str) -> set[str]:
         """The hardware that its stages were computed on: those of some kinds, or all."""
-        return {stage["device"] for stage in self.stages if not kinds or stage["kind"] in kinds}
+        return {stage.device for stage in self.record.stages if not kinds or stage.kind in kinds}
 
 
 def load_run(path: Path) -> RunResult:
     """The run in folder `path`; UserError names what is missing, WorkError what is damaged, and the mend."""
-    record = _record(path)
-    if (path / MANIFEST).is_file():
-        for line in damage(path):
-            raise WorkError(f"Damaged: {line}. {_again(path, record)}")
+    record = read_record(RunRecord, path)
     predictions = _predictions(path, record)
-    derived = {"path", "predictions", "has_common", "pool", "pool_size", "stages"}
-    of_record = {part.name for part in fields(RunResult)} - derived
-    pool = record.get("pool") or {}
-    # In older run folders stages do not say their hardware: it was that of the run's first.
-    device = (record.get("environment") or {}).get("device", "unknown")
-    values = {name: record[name] for name in of_record} | {
-        "pool": pool.get("name"),
-        "pool_size": pool.get("size"),
-        "stages": [{"device": device} | stage for stage in record.get("stages") or []],
-        "tasks": tuple(record["tasks"]),
-        "unseen": tuple(record["unseen"]),
-        # `inscl (lexical)`: variants of a method are told apart wherever it is shown or grouped by.
-        "method": str(record.get("label", record["method"])),
-    }
+    names = ("id", "sequence", "tasks", "unseen", "model", "policy", "seed", "demonstration")
     # A run that was asked for the common column has rows of it wherever the prompts differ.
-    asked = "common_prompt" in record.get("identity", {}) and record["identity"]["common_prompt"]
-    has_common = bool(asked) or bool((predictions["prompt_index"] == ORIGINAL).all())
-    return RunResult(path=path, has_common=has_common, predictions=predictions, **values)
+    is_original = bool((predictions["prompt_index"] == ORIGINAL).all())
+    return RunResult(
+        path=path,
+        method=record.label,
+        has_common=bool(record.identity.get("common_prompt")) or is_original,
+        record=record,
+        predictions=predictions,
+        **{name: getattr(record, name) for name in names},
+    )
 
 
-def _record(path: Path) -> dict[str, Any]:
-    again = _again(path, {})
-    file = path / "run.json"
+def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """The table in a parquet file of a finished folder, which has `columns` and finite `numbers`.
+
+    Raises UserError if there is no such file, WorkError if it is damaged; both name the mend.
+    """
     if not file.is_file():
-        raise UserError(f"{path} has no run.json: it is not a finished run. {again}")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WorkError(f"{file} is damaged: {error}. {again}") from error
-    kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("tasks", "unseen", "choices"), list)
-    kinds |= dict.fromkeys(("id", "sequence", "model", "method", "policy"), str)
-    kinds |= {"seed": int, "demonstration": bool, "prompts": dict, "comparable": dict, "parity": object}
-    wrong = [name for name, kind in kinds.items() if not isinstance(record, dict) or name not in record]
-    wrong = wrong or [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
-    optional = {"pool": dict, "stages": list, "environment": dict}
-    if not wrong:
-        wrong = [name for name, kind in optional.items() if not isinstance(record.get(name) or kind(), kind)]
-    if not wrong and not all(isinstance(stage, dict) for stage in record.get("stages") or []):
-        wrong = ["stages"]
-    wrong += ["tasks"] if not wrong and not record["tasks"] else []
-    if wrong:
-        raise WorkError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type. {again}")
-    return record
-
-
-def _predictions(path: Path, record: dict[str, Any]) -> pd.DataFrame:
-    again = _again(path, record)
-    file = path / "predictions.parquet"
-    if not file.is_file():
-        raise UserError(f"{path} has no predictions.parquet. {again}")
+        raise UserError(f"{file.parent} has no {file.name}. {mend(file.parent)}")
     try:
         frame = pd.read_parquet(file)
     except (OSError, ValueError) as error:
-        raise WorkError(f"{file} is damaged: {error}. {again}") from error
-    if "column" not in frame:
-        frame["column"] = "trained"
-    if LABELS not in frame:
-        frame[LABELS] = np.nan
-    problem = _problem(frame, [*record["tasks"], *record["unseen"]], len(record["tasks"]))
-    if problem:
-        raise WorkError(f"{file} is damaged: {problem}. {again}")
+        raise damaged(file, str(error)) from error
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise damaged(file, f"without column {', '.join(missing)}")
+    if frame.empty:
+        raise damaged(file, "it has no rows")
+    for column in numbers:
+        is_number = np.isfinite(pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=float))
+        if not is_number.all():
+            raise damaged(file, f"{column} is not a finite number in row {int(np.argmin(is_number))}")
+    return frame
+
+
+def damaged(file: Path, problem: str) -> WorkError:
+    """The error for a file of a finished folder that is not what it should be."""
+    return WorkError(f"{file} is damaged: {problem}. {mend(file.parent)}")
+
+
+def _predictions(path: Path, record: RunRecord) -> pd.DataFrame:
+    """The table of predictions, sorted, with its optional columns filled in."""
+    file = path / "predictions.parquet"
+    frame = read_table(file, NEEDED, NUMBERS)
+    # Run folders of earlier versions have no such columns: there each test example is a row of its own.
+    defaults = {"column": "trained", "row": frame["example"], LABELS: np.nan}
+    frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame})
     frame[LABELS] = frame[LABELS].astype(float)
+    problem = _problem(frame, record)
+    if problem:
+        raise damaged(file, problem)
     return frame.sort_values(["after", "task", "column", "example"], ignore_index=True)
 
 
-def _problem(frame: pd.DataFrame, tasks: list[str], n: int) -> str | None:
+def _problem(frame: pd.DataFrame, record: RunRecord) -> str | None:
     """What is wrong with a table of predictions, or None."""
-    missing = [column for column in NEEDED if column not in frame]
-    if missing:
-        return f"without column {', '.join(missing)}"
-    strangers = sorted(set(frame["task"]) - set(tasks))
+    n = len(record.tasks)
+    strangers = sorted(set(frame["task"]) - {*record.tasks, *record.unseen})
     if strangers:
-        return f"task {strangers[0]} is not in run.json"
+        return f"task {strangers[0]} is not in {RUN}"
     if not frame["after"].isin(range(n + 1)).all():
         return f"a state `after` outside 0..{n}"
     if not frame["column"].isin(COLUMNS).all():
         return f"`column` is none of {', '.join(COLUMNS)}"
     if frame.duplicated(["after", "task", "column", "example"]).any():
         return "an example is scored twice for one state and task"
-    for measure in EVERYWHERE:
-        values = pd.to_numeric(frame[measure], errors="coerce").to_numpy(dtype=float)
-        if not np.isfinite(values).all():
-            return f"{measure} is not a finite number in row {int(np.argmin(np.isfinite(values)))}"
     # No example comes twice: equal numbers are equal rows.
     whole = frame.groupby("task")["example"].nunique()
     found = frame.groupby(["after", "task", "column"])["example"].nunique().reset_index()
@@ -168,12 +161,7 @@ def _problem(frame: pd.DataFrame, tasks: list[str], n: int) -> str | None:
     return f"{LABELS} is missing in some rows of task {partly.index[0]}" if len(partly) else None
 
 
-def _again(path: Path, record: dict[str, Any]) -> str:
-    """The command that mends a run."""
-    names = ("sequence", "model", "method", "policy", "seed")
-    options = " ".join(f"{name}={record[name]}" for name in names if name in record) or "…"
-    settings = path / "config.yaml"
-    return f"Run `sapo train {options}` again (settings: {settings}): only what is missing is computed."
+# --- folders -----------------------------------------------------------------------------------------------
 
 
 def find_runs(names: Sequence[str], root: Path) -> list[Path]:
@@ -184,10 +172,12 @@ def find_runs(names: Sequence[str], root: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     for name in names:
         try:
-            for path in _runs_named(name, root):
-                found.setdefault(path.resolve(), path)
+            paths = _named(name, root / "runs", RUN)
+            if not paths:
+                raise _no_run(name, root)
         except OSError as error:  # such as a name that is too long for any file
             raise UserError(f"No run '{name[:60]}': {error.strerror or error}.") from error
+        found |= {path.resolve(): path for path in paths if path.resolve() not in found}
     return list(found.values())
 
 
@@ -199,7 +189,11 @@ def find_probes(names: Sequence[str], root: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     others = []
     for name in names:
-        paths = _probes_named(name, root)
+        try:
+            is_run = _named(name, root / "runs", RUN)
+            paths = [] if is_run else _named(name, root / "probes", PROBE)
+        except OSError:
+            paths = []  # find_runs says what is wrong with the name
         found |= {path.resolve(): path for path in paths}
         others += [] if paths else [name]
     if found and others:
@@ -207,19 +201,9 @@ def find_probes(names: Sequence[str], root: Path) -> list[Path]:
     return list(found.values())
 
 
-def _probes_named(name: str, root: Path) -> list[Path]:
-    try:
-        return [] if _named(name, root / "runs", RUN) else _named(name, root / "probes", PROBE)
-    except OSError:
-        return []  # find_runs says what is wrong with the name
-
-
 def _named(name: str, store: Path, record: str) -> list[Path]:
     """The folders with a file `record` that a name means: itself, here or in `store`, or those within."""
     paths = [Path(name), store / name]
-    if glob.has_magic(name):
-        matches = [match for pattern in paths for match in sorted(glob.glob(str(pattern), recursive=True))]
-        return [path for path in map(Path, matches) if (path / record).is_file()]
     for path in paths:
         if (path / record).is_file():
             return [path]
@@ -228,23 +212,28 @@ def _named(name: str, store: Path, record: str) -> list[Path]:
         inside = [file.parent for pattern in patterns for file in sorted(path.glob(pattern))]
         if inside:
             return inside
-    return []
+    if not glob.has_magic(name):
+        return []
+    patterns = (name, f"{glob.escape(str(store))}/{name}")
+    matches = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern, recursive=True))]
+    return [path for path in matches if (path / record).is_file()]
 
 
-def _runs_named(name: str, root: Path) -> list[Path]:
+def _no_run(name: str, root: Path) -> UserError:
+    """Why a name means no run."""
     store = root / "runs"
-    found = _named(name, store, RUN)
-    if found:
-        return found
     if glob.has_magic(name):
-        raise UserError(f"No run matches '{name}', neither here nor in {store}.")
-    probes = _probes_named(name, root)
+        return UserError(f"No run matches '{name}', neither here nor in {store}.")
+    probes = _named(name, root / "probes", PROBE)
     if probes:
-        raise UserError(f"{probes[0]} is a probe, not a run: `sapo analyze {probes[0]}` draws it.")
+        return UserError(f"{probes[0]} is a probe, not a run: `sapo analyze {probes[0]}` draws it.")
     for path in (Path(name), store / name):
         if path.is_dir():
-            raise UserError(f"{path} holds no finished run (no {RUN}). {_again(path, {})}")
-    raise unknown("run", name, [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
+            return UserError(f"{path} holds no finished run (no {RUN}). {mend(path)}")
+    return unknown("run", name, [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
+
+
+# --- scores ------------------------------------------------------------------------------------------------
 
 
 def column_rows(run: RunResult, column: str) -> pd.DataFrame:
@@ -298,13 +287,10 @@ def example_scores(
     return {(int(after), str(task)): values.to_numpy(dtype=float) for (after, task), values in groups}
 
 
-def test_rows(run: RunResult, task: str) -> NDArray[np.int64]:
-    """For each test example of a task the number of the first that has the same input and target.
-
-    Run folders that do not say so are of an earlier version: there each example is a row of its own.
-    """
+def row_numbers(run: RunResult, task: str) -> NDArray[np.int64]:
+    """For each test example of a task the number of the first that has the same input and target."""
     frame = run.predictions[run.predictions["task"] == task].drop_duplicates("example").sort_values("example")
-    return frame["row" if "row" in frame else "example"].to_numpy(dtype=np.int64)
+    return frame["row"].to_numpy(dtype=np.int64)
 
 
 def why_no_labels(run: RunResult) -> str | None:
@@ -325,7 +311,7 @@ def n_examples(run: RunResult) -> dict[str, int]:
 def require_comparable(runs: Sequence[RunResult]) -> None:
     """UserError, with every difference, unless the runs share model, test data and evaluator."""
     for other in runs[1:]:
-        found = differences(runs[0].comparable, other.comparable)
+        found = differences(runs[0].record.comparable, other.record.comparable)
         if found:
             raise UserError(
                 f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "
@@ -340,12 +326,11 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
         keys = [*first, *(key for key in second if key not in first)]
         parts = [differences(first.get(key), second.get(key), f"{where} {key}".strip()) for key in keys]
         return [difference for part in parts for difference in part]
-    return [] if first == second else [f"{where}: {_shown(first)} against {_shown(second)}"]
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+    if first == second:
+        return []
+    texts = ("nothing" if value is None else str(value) for value in (first, second))
+    shown = [text if len(text) <= 40 else f"{text[:12]}…" for text in texts]
+    return [f"{where}: {shown[0]} against {shown[1]}"]
 
 
 def leading_measure(is_demonstration: bool) -> str:

@@ -1,17 +1,18 @@
-"""Tables of AP, BWT and FWT: by model, sequence and method, policies and pools against `static`.
+"""Tables: AP, BWT and FWT of policies and pools against `static`, chosen prompts, and wall time.
 
-The paper's Tables 1, 2, 3 and 11 are such tables; its rows stand beside ours.
+The paper's Tables 1, 2, 3, 10 and 11 are such tables; its rows stand beside ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from sapo.analysis.intervals import DRAWS, Interval, metric_intervals
-from sapo.analysis.metrics import METRICS, check_definition
-from sapo.analysis.published import BASE, PAPER, Published, plain, published
+from sapo.analysis.intervals import DRAWS, Interval, metric_intervals, resample_counts
+from sapo.analysis.metrics import METRICS, check_definition, rounded
+from sapo.analysis.published import BASE, PAPER, paper_csv, plain, published
 from sapo.analysis.results import (
     DRAWN,
     LABELS,
@@ -19,12 +20,15 @@ from sapo.analysis.results import (
     MEASURES,
     RunResult,
     check_measure,
+    measure_name,
     require_comparable,
+    row_numbers,
     shown_measures,
     tests_apart,
     why_no_labels,
 )
 from sapo.data.prompts import ORIGINAL
+from sapo.data.tasks import short_name
 
 DEMONSTRATION = (
     "Demonstration on a small model or small generated data: not a reproduction of the paper's numbers."
@@ -35,91 +39,23 @@ LOWER_NOTE = (
 COARSE = "at this size effects show in NLL that ROUGE-L is too coarse for."
 NLL_LEADS = f"NLL leads: {COARSE}"
 BOUNDS = ("multitask", "single", "zero_shot")  # have no states between the first and the last
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a policy's metrics, or its difference from the base; `source`: ours or paper.
-
-    `policy` names the pool too where several are compared: `sapo (terse)`; `pool_size` is its paraphrases.
-    """
-
-    source: str
-    model: str
-    sequence: str
-    method: str
-    policy: str
-    difference: bool
-    cells: Mapping[str, Interval | float | None]
-    n_examples: int | None = None
-    n_seeds: int | None = None
-    measure: str = "rougeL"
-    column: str = "trained"
-    pool_size: int | None = None
-
-    @property
-    def score(self) -> str:
-        """`ROUGE-L`, `exact match, common prompt`, or `NLL (lower is better)`."""
-        lower = " (lower is better)" if self.measure in LOWER_IS_BETTER else ""
-        return score_name(self.measure, self.column) + lower
-
-    @property
-    def decimals(self) -> int:
-        """Digits worth showing."""
-        return 3 if self.measure == "nll" else 2
-
-    @property
-    def label(self) -> str:
-        """`static`, or `sapo - static` for a difference."""
-        return f"{self.policy} - {BASE}" if self.difference else self.policy
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of one model, sequence and method, and the paper's rows that stand beside them.
-
-    `more` are the rows of the scores that are shown beside the one asked for.
-    """
-
-    model: str
-    sequence: str
-    method: str
-    rows: tuple[Row, ...]
-    paper: tuple[Row, ...]
-    more: tuple[Row, ...] = ()
-
-    @property
-    def blocks(self) -> list[tuple[Row, ...]]:
-        """The rows score by score, the one asked for first; the paper's follow ours of their score."""
-        by_score: dict[str, list[Row]] = {}
-        for row in (*self.rows, *self.more, *self.paper):
-            by_score.setdefault(row.score, []).append(row)
-        return [tuple(rows) for rows in by_score.values()]
-
-    @property
-    def all_rows(self) -> tuple[Row, ...]:
-        """The rows of all blocks, in their order."""
-        return tuple(row for block in self.blocks for row in block)
-
-    @property
-    def same_setting(self) -> bool:
-        """Whether the paper's rows are of the same model and sequence, and not only of the same method."""
-        return all(
-            (plain(row.model), plain(row.sequence)) == (plain(self.model), plain(self.sequence))
-            for row in self.paper
-        )
-
-    @property
-    def title(self) -> str:
-        """Model, sequence and method."""
-        return f"{self.model} · {self.sequence} · {self.method}"
+PAPER_LABEL = "paper: "
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """AP, BWT and FWT of policies, with all that a reader needs to know about the numbers."""
+    """AP, BWT and FWT of policies, with all that a reader needs to know about the numbers.
 
-    groups: tuple[Group, ...]
+    `lines` has a row a line; lines of one model, sequence and method (`group`) stand together, score by
+    score, the one asked for first (`is_first`). Columns: `group`, `source` (ours, paper), `model`,
+    `sequence`, `method` (`shown_method` with its parity), `policy` (with the pool where several are compared:
+    `sapo (terse)`), `difference` (from `static`), `label` (of policy, difference and source), `score`,
+    `measure`, `column` (the prompt of learned tasks), an Interval for each of METRICS, `n_examples` (distinct
+    test rows), `n_seeds`, `pool_size` (paraphrases), and `elsewhere` (the paper's row is of another model or
+    sequence).
+    """
+
+    lines: pd.DataFrame
     measure: str
     definition: str
     notes: tuple[str, ...]
@@ -139,19 +75,44 @@ def score_table(
     check_measure(measure)
     check_definition(definition)
     with_paper = measure in DRAWN and definition == "reference"
-    groups, notes = [], _notes(runs, measure, definition, draws, paper if with_paper else None)
-    for (model, sequence, method, parity), members in grouped(runs).items():
-        rows = _rows(members, (measure, "trained"), definition, draws, notes)
-        beside = _beside(measure, [run for runs in members.values() for run in runs], notes)
-        more = [row for score in beside for row in _rows(members, score, definition, draws, notes)]
-        theirs = tuple(map(_paper_row, published(paper, model, sequence, method))) if with_paper else ()
+    notes = _notes(runs, measure, definition, draws, paper if with_paper else None)
+    lines: list[dict[str, Any]] = []
+    for (model, sequence, method, parity), variants in grouped(runs).items():
+        first = _lines(variants, measure, "trained", definition, draws, notes)
+        of_group = [line | {"is_first": True} for line in first]
+        for score in _beside(measure, [run for members in variants.values() for run in members], notes):
+            of_group += _lines(variants, *score, definition, draws, notes)
+        theirs = published(paper, model, sequence, method) if with_paper else []
+        of_group += [
+            {
+                "source": "paper",
+                **{name: getattr(row, name) for name in ("model", "sequence", "method", "policy")},
+                "difference": row.policy != BASE,
+                **{metric: Interval(row.cells.get(metric)) for metric in METRICS},
+                "measure": "rougeL",
+                "column": "trained",
+                "is_first": measure == "rougeL",
+                "shown_method": row.method,
+                "elsewhere": (plain(row.model), plain(row.sequence)) != (plain(model), plain(sequence)),
+            }
+            for row in theirs
+        ]
         if with_paper and not theirs:
             notes.append(f"The paper has no rows for {method}.")
-        label = method if parity == "paper" else f"{method}, parity {parity}"
-        groups.append(Group(model, sequence, label, tuple(rows), theirs, tuple(more)))
-    for model, sequence in {(group.model, group.sequence): None for group in groups}:
+        shown = method if parity == "paper" else f"{method}, parity {parity}"
+        constant = {"group": " · ".join([model, sequence, shown]), "shown_method": shown}
+        scores = list(dict.fromkeys((line["measure"], line["column"]) for line in of_group))
+        of_group.sort(key=lambda line: scores.index((line["measure"], line["column"])))
+        lines += [{**constant, "elsewhere": False, "is_first": False, **line} for line in of_group]
         require_comparable([run for run in runs if (run.model, run.sequence) == (model, sequence)])
-    return ScoreTable(tuple(groups), measure, definition, tuple(dict.fromkeys(notes)))
+    frame = pd.DataFrame(lines).astype(dict.fromkeys(("n_examples", "n_seeds", "pool_size"), "Int64"))
+    lower = frame["measure"].isin(LOWER_IS_BETTER).map({True: " (lower is better)", False: ""})
+    frame["score"] = list(map(score_name, frame["measure"], frame["column"])) + lower
+    difference = frame["difference"].map({True: f" - {BASE}", False: ""})
+    is_ours = frame["source"] == "ours"
+    mark = frame["elsewhere"].map({True: " *", False: ""})
+    frame["label"] = is_ours.map({True: "", False: PAPER_LABEL}) + frame["policy"] + difference + mark
+    return ScoreTable(frame, measure, definition, tuple(dict.fromkeys(notes)))
 
 
 def grouped(runs: Sequence[RunResult]) -> dict[tuple[str, str, str, str], dict[str, list[RunResult]]]:
@@ -160,31 +121,26 @@ def grouped(runs: Sequence[RunResult]) -> dict[tuple[str, str, str, str], dict[s
     A variant is a policy or, where the runs of a policy choose from different pools, policy and pool:
     `sapo (terse)`, `sapo (K=10)`.
     """
-    by_policy: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
+    groups: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
     for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
-        key = (run.model, run.sequence, run.method, str(run.parity))
-        by_policy.setdefault(key, {}).setdefault(run.policy, []).append(run)
-    return {
-        key: {variant: found for alike in policies.values() for variant, found in _by_pool(alike).items()}
-        for key, policies in by_policy.items()
-    }
-
-
-def _by_pool(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    """Variant -> runs, of the runs of one policy."""
-    names, sizes = ({getattr(run, name) for run in runs} for name in ("pool", "pool_size"))
-    variants: dict[str, list[RunResult]] = {}
-    for run in runs:
-        pool = [run.pool or "pool not recorded"] if len(names) > 1 else []
-        size = [f"K={run.pool_size}"] if len(sizes) > 1 and run.pool_size else []
-        which = ", ".join([*pool, *size])
-        variants.setdefault(f"{run.policy} ({which})" if which else run.policy, []).append(run)
-    return variants
+        key = (run.model, run.sequence, run.method, run.record.parity)
+        groups.setdefault(key, {}).setdefault(run.policy, []).append(run)
+    found: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
+    for key, policies in groups.items():
+        variants = found.setdefault(key, {})
+        for policy, members in policies.items():
+            names = [run.record.pool.name if run.record.pool else "pool not recorded" for run in members]
+            several_names, several_sizes = len(set(names)) > 1, len({run.pool_size for run in members}) > 1
+            for name, run in zip(names, members, strict=True):
+                size = f"K={run.pool_size}" if several_sizes and run.pool_size else ""
+                which = ", ".join(filter(None, [name if several_names else "", size]))
+                variants.setdefault(f"{policy} ({which})" if which else policy, []).append(run)
+    return found
 
 
 def score_name(measure: str, column: str) -> str:
     """A score for people: `ROUGE-L`, or `exact match, common prompt`."""
-    name = MEASURES[measure].split(" (")[0]
+    name = measure_name(measure)
     return name if column == "trained" else f"{name}, common prompt"
 
 
@@ -208,55 +164,43 @@ def _beside(measure: str, runs: Sequence[RunResult], notes: list[str]) -> list[t
     return beside
 
 
-def _rows(
-    policies: dict[str, list[RunResult]],
-    score: tuple[str, str],
+def _lines(
+    variants: dict[str, list[RunResult]],
+    measure: str,
+    column: str,
     definition: str,
     draws: int,
     notes: list[str],
-) -> list[Row]:
-    """The base row and a difference row for each other policy; without a base, every policy's own row."""
-    measure, column = score
-    rows = []
-    for policy, runs in policies.items():
-        against = _base_of(policy, policies, notes)
-        found = metric_intervals(runs, measure, definition, against, draws, column=column)
-        known = [cell for cell in found.values() if cell.value is not None]
-        row = Row(
-            source="ours",
-            model=runs[0].model,
-            sequence=runs[0].sequence,
-            method=runs[0].method,
-            policy=policy,
-            difference=against is not None,
-            cells={name: None if cell.value is None else cell for name, cell in found.items()},
-            n_examples=known[0].n if known else None,
-            n_seeds=known[0].n_seeds if known else None,
-            measure=measure,
-            column=column,
-            pool_size=runs[0].pool_size,
-        )
-        rows.append(row)
+) -> Iterator[dict[str, Any]]:
+    """The base's line and each other variant's difference from it; without a base, every variant's own."""
+    for policy, runs in variants.items():
+        against = None if policy == BASE else variants.get(BASE)
+        if against:
+            seeds, base_seeds = ({run.seed for run in side} for side in (runs, against))
+            where = f"({against[0].sequence}, {against[0].method})"
+            if not seeds & base_seeds:
+                notes.append(f"{policy} {where}: scores, since it has no seed in common with {BASE}.")
+                against = None
+            elif seeds != base_seeds:
+                notes.append(f"{policy} - {BASE} {where}: over the seeds that both have.")
+        cells = metric_intervals(runs, measure, definition, against, draws, column=column)
+        known = [cell for cell in cells.values() if cell.value is not None]
+        yield {
+            "source": "ours",
+            **{name: getattr(runs[0], name) for name in ("model", "sequence", "method")},
+            "policy": policy,
+            "difference": against is not None,
+            **cells,
+            "n_examples": known[0].n if known else None,
+            "n_seeds": known[0].n_seeds if known else None,
+            "measure": measure,
+            "column": column,
+            "pool_size": runs[0].pool_size,
+        }
         if runs[0].method in BOUNDS:
             notes.append(f"{runs[0].method} has no states between the tasks: it has AP only.")
         elif len(known) < len(METRICS):
             notes.append("A dash: not defined here (one trained task, or a state or task not evaluated).")
-    return rows
-
-
-def _base_of(policy: str, policies: dict[str, list[RunResult]], notes: list[str]) -> list[RunResult] | None:
-    """The base runs that a policy's runs are compared with, if any; a note where seeds do not match."""
-    base = policies.get(BASE)
-    if not base or policy == BASE:
-        return None
-    seeds, base_seeds = ({run.seed for run in runs} for runs in (policies[policy], base))
-    where = f"({base[0].sequence}, {base[0].method})"
-    if not seeds & base_seeds:
-        notes.append(f"{policy} {where}: scores, since it has no seed in common with {BASE}.")
-        return None
-    if seeds != base_seeds:
-        notes.append(f"{policy} - {BASE} {where}: over the seeds that both have.")
-    return base
 
 
 def _notes(
@@ -266,15 +210,13 @@ def _notes(
     if any(run.demonstration for run in runs):
         notes += [DEMONSTRATION]
         notes += {"nll": [NLL_LEADS], "rougeL": [f"See NLL too: {COARSE}"]}.get(measure, [])
+    seeds = len({run.seed for run in runs}) > 1
     notes.append(
         f"{MEASURES[measure]}, definition `{definition}`. `policy - {BASE}` rows are differences. "
         f"In brackets: 95 % intervals, {draws} paired bootstrap draws over the n test examples"
-        + (
-            " and seeds."
-            if len({run.seed for run in runs}) > 1
-            else " (one seed: they do not include seeds)."
-        )
+        + (" and seeds." if seeds else " (one seed: they do not include seeds).")
     )
+    notes += dict.fromkeys(note for run in runs for note in repeated_rows(run))
     if measure in DRAWN:
         notes.append(LOWER_NOTE)
     if len({run.pool_size for run in runs if run.pool_size}) > 1:
@@ -289,9 +231,15 @@ def _notes(
     return notes
 
 
-def _paper_row(values: Published) -> Row:
-    names = ("paper", values.model, values.sequence, values.method, values.policy)
-    return Row(*names, values.policy != BASE, values.cells)
+def repeated_rows(run: RunResult) -> Iterator[str]:
+    """What a reader must know of tasks whose test rows repeat each other."""
+    for task in (*run.tasks, *run.unseen):
+        rows = row_numbers(run, task)
+        if len(set(rows)) < len(rows):
+            yield (
+                f"{short_name(task)}: its {len(rows)} test examples are {len(set(rows))} distinct rows; "
+                "intervals and n count these."
+            )
 
 
 def chosen_prompts(runs: Sequence[RunResult]) -> pd.DataFrame:
@@ -299,20 +247,173 @@ def chosen_prompts(runs: Sequence[RunResult]) -> pd.DataFrame:
 
     Losses are None for a policy that does not score, or where the original was no candidate or lost a race.
     """
-    rows = [_choice(run, choice) for run in runs for choice in run.choices]
+    rows = []
+    for run in runs:
+        for choice in run.record.choices:
+            candidates = choice.candidates or ()
+            # What a race has dropped was read on fewer examples: its loss is not comparable.
+            most = max((candidate.n_examples for candidate in candidates), default=0)
+            losses = {c.index: c.loss for c in candidates if c.n_examples == most}
+            own, original = losses.get(choice.index), losses.get(ORIGINAL)
+            rows.append((run.id, choice.task, choice.index, own, original, choice.text))
     return pd.DataFrame(rows, columns=["run", "task", "index", "loss", "original_loss", "text"], dtype=object)
 
 
-def _choice(run: RunResult, choice: dict[str, Any]) -> dict[str, Any]:
-    candidates = choice.get("candidates") or []
-    # What a race has dropped was read on fewer examples: its loss is not comparable.
-    most = max((candidate.get("n_examples", 0) for candidate in candidates), default=0)
-    losses = {c["index"]: c["loss"] for c in candidates if c.get("n_examples", 0) == most}
+# --- the size of the pool (Figure 15) ----------------------------------------------------------------------
+
+
+def size_points(table: ScoreTable, measure: str) -> pd.DataFrame:
+    """A row for each group, policy, pool size and metric of `measure`: difference from `static`, interval.
+
+    Without a `static` run the metric itself. Empty where no policy of the table reads a pool.
+    """
+    lines = table.lines
+    lines = lines[lines["pool_size"].notna() & (lines["measure"] == measure) & (lines["column"] == "trained")]
+    rows = [
+        {
+            "group": line["group"],
+            # `sapo` of `sapo (K=10)`, and `sapo (terse)` of `sapo (terse, K=10)`: pools keep a line each.
+            "policy": line["policy"].replace(f" (K={size})", "").replace(f", K={size})", ")"),
+            "pool_size": size,
+            "is_difference": line["difference"],
+            "metric": metric,
+            "estimate": line[metric].value,
+            "low": line[metric].low,
+            "high": line[metric].high,
+            "n_examples": line[metric].n,
+            "n_seeds": line[metric].n_seeds,
+        }
+        for _, line in lines.iterrows()
+        for size in [int(line["pool_size"])]
+        for metric in METRICS
+        if line[metric].value is not None
+    ]
+    return pd.DataFrame(rows)
+
+
+# --- wall time (Table 10) ----------------------------------------------------------------------------------
+
+HOUR = 3600.0
+TIMES = ("base_seconds", "extra_seconds", "overhead_percent", "low", "high", "test_seconds")
+TIMING_COLUMNS = (
+    *("source", "model", "sequence", "hardware", "method", "policy"),
+    *TIMES,
+    *("n_tasks", "n_seeds"),
+)
+TIMING_NOTE = (
+    "Training: the trainings of `static`, which selects nothing. Selection: what scoring the candidates took "
+    "in the policy's run of the same seed. Both in wall time as measured when a stage was computed, without "
+    "loading the model; means over seeds. Overhead: selection over training; in brackets its 95 % interval, "
+    "bootstrap over tasks within each seed."
+)
+
+
+def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """A row for each method and policy that scores candidates, the paper's rows after ours; warnings; notes.
+
+    Columns: `source` (ours, paper), `model`, `sequence`, `hardware`, `method`, `policy`, `base_seconds`,
+    `extra_seconds`, `overhead_percent` with `low` and `high` (None for one task), `test_seconds`, `n_tasks`
+    and `n_seeds` (None where the paper does not say).
+    """
+    rows: list[dict[str, Any]] = []
+    warnings = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
+    for (model, sequence, method, _), variants in grouped(runs).items():
+        bases = {run.seed: run for run in variants.get(BASE, [])}
+        for policy, members in variants.items():
+            scored = [run for run in members if _seconds(run, "score")]
+            matched = [(bases[run.seed], run) for run in scored if run.seed in bases]
+            mixed = [run.id for base, run in matched if len(_hardware(base, run)) > 1]
+            alone = [run.id for run in scored if run.seed not in bases]
+            for left, reason in (
+                (alone, f"no {BASE} run has their seed"),
+                (mixed, f"they or their {BASE} run were computed on several kinds of hardware"),
+            ):
+                warnings += [f"Left out, since {reason}: {', '.join(left)}."] if left else []
+            pairs = [(base, run) for base, run in matched if run.id not in mixed]
+            if pairs:
+                names = {"model": model, "sequence": sequence, "method": method, "policy": policy}
+                rows.append({"source": "ours", **names, **_times(pairs, draws)})
+        paper = paper_csv("table10")
+        rows += [
+            {
+                "source": "paper",
+                **{name: row[name] for name in ("model", "sequence", "hardware", "method")},
+                "policy": "sapo",
+                "base_seconds": row["base_hours"] * HOUR,
+                "extra_seconds": row["sapo_extra_hours"] * HOUR,
+                "overhead_percent": row["overhead_percent"],
+            }
+            for _, row in paper[paper["method"].map(plain) == plain(method.partition(" (")[0])].iterrows()
+        ]
+    frame = pd.DataFrame(rows, columns=TIMING_COLUMNS).drop_duplicates(ignore_index=True)
+    if not any(row["source"] == "ours" for row in rows):
+        warnings.append("No run here has both a scoring policy's times and those of a `static` run.")
+    hardware = "; ".join(sorted({device for run in runs for device in run.devices()}))
+    where = f"Hardware: {hardware}. The paper's: 8x H20, marked *: another setting than ours."
+    return frame, warnings, [TIMING_NOTE, where]
+
+
+def _hardware(base: RunResult, run: RunResult) -> set[str]:
+    """What the times of a pair were measured on: the base's trainings, the other's scorings and tests."""
+    return base.devices("train") | run.devices("score", "evaluate")
+
+
+def _seconds(run: RunResult, kind: str) -> dict[str, float]:
+    """Seconds of the run's stages of a kind, by task."""
+    seconds: dict[str, float] = {}
+    for stage in run.record.stages:
+        if stage.kind == kind:
+            seconds[stage.task] = seconds.get(stage.task, 0.0) + stage.seconds
+    return seconds
+
+
+def _times(pairs: Sequence[tuple[RunResult, RunResult]], draws: int) -> dict[str, object]:
+    """The times of (static run, scoring run) pairs of equal seed."""
+    tasks = sorted(_seconds(pairs[0][0], "train"))
+    base, extra = (
+        np.array([[_seconds(pair[side], kind).get(task, 0.0) for task in tasks] for pair in pairs])
+        for side, kind in ((0, "train"), (1, "score"))
+    )
+    low = high = None
+    if len(tasks) > 1:  # tasks are resampled within seeds
+        rng = np.random.default_rng(0)
+        sums = np.zeros((2, draws))
+        for seconds in zip(base, extra, strict=True):
+            counts = resample_counts(len(tasks), draws, rng)
+            sums += np.stack([counts @ side for side in seconds])
+        low, high = map(rounded, np.percentile(100 * sums[1] / sums[0], [2.5, 97.5]))
+    tested = [sum(_seconds(run, "evaluate").values()) for run, _ in pairs]
+    values = (base.sum() / len(pairs), extra.sum() / len(pairs), 100 * extra.sum() / base.sum())
     return {
-        "run": run.id,
-        "task": choice["task"],
-        "index": choice["index"],
-        "loss": losses.get(choice["index"]),
-        "original_loss": losses.get(ORIGINAL),
-        "text": choice["text"],
+        "hardware": "; ".join(sorted(_hardware(*pairs[0]))),
+        **dict(zip(TIMES, (*map(rounded, values), low, high, rounded(float(np.mean(tested)))), strict=True)),
+        "n_tasks": len(tasks),
+        "n_seeds": len(pairs),
     }
+
+
+def timing_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of `timings` for people: a row a method and policy, times with their units."""
+
+    def time(seconds: float) -> str:
+        if pd.isna(seconds):
+            return "-"
+        return f"{seconds / HOUR:.2f} h" if seconds >= 0.1 * HOUR else f"{seconds:.1f} s"
+
+    rows = [
+        {
+            "Method": f"{row['method']}, {row['policy']}"
+            if row["source"] == "ours"
+            else f"{PAPER_LABEL}{row['method']} *",
+            "Training": time(row["base_seconds"]),
+            "Selection": time(row["extra_seconds"]),
+            "Overhead": f"{row['overhead_percent']:.1f} %"
+            + ("" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"),
+            "Testing": time(row["test_seconds"]),
+            "Tasks": "-" if pd.isna(row["n_tasks"]) else str(int(row["n_tasks"])),
+            "Seeds": "-" if pd.isna(row["n_seeds"]) else str(int(row["n_seeds"])),
+        }
+        for _, row in frame.iterrows()
+    ]
+    columns = ["Method", "Training", "Selection", "Overhead", "Testing", "Tasks", "Seeds"]
+    return pd.DataFrame(rows, columns=columns)

@@ -48,9 +48,9 @@ def command(
         return
     report = analyze(find_runs(runs, root), output, measure, definition)
     if with_page:
-        from sapo.analysis.page.html import write_report
+        from sapo.analysis.page import write_page
 
-        report.files.append(write_report(report, output))
+        report.files.append(write_page(report, output))
     emit(as_json(report), json, lambda console: _render(console, report))
 
 
@@ -59,7 +59,7 @@ def _analyze_probes(
 ) -> None:
     """Draws all figures of probes into `output`."""
     from sapo.analysis.probes.report import FIGURES
-    from sapo.analysis.reproduced import probes
+    from sapo.analysis.report import probes
     from sapo.analysis.results import DRAWN
 
     shown = probes("probes", list(FIGURES), folders, output, measures=[*DRAWN, measure], with_page=with_page)
@@ -78,7 +78,7 @@ def _render(console: "Console", report: "Report") -> None:
     from sapo.analysis.results import MEASURES, score_matrix, shown_measures
 
     if report.table:
-        console.print(render.terminal(report.table))
+        console.print(render.score_terminal(report.table))
     else:
         for run in report.runs:
             console.print(f"{run.id}: {run.facts}", markup=False)

@@ -47,7 +47,7 @@ def _export(folder: Path, to: Path, state: str, merge: bool) -> dict[str, Any]:
     result = load_run(folder)
     source = exportable(opened, state, Store(folder.parent.parent))  # ROOT/runs/<id>
     facts = source.facts(merge)
-    difference = export(source, to, merge, model_card(result, opened.record, facts))
+    difference = export(source, to, merge, model_card(result, facts))
     files = sorted(path for path in to.rglob("*") if path.is_file())
     return {
         **facts,

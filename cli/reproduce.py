@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sapo.analysis.reproduced import Reproduced
+    from sapo.analysis.report import Reproduced
     from sapo.cli.running import Outcomes, Watched
     from sapo.experiments.jobs import Job
 
@@ -141,7 +141,7 @@ class Done:
 
 def _reproduce(order: Order, watched: "Watched") -> Done:
     """Runs a target and draws it; raises if none of its runs finished, or of no probe all."""
-    from sapo.analysis.reproduced import DRAWINGS, probes
+    from sapo.analysis.report import DRAWINGS, probes
     from sapo.cli.running import failures, run_jobs
     from sapo.experiments.probe import probes_of
     from sapo.experiments.targets import TARGETS

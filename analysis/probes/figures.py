@@ -14,12 +14,9 @@ from matplotlib.lines import Line2D
 
 from sapo.analysis.figures import put_title
 from sapo.analysis.intervals import COEFFICIENTS, Interval
-from sapo.analysis.probes.gradients import ROLES as GRADIENT_ROLES
-from sapo.analysis.probes.gradients import alignments
-from sapo.analysis.probes.indicators import INDICATORS
 from sapo.analysis.probes.results import ROLES, ProbeResult
-from sapo.analysis.probes.spread import Spread
-from sapo.analysis.results import LOWER_IS_BETTER, MEASURES
+from sapo.analysis.probes.statistics import GRADIENT_ROLES, INDICATORS, Spread, alignments
+from sapo.analysis.results import LOWER_IS_BETTER, measure_name
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
@@ -27,11 +24,6 @@ COLOURS = dict(zip(ROLES, ("#D55E00", "#0072B2", "#009E73"), strict=True))
 PROJECTION_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
 UNIT = {"nll": "nats per token", "rougeL": "0-100", "exact_match": "%", "label_match": "%"}
 GREY, BLACK = "#7f7f7f", "black"
-
-
-def name_of(measure: str) -> str:
-    """`ROUGE-L`, `NLL`."""
-    return MEASURES[measure].split(" (")[0]
 
 
 def coefficient_text(coefficient: str, estimate: Interval) -> str:
@@ -43,8 +35,8 @@ def coefficient_text(coefficient: str, estimate: Interval) -> str:
 def good_up(measure: str, task: str) -> str:
     """An axis label for a task's scores where good is up: NLL has its sign flipped, and that is said."""
     if measure in LOWER_IS_BETTER:
-        return f"-{name_of(measure)} of {short_name(task)}\n({UNIT[measure]}; up is better)"
-    return f"{name_of(measure)} of {short_name(task)}\n({UNIT[measure]})"
+        return f"-{measure_name(measure)} of {short_name(task)}\n({UNIT[measure]}; up is better)"
+    return f"{measure_name(measure)} of {short_name(task)}\n({UNIT[measure]})"
 
 
 def spread_figure(result: Spread, test: str, facts: str) -> Figure:
@@ -60,7 +52,7 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
         _bar(bars, place, result.variation[task], colour)
     points.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     direction = "up is worse" if result.measure in LOWER_IS_BETTER else "up is better"
-    points.set_ylabel(f"relative change of {name_of(result.measure)} (%)\n({direction})", fontsize=9)
+    points.set_ylabel(f"relative change of {measure_name(result.measure)} (%)\n({direction})", fontsize=9)
     bars.set_ylabel("coefficient of\nvariation (%)", fontsize=9)
     bars.set_title(test, fontsize=9)
     for axes, is_empty in (
@@ -156,7 +148,8 @@ def indicator_figure(
         axes.set_axisbelow(True)
         flipped = " (sign flipped)" if measure in LOWER_IS_BETTER else ""
         axes.set_xlabel(
-            f"correlation with {name_of(measure)}{flipped} after training\n(right: the higher, the better)",
+            f"correlation with {measure_name(measure)}{flipped} after training\n"
+            "(right: the higher, the better)",
             fontsize=9,
         )
     dot = Line2D([], [], linestyle="", marker="o", markersize=5, color=BLACK, alpha=0.6, label=what)

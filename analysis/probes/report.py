@@ -1,18 +1,419 @@
 """The figures of the probe study (the paper's 1 to 14) from finished probes, with their data and tables."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from sapo.analysis.intervals import FEWEST_FOR_INTERVAL
-from sapo.analysis.probes.draw_effects import figure1, figure2
-from sapo.analysis.probes.draw_indicators import figure3, figure4
-from sapo.analysis.probes.output import ProbeReport
-from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable
-from sapo.analysis.results import check_measure, leading_measure
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sapo.analysis.correlations import (
+    MAP_TEST,
+    PromptEffects,
+    correlation_table,
+    map_caption,
+    pair_interval,
+    probe_effects,
+    summarize_map,
+)
+from sapo.analysis.figures import correlation_heatmap, remark, save
+from sapo.analysis.files import write_file
+from sapo.analysis.intervals import COEFFICIENTS, FEWEST_FOR_INTERVAL, Interval, holm
+from sapo.analysis.probes import tables
+from sapo.analysis.probes.figures import (
+    coefficient_text,
+    good_up,
+    gradient_figure,
+    indicator_figure,
+    pairs_figure,
+    spread_figure,
+)
+from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable, sign_of
+from sapo.analysis.probes.statistics import (
+    INDICATORS,
+    SPREAD_TEST,
+    Pooled,
+    Power,
+    Spread,
+    change_rows,
+    indicators_of,
+    lowest_loss_choice,
+    pooled,
+    powers,
+    spread,
+)
+from sapo.analysis.render import csv
+from sapo.analysis.results import check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError, unknown
 from sapo.data.tasks import short_name
+
+
+@dataclass
+class ProbeReport:
+    """What was drawn: the files, and the tables by their titles (cells are ready to print).
+
+    `warnings` say what to beware of and what is left out, `notes` how to read the rest.
+    """
+
+    probes: list[ProbeResult]
+    output: Path
+    files: list[Path] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Adds a warning once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        """Adds a note once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def note_missing(self, where: str, estimate: Interval) -> None:
+        """Warns that an estimate has no value, or no interval, and why."""
+        if estimate.reason:
+            what = "not defined" if estimate.value is None else "no interval"
+            self.warn(f"{where}: {what}: {estimate.reason}.")
+
+    def draw(self, name: str, figure: Figure | None, data: pd.DataFrame) -> None:
+        """Writes a figure (PNG and PDF) and its data as CSV beside it."""
+        if figure is not None:
+            self.files += save(figure, self.output / name)
+        self.files.append(write_file(self.output / f"{name}.csv", csv(data)))
+
+    def keep(self, name: str, title: str, table: pd.DataFrame) -> None:
+        """Keeps a table under its title and writes it as `name`.csv."""
+        if len(table):
+            self.tables[title] = table
+            self.files.append(write_file(self.output / f"{name}.csv", csv(table)))
+
+
+def facts(probe: ProbeResult, measure: str) -> str:
+    """The line under a figure's title: the probe's facts and the remark."""
+    return " · ".join(filter(None, [probe.facts, remark(probe.demonstration, measure)]))
+
+
+def note_paper(report: ProbeReport) -> None:
+    """Says what the paper's coefficients beside ours are of."""
+    report.note(
+        "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
+        "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
+    )
+
+
+# --- how prompts move tasks, and whether the moves go together (Figures 1 and 2) ---------------------------
+
+
+def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
+    """Figure 1 (5, 6 of the paper): relative changes and spreads, with the test of the spreads."""
+    results = [spread(probe, measure) for measure in measures for probe in report.probes]
+    adjusted = holm([result.p for result in results])
+    for result, p in zip(results, adjusted, strict=True):
+        name = f"figure1_{result.probe.id}_{result.measure}"
+        drawing = spread_figure(result, _test_line(result, p), facts(result.probe, result.measure))
+        report.draw(name, drawing, change_rows(result))
+        report.draw(f"{name}_spread", None, _variation_rows(result))
+        for task, reason in result.no_change.items():
+            who = f"{result.probe.sequence}, {measure_name(result.measure)}, {short_name(task)}"
+            report.warn(f"{who}: no relative change ({reason}).")
+        where = f"Figure 1, {result.probe.sequence}, {measure_name(result.measure)}"
+        for what in ("in_task", "cross_task", "ratio"):
+            report.note_missing(f"{where}, {what.replace('_', '-')}", getattr(result, what))
+    report.keep(
+        "figure1", "Figure 1: spread over prompts, in-task against cross-task", tables.spread_table(results)
+    )
+    report.note(f"Spread: coefficient of variation over prompts. Test of Figure 1: {SPREAD_TEST}.")
+    report.note(
+        f"p (Holm) of Figure 1: over the {sum(r.p is not None for r in results)} tests of this report."
+    )
+
+
+def _test_line(result: Spread, p: float | None) -> str:
+    if result.p is None:
+        return f"no test: {result.why_no_p}"
+    cells = f"in-task {result.in_task.text(2)} %, cross-task {result.cross_task.text(2)} %"
+    return f"{cells}\ntest that they differ: p = {result.p:.2g}, after Holm {p:.2g} (permutation test)"
+
+
+def _variation_rows(result: Spread) -> pd.DataFrame:
+    cells = [(t, result.probe.role(t), cell) for t, cell in result.variation.items()]
+    cells += [
+        (name, name, cell) for name, cell in (("cross-task", result.cross_task), ("ratio", result.ratio))
+    ]
+    return pd.DataFrame(
+        {
+            "task": task,
+            "role": role,
+            "measure": result.measure,
+            "coefficient_of_variation": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "n_prompts": cell.n,
+            "reason": cell.reason,
+        }
+        for task, role, cell in cells
+    )
+
+
+def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
+    """Figure 2 (7-10): correlation maps and scatter plots, with a test a map."""
+    effects = [(probe, probe_effects(probe, measure)) for measure in measures for probe in report.probes]
+    maps = [
+        (probe, found, summarize_map(found, coefficient))
+        for probe, found in effects
+        for coefficient in COEFFICIENTS
+    ]
+    adjusted = holm([found.p for *_, found in maps])
+    captions: dict[int, dict[str, str]] = {}
+    for (_, found, summary), p in zip(maps, adjusted, strict=True):
+        captions.setdefault(id(found), {})[summary.coefficient] = map_caption(summary, p)
+        where = f"Figure 2, {found.run.sequence}, {measure_name(found.measure)}, {summary.coefficient}"
+        report.note_missing(where, summary.mean)
+        for reason in summary.undefined if summary.n_pairs else ():
+            report.warn(f"Figure 2, {found.run.sequence}, {measure_name(found.measure)}: left out: {reason}.")
+    for probe, found in effects:
+        name = f"figure2_{probe.id}_{found.measure}"
+        drawing = (
+            correlation_heatmap(found, captions[id(found)], remark(probe.demonstration, found.measure))
+            if len(found.scores.columns) > 1
+            else None
+        )
+        report.draw(name, drawing, correlation_table([found]))
+        if probe.unseen:
+            report.draw(f"{name}_pairs", _pairs(probe, found), found.scores.reset_index())
+    report.keep("figure2", "Figure 2: mean correlation between tasks", tables.map_table(maps, adjusted))
+    report.keep("figure2_pairs", "Figure 2: the trained task against unseen ones", tables.pair_table(effects))
+    report.note(f"Test of Figure 2: {MAP_TEST}. Cells are not tested: a cell rests on one point a prompt.")
+    report.note(f"p (Holm) of Figure 2: over the {sum(p is not None for p in adjusted)} maps of this report.")
+    note_paper(report)
+
+
+def _pairs(probe: ProbeResult, found: PromptEffects) -> Figure:
+    shown = [task for key, task in tables.first_pairs(probe).items() if key != "T1"]
+    unit = "nats per token; higher is worse" if found.measure == "nll" else "0-100"
+    labels = {task: f"{measure_name(found.measure)} of {short_name(task)}\n({unit})" for task in probe.others}
+    captions = {
+        task: "\n".join(
+            coefficient_text(name, pair_interval(found.scores, probe.trained, task, name))
+            for name in COEFFICIENTS
+        )
+        for task in shown
+    }
+    title = (
+        f"{short_name(probe.trained)} (trained before) against unseen tasks, a point a prompt of "
+        f"{short_name(probe.current)}\n{facts(probe, found.measure)}"
+    )
+    return pairs_figure(found.scores[probe.trained], found.scores[shown], labels, captions, title)
+
+
+# --- what is known before training, against what comes after it (Figures 3 and 4) --------------------------
+
+
+def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
+    """Figure 3 (11-14): indicators before training, and what the lowest loss chooses."""
+    found = {(p.id, measure): powers(p, measure) for measure in measures for p in report.probes}
+    groups: dict[tuple[str, str], list[ProbeResult]] = {}
+    for probe in report.probes:
+        groups.setdefault((probe.model, probe.method), []).append(probe)
+    for measure in measures:
+        for probe in report.probes:
+            _draw_indicators(report, probe, measure, found[probe.id, measure])
+        for (model, method), members in groups.items():
+            if len(members) > 1:
+                every = [power for probe in members for power in found[probe.id, measure]]
+                _draw_pooled(report, (model, method), members, measure, every)
+    pools = [
+        (f"{model}, {method}", pooled([power for m in measures for p in members for power in found[p.id, m]]))
+        for (model, method), members in groups.items()
+    ]
+    every = [power for members in found.values() for power in members]
+    choices = {(p, m): lowest_loss_choice(p, m) for m in measures for p in report.probes}
+    report.keep("figure3", "Figure 3: indicators before training", tables.indicator_table(pools))
+    report.keep("figure3_loss", "Figure 3: -loss against scores after training", tables.loss_table(every))
+    report.keep(
+        "figure3_choice",
+        "The prompt of the lowest loss: is it good?",
+        tables.choice_table(choices),
+    )
+    for (probe, measure), choice in choices.items():
+        for task in () if isinstance(choice, str) else choice.missing:
+            where = f"Regret, {probe.sequence}, {measure_name(measure)}"
+            report.warn(f"{where}: without {short_name(task)}, which was not evaluated for every prompt.")
+    _indicator_notes(report, every, pools, measures)
+
+
+def _draw_indicators(report: ProbeReport, probe: ProbeResult, measure: str, found: Sequence[Power]) -> None:
+    means = {(power.indicator, power.coefficient): power.mean for power in found}
+    points = {
+        (power.indicator, power.coefficient): {
+            task: cell.value for task, cell in power.by_task.items() if cell.value is not None
+        }
+        for power in found
+    }
+    title = f"Indicators of {len(probe.prompts)} prompts of {short_name(probe.current)} before training\n"
+    title += f"{facts(probe, measure)}\n{_what(means, 'prompts')}"
+    drawing = indicator_figure(means, points, "a task that is not current", measure, title)
+    report.draw(f"figure3_{probe.id}_{measure}", drawing, _power_rows(found))
+    shown = list(tables.first_pairs(probe).values())
+    scores = sign_of(measure) * probe.outcomes(measure)[shown]
+    values = indicators_of(probe)
+    report.draw(
+        f"figure3_{probe.id}_{measure}_loss",
+        _loss_scatter(probe, measure, values["-loss"], scores, found),
+        values.join(scores.add_suffix(f" {'-' if sign_of(measure) < 0 else ''}{measure}")).reset_index(),
+    )
+
+
+def _loss_scatter(
+    probe: ProbeResult, measure: str, loss: pd.Series, scores: pd.DataFrame, found: Sequence[Power]
+) -> Figure:
+    cells = {power.coefficient: power.by_task for power in found if power.indicator == "-loss"}
+    captions = {
+        task: "\n".join(coefficient_text(name, cell[task]) for name, cell in cells.items()) for task in scores
+    }
+    labels = {task: good_up(measure, task) for task in scores}
+    labels |= {"-loss": "minus pre-update loss\n(nats per token)"}
+    title = f"Pre-update loss of prompts of {short_name(probe.current)} and scores after training"
+    title += f"\n{facts(probe, measure)}"
+    return pairs_figure(loss, scores, labels, captions, title)
+
+
+def _what(means: Mapping[tuple[str, str], Interval], unit: str) -> str:
+    """What the error bars are, or that there are none."""
+    if all(mean.value is None for mean in means.values()):
+        return "no correlation is defined"
+    has = any(mean.low is not None for mean in means.values())
+    return f"intervals over {unit}" if has else f"too few {unit} for an interval"
+
+
+def _power_rows(found: Sequence[Power]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "indicator": power.indicator,
+            "coefficient": power.coefficient,
+            "measure": power.measure,
+            "task": task,
+            "r": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "n_prompts": cell.n,
+            "reason": cell.reason,
+        }
+        for power in found
+        for task, cell in [*power.by_task.items(), ("mean", power.mean)]
+    )
+
+
+def _draw_pooled(
+    report: ProbeReport,
+    who: tuple[str, str],
+    members: Sequence[ProbeResult],
+    measure: str,
+    every: Sequence[Power],
+) -> None:
+    pool = pooled(every)
+    means = {(cell.indicator, cell.coefficient): cell.mean for cell in pool}
+    points = {(cell.indicator, cell.coefficient): cell.points for cell in pool}
+    pairs = len({probe.pair for probe in members})
+    title = f"Indicators before training over {pairs} pair{'s' if pairs > 1 else ''} of tasks"
+    title += f"\n{', '.join(who)}, {len(members)} probes"
+    title += f"\n{_what(means, 'pairs')}"
+    rows = [
+        {
+            "indicator": cell.indicator,
+            "coefficient": cell.coefficient,
+            "measure": measure,
+            "pair": pair,
+            "r": value,
+        }
+        for cell in pool
+        for pair, value in [*cell.points.items(), ("mean", cell.mean.value)]
+    ]
+    drawing = indicator_figure(means, points, "a pair of tasks", measure, title)
+    report.draw("_".join(["figure3", *map(_file_part, who), measure]), drawing, pd.DataFrame(rows))
+
+
+def _file_part(name: str) -> str:
+    """`inscl-lexical` of `inscl (lexical)`."""
+    return "-".join(re.findall(r"[\w.+-]+", name))
+
+
+def _gaps(power: Power) -> Iterator[str]:
+    """Why a mean has no value or no interval, and which tasks it leaves out."""
+    if power.mean.value is None:
+        yield f"not defined: {power.mean.reason}"
+        return
+    if power.mean.reason:
+        yield f"no interval: {power.mean.reason}"
+    for cell in power.by_task.values():
+        if cell.value is None:
+            yield f"left out of means: {cell.reason}"
+
+
+def _indicator_notes(
+    report: ProbeReport,
+    every: Sequence[Power],
+    pools: Sequence[tuple[str, Sequence[Pooled]]],
+    measures: Sequence[str],
+) -> None:
+    undefined: dict[str, list[str]] = {}
+    for power in every:
+        if power.coefficient == COEFFICIENTS[0]:  # what one lacks, both lack
+            where = f"Figure 3, {power.probe.sequence}, {measure_name(power.measure)}"
+            for gap in _gaps(power):
+                undefined.setdefault(f"{where}: {gap}", []).append(power.indicator)
+    for text, names in undefined.items():
+        report.warn(f"{text} ({'all indicators' if len(names) == len(INDICATORS) else ', '.join(names)}).")
+    for who, pool in pools:
+        reasons = dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason)
+        for reason in reasons:
+            report.warn(f"Figure 3, over the pairs of {who}: {reason}.")
+    report.note("Indicators: " + "; ".join(f"{name}: {what}" for name, what in INDICATORS.items()) + ".")
+    report.note(
+        "sum_log_prob correlates as -loss does where all prompts are scored on the same target tokens and "
+        "their loss is reduced by tokens: it is then a multiple of it."
+    )
+    report.note(
+        f"Figure 3 has {len(INDICATORS) * len(COEFFICIENTS)} intervals a model and measure, each by itself: "
+        "they are not adjusted for their number, and where nothing goes together about one of them lies "
+        "beside 0 by chance. The paper's claim is of -loss alone."
+    )
+    if "nll" in measures:
+        report.note("Correlations with NLL have its sign flipped: positive means that more is better.")
+    report.note(
+        "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
+        "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
+        "on the same test examples, hence a regret errs to the high side. Above the median is strictly above "
+        "that of all prompts, the chosen one included; by chance: what a prompt drawn at random would give. "
+        "Behind a count over probes stands its share with the exact binomial interval."
+    )
+    note_paper(report)
+
+
+def figure4(report: ProbeReport, measures: Sequence[str]) -> None:
+    """Figure 4: cosines of gradients, where a probe has them; measures of scores play no part."""
+    del measures
+    for probe in report.probes:
+        if probe.gradients is None or probe.gradients.empty:
+            report.warn(f"Figure 4: probe {probe.id} has no gradients; make it again with them.")
+            continue
+        report.draw(f"figure4_{probe.id}", gradient_figure(probe, probe.gradients), probe.gradients)
+    report.keep(
+        "figure4", "Figure 4: cosines of gradients by loss rank", tables.gradient_table(report.probes)
+    )
+    report.note(
+        "Figure 4: intervals are over modules (and tasks), which are not independent: they describe these "
+        "modules and are no test."
+    )
+
+
+# --- all of them -------------------------------------------------------------------------------------------
 
 FIGURES: dict[str, Callable[[ProbeReport, Sequence[str]], None]] = {
     "figure1": figure1,

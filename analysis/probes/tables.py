@@ -3,18 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from sapo.analysis.correlations import MapSummary, PromptEffects, pair_estimate
+from sapo.analysis.correlations import MapSummary, PromptEffects, pair_interval
 from sapo.analysis.intervals import COEFFICIENTS, Interval, holm, mean_interval, share_interval
-from sapo.analysis.probes.figures import name_of
-from sapo.analysis.probes.gradients import ROLES as GRADIENT_ROLES
-from sapo.analysis.probes.gradients import alignments, rank_difference
-from sapo.analysis.probes.indicators import INDICATORS, Choice, Pooled, Power
 from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.probes.spread import Spread
+from sapo.analysis.probes.statistics import (
+    GRADIENT_ROLES,
+    INDICATORS,
+    Choice,
+    Pooled,
+    Power,
+    Spread,
+    alignments,
+    rank_difference,
+)
 from sapo.analysis.published import paper_csv, plain
-from sapo.analysis.results import LOWER_IS_BETTER
+from sapo.analysis.results import LOWER_IS_BETTER, measure_name
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
@@ -34,7 +40,7 @@ def spread_table(results: Sequence[Spread]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             **_who(result.probe),
-            "measure": name_of(result.measure),
+            "measure": measure_name(result.measure),
             "in-task CV (%)": result.in_task.text(2),
             "cross-task CV (%)": result.cross_task.text(2),
             "cross / in": result.ratio.text(2),
@@ -54,7 +60,7 @@ def map_table(
     return pd.DataFrame(
         {
             **_who(probe),
-            "measure": name_of(effects.measure),
+            "measure": measure_name(effects.measure),
             "coefficient": found.coefficient.capitalize(),
             "mean off the diagonal": found.mean.text(),
             "p": p_text(found.p),
@@ -78,10 +84,10 @@ def pair_table(effects: Sequence[tuple[ProbeResult, PromptEffects]]) -> pd.DataF
     rows = [
         {
             **_who(probe),
-            "measure": name_of(found.measure),
+            "measure": measure_name(found.measure),
             "tasks": f"{short_name(probe.trained)} / {short_name(task)}",
             "coefficient": coefficient.capitalize(),
-            "ours": pair_estimate(found.scores, probe.trained, task, coefficient).text(),
+            "ours": pair_interval(found.scores, probe.trained, task, coefficient).text(),
             "prompts": len(found.scores),
             **_paper_values(paper, probe, found.measure, coefficient, ("y_task", key), "r"),
         }
@@ -102,7 +108,7 @@ def indicator_table(pools: Sequence[tuple[str, Sequence[Pooled]]]) -> pd.DataFra
             for indicator in INDICATORS:
                 cells = [found[measure, indicator, coefficient] for coefficient in COEFFICIENTS]
                 values = {cell.coefficient.capitalize(): cell.mean.text() for cell in cells}
-                row = {"model, method": who, "measure": name_of(measure), "indicator": indicator}
+                row = {"model, method": who, "measure": measure_name(measure), "indicator": indicator}
                 counts: dict[str, Any] = {"pairs": len(cells[0].points)}
                 counts["tasks"] = f"{cells[0].n_defined} of {cells[0].n_tasks}"
                 rows.append(row | values | counts)
@@ -116,7 +122,7 @@ def loss_table(powers: Sequence[Power]) -> pd.DataFrame:
     rows = [
         {
             **_who(power.probe),
-            "measure": name_of(power.measure),
+            "measure": measure_name(power.measure),
             "task": short_name(task),
             "coefficient": power.coefficient.capitalize(),
             "ours": power.by_task[task].text(),
@@ -158,7 +164,7 @@ def choice_table(found: Mapping[tuple[ProbeResult, str], Choice | str]) -> pd.Da
         rows += [
             {
                 **_who(probe),
-                "measure": name_of(measure),
+                "measure": measure_name(measure),
                 "best": choice,
                 "prompts": str(len(probe.prompts)),
             }
@@ -178,7 +184,7 @@ def _choice_row(choice: Choice) -> dict[str, object]:
     digits = 3 if choice.measure in LOWER_IS_BETTER else 2
     return {
         **_who(choice.probe),
-        "measure": name_of(choice.measure),
+        "measure": measure_name(choice.measure),
         "lowest loss": prompt_name(choice.chosen),
         "best": prompt_name(choice.best),
         "above the median": "yes" if choice.above_median else "no",
@@ -222,7 +228,7 @@ def _all_choices(choices: Sequence[Choice]) -> dict[str, object]:
     return {
         "probe": f"{n} probes of {len(by_pair)} pair{'s' if len(by_pair) > 1 else ''}",
         "model, method": f"{first.probe.model}, {first.probe.method}",
-        "measure": name_of(first.measure),
+        "measure": measure_name(first.measure),
         "lowest loss": NONE,
         "best": NONE,
         "above the median": f"{counted}: {share_interval(above, n).text()}",
@@ -260,3 +266,39 @@ def _who(probe: ProbeResult) -> dict[str, str]:
         "probe": f"{probe.sequence}, seed {probe.seed}",
         "model, method": f"{probe.model}, {probe.method}",
     }
+
+
+def prompts_title(probe: ProbeResult) -> str:
+    """The title of `prompt_table`."""
+    where = f"{probe.sequence}, {probe.model}, {probe.method}, seed {probe.seed}"
+    return f"Prompts of {short_name(probe.current)} and their losses before training: {where}"
+
+
+def prompt_table(probe: ProbeResult) -> pd.DataFrame:
+    """Every prompt of the current task, the lowest loss first; cells are ready to print.
+
+    Losses are in nats, of the scored training examples in the state before the task.
+    """
+    losses = probe.pre_update_losses().sort_values(kind="stable")
+    examples = probe.losses.groupby("prompt")["example"].nunique()
+    return pd.DataFrame(
+        {
+            "prompt": prompt_name(index),
+            "loss": f"{loss:.4f}",
+            "against the original": f"{loss - losses[ORIGINAL]:+.4f}",
+            "examples": str(examples[index]),
+            "text": probe.prompts[index],
+        }
+        for index, loss in losses.items()
+    )
+
+
+def tie_of(probe: ProbeResult) -> str | None:
+    """A warning if prompts share the lowest loss of those that SAPO can choose from."""
+    losses = probe.pre_update_losses()[probe.candidates]
+    tied = losses.index[np.isclose(losses, losses.min(), rtol=1e-12, atol=0)]
+    if len(tied) == 1:
+        return None
+    names = ", ".join(map(prompt_name, tied))
+    where = f"{probe.sequence}, seed {probe.seed}, {short_name(probe.current)}"
+    return f"{where}: {names} tie: one lowest loss, of which the first was taken."

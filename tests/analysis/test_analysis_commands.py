@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from made_up import TASKS, edit_run
 from typer.testing import CliRunner
 
 from sapo.cli import analyze, metrics
@@ -111,10 +112,12 @@ def test_analyze_runs_that_differ_in_one_prompt(tmp_path, run_folder):
         scores = {(after, task): rng.uniform(20, 80, 5) for after in (0, 1, 2) for task in ("T1", "T2", "X")}
         prompts = {"T1": "first", "T2": f"wording {index}"}
         run_folder(
-            f"probe/{index}", scores, tasks=["T1", "T2"], unseen=["X"], policy="fixed", prompts=prompts
+            f"runs/probe/v{index}", scores, tasks=["T1", "T2"], unseen=["X"], policy="fixed", prompts=prompts
         )
     result = document(
-        call("analyze", tmp_path / "probe", "--output", tmp_path / "out", "--measure", "nll", "--json")
+        call(
+            "analyze", tmp_path / "runs" / "probe", "--output", tmp_path / "out", "--measure", "nll", "--json"
+        )
     )
     (correlation,) = result["correlations"]
     assert correlation["current_task"] == "T2"
@@ -144,10 +147,10 @@ def test_a_map_of_correlations_says_its_mean_and_its_test(tmp_path, run_folder):
         }
         prompts = {"T1": "first", "T2": f"wording {index}"}
         run_folder(
-            f"probe/{index}", scores, tasks=["T1", "T2"], unseen=["X"], policy="fixed", prompts=prompts
+            f"runs/probe/v{index}", scores, tasks=["T1", "T2"], unseen=["X"], policy="fixed", prompts=prompts
         )
     out = tmp_path / "out"
-    result = document(call("analyze", tmp_path / "probe", "--output", out, "--json"))
+    result = document(call("analyze", tmp_path / "runs" / "probe", "--output", out, "--json"))
     (test,) = [note for note in result["notes"] if note.startswith("Test of a correlation map")]
     assert "permuted" in test
     assert "Holm: over the 2 maps" in test
@@ -157,9 +160,8 @@ def test_a_map_of_correlations_says_its_mean_and_its_test(tmp_path, run_folder):
 def test_a_map_of_nothing_is_not_drawn_and_why_is_said(store, tmp_path):
     folders = [store / "runs" / name for name in ("static0", "sapo0")]
     for folder in folders:
-        record = json.loads((folder / "run.json").read_text())
-        record["prompts"][record["tasks"][-1]] = folder.name  # they differ in the last prompt only
-        (folder / "run.json").write_text(json.dumps(record))
+        prompts = json.loads((folder / "run.json").read_text())["prompts"]
+        edit_run(folder, prompts=prompts | {TASKS[-1]: folder.name})  # they differ in the last prompt only
     result = document(call("analyze", *folders, "--output", tmp_path / "out", "--json"))
     assert not list((tmp_path / "out").glob("correlation*.p*"))
     reason = "2 prompts: a correlation needs 3 or more"

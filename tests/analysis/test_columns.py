@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import edit_run, with_columns
 
 from sapo.analysis import render
 from sapo.analysis.matrices import summarize_run
-from sapo.analysis.metrics import read_matrix
+from sapo.analysis.metrics import METRICS, read_matrix
 from sapo.analysis.report import analyze
 from sapo.analysis.results import column_rows, example_scores, load_run, score_matrix
 from sapo.analysis.tables import score_name, score_table
@@ -17,7 +18,7 @@ from sapo.conf.errors import UserError
 TASKS = ("a", "b", "c")
 
 
-def test_learned_tasks_take_their_common_rows_and_the_others_count_for_both(run_folder, with_columns):
+def test_learned_tasks_take_their_common_rows_and_the_others_count_for_both(run_folder):
     run = load_run(with_columns(run_folder(tasks=TASKS, unseen=["x"]), loss=3.0))
     trained, common = (score_matrix(run, "rougeL", column) for column in ("trained", "common"))
     learned = np.array([[column < after for column in range(4)] for after in range(4)])
@@ -29,7 +30,7 @@ def test_learned_tasks_take_their_common_rows_and_the_others_count_for_both(run_
     assert [len(v) for v in example_scores(run, "rougeL", "common").values()] == [20] * 16
 
 
-def test_metrics_and_files_of_both_columns(run_folder, with_columns):
+def test_metrics_and_files_of_both_columns(run_folder):
     path = with_columns(run_folder(tasks=TASKS), loss=3.0)
     summary = summarize_run(path)
     trained, common = (summary[name]["rougeL"]["reference"] for name in ("metrics", "metrics_common"))
@@ -42,9 +43,11 @@ def test_metrics_and_files_of_both_columns(run_folder, with_columns):
 
 def test_a_run_without_the_column_has_none_unless_all_its_prompts_are_original(run_folder):
     static, old = run_folder("static"), run_folder("old", policy="sapo")
-    frame = pd.read_parquet(old / "predictions.parquet")
-    frame.loc[(frame["after"] == 3) & (frame["task"] == frame["task"].iloc[0]), "prompt_index"] = 4
-    frame.to_parquet(old / "predictions.parquet")
+
+    def change(frame):
+        frame.loc[(frame["after"] == 3) & (frame["task"] == frame["task"].iloc[0]), "prompt_index"] = 4
+
+    edit_run(old, change)
     pd.testing.assert_frame_equal(
         score_matrix(load_run(static), "nll", "common"), score_matrix(load_run(static), "nll")
     )
@@ -54,7 +57,7 @@ def test_a_run_without_the_column_has_none_unless_all_its_prompts_are_original(r
     assert summary["metrics_common"] is None
     assert not list(old.glob("*_common.csv"))
     table = score_table([load_run(static), load_run(old)], draws=20)
-    assert {row.column for row in table.groups[0].all_rows} == {"trained"}
+    assert set(table.lines["column"]) == {"trained"}
     assert any(note.startswith("No common-prompt rows with old:") for note in table.notes)
 
 
@@ -70,53 +73,45 @@ def test_a_run_without_the_column_has_none_unless_all_its_prompts_are_original(r
         ),
     ],
 )
-def test_damaged_columns_are_refused(run_folder, with_columns, damage, message):
+def test_damaged_columns_are_refused(run_folder, damage, message):
     path = with_columns(run_folder(tasks=TASKS), loss=3.0)
-    damage(pd.read_parquet(path / "predictions.parquet")).to_parquet(path / "predictions.parquet")
+    edit_run(path, damage)
     with pytest.raises(UserError, match=message):
         load_run(path)
 
 
 @pytest.fixture
-def pair(run_folder, with_columns):
+def pair(run_folder):
     """Static, and SAPO that is 5 points better with its own prompts, of which 3 are the test prompt's."""
     static = run_folder("static", tasks=TASKS)
-    frame = pd.read_parquet(static / "predictions.parquet").assign(column="trained")
-    frame["label_match"] = frame["exact_match"]
-    frame.to_parquet(static / "predictions.parquet")
+    edit_run(static, lambda frame: frame.assign(column="trained", label_match=frame["exact_match"]))
     sapo = with_columns(run_folder("sapo", tasks=TASKS, policy="sapo", shift=5.0), loss=3.0)
     return [load_run(static), load_run(sapo)]
 
 
-def test_table_1_shows_every_score_by_both_columns(pair):
-    (group,) = score_table(pair, draws=50).groups
+def test_table_1_shows_every_score_by_both_columns_in_all_renderings(pair):
+    table = score_table(pair, draws=50)
+    lines = table.lines
     scores = ["ROUGE-L", "NLL", "exact match", "label match"]
     scores += [f"{name}, common prompt" for name in scores]
     scores = [f"{name} (lower is better)" if "NLL" in name else name for name in scores]
-    assert list(dict.fromkeys(row.score for row in group.all_rows)) == scores
-    gains = {row.score: row.cells for row in group.all_rows if row.source == "ours" and row.difference}
-    assert gains["ROUGE-L"]["AP"].value == pytest.approx(5.0)
-    assert gains["ROUGE-L, common prompt"]["AP"].value == pytest.approx(2.0)
-    assert gains["ROUGE-L"]["FWT"].value == pytest.approx(gains["ROUGE-L, common prompt"]["FWT"].value)
-
-
-def test_all_renderings_show_both_columns(pair):
-    table = score_table(pair, draws=50)
-    for text in (render.markdown(table), render.latex(table)):
+    assert list(dict.fromkeys(lines["score"])) == scores
+    gains = lines[(lines["source"] == "ours") & lines["difference"]].set_index("score")
+    assert gains.at["ROUGE-L", "AP"].value == pytest.approx(5.0)
+    assert gains.at["ROUGE-L, common prompt", "AP"].value == pytest.approx(2.0)
+    assert gains.at["ROUGE-L", "FWT"].value == pytest.approx(gains.at["ROUGE-L, common prompt", "FWT"].value)
+    for text in (render.score_markdown(table), render.score_latex(table)):
         for name in ("ROUGE-L, common prompt", "exact match", "label match"):
             assert name in text
-    lines = [line.split(",") for line in render.csv(table).splitlines()]
-    place = lines[0].index("tested_with")
-    assert {line[place] for line in lines[1:]} == {"trained", "common"}
-    assert "nan" not in render.csv(table).lower()
+    long = render.score_csv(table)
+    assert set(long["tested_with"]) == {"trained", "common"}
+    assert "nan" not in render.csv(long).lower()
 
 
-def test_label_match_of_mixed_sequences_is_empty_and_says_why(run_folder, with_columns):
+def test_label_match_of_mixed_sequences_is_empty_and_says_why(run_folder):
     paths = [with_columns(run_folder(name, tasks=TASKS, policy=name), 1.0) for name in ("static", "sapo")]
     for path in paths:
-        frame = pd.read_parquet(path / "predictions.parquet")
-        frame["label_match"] = frame["label_match"].where(frame["task"] != "b")
-        frame.to_parquet(path / "predictions.parquet")
+        edit_run(path, lambda f: f.assign(label_match=f["label_match"].where(f["task"] != "b")))
     summary = summarize_run(paths[0])
     assert set(summary["metrics"]["label_match"]["reference"].values()) == {None}
     content = json.loads((paths[0] / "metrics.json").read_text())
@@ -125,10 +120,10 @@ def test_label_match_of_mixed_sequences_is_empty_and_says_why(run_folder, with_c
     assert matrix["b"].isna().all()
     assert matrix[["a", "c"]].notna().all(axis=None)
     table = score_table([load_run(path) for path in paths], draws=20)
-    assert "label_match" not in {row.measure for row in table.groups[0].all_rows}
+    assert "label_match" not in set(table.lines["measure"])
     assert "Label match is not defined for mini_three (no label set: b)." in table.notes
     asked = score_table([load_run(path) for path in paths], "label_match", draws=20)
-    assert {cell for row in asked.groups[0].rows for cell in row.cells.values()} == {None}
+    assert {cell.value for metric in METRICS for cell in asked.lines[metric]} == {None}
 
 
 @pytest.mark.parametrize("method", ["multitask", "single", "zero_shot"])
@@ -145,8 +140,8 @@ def test_bounds_have_ap_only(run_folder, tmp_path, method):
     assert metrics["gem"]["AP"] is not None
     if method != "single":
         assert metrics["gem"]["AP"] == 40.0
-    (group,) = report.table.groups
-    assert all(row.cells["BWT"] is row.cells["FWT"] is None for row in group.rows)
+    ours = report.table.lines.query("is_first and source == 'ours'")
+    assert {cell.value for metric in ("BWT", "FWT") for cell in ours[metric]} == {None}
     assert f"{method} has no states between the tasks: it has AP only." in report.table.notes
     for file in report.files:
         if file.suffix in (".csv", ".md", ".json", ".tex"):

@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import edit_run
 from scipy import stats
 
 from sapo.analysis.correlations import (
     PromptEffects,
     correlate,
     correlation_table,
-    pair_estimate,
+    pair_interval,
     probe_effects,
     prompt_effects,
     prompt_variants,
@@ -20,6 +21,11 @@ from sapo.analysis.correlations import (
 from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
 from sapo.conf.errors import UserError
+
+
+def is_current(frame):
+    return (frame["after"] == 2) & (frame["task"] == "T2")
+
 
 TRAINED, UNSEEN = ("T1", "T2"), ("X", "Y")
 
@@ -35,9 +41,10 @@ def probe(run_folder, finals: dict[str, list[float]], **changes):
         path = run_folder(
             name, scores, tasks=TRAINED, unseen=UNSEEN, policy="fixed", prompts=prompts, **changes
         )
-        frame = pd.read_parquet(path / "predictions.parquet")
-        frame.loc[(frame["after"] == 2) & (frame["task"] == "T2"), "prompt_index"] = index - 1
-        frame.to_parquet(path / "predictions.parquet")
+        place = index - 1
+        edit_run(
+            path, lambda f, place=place: f.assign(prompt_index=f["prompt_index"].mask(is_current(f), place))
+        )
         runs.append(load_run(path))
     return runs
 
@@ -104,7 +111,7 @@ def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
     runs = probe(run_folder, FINALS)
     other_seed = probe(run_folder, FINALS, seed=1)
     alone = load_run(run_folder("alone"))
-    twin = load_run(run_folder("twin", tasks=TRAINED, unseen=UNSEEN, prompts=runs[0].prompts))
+    twin = load_run(run_folder("twin", tasks=TRAINED, unseen=UNSEEN, prompts=runs[0].record.prompts))
     groups = prompt_variants([*runs, *other_seed, alone, twin])
     assert [[run.id for run in group] for group in groups] == [
         [run.id for run in runs],
@@ -169,10 +176,10 @@ def test_a_map_leaves_undefined_tasks_out_and_says_so():
 
 def test_one_pair_has_an_interval_or_a_reason():
     scores = pd.DataFrame(np.random.default_rng(1).normal(size=(12, 2)), columns=["a", "b"])
-    found = pair_estimate(scores, "a", "b", "spearman")
+    found = pair_interval(scores, "a", "b", "spearman")
     assert found.value == pytest.approx(scores["a"].corr(scores["b"], method="spearman"))
     assert found.low < found.value < found.high
-    constant = pair_estimate(scores.assign(b=2.0), "a", "b", "pearson")
+    constant = pair_interval(scores.assign(b=2.0), "a", "b", "pearson")
     assert (constant.value, constant.reason) == (None, "scores of b are the same for all prompts")
 
 

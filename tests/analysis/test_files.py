@@ -4,21 +4,17 @@ import errno
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from sapo.analysis.files import replacing, write_text
+from sapo.analysis.figures import save
+from sapo.analysis.files import write_file
 from sapo.conf.errors import UserError, WorkError
 
 
 def test_a_text_replaces_what_was_there(tmp_path: Path) -> None:
-    assert write_text(tmp_path / "new" / "a.md", "ä\n").read_bytes() == "ä\n".encode()
-    assert write_text(tmp_path / "new" / "a.md", "b").read_text() == "b"
+    assert write_file(tmp_path / "new" / "a.md", "ä\n").read_bytes() == "ä\n".encode()
+    assert write_file(tmp_path / "new" / "a.md", b"b").read_text() == "b"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.md"]
-
-
-def fail_within(path: Path, error: OSError) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise error
 
 
 @pytest.mark.parametrize(
@@ -32,12 +28,20 @@ def fail_within(path: Path, error: OSError) -> None:
     ],
 )
 def test_what_cannot_be_written_leaves_what_was_there(
-    tmp_path: Path, number: int, kind: type[UserError], mend: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[UserError], mend: str
 ) -> None:
-    path = write_text(tmp_path / "a.csv", "old")
-    with pytest.raises(UserError, match=mend) as caught:
-        fail_within(path, OSError(number, "no"))
-    assert type(caught.value) is kind
-    assert str(path) in str(caught.value)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    path = write_file(tmp_path / "a.png", "old")
+    write_bytes = Path.write_bytes
+
+    def refuse(self: Path, data: bytes) -> int:
+        write_bytes(self, data[:2])
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for write in (lambda: write_file(path, "new"), lambda: save(Figure(), tmp_path / "a")):
+        with pytest.raises(UserError, match=mend) as caught:
+            write()
+        assert type(caught.value) is kind
+        assert str(path) in str(caught.value)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]

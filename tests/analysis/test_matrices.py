@@ -53,7 +53,11 @@ def test_summary_writes_the_files_of_the_contract(run_folder):
         for suffix in ("png", "pdf")
     }
     assert names == expected | {"metrics.json"}
-    assert {file.name for file in path.iterdir()} == names | {"run.json", "predictions.parquet"}
+    assert {file.name for file in path.iterdir()} == names | {
+        "run.json",
+        "predictions.parquet",
+        "manifest.json",
+    }
 
 
 def test_metrics_json_holds_all_definitions_of_all_measures(run_folder):

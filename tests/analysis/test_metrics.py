@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -23,6 +23,9 @@ from sapo.analysis.metrics import (
 from sapo.conf.errors import UserError
 
 NAN = math.nan
+SMALL = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CELLS = st.sampled_from(["", "0", "50", "99.5", "100", "-1", "nan", "inf", "x", "1e2", "after", "1_0", " 7 "])
+TABLES = st.lists(st.lists(CELLS, min_size=1, max_size=4).map(",".join), max_size=5).map("\n".join)
 
 
 def vector() -> np.ndarray:
@@ -251,3 +254,21 @@ def test_importing_metrics_loads_neither_pandas_nor_torch():
     code = f"import sys, sapo.analysis.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@SMALL
+@given(text=st.text(max_size=40) | TABLES.map(lambda rows: f"after,a,b\n{rows}"))
+def test_any_text_gives_numbers_or_a_user_error(tmp_path, text):
+    path = tmp_path / "m.csv"
+    path.write_bytes(text.encode("utf-8", errors="replace"))
+    said, found = "", None
+    try:
+        found = continual_metrics(read_matrix(path))
+    except UserError as error:
+        said = str(error)
+    if found is None:
+        assert str(path) in said
+        return
+    assert set(found) == {"paper", "reference", "gem"}
+    for values in found.values():
+        assert all(value is None or abs(value) <= 200 for value in values.values())

@@ -2,10 +2,11 @@
 
 import json
 
+from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapo.analysis.model_card import code, escaped, fenced, model_card
+from sapo.analysis.model_card import code, fenced, model_card
 from sapo.analysis.results import load_run
 
 NASTY = "```\n# Not a heading | <b>x</b> [a](b) {input} 中文 `\u2028"
@@ -51,8 +52,7 @@ def card_of(run_folder, **changes):
         },
         environment={"python": "3.11", "packages": {"torch": "2.13"}, "device": "cpu"},
     )
-    record = json.loads((path / "run.json").read_text())
-    return model_card(load_run(path), record, exported(**changes))
+    return model_card(load_run(path), exported(**changes))
 
 
 def test_a_prompt_stays_as_it_is_and_ends_no_block(run_folder):
@@ -62,13 +62,13 @@ def test_a_prompt_stays_as_it_is_and_ends_no_block(run_folder):
     assert read == {"instruction": NASTY, "separator": "文本:", "suffix": ""}
     assert "\n# Not a heading" not in card
     assert "qwen\\|3" not in card  # a hub model is called by its repository
-    assert "- a \\<note\\>" in card
+    assert "- a &lt;note>" in card
 
 
 def test_a_hub_model_is_loaded_by_name_and_revision_with_the_template_s_switches(run_folder):
     card = card_of(run_folder)
-    assert card.startswith("---\nlibrary_name: peft\n")
-    assert "\nbase_model: Qwen/Qwen3-0.6B\n" in card
+    assert ModelCard(card).data.library_name == "peft"
+    assert "base_model: Qwen/Qwen3-0.6B\n" in card
     assert 'from_pretrained("Qwen/Qwen3-0.6B", revision="abc", dtype="auto")' in card
     assert "add_generation_prompt=True, enable_thinking=False" in card
     assert "by definition `gem`: Lopez-Paz" in card
@@ -77,7 +77,7 @@ def test_a_hub_model_is_loaded_by_name_and_revision_with_the_template_s_switches
 def test_scores_are_those_of_the_state_and_absent_ones_are_dashes(run_folder):
     card = card_of(run_folder)
     (line,) = [
-        line for line in card.splitlines() if line.startswith("| task195\\_sentiment |") and "20" in line
+        line for line in card.splitlines() if line.startswith("| task195_sentiment |") and "20" in line
     ]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3] == "-"  # made-up runs have no label match
@@ -85,20 +85,11 @@ def test_scores_are_those_of_the_state_and_absent_ones_are_dashes(run_folder):
     assert "label match" not in card.split("| score |")[1]
 
 
-def test_drawn_wordings_are_listed(run_folder):
+def test_drawn_prompts_are_listed(run_folder):
     lesson = exported()["tasks"][0] | {"instruction": "Say it.", "drawn": ["One.", "Two."]}
     card = card_of(run_folder, tasks=[lesson])
-    assert "Training drew from 2 wordings" in card
+    assert "Training drew from 2 prompts" in card
     assert '[\n "One.",\n "Two."\n]' in card
-
-
-@given(st.text())
-def test_escaped_text_is_one_line_in_which_every_mark_is_escaped(text):
-    shown = escaped(text)
-    assert "\n" not in shown
-    bare = shown.replace("\\\\", "")
-    for mark in "`*_[]<>#|":
-        assert bare.count(mark) == bare.count(f"\\{mark}")
 
 
 @given(st.text(alphabet="`a\n"))

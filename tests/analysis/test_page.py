@@ -1,11 +1,204 @@
-"""What the page says of runs: their labels, matrices, prompts with losses, and warnings."""
+"""The report's page: it holds what was found, is whole and alone, and nothing that it shows can act."""
 
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import typer
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from made_up import candidate, edit_run
+from typer.testing import CliRunner
 
-from sapo.analysis.page.sections import choices, matrix_grids, run_pages, ties, warnings
+from sapo.analysis import page as page_module
+from sapo.analysis.page import (
+    answers,
+    choice_facts,
+    html,
+    matrix_tables,
+    pictures,
+    run_labels,
+    run_warnings,
+    shown,
+    ties,
+    write_page,
+)
+from sapo.analysis.report import Report
 from sapo.analysis.results import load_run
+from sapo.analysis.tables import DEMONSTRATION, chosen_prompts, score_table
+from sapo.cli import analyze
+from sapo.data.records import ChoiceRecord
+
+NAME = "<img src=x onerror=alert(1)>{{7*7}}{% raw %}<!--'\"&"  # what a task may be called
+HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}<!--'\"&\u2028"
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of every element that holds no other."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.texts, self.script, self.style = [], [], [], "", ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        inside = self.open[-1] if self.open else ""
+        if inside in {"script", "style"}:
+            setattr(self, inside, getattr(self, inside) + data)
+        elif data.strip():
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report_of(*folders: Path) -> Report:
+    runs = [load_run(folder) for folder in folders]
+    table = score_table(runs, draws=50) if len(runs) > 1 else None
+    return Report(runs, chosen_prompts(runs), table=table)
+
+
+def hostile_run(run_folder) -> Path:
+    tasks = [f"task195_{NAME}", NAME]
+    candidates = [candidate(index, 1.0, text=HOSTILE) for index in (-1, 0)]
+    choices = [{"task": task, "index": 0, "text": HOSTILE, "candidates": candidates} for task in tasks]
+    names = {"model": NAME, "sequence": NAME, "method": HOSTILE, "policy": HOSTILE}
+    environment = {"device": HOSTILE, "commit": HOSTILE, "dirty": True, "packages": {HOSTILE: HOSTILE}}
+    folder = run_folder(
+        "hostile", tasks=tasks, choices=choices, notes=[HOSTILE], environment=environment, **names
+    )
+    return edit_run(folder, lambda frame: frame.assign(prediction=HOSTILE, target=HOSTILE))
+
+
+# --- safe and alone ----------------------------------------------------------------------------------------
+
+
+def test_what_came_from_data_and_models_is_text_and_nothing_else(run_folder):
+    extra = {HOSTILE: pd.DataFrame({HOSTILE: [HOSTILE]})}
+    report = report_of(hostile_run(run_folder))
+    report.warnings, report.notes = [HOSTILE], [HOSTILE]
+    text = html(report, tables=extra)
+    page = Page(text)
+    assert not page.all("img")
+    assert len(page.all("script")) == 1
+    assert "alert(" not in page.script
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert "{{7*7}}" in page.text
+    assert "49</" not in text
+    assert page.texts.count(HOSTILE) > 100
+    assert "<!--" not in text
+    assert "</script><img" not in text
+
+
+def test_the_page_needs_nothing_but_itself(run_folder, tmp_path):
+    (tmp_path / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    text = html(report_of(run_folder("a"), run_folder("b", policy="sapo")), [tmp_path / "figure.svg"])
+    page = Page(text)
+    assert {name for name, _ in page.tags}.isdisjoint({"link", "iframe", "object", "embed", "base"})
+    assert [attributes["src"][:26] for attributes in page.all("img")] == ["data:image/svg+xml;base64,"]
+    links = [attributes["href"] for attributes in page.all("a")]
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert links
+    assert {link[1:] for link in links} <= ids
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"https?:|url\(|@import", re.sub('data:[^"]*', "", text))
+
+
+def test_the_policy_of_the_page_lets_only_its_own_script_run(run_folder):
+    page = Page(html(report_of(run_folder())))
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "script-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))
+@hypothesis_settings(max_examples=40)
+def test_any_text_comes_out_as_it_went_in(text):
+    none = Report([], pd.DataFrame(), warnings=[text])
+    page = Page(html(none, tables={text: pd.DataFrame({"column": [text]})}))
+    assert page.texts.count(text) == 3
+
+
+# --- what it holds -----------------------------------------------------------------------------------------
+
+
+def test_the_table_stands_with_intervals_counts_and_the_papers_rows(run_folder):
+    report = report_of(run_folder("a"), run_folder("b", policy="sapo", shift=2.0))
+    text = Page(html(report)).text
+    cell = report.table.lines.at[0, "AP"]
+    assert f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]" in text
+    assert "Table 1: AP, BWT, FWT" in text
+    assert "paper: static *" in text
+    assert "sapo - static" in text
+    assert "65.41" in text  # the paper's AP of Qwen3-8B with LoraInc on NI-Seq-M1
+    assert "reference" in text
+    assert "Demonstration on a small model" in text
+
+
+def test_one_run_has_a_table_too(run_folder):
+    text = Page(html(report_of(run_folder(n=20)))).text
+    assert "ROUGE-L static" in text
+    assert " 60 1 " in text  # three tasks of 20 test examples, one seed
+
+
+def test_a_policy_that_measures_nothing_has_its_prompt_alone(run_folder):
+    folder = run_folder(
+        choices=[{"task": "task363_sst2", "index": 4, "text": "Rate it.", "candidates": None}]
+    )
+    text = Page(html(report_of(folder))).text
+    assert "NI363 Rate it. Candidate 4: this policy measures no losses." in text
+
+
+def test_settings_versions_and_data_stand_where_they_differ_and_where_they_do_not(run_folder):
+    common = {"environment": {"packages": {"torch": "9.1"}, "commit": "abc"}}
+    folders = [
+        run_folder(name, policy=name, identity={"trainer": {"epochs": epochs, "names": ["q", "v"]}}, **common)
+        for name, epochs in (("static", 3), ("sapo", 4))
+    ]
+    text = Page(html(report_of(*folders))).text
+    differing, _, shared = text.partition("What all runs have in common")
+    assert "trainer.epochs 3 4" in differing
+    for fact in (
+        "torch 9.1",
+        "git commit abc",
+        "trainer.names q, v",
+        "test data, task363_sst2 sha-task363_sst2",
+    ):
+        assert fact in shared
+        assert fact not in differing
+
+
+# --- what it says of runs ----------------------------------------------------------------------------------
 
 
 def test_matrices_are_as_computed_and_coloured_by_what_is_better(run_folder):
@@ -15,25 +208,25 @@ def test_matrices_are_as_computed_and_coloured_by_what_is_better(run_folder):
         for after in (0, 1, 2)
     }
     run = load_run(run_folder(tasks=["a", "b"], scores=scores))
-    found, forgetting, generalization = matrix_grids(run, "rougeL")
-    assert [[cell.text for cell in row] for row in found.rows] == [
+    found, forgetting, generalization, _ = matrix_tables(run, "rougeL")
+    assert [[cell["text"] for cell in row] for row in found["rows"]] == [
         ["untouched model", "0.0", "10.0"],
         ["after a", "80.0", "35.0"],
         ["after b", "60.0", "90.0"],
     ]
-    assert [cell.shade for cell in found.rows[1][1:]] == [0.8, 0.35]
-    (cell,) = [cell for row in forgetting.rows for cell in row[1:] if cell.text]
-    assert (cell.text, cell.tone, cell.shade) == ("-20.0", "bad", 1.0)
-    (cell,) = [cell for row in generalization.rows for cell in row[1:] if cell.text]
-    assert (cell.text, cell.tone, cell.shade) == ("+25.0", "good", 1.0)
-    forgetting = matrix_grids(run, "nll")[1]
-    (cell,) = [cell for row in forgetting.rows for cell in row[1:] if cell.text]
-    assert (cell.text, cell.tone) == ("+0.800", "bad")  # (80 - 60) / 25 nats more
+    assert [cell["shade"] for cell in found["rows"][1][1:]] == [0.8, 0.35]
+    (cell,) = [cell for row in forgetting["rows"] for cell in row[1:] if cell["text"]]
+    assert (cell["text"], cell["tone"], cell["shade"]) == ("-20.0", "bad", 1.0)
+    (cell,) = [cell for row in generalization["rows"] for cell in row[1:] if cell["text"]]
+    assert (cell["text"], cell["tone"], cell["shade"]) == ("+25.0", "good", 1.0)
+    forgetting = matrix_tables(run, "nll")[1]
+    (cell,) = [cell for row in forgetting["rows"] for cell in row[1:] if cell["text"]]
+    assert (cell["text"], cell["tone"]) == ("+0.800", "bad")  # (80 - 60) / 25 nats more
 
 
 def test_all_candidates_stand_with_their_losses_the_lowest_first(run_folder):
-    (first, *_) = choices(run_pages([load_run(run_folder())])[0])
-    rows = [(c.name, c.loss, c.change, c.is_chosen) for c in first.candidates]
+    first = choice_facts(load_run(run_folder()).record.choices[0])
+    rows = [tuple(c[n] for n in ("name", "loss", "change", "is_chosen")) for c in first["candidates"]]
     assert rows == [
         ("1", "1.4000", "-0.2000", True),
         ("0", "1.5000", "-0.1000", False),
@@ -41,25 +234,26 @@ def test_all_candidates_stand_with_their_losses_the_lowest_first(run_folder):
     ]
 
 
-def test_a_candidate_that_a_race_dropped_is_not_compared(run_folder):
-    candidates = [
-        {"index": index, "text": "t", "loss": loss, "n_examples": n}
-        for index, loss, n in ((-1, 2.0, 8), (0, 1.0, 2), (1, 1.5, 8))
-    ]
-    choice = {"task": "a", "index": 1, "text": "t", "candidates": candidates}
-    page = run_pages([load_run(run_folder(tasks=["a"], choices=[choice]))])[0]
-    found = {c.name: (c.change, c.is_partial) for c in choices(page)[0].candidates}
-    assert found == {"0": ("–", True), "1": ("-0.5000", False), "original": ("+0.0000", False)}
-    candidates[0]["n_examples"] = 4  # a loss that others were not read against
-    page = run_pages([load_run(run_folder("dropped", tasks=["a"], choices=[choice]))])[0]
-    assert {c.name: c.change for c in choices(page)[0].candidates} == dict.fromkeys(
-        ("0", "1", "original"), "–"
+def choice_of(*candidates, index: int = 1) -> ChoiceRecord:
+    scored = [candidate(number, loss, n) for number, loss, n in candidates]
+    return ChoiceRecord.model_validate_json(
+        json.dumps({"task": "a", "index": index, "text": "t", "candidates": scored})
     )
+
+
+def test_a_candidate_that_a_race_dropped_is_not_compared():
+    def changes(n_of_original: int):
+        choice = choice_of((-1, 2.0, n_of_original), (0, 1.0, 2), (1, 1.5, 8))
+        return {c["name"]: (c["change"], c["is_partial"]) for c in choice_facts(choice)["candidates"]}
+
+    assert changes(8) == {"0": ("–", True), "1": ("-0.5000", False), "original": ("+0.0000", False)}
+    # A loss that the others were not read against.
+    assert {change for change, _ in changes(4).values()} == {"–"}
 
 
 def test_runs_are_told_apart_by_settings_then_by_prompts_then_by_id(run_folder):
     def labels(*folders: Path) -> list[str]:
-        return [page.label for page in run_pages([load_run(folder) for folder in folders])]
+        return run_labels([load_run(folder) for folder in folders])
 
     static, adaptive = run_folder("static"), run_folder("sapo", policy="sapo", seed=1)
     assert labels(static, adaptive) == ["static · seed 0", "sapo · seed 1"]
@@ -77,10 +271,7 @@ def test_runs_are_told_apart_by_settings_then_by_prompts_then_by_id(run_folder):
 
 
 def test_warnings_name_the_runs_that_they_are_about(run_folder):
-    tied = [
-        {"index": index, "text": "t", "loss": loss, "n_examples": 3}
-        for index, loss in ((-1, 2), (4, 1), (7, 1))
-    ]
+    tied = [candidate(index, loss) for index, loss in ((-1, 2.0), (4, 1.0), (7, 1.0))]
     first = run_folder(
         "one",
         demonstration=False,
@@ -89,7 +280,8 @@ def test_warnings_name_the_runs_that_they_are_about(run_folder):
         choices=[{"task": "task195_sentiment", "index": 4, "text": "t", "candidates": tied}],
     )
     second = run_folder("two", demonstration=False, seed=1, notes=["A note."], environment={"dirty": True})
-    assert warnings(run_pages([load_run(first), load_run(second)])) == [
+    runs = [load_run(first), load_run(second)]
+    assert run_warnings(runs, run_labels(runs)) == [
         "NI195: 3 inputs were too long and have been shortened. (static · seed 0)",
         "NI195: candidates 4, 7 tie: one loss, of which one was taken. (static · seed 0)",
         "A note.",
@@ -98,10 +290,142 @@ def test_warnings_name_the_runs_that_they_are_about(run_folder):
 
 
 def test_only_losses_of_as_many_examples_tie():
-    def choice(*candidates):
-        rows = [{"index": i, "loss": loss, "n_examples": n} for i, loss, n in candidates]
-        return {"task": "a", "index": 0, "candidates": rows}
+    assert ties(choice_of((0, 1.0, 4), (1, 1.0, 2), (2, 1.1, 4), index=0)) == [0]
+    assert ties(choice_of((0, 1.0, 4), (1, 1.0, 4), index=0)) == [0, 1]
+    assert ties(choice_of((0, 1.0, 4)).model_copy(update={"candidates": None})) == []
 
-    assert ties(choice((0, 1.0, 4), (1, 1.0, 2), (2, 1.1, 4))) == [0]
-    assert ties(choice((0, 1.0, 4), (1, 1.0, 4))) == [0, 1]
-    assert ties({"task": "a", "index": 0, "candidates": None}) == []
+
+# --- predictions -------------------------------------------------------------------------------------------
+
+
+def answered(run_folder) -> Path:
+    """Two tasks of four examples; of task a one is lost, one gained, one reworded, one the same."""
+    before, after = [50, 40, 30, 20], [10, 90, 30, 20]
+    scores = {(0, "a"): [0] * 4, (1, "a"): before, (2, "a"): after}
+    scores |= {(state, "b"): [state] * 4 for state in (0, 1, 2)}
+    folder = run_folder(
+        tasks=["a", "b"], scores={key: np.array(values, float) for key, values in scores.items()}
+    )
+
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[(frame["after"] == 2) & (frame["example"] < 3), "prediction"] = "no"
+
+    return edit_run(folder, change)
+
+
+def test_the_changed_answers_come_first(run_folder):
+    (block,) = answers([load_run(answered(run_folder))], ["run"])["a"]
+    assert (block["before"], block["after"], block["total"]) == ("after a", "after b", 4)
+    assert block["counts"] == {"lost": 1, "gained": 1, "reworded": 1, "same": 1}
+    rows = [
+        tuple(row[name] for name in ("example", "change", "before", "after", "before_score", "after_score"))
+        for row in block["rows"]
+    ]
+    assert rows == [
+        (0, "lost", "yes", "no", 50, 10),
+        (1, "gained", "yes", "no", 40, 90),
+        (2, "reworded", "yes", "no", 30, 30),
+        (3, "same", "yes", "yes", 20, 20),
+    ]
+
+
+def test_the_last_task_and_unseen_ones_are_compared_with_the_untouched_model(run_folder):
+    (block,) = answers([load_run(answered(run_folder))], ["run"])["b"]
+    assert (block["before"], block["after"]) == ("untouched model", "after b")
+    assert block["counts"]["gained"] == 4
+
+
+def test_a_task_tested_in_one_state_only_has_nothing_to_compare(run_folder):
+    folder = run_folder(tasks=["a"], scores={(1, "a"): np.array([5.0, 6.0])})
+    report = report_of(folder)
+    (block,) = answers(report.runs, ["run"])["a"]
+    assert (block["before"], block["counts"], len(block["rows"])) == (None, {}, 2)
+    assert "All 2 test examples." in Page(html(report)).text
+
+
+def test_the_page_says_how_many_of_how_many_are_shown(run_folder, monkeypatch):
+    report = report_of(run_folder(n=60))
+    assert "50 of 60 test examples are shown." in Page(html(report)).text
+    monkeypatch.setattr(page_module, "PAGE_ROWS", 30)
+    page = Page(html(report))
+    assert "10 of 60 test examples are shown." in page.text
+    assert len([row for row in page.all("tr") if "data-change" in row]) == 3 * 10
+
+
+def test_long_answers_are_cut_and_say_so(run_folder):
+    text = html(report_of(edit_run(run_folder(n=1), lambda frame: frame.assign(prediction="x" * 1000))))
+    assert "x" * 600 + "… (1000 letters)" in text
+    assert "x" * 601 not in text
+
+
+# --- figures and tables ------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_embedded_once_as_svg_where_there_is_one(tmp_path):
+    for name in ("a.png", "a.svg", "a.pdf", "b.png", "b.pdf", "run/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    paths = [tmp_path / name for name in ("a.png", "a.svg", "a.pdf", "b.pdf", "b.png", "run/c.png")]
+    found = pictures(paths, [tmp_path / "run"])
+    assert [name for name, _ in found] == ["a", "b"]
+    assert found[0][1] == f"data:image/svg+xml;base64,{base64.b64encode(b'a.svg').decode()}"
+    assert found[1][1] == f"data:image/png;base64,{base64.b64encode(b'b.png').decode()}"
+
+
+def test_numbers_of_a_table_have_the_decimals_that_their_column_needs():
+    frame = pd.DataFrame(
+        {
+            "task": ["a", None],
+            "r": [0.12345, np.nan],
+            "p": [0.00001, 0.5],
+            "score": [71.239, -3.0],
+            "n": pd.array([21, None], dtype="Int64"),
+            "ok": [True, False],
+        }
+    )
+    rows = [[cell["text"] for cell in row] for row in shown(frame)["rows"]]
+    assert rows == [["a", "0.123", "1.0e-05", "71.24", "21", "yes"], ["–", "–", "0.500", "-3.00", "–", "no"]]
+    named = shown(pd.DataFrame({"x": [1]}, index=pd.Index(["p"], name="prompt")))
+    assert [cell["text"] for cell in named["columns"]] == ["prompt", "x"]
+
+
+def test_what_is_the_same_in_all_rows_of_a_table_stands_once_above_it():
+    frame = pd.DataFrame({"probe": ["g1", "g1"], "prompts": [8, 8], "task": ["a", "b"]})
+    text = Page(html(Report([], pd.DataFrame()), tables={"Spread": frame})).text
+    assert "Spread probe: g1; prompts: 8 task a b" in text
+
+
+def test_a_report_without_runs_shows_what_it_is_given(tmp_path):
+    (tmp_path / "violin.png").write_bytes(b"png")
+    report = Report([], pd.DataFrame(), warnings=["One stage failed."], notes=["p: see `holm`."])
+    tables = {"Spread": pd.DataFrame({"task": ["NI195"], "spread": [1.5]})}
+    path = write_page(report, tmp_path / "new", [tmp_path / "violin.png"], tables)
+    assert path == tmp_path / "new" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    for part in ("One stage failed.", "Spread", "NI195 1.500", "violin"):
+        assert part in page.text
+
+
+def test_warnings_stand_apart_from_how_to_read_the_page(run_folder):
+    report = report_of(run_folder())
+    report.warnings = [DEMONSTRATION, "sapo failed: out of memory"]
+    report.notes = ["p values are after Holm."]
+
+    def section(name: str) -> str:
+        return html(report).partition(f'<section id="{name}">')[2].partition("</section>")[0]
+
+    assert section("warnings").count("Demonstration on a small model") == 1  # the run says so, too
+    assert "sapo failed: out of memory" in section("warnings")
+    assert "Holm" not in section("warnings")
+    assert "Holm" in section("reading")
+    report.notes = []
+    assert section("reading") == ""
+
+
+def test_the_command_writes_the_page_and_lists_it(run_folder, tmp_path):
+    app = typer.Typer()
+    app.command("analyze")(analyze.command)
+    arguments = ["--output", str(tmp_path / "out"), "--json", "--report"]
+    result = CliRunner().invoke(app, [str(run_folder()), *arguments])
+    assert json.loads(result.stdout)["files"][-1] == str(tmp_path / "out" / "report.html")
+    assert "NI1343" in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text

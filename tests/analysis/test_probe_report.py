@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from made_up import edit_run
 from scipy import stats
 from test_figures import assert_legible
 
-from sapo.analysis.probes import draw_effects, draw_indicators
+from sapo.analysis.correlations import probe_effects
+from sapo.analysis.probes import report as probe_figures
 from sapo.analysis.probes.figures import gradient_figure, indicator_figure, spread_figure
-from sapo.analysis.probes.indicators import lowest_loss_choice, powers
 from sapo.analysis.probes.report import probe_report
 from sapo.analysis.probes.results import load_probe
-from sapo.analysis.probes.spread import spread
-from sapo.analysis.probes.tables import choice_table, loss_table, pair_table
+from sapo.analysis.probes.statistics import indicators_of, lowest_loss_choice, powers, spread
+from sapo.analysis.probes.tables import choice_table, first_pairs, loss_table, pair_table
 from sapo.conf.errors import UserError
 
 ALL = ("figure1", "figure2", "figure3", "figure4")
@@ -36,12 +37,12 @@ def report(mini_probe, tmp_path_factory):
 
 def figures_of(probe, measure):
     """Every kind of drawing of a probe."""
-    effects = draw_effects.probe_effects(probe, measure)
-    loss = draw_indicators.indicators_of(probe)["-loss"]
+    effects = probe_effects(probe, measure)
+    loss = indicators_of(probe)["-loss"]
     found = powers(probe, measure)
-    shown = list(draw_indicators.tables.first_pairs(probe).values())
+    shown = list(first_pairs(probe).values())
     yield spread_figure(spread(probe, measure), "in-task 1.4 %, cross-task 5.8 %", "facts")
-    yield draw_effects._pairs(probe, effects)
+    yield probe_figures._pairs(probe, effects)
     means = {(power.indicator, power.coefficient): power.mean for power in found}
     points = {
         (power.indicator, power.coefficient): {task: cell.value for task, cell in power.by_task.items()}
@@ -51,7 +52,7 @@ def figures_of(probe, measure):
         f"Indicators of {len(probe.prompts)} prompts before training\n{probe.facts}\nintervals over prompts"
     )
     yield indicator_figure(means, points, "a task that is not current", measure, title)
-    yield draw_indicators._loss_scatter(probe, measure, loss, probe.outcomes(measure)[shown], found)
+    yield probe_figures._loss_scatter(probe, measure, loss, probe.outcomes(measure)[shown], found)
     yield gradient_figure(probe, probe.gradients)
 
 
@@ -105,15 +106,15 @@ def test_data_files_hold_every_point(report):
 
 
 def test_a_face_says_what_leads(mini):
-    figure = draw_effects._pairs(mini, draw_effects.probe_effects(mini, "nll"))
+    figure = probe_figures._pairs(mini, probe_effects(mini, "nll"))
     assert "NLL leads" in figure.get_suptitle()
     paper_scale = replace(mini, demonstration=False)
-    figure = draw_effects._pairs(paper_scale, draw_effects.probe_effects(paper_scale, "rougeL"))
+    figure = probe_figures._pairs(paper_scale, probe_effects(paper_scale, "rougeL"))
     assert "leads" not in figure.get_suptitle()
 
 
 def test_the_papers_values_stand_beside_the_same_pair_in_its_measure_only(whole):
-    table = pair_table([(whole, draw_effects.probe_effects(whole, m)) for m in ("nll", "rougeL")])
+    table = pair_table([(whole, probe_effects(whole, m)) for m in ("nll", "rougeL")])
     ours = table[(table["measure"] == "ROUGE-L") & (table["coefficient"] == "Pearson")]
     assert ours["paper: Llama-2-7b-chat"].tolist() == ["0.68", "0.51", "0.51"]
     assert ours["paper: Qwen3-8B"].tolist() == ["0.51", "0.57", "0.35"]
@@ -122,7 +123,7 @@ def test_the_papers_values_stand_beside_the_same_pair_in_its_measure_only(whole)
     assert losses["paper: Llama-2-7b-chat"].tolist()[:4] == ["0.61", "0.82", "0.58", "0.53"]
     assert losses["task"].tolist()[:4] == ["NI589", "NI618", "NI511", "NI1290"]
     elsewhere = replace(whole, sequence="mini_probe")
-    table = pair_table([(elsewhere, draw_effects.probe_effects(elsewhere, "rougeL"))])
+    table = pair_table([(elsewhere, probe_effects(elsewhere, "rougeL"))])
     assert (table["paper: Llama-2-7b-chat"] == "-").all()
 
 
@@ -168,10 +169,8 @@ def test_what_a_probe_lacks_is_a_warning_and_pairs_that_are_one_a_note(probe_fol
 
 def test_tasks_that_a_mean_leaves_out_are_named(probe_folder, tmp_path):
     folder = probe_folder("gap", n_prompts=6, unseen=("task618_x", "task511_x"), n=3, gradients=False)
-    for path in (tmp_path / "runs").glob("gap-*/predictions.parquet"):
-        frame = pd.read_parquet(path)
-        frame.loc[frame["task"] == "task618_x", "rougeL"] = 7.0
-        frame.to_parquet(path)
+    for path in (tmp_path / "runs").glob("gap-*"):
+        edit_run(path, lambda f: f.assign(rougeL=f["rougeL"].mask(f["task"] == "task618_x", 7.0)))
     report = probe_report([folder], ["figure3"], tmp_path / "out", ["rougeL"])
     assert set(report.tables["Figure 3: indicators before training"]["tasks"]) == {"2 of 3"}
     assert (
@@ -182,8 +181,8 @@ def test_tasks_that_a_mean_leaves_out_are_named(probe_folder, tmp_path):
 
 def test_constant_scores_and_missing_gradients_say_so_in_place_of_numbers(probe_folder, tmp_path):
     folder = probe_folder("flat", n_prompts=4, unseen=("task618_x",), n=3, gradients=False)
-    for path in (tmp_path / "runs").glob("flat-*/predictions.parquet"):
-        pd.read_parquet(path).assign(rougeL=0.0).to_parquet(path)
+    for path in (tmp_path / "runs").glob("flat-*"):
+        edit_run(path, lambda frame: frame.assign(rougeL=0.0))
     report = probe_report([folder], ["figure2", "figure4"], tmp_path / "out", ["rougeL"])
     (row, _) = report.tables["Figure 2: mean correlation between tasks"].to_dict("records")
     assert row["mean off the diagonal"].startswith("scores of task589_amazon are the same")

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from made_up import edit_run, seal
 
 from sapo.analysis.probes.results import load_probe, require_poolable, sign_of
 from sapo.analysis.results import load_run, score_matrix
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, WorkError
+from sapo.data.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,10 @@ def copy(small, tmp_path):
     return tmp_path / "store" / "probes" / small.name
 
 
-def change_record(folder, **changes):
+def edit_probe(folder, **changes):
     record = json.loads((folder / "probe.json").read_text())
-    (folder / "probe.json").write_text(json.dumps(record | changes))
+    write_json(folder / "probe.json", record | changes)
+    seal(folder)
 
 
 def test_a_probe_holds_its_tasks_prompts_and_scores(small):
@@ -62,79 +65,65 @@ def test_the_loss_of_a_prompt_is_total_nll_over_total_tokens(small):
     assert probe.pre_update_losses()[0] == pytest.approx(rows["nll"].sum() / rows["n_tokens"].sum())
 
 
-@pytest.mark.parametrize("name", ["probe.json", "losses.parquet", "answers.parquet"])
+@pytest.mark.parametrize("name", ["losses.parquet", "answers.parquet"])
 def test_what_is_missing_or_damaged_is_named_with_the_mend(copy, name):
     (copy / name).write_bytes(b"not this")
-    with pytest.raises(UserError, match=rf"{name} is damaged.*sapo reproduce"):
+    with pytest.raises(WorkError, match=rf"{name} is not what was stored.*sapo reproduce"):
         load_probe(copy)
+    with pytest.raises(WorkError, match=rf"{name} is damaged.*sapo reproduce"):
+        load_probe(seal(copy))
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"has no {name}.*sapo reproduce"):
+        load_probe(seal(copy))
+    (copy / "manifest.json").unlink()
+    with pytest.raises(WorkError, match=r"no manifest\.json.*sapo reproduce"):
         load_probe(copy)
 
 
 def test_without_gradients_there_are_none(copy):
     (copy / "gradients.parquet").unlink()
-    assert load_probe(copy).gradients is None
+    assert load_probe(seal(copy)).gradients is None
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": "0"}, "seed missing or wrong"),
-        ({"tasks": ["task589_amazon"]}, "tasks .a trained and a current one"),
-        ({"prompts": {"0": "a", "1": "b", "2": "c"}}, "-1, the original"),
-        ({"prompts": {"-1": "a", "first": "b"}}, "prompts .numbered"),
-        ({"runs": {"-1": "probe--1"}}, "one for each prompt"),
-        ({"unseen": []}, "is not of the probe .*unseen"),
-        ({"unseen": [{}]}, "unseen and prompts .texts"),
-        ({"runs": {"-1": "../runs/probe--1", "0": "a", "1": "b"}}, "'../runs/probe--1' .it holds a slash"),
-        ({"runs": {"-1": 7, "0": "a", "1": "b"}}, "'7' .it is no text"),
-        ({"identity": {}}, "the scorer's reduction and include_original"),
-        ({"n_cut": None}, "n_cut missing or wrong"),
-        ({"missing": 3}, "missing missing or wrong"),
-        ({"missing": ["3"]}, "missing .numbers of prompts"),
-        ({"id": "../../elsewhere"}, "'../../elsewhere' .it holds a slash"),
+        ({"seed": "0"}, r"probe\.json: seed"),
+        ({"runs": {"-1": "../runs/probe--1", "0": "a", "1": "b"}}, r"probe\.json: runs"),
+        ({"unseen": []}, r"is not of the probe .*unseen"),
         ({"model": "tiny_llama"}, "is not of the probe .*model smollm2_135m instead of tiny_llama"),
-        ({"seed": 4}, "is not of the probe .*seed 0 instead of 4"),
-        ({"prompts": {"-1": "a", "0": "b", "1": "c"}}, "another wording than prompt -1 of task339_record"),
+        ({"seed": 4}, r"is not of the probe .*seed 0 instead of 4"),
+        ({"prompts": {"-1": "a", "0": "b", "1": "c"}}, "another text than prompt -1 of task339_record"),
     ],
 )
 def test_a_record_that_does_not_fit_is_refused(copy, changes, said):
-    change_record(copy, **changes)
+    edit_probe(copy, **changes)
     with pytest.raises(UserError, match=said):
         load_probe(copy)
 
 
-def test_runs_that_cannot_be_compared_are_refused_with_the_difference(copy):
-    file = copy.parent.parent / "runs" / "probe-1" / "run.json"
-    record = json.loads(file.read_text())
-    record["comparable"]["evaluator"] = {"max_new": 64}
-    file.write_text(json.dumps(record))
-    with pytest.raises(UserError, match="evaluator max_new: 128 against 64"):
-        load_probe(copy)
-
-
-def test_runs_of_another_method_are_refused(copy):
-    file = copy.parent.parent / "runs" / "probe-1" / "run.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"method": "ewc"}))
-    with pytest.raises(UserError, match="method ewc instead of lorainc"):
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"comparable": {"evaluator": {"max_new": 64}}}, "evaluator max_new: 128 against 64"),
+        ({"label": "ewc"}, "method ewc instead of lorainc"),
+        ({"prompts": {"task589_amazon": "other"}}, "trained task589_amazon with 2 prompts"),
+    ],
+)
+def test_runs_that_do_not_make_a_probe_are_refused_with_the_difference(copy, facts, said):
+    run = copy.parent.parent / "runs" / "probe-1"
+    record = json.loads((run / "run.json").read_text())
+    for name, value in facts.items():
+        facts = facts | {name: record[name] | value if isinstance(value, dict) else value}
+    edit_run(run, **facts)
+    with pytest.raises(UserError, match=said):
         load_probe(copy)
 
 
 def test_runs_that_were_tested_on_other_rows_are_refused(copy):
-    file = copy.parent.parent / "runs" / "probe-1" / "predictions.parquet"
-    frame = pd.read_parquet(file)
-    frame[(frame["task"] != "task618_x") | (frame["example"] > 0)].to_parquet(file)
+    run = copy.parent.parent / "runs" / "probe-1"
+    edit_run(run, lambda frame: frame[(frame["task"] != "task618_x") | (frame["example"] > 0)])
     with pytest.raises(UserError, match="tested on different rows of task618_x"):
-        load_probe(copy)
-
-
-def test_runs_with_other_first_prompts_are_refused(copy):
-    file = copy.parent.parent / "runs" / "probe-1" / "run.json"
-    record = json.loads(file.read_text())
-    record["prompts"]["task589_amazon"] = "other"
-    file.write_text(json.dumps(record))
-    with pytest.raises(UserError, match="trained task589_amazon with 2 prompts"):
         load_probe(copy)
 
 
@@ -152,8 +141,8 @@ def test_runs_with_other_first_prompts_are_refused(copy):
 )
 def test_damaged_losses_are_refused(copy, change, said):
     change(pd.read_parquet(copy / "losses.parquet")).to_parquet(copy / "losses.parquet")
-    with pytest.raises(UserError, match=f"losses.parquet is damaged: .*{said}"):
-        load_probe(copy)
+    with pytest.raises(WorkError, match=f"losses.parquet is damaged: .*{said}"):
+        load_probe(seal(copy))
 
 
 def test_only_probes_that_agree_on_shared_data_are_pooled(small):

@@ -4,8 +4,9 @@ import json
 
 import pandas as pd
 import pytest
+from made_up import edit_run, seal
 
-from sapo.analysis.reproduced import DRAWINGS, Reproduced, probes
+from sapo.analysis.report import DRAWINGS, Reproduced, probes
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices
 from sapo.experiments.targets import TARGETS, jobs_of, targets_of
@@ -116,8 +117,8 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
     lowest = losses.groupby("prompt")["nll"].sum().idxmin()
     losses.loc[losses["prompt"] == -1, "nll"] = losses.loc[losses["prompt"] == lowest, "nll"].to_numpy()
     losses.to_parquet(probe / "losses.parquet")
-    record = tmp_path / "runs" / "probe-0" / "run.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"shortened": {"task618_x": 2}}))
+    seal(probe)
+    edit_run(tmp_path / "runs" / "probe-0", shortened={"task618_x": 2})
     shown = probes("figure1", ["figure1"], [probe], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     for part in (

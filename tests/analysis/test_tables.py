@@ -1,15 +1,29 @@
-"""Table 1 and the table of chosen prompts, in four renderings."""
+"""Tables of scores, chosen prompts, pool sizes and wall time, in their renderings, worked by hand."""
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from made_up import candidate, edit_run
 from rich.console import Console
+from test_figures import assert_legible
 
 from sapo.analysis import render
+from sapo.analysis.figures import size_figure
+from sapo.analysis.metrics import METRICS
 from sapo.analysis.published import plain, published
 from sapo.analysis.results import load_run
-from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS, chosen_prompts, grouped, score_table
+from sapo.analysis.tables import (
+    DEMONSTRATION,
+    NLL_LEADS,
+    chosen_prompts,
+    grouped,
+    score_table,
+    size_points,
+    timing_text,
+    timings,
+)
 from sapo.conf.errors import UserError
 
 
@@ -32,55 +46,63 @@ def text_of(renderable, width: int) -> str:
 
 def test_base_row_and_differences(runs):
     table = score_table(runs, draws=50)
-    (group,) = table.groups
-    assert [row.label for row in group.rows] == ["static", "sapo - static", "random - static"]
-    sapo = group.rows[1].cells
-    assert (sapo["AP"].value, sapo["BWT"].value, sapo["FWT"].value) == pytest.approx((2.0, 0.0, 2.0))
-    assert {row.n_seeds for row in group.rows} == {2}
-    assert {row.n_examples for row in group.rows} == {60}
+    first = table.lines[table.lines["is_first"] & (table.lines["source"] == "ours")]
+    assert list(first["label"]) == ["static", "sapo - static", "random - static"]
+    sapo = first.iloc[1]
+    assert [sapo[name].value for name in METRICS] == pytest.approx([2.0, 0.0, 2.0])
+    assert set(first["n_seeds"]) == {2}
+    assert set(first["n_examples"]) == {60}
     assert DEMONSTRATION in table.notes
+
+
+def test_repeated_test_rows_are_said(runs, run_folder):
+    path = edit_run(run_folder("twice"), lambda frame: frame.assign(row=frame["example"] // 2))
+    run = load_run(path)
+    assert "NI195: its 20 test examples are 10 distinct rows; intervals and n count these." in set(
+        score_table([run], draws=50).notes
+    )
+    assert not any("distinct rows" in note for note in score_table(runs, draws=50).notes)
 
 
 def test_a_demonstration_shows_nll_too_with_intervals(runs, run_folder):
     """The made-up NLL is 5 - ROUGE-L / 25: two points more are 0.08 nats less."""
     table = score_table(runs, draws=50)
-    nll = [row for row in table.groups[0].more if row.measure == "nll"]
-    assert [row.label for row in nll] == ["static", "sapo - static", "random - static"]
-    gain = nll[1].cells
-    assert [gain[name].value for name in ("AP", "BWT", "FWT")] == pytest.approx([-0.08, 0.0, -0.08])
-    shown = " ".join(text_of(render.terminal(table), 80).split())
+    nll = table.lines[table.lines["measure"] == "nll"]
+    assert list(nll["label"]) == ["static", "sapo - static", "random - static"]
+    assert [nll.iloc[1][name].value for name in METRICS] == pytest.approx([-0.08, 0.0, -0.08])
+    shown = " ".join(text_of(render.score_terminal(table), 80).split())
     for part in ("NLL (lower is better):", "-0.080", "[-0.080, -0.080]", "See NLL too: at this size"):
         assert part in shown
-    for text in (render.markdown(table), render.latex(table)):
+    for text in (render.score_markdown(table), render.score_latex(table)):
         assert "NLL (lower is better)" in text
         assert "-0.080 [-0.080, -0.080]" in text
     whole = score_table([load_run(run_folder("whole", demonstration=False))], draws=50)
-    assert {row.measure for row in whole.groups[0].more} == {"nll", "exact_match"}
+    assert list(whole.lines.query("not is_first")["measure"]) == ["nll", "exact_match"]
     assert not any("coarse" in note for note in whole.notes)
 
 
 def test_where_nll_leads_rouge_l_follows_with_the_papers_rows(runs):
     table = score_table(runs, "nll", draws=50)
-    (group,) = table.groups
-    blocks = [(rows[0].score, [row.source for row in rows]) for rows in group.blocks]
-    assert blocks == [
-        ("NLL (lower is better)", ["ours"] * 3),
-        ("ROUGE-L", ["ours"] * 3 + ["paper"] * 2),
-        ("exact match", ["ours"] * 3),
-    ]
+    blocks = {score: list(rows["source"]) for score, rows in table.lines.groupby("score", sort=False)}
+    assert blocks == {
+        "NLL (lower is better)": ["ours"] * 3,
+        "ROUGE-L": ["ours"] * 3 + ["paper"] * 2,
+        "exact match": ["ours"] * 3,
+    }
     assert table.notes[:2] == (DEMONSTRATION, NLL_LEADS)
-    for text in (render.markdown(table), render.latex(table), render.csv(table)):
+    texts = [render.score_markdown(table), render.score_latex(table), render.csv(render.score_csv(table))]
+    for text in texts:
         places = [text.index(part) for part in ("nll" if text.startswith("source") else "NLL (lo", "65.41")]
         assert places == sorted(places)
         assert text.count("65.41") == 1
-    shown = text_of(render.terminal(table), 80)
+    shown = text_of(render.score_terminal(table), 80)
     assert shown.index("NLL (lower is better)") < shown.index("ROUGE-L:") < shown.index("65.41")
     assert "[+2.00, +2.00]" in shown
 
 
 def test_without_a_base_every_policy_has_its_own_scores(runs):
-    (group,) = score_table([run for run in runs if run.policy != "static"], draws=50).groups
-    assert [row.label for row in group.rows] == ["sapo", "random"]
+    table = score_table([run for run in runs if run.policy != "static"], draws=50)
+    assert list(table.lines.query("is_first and source == 'ours'")["label"]) == ["sapo", "random"]
 
 
 def test_mini_sequences_stand_beside_other_rows_of_the_paper_of_the_same_method():
@@ -113,7 +135,7 @@ def test_a_method_that_the_paper_does_not_run_has_no_rows(run_folder):
 
 def test_other_measures_and_definitions_leave_the_paper_out(runs):
     for table in (score_table(runs, "exact_match", draws=50), score_table(runs, definition="gem", draws=50)):
-        assert all(not group.paper for group in table.groups)
+        assert set(table.lines["source"]) == {"ours"}
         assert any("paper's rows are left out" in note for note in table.notes)
     with pytest.raises(UserError, match="Unknown metric definition 'gems'"):
         score_table(runs, definition="gems")
@@ -132,13 +154,13 @@ def test_unequal_seeds_are_said(runs):
 
 def test_without_a_common_seed_there_is_no_difference(runs):
     table = score_table([runs[0], runs[3]], draws=50)
-    assert [row.difference for row in table.groups[0].rows] == [False, False]
+    assert list(table.lines.query("is_first and source == 'ours'")["difference"]) == [False, False]
     assert any("no seed in common" in note for note in table.notes)
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_terminal_table_fits(runs, width):
-    text = text_of(render.terminal(score_table(runs, draws=50)), width)
+    text = text_of(render.score_terminal(score_table(runs, draws=50)), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     for part in ("smollm2_135m · mini_three · lorainc", "+2.00", "[+2.00, +2.00]", "65.41", "Demonstration"):
@@ -147,20 +169,20 @@ def test_the_terminal_table_fits(runs, width):
 
 
 def test_markdown(runs):
-    lines = render.markdown(score_table(runs, draws=50)).splitlines()
+    lines = render.score_markdown(score_table(runs, draws=50)).splitlines()
     assert lines[0] == "| Model | Sequence | Method | Policy | Score | AP | BWT | FWT | Examples | Seeds |"
     assert lines[3].startswith(
         "| smollm2_135m | mini_three | lorainc | sapo - static | ROUGE-L | +2.00 [+2.00, +2.00] |"
     )
     assert (
-        "| Qwen3-8B | NI-Seq-M1 | LoraInc | paper: static * | ROUGE-L | 65.41 | -2.06 | 4.16 | - | - |"
+        "| Qwen3-8B | NI-Seq-M1 | LoraInc | paper: static \\* | ROUGE-L | 65.41 | -2.06 | 4.16 | - | - |"
         in lines
     )
     assert DEMONSTRATION in lines
 
 
 def test_latex(runs):
-    text = render.latex(score_table(runs, draws=50))
+    text = render.score_latex(score_table(runs, draws=50))
     for part in (r"\toprule", r"\midrule", r"\bottomrule", r"{smollm2\_135m} & {mini\_three}", r"95 \%"):
         assert part in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -168,7 +190,7 @@ def test_latex(runs):
 
 
 def test_csv_is_long_and_complete(runs):
-    table = pd.read_csv(io.StringIO(render.csv(score_table(runs, draws=50))))
+    table = pd.read_csv(io.StringIO(render.csv(render.score_csv(score_table(runs, draws=50)))))
     assert len(table) == (3 + 2 + 3 + 3) * 3
     ours = table[table["source"] == "ours"]
     assert ours.drop(columns="pool_size").notna().all(axis=None)
@@ -179,7 +201,7 @@ def test_csv_is_long_and_complete(runs):
 
 def test_one_task_shows_dashes_and_says_why(run_folder):
     table = score_table([load_run(run_folder(tasks=["a"]))], draws=50)
-    assert "| - | - | 20 | 1 |" in render.markdown(table)
+    assert "| - | - | 20 | 1 |" in render.score_markdown(table)
     assert any(note.startswith("A dash") for note in table.notes)
 
 
@@ -194,14 +216,16 @@ def test_chosen_prompts(runs, run_folder):
             "task": "t2",
             "index": 1,
             "text": "[red]b",
-            "candidates": [{"index": 1, "text": "[red]b", "loss": 0.5}],
+            "candidates": [candidate(1, 0.5)],
         },
     ]
     run = load_run(run_folder("own", choices=choices))
     prompts = chosen_prompts([runs[0], run])
     assert list(prompts["loss"]) == pytest.approx([1.4, 1.4, 1.4, None, 0.5])
     assert list(prompts["original_loss"]) == [1.6, 1.6, 1.6, None, None]
-    assert r"| own | t\|1 | -1 | - | - | Say {x} & 50 % plainly |" in render.prompts_markdown(prompts)
+    assert r"| own | t\|1 | -1 | - | - | Say {x} & 50 % plainly |" in render.markdown(
+        render.prompt_texts(prompts), 2, left_last=True
+    )
     assert r"Say \{x\} \& 50 \%" in render.prompts_latex(prompts)
     text = text_of(render.prompts_terminal(prompts), 80)
     assert "[red]b" in text
@@ -251,10 +275,197 @@ def test_the_papers_other_tables():
 
 def test_a_frame_for_the_terminal_says_what_is_the_same_once():
     frame = pd.DataFrame({"probe": ["g1", "g1"], "what": ["a|b", "[c]"], "n": ["1", "2"]})
-    text = text_of(render.frame_terminal(frame, "Title"), 80)
+    text = text_of(render.terminal(frame, "Title"), 80)
     assert text.count("g1") == 1
     assert "probe: g1" in text
     assert "[c]" in text
-    assert "probe" not in text_of(render.frame_terminal(frame[:1], "Title"), 80).splitlines()[0]
-    assert r"| g1 | a\|b | 1 |" in render.frame_markdown(frame)
-    assert r"{g1} & {a|b} & {1} \\" in render.frame_latex(frame)
+    assert "probe" not in text_of(render.terminal(frame[:1], "Title"), 80).splitlines()[0]
+    assert r"| g1 | a\|b | 1 |" in render.markdown(frame)
+    assert r"{g1} & {a|b} & {1} \\" in render.latex(frame)
+
+
+def test_no_cell_acts_in_a_spreadsheet_or_in_markdown():
+    frame = pd.DataFrame(
+        {
+            "text": ["=1+1", "@SUM(A1)", "-2+3", "<b>[a](http://b)"],
+            "n": ["-0.5 [-1.0, 0.1]", "-loss", "+1.5", "-"],
+        }
+    )
+    lines = [line.split(",", 1) for line in render.csv(frame).splitlines()[1:]]
+    assert [text for text, _ in lines] == ["'=1+1", "'@SUM(A1)", "'-2+3", "<b>[a](http://b)"]
+    assert [number.strip('"') for _, number in lines] == list(frame["n"])
+    last = render.markdown(frame).splitlines()[-1]
+    assert "<b>" not in last
+    assert "[a](" not in last
+    assert "| -0.5 [-1.0, 0.1] |" in render.markdown(frame)
+
+
+# --- the size of the pool ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sizes(run_folder):
+    """Static, and SAPO with 10 and 20 paraphrases, which score 1 and 2 points more."""
+    runs = [run_folder("static")]
+    runs += [
+        run_folder(f"sapo{size}", policy="sapo", pool={"name": "bank", "size": size}, shift=size / 10)
+        for size in (20, 10)
+    ]
+    return score_table([load_run(run) for run in runs], draws=50)
+
+
+def test_points_are_differences_by_size(sizes):
+    points = size_points(sizes, "rougeL")
+    assert len(points) == 2 * 3
+    assert points["is_difference"].all()
+    assert set(points["policy"]) == {"sapo"}
+    ap = points[points["metric"] == "AP"].set_index("pool_size")["estimate"]
+    assert dict(ap) == pytest.approx({20: 2.0, 10: 1.0})
+    nll = size_points(sizes, "nll").query("metric == 'AP'").set_index("pool_size")["estimate"]
+    assert dict(nll) == pytest.approx({20: -0.08, 10: -0.04})  # the made-up NLL is 5 - ROUGE-L / 25
+    assert (points["low"] <= points["estimate"]).all()
+    assert (points["estimate"] <= points["high"]).all()
+
+
+def test_runs_without_pools_make_no_points(run_folder):
+    runs = [load_run(run_folder(name, policy=name)) for name in ("static", "random")]
+    assert size_points(score_table(runs, draws=20), "rougeL").empty
+
+
+def test_the_figure_has_a_panel_a_metric_and_a_tick_a_size(sizes):
+    figure = size_figure(size_points(sizes, "rougeL"), "rougeL", "Sizes")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "AP (n = 60)",
+        "BWT (n = 40)",
+        "FWT (n = 40)",
+    ]
+    for axes in figure.axes:
+        assert list(axes.get_xticks()) == [10, 20]
+    assert list(figure.axes[0].containers[0].lines[0].get_ydata()) == pytest.approx([1.0, 2.0])
+    assert figure.legends[0].get_title().get_text() == "Sizes"
+    assert figure.axes[0].get_ylabel() == (
+        "ROUGE-L: difference from static\n(ROUGE-L points; higher is better)"
+    )
+
+
+def test_pools_of_two_paraphrasers_are_two_lines(run_folder):
+    runs = [run_folder("static")]
+    for name in ("bank", "terse"):
+        for size in (10, 20):
+            pool = {"name": name, "size": size}
+            runs.append(run_folder(f"{name}{size}", policy="sapo", pool=pool))
+    points = size_points(score_table([load_run(run) for run in runs], draws=20), "nll")
+    assert set(points["policy"]) == {"sapo (bank)", "sapo (terse)"}
+    assert (points.groupby(["policy", "metric"])["pool_size"].nunique() == 2).all()
+
+
+@pytest.mark.parametrize("measure", ["rougeL", "nll"])
+def test_no_text_of_the_figure_lies_on_other_text_or_outside(run_folder, measure):
+    runs = []
+    for method in ("lorainc", "inscl (lexical)"):
+        runs.append(run_folder(f"static-{method[:4]}", method=method, n=4))
+        for name in ("bank", "elaborate"):
+            for size in (5, 10, 20, 30, 40, 50):
+                pool = {"name": name, "size": size}
+                facts = {"policy": "sapo", "method": method, "pool": pool}
+                runs.append(run_folder(f"{method[:4]}-{name}-{size}", n=4, **facts))
+    points = size_points(score_table([load_run(run) for run in runs], measure, draws=20), measure)
+    figure = size_figure(points, measure, "Size of the prompt pool\nseeds 0, 1 · demonstration · NLL leads")
+    assert_legible(figure)
+
+
+# --- wall time ---------------------------------------------------------------------------------------------
+
+GPU = "cuda (a GPU)"
+
+
+def stages_of(kind: str, *seconds: float) -> list[dict]:
+    return [
+        {"kind": kind, "task": task, "seconds": value, "device": GPU}
+        for task, value in zip("ab", seconds, strict=False)
+    ]
+
+
+@pytest.fixture
+def pair(run_folder):
+    """`pair(method, seed, train, score)`: a static and a SAPO run with the times of their stages."""
+
+    def write(method, seed, train, score):
+        tested = stages_of("evaluate", 7.0)
+        common = {"tasks": ["a", "b"], "method": method, "seed": seed}
+        static = run_folder(f"static-{method}{seed}", stages=stages_of("train", *train) + tested, **common)
+        # The training of another prompt takes another time, which is not selection's.
+        sapo_stages = stages_of("score", *score) + stages_of("train", 500.0, 500.0) + tested
+        sapo = run_folder(f"sapo-{method}{seed}", policy="sapo", stages=sapo_stages, **common)
+        return [load_run(static), load_run(sapo)]
+
+    return write
+
+
+def test_selection_over_training_of_equal_seeds(pair):
+    runs = [*pair("ewc", 0, (10, 30), (1, 3)), *pair("ewc", 1, (20, 20), (4, 8))]
+    frame, _, notes = timings(runs, draws=200)
+    ours, paper = frame.to_dict("records")
+    assert (ours["base_seconds"], ours["extra_seconds"], ours["test_seconds"]) == (40.0, 8.0, 14.0 / 2)
+    assert ours["overhead_percent"] == 20.0
+    # Task a and b have 10 % each in the one seed, 20 and 40 % in the other: a mean of 15 to 25 %.
+    assert ours["low"] == pytest.approx(40 * 100 / 3 / 80, rel=0.5)
+    assert 10 <= ours["low"] < 20 < ours["high"] <= 30
+    assert (ours["n_tasks"], ours["n_seeds"]) == (2, 2)
+    assert (paper["base_seconds"], paper["extra_seconds"]) == (3.0 * 3600, 0.25 * 3600)
+    assert (paper["method"], paper["overhead_percent"], paper["sequence"]) == ("EWC", 8.3, "NI-Seq-M1")
+    assert notes[-1].startswith("Hardware: cuda (a GPU).")
+
+
+def test_equal_shares_have_no_width(pair):
+    frame, *_ = timings(pair("lorainc", 0, (10, 30), (1, 3)), draws=50)
+    assert (frame["low"][0], frame["high"][0]) == pytest.approx((10.0, 10.0))
+
+
+def test_runs_without_a_partner_are_named_and_the_paper_stands_alone(pair):
+    _, sapo = pair("olora", 0, (1, 1), (1, 1))
+    frame, warnings, _ = timings([sapo], draws=50)
+    assert list(frame["source"]) == ["paper"]
+    assert f"Left out, since no static run has their seed: {sapo.id}." in warnings
+    assert any(warning.startswith("No run here has both") for warning in warnings)
+
+
+def test_a_method_that_the_paper_does_not_run(pair):
+    static, _ = pair("replay", 0, (1, 1), (1, 1))
+    frame, *_ = timings([static], draws=50)
+    assert frame.empty
+    assert timing_text(frame).empty
+
+
+def test_text_has_units_and_dashes(pair):
+    text = timing_text(timings(pair("lorainc", 0, (10, 30), (1, 3)), draws=50)[0])
+    assert text.to_dict("split")["data"] == [
+        ["lorainc, sapo", "40.0 s", "4.0 s", "10.0 % [10.0, 10.0]", "7.0 s", "2", "1"],
+        ["paper: LoraInc *", "2.00 h", "0.25 h", "12.5 %", "-", "-", "-"],
+    ]
+    assert not pd.isna(text).any(axis=None)
+
+
+def with_device(run, kind: str, device: str):
+    """The run with its stages of a kind computed on `device`."""
+    stages = [
+        stage.model_copy(update={"device": device}) if stage.kind == kind else stage
+        for stage in run.record.stages
+    ]
+    return replace(run, record=run.record.model_copy(update={"stages": tuple(stages)}))
+
+
+@pytest.mark.parametrize("kind", ["score", "evaluate"])
+def test_times_of_different_hardware_are_not_divided(pair, kind):
+    static, sapo = pair("lorainc", 0, (10, 30), (1, 3))
+    frame, warnings, notes = timings([static, with_device(sapo, kind, "cpu")], draws=50)
+    assert list(frame["source"]) == ["paper"]
+    reason = "they or their static run were computed on several kinds of hardware"
+    assert f"Left out, since {reason}: {sapo.id}." in warnings
+    assert notes[-1].startswith("Hardware: cpu; cuda (a GPU).")
+
+
+def test_trainings_that_are_not_timed_may_have_been_elsewhere(pair):
+    static, sapo = pair("lorainc", 0, (10, 30), (1, 3))
+    frame, *_ = timings([static, with_device(sapo, "train", "cpu")], draws=50)
+    assert frame["hardware"][0] == "cuda (a GPU)"

@@ -14,12 +14,16 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+from sapo.data.files import write_json
+from sapo.data.records import manifest_of
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
 
 # Each would set a mark on the page that runs it.
 HOSTILE = "</script><img src=x onerror=\"top.ran=1;document.title='ran'\"><script>top.ran=1</script>{{7*7}}"
-TASKS = ["task195_sentiment", f"task363_{HOSTILE}"]
+NAME = "<img src=x onerror=\"top.ran=1;document.title='ran'\">{{7*7}}"  # what a task may be called
+TASKS = ["task195_sentiment", f"task363_{NAME}"]
 LONG_WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerk" * 4
 UNSEEN = [f"mini_reverse_the_words_{place}" for place in range(10)]
 N = 60
@@ -32,8 +36,9 @@ def write_run(folder: Path, policy: str) -> None:
     Ten unseen tasks of one example each make its matrices wide.
     """
     folder.mkdir(parents=True)
+    counts = {"n_examples": 8, "n_tokens": 24}
     candidates = [
-        {"index": index, "text": f"{HOSTILE} {LONG_WORD}", "loss": 1.5 - index / 10, "n_examples": 8}
+        {"index": index, "text": f"{HOSTILE} {LONG_WORD}", "loss": 1.5 - index / 10, **counts}
         for index in (-1, 0, 1)
     ]
     record = {
@@ -43,7 +48,9 @@ def write_run(folder: Path, policy: str) -> None:
         "unseen": UNSEEN,
         "model": "none",
         "method": "lorainc",
+        "label": "lorainc",
         "policy": policy,
+        "trainer": "mini",
         "seed": 0,
         "parity": "paper",
         "demonstration": True,
@@ -51,6 +58,9 @@ def write_run(folder: Path, policy: str) -> None:
         "choices": [{"task": task, "index": 1, "text": HOSTILE, "candidates": candidates} for task in TASKS],
         "comparable": {"model": "m", "data": {}, "evaluator": {}},
         "notes": [HOSTILE],
+        **{name: [] for name in ("stages", "states")},
+        **{name: {} for name in ("kept", "shortened", "identity", "environment")},
+        "pool": None,
     }
     rows = [
         {
@@ -70,7 +80,8 @@ def write_run(folder: Path, policy: str) -> None:
         for example in range(N if task in TASKS else 1)
     ]
     pd.DataFrame(rows).to_parquet(folder / "predictions.parquet")
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    write_json(folder / "run.json", record)
+    write_json(folder / "manifest.json", manifest_of(folder))
 
 
 @pytest.fixture(scope="module")
