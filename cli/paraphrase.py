@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from sapo.conf.schema import Config
     from sapo.data.tasks import Task
-    from sapo.experiments.paraphrase.expand import Expansion, Judged
+    from sapo.experiments.paraphrase.expand import Answer, Expansion
     from sapo.experiments.paraphrase.writing import Pool
 
 OWN = ("instruction", "suffix", "labels")
@@ -118,13 +118,16 @@ def _made(task: "Task", config: "Config", write: Path | None, force: bool) -> "P
     if config.paraphrases.source in ("bank", "file"):
         return copy_pool(task, config, path, force)
 
-    def tell(judged: "Judged", expansion: "Expansion") -> None:
-        found = judged.error or (f"rejected: {judged.reason}" if judged.reason else "accepted")
+    def tell(answer: "Answer", expansion: "Expansion") -> None:
+        found = answer.error or (f"rejected: {answer.reason}" if answer.reason else "accepted")
         notice(f"[{len(expansion.accepted)}/{config.paraphrases.count}] {found}")
+
+    def wait() -> None:
+        notice(f"sapo: another process writes {path}; waiting for it")
 
     try:
         with nothing_on_stdout():
-            return write_paraphrases(task, config, path, force, tell)
+            return write_paraphrases(task, config, path, force, tell, wait)
     except KeyboardInterrupt:
         notice("sapo: interrupted. Accepted paraphrases are kept: the same command goes on from here.")
         raise
@@ -142,7 +145,7 @@ def _document(task: "Task", config: "Config", pool: "Pool") -> dict[str, Any]:
         "accepted": pool.prompts,
         "rejected": expansion.rejected(),
         "failed": [{"error": error, "count": count} for error, count in expansion.errors.most_common()],
-        "requests": expansion.requests,
+        "requests": len(expansion.answers),
         "tokens": expansion.tokens(),
         "cost_usd": pool.cost,
         "seconds": round(pool.seconds, 3),
@@ -203,7 +206,7 @@ def _shortened(text: str, longest: int = 200) -> str:
 def _mend(pool: "Pool") -> str:
     if not pool.prompts:
         return "nothing was written. Another model, or paraphrases.temperature, may write better ones."
-    if not pool.expansion.requests:
+    if not pool.expansion.answers:
         return "there are no more in the pool that they come from."
     return (
         "the pool holds these. The same command asks for the rest again; another model may write better ones."

@@ -190,12 +190,11 @@ class ParaphrasesConfig:
     )
     concurrency: int = runtime("Requests at once", 4, least=1)
     timeout: float = runtime(
-        "Seconds without a sign of the endpoint after which a request has failed", 120.0, above=0
+        "Seconds after which a request without its whole answer has failed", 120.0, above=0
     )
     retries: int = runtime(
         "How often a request is sent again after 429, 5xx or a lost connection", 4, least=0
     )
-    backoff: float = runtime("Seconds before the first retry, doubled for each further one", 1.0, least=0)
     prices: list[float] = runtime(
         "US dollars for a million tokens [IN, OUT], to report the cost", [], least=0
     )

@@ -1,32 +1,34 @@
-"""From one instruction to a pool of paraphrases: ask, read, check, ask again for what is missing.
+"""From one instruction to paraphrases: ask, read, check, ask again for what is missing.
 
 Every answer goes into a journal beside the pool at once, so that a killed command pays for nothing twice.
 """
 
+import fcntl
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sapo.conf.errors import UserError
-from sapo.data.pool_checks import check_text, kept_words
-from sapo.data.tasks import Task, digest
+from sapo.data.pool_checks import check_text, kept_words, scripts, words_of
+from sapo.data.tasks import Task
 from sapo.experiments.paraphrase.chat import Chat, Reply
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
 
-AVOIDED = 3  # accepted wordings that a repeated request names, so that the answer is not one of them again
+AVOIDED = 3  # accepted paraphrases that a repeated request names, so that the answer is not one of them again
 LEAST_SHARED = 0.2  # of an instruction's words; a quarter is the least that any paraphrase of the bank keeps
-_WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]{3,}")
 _COMMON = {"the", "and", "for", "with", "that", "this", "its", "are", "from", "not", "your", "you", "which"}
 _COMMON |= {"whether", "given", "following", "text", "task", "output", "answer", "into", "one"}
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.]*%?")
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Answer:
     """A reply after the checks: `reason` says why its text is no paraphrase, `error` why there is no text."""
 
     text: str
@@ -38,42 +40,40 @@ class Judged:
 
 @dataclass
 class Expansion:
-    """What has come of the requests so far."""
+    """What has come of the requests so far; retries of one are not counted."""
 
     accepted: list[str] = field(default_factory=list)
-    judged: list[Judged] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
-    def add(self, judged: Judged) -> None:
-        """Takes one judged reply."""
-        self.judged.append(judged)
-        if judged.error is None and judged.reason is None:
-            self.accepted.append(judged.text)
-
-    @property
-    def requests(self) -> int:
-        """How many messages were asked, retries of one not counted."""
-        return len(self.judged)
+    def add(self, answer: Answer) -> None:
+        """Takes one more answer."""
+        self.answers.append(answer)
+        if answer.error is None and answer.reason is None:
+            self.accepted.append(answer.text)
 
     @property
     def errors(self) -> Counter[str]:
         """Why requests had no answer, and how many."""
-        return Counter(judged.error for judged in self.judged if judged.error is not None)
+        return Counter(answer.error for answer in self.answers if answer.error is not None)
 
     def rejected(self) -> list[dict[str, Any]]:
         """Each kind of reason with its count, and one text with its very reason; the commonest first."""
-        refused = [judged for judged in self.judged if judged.reason is not None]
-        kinds = Counter(kind_of(str(judged.reason)) for judged in refused)
-        first = {kind_of(str(judged.reason)): judged for judged in reversed(refused)}
-        return [
-            {"kind": kind, "count": count, "reason": first[kind].reason, "example": first[kind].text}
-            for kind, count in kinds.most_common()
-        ]
+        kinds: dict[str, dict[str, Any]] = {}
+        for answer in self.answers:
+            if answer.reason is not None:
+                kind = kind_of(answer.reason)
+                row = {"kind": kind, "count": 0, "reason": answer.reason, "example": answer.text}
+                kinds.setdefault(kind, row)["count"] += 1
+        return sorted(kinds.values(), key=lambda row: -row["count"])
 
     def tokens(self) -> dict[str, int | None]:
-        """Tokens read and written, as the model's server told them; None where it told none."""
-        found = {name: [getattr(j, f"tokens_{name}") for j in self.judged] for name in ("in", "out")}
-        told = {name: [n for n in counts if n is not None] for name, counts in found.items()}
-        return {name: sum(counts) if counts else None for name, counts in told.items()}
+        """Tokens read and written, as the model's server counts them; None where it does not."""
+        counts = {
+            "in": [answer.tokens_in for answer in self.answers],
+            "out": [answer.tokens_out for answer in self.answers],
+        }
+        known = {name: [n for n in numbers if n is not None] for name, numbers in counts.items()}
+        return {name: sum(numbers) if numbers else None for name, numbers in known.items()}
 
 
 def expand(
@@ -83,50 +83,68 @@ def expand(
     rounds: int,
     seed: int,
     expansion: Expansion,
-    on_judged: Callable[[Judged], None],
+    on_answer: Callable[[Answer], None],
 ) -> str | None:
-    """Adds paraphrases to `expansion` until there are `count`, asking again in at most `rounds` rounds.
+    """Adds paraphrases to an expansion until there are enough.
 
-    The first round's requests are one and the same; later ones name wordings to avoid. `on_judged` is told
-    of every reply at once. A round in which no request is answered is the last: returns its error, else None.
+    The first round's requests are one and the same; later ones name paraphrases to avoid.
+
+    Args:
+        task: Whose instruction is paraphrased.
+        chat: Who is asked.
+        count: How many paraphrases there shall be in all.
+        rounds: How many times what is missing is asked for again.
+        seed: Seed of the first request; each further one has the next.
+        expansion: What there is already; it grows.
+        on_answer: Is given every answer at once.
+
+    Returns:
+        The error of a round in which no request was answered, which is the last; else None.
     """
 
-    def judge(_: int, reply: Reply) -> None:
-        judged = judged_reply(reply, task, expansion.accepted)
-        expansion.add(judged)
-        on_judged(judged)
+    def take(_: int, reply: Reply) -> None:
+        answer = checked(reply, task, expansion.accepted)
+        expansion.add(answer)
+        on_answer(answer)
 
     for _ in range(rounds + 1):
         missing = count - len(expansion.accepted)
         if missing <= 0:
             break
-        asked = expansion.requests
-        avoid = expansion.accepted[-AVOIDED:]
-        chat.ask([meta_prompt(task, avoid)] * missing, seed=seed + asked, on_reply=judge)
-        if all(judged.error is not None for judged in expansion.judged[asked:]):
-            return expansion.judged[-1].error
+        asked = len(expansion.answers)
+        message = meta_prompt(task, expansion.accepted[-AVOIDED:])
+        chat.ask([message] * missing, seed=seed + asked, on_reply=take)
+        if all(answer.error is not None for answer in expansion.answers[asked:]):
+            return expansion.answers[-1].error
     return None
 
 
-def judged_reply(reply: Reply, task: Task, accepted: list[str]) -> Judged:
+def checked(reply: Reply, task: Task, accepted: list[str]) -> Answer:
     """The paraphrase in a reply and whether it may join the accepted ones."""
     tokens = (reply.tokens_in, reply.tokens_out)
     if reply.error is not None:
-        return Judged("", None, reply.error, *tokens)
+        return Answer("", None, reply.error, *tokens)
     text = None if reply.is_cut else answer_in(reply.text)
     if text is None:
-        return Judged(reply.text.strip(), "it breaks off before its end", None, *tokens)
-    return Judged(text, check_text(text, task, accepted) or unrelated(text, task), None, *tokens)
+        return Answer(reply.text.strip(), "it breaks off before its end", None, *tokens)
+    return Answer(text, check_text(text, task, accepted) or unrelated(text, task), None, *tokens)
 
 
 def unrelated(text: str, task: Task) -> str | None:
     """Why a text seems to ask for something else: it shares too few words, by their first five letters.
 
-    What every paraphrase keeps to the letter does not count.
+    What every paraphrase keeps to the letter does not count. Scripts other than those of the bank, for which
+    the bound was measured, are not judged.
     """
-    original = _stems(task.instruction) - _stems(" ".join(kept_words(task)))
-    shared = len(original & _stems(text))
-    if not original or shared / len(original) >= LEAST_SHARED:
+
+    def stems(text: str) -> set[str]:
+        words = {word for word in words_of(text) if word not in _COMMON and not re.search(r"[\d_]", word)}
+        return {word[:5] for word in words if len(word) > 2 or "\u3400" <= word <= "\u9fff"}
+
+    original = stems(task.instruction) - stems(" ".join(kept_words(task)))
+    shared = len(original & stems(text))
+    is_measured = next(iter(scripts(task.instruction)), None) in ("LATIN", "CJK")
+    if not original or not is_measured or shared / len(original) >= LEAST_SHARED:
         return None
     return (
         f"it shares only {shared} of {len(original)} words with the original, and may ask for another thing"
@@ -138,29 +156,40 @@ def kind_of(reason: str) -> str:
     return _VARIABLE.sub("…", reason)
 
 
-def _stems(text: str) -> set[str]:
-    return {word[:5] for word in _WORD.findall(text.lower()) if word not in _COMMON}
-
-
-def request_digest(task: Task, chat: Chat) -> str:
-    """SHA-256 of what decides which answers can come and be accepted: message, labels, model, sampling."""
-    return digest(
-        {
-            "message": meta_prompt(task),
-            "instruction": task.instruction,
-            "labels": list(task.labels),
-            "language": task.language,
-            "parameters": chat.parameters,
-        }
-    )
-
-
 class Journal:
-    """The replies to one request so far, a line each, beside the pool that they will become."""
+    """The answers to one request so far, a line each, beside the pool that they will become.
 
-    def __init__(self, path: Path, request: str) -> None:
-        self.path = path
-        self._request = request
+    Who has it open has it alone: another process waits until the pool is written, and finds it.
+    """
+
+    def __init__(self, path: Path, request: str, file: TextIO) -> None:
+        self.path, self._request, self._file = path, request, file
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, request: str, on_wait: Callable[[], None]) -> Iterator["Journal"]:
+        """The journal at `path`, locked; `on_wait` is called if another process has it."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                # Who had it has finished and removed it.
+                with cls.open(path, request, on_wait) as journal:
+                    yield journal
+                return
+            try:
+                yield cls(path, request, file)
+            finally:
+                if path.exists() and not path.stat().st_size:
+                    path.unlink()
 
     def read(self) -> Expansion:
         """What has been asked already; UserError if the file belongs to another request.
@@ -168,45 +197,39 @@ class Journal:
         A line that a killed process left half-written is forgotten.
         """
         expansion = Expansion()
-        if not self.path.is_file():
-            return expansion
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        records = [record for record in map(_record, text.split("\n")) if record is not None]
-        if not records or records[0].get("request") != self._request:
+        self._file.seek(0)
+        records = [record for record in map(_record, self._file) if record is not None]
+        if records and records[0].get("request") != self._request:
             raise UserError(
                 f"{self.path} holds answers to another request (other instruction, model or parameters). "
                 "Finish that one, delete the file, or pass --write OTHER.yaml or --force."
             )
         for record in records[1:]:
-            if record.keys() == set(Judged.__dataclass_fields__):
-                expansion.add(Judged(**record))
+            if record.keys() == {f.name for f in fields(Answer)}:
+                expansion.add(Answer(**record))
         return expansion
 
-    def append(self, judged: Judged) -> None:
-        """Adds one reply; it is in the file when this returns. UserError if the file cannot be written."""
+    def append(self, answer: Answer) -> None:
+        """Adds one answer; it is on the disk when this returns. UserError if the file cannot be written."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            is_new = not self.path.is_file()
-            with self.path.open("a", encoding="utf-8") as file:
-                if is_new:
-                    file.write(_line({"request": self._request}))
-                file.write(_line({name: getattr(judged, name) for name in Judged.__dataclass_fields__}))
+            records = [asdict(answer)]
+            if not os.fstat(self._file.fileno()).st_size:
+                records.insert(0, {"request": self._request})
+            # A line begins anew, even after one that was left half-written.
+            self._file.write("".join(f"\n{json.dumps(record)}\n" for record in records))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(f"Cannot write {self.path}: {error.strerror or error}.") from error
 
-    def remove(self) -> None:
-        """Deletes the journal, whose pool is written."""
-        self.path.unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Empties the journal, whose pool is written or given up."""
+        self._file.truncate(0)
 
 
 def _record(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _line(record: dict[str, Any]) -> str:
-    """A JSON line that begins anew, even after one that was left half-written."""
-    return "\n" + json.dumps(record, ensure_ascii=False) + "\n"

@@ -1,45 +1,32 @@
-"""Any OpenAI-compatible endpoint, asked through the `openai` client.
+"""Any OpenAI-compatible endpoint, asked through the `openai` client and its retries.
 
 The key comes from the environment, goes into one header, and is taken out of everything that comes back.
 """
 
+import base64
 import json
-import logging
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import ParaphrasesConfig
+from sapo.data.files import is_text
 from sapo.experiments.paraphrase.chat import OnReply, Reply
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-LONGEST_WAIT = 120.0  # seconds; an endpoint that asks for more has failed
+LONGEST_BODY = 8 << 20  # bytes of one answer: a hundred times what a long chat completion has
 SHORTEST_SECRET = 8  # servers of one's own are given keys such as `x`, which stand in any text
 REFUSED = (401, 403, 404, 405)  # what every other request would meet too
-PASSING = (408, 409, 429)  # and all 5xx: worth asking again
-FEWEST_FAILURES = (
-    3  # in a row, each after its retries: the endpoint is taken to be down, or not to understand
-)
+FEWEST_FAILURES = 3  # in a row, each after its retries: the endpoint is down, or does not understand
 NOT_ASKED = "not asked, since the requests before had no answer"
 SHOWN = 160  # characters of an unexpected answer
-_HEADERS = {"host", "accept", "accept-encoding", "connection", "content-type", "content-length", "user-agent"}
+_HEADERS = {"host", "accept", "connection", "content-type", "content-length", "user-agent"}
 _HEADERS |= {"x-stainless-raw-response"}  # by it the client knows that the answer is to be left as it came
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Passing:
-    """A failure that may pass, and how long the endpoint asks to wait."""
-
-    reason: str
-    wait: float | None = None
 
 
 class OpenAIChat:
@@ -47,17 +34,37 @@ class OpenAIChat:
 
     def __init__(self, settings: ParaphrasesConfig) -> None:
         self._settings = settings
+        self._address = address(settings)
         variable = key_variable(settings)
         self._key = _key_in(variable) if variable else ""
-        if settings.model is None and not _is_loopback(address(settings)):
+        self._spellings = _spellings(self._key)
+        is_local = _is_loopback(self._address)
+        if settings.model is None and not is_local:
             raise UserError("Which model? Say paraphrases.model=NAME, as the endpoint calls it.")
-        self._told = ""
-        self._client = self._connected()
+        self._model = settings.model or "the endpoint's only model"
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError(
+                "An endpoint is asked through the package `openai`: pip install 'sapo-prompts[endpoint]'"
+            ) from error
+        self._openai: Any = openai
+        self._client = openai.OpenAI(
+            api_key="set in the header of each request",
+            base_url=self._address,
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # the key goes to the address that was given, and to no other
+                trust_env=not is_local,  # a proxy cannot reach this machine's loopback
+                event_hooks={"request": [self._set_headers], "response": [self._bound]},
+            ),
+        )
 
     @property
     def name(self) -> str:
         """The model that is asked for; else the one that the endpoint says it is."""
-        return self._settings.model or self._told or "the endpoint's only model"
+        return self._model
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -75,7 +82,7 @@ class OpenAIChat:
                 raise reply
             if isinstance(reply, Exception):  # its traceback is left behind: a library's may show headers
                 what = f"{type(reply).__name__}: {reply}"
-                raise WorkError(f"Asking {address(self._settings)} failed: {self._hidden(what)}")
+                raise WorkError(f"Asking {self._address} failed: {self._hidden(what)}")
             replies[i] = reply
             if on_reply:
                 on_reply(i, reply)
@@ -84,124 +91,107 @@ class OpenAIChat:
                 break
         return replies
 
-    def _connected(self) -> Any:
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError(
-                "An endpoint is asked through the package `openai`: pip install 'sapo-prompts[endpoint]'"
-            ) from error
-        http = openai.DefaultHttpxClient(
-            follow_redirects=False,  # the key goes to the address that was given, and to no other
-            trust_env=not _is_loopback(
-                address(self._settings)
-            ),  # a proxy cannot reach this machine's loopback
-            event_hooks={"request": [self._set_headers]},
-        )
-        return openai.OpenAI(
-            api_key="set in the header of each request",
-            base_url=address(self._settings),
-            timeout=self._settings.timeout,
-            max_retries=0,
-            http_client=http,
-        )
-
     def _set_headers(self, request: Any) -> None:
         """Sends the key that was asked for, and nothing else that the client finds in the environment."""
         for name in set(request.headers) - _HEADERS:
             del request.headers[name]
+        # What is not compressed cannot grow when it is unpacked: the bytes that come are counted.
+        request.headers["Accept-Encoding"] = "identity"
+        request.extensions["begun"] = monotonic()
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
-    def _answer(self, text: str, stop: threading.Event) -> Reply:
-        attempt, longest = 0, LONGEST_WAIT
-        while True:
-            outcome = self._request(text)
-            if isinstance(outcome, Reply):
-                return outcome
-            wait = self._settings.backoff * 2**attempt if outcome.wait is None else outcome.wait
-            if outcome.wait is not None and wait > longest:
-                return Reply(
-                    error=f"{outcome.reason}; it asks to wait {wait:.0f} s, longer than {longest:.0f} s"
-                )
-            attempt += 1
-            if attempt <= self._settings.retries:
-                _log.info("%s; asking again in %.1f s", outcome.reason, min(wait, longest))
-            if attempt > self._settings.retries or stop.wait(min(wait, longest)):
-                return Reply(error=outcome.reason + (f", asked {attempt} times" if attempt > 1 else ""))
+    def _bound(self, response: Any) -> None:
+        """Bounds the time and the bytes of an answer of any status; past them it is not asked again."""
+        failure, limit = self._openai.OpenAIError, self._settings.timeout
+        deadline = response.request.extensions["begun"] + limit
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise failure("the answer is compressed, which it was asked not to be")
+        stream = response.stream
+        kind = next(base for base in type(stream).__mro__ if base.__name__ == "SyncByteStream")
 
-    def _request(self, text: str) -> Reply | _Passing:
-        """One request; raises UserError or WorkError for what is wrong with every request."""
-        import openai
+        class Bounded(kind):
+            def __iter__(self) -> Iterator[bytes]:
+                size = 0
+                for chunk in stream:
+                    size += len(chunk)
+                    if size > LONGEST_BODY:
+                        raise failure(f"the answer is longer than {LONGEST_BODY:,} bytes")
+                    if monotonic() > deadline:
+                        raise failure(f"no whole answer within {limit:g} s")
+                    yield chunk
 
-        body = request_body(self._settings, text)
+            def close(self) -> None:
+                stream.close()
+
+        response.stream = Bounded()
+
+    def _answer(self, text: str) -> Reply:
+        """One request and its retries; raises UserError or WorkError for what is wrong with every request."""
+        openai, settings = self._openai, self._settings
+        body = {"model": openai.omit, **request_body(settings, text)}
+        asked = f", asked {settings.retries + 1} times" if settings.retries else ""
         response, problem = None, ""
         try:
-            response = self._client.chat.completions.with_raw_response.create(
-                **{"model": openai.omit, **body}
-            )
+            response = self._client.chat.completions.with_raw_response.create(**body)
         except openai.APIStatusError as error:
             response = error.response
         except openai.APITimeoutError:
-            problem = f"no answer within {self._settings.timeout:g} s"
+            problem = f"no answer within {settings.timeout:g} s{asked}"
         except openai.APIConnectionError as error:
-            problem = f"no connection ({type(error.__cause__ or error).__name__}: {error.__cause__ or error})"
+            cause = error.__cause__ or error
+            problem = f"no connection ({type(cause).__name__}: {cause}){asked}"
+        except openai.OpenAIError as error:
+            problem = str(error)
         # From here on no exception is being handled, so that none with a header in it can be chained to ours.
         if response is None:
-            return _Passing(self._hidden(f"{address(self._settings)}: {problem}"))
-        return self._read(response.status_code, response.headers, response.text)
-
-    def _read(self, status: int, headers: Any, content: str) -> Reply | _Passing:
-        content = self._hidden(content)
-        said = f"{address(self._settings)} answered {status}: {_first_line(content)}"
-        if status in PASSING or status >= 500:
-            return _Passing(said, _seconds(headers.get("retry-after")))
+            return Reply(error=self._hidden(f"{self._address}: {problem}"))
+        status, content = response.status_code, self._hidden(response.text)
+        line = next((line.strip() for line in content.splitlines() if line.strip()), "an empty body")
+        shown = f"{self._address} answered {status}: {line[:SHOWN]}{'…' if len(line) > SHOWN else ''}"
         if status in REFUSED:
-            raise UserError(f"{said}\n{self._mend(status)}")
+            raise UserError(f"{shown}\n{self._remedy(status)}")
         if 300 <= status < 400:
             raise UserError(
-                f"{said}\nIt points to another address; give that one as paraphrases.base_url=URL."
+                f"{shown}\nIt points to another address; give that one as paraphrases.base_url=URL."
             )
-        if status >= 400:  # about this very text, or a parameter
-            return Reply(error=said)
-        return self._completion(content, said)
+        if status >= 400:  # after its retries, or about this very text, or a parameter
+            return Reply(error=shown + (asked if status in (408, 409, 429) or status >= 500 else ""))
+        return self._completion(content, shown)
 
-    def _completion(self, content: str, said: str) -> Reply:
+    def _completion(self, content: str, shown: str) -> Reply:
         try:
             document = json.loads(content)
             choice = document["choices"][0]
             text = choice["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise WorkError(
-                f"{said}\nThat is no chat completion. paraphrases.base_url must be the address that "
+                f"{shown}\nThat is no chat completion. paraphrases.base_url must be the address that "
                 "/chat/completions follows; it often ends in /v1."
             ) from None
-        if not isinstance(text, str | None):
-            return Reply(error=f"{said}: its answer is not a text")
+        if text is not None and not is_text(text):
+            return Reply(error=f"{shown}: its answer is not a text that can be written")
         usage = document.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        read, written = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-        self._told = self._hidden(str(document.get("model") or ""))
+        counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+        read, written = (count if type(count) is int and count >= 0 else None for count in counts)
+        model = document.get("model")
+        if self._settings.model is None and model and is_text(model):
+            self._model = self._hidden(model)
         # Hidden once more, since JSON may have written the key with escapes.
-        return Reply(
-            self._hidden(text or ""),
-            tokens_in=read if isinstance(read, int) else None,
-            tokens_out=written if isinstance(written, int) else None,
-            is_cut=choice.get("finish_reason") == "length",
-        )
+        return Reply(self._hidden(text or ""), None, read, written, choice.get("finish_reason") == "length")
 
-    def _mend(self, status: int) -> str:
-        if status in (401, 403):
-            variable = key_variable(self._settings)
-            if variable:
-                return (
-                    f"The key in {variable} was not accepted (paraphrases.key_variable=NAME takes another)."
-                )
-            return "No key was sent. Name the variable that holds one: paraphrases.key_variable=NAME"
-        return "Look at paraphrases.base_url (it often ends in /v1) and paraphrases.model."
+    def _remedy(self, status: int) -> str:
+        if status not in (401, 403):
+            return "Look at paraphrases.base_url (it often ends in /v1) and paraphrases.model."
+        if variable := key_variable(self._settings):
+            return f"The key in {variable} was not accepted (paraphrases.key_variable=NAME takes another)."
+        return "No key was sent. Name the variable that holds one: paraphrases.key_variable=NAME"
 
     def _hidden(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
+        for spelling in self._spellings:
+            text = text.replace(spelling, "***")
+        return text
 
 
 def address(settings: ParaphrasesConfig) -> str:
@@ -255,34 +245,27 @@ def _key_in(variable: str) -> str:
     return key
 
 
+def _spellings(key: str) -> list[str]:
+    """The key, and what the base64 of any text that holds it has of it, by where in the text it begins."""
+    if len(key) < SHORTEST_SECRET:
+        return []
+    spellings = [key]
+    for before in range(3):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            encoded = encode(b"\0" * before + key.encode()).decode().rstrip("=")
+            # The first and the last character depend on the neighbours too.
+            last = -1 if (before + len(key)) % 3 else None
+            spellings.append(encoded[(8 * before + 5) // 6 : last])
+    return spellings
+
+
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
 
 
-def _first_line(content: str) -> str:
-    line = next((line.strip() for line in content.splitlines() if line.strip()), "")
-    if not line:
-        return "an empty body"
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """What a Retry-After header asks to wait: it holds seconds or a date; None if it says nothing legible."""
-    if not retry_after:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if seconds == seconds else None
-
-
 def _at_once(
-    work: Callable[[str, threading.Event], Reply], texts: Sequence[str], threads: int
+    work: Callable[[str], Reply], texts: Sequence[str], threads: int
 ) -> Iterator[tuple[int, Reply | Exception]]:
     """Place and reply of each text as it comes, some in work at a time; stops when the caller stops.
 
@@ -301,7 +284,7 @@ def _at_once(
             except queue.Empty:
                 return
             try:
-                done.put((i, work(text, stop)))
+                done.put((i, work(text)))
             except Exception as error:  # a thread that dies silently would leave the caller waiting
                 stop.set()
                 done.put((i, error))

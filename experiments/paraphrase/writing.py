@@ -8,16 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
+from sapo.data.files import read_yaml
 from sapo.data.pools import load_pool, write_pool
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task, digest
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Chat
-from sapo.experiments.paraphrase.expand import Expansion, Journal, Judged, expand, request_digest
+from sapo.experiments.paraphrase.expand import Answer, Expansion, Journal, expand
 from sapo.experiments.paraphrase.meta_prompts import meta_prompt
 from sapo.experiments.paraphrase.openai import address, key_variable, request_body
 
@@ -35,45 +34,63 @@ class Pool:
 
 
 def write_paraphrases(
-    task: Task, config: Config, path: Path, force: bool, on_judged: Callable[[Judged, Expansion], None]
+    task: Task,
+    config: Config,
+    path: Path,
+    force: bool,
+    on_answer: Callable[[Answer, Expansion], None],
+    on_wait: Callable[[], None],
 ) -> Pool:
     """Asks for what the pool lacks and writes it to `path`; with `force`, all anew.
 
-    A pool that the same request has written already is added to. UserError if another pool stands there;
-    WorkError if nobody answers: what was accepted before stays in a file beside `path`, and the same call
-    goes on from there.
+    A pool that the same request has written already is added to. `on_wait` is called if another process is
+    writing the pool. UserError if another pool stands there; WorkError if nobody answers: what was accepted
+    before stays in a file beside `path`, and the same call goes on from there.
     """
     if not task.instruction.strip():
         raise UserError(f"Task {task.name} has an empty instruction: there is nothing to paraphrase.")
-    _require_writable(path)
-    begun = time.monotonic()
+    folder = next(parent for parent in path.resolve().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"Cannot write a prompt pool to {path}. Name another file: --write POOL.yaml")
+    begun, settings = time.monotonic(), config.paraphrases
     chat = chat_of(config)
-    request = request_digest(task, chat)
-    journal = Journal(path.with_name(f"{path.name}.partial"), request)
-    earlier: dict[str, Any] = {} if force else _earlier(path, request, task)
-    if force:
-        journal.remove()
-    expansion = journal.read()
-    # A process killed after it wrote the pool has left its journal, whose paraphrases stand in the pool.
-    written = earlier.get("prompts", [])
-    expansion.accepted = [*written, *(text for text in expansion.accepted if text not in written)]
+    request = _request_digest(task, chat)
+    with Journal.open(path.with_name(f"{path.name}.partial"), request, on_wait) as journal:
+        if force:
+            journal.clear()
+        earlier, source = ([], {}) if force else _earlier(path, request, task)
+        expansion = journal.read()
+        # A process killed after it wrote the pool has left its journal, whose paraphrases stand in the pool.
+        expansion.accepted = [*earlier, *(text for text in expansion.accepted if text not in earlier)]
 
-    def keep(judged: Judged) -> None:
-        if judged.error is None:  # what was not answered is asked again, and was not paid for
-            journal.append(judged)
-        on_judged(judged, expansion)
+        def keep(answer: Answer) -> None:
+            if answer.error is None:  # what was not answered is asked again, and was not paid for
+                journal.append(answer)
+            on_answer(answer, expansion)
 
-    settings = config.paraphrases
-    error = expand(task, chat, settings.count, settings.rounds, config.seed, expansion, keep)
-    if error is not None:
-        raise WorkError(_stopped(error, expansion, settings.count, journal, path))
-    if len(expansion.accepted) > len(written):
-        source = _source(task, config, chat, request, expansion, earlier.get("source", {}))
-        write_pool(path, pool_of(task, expansion.accepted, config.paraphrases.name), source)
-    journal.remove()
+        error = expand(task, chat, settings.count, settings.rounds, config.seed, expansion, keep)
+        if error is not None and not expansion.accepted:
+            journal.clear()
+            raise WorkError(f"No paraphrase: {error}")
+        if error is not None:
+            kept = journal.path if journal.path.stat().st_size else path
+            raise WorkError(
+                f"{error}\n{len(expansion.accepted)} of {settings.count} paraphrases are accepted and kept "
+                f"in {kept}; the same command goes on from there."
+            )
+        if len(expansion.accepted) > len(earlier):
+            source = _source(task, config, chat, request, expansion, source)
+            write_pool(path, pool_of(task, expansion.accepted, settings.name), source)
+        journal.clear()
     kept = path if expansion.accepted else None
-    cost = _cost(expansion.tokens(), list(settings.prices))
-    return Pool(kept, chat.name, expansion.accepted, expansion, time.monotonic() - begun, cost)
+    return Pool(
+        kept,
+        chat.name,
+        expansion.accepted,
+        expansion,
+        time.monotonic() - begun,
+        _cost(expansion, settings.prices),
+    )
 
 
 def copy_pool(task: Task, config: Config, path: Path, force: bool) -> Pool:
@@ -103,18 +120,18 @@ def dry_request(task: Task, config: Config) -> dict[str, Any]:
     return {"message": message, "parameters": parameters, "requests": settings.count}
 
 
-def _earlier(path: Path, request: str, task: Task) -> dict[str, Any]:
+def _earlier(path: Path, request: str, task: Task) -> tuple[list[str], dict[str, Any]]:
     """Prompts and source of the pool that the same request has written; empty if there is none."""
     if not path.is_file():
-        return {}
+        return [], {}
     prompts = [prompt.text for prompt in read_pool(path, task).paraphrases]
-    source = yaml.safe_load(path.read_text(encoding="utf-8")).get("source")
+    source = read_yaml(path).get("source")
     if not isinstance(source, dict) or source.get("request_sha256") != request:
         raise UserError(
             f"{path} holds a pool that another request has written (other instruction, model or parameters). "
             "Pass --write OTHER.yaml, or --force to replace it."
         )
-    return {"prompts": prompts, "source": source}
+    return prompts, source
 
 
 def _source(
@@ -122,7 +139,11 @@ def _source(
 ) -> dict[str, Any]:
     """Where a pool comes from; counts include those of the pool that was added to."""
     is_endpoint = config.paraphrases.source == "openai"
-    counted = earlier.get("tokens") or {}
+    before = earlier.get("tokens") or {}
+    tokens = {
+        name: None if n is None and before.get(name) is None else (n or 0) + (before.get(name) or 0)
+        for name, n in expansion.tokens().items()
+    }
     return {
         "paraphraser": config.paraphrases.name,
         "model": chat.name,
@@ -132,36 +153,21 @@ def _source(
         "request_sha256": request,
         "instruction_sha256": digest(task.instruction),
         "prompts_sha256": digest(expansion.accepted),
-        "requests": earlier.get("requests", 0) + expansion.requests,
+        "requests": earlier.get("requests", 0) + len(expansion.answers),
         "rejected": earlier.get("rejected", 0) + sum(row["count"] for row in expansion.rejected()),
-        "tokens": {name: _sum(counted.get(name), n) for name, n in expansion.tokens().items()},
+        "tokens": tokens,
     }
 
 
-def _sum(first: int | None, second: int | None) -> int | None:
-    return None if first is None and second is None else (first or 0) + (second or 0)
+def _request_digest(task: Task, chat: Chat) -> str:
+    """SHA-256 of what decides which answers can come and be accepted: message, labels, model, sampling."""
+    parts = {"message": meta_prompt(task), "instruction": task.instruction, "labels": list(task.labels)}
+    return digest({**parts, "language": task.language, "parameters": chat.parameters})
 
 
-def _stopped(error: str, expansion: Expansion, count: int, journal: Journal, path: Path) -> str:
-    if not expansion.accepted:
-        journal.remove()
-        return f"No paraphrase: {error}"
-    kept = journal.path if journal.path.is_file() else path
-    return (
-        f"{error}\n{len(expansion.accepted)} of {count} paraphrases are accepted and kept in {kept}; "
-        "the same command goes on from there."
-    )
-
-
-def _require_writable(path: Path) -> None:
-    """UserError before anything is asked and paid for, if a file cannot be written at `path`."""
-    folder = next(parent for parent in path.resolve().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"Cannot write a prompt pool to {path}. Name another file: --write POOL.yaml")
-
-
-def _cost(tokens: dict[str, int | None], prices: list[float]) -> float | None:
-    counts = [tokens["in"], tokens["out"]]
-    if not prices or None in counts:
+def _cost(expansion: Expansion, prices: list[float]) -> float | None:
+    """US dollars for the tokens, at prices a million [IN, OUT]; None where one of them is not known."""
+    tokens = expansion.tokens()
+    if not prices or None in tokens.values():
         return None
-    return sum((count or 0) * price for count, price in zip(counts, prices, strict=True)) / 1e6
+    return ((tokens["in"] or 0) * prices[0] + (tokens["out"] or 0) * prices[1]) / 1e6

@@ -1,11 +1,15 @@
 """Paraphrasers: what is asked, what an endpoint may do wrong, what is let through, where the key is not."""
 
+import gzip
 import json
 import logging
 import signal
 import sys
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -13,6 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sapo.cli.app import main
 from sapo.conf.errors import UserError, WorkError
@@ -23,7 +29,7 @@ from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import digest, own_task
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
-from sapo.experiments.paraphrase.expand import Expansion, Journal, expand, judged_reply, kind_of, unrelated
+from sapo.experiments.paraphrase.expand import Expansion, Journal, checked, expand, kind_of, unrelated
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
 from sapo.experiments.paraphrase.writing import write_paraphrases
 
@@ -113,7 +119,9 @@ def echoes_the_key(status: int) -> Act:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Nobody waits between two attempts."""
+    monkeypatch.setattr("openai._base_client.time.sleep", lambda _: None)
     server = Server()
     yield server
     server.close()
@@ -121,15 +129,23 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def chat(server):
-    """`chat("paraphrases.retries=0", …)` asks the server, which waits for nothing between two attempts."""
+    """`chat("paraphrases.retries=0", …)` asks the server."""
     return lambda *overrides: chat_of(load_one([*asking(server), *overrides]))
+
+
+@cache
+def chat_with_key() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MY_KEY", CANARY)
+        return chat_of(
+            load_one(["paraphrases=openai", "paraphrases.model=m", "paraphrases.key_variable=MY_KEY"])
+        )
 
 
 def asking(server: Server, *overrides: str) -> list[str]:
     return [
         "paraphrases=openai",
         f"paraphrases.base_url={server.url}",
-        "paraphrases.backoff=0",
         "paraphrases.timeout=5",
         *overrides,
     ]
@@ -217,17 +233,14 @@ def test_what_may_pass_is_asked_again(server, chat, failure):
 def test_the_endpoint_says_how_long_to_wait(server, chat):
     # A back-off of hours would follow, if the header were not heard.
     server.acts = [answer(429, "wait", Retry_After="0"), says("fine")]
-    assert chat("paraphrases.backoff=10000").ask(["a"])[0].text == "fine"
+    assert chat().ask(["a"])[0].text == "fine"
     past = "Wed, 21 Oct 2015 07:28:00 GMT"
     server.acts = [answer(429, "wait", Retry_After=past), says("fine")]
-    assert chat("paraphrases.backoff=10000").ask(["a"])[0].text == "fine"
+    assert chat().ask(["a"])[0].text == "fine"
     server.acts = [answer(429, "come back tomorrow", Retry_After="86400")]
     before = len(server.seen)
     (reply,) = chat().ask(["a"])
-    assert (
-        reply.error
-        == f"{server.url} answered 429: come back tomorrow; it asks to wait 86400 s, longer than 120 s"
-    )
+    assert "answered 429: come back tomorrow" in str(reply.error)
     assert len(server.seen) == before + 1
 
 
@@ -242,6 +255,64 @@ def test_a_server_that_hangs(server, chat):
     server.acts = [server.hang]
     (reply,) = chat("paraphrases.timeout=0.2", "paraphrases.retries=0").ask(["a"])
     assert reply.error == f"{server.url}: no answer within 0.2 s"
+
+
+def endless(status: int, first: bytes = b"", **headers: str) -> Act:
+    """A body of unknown length: `first`, then mebibytes without end, or until nobody reads them."""
+
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.close_connection = True
+        handler.wfile.write(first)
+        with suppress(OSError):
+            for _ in range(200):
+                handler.wfile.write(b" " * (1 << 20))
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (endless(200, b'{"choices": ['), "the answer is longer than 8,388,608 bytes"),
+        (endless(500, b"oops"), "the answer is longer than 8,388,608 bytes"),
+        (endless(200, gzip.compress(b" " * (1 << 24)), Content_Encoding="gzip"), "the answer is compressed"),
+    ],
+)
+def test_a_body_without_end_is_left(server, chat, act, said):
+    server.acts = [act]
+    (reply,) = chat("paraphrases.retries=3").ask(["a"])
+    assert said in str(reply.error)
+    assert len(server.seen) == 1
+
+
+def test_a_body_that_trickles_is_left_at_the_deadline(server, chat):
+    def trickle(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        with suppress(OSError):
+            while not server.release.wait(0.05):
+                handler.wfile.write(b" ")
+
+    server.acts = [trickle]
+    (reply,) = chat("paraphrases.timeout=0.4").ask(["a"])
+    assert reply.error == f"{server.url}: no whole answer within 0.4 s"
+
+
+def test_a_text_that_cannot_be_written_costs_one_answer(server, sapo, tmp_path):
+    half = answer(200, '{"choices": [{"message": {"content": "half a pair \\ud83d"}}]}')
+    server.acts = [half, *map(says, GOOD[:2])]
+    settings = asking(
+        server, "paraphrases.count=2", "paraphrases.concurrency=1", "--write", str(tmp_path / "p.yaml")
+    )
+    code, _, err = sapo("paraphrase", f"instruction={INSTRUCTION}", "labels=positive,negative", *settings)
+    assert (code, len(server.seen)) == (0, 3)
+    assert "its answer is not a text that can be written" in err
+    assert yaml.safe_load((tmp_path / "p.yaml").read_text(encoding="utf-8"))["prompts"] == GOOD[:2]
 
 
 def test_nobody_there(server, chat):
@@ -371,6 +442,16 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(sapo, override):
     assert CANARY not in err
 
 
+@given(st.binary(max_size=9), st.binary(max_size=9), st.sampled_from([b64encode, urlsafe_b64encode]))
+def test_a_key_in_base64_is_hidden_wherever_it_begins(before, after, encode):
+    chat = chat_with_key()
+    hidden = chat._hidden(encode(before + CANARY.encode() + after).decode())
+    assert hidden.count("***") == 1
+    # Of the key at most what its first and last character share with their neighbours is left.
+    assert len(hidden.replace("***", "")) <= (len(before) + len(after)) * 4 / 3 + 6
+    assert chat._hidden(f"a {CANARY} b") == "a *** b"
+
+
 FAILURES: dict[str, Act] = {
     "401": echoes_the_key(401),
     "400": echoes_the_key(400),
@@ -387,6 +468,7 @@ FAILURES: dict[str, Act] = {
             {"choices": [{"message": {"content": f'{CANARY} tweet sentiment "positive" "negative"'}}]}
         ).replace("sk-", "sk\\u002d"),
     ),
+    "base64": answer(500, b64encode(f"Bearer {CANARY}".encode()).decode()),
     "good": says(GOOD[0]),
 }
 
@@ -404,6 +486,7 @@ def test_the_key_is_nowhere(server, sapo, monkeypatch, caplog, tmp_path, failure
     assert code in (1, 2)
     assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
     assert CANARY not in out + err + caplog.text
+    assert b64encode(CANARY.encode()).decode()[4:-4] not in out + err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(CANARY not in path.read_text(errors="replace") for path in files)
     assert bool(files) == (failure == "good")
@@ -480,12 +563,12 @@ def test_the_paraphrase_in_an_answer(text, found):
     ],
 )
 def test_what_is_not_let_through(text, reason):
-    assert reason in str(judged_reply(Reply(text), TASK, []).reason)
+    assert reason in str(checked(Reply(text), TASK, []).reason)
 
 
 def test_an_answer_that_reached_its_longest_length_is_not_let_through():
-    assert judged_reply(Reply(GOOD[0], is_cut=True), TASK, []).reason == "it breaks off before its end"
-    assert judged_reply(Reply(GOOD[0]), TASK, []).reason is None
+    assert checked(Reply(GOOD[0], is_cut=True), TASK, []).reason == "it breaks off before its end"
+    assert checked(Reply(GOOD[0]), TASK, []).reason is None
 
 
 def test_words_shared_with_the_original():
@@ -531,7 +614,7 @@ class Scripted:
 
 def expanded(chat: Scripted, count: int, rounds: int) -> tuple[Expansion, str | None]:
     expansion = Expansion()
-    return expansion, expand(TASK, chat, count, rounds, 100, expansion, lambda judged: None)
+    return expansion, expand(TASK, chat, count, rounds, 100, expansion, lambda answer: None)
 
 
 def test_what_is_rejected_is_counted_and_asked_for_again():
@@ -552,7 +635,7 @@ def test_what_is_rejected_is_counted_and_asked_for_again():
 def test_there_is_a_bound():
     chat = Scripted(*["nonsense"] * 6)
     expansion, error = expanded(chat, 2, 2)
-    assert (expansion.accepted, error, expansion.requests) == ([], None, 6)
+    assert (expansion.accepted, error, len(expansion.answers)) == ([], None, 6)
 
 
 def test_a_round_without_answers_is_the_last():
@@ -568,10 +651,14 @@ def test_a_round_without_answers_is_the_last():
 def written(monkeypatch, tmp_path):
     """`written(chat, count, …)` writes `pool.yaml` with the scripted chat's answers."""
 
+    waited = Event()
+
     def write(chat: Scripted, count: int, path: Path | None = None, force: bool = False):
         monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chat)
         config = load_one(["paraphrases=openai", f"paraphrases.count={count}", "paraphrases.rounds=0"])
-        return write_paraphrases(TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None)
+        return write_paraphrases(
+            TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None, waited.set
+        )
 
     return write
 
@@ -608,17 +695,19 @@ def test_a_killed_command_goes_on_without_asking_twice(written, tmp_path):
     chat = Scripted(*GOOD[2:5])
     pool = written(chat, 5)
     assert pool.prompts == GOOD[:5]
-    assert (len(chat.asked), pool.expansion.requests) == (3, 6)
+    assert (len(chat.asked), len(pool.expansion.answers)) == (3, 6)
     assert not partial.exists()
 
 
 def test_answers_after_a_half_written_line_are_not_lost(tmp_path):
-    journal = Journal(tmp_path / "j", "request")
-    journal.append(judged_reply(Reply(GOOD[0]), TASK, []))
-    with journal.path.open("a", encoding="utf-8") as file:
-        file.write('{"text": "half')
-    journal.append(judged_reply(Reply(GOOD[1]), TASK, []))
-    assert (journal.read().accepted, journal.read().requests) == (GOOD[:2], 2)
+    with Journal.open(tmp_path / "j", "request", lambda: None) as journal:
+        journal.append(checked(Reply(GOOD[0]), TASK, []))
+        with journal.path.open("a", encoding="utf-8") as file:
+            file.write('{"text": "half')
+        journal.append(checked(Reply(GOOD[1]), TASK, []))
+        assert (journal.read().accepted, len(journal.read().answers)) == (GOOD[:2], 2)
+        journal.clear()
+    assert not journal.path.exists()
 
 
 def test_a_server_that_dies_leaves_what_was_accepted(written, tmp_path):
@@ -636,6 +725,33 @@ def test_a_larger_pool_begins_with_the_smaller_one(written):
     assert written(chat, 4).prompts == GOOD[:4]
     assert len(chat.asked) == 2
     assert written(Scripted(), 3).prompts == GOOD[:4]
+
+
+def test_two_at_once_ask_for_each_paraphrase_once(monkeypatch, tmp_path):
+    """The second waits for the first, and finds its pool."""
+    asking, waits = Event(), Event()
+
+    class Slow(Scripted):
+        def ask(self, texts, *, seed=0, on_reply=None):
+            asking.set()
+            assert waits.wait(30)
+            return super().ask(texts, seed=seed, on_reply=on_reply)
+
+    chats = [Slow(*GOOD[:3]), Scripted()]
+    monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chats.pop(0))
+    config = load_one(["paraphrases=openai", "paraphrases.count=3", "paraphrases.rounds=0"])
+    pools: list[Any] = []
+
+    def write(on_wait: Callable[[], None]) -> None:
+        pools.append(write_paraphrases(TASK, config, tmp_path / "pool.yaml", False, lambda *_: None, on_wait))
+
+    first = Thread(target=write, args=[lambda: None])
+    first.start()
+    assert asking.wait(30)
+    write(waits.set)
+    first.join(30)
+    assert [pool.prompts for pool in pools] == [GOOD[:3]] * 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
 
 
 def test_another_pool_is_not_overwritten(written, tmp_path):
