@@ -240,6 +240,13 @@ class EvaluatorConfig:
         None,
         least=1,
     )
+    clean_up_spaces: bool = identity("Whether spaces before an answer's punctuation are dropped (D48)", False)
+    scores: str = identity(
+        "strict: exact match to the letter, ROUGE-L of every script; published: without case and "
+        "punctuation, and of Latin script only (D49, D50)",
+        "strict",
+        choices=("strict", "published"),
+    )
     common_prompt: bool = runtime("Test learned tasks with their original instruction too (D22)", True)
 
 

@@ -191,6 +191,14 @@ def _notes(run: Run) -> Iterator[str]:
             yield f"{task.name}: an empty instruction has no paraphrases; policy {policy} keeps it."
         if empty := sum(not example.target for example in (*task.train, *task.test)):
             yield f"{task.name}: {empty} rows have an empty target, to which the right answer is nothing."
+    trained = [
+        each.stored.result for each in run.evaluations if each.after and isinstance(each.stored, Stored)
+    ]
+    if unfinished := sum(result.unfinished for result in trained):
+        yield (
+            f"{unfinished} of {sum(result.examples or 0 for result in trained)} answers of trained states "
+            f"ran into evaluator.max_new_tokens={run.config.evaluator.max_new_tokens} before they ended."
+        )
 
 
 def _stages(run: Run) -> list[Stored | Planned | None]:

@@ -301,6 +301,7 @@ class Evaluate(Stage):
             "examples": len(table),
             "tokens": sum(len(row.input_ids) for row in rendered),
             "shortened": int(table["is_shortened"].sum()),
+            "unfinished": int(table["is_unfinished"].sum()),
         }
 
 

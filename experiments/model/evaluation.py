@@ -1,12 +1,17 @@
 """How well a model does a task: greedy answers with ROUGE-L, exact and label match, and the targets' NLL."""
 
 import re
+import string
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
+from unicodedata import category, name
 
 import pandas as pd
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from sapo.conf.schema import Config
 from sapo.data.render import Rendered
@@ -15,6 +20,8 @@ from sapo.experiments.model.budgets import reading_tokens
 from sapo.experiments.model.forward import in_batches, shared_prefix
 from sapo.experiments.model.generation import answer_and_nll
 from sapo.experiments.model.load import LanguageModel
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def evaluate(
@@ -26,44 +33,56 @@ def evaluate(
 ) -> pd.DataFrame:
     """A row an example: `prediction`, `target`, `rougeL`, `exact_match` (0-100), `nll` (nats a target token).
 
-    `model` is the base model of `language_model`, or that with adapters.
+    `is_unfinished` answers ran into `evaluator.max_new_tokens`. `model` is the base model of
+    `language_model`, or that with adapters.
     """
+    settings = config.evaluator
     with torch.inference_mode():
         prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
-    longest = config.evaluator.max_new_tokens
     stops = language_model.stop_ids()
 
-    def work(batch: list[int]) -> list[tuple[list[int], float]]:
-        return answer_and_nll(model, [rendered[i] for i in batch], longest, stops, prefix)
+    def work(batch: list[int]) -> list[tuple[list[int], bool, float]]:
+        return answer_and_nll(model, [rendered[i] for i in batch], settings.max_new_tokens, stops, prefix)
 
     skip = prefix.length if prefix else 0
-    lengths = [len(r.input_ids) - skip + longest for r in rendered]
+    lengths = [len(r.input_ids) - skip + settings.max_new_tokens for r in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
-    budget = reading_tokens(model, config.evaluator.batch_tokens)
+    budget = reading_tokens(model, settings.batch_tokens)
     found = dict(in_batches(lengths, budget, budget, work, skip))
-    decode = language_model.tokenizer.decode
     rows = []
     for i, example in enumerate(examples):
-        ids, nll = found[i]
-        prediction = str(decode(ids, skip_special_tokens=True)).strip()
+        ids, is_ended, nll = found[i]
+        prediction = decoded(language_model.tokenizer, ids, settings.clean_up_spaces)
         n_tokens = len(rendered[i].target_ids)
         rows.append(
             {
                 "example": i,
                 "prediction": prediction,
                 "target": example.target,
-                "rougeL": rouge_l(prediction, example.target),
-                "exact_match": exact_match(prediction, example.target),
+                "rougeL": rouge_l(prediction, example.target, settings.scores),
+                "exact_match": exact_match(prediction, example.target, settings.scores),
                 "nll": nll / n_tokens,
                 "target_tokens": n_tokens,
                 "is_shortened": rendered[i].is_shortened,
+                "is_unfinished": not is_ended,
             }
         )
     return pd.DataFrame(rows)
 
 
-def exact_match(prediction: str, target: str) -> float:
-    """100 if the answer is the target to the letter, apart from white space around and between words."""
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], clean_up_spaces: bool = False) -> str:
+    """An answer's text; with `clean_up_spaces`, as published, no space before punctuation (D48)."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return (tokenizer.clean_up_tokenization(text) if clean_up_spaces else text).strip()
+
+
+def exact_match(prediction: str, target: str, scores: str = "strict") -> float:
+    """100 if the answer is the target to the letter, apart from white space around and between words.
+
+    `published` lower-cases both and drops punctuation, as Natural Instructions' evaluation does (D49).
+    """
+    if scores == "published":
+        prediction, target = (text.lower().translate(_NO_PUNCTUATION) for text in (prediction, target))
     return 100.0 if prediction.split() == target.split() else 0.0
 
 
@@ -117,17 +136,52 @@ def _bare(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'`*()[]")
 
 
-def rouge_l(prediction: str, target: str) -> float:
+def rouge_l(prediction: str, target: str, scores: str = "strict") -> float:
     """ROUGE-L F1 x 100 with Porter stemming, by Google's `rouge_score` (paper, Section 5.1).
 
-    ROUGE's tokenizer sees Latin letters and digits only. A target with none of them would score 0 whatever
-    the answer; it is scored by exact match.
+    Texts in Latin script are scored as `rouge_score` does. Its tokenizer sees Latin letters and digits only;
+    here other scripts' words are tokens too, and each of their characters where words are not spaced. A
+    target without any token is scored by exact match. `published` is `rouge_score` alone: what is in other
+    scripts does not count, and a target without a token scores 0 whatever the answer (D18, D50).
     """
-    if not re.search(r"[a-z0-9]", target.lower()):
+    scorer = _scorer(scores)
+    if scores == "strict" and not scorer._tokenizer.tokenize(target):
         return exact_match(prediction, target)
-    return 100.0 * float(_scorer().score(target, prediction)["rougeL"].fmeasure)
+    return 100.0 * float(scorer.score(target, prediction)["rougeL"].fmeasure)
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+@lru_cache(maxsize=2)
+def _scorer(scores: str) -> RougeScorer:
+    return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=AnyScript() if scores == "strict" else None)
+
+
+class AnyScript:
+    """ROUGE's tokens of Latin letters and digits, and those of other scripts between them."""
+
+    def __init__(self) -> None:
+        self._latin = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens in the order of the text."""
+        if text.isascii():
+            return list(self._latin.tokenize(text))
+        tokens: list[str] = []
+        for is_other, group in groupby(text.lower(), _is_of_other_script):
+            part = "".join(group)
+            tokens += _UNSPACED.split(part) if is_other else self._latin.tokenize(part)
+        return [token for token in tokens if token]
+
+
+# A character of a script written without spaces, kept by `split`: Thai, Lao, Burmese, Khmer, kana, Chinese.
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+)
+_GREEK = "\u0370"  # the first script after Latin and its accents
+
+
+def _is_of_other_script(character: str) -> bool:
+    """Whether a character is a letter, vowel sign or digit that ROUGE's tokenizer does not see."""
+    if character < _GREEK or name(character, "").startswith("LATIN"):
+        return False
+    kind = category(character)
+    return kind[0] in "LM" or kind == "Nd"

@@ -81,8 +81,10 @@ def answer_and_nll(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     prefix: Prefix | None = None,
-) -> list[tuple[list[int], float]]:
-    """Greedy answer and summed target NLL (nats) of each example; the prompts are read once for both.
+) -> list[tuple[list[int], bool, float]]:
+    """Each example's greedy answer, whether it came to its end, and the target's summed NLL (nats).
+
+    The prompts are read once for both.
 
     Prompts are read in parts of like length; answers are said by all rows together, since a pass costs as
     much as many tokens.
@@ -100,7 +102,8 @@ def answer_and_nll(
     reading = _joined([reading for reading, _, _ in read], skip)
     answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model))
     order = [i for part in parts for i in part]
-    found = dict(zip(order, zip(answers, nll, strict=True), strict=True))
+    rows = [(*answer, loss) for answer, loss in zip(answers, nll, strict=True)]
+    found = dict(zip(order, rows, strict=True))
     return [found[i] for i in range(len(batch))]
 
 
@@ -214,8 +217,8 @@ def _decode(
     max_new_tokens: int,
     stops: set[int],
     can_drop_rows: bool,
-) -> list[list[int]]:
-    """The answers, said to their end token by token; rows that have stopped leave the batch."""
+) -> list[tuple[list[int], bool]]:
+    """The answers, token by token, and whether they ended; rows that have stopped leave the batch."""
     rows = list(range(len(answers)))
     while True:
         for row, token in zip(rows, reading.tokens.flatten().tolist(), strict=True):
@@ -232,5 +235,8 @@ def _decode(
             reading.select(running)
             rows = [rows[place] for place in running]
         reading.step()
-    whole = (answer[:max_new_tokens] for answer in answers)
-    return [list(takewhile(lambda token: token not in stops, answer)) for answer in whole]
+    found = []
+    for answer in answers:
+        text = list(takewhile(lambda token: token not in stops, answer[:max_new_tokens]))
+        found.append((text, len(text) < min(len(answer), max_new_tokens)))
+    return found

@@ -17,6 +17,7 @@ from sapo.data.prompts import Prompt
 from sapo.data.render import CLOCK, Renderer
 from sapo.data.tasks import Task
 from sapo.experiments.model.adapters import ALL_LINEAR
+from sapo.experiments.model.evaluation import decoded
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.load import load_renderer, read_model, stop_ids
 
@@ -57,8 +58,9 @@ def preflight(
         _warn(note)
     for task, shown in prompts:
         require_shown(renderer, task, shown)
-        for note in target_notes(model, renderer, task) if answers else ():
-            _warn(note)
+        if answers:
+            for note in target_notes(model, renderer, task, config.evaluator.clean_up_spaces):
+                _warn(note)
 
 
 def _without_weights(model: ModelConfig) -> PreTrainedModel:
@@ -151,14 +153,23 @@ def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> 
                 )
 
 
-def target_notes(model: PreTrainedModel, renderer: Renderer, task: Task) -> Iterator[str]:
+def target_notes(
+    model: PreTrainedModel, renderer: Renderer, task: Task, clean_up_spaces: bool = False
+) -> Iterator[str]:
     """What the user should know of targets that cannot be said; UserError if none of the task's can."""
     stops = set(stop_ids(model, renderer))
+
+    def said(target: str) -> str:
+        """What an evaluation reads in the answer of a model that has learned the target to the token."""
+        ids = list(renderer.tokenizer(renderer.answer(target), add_special_tokens=False)["input_ids"])
+        end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+        return decoded(renderer.tokenizer, ids[:end], clean_up_spaces)
+
     targets = list(dict.fromkeys(example.target for example in (*task.test, *task.train)))[:MOST_TARGETS]
-    lost = [target for target in targets if _said(renderer, target, stops).split() != target.split()]
+    lost = [target for target in targets if said(target).split() != target.split()]
     if not lost:
         return
-    shown = f"{lost[0][:40]!r} comes back as {_said(renderer, lost[0], stops)[:60]!r}"
+    shown = f"{lost[0][:40]!r} comes back as {said(lost[0])[:60]!r}"
     if len(lost) == len(targets):
         raise UserError(
             f"Task {task.name}: no target can be answered: {shown}, through chat template and tokenizer. "
@@ -168,13 +179,6 @@ def target_notes(model: PreTrainedModel, renderer: Renderer, task: Task) -> Iter
         f"Task {task.name}: {len(lost)} of {len(targets)} different targets change through the tokenizer, so "
         f"that the right answer does not score 100: {shown}."
     )
-
-
-def _said(renderer: Renderer, target: str, stops: set[int]) -> str:
-    """What an evaluation reads in the answer of a model that has learned the target to the token."""
-    ids = list(renderer.tokenizer(renderer.answer(target), add_special_tokens=False)["input_ids"])
-    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-    return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
 
 
 def require_known_tokens(model: PreTrainedModel, renderer: Renderer, prompts: Sequence[Shown]) -> None:

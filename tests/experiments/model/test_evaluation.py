@@ -1,10 +1,17 @@
 """How answers are scored."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from sapo.data.mini import generate
 from sapo.experiments.model.evaluation import (
+    decoded,
     evaluate,
     exact_match,
     label_match,
@@ -12,6 +19,7 @@ from sapo.experiments.model.evaluation import (
     named_label,
     rouge_l,
 )
+from sapo.experiments.model.fetch import tiny_tokenizer
 from sapo.experiments.model.load import load_model
 from sapo.experiments.stages import in_state
 
@@ -25,12 +33,60 @@ from sapo.experiments.stages import in_state
         ("the cats sat", "the cat sat", 100.0),  # stemmed
         ("a b c d", "a c", 200 * 0.5 * 1.0 / 1.5),  # precision 1/2, recall 1
         ("", "yes", 0.0),
-        ("中立", "中立", 100.0),  # ROUGE sees no tokens: exact match
+        ("中立", "中立", 100.0),
         ("支持", "中立", 0.0),
+        ("第3页", "第3章", 200 / 3),  # 第 3 of three characters each
+        ("第3章", "第3章", 100.0),
+        ("是的, yes", "不是 yes", 200 * 2 / 3 / 2),  # 是 yes of 是 的 yes and 不 是 yes
+        ("Москва 5", "Париж 5", 50.0),
+        ("москва", "Москва!", 100.0),
+        ("서울 시", "서울 도", 50.0),
+        ("とうきょう", "とうきよう", 80.0),
+        ("हिन्दी भाषा", "हिन्दी लिपि", 50.0),  # vowel signs belong to their word
+        ("٥", "5", 0.0),
+        ("a β b", "a b", 200 * (2 / 3) * 1 / (2 / 3 + 1)),
+        ("+", "+", 100.0),  # no token at all: exact match
+        ("-", "+", 0.0),
+        ("", "", 100.0),
     ],
 )
 def test_rouge_l(prediction, target, expected):
     assert rouge_l(prediction, target) == pytest.approx(expected)
+
+
+LATIN = st.text(st.characters(max_codepoint=0x36F, exclude_categories=("Cs",)), max_size=30)
+
+
+@given(LATIN, LATIN)
+def test_texts_in_latin_script_are_scored_by_rouge_score_alone(prediction, target):
+    """Accents, punctuation and all; a target in which it sees nothing apart."""
+    google = RougeScorer(["rougeL"], use_stemmer=True)
+    if google._tokenizer.tokenize(target):
+        assert rouge_l(prediction, target) == 100 * google.score(target, prediction)["rougeL"].fmeasure
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "rouge", "exact"),
+    [
+        ("", "", 0.0, 100.0),  # nothing is right, and scores nothing
+        ("中立", "中立", 0.0, 100.0),
+        ("第3页", "第3章", 100.0, 0.0),
+        ("The Answer: yes.", "the answer yes", 100.0, 100.0),
+        ("-5", "5", 100.0, 100.0),
+        ("a  b", "a b", 100.0, 100.0),
+        ("yes", "no", 0.0, 0.0),
+    ],
+)
+def test_scores_as_published(prediction, target, rouge, exact):
+    assert rouge_l(prediction, target, "published") == rouge
+    assert exact_match(prediction, target, "published") == exact
+
+
+def test_answers_are_decoded_as_they_are_or_as_published():
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("it isn 't so , or is it ? No .", add_special_tokens=False)["input_ids"]
+    assert decoded(tokenizer, ids) == "it isn 't so , or is it ? No ."
+    assert decoded(tokenizer, ids, clean_up_spaces=True) == "it isn 't so, or is it? No."
 
 
 def test_exact_match_is_to_the_letter_but_for_white_space():
@@ -120,3 +176,19 @@ def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):
     assert table["example"].tolist() == list(range(5))
     assert (table["nll"] > 0).all()
     assert table["target_tokens"].tolist() == [len(r.target_ids) for r in rendered]
+
+
+def test_answers_that_ran_into_the_limit_are_known(tiny_config):
+    config = tiny_config("evaluator.max_new_tokens=3")
+    model = load_model(config)
+    task = generate("mini_topic", 2, 3, 0)
+    rendered = model.renderer(512).render(task, task.instruction, task.test)
+    free = evaluate(model, model.base, task.test, rendered, config)
+    assert free["is_unfinished"].all()
+    # The first row's last token ends its answer, if it is an end.
+    ids = model.base.generate(
+        torch.tensor([rendered[0].prompt_ids]), do_sample=False, max_new_tokens=3, pad_token_id=0
+    )[0, len(rendered[0].prompt_ids) :]
+    ending = SimpleNamespace(tokenizer=model.tokenizer, stop_ids=lambda: [int(ids[-1])])
+    found = evaluate(ending, model.base, task.test[:1], rendered[:1], config)
+    assert not found["is_unfinished"].any()

@@ -121,7 +121,7 @@ def wrong_of(model) -> str | None:
     if "past_key_values" in type(model).forward.__code__.co_varnames:
         found = answer_and_nll(model, BATCH, 3, [], prefix)
         answers = [plain_answer(model, row, 3) for row in BATCH]
-        if [answer for answer, _ in found] != answers or [nll for _, nll in found] != equal(expected):
+        if [answer for answer, _, _ in found] != answers or [nll for _, _, nll in found] != equal(expected):
             return f"answers with their losses: {found}, not {answers} with {expected}"
     return None
 

@@ -117,7 +117,7 @@ def test_answers_equal_plain_generate_and_nll_the_plain_computation(model, case,
     batch = rendered(case)
     stops = [7, 11]
     found = answer_and_nll(model, batch, 12, stops, prefix_of(model, batch, share))
-    for example, (answer, nll) in zip(batch, found, strict=True):
+    for example, (answer, _, nll) in zip(batch, found, strict=True):
         assert answer == generated(model, example, stops)
         assert nll == pytest.approx(plain_nll(model, example), rel=1e-5)
 
@@ -133,8 +133,8 @@ def test_a_target_that_the_model_would_say_is_its_answer(model, n_agreed):
         free.append(answer)
         batch.append(Rendered([*prompt, *more], len(prompt)))
     found = answer_and_nll(model, batch, 12, [], prefix_of(model, batch))
-    assert [answer for answer, _ in found] == free
-    assert [nll for _, nll in found] == pytest.approx([plain_nll(model, row) for row in batch], rel=1e-5)
+    assert [answer for answer, _, _ in found] == free
+    assert [nll for _, _, nll in found] == pytest.approx([plain_nll(model, row) for row in batch], rel=1e-5)
 
 
 def test_a_right_answer_is_read_and_said_in_one_pass(model, monkeypatch):
@@ -150,8 +150,8 @@ def test_a_right_answer_is_read_and_said_in_one_pass(model, monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", note)
-    ((found, _),) = answer_and_nll(model, [Rendered([*prompt, *target], len(prompt))], 12, [stop])
-    assert found == target[:-1]
+    ((found, is_ended, _),) = answer_and_nll(model, [Rendered([*prompt, *target], len(prompt))], 12, [stop])
+    assert (found, is_ended) == (target[:-1], True)
     assert sizes == [len(prompt) + len(target) - 1]
 
 
@@ -160,10 +160,11 @@ def test_generation_stops_rows_one_by_one(model, share):
     """Stop tokens taken from what the model says, so that rows leave at different steps."""
     batch = [Rendered([*HEAD, 40 + i, 50], len(HEAD) + 1) for i in range(6)]
     prefix = prefix_of(model, batch, share)
-    free = [answer for answer, _ in answer_and_nll(model, batch, 10, [], prefix)]
+    free = [answer for answer, _, _ in answer_and_nll(model, batch, 10, [], prefix)]
     stops = [free[0][2], free[1][5]]
-    stopped = [answer for answer, _ in answer_and_nll(model, batch, 10, stops, prefix)]
-    for whole, cut in zip(free, stopped, strict=True):
+    stopped = answer_and_nll(model, batch, 10, stops, prefix)
+    for whole, (cut, is_ended, _) in zip(free, stopped, strict=True):
+        assert is_ended == (len(cut) < 10)
         ends = [place for place, token in enumerate(whole) if token in stops]
         assert cut == whole[: ends[0] if ends else None]
 
@@ -178,7 +179,7 @@ def test_a_model_with_sliding_windows_answers_as_generate_does():
     batch = rendered("common prefix")
     assert prefix_of(mistral, batch) is None
     for example in batch:
-        ((answer, nll),) = answer_and_nll(mistral, [example], 12, [7, 11])
+        ((answer, _, nll),) = answer_and_nll(mistral, [example], 12, [7, 11])
         assert answer == generated(mistral, example, [7, 11])
         assert nll == pytest.approx(plain_nll(mistral, example), rel=1e-5)
 
