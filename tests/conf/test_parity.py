@@ -17,6 +17,8 @@ SWITCHES = {
     "scorer.subset": "first",
     "scorer.reduction": "batch",
     "scorer.state": "shrunk",
+    "evaluator.clean_up_spaces": True,
+    "evaluator.scores": "published",
     "trainer.schedule": "warmup_log_constant",
     "trainer.step_count": "floor",
     "trainer.seeding": "run",

@@ -36,7 +36,7 @@ READS = {
     | {"method.name", "method.rank", "method.alpha", "method.dropout", "seed"}
     | {f"trainer.{name}" for name in OPTIMIZATION}
     | DATA,
-    "evaluate": MODEL | DATA | {"evaluator.max_new_tokens"},
+    "evaluate": MODEL | DATA | {"evaluator.max_new_tokens", "evaluator.clean_up_spaces", "evaluator.scores"},
     "gradient": MODEL | DATA | {"method.rank", "method.alpha", "seed"},
 }
 OTHER_VALUES = {
@@ -52,13 +52,14 @@ OTHER_VALUES = {
     "data.separator": "prompt",
     "data.label_blanks": "keep",
     "scorer.state": "shrunk",
+    "evaluator.scores": "published",
     "trainer.seeding": "run",
     "trainer.step_count": "floor",
 }
 GOLDEN = {
     "score": "88b050e9e2bff388",
     "train": "2b20670c0f539d8a",
-    "evaluate": "3820b5dc78b0941d",
+    "evaluate": "898240441db878c5",
     "gradient": "4645b88727709deb",
 }
 
