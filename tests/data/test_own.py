@@ -1,6 +1,8 @@
 """Users' own data: every format gives the same task, and every fault is named with its file and row."""
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -8,8 +10,18 @@ import pandas as pd
 import pytest
 
 from sapo.conf.errors import UserError
+from sapo.data import own_files
 from sapo.data.benchmarks import load_own_task
-from sapo.data.own import examples_of, guess_columns, load_own, require_writable
+from sapo.data.own import (
+    OwnExamples,
+    examples_of,
+    guess_columns,
+    load_own,
+    require_writable,
+    write_jsonl,
+)
+from sapo.data.own_files import read_splits
+from sapo.data.subset import draw
 from sapo.data.tasks import Example, Task, own_task
 
 INSTRUCTION = "Say whether the dish is sweet or sour."
@@ -365,105 +377,75 @@ def test_any_name_of_a_file_or_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     (folder / "mine.yaml").write_text("instruction: Sort.\ndata: train.jsonl\n")
     assert len(load_own_task("mine", folder).train) == 4
     with pytest.raises(UserError, match="that is what is read"):
-        require_writable(train, [str(folder)])
+        require_writable(train, [str(folder), None])
+    require_writable(folder / "new.jsonl", [str(folder), None])
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
 
 
-def test_broken_json_is_placed(tmp_path: Path) -> None:
-    lines = tmp_path / "broken.jsonl"
-    lines.write_text('{"input": "a", "output": "b"}\n{"input": "a" "output": "b"}\n')
-    assert f"{lines}: broken JSON at line 2, column 15" in refusal(lines)
-    whole = tmp_path / "broken.json"
-    whole.write_text('[\n  {"input": "a"},\n  {"input" "b"}\n]')
-    assert f"{whole}: broken JSON at line 3, column 12" in refusal(whole)
+GOOD = {"text": "x", "label": "y"}
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}
+FAULTS = [  # an ending, what is in the file, and what is said of it; a list is an object a line
+    ("jsonl", '{"input": "a", "output": "b"}\n{"input": "a" "output": "b"}', "JSON at line 2, column 15"),
+    ("json", '[\n  {"input": "a"},\n  {"input" "b"}\n]', "broken JSON at line 3, column 12"),
+    ("json", '{"input": "a", "output": "b"}', "expected a JSON list of objects, found an object"),
+    (
+        "json",
+        '[{"input": "a", "output": "b"}, "c"]',
+        "item 2: expected an object with named columns, found",
+    ),
+    ("csv", "input,output\nsüß,x\n".encode("latin-1"), "not UTF-8 at byte 14 (line 2)"),
+    ("csv", b"text,label\n" + b"a,b\n" * 2000 + b"\xff,b\n", "not UTF-8 at byte 8011 (line 2002)"),
+    ("csv", "input,output\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2 columns."),
+    ("csv", "input,output,input\na,b,c\n", "occurs twice in the header: input, output, input"),
+    ("csv", 'input,output\na,"b\n', "line 2: unexpected end of data"),
+    ("parquet", b"PAR1 no", "not a readable parquet file"),
+    ("jsonl", [], "no rows"),
+    ("jsonl", [GOOD], "1 row; at least 2"),
+    (
+        "jsonl",
+        [{"tweet": "a", "mood": "b"}],
+        "no known pair of columns among tweet, mood. Name yours",
+    ),
+    (
+        "jsonl",
+        [GOOD, {**GOOD, "label": ""}] * 8,
+        "empty target in line 2, line 4, line 6, line 8, line 10 and 3",
+    ),
+    ("json", json.dumps([GOOD, {"text": "x"}]), "column 'label' is empty or absent in item 2."),
+    ("jsonl", [*[GOOD] * 40, {**GOOD, "label": None}], "column 'label' is empty or absent in line 41."),
+    ("jsonl", [GOOD, {**GOOD, "label": 1}], "column 'label' mixes types: text (line 1), number (line 2)."),
+    ("jsonl", [{**GOOD, "text": ["x", "y"]}] * 2, "column 'text' holds a list, not texts or numbers."),
+    ("jsonl", [{"messages": "Hi"}], "line 1: 'messages' is not a list of turns"),
+    ("jsonl", [{"messages": []}], "line 1: 'messages' is not a list of turns"),
+    ("jsonl", [{"messages": [{"role": "user"}]}], "that has an assistant turn"),
+    ("jsonl", [{"messages": [USER]}], "that has an assistant turn"),
+    ("jsonl", [{"messages": [ANSWER]}], "no user turn comes before the last assistant turn"),
+    ("jsonl", [{"messages": [{**USER, "content": 1}, ANSWER]}], "a content that is no text"),
+    ("jsonl", [{"messages": [USER, {**ANSWER, "content": "\ud800"}]}], "a content that is no text"),
+    ("jsonl", [{"messages": [USER, {**ANSWER, "content": " "}]}], "empty target in line 1"),
+]
 
 
-def test_json_of_another_shape(tmp_path: Path) -> None:
-    path = tmp_path / "shape.json"
-    path.write_text('{"input": "a", "output": "b"}')
-    assert "expected a JSON list of objects, found an object" in refusal(path)
-    path.write_text('[{"input": "a", "output": "b"}, "c"]')
-    assert f"{path}, item 2: expected an object with named columns, found text" in refusal(path)
+@pytest.mark.parametrize(("ending", "content", "message"), FAULTS)
+def test_faults_are_named_with_their_place(
+    tmp_path: Path, ending: str, content: object, message: str
+) -> None:
+    path = tmp_path / f"rows.{ending}"
+    if isinstance(content, list):
+        content = "\n".join(map(json.dumps, content))
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    said = refusal(path)
+    assert said.startswith(str(path))
+    assert message in said
 
 
-def test_bad_utf8_is_placed(tmp_path: Path) -> None:
-    path = tmp_path / "latin.csv"
-    path.write_bytes("input,output\nsüß,x\n".encode("latin-1"))
-    assert f"{path}: not UTF-8 at byte 14 (line 2)" in refusal(path)
-
-
-def test_columns_that_are_not_there(tmp_path: Path) -> None:
-    path = write(tmp_path / "odd.csv", [{"tweet": "a", "mood": "b"}] * 2)
-    message = refusal(path)
-    assert f"{path}: no known pair of columns among tweet, mood." in message
-    assert "columns=[INPUT,TARGET]" in message
-    assert "no column 'feeling'; there are tweet, mood" in refusal(path, columns=("tweet", "feeling"))
-
-
-def test_empty_targets_are_counted(tmp_path: Path) -> None:
-    records = [{"text": "x", "label": "" if i % 2 else "y"} for i in range(16)]
-    path = write(tmp_path / "empty.jsonl", records)
-    assert f"{path}: empty target in line 2, line 4, line 6, line 8, line 10 and 3 more." in refusal(path)
-
-
-def test_missing_values(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "holes.json", [{"text": "x", "label": "y"}, {"text": "x"}, {"text": None, "label": "y"}]
-    )
-    assert f"{path}: column 'text' is empty or absent in item 3." in refusal(path)
-    table = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
-    assert f"{table}: column 'label' is empty or absent in row 2." in refusal(table)
-
-
-def test_mixed_types(tmp_path: Path) -> None:
-    path = write(tmp_path / "mixed.jsonl", [{"text": "x", "label": "1"}, {"text": "x", "label": 1}])
-    assert f"{path}: column 'label' mixes types: text (line 1), number (line 2)." in refusal(path)
-    nested = write(tmp_path / "nested.jsonl", [{"text": ["x", "y"], "label": "1"}] * 2)
-    assert f"{nested}: column 'text' holds a list, not texts or numbers." in refusal(nested)
-
-
-def test_targets_that_are_no_labels(tmp_path: Path) -> None:
+def test_columns_and_labels_that_are_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "dishes.csv", RECORDS)
-    message = refusal(path, labels=("sweet", "salty"))
-    assert "target is none of the labels sweet, salty in line 3 ('sour'), line 6 ('sour')" in message
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_rows(tmp_path: Path, count: int) -> None:
-    path = write(tmp_path / "few.jsonl", RECORDS[:count])
-    assert f"{path}: {'1 row; at least 2' if count else 'no rows'}" in refusal(path)
-
-
-def test_csv_rows_that_do_not_fit_the_header(tmp_path: Path) -> None:
-    path = tmp_path / "ragged.csv"
-    path.write_text("input,output\na,b\nc,d,e\n")
-    assert f"{path}, line 3: 3 fields, but the header has 2 columns." in refusal(path)
-    path.write_text("input,output,input\na,b,c\n")
-    assert "a column name occurs twice in the header: input, output, input" in refusal(path)
-    path.write_text('input,output\na,"b\n')
-    assert f"{path}, line 2: unexpected end of data" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    "turns",
-    [
-        "Hi",
-        [],
-        [{"role": "user"}],
-        [{"role": "user", "content": "Hi"}],
-        [{"role": "user", "content": 1}, {"role": "assistant", "content": "x"}],
-        [{"role": "assistant", "content": "Hi"}],
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\ud800"}],
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}],
-    ],
-)
-def test_chats_without_an_exchange(tmp_path: Path, turns: object) -> None:
-    path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps({"messages": turns}))
-    assert str(path) in refusal(path)
-    assert "line 1" in refusal(path)
+    assert "no column 'feeling'; there are text, label" in refusal(path, columns=("text", "feeling"))
+    said = refusal(path, labels=("sweet", "salty"))
+    assert "target is none of the labels sweet, salty in line 3 ('sour'), line 6 ('sour')" in said
 
 
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
@@ -479,8 +461,8 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
 
 
 def test_damaged_parquet_and_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    assert "not a readable parquet file" in refusal(tmp_path / "bad.parquet")
+    table = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
+    assert f"{table}: column 'label' is empty or absent in row 2." in refusal(table)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{}")
     assert "the saved dataset cannot be loaded" in refusal(tmp_path / "saved")
@@ -504,3 +486,90 @@ def test_a_dataset_without_a_train_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0, 1, -0.1, 20])
 def test_the_share_must_leave_two_parts(tmp_path: Path, share: float) -> None:
     assert "must lie between 0 and 1" in refusal(write(tmp_path / "a.json", RECORDS), test_share=share)
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_large_file_is_never_held(tmp_path: Path, ending: str) -> None:
+    """20 MB of rows are drawn from within 3 MB."""
+    path, text = tmp_path / f"large.{ending}", "x" * 1000
+    with path.open("w") as file:
+        if ending == "csv":
+            file.write("text,label\n")
+        for i in range(20_000):
+            row = json.dumps({"text": text, "label": str(i)}) if ending == "jsonl" else f"{text},{i}"
+            file.write(row + "\n")
+    tracemalloc.start()
+    try:
+        drawn, total = draw(OwnExamples(read_splits(path, str(path))["train"]), 64, "random", 0, "large")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(drawn), total) == (64, 20_000)
+    assert path.stat().st_size > 20_000_000
+    assert peak < 3_000_000
+
+
+def test_rows_are_read_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write(path, RECORDS)
+    rows = OwnExamples(read_splits(path, str(path))["train"])
+    assert list(rows) == list(rows) == [Example(record["text"], record["label"]) for record in RECORDS]
+    assert rows.columns == ("text", "label")
+
+
+def test_a_file_without_lines_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_files, "LONGEST_LINE", 2**20)
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(b"{" * (2**20 + 1))
+    assert f"{path}: line 1 is longer than 1 MiB." in refusal(path)
+
+
+def test_a_field_may_be_as_long_as_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_files, "LONGEST_LINE", 2**18)
+    path = tmp_path / "rows.csv"
+    text = "x" * (2**18 - 10)
+    path.write_text(f"input,output\n{text},long\nshort,short\n")
+    rows = read_splits(path, str(path))["train"].read()
+    assert [dict(row.values) for row in rows] == [
+        {"input": text, "output": "long"},
+        {"input": "short", "output": "short"},
+    ]
+    path.write_text(f'input,output\n"{text}\n{text}",long\n')
+    assert f"{path}, line 3: field larger than field limit" in refusal(path)
+
+
+def test_a_large_json_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_files, "LARGEST_JSON", 2**20)
+    path = tmp_path / "list.json"
+    path.write_bytes(b"[" + b" " * 2**20 + b"]")
+    assert "a JSON list of more than 1 MiB" in refusal(path)
+    assert "JSONL" in refusal(path)
+
+
+def test_objects_are_named_by_their_place() -> None:
+    with pytest.raises(UserError, match=r"examples: empty target in row 1, row 2\."):
+        list(examples_of([("a", "b"), ("c", ""), ("d", " ")]))
+    assert list(examples_of([("a", "b")], frame=own_task("t", "", "", ("b",)))) == [Example("a", "b")]
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+
+    def breaking() -> Iterator[dict]:
+        yield {"a": 1}
+        raise UserError("no more")
+
+    with pytest.raises(UserError):
+        write_jsonl(path, breaking())
+    assert list(tmp_path.iterdir()) == []
+    assert write_jsonl(path, [{"a": "ü\u2028"}, {"b": 2}]) == 2
+    assert path.read_text(encoding="utf-8") == '{"a": "ü\u2028"}\n{"b": 2}\n'
+    with pytest.raises(UserError):
+        write_jsonl(path, breaking())
+    assert path.read_text(encoding="utf-8").count("\n") == 2
