@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sapo.experiments.continual import Planned, run_sequence
+from sapo.experiments.continual import run_sequence
 from sapo.experiments.costs import estimated_tokens, measured_rates, run_bytes, stage_bytes, stated_rate
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.probe import measure_all, probes_of
+from sapo.experiments.runs import Planned
 from sapo.experiments.stages import Stage, Train
 
 

@@ -1,41 +1,83 @@
-"""Which prompt a task is trained with."""
+"""Which prompt a task is trained with: one entry a policy.
+
+A new policy is an entry in `POLICIES` and `conf/policy/NAME.yaml`.
+"""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sapo.conf.schema import PolicyConfig
-from sapo.data.prompts import Prompt, PromptPool
-
-SCORED = frozenset({"sapo", "sapp"})
+from sapo.data.prompts import ORIGINAL, Prompt, PromptPool
 
 
-def needs_losses(policy: PolicyConfig) -> bool:
-    """Whether the policy chooses by pre-update loss."""
-    return policy.name in SCORED
+@dataclass(frozen=True)
+class Offer:
+    """What a policy chooses from.
 
-
-def choose(
-    policy: PolicyConfig,
-    pool: PromptPool,
-    include_original: bool,
-    seed: int,
-    losses: Mapping[int, float] | None = None,
-) -> Prompt:
-    """The prompt that a task is trained with.
-
-    `losses` maps a prompt's index to its pre-update loss, for the policies that need it; what it does not
-    hold cannot be chosen. Of equal losses the lowest index wins. `random` is decided by (seed, task) alone.
-    Raises UserError if `fixed` asks for a prompt that the pool does not have.
+    `candidates` are the prompts of the pool that may be chosen. `losses` are their pre-update losses (nats)
+    by index, for a policy that needs them; a candidate that is not in it cannot be chosen.
     """
-    candidates = pool.candidates(include_original)
-    if policy.name == "static":
-        return pool.original
-    if policy.name == "fixed":
-        return pool.at(policy.index)
-    if policy.name == "random":
-        return random.Random(f"random {seed} {pool.task}").choice(candidates)  # noqa: S311
-    if losses is None:
-        raise ValueError(f"policy {policy.name} needs the losses of the candidates")
-    sign = 1 if policy.name == "sapo" else -1
-    measured = [prompt for prompt in candidates if prompt.index in losses]
-    return min(measured, key=lambda prompt: (sign * losses[prompt.index], prompt.index))
+
+    config: PolicyConfig
+    pool: PromptPool
+    candidates: Sequence[Prompt]
+    seed: int
+    losses: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a task's prompt is chosen.
+
+    Attributes:
+        choose: The prompt; UserError if it asks for one that the pool does not have.
+        needs_pool: Whether it reads the paraphrases of a task, which may be the sequence's last.
+        needs_losses: Whether it reads the candidates' pre-update losses.
+        draws: Whether training draws one of the candidates for every example; `choose` is for testing then.
+        note: What a reader of the results must know; None if the name says it.
+    """
+
+    choose: Callable[[Offer], Prompt]
+    needs_pool: Callable[[PolicyConfig, bool], bool] = lambda *_: True
+    needs_losses: bool = False
+    draws: bool = False
+    note: str | None = None
+
+
+def _original(offer: Offer) -> Prompt:
+    return offer.pool.original
+
+
+def _at_index(offer: Offer) -> Prompt:
+    return offer.pool.at(offer.config.index)
+
+
+def _at_random(offer: Offer) -> Prompt:
+    """Decided by seed and task alone."""
+    return random.Random(f"random {offer.seed} {offer.pool.task}").choice(offer.candidates)  # noqa: S311
+
+
+def _lowest(offer: Offer, sign: int = 1) -> Prompt:
+    """The lowest loss (paper, Algorithm 1), or with `sign` -1 the highest; of equal ones the lowest index."""
+    measured = (prompt for prompt in offer.candidates if prompt.index in offer.losses)
+    return min(measured, key=lambda prompt: (sign * offer.losses[prompt.index], prompt.index))
+
+
+def _reads_paraphrase(config: PolicyConfig, is_last: bool) -> bool:
+    return config.index != ORIGINAL and (is_last or not config.last_only)
+
+
+POLICIES = {
+    "static": Policy(_original, needs_pool=lambda *_: False),
+    "fixed": Policy(_at_index, needs_pool=_reads_paraphrase),
+    "random": Policy(_at_random),
+    "sapo": Policy(_lowest, needs_losses=True),
+    "sapp": Policy(lambda offer: _lowest(offer, -1), needs_losses=True),
+    # PAFT, EMNLP 2025.
+    "paft": Policy(
+        _original,
+        draws=True,
+        note="paft: every example is trained under a prompt drawn from the pool; tests use the original.",
+    ),
+}

@@ -23,12 +23,12 @@ from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.records import MANIFEST, ProbeRecord, RunRecord, manifest_of, read_record, write_record
 from sapo.data.subset import subset
 from sapo.data.tasks import Example, Task, digest, examples_digest
-from sapo.experiments.continual import COURSES, Engine, Planned, Run, one_after_another
+from sapo.experiments.continual import ORDERS, Engine, one_after_another
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
-from sapo.experiments.runs import stage_record
+from sapo.experiments.runs import Planned, Run, stage_record
 from sapo.experiments.stages import Evaluate, Gradient, Score
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
@@ -123,7 +123,7 @@ def _require_possible(config: Config) -> None:
             "with its original one: policy=fixed policy.last_only=true 'policy.index=range(-1,20)', as "
             "experiment=probe_mini and probe_paper do."
         )
-    if config.method.name in COURSES:
+    if config.method.name in ORDERS:
         raise UserError(
             f"method={config.method.name} does not train one task after another, as a probe does."
         )

@@ -15,7 +15,7 @@ from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt, PromptPool
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
-from sapo.experiments.continual import Planned, pool_for, run_sequence
+from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.jobs import Job
@@ -23,7 +23,7 @@ from sapo.experiments.methods import METHODS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
-from sapo.experiments.runs import write_run
+from sapo.experiments.runs import Planned, write_run
 from sapo.experiments.stages import Stage
 
 

@@ -1,7 +1,8 @@
 """Run folders: what a finished run leaves for people and for the analysis."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
 from sapo.data.files import flush, sync, write_json
 from sapo.data.hygiene import distinct_rows
+from sapo.data.prompts import Prompt
 from sapo.data.records import (
     MANIFEST,
     Candidate,
@@ -26,14 +28,89 @@ from sapo.data.records import (
     manifest_of,
     write_record,
 )
-from sapo.data.tasks import digest, examples_digest
-from sapo.experiments.continual import Planned, Run, pool_for
+from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.methods import METHODS
 from sapo.experiments.model.evaluation import label_match
 from sapo.experiments.model.identity import model_identity
+from sapo.experiments.policies import POLICIES
 
 RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage that is to do: it has a key, and no result."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The prompt that a policy chose for a task, and what it chose from.
+
+    `drawn` are the prompts that training draws from, for a policy that never settles on one: the task is then
+    tested with `prompt`. `paraphrases` are the pool's. `scored` is the stage that measured the candidates'
+    losses, for a policy that reads them.
+    """
+
+    task: str
+    prompt: Prompt
+    candidates: list[dict[str, Any]] | None = None
+    drawn: tuple[Prompt, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    scored: Stored | Planned | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of the model on the way: the key of the training that made it, after `after` tasks.
+
+    `prompts` are the learned tasks' prompts, by task; `tasks` are those that it is evaluated on.
+    """
+
+    after: int
+    key: str
+    prompts: dict[str, Prompt]
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task evaluated under a prompt after `after` trained tasks.
+
+    `column` is `trained`: learned tasks under the prompt they were trained with; or `common`: a learned task
+    under its original instruction, where that is another prompt.
+    """
+
+    after: int
+    task: str
+    prompt: Prompt
+    column: str
+    stored: Stored | Planned
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out of one sequence under one configuration."""
+
+    config: Config
+    tasks: list[Task]
+    unseen: list[Task]
+    choices: list[Choice] = field(default_factory=list)
+    trained: list[Stored | Planned] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @property
+    def prompts(self) -> dict[str, Prompt]:
+        """The prompt that each task was trained with."""
+        return {choice.task: choice.prompt for choice in self.choices}
+
+    def add_state(self, key: str, after: int, learned: Sequence[Choice], tasks: Sequence[Task] = ()) -> None:
+        """Adds a state to evaluate: on all tasks if not said otherwise."""
+        prompts = {choice.task: choice.prompt for choice in learned}
+        self.states.append(State(after, key, prompts, tuple(tasks) or (*self.tasks, *self.unseen)))
 
 
 def write_run(run: Run, store: Store) -> Path:
@@ -109,9 +186,7 @@ def _identity(run: Run, pool: PoolRecord | None) -> dict[str, Any]:
 
 def _pool(run: Run) -> PoolRecord | None:
     """The pools that a run read: their name, the paraphrases of the largest, and their texts' digest."""
-    texts = {
-        task.name: [prompt.text for prompt in pool_for(task, run.config).paraphrases] for task in run.tasks
-    }
+    texts = {choice.task: list(choice.paraphrases) for choice in run.choices}
     size = max(map(len, texts.values()))
     config = run.config.paraphrases
     name = Path(str(config.file)).stem if config.source == "file" else config.name
@@ -150,13 +225,13 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
             **{part: identity[part] for part in ("model", "evaluator", "trainer", "train")},
         },
         states=tuple(
-            StateRecord(after=state.after, key=state.key, tasks=tuple(task.name for task in state.tested))
+            StateRecord(after=state.after, key=state.key, tasks=tuple(task.name for task in state.tasks))
             for state in run.states
         ),
         kept={s.key: s.result.kept or {} for s in run.trained if isinstance(s, Stored)},
         stages=tuple(stage_record(stored) for stored in stages),
         shortened=shortened(stages),
-        notes=tuple(filter(None, [METHODS[config.method.name].note(config.method), *_notes(run)])),
+        notes=tuple(_notes(run)),
         identity=identity,
         environment=stages[0].environment,
         pool=pool,
@@ -184,8 +259,9 @@ def is_demonstration(config: Config) -> bool:
 
 
 def _notes(run: Run) -> Iterator[str]:
-    """What a reader of the results must know of the tasks."""
-    policy = run.config.policy.name
+    """What a reader of the results must know of method, policy and tasks."""
+    method, policy = run.config.method, run.config.policy.name
+    yield from filter(None, [METHODS[method.name].note(method), POLICIES[policy].note])
     for task in (*run.tasks, *run.unseen):
         if not task.instruction.strip() and policy != "static":
             yield f"{task.name}: an empty instruction has no paraphrases; policy {policy} keeps it."

@@ -24,6 +24,7 @@ from typing import Any
 import ray
 import torch
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.exceptions import RayError, RayTaskError
 
 from sapo.conf.errors import UserError, WorkError
@@ -41,7 +42,7 @@ _VARIABLES = (
 _PREFIX = "sapo-ray-"  # of the folder of a Ray that a driver has started
 _LOCK = "driver.lock"  # in it; held while that driver lives
 _OBJECT_MEMORY = 200 * 2**20  # bytes for what is sent: stages hold texts, and results go through the store
-_TOKEN = secrets.token_hex(32)  # Ray reads a process's token once
+_TOKEN = secrets.token_hex(32)  # of all clusters of this process: Ray may still read the last one's
 
 
 class StageWorker:
@@ -317,7 +318,10 @@ class Cluster:
             # Ray's own way to the loopback address, which is its default elsewhere than on Linux.
             ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         }
-        ray_constants.ENABLE_RAY_CLUSTER = False  # it read the variable when it was imported
+        # Ray read the variables when it was imported.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
         # Otherwise all else on the machine would go before the workers, as it does not with engine=local.
         os.environ.setdefault("RAY_worker_niceness", "0")
         self._init(

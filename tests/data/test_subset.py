@@ -12,8 +12,9 @@ from sapo.data.mini import generate
 from sapo.data.own import gather
 from sapo.data.pools import load_pool
 from sapo.data.subset import draw, subset
-from sapo.experiments.continual import Planned, choose_prompt
+from sapo.experiments.continual import choose_prompt
 from sapo.experiments.model.load import load_model
+from sapo.experiments.runs import Planned
 from sapo.experiments.selection import select_prompt
 
 TASK = generate("mini_price", 20, 4, 0)

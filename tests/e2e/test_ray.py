@@ -17,9 +17,12 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+import ray as ray_module
 
 from sapo.cli.console import nothing_on_stdout
 from sapo.conf.load import load
@@ -73,8 +76,16 @@ with nothing_on_stdout(), open_engine(ray, watch, told.append) as engine:
     cut = replace(config, data=replace(config.data, truncation="end", max_input_tokens=16))
     task = load_tasks(cut)[0][0]
     score = Score(cut, BASE, task, task.train[:2], (Prompt(task.instruction),))
-    wrong = asyncio.run(error_of(engine, score))
-print(json.dumps({"events": events, "told": told, "wrong": wrong}))
+    (wrong,) = engine.complete([error_of(engine, score)])
+    address = ray_module.get_runtime_context().gcs_address
+    strangers = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    join = f"import ray; ray.init(address='{address}', log_to_driver=False)"
+    stranger = subprocess.run(
+        [sys.executable, "-c", join], env={**strangers, "HOME": sys.argv[1]}, capture_output=True, text=True
+    )
+print(json.dumps({
+    "events": events, "told": told, "wrong": wrong, "address": address, "stranger": stranger.returncode
+}))
 """
 
 
@@ -118,6 +129,9 @@ def test_a_killed_worker_s_stage_is_run_again_and_nothing_else_changes(
         "WorkError",
         "Every target of task mini_city is cut off; raise data.max_input_tokens.",
     ]
+    # It listens on this machine only, and turns away who has no token.
+    assert found["address"].startswith("127.0.0.1:")
+    assert found["stranger"] != 0
     assert not ray_processes()
     # The logs of the worker that was killed are kept, where the message says.
     (kept,) = ray_folder.iterdir()

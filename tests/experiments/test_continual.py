@@ -64,7 +64,7 @@ def test_multitask_trains_all_tasks_at_once_and_is_tested_at_the_end(tiny_config
     ((run,), computed) = finish([tiny_config("method=multitask", "policy=static", *SMALL)], store)
     assert computed.count("train") == 1
     assert run.trained[0].result.examples == 3 * 4
-    assert [(state.after, len(state.tested)) for state in run.states] == [(0, 3), (3, 3)]
+    assert [(state.after, len(state.tasks)) for state in run.states] == [(0, 3), (3, 3)]
 
 
 def test_single_trains_each_task_from_the_untouched_model_and_tests_it_alone(tiny_config, store):
