@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST, run_name
 from sapo.conf.schema import Config, identity_values
-from sapo.data.files import flush, sync, write_json
+from sapo.data.files import write_json
 from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt
 from sapo.data.records import (
@@ -29,13 +29,11 @@ from sapo.data.records import (
     write_record,
 )
 from sapo.data.tasks import Task, digest, examples_digest
-from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.engine.store import Store, Stored, put_run
 from sapo.experiments.methods import METHODS
 from sapo.experiments.model.evaluation import label_match
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.policies import POLICIES
-
-RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
 
 
 @dataclass(frozen=True)
@@ -126,18 +124,6 @@ def write_run(run: Run, store: Store) -> Path:
         write_json(building / MANIFEST, manifest_of(building))
         put_run(building, folder)
     return folder
-
-
-def put_run(building: Path, folder: Path) -> None:
-    """Moves a run's files to its folder; run.json goes last: a folder that has it is a finished run.
-
-    What the analysis has put there already stays.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    flush(building)
-    for name in RUN_FILES:
-        (building / name).replace(folder / name)
-    sync(folder)
 
 
 def read_config(folder: Path) -> Config:

@@ -13,6 +13,26 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A folder may import from itself and from folders of a lower level.
 LEVELS = {"conf": 0, "data": 1, "experiments": 2, "analysis": 2, "cli": 3}
+# So may the parts of experiments/; what is not named here stands at the top.
+PARTS = {
+    "model": 0,
+    "methods": 1,
+    "paraphrase": 1,
+    "policies": 1,
+    "jobs": 1,
+    "engine": 2,
+    "stages": 3,
+    "runs": 4,
+    "reevaluation": 4,
+    "export": 4,
+    "continual": 5,
+    "probe": 5,
+    "plan": 5,
+    "selection": 5,
+    "targets": 5,
+    "machine": 5,
+}
+TOP = 6
 MODULES = sorted(path.relative_to(ROOT) for folder in LEVELS for path in (ROOT / folder).glob("**/*.py"))
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 60
@@ -52,6 +72,16 @@ def test_imports_go_down_the_table_of_folders(module: Path) -> None:
         there = rest.split(".")[0]
         if root == "sapo" and there != here:
             assert LEVELS[there] < LEVELS[here], f"{module} imports {name}, which does not stand below it"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] == "experiments"], ids=str)
+def test_imports_go_down_the_parts_of_experiments(module: Path) -> None:
+    here = Path(module.parts[1]).stem
+    for name in imports_of(module):
+        if name.startswith("sapo.experiments."):
+            there = name.split(".")[2]
+            is_above = PARTS.get(there, TOP) > PARTS.get(here, TOP)
+            assert not is_above, f"{module} imports {name}, which stands above it"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] == "analysis"], ids=str)

@@ -37,8 +37,7 @@ from sapo.data.records import (
     read_record,
 )
 from sapo.data.tasks import digest
-from sapo.experiments.engine.store import KINDS, Store
-from sapo.experiments.runs import RUN_FILES, put_run
+from sapo.experiments.engine.store import KINDS, RUN_FILES, Store, put_run
 
 FORMAT = 1
 INDEX = "index.json"

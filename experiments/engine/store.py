@@ -32,6 +32,7 @@ from sapo.conf.text import printable
 from sapo.data.files import flush, stored_json, sync, unreadable, write_json
 from sapo.data.records import (
     MANIFEST,
+    RunRecord,
     StageResult,
     differences,
     lasting_damage,
@@ -40,6 +41,7 @@ from sapo.data.records import (
 )
 
 EXAMPLES = "examples.parquet"
+RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
 GC = "gc"  # the lock of who deletes what no finished run refers to
 KINDS = ("score", "train", "evaluate", "gradient")
 PATIENCE = 3.0  # seconds after which whoever waits for a lock says for whom
@@ -297,3 +299,15 @@ def _file_lock(path: Path) -> FileLock:
         path.unlink(missing_ok=True)
     # What it would fall back to outlives a process that is killed, and locks everybody out.
     return FileLock(path, fallback_to_soft=False)
+
+
+def put_run(building: Path, folder: Path) -> None:
+    """Moves a run's files to its folder; run.json goes last: a folder that has it is a finished run.
+
+    What the analysis has put there already stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flush(building)
+    for name in RUN_FILES:
+        (building / name).replace(folder / name)
+    sync(folder)
