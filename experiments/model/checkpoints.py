@@ -4,6 +4,7 @@ A checkpoint is whole when it has its manifest, which is written last, and its f
 is read before that was checked, and `state.pt` with `weights_only=True`: tensors and plain values, no code.
 """
 
+import io
 import logging
 import random
 import shutil
@@ -75,7 +76,10 @@ def save(
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    torch.save(state, folder / STATE)
+    # Written by Python: of a disk that is full, torch's own writer says nothing that can be recognized.
+    content = io.BytesIO()
+    torch.save(state, content)
+    (folder / STATE).write_bytes(content.getvalue())
     write_json(folder / MANIFEST, manifest_of(folder))
     flush(folder)
     sync(scratch)
