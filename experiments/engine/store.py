@@ -148,7 +148,8 @@ class Store:
             command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
             since = datetime.now().astimezone().isoformat(timespec="seconds")
             facts = {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
-            path.write_text(json.dumps(facts), encoding="utf-8")
+            with suppress(OSError):  # a full disk takes locks, and no text
+                path.write_text(json.dumps(facts), encoding="utf-8")
         except OSError as error:
             if error.errno in _NO_FLOCK:
                 raise UserError(

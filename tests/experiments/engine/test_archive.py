@@ -8,7 +8,7 @@ import os
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,12 +99,9 @@ def test_what_only_took_another_time_is_the_same_result(file, there):
     assert import_archive(file, there).kept == 1
 
 
-def test_an_archive_is_the_same_every_time(store, file, tmp_path):
+def test_an_archive_is_an_ordinary_tar_and_the_same_every_time(store, file, tmp_path):
     export_runs([store.run_folder(RUN)], tmp_path / "again.tar.gz")
     assert gzip.decompress(file.read_bytes()) == gzip.decompress((tmp_path / "again.tar.gz").read_bytes())
-
-
-def test_an_ordinary_tar_reads_it(file):
     with tarfile.open(file) as tar:
         assert all(member.isreg() for member in tar)
 
@@ -251,129 +248,85 @@ def test_what_is_no_archive_is_refused(there, tmp_path):
     assert not there.root.exists()
 
 
-Files = dict[str, bytes]
+def forged(store: Store, path: Path, part: str, name: str, content: Any, fits: bool) -> Path:
+    """The store's run as an archive in which somebody has changed a file of the run or of its training.
 
-
-def forged(store: Store, change: Callable[[Files, str, str], None], path: Path) -> Path:
-    """The store's run as an archive whose files somebody has changed: `change(files, stage, run)`."""
+    Without content the file is taken out, or is only named by the manifest; `fits`: the manifest fits it.
+    """
     files = {name: data for name, data in contents(store.root).items() if "metrics.json" not in name}
-    stage = next(name for name in files if name.startswith("stages/train")).rsplit("/", 2)[0]
-    stage = "/".join(stage.split("/")[:3])
-    change(files, stage, f"runs/{RUN}")
+    key = next(name.split("/")[2] for name in files if name.startswith("stages/train"))
+    folder = f"runs/{RUN}" if part == "run" else f"stages/train/{key}"
+    data = json.dumps(content).encode() if isinstance(content, dict | list) else content
+    if data is not None:
+        files[f"{folder}/{name}"] = data
+    elif not fits:
+        files = {file: data for file, data in files.items() if not file.startswith(f"{folder}/{name}")}
+    if fits:
+        manifest = json.loads(files[f"{folder}/{MANIFEST}"])
+        facts = {"sha256": sha256(data).hexdigest() if data else "0" * 64, "bytes": len(data or b"")}
+        files[f"{folder}/{MANIFEST}"] = json.dumps(manifest | {name: facts}).encode()
     return pack(path, files)
 
 
-def resealed(files: Files, folder: str, name: str, data: bytes) -> None:
-    """Changes a file and makes the manifest fit."""
-    from hashlib import sha256
-
-    files[f"{folder}/{name}"] = data
-    manifest = json.loads(files[f"{folder}/{MANIFEST}"])
-    manifest[name] = {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
-    files[f"{folder}/{MANIFEST}"] = json.dumps(manifest).encode()
+def of_stage(**changes: Any) -> dict[str, Any]:
+    """The record of a run of one stage."""
+    stage = {"kind": "train", "key": KEY, "task": "t", "device": "cpu", "seconds": 1.0, "tokens": 1}
+    return record(RUN, [stage | changes])
 
 
-def named(files: Files, folder: str, name: str) -> None:
-    """Has the manifest name a file that the archive does not hold."""
-    manifest = json.loads(files[f"{folder}/{MANIFEST}"])
-    manifest[name] = {"sha256": "0" * 64, "bytes": 0}  # a device has no size
-    files[f"{folder}/{MANIFEST}"] = json.dumps(manifest).encode()
-
-
-def bomb() -> bytes:
-    """Settings that are few lines, and nine to the power of thirty values."""
-    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 31))]
-    return "\n".join(lines).encode()
-
-
-CHANGES = {
-    "run.json: sequence: Field required": lambda files, stage, run: resealed(
-        files, run, "run.json", json.dumps({"id": RUN}).encode()
+# Settings that are few lines, and nine to the power of thirty values.
+BOMB = "a0: &a0 [x]" + "".join(f"\na{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 31))
+SETTINGS = [
+    "data: [{root: 'a${oc.env:HOME}'}]",
+    "{task: oc.env, data: {root: '${${task}:HOME}'}}",
+    "{task: oc, data: {root: '${${task}.env:HOME}'}}",
+    "{task: '${oc', seed: '${task}.env:HOME}'}",
+    "{seed: 1, data: {root: '${seed}'}}",
+    "{paraphrases: {folder: '${store.root}/pools/${oc.env:HOME}'}}",
+]
+FORGED = [
+    ("run.json: sequence: Field required", "run", "run.json", {"id": RUN}, True),
+    ("run.json: seed: ", "run", "run.json", record(RUN, [], seed="0"), True),
+    ("run.json: Input should be an object", "run", "run.json", [], True),
+    ("run.json: stages.0.kind: ", "run", "run.json", of_stage(kind="../.."), True),
+    ("run.json: stages.0.kind: ", "run", "run.json", of_stage(kind=""), True),
+    ("run.json: stages.0.key: ", "run", "run.json", of_stage(key="../.."), True),
+    ("run.json: stages.0.key: ", "run", "run.json", of_stage(key="/" + "a" * 63), True),
+    ("stage train/.* of run .* is missing", "run", "run.json", of_stage(), True),
+    ("has another id", "run", "run.json", record("b", []), True),
+    ("damaged: runs/.*run.json", "run", "run.json", {}, False),
+    ("/dev/zero, which does not lie in", "run", "/dev/zero", None, True),
+    (r"\.\./\.\./x, which does not lie in", "run", "../../x", None, True),
+    ("result.json: seconds: ", "stage", "result.json", {"task": "t", "model": "m", "seconds": None}, True),
+    ("is not what its key says", "stage", "identity.json", {"kind": "train", "seed": 7}, True),
+    (
+        "damaged: stages/train/.*adapter_model",
+        "stage",
+        "adapter/adapter_model.safetensors",
+        b"numberz",
+        False,
     ),
-    "run.json: seed: ": lambda files, stage, run: resealed(
-        files, run, "run.json", json.dumps(record(RUN, [], seed="0")).encode()
-    ),
-    "result.json: seconds: ": lambda files, stage, run: resealed(
-        files, stage, "result.json", b'{"task": "t", "model": "m", "seconds": null, "tokens": 1}'
-    ),
-    "while scanning a quoted": lambda files, stage, run: resealed(files, stage, "config.yaml", b"a: 'b"),
-    "damaged: stages/train/.*adapter_model": lambda files, stage, run: files.update(
-        {f"{stage}/adapter/adapter_model.safetensors": b"numberz"}
-    ),
-    "damaged: runs/.*run.json": lambda files, stage, run: files.update({f"{run}/run.json": b"{}"}),
-    "damaged: .*manifest.json is gone": lambda files, stage, run: files.pop(f"{stage}/{MANIFEST}"),
-    "unlike its manifest": lambda files, stage, run: files.update({f"{stage}/more.json": b"{}"}),
-    "is not what its key says": lambda files, stage, run: resealed(
-        files, stage, "identity.json", b'{"kind": "train", "seed": 7}'
-    ),
-    "has another id": lambda files, stage, run: resealed(
-        files, run, "run.json", json.dumps(record("b", [])).encode()
-    ),
-    "run.json: Input should be an object": lambda files, stage, run: resealed(files, run, "run.json", b"[]"),
-    "an alias": lambda files, stage, run: resealed(files, stage, "config.yaml", bomb()),
-    "/dev/zero, which does not lie in": lambda files, stage, run: named(files, run, "/dev/zero"),
-    r"\.\./\.\./x, which does not lie in": lambda files, stage, run: named(files, run, "../../x"),
-    "stage train/.* of run .* is missing": lambda files, stage, run: [
-        files.pop(name) for name in list(files) if name.startswith("stages/train")
-    ],
-    "runs code of a model's": lambda files, stage, run: resealed(
-        files, stage, "config.yaml", b"model: {trust_remote_code: true}"
-    ),
-    "read this machine's environment": lambda files, stage, run: resealed(
-        files, run, "config.yaml", b"data: [{root: 'a${oc.env:HOME}'}]"
-    ),
-}
+    ("damaged: .*manifest.json is gone", "stage", MANIFEST, None, False),
+    ("unlike its manifest", "stage", "more.json", {}, False),
+    ("stage train/.* of run .* is missing", "stage", "", None, False),
+    ("while scanning a quoted", "stage", "config.yaml", b"a: 'b", True),
+    ("an alias", "stage", "config.yaml", BOMB.encode(), True),
+    ("runs code of a model's", "stage", "config.yaml", b"model: {trust_remote_code: true}", True),
+    *(("read this machine's environment", "run", "config.yaml", text.encode(), True) for text in SETTINGS),
+]
 
 
-@pytest.mark.parametrize("message", CHANGES)
-def test_forged_archives_are_refused(store, there, tmp_path, message):
+@pytest.mark.parametrize(("message", "part", "name", "content", "fits"), FORGED)
+def test_forged_archives_are_refused(store, there, tmp_path, message, part, name, content, fits):
+    file = forged(store, tmp_path / "bad.tar.gz", part, name, content, fits)
     with pytest.raises(UserError, match=message):
-        import_archive(forged(store, CHANGES[message], tmp_path / "bad.tar.gz"), there)
+        import_archive(file, there)
     assert_untouched(there)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "{data: {root: '${oc.env:HOME}'}}",
-        "{task: oc.env, data: {root: '${${task}:HOME}'}}",
-        "{task: oc, data: {root: '${${task}.env:HOME}'}}",
-        "{task: '${oc', seed: '${task}.env:HOME}'}",
-        "{seed: 1, data: {root: '${seed}'}}",
-        "{paraphrases: {folder: '${store.root}/pools/${oc.env:HOME}'}}",
-    ],
-)
-def test_settings_that_are_made_of_others_are_refused(store, there, tmp_path, settings):
-    bad = forged(
-        store,
-        lambda files, stage, run: resealed(files, run, "config.yaml", settings.encode()),
-        tmp_path / "bad.tar.gz",
-    )
-    with pytest.raises(UserError, match=r"may read this machine's environment \(model\.trust"):
-        import_archive(bad, there)
-    assert_untouched(there)
-
-
-@pytest.mark.parametrize(
-    "stage",
-    [
-        {"kind": "../..", "key": "a" * 64},
-        {"kind": "train", "key": "../.."},
-        {"kind": "train", "key": "/" + "a" * 63},
-        {"kind": "", "key": "a" * 64},
-    ],
-)
-def test_a_run_refers_to_stages_alone(store, there, tmp_path, stage):
-    known = {"task": "t", "device": "cpu", "seconds": 1.0, "tokens": 1}
-    text = json.dumps(record(RUN, [known | stage])).encode()
-    bad = forged(store, lambda files, _, run: resealed(files, run, "run.json", text), tmp_path / "bad.tar.gz")
-    with pytest.raises(UserError, match=r"run\.json: stages\.0\.(kind|key): "):
-        import_archive(bad, there)
-    assert_untouched(there)
-
-
-def test_forging_without_a_change_is_an_archive(store, there, tmp_path):
-    assert import_archive(forged(store, lambda *_: None, tmp_path / "good.tar.gz"), there).stages == 4
+def test_a_change_that_forges_nothing_is_taken(store, there, tmp_path):
+    file = forged(store, tmp_path / "good.tar.gz", "stage", "config.yaml", b"seed: 0", fits=True)
+    assert import_archive(file, there).stages == 4
 
 
 def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, monkeypatch):
