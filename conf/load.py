@@ -4,9 +4,9 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, reduce
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,12 @@ def _choice_files(group: str) -> list[Path]:
 
 
 def _compose_all(overrides: list[str]) -> list[Config]:
-    """The config of every combination of the overrides' sweeps and the experiment's; what was said wins."""
+    """The config of every combination of the overrides' sweeps and the experiment's; overrides win."""
     axes = _axes(overrides)
     first = tuple(axis[0] for axis in axes)
     composed = {first: _compose(first)}
-    said = {override.split("=", 1)[0] for override in overrides}
-    sweep = [item for item in composed[first].sweep if item.split("=", 1)[0] not in said]
+    given = {override.split("=", 1)[0] for override in overrides}
+    sweep = [item for item in composed[first].sweep if item.split("=", 1)[0] not in given]
     return _compose_product([*axes, *_axes(sweep)], composed)
 
 
@@ -181,10 +181,10 @@ def _part_of(axis: list[str]) -> str | None:
 
 
 def _has_references(axes: list[list[str]]) -> bool:
-    """Whether a value, said or in a file of the user's, is made of another part's: `runs/${seed}`."""
-    said = (value for axis in axes for value in axis)
+    """Whether a value, given or in a file of the user's, is made of another part's: `runs/${seed}`."""
+    given = (value for axis in axes for value in axis)
     own = (path.read_text(encoding="utf-8") for path in _own_files())
-    return any("${" in text for text in (*said, *own))
+    return any("${" in text for text in (*given, *own))
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
@@ -256,19 +256,19 @@ def _check_own_files() -> None:
             values = OmegaConf.to_container(OmegaConf.create(text))
         except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {_cause(error)}") from error
-        prefix = "" if "@package _global_" in text else f"{path.parent.name}."
-        for key, f in _SETTINGS.items():
-            value = (
-                reduce(
-                    lambda inner, name: inner.get(name) if isinstance(inner, dict) else None,
-                    key.removeprefix(prefix).split("."),
-                    values,
-                )
-                if key.startswith(prefix)
-                else None
-            )
-            if f.type in (str, str | None) and isinstance(value, int | float):
+        for key, value in _leaves(values, "" if "@package _global_" in text else f"{path.parent.name}."):
+            is_text = key in _SETTINGS and _SETTINGS[key].type in (str, str | None)
+            if is_text and isinstance(value, int | float):
                 raise UserError(f"{path}: {key} is a text, and YAML reads a number: put it in quotes.")
+
+
+def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each setting in nested ones."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
 
 
 def _check_names(overrides: list[str]) -> None:

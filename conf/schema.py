@@ -17,12 +17,14 @@ _SOURCE = f"path:.*|hub:{_WORD}(?:/{_WORD})?|wheel:{_WORD}=={_WORD}|tiny:{_WORD}
 _URL = r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?"
 
 
-def _members(group: str) -> tuple[str, ...]:
+def _members(group: str) -> str:
     """The names of a group's YAML files: of a method or policy, what there is."""
-    return tuple(sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml")))
+    return " ".join(sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml")))
 
 
 def _setting(doc: str, default: Any, is_identity: bool, limits: dict[str, Any]) -> Any:
+    if "choices" in limits:
+        limits["choices"] = tuple(limits["choices"].split())
     metadata = {"doc": doc, "identity": is_identity, **limits}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -34,7 +36,7 @@ def _setting(doc: str, default: Any, is_identity: bool, limits: dict[str, Any]) 
 def identity(doc: str, default: Any = MISSING, **limits: Any) -> Any:
     """A field whose value can change what a stage computes.
 
-    `limits` say which values there can be: `least`, `most`, `above`, `below` (numbers), `choices` (texts),
+    `limits` say which values there can be: `least`, `most`, `above`, `below` (numbers), `choices` (words),
     `pattern` (a regular expression, and what it asks for, in words), `is_name` (of a file), `is_path`, and
     `is_secret`: a wrong value is not repeated in messages. Of a list, they are those of its items.
     """
@@ -51,7 +53,7 @@ class SequenceConfig:
     """Tasks in the order of training, and tasks that are evaluated but never trained."""
 
     name: str = runtime("Name of the sequence", is_name=True)
-    benchmark: str = runtime("Where its tasks are", choices=("superni", "trace", "mini", "own"))
+    benchmark: str = runtime("Where its tasks are", choices="superni trace mini own")
     tasks: list[str] = runtime("Tasks in training order", [], is_name=True)
     unseen: list[str] = runtime("Tasks evaluated after every step, never trained", [], is_name=True)
 
@@ -69,13 +71,11 @@ class ModelConfig:
     path: str | None = identity("Local Hugging Face folder to load in place of the source", None)
     tokenizer: str | None = identity("Folder to take tokenizer and chat template from", None)
     chat_template: str | None = identity(
-        "Template in data/templates, or FILE.jinja, in place of the tokenizer's own", None
+        "A name in data/templates, or FILE.jinja, for the tokenizer's own", None
     )
     template_options: dict[str, Any] = identity("Switches of the chat template", {})
     dtype: str = identity(
-        "float32, bfloat16, or auto: bfloat16 on a GPU, float32 on a CPU",
-        "auto",
-        choices=("auto", "float32", "bfloat16"),
+        "auto: bfloat16 on a GPU, float32 on a CPU", "auto", choices="auto float32 bfloat16"
     )
     lora_targets: list[str] = identity("Modules that get a LoRA adapter", ["q_proj", "v_proj"])
     parameters: float = runtime("Billions of parameters, to estimate time and memory", 0.0, least=0)
@@ -91,49 +91,29 @@ class MethodConfig:
     alpha: float = identity("LoRA alpha; the scale of an adapter is alpha / rank", 32.0, above=0)
     dropout: float = identity("LoRA dropout in training", 0.1, least=0, below=1)
     weight: float = identity("Weight of the penalty that protects earlier tasks (olora, ewc)", 0.0, least=0)
-    penalty_factor: float = identity(
-        "olora: how often a step counts the penalty; 8 as published (D4)", 1.0, least=0
-    )
-    fisher: str = identity(
-        "ewc: how tasks' Fisher information adds up",
-        "half",
-        choices=("half", "last", "online"),
-    )
+    penalty_factor: float = identity("olora: how often a step counts the penalty (D4: 8)", 1.0, least=0)
+    fisher: str = identity("ewc: how tasks' Fisher information adds up", "half", choices="half last online")
     fisher_decay: float = identity(
-        "ewc, online: what earlier tasks' Fisher information is multiplied by", 0.9, above=0, most=1
+        "ewc, online: factor of earlier tasks' Fisher information", 0.9, above=0, most=1
     )
-    fisher_examples: int = identity(
-        "ewc: training examples that the Fisher information is taken from", 200, least=1
-    )
-    fisher_labels: str = identity(
-        "ewc: data: the targets; model: answers sampled from the model", "data", choices=("data", "model")
-    )
+    fisher_examples: int = identity("ewc: examples that Fisher information is taken from", 200, least=1)
+    fisher_labels: str = identity("ewc: data: targets; model: sampled answers", "data", choices="data model")
     fisher_loss: str = identity(
-        "ewc: mean or sum over the target tokens of an example", "mean", choices=("mean", "sum")
+        "ewc: mean or sum over an example's target tokens", "mean", choices="mean sum"
     )
-    buffer: int = identity(
-        "replay, inscl: examples of earlier tasks in all, trained on beside the task's own", 200, least=1
-    )
+    buffer: int = identity("replay, inscl: examples of earlier tasks, in all, trained on too", 200, least=1)
     buffer_choice: str = identity(
-        "replay: balanced over tasks, or reservoir over the stream of rows",
-        "balanced",
-        choices=("balanced", "reservoir"),
+        "replay: balanced over tasks, reservoir over all rows", "balanced", choices="balanced reservoir"
     )
     unit: str = identity(
-        "inscl: how a task's examples are chosen (instance: by the tags in method.tags)",
+        "inscl: how examples are chosen (instance: by method.tags)",
         "lexical",
-        choices=("instance", "lexical", "quota"),
+        choices="instance lexical quota",
     )
     access: str = identity(
-        "inscl: full: all earlier rows are kept; buffer: only method.buffer of them",
-        "full",
-        choices=("full", "buffer"),
+        "inscl: full: all earlier rows are kept; buffer: so many", "full", choices="full buffer"
     )
-    tags: str | None = runtime(
-        "inscl, instance: file of tags that `sapo paraphrase --tags` wrote (keys hold its content)",
-        None,
-        is_path=True,
-    )
+    tags: str | None = runtime("inscl, instance: file of `sapo paraphrase --tags`", None, is_path=True)
 
 
 @dataclass
@@ -141,12 +121,8 @@ class PolicyConfig:
     """Which prompt a task is trained with."""
 
     name: str = runtime("Name of the policy", choices=_members("policy"))
-    index: int = runtime(
-        "Prompt of the pool that `fixed` trains every task with; -1 is the original", -1, least=-1
-    )
-    last_only: bool = runtime(
-        "fixed: only the last task gets that prompt, those before it their original instruction", False
-    )
+    index: int = runtime("Prompt of the pool that `fixed` takes; -1 is the original", -1, least=-1)
+    last_only: bool = runtime("fixed: for the last task alone; those before it get their original", False)
     redraw: int = identity("paft: examples in a row that are trained with one drawn prompt", 1, least=1)
 
 
@@ -156,22 +132,16 @@ class ParaphrasesConfig:
 
     name: str = runtime("Name of these values, and of the folder of pools written with them", is_name=True)
     source: str = runtime(
-        "bank, file, openai (an OpenAI-compatible endpoint) or local (the chat model of `model`)",
+        "openai: any compatible endpoint; local: the chat model of `model`",
         "bank",
-        choices=("bank", "file", "openai", "local"),
+        choices="bank file openai local",
     )
-    file: str | None = runtime(
-        "YAML prompt pool, or a folder with a pool TASK.yaml for each task", None, is_path=True
-    )
-    folder: str = runtime(
-        "Where `sapo paraphrase` keeps its pools: NAME/TASK.yaml", "${store.root}/pools", is_path=True
-    )
+    file: str | None = runtime("YAML prompt pool, or a folder of TASK.yaml for each task", None, is_path=True)
+    folder: str = runtime("Folder of written pools: NAME/TASK.yaml", "${store.root}/pools", is_path=True)
     count: int = runtime("How many paraphrases of the pool are used, or asked for", 20, least=1)
     rounds: int = runtime("How many times missing paraphrases are asked for again", 4, least=0)
     temperature: float = runtime("Sampling temperature", 0.6, least=0)
-    max_tokens: int | None = runtime(
-        "Longest answer in tokens; the server's own limit if not set", None, least=1
-    )
+    max_tokens: int | None = runtime("Longest answer in tokens; null: the server's own limit", None, least=1)
     base_url: str | None = runtime(
         "Address of the endpoint, up to where /chat/completions follows",
         None,
@@ -180,7 +150,7 @@ class ParaphrasesConfig:
     )
     model: str | None = runtime("Model that the endpoint is asked for; a server of one needs none", None)
     key_variable: str | None = runtime(
-        "Environment variable of the key; if not set, OPENAI_API_KEY, and no key on this machine",
+        "Environment variable of the key; null: OPENAI_API_KEY, and none on this machine",
         None,
         pattern=(
             "[A-Z_][A-Z0-9_]*",
@@ -189,15 +159,9 @@ class ParaphrasesConfig:
         is_secret=True,
     )
     concurrency: int = runtime("Requests at once", 4, least=1)
-    timeout: float = runtime(
-        "Seconds after which a request without its whole answer has failed", 120.0, above=0
-    )
-    retries: int = runtime(
-        "How often a request is sent again after 429, 5xx or a lost connection", 4, least=0
-    )
-    prices: list[float] = runtime(
-        "US dollars for a million tokens [IN, OUT], to report the cost", [], least=0
-    )
+    timeout: float = runtime("Seconds after which a request without its answer has failed", 120.0, above=0)
+    retries: int = runtime("How often a request that failed is sent again", 4, least=0)
+    prices: list[float] = runtime("US dollars for a million tokens [IN, OUT], for the cost", [], least=0)
 
 
 @dataclass
@@ -205,28 +169,24 @@ class ScorerConfig:
     """How the pre-update loss of each prompt is measured (paper, Algorithm 1)."""
 
     name: str = identity(
-        "full: every prompt on the whole subset; race: losers drop out on the way",
-        "full",
-        choices=("full", "race"),
+        "full: each prompt on the whole subset; race: losers drop out", "full", choices="full race"
     )
     examples: int = runtime("Training examples in the subset", 250, least=1)
     subset: str = runtime(
-        "random: drawn by the seed; first: the first rows (D7)", "random", choices=("random", "first")
+        "random: drawn by the seed; first: the first rows (D7)", "random", choices="random first"
     )
     reduction: str = runtime(
         "token: total NLL over total tokens; example: mean of per-example means; "
         "batch: mean over full batches of 8 of token means (D8, D9)",
         "token",
-        choices=("token", "example", "batch"),
+        choices="token example batch",
     )
     state: str = identity(
-        "exact: the model that training starts from; shrunk: earlier adapters / tasks (D1)",
-        "exact",
-        choices=("exact", "shrunk"),
+        "exact: the model as it is; shrunk: earlier adapters / tasks (D1)", "exact", choices="exact shrunk"
     )
     include_original: bool = runtime("Whether the original instruction can be chosen (D6)", True)
     confidence: float = identity(
-        "race: probability that the winner on the whole subset is not dropped", 0.95, above=0, below=1
+        "race: probability that the whole subset's winner stays", 0.95, above=0, below=1
     )
 
 
@@ -236,16 +196,14 @@ class EvaluatorConfig:
 
     max_new_tokens: int = identity("Longest generated answer, in tokens", 128, least=1)
     batch_tokens: int | None = runtime(
-        "Tokens in one batch of generation or scoring, padding included; not set: what suits the device",
-        None,
-        least=1,
+        "Tokens in a batch, padding included; null: what suits the device", None, least=1
     )
     clean_up_spaces: bool = identity("Whether spaces before an answer's punctuation are dropped (D48)", False)
     scores: str = identity(
         "strict: exact match to the letter, ROUGE-L of every script; published: without case and "
         "punctuation, and of Latin script only (D49, D50)",
         "strict",
-        choices=("strict", "published"),
+        choices="strict published",
     )
     common_prompt: bool = runtime("Test learned tasks with their original instruction too (D22)", True)
 
@@ -258,38 +216,22 @@ class TrainerConfig:
     epochs: int = identity("Passes over the training examples", 10, least=1)
     learning_rate: float = identity("Peak learning rate of AdamW", 1e-4, above=0)
     schedule: str = identity(
-        "How the learning rate goes (D3)",
-        "cosine",
-        choices=("cosine", "linear", "constant", "warmup_log_constant"),
+        "How the learning rate goes (D3)", "cosine", choices="cosine linear constant warmup_log_constant"
     )
-    warmup_ratio: float = identity(
-        "Share of the steps in which the learning rate rises", 0.05, least=0, below=1
-    )
+    warmup_ratio: float = identity("Share of steps in which the learning rate rises", 0.05, least=0, below=1)
     weight_decay: float = identity("Decoupled weight decay of AdamW", 0.0, least=0)
     max_grad_norm: float = identity("Gradient norm above which gradients are scaled down", 1.0, above=0)
     global_batch: int = identity("Examples in one optimizer step", 64, least=1)
     step_count: str = identity(
-        "ceil: every pass ends with what is left of it; floor: steps as the code counts them (D19)",
-        "ceil",
-        choices=("ceil", "floor"),
+        "Steps of a pass: with (ceil) or without (floor) a remainder (D19)", "ceil", choices="ceil floor"
     )
-    seeding: str = identity(
-        "task: each task of a run has a seed of its own; run: all have the run's (D21)",
-        "task",
-        choices=("task", "run"),
-    )
+    seeding: str = identity("Each task has a seed of its own, or the run's (D21)", "task", choices="task run")
     micro_batch_tokens: int | None = runtime(
-        "Tokens in one forward and backward pass, padding included; not set: what suits the device",
-        None,
-        least=1,
+        "Tokens in a pass, padding included; null: what suits the device", None, least=1
     )
-    shared_prefix: bool = runtime(
-        "Compute the tokens that all examples begin with once; in scoring and evaluation, too", True
-    )
+    shared_prefix: bool = runtime("Compute the tokens that all examples begin with once, everywhere", True)
     gradient_checkpointing: bool = runtime("Recompute activations to save memory", False)
-    checkpoint_steps: int = runtime(
-        "Optimizer steps between checkpoints inside a training; 0: none", 100, least=0
-    )
+    checkpoint_steps: int = runtime("Optimizer steps between checkpoints; 0: none", 100, least=0)
     report_to: list[str] = runtime("Trackers of Accelerate: tensorboard, wandb, trackio, mlflow, …", [])
 
 
@@ -297,31 +239,23 @@ class TrainerConfig:
 class DataConfig:
     """Benchmark data, how much of it is used, and how long it may be."""
 
-    root: str | None = runtime(
-        "Folder of the benchmarks; else the environment's SAPO_DATA", None, is_path=True
-    )
-    train_examples: int | None = runtime(
-        "First training rows of each task that are used; null: all", 1000, least=1
-    )
-    test_examples: int | None = runtime(
-        "First test rows of each task that are evaluated; null: all", None, least=1
-    )
+    root: str | None = runtime("Folder of the benchmarks; SAPO_DATA if not set", None, is_path=True)
+    train_examples: int | None = runtime("First training rows that a task uses; null: all", 1000, least=1)
+    test_examples: int | None = runtime("First test rows that a task evaluates; null: all", None, least=1)
     max_input_tokens: int = identity(
-        "Longest prompt; longer inputs are shortened, never the instruction", 1536, least=16
+        "Longest prompt; inputs are shortened, never the instruction", 1536, least=16
     )
     truncation: str = identity(
-        "input: as above; end: the end of the text is cut off, target included (D17)",
-        "input",
-        choices=("input", "end"),
+        "input: as above; end: the text's end, target included (D17)", "input", choices="input end"
     )
     separator: str = identity(
         "The line before an input is chosen by the language of the task's own instruction (task), or by the "
         "words of the prompt that takes its place (prompt, D46)",
         "task",
-        choices=("task", "prompt"),
+        choices="task prompt",
     )
     label_blanks: str = identity(
-        "Blanks around a benchmark's labels: strip or keep (D47)", "strip", choices=("strip", "keep")
+        "Blanks around a benchmark's labels: strip or keep (D47)", "strip", choices="strip keep"
     )
 
 
@@ -337,28 +271,22 @@ class EngineConfig:
     """Where stages run."""
 
     name: str = runtime(
-        "local: in this process, on the one device; ray: on many, by Ray (docs/scale.md)",
-        "local",
-        choices=("local", "ray"),
+        "local: in this process; ray: on many devices (docs/scale.md)", "local", choices="local ray"
     )
     device: str = runtime(
-        "cuda, cpu, mps, or auto; which GPU: CUDA_VISIBLE_DEVICES",
-        "auto",
-        choices=("auto", "cuda", "cpu", "mps"),
+        "Where models run; which GPU: CUDA_VISIBLE_DEVICES", "auto", choices="auto cuda cpu mps"
     )
     address: str | None = runtime(
-        "ray: auto or HOST:PORT of a cluster to join; if not set, one is started on this machine",
+        "ray: a cluster to join; null: one is started on this machine",
         None,
         pattern=(
             r"auto|[^\s/:]+:\d{1,5}",
             "be auto or HOST:PORT, where `ray start` has started a cluster that this machine is part of",
         ),
     )
-    workers: int | None = runtime(
-        "ray: how many; if not set, as many as there are GPUs, else cores", None, least=1
-    )
+    workers: int | None = runtime("ray: how many; null: one a GPU, else one a core", None, least=1)
     gpus: float | None = runtime(
-        "ray: GPUs of a worker, or a part of one (0.5); if not set, 1 where there are GPUs", None, least=0
+        "ray: GPUs of a worker, or a part of one (0.5); null: 1 if any", None, least=0
     )
     cpus: float = runtime("ray: CPU cores of a worker", 1.0, above=0)
     retries: int = runtime("ray: how often a stage is run again after its worker died", 2, least=0)
@@ -370,9 +298,7 @@ class ParityConfig:
 
     name: str = runtime("paper or reference")
     definition: str = runtime(
-        "Definition of BWT and FWT that reports lead with (D2)",
-        "reference",
-        choices=("reference", "paper", "gem"),
+        "Which BWT and FWT reports lead with (D2)", "reference", choices="reference paper gem"
     )
 
 
