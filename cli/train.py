@@ -63,7 +63,7 @@ def _summary(run: "Outcome") -> dict[str, Any]:
         "policy": result.policy,
         "seed": result.seed,
         "demonstration": result.demonstration,
-        "prompts": result.prompts,
+        "prompts": result.record.prompts,
         "choices": chosen_prompts([result]).drop(columns=["run", "text"]).to_dict("records"),
         "matrix": str(run.folder / "matrix_rougeL.csv"),
         "metrics": summary["metrics"],
