@@ -33,9 +33,8 @@ def describe(jobs: list["Job"], probes: "Sequence[tuple[Sequence[Job], bool]]" =
     from dataclasses import asdict
     from pathlib import Path
 
-    from sapo.experiments.costs import weight_bytes
     from sapo.experiments.engine.store import Store
-    from sapo.experiments.planning import plan
+    from sapo.experiments.plan import plan, weight_bytes
     from sapo.experiments.run import plannable
 
     possible, unplanned = plannable(jobs)

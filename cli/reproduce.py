@@ -174,7 +174,7 @@ def _write_probes(
     from sapo.cli.console import nothing_on_stdout
     from sapo.cli.running import all_failed, label, message_of, report_failures
     from sapo.conf.errors import WorkError
-    from sapo.experiments.planning import PlanEngine
+    from sapo.experiments.plan import PlanEngine
     from sapo.experiments.probe import finished_part, measure_all, probes_of, write_probes
 
     folders = {run.job.key: run.folder for run in outcome.finished}

@@ -169,7 +169,7 @@ def write_probes(
     targets = [store.probe_folder(_probe_id(*both)[0]) for both in zip(probes, originals, strict=True)]
     # Gradients that were asked for once stay with their probe: by now they only have to be read.
     wanted = [gradients or (target / _GRADIENTS).is_file() for target in targets]
-    measured = asyncio.run(_measure_each(probes, engine, wanted))
+    (measured,) = engine.complete([_measure_each(probes, engine, wanted)])
     for probe, found, original, target in zip(probes, measured, originals, targets, strict=True):
         try:
             if isinstance(found, Exception):

@@ -15,7 +15,7 @@ from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
-from sapo.experiments.planning import plan
+from sapo.experiments.plan import plan
 from sapo.experiments.run import expected_stages
 from sapo.experiments.runs import write_run
 from sapo.experiments.stages import Stage

@@ -19,7 +19,7 @@ from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
-from sapo.experiments.planning import PlanEngine, plan
+from sapo.experiments.plan import PlanEngine, plan
 from sapo.experiments.probe import (
     Written,
     finished_part,

@@ -3,8 +3,8 @@
 import pytest
 
 from sapo.data.mini import generate
-from sapo.experiments.costs import stage_bytes
 from sapo.experiments.model.rows import TrainingTask
+from sapo.experiments.plan import stage_bytes
 from sapo.experiments.stages import BASE, Train
 
 
