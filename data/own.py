@@ -345,8 +345,8 @@ def _turns(values: Any) -> list[tuple[str, Any]]:
     for turn in values:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list):
-            parts = [part.get("text") for part in content if isinstance(part, dict)]
-            content = "\n".join(parts) if len(parts) == len(content) and all(map(is_text, parts)) else None
+            parts = [part["text"] for part in content if isinstance(part, dict) and is_text(part.get("text"))]
+            content = "\n".join(parts) if len(parts) == len(content) else None
         turns.append((ROLES.get(str(role), str(role)), content))
     return turns
 
