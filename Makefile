@@ -8,7 +8,7 @@ TYPES := build/types
 PARALLEL := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model test test-fast test-faults reproduce-table lint types audit clean
+.PHONY: help setup model test test-fast test-faults bench reproduce-table lint types audit clean
 
 help: ## Print what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-fast: setup ## Run the tests that neither train nor evaluate the real small
 
 test-faults: setup ## Kill a small experiment 200 times, starve it, damage what it stored
 	$(BIN)/pytest tests/faults --kills 200 --report build/faults.md
+
+bench: setup model ## Time scoring, training and evaluation against plain Transformers and PEFT
+	$(BIN)/python tests/scale/bench.py all
 
 reproduce-table: setup model ## Make Table 1 with the small model and the generated tasks
 	$(BIN)/sapo reproduce table1 --scale mini

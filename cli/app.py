@@ -11,7 +11,6 @@ import typer
 
 from sapo.cli import (
     analyze,
-    bench,
     doctor,
     eval,  # noqa: A004
     export,
@@ -51,7 +50,6 @@ app.command("ls")(ls.command)
 app.add_typer(show.group, name="show")
 app.add_typer(fetch.group, name="fetch")
 app.command("doctor")(doctor.command)
-app.add_typer(bench.group, name="bench")
 app.add_typer(store.group, name="store")
 
 

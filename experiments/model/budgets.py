@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sapo.conf.errors import WorkError
 
 # On a CPU larger batches are hardly faster, and these take about the memory of padded batches of 8 with all
-# logits, or less (`sapo bench` measures it).
+# logits, or less (tests/scale/bench.py measures it).
 CPU_TRAINING, CPU_READING = 2048, 4096
 LARGEST = 65_536  # keeps any GPU busy
 SHARE = 0.8  # of what is free: estimates err

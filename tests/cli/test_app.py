@@ -23,11 +23,9 @@ COMMANDS = (
     "show",
     "fetch",
     "doctor",
-    "bench",
     "store",
 )
 GROUPS = {
-    "bench": ("scoring", "training", "evaluation", "all", "overhead", "racing"),
     "show": ("config", "run", "task", "pool", "model", "example"),
     "fetch": ("model", "benchmarks"),
 }

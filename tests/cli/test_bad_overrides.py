@@ -12,7 +12,6 @@ COMMANDS = (
     ["train"],
     ["doctor"],
     ["show", "config"],
-    ["bench", "scoring"],
     ["reproduce", "table1"],
 )
 
@@ -66,7 +65,6 @@ GRAMMAR = [
     ("trainer", "trainer"),
     ("trainer.epoch=1", "trainer.epochs"),
     ("policy=sappo", "Did you mean"),
-    ("store.root='unclosed", "unclosed"),
     ("seed=${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE"),
     ("hydra.run.dir=elsewhere", "Unknown setting"),
 ]

@@ -1,1 +1,0 @@
-"""What `sapo bench` does: ours against plain Transformers and PEFT, measured on this machine."""
