@@ -370,3 +370,17 @@ DRAWINGS: dict[str, Callable[[str, Sequence[Path], Path, str, Sequence[str]], Re
     "pool_sizes": pool_sizes,
     "timings": wall_time,
 }
+
+
+def draw(
+    drawing: str,
+    target: str,
+    folders: Sequence[Path],
+    output: Path,
+    definition: str = "reference",
+    warnings: Sequence[str] = (),
+) -> Reproduced:
+    """A target's `drawing`, as `experiments.targets` names it, of its runs or probes, into `output`."""
+    if drawing in DRAWINGS:
+        return DRAWINGS[drawing](target, folders, output, definition, warnings)
+    return probes(target, [drawing], folders, output, warnings)

@@ -3,6 +3,7 @@
 import codecs
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from json import dumps
@@ -10,15 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
-from sapo.conf.errors import WorkError
+from sapo.conf.errors import UserError, WorkError
 from sapo.conf.text import json_safe, printable
 
 if TYPE_CHECKING:
     from sapo.conf.schema import Config
+    from sapo.experiments.engine.local import LocalEngine
+    from sapo.experiments.jobs import Job
+    from sapo.experiments.stages import Stage
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -52,8 +58,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 class Terminal(Console):
     """A console that shows foreign text as it is: no markup, emoji codes or control characters act."""
 
-    def __init__(self, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """What tables and lines measure and wrap is what is shown."""
@@ -100,23 +106,20 @@ def notice(text: str) -> None:
 
 
 def notice_rows(configs: "Sequence[Config]") -> None:
-    """A line on stderr for each way in which configs take rows of their tasks; none where data is missing.
+    """Lines on stderr, each once: what was left out of users' own tasks; how many rows are taken of how many.
 
-    Before it what was read of users' own tasks, and what was left out.
+    None where data is missing, which is said where the tasks are needed.
     """
-    from sapo.conf.errors import UserError
     from sapo.data.benchmarks import load_whole_task, rows_taken
 
     different = {repr((config.sequence, config.data, config.scale)): config for config in configs}
     lines: dict[str, str] = {}
     notes: dict[str, None] = {}
     for config in different.values():
-        try:
+        with suppress(UserError):
             lines.setdefault(rows_taken(config), config.sequence.name)
             tasks = [load_whole_task(name, config) for name in config.sequence.tasks]
             notes.update(dict.fromkeys(note for task in tasks for note in task.notes))
-        except UserError:  # is said where the tasks are needed
-            continue
     for note in notes:
         notice(f"sapo: {note}")
     for line, sequence in lines.items():
@@ -130,17 +133,21 @@ def nothing_on_stdout() -> Iterator[None]:
         yield
 
 
-def store_root() -> Path:
-    """The store that commands about finished runs look in: SAPO_STORE, else `runs`."""
+def store_root(overrides: Sequence[str] | None = None) -> Path:
+    """The store that commands about finished runs look in: `store.root=`, else SAPO_STORE, else `runs`."""
+    given = [override for override in overrides or () if override.startswith("store.root=")]
+    if given:
+        from sapo.conf.load import load_one
+
+        return Path(load_one(given).store.root)
     return Path(os.environ.get("SAPO_STORE") or "runs").expanduser()
 
 
-def find_run(name: str) -> Path:
+def find_run(name: str, overrides: Sequence[str] | None = None) -> Path:
     """The one run folder that a folder or a run id means; UserError otherwise."""
     from sapo.analysis.results import find_runs
-    from sapo.conf.errors import UserError
 
-    folders = find_runs([name], store_root())
+    folders = find_runs([name], store_root(overrides))
     if len(folders) != 1:
         raise UserError(
             f"'{name}' means {len(folders)} runs; this command takes one: "
@@ -149,8 +156,120 @@ def find_run(name: str) -> Path:
     return folders[0]
 
 
-def duration(seconds: float) -> str:
+def say(console: Console, *lines: object) -> None:
+    """Lines of their own length: a terminal breaks them where it will, a file has them whole."""
+    for line in lines:
+        console.print(str(line), soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
+    """An open table: a text column, then right-aligned ones."""
+    found = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True)
+    found.add_column(columns[0], overflow="fold")
+    for name in columns[1:]:
+        found.add_column(name, justify="right")
+    for row in rows:
+        found.add_row(*map(str, row))
+    return found
+
+
+def duration(seconds: float | None) -> str:
     """`45 s`, `12 min`, `3.5 h`, for people."""
+    if seconds is None:
+        return "unknown"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def amount(n_bytes: float | None) -> str:
+    """`512 B`, `3.4 kB`, `1.2 GB`."""
+    if n_bytes is None:
+        return "unknown"
+    units = ["B", "kB", "MB", "GB"]
+    while n_bytes >= 1000 and len(units) > 1:
+        n_bytes, _ = n_bytes / 1000, units.pop(0)
+    return f"{n_bytes:.0f} B" if units[0] == "B" else f"{n_bytes:,.1f} {units[0]}"
+
+
+class Progress:
+    """How many pieces of how many are finished, on stderr: a bar on a terminal, a line a piece elsewhere.
+
+    As an engine's watcher it shows the stages; those of many runs may be under way at once.
+    """
+
+    def __init__(self, total: int = 0) -> None:
+        from rich import progress
+
+        console = Terminal(stderr=True)
+        self.total, self.finished = total, 0
+        self._running: dict[int, tuple[float, str]] = {}
+        columns = (
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+        )
+        self._bar = None
+        if console.is_terminal:
+            # Libraries' prints are sent to stderr already.
+            self._bar = progress.Progress(*columns, console=console, transient=True, redirect_stdout=False)
+            self._row = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, stage: "Stage", event: str) -> None:
+        """Gets a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
+        if event == "begin":
+            self._running[id(stage)] = time.monotonic(), str(stage)
+        else:
+            begun, _ = self._running.pop(id(stage), (0.0, ""))
+            if event != "failed":
+                line = f"{stage}: {time.monotonic() - begun:.1f} s" if event == "done" else ""
+                self.advance(line)
+        if self._bar and self._running:
+            _, first = min(self._running.values())
+            more = f" and {len(self._running) - 1} more" if len(self._running) > 1 else ""
+            self._bar.update(self._row, description=first + more)
+
+    def expect(self, pieces: int) -> None:
+        """So many more are to come."""
+        self.total += pieces
+        if self._bar:
+            self._bar.update(self._row, total=self.total)
+
+    def advance(self, line: str) -> None:
+        """A piece is finished; where there is no bar the line says which, unless it is empty."""
+        self.finished += 1
+        if self._bar:
+            self._bar.advance(self._row)
+        elif line:
+            notice(f"[{self.finished}/{self.total}] {line}")
+
+    def tell(self, line: str) -> None:
+        """A line for people, above the bar."""
+        if self._bar:
+            self._bar.console.out(line)
+        else:
+            notice(line)
+
+
+@contextmanager
+def computing(jobs: "Sequence[Job]", force: bool) -> Iterator[tuple["LocalEngine", Progress]]:
+    """The one engine of a command and what it shows: what is computed by force is so once for all jobs."""
+    from sapo.experiments.run import open_engine
+
+    try:
+        progress = Progress()
+        with open_engine(jobs, progress, progress.tell, force) as engine:
+            yield engine, progress
+    except KeyboardInterrupt:
+        notice("sapo: interrupted. Finished stages are kept: the same command goes on from here.")
+        raise

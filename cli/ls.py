@@ -1,15 +1,12 @@
 """`sapo ls KIND`: what there is, one line each."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from sapo.cli.console import Json, emit, store_root
-
-if TYPE_CHECKING:
-    from sapo.experiments.engine.store import Stored
+from sapo.cli.console import Json, emit, notice, say, store_root
 
 GROUPS = {
     "sequences": "sequence",
@@ -38,49 +35,43 @@ def command(
 ) -> None:
     """List sequences, models, methods, policies, tasks, runs, …, with one line on each; or the kinds."""
     from sapo.conf.errors import unknown
+    from sapo.conf.load import choices, description
 
-    if kind is None:
+    kind = {group: name for name, group in GROUPS.items()}.get(kind or "kinds", kind or "kinds")
+    if kind == "kinds":
         entries = [{"name": name, "description": f"sapo ls {name}"} for name in KINDS]
-        emit({"kinds": entries}, json, lambda console: _render(console, "kinds", entries))
-        return
-
-    kind = next(
-        (name for name, group in GROUPS.items() if kind == group), kind
-    )  # `model` will do for `models`
-    if kind not in KINDS:
+    elif kind in GROUPS:
+        group = GROUPS[kind]
+        entries = [{"name": name, "description": description(group, name)} for name in choices(group)]
+    elif kind == "tasks":
+        entries = _tasks()
+    elif kind in KINDS:
+        entries = runs(store_root()) if kind == "runs" else stages(store_root())
+    else:
         raise unknown("kind", kind, KINDS)
-    own: dict[str, Callable[[], Entries]] = {
-        "tasks": _tasks,
-        "runs": lambda: runs(store_root()),
-        "stages": lambda: stages(store_root()),
-    }
-    entries = own[kind]() if kind in own else _choices(GROUPS[kind])
-    emit({kind: entries}, json, lambda console: _render(console, kind, entries))
+
+    def render(console: Console) -> None:
+        if not entries:
+            notice(f"sapo: no {kind} in {store_root()}; `sapo train` makes some.")
+        width = max((len(entry["name"]) for entry in entries), default=0)
+        say(console, *(f"{entry['name']:<{width}}  {entry['description']}" for entry in entries))
+
+    emit({kind: entries}, json, render)
 
 
 def stages(root: Path) -> Entries:
     """The finished stages of a store; of one that cannot be read, why."""
+    from sapo.conf.errors import UserError
     from sapo.experiments.engine.store import Store
 
-    return [
-        {"name": f"{kind}/{stored.key[:12]}", "description": _stage_facts(stored), "key": stored.key}
-        for kind, stored in Store(root).stages()
-    ]
-
-
-def _stage_facts(stored: "Stored") -> str:
-    from sapo.conf.errors import UserError
-
-    try:
-        return f"{stored.result.task}, {stored.result.model}, {stored.result.seconds:.1f} s"
-    except UserError as error:
-        return f"not readable ({type(error).__name__})"
-
-
-def _choices(group: str) -> Entries:
-    from sapo.conf.load import choices, description
-
-    return [{"name": name, "description": description(group, name)} for name in choices(group)]
+    entries = []
+    for kind, stored in Store(root).stages():
+        try:
+            text = f"{stored.result.task}, {stored.result.model}, {stored.result.seconds:.1f} s"
+        except UserError as error:
+            text = f"not readable ({type(error).__name__})"
+        entries.append({"name": f"{kind}/{stored.key[:12]}", "description": text, "key": stored.key})
+    return entries
 
 
 def _tasks() -> Entries:
@@ -102,33 +93,18 @@ def _tasks() -> Entries:
 
 def runs(root: Path) -> Entries:
     """The finished runs of a store; of one that cannot be read, why."""
-    import json
+    from json import loads
 
     entries = []
     for path in sorted(root.glob("runs/*/run.json")):
+        policy, ap = None, None
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            facts = str(record["policy"])
-            metrics = path.parent / "metrics.json"
-            ap = None
+            facts = policy = str(loads(path.read_bytes())["policy"])
+            metrics = path.with_name("metrics.json")
             if metrics.is_file():  # written by the analysis; runs of a probe or from an archive have none yet
-                ap = json.loads(metrics.read_text(encoding="utf-8"))["metrics"]["rougeL"]["reference"]["AP"]
+                ap = loads(metrics.read_bytes())["metrics"]["rougeL"]["reference"]["AP"]
                 facts += f", AP {'-' if ap is None else f'{ap:.2f}'} ROUGE-L"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            record, ap = {}, None
-            facts = f"not readable ({type(error).__name__})"
-        entries.append(
-            {"name": path.parent.name, "description": facts, "policy": record.get("policy"), "AP": ap}
-        )
+            policy, facts = None, f"not readable ({type(error).__name__})"
+        entries.append({"name": path.parent.name, "description": facts, "policy": policy, "AP": ap})
     return entries
-
-
-def _render(console: Any, kind: str, entries: Entries) -> None:
-    if not entries:
-        from sapo.cli.console import notice
-
-        notice(f"sapo: no {kind} in {store_root()}.")
-        return
-    width = max(len(entry["name"]) for entry in entries)
-    for entry in entries:
-        console.print(f"{entry['name']:<{width}}  {entry['description']}", markup=False, soft_wrap=True)

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from sapo.cli.console import Json, emit, notice, store_root
+from sapo.cli.console import Json, amount, duration, emit, notice, say, store_root
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sapo.experiments.engine.store import Store
 
 group = typer.Typer(
@@ -43,11 +42,11 @@ def verify(
     gone = garbage.delete_damaged(store, found) if delete else []
     left = [problem for problem in found if problem.path is None or problem.path not in gone]
 
-    def render(console: "Console") -> None:
+    def render(console: Console) -> None:
         for path in gone:
-            console.print(f"Deleted {path}", soft_wrap=True)
+            say(console, f"Deleted {path}")
         damaged = f"{len(gone)} damaged and deleted" if gone else "none damaged"
-        console.print(f"{count} stages and {runs} runs in {store.root}, {damaged}.", soft_wrap=True)
+        say(console, f"{count} stages and {runs} runs in {store.root}, {damaged}.")
 
     if json or not left:
         document = {"root": str(store.root), "stages": count, "runs": runs, "deleted": [str(p) for p in gone]}
@@ -78,13 +77,13 @@ def list_stages(root: Root = None, json: Json = False) -> None:
     kinds = _kinds(store, sizes)
     total = sum(kind["bytes"] for kind in kinds.values())
 
-    def render(console: "Console") -> None:
+    def render(console: Console) -> None:
         for entry in entries:
-            line = f"{entry['name']}  {entry['description']}, {_amount(entry['bytes'])}"
-            console.print(line, markup=False, soft_wrap=True)
+            line = f"{entry['name']}  {entry['description']}, {amount(entry['bytes'])}"
+            say(console, line)
         for kind, facts in kinds.items():
-            console.print(f"{facts['count']:>7} {kind:<12} {_amount(facts['bytes']):>9}")
-        console.print(f"{'':>7} {'all':<12} {_amount(total):>9}")
+            console.print(f"{facts['count']:>7} {kind:<12} {amount(facts['bytes']):>9}")
+        console.print(f"{'':>7} {'all':<12} {amount(total):>9}")
 
     emit({"stages": entries, "kinds": kinds, "bytes": total}, json, render)
 
@@ -133,26 +132,24 @@ def gc(
     gone = collect(store, items) if yes else []
     size = sum(item.bytes for item in (gone if yes else items))
 
-    def render(console: "Console") -> None:
-        from sapo.cli.console import duration
-
+    def render(console: Console) -> None:
         locks = [entry for entry in entries if entry["what"] == LOCK]
         for entry in entries:
             if entry in locks:
                 continue
-            facts = f"{entry['what']}, {_amount(entry['bytes'])}, {duration(entry['age_seconds'])} old"
-            console.print(f"{entry['path']}  {facts}", markup=False, soft_wrap=True)
+            facts = f"{entry['what']}, {amount(entry['bytes'])}, {duration(entry['age_seconds'])} old"
+            say(console, f"{entry['path']}  {facts}")
         if locks:
             oldest = duration(max(entry["age_seconds"] for entry in locks))
             facts = f"{len(locks)} locks that nobody holds, the oldest {oldest} old"
-            console.print(f"{store.root / 'locks'}  {facts}", markup=False, soft_wrap=True)
+            say(console, f"{store.root / 'locks'}  {facts}")
         if kept:
-            amount = _amount(sum(item.bytes for item in kept))
-            console.print(f"Kept: {len(kept)} that no finished run refers to ({amount}): --unfinished.")
+            kept_bytes = amount(sum(item.bytes for item in kept))
+            console.print(f"Kept: {len(kept)} that no finished run refers to ({kept_bytes}): --unfinished.")
         what = (
             f"Deleted {len(gone)}" if yes else f"{len(items)} would go (nothing was deleted; --yes deletes)"
         )
-        console.print(f"{what}: {_amount(size)}.")
+        console.print(f"{what}: {amount(size)}.")
 
     emit({"items": entries, "bytes": size, "deleted": len(gone), "kept": len(kept)}, json, render)
 
@@ -174,9 +171,9 @@ def export_runs(
     from sapo.experiments.engine import archive
 
     done = archive.export_runs(find_runs(runs, root or store_root()), out)
-    text = f"{len(done.runs)} runs with {done.stages} stages, {_amount(done.bytes)}, in {out}"
+    text = f"{len(done.runs)} runs with {done.stages} stages, {amount(done.bytes)}, in {out}"
     document = {"file": str(out), "runs": done.runs, "stages": done.stages, "bytes": done.bytes}
-    emit(document, json, lambda console: console.print(text, markup=False, soft_wrap=True))
+    emit(document, json, lambda console: say(console, text))
 
 
 @group.command("import")
@@ -198,7 +195,7 @@ def import_archive(
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
     lines = [text, *(f"  {run}" for run in done.runs)]
     document = {"root": str(store.root), "runs": done.runs, "stages": done.stages, "kept": done.kept}
-    emit(document, json, lambda console: console.print("\n".join(lines), markup=False, soft_wrap=True))
+    emit(document, json, lambda console: say(console, "\n".join(lines)))
 
 
 def _store(root: Path | None) -> "Store":
@@ -209,11 +206,3 @@ def _store(root: Path | None) -> "Store":
     if not root.is_dir():
         raise UserError(f"No store {root}. Say where it is with --root FOLDER or SAPO_STORE.")
     return Store(root)
-
-
-def _amount(n_bytes: int) -> str:
-    """`512 B`, `3.4 kB`, `1.2 GB`."""
-    size, units = float(n_bytes), ["B", "kB", "MB", "GB"]
-    while size >= 1000 and len(units) > 1:
-        size, _ = size / 1000, units.pop(0)
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

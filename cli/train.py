@@ -1,15 +1,24 @@
 """`sapo train OVERRIDES…`: sequences of tasks under SAPO or a baseline."""
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from sapo.cli.console import Json, Overrides, emit, notice_rows
+from sapo.cli import plan
+from sapo.cli.console import (
+    Json,
+    Overrides,
+    computing,
+    emit,
+    nothing_on_stdout,
+    notice,
+    notice_rows,
+    say,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from sapo.cli.running import Outcomes
     from sapo.experiments.run import Outcome
 
 
@@ -24,24 +33,27 @@ def command(
 ) -> None:
     """Train sequences of tasks, choosing each task's prompt by a policy; evaluate every task after each."""
     if dry_run:
-        from sapo.cli import plan
-
         plan.command(overrides, json)
         return
     from sapo.conf.load import load
 
     configs = load(overrides or [])  # a wrong override is answered before PyTorch is imported
     notice_rows(configs)
-    from sapo.cli.running import report_failures, run_jobs, watched_engine
     from sapo.experiments.jobs import Job
+    from sapo.experiments.run import require_some, run
 
-    jobs = [Job(config) for config in configs]
-    with watched_engine(jobs, force) as watched:
-        outcome = run_jobs(jobs, watched, not keep_going)
-    summaries = [_summary(run) for run in outcome.finished]
-    emit(_document(summaries, outcome), json, lambda console: _render(console, outcome))
-    report_failures(outcome)
-    if outcome.failed:
+    begun, jobs = time.monotonic(), [Job(config) for config in configs]
+    with computing(jobs, force) as (engine, progress), progress, nothing_on_stdout():
+        outcomes = run(jobs, engine, keep_going=keep_going, expect=progress.expect)
+    require_some(outcomes)
+    finished = [outcome for outcome in outcomes if not outcome.error]
+    failed = [{"run": str(out.job), "error": out.message} for out in outcomes if out.error]
+    seconds = round(time.monotonic() - begun, 3)
+    document = {"runs": [_summary(run) for run in finished], "failed": failed, "seconds": seconds}
+    emit(document, json, lambda console: _render(console, finished))
+    for each in failed:
+        notice(f"sapo: {each['run']} failed: {each['error']}")
+    if failed:
         raise typer.Exit(1)
 
 
@@ -72,22 +84,14 @@ def _summary(run: "Outcome") -> dict[str, Any]:
     }
 
 
-def _document(summaries: list[dict[str, Any]], outcome: "Outcomes") -> dict[str, Any]:
-    failed = [{"run": name, "error": message} for name, message in outcome.failed]
-    return {"runs": summaries, "failed": failed, "seconds": round(outcome.seconds, 3)}
-
-
-def _render(console: "Console", outcome: "Outcomes") -> None:
-    from sapo.analysis.render import prompts_terminal
+def _render(console: Console, finished: "list[Outcome]") -> None:
     from sapo.analysis.results import load_run
-    from sapo.analysis.tables import chosen_prompts
-    from sapo.cli.views import run_scores
+    from sapo.cli.views import render_run
 
-    for run in outcome.finished:
-        result = load_run(run.folder)
-        console.rule(result.facts, align="left")
-        for part in run_scores(result, run.job.config.parity.definition):
-            console.print(part)
-        console.print(prompts_terminal(chosen_prompts([result])))
-        console.print(f"Stages: {run.computed} computed, {run.stored} from the store.")
-        console.print(f"Written to {run.folder}", markup=False, soft_wrap=True)
+    for run in finished:
+        render_run(console, load_run(run.folder), run.job.config.parity.definition)
+        say(
+            console,
+            f"Stages: {run.computed} computed, {run.stored} from the store.",
+            f"Written to {run.folder}",
+        )

@@ -20,6 +20,11 @@ class WorkError(UserError):
     exit_code = 1
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says; of what is no UserError, its kind too."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """An error for an unknown name, with the nearest known names and the list of them, cut if it is long."""
     known = sorted(known, key=lambda each: re.sub("[0-9]+", lambda number: number[0].zfill(9), each))

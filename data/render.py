@@ -194,6 +194,23 @@ class Renderer:
             keep = max(0, keep - (len(ids) - self.max_input_tokens))
 
 
+def explained(
+    renderer: Renderer, task: Task, prompt: str, example: Example, for_test: bool = False
+) -> dict[str, Any]:
+    """An example as a model sees it, token by token, as JSON values; `for_test` as in `Renderer.render`."""
+    (rendered,) = renderer.render(task, prompt, [example], for_test)
+    decode = renderer.tokenizer.decode
+    whole = renderer.full_text(task, prompt, example)
+    return {
+        "text": decode(rendered.input_ids) if rendered.is_shortened else whole,
+        "input_ids": rendered.input_ids,
+        "target_start": rendered.target_start,
+        "target_ids": rendered.target_ids,
+        "tokens": [decode([token]) for token in rendered.input_ids],
+        "shortened": rendered.is_shortened,
+    }
+
+
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The texts that a tokenizer or its chat template takes for marks of its own wherever they stand."""
     template = str(tokenizer.chat_template)

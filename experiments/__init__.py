@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapo.experiments.selection import Selection, select_prompt
+    from sapo.experiments.select import Selection, select_prompt
 
 __all__ = ["Selection", "select_prompt"]
 
@@ -11,7 +11,7 @@ __all__ = ["Selection", "select_prompt"]
 def __getattr__(name: str) -> Any:
     """`select_prompt` and `Selection`, imported when they are first asked for, since they bring PyTorch."""
     if name in __all__:
-        from sapo.experiments import selection
+        from sapo.experiments import select
 
-        return getattr(selection, name)
+        return getattr(select, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

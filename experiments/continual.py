@@ -30,6 +30,19 @@ class Engine(Protocol):
         ...
 
 
+class CountingEngine:
+    """An engine that computes nothing and counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def run(self, stage: Stage) -> Planned:
+        """A stand-in for the stage."""
+        del stage
+        self.asked += 1
+        return Planned(str(self.asked))
+
+
 async def run_sequence(config: Config, engine: Engine) -> Run:
     """Trains the tasks of a sequence and evaluates before and after.
 

@@ -1,9 +1,7 @@
 """A state of a finished run as files for others: an ordinary PEFT adapter, or a whole merged model."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
 from sapo.data.files import stored_json
-from sapo.experiments.engine.store import Store, Stored
+from sapo.data.records import BASE, StateRecord
+from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import load_tokenizer, read_model
 from sapo.experiments.model.preflight import preflight
-from sapo.experiments.reevaluation import Reevaluation, missing_state
-from sapo.experiments.stages import BASE
+from sapo.experiments.reevaluation import FinishedRun
 
 CARD = "README.md"
 # A tokenizer beside an adapter's own files would make AutoPeftModel resize the base model's embeddings.
@@ -39,16 +36,14 @@ TOLERANCE_OF_HALVES = 0.05
 class Exportable:
     """A trained state of a finished run, and what it has learned, in order.
 
-    `tested` are the tasks that the run tested in this state. A lesson is `task`, `instruction` (what the task
-    is tested with), `separator`, `suffix`, and `drawn`: the wordings that training drew from, None where it
-    used the instruction alone.
+    `learned` has of each task `task`, `instruction` (what it is tested with), `separator`, `suffix`, and
+    `drawn`, the prompts that training drew from, None where it used the instruction alone.
     """
 
-    run: Reevaluation
-    after: int
-    tested: list[str]
+    run: FinishedRun
+    state: StateRecord
     trained: Stored
-    lessons: list[dict[str, Any]]
+    learned: list[dict[str, Any]]
 
     @property
     def config(self) -> Config:
@@ -65,66 +60,69 @@ class Exportable:
         model = self.config.model
         name, revision = base_of(self.config)
         return {
-            "run": self.run.record["id"],
-            "sequence": self.run.record["sequence"],
+            "run": self.run.record.id,
+            "sequence": self.run.record.sequence,
             "kind": "merged" if merge else "adapter",
-            "state": {"after": self.after, "key": self.trained.key},
+            "state": {"after": self.state.after, "key": self.trained.key},
             "base": {"model": model.name, "load": name, "revision": revision, "source": model.source},
             "is_on_hub": not Path(name).is_absolute(),
             "rank": stored_json(self.adapter / "adapter_config.json")["r"],
             "template_options": dict(model.template_options),
             "max_new_tokens": self.config.evaluator.max_new_tokens,
-            "tasks": self.lessons,
-            "tested": self.tested,
+            "tasks": self.learned,
+            "tested": list(self.state.tasks),
             "definition": self.config.parity.definition,
         }
 
 
-def exportable(run: Reevaluation, wanted: str, store: Store) -> Exportable:
+def exportable(run: FinishedRun, wanted: str) -> Exportable:
     """The wanted state: `last`, a number of trained tasks, or the task after whose training it was.
 
     Raises UserError if there is no such state, it has no adapter, it is not in the store (any more), or the
     base model on this machine is not the one that the run trained; WorkError if the store is damaged.
     """
     state = _state(run, wanted)
-    chain = _trainings(run, state, store)
-    learned = run.learned(state)
-    lessons = [lesson for stored in chain for lesson in stored_json(stored.folder / "identity.json")["tasks"]]
-    _require_same_base(run)
-    return Exportable(
-        run,
-        state["after"],
-        state["tasks"],
-        chain[-1],
-        [
-            {
-                "task": choice["task"],
-                "instruction": choice["text"],
-                "separator": lesson["task"]["separator"],
-                "suffix": lesson["task"]["suffix"],
-                "drawn": choice["drawn"],
-            }
-            for choice, lesson in zip(learned, lessons, strict=True)
-        ],
-    )
+    chain: list[tuple[Stored, dict[str, Any]]] = []  # the trainings that led to it, the first one first
+    after, key = state.after, state.key
+    while key != BASE:
+        stored = run.store.find("train", key)
+        if stored is None:
+            raise run.missing(after)
+        identity = stored_json(stored.folder / "identity.json")
+        chain.insert(0, (stored, identity))
+        after, key = identity["position"], identity["state"]
+    preflight(run.config, trains=False, answers=False)
+    run.require_same_base()
+    shown = [learned["task"] for _, identity in chain for learned in identity["tasks"]]
+    learned = [
+        {
+            "task": choice.task,
+            "instruction": choice.text,
+            "separator": task["separator"],
+            "suffix": task["suffix"],
+            "drawn": choice.drawn and list(choice.drawn),
+        }
+        for choice, task in zip(run.learned(state), shown, strict=True)
+    ]
+    return Exportable(run, state, chain[-1][0], learned)
 
 
-def _state(run: Reevaluation, wanted: str) -> dict[str, Any]:
-    name, method = run.record["id"], run.record["method"]
-    trained = [state for state in run.states if state["key"] != BASE]
+def _state(run: FinishedRun, wanted: str) -> StateRecord:
+    name, record = run.record.id, run.record
+    trained = [state for state in record.states if state.key != BASE]
     if not trained:
-        raise UserError(f"Run {name} trained nothing (method {method}): it has no adapter to export.")
+        raise UserError(f"Run {name} trained nothing (method {record.method}): it has no adapter to export.")
     if wanted in {"base", "0"}:
         raise UserError(
             f"--state {wanted}: the untouched model has no adapter to export. "
-            f"Where it lies: sapo show model {run.record['model']}"
+            f"Where it lies: sapo show model {record.model}"
         )
-    numbers = sorted({state["after"] for state in trained})
+    numbers = sorted({state.after for state in trained})
     number = numbers[-1] if wanted == "last" else int(wanted) if wanted.isdecimal() else None
-    found = [state for state in trained if state["after"] == number]
+    found = [state for state in trained if state.after == number]
     if not found:  # the first state that has learned the task is the one that its training left
-        found = [s for s in trained if wanted in [choice["task"] for choice in run.learned(s)]][:1]
-    tasks = ", ".join(run.record["tasks"])
+        found = [s for s in trained if wanted in [choice.task for choice in run.learned(s)]][:1]
+    tasks = ", ".join(record.tasks)
     if len(found) > 1:
         raise UserError(
             f"--state {wanted}: run {name} trained each task alone, and has a state for each. "
@@ -136,34 +134,6 @@ def _state(run: Reevaluation, wanted: str) -> dict[str, Any]:
             f"(trained tasks), or by the task trained last: {tasks}."
         )
     return found[0]
-
-
-def _trainings(run: Reevaluation, state: dict[str, Any], store: Store) -> list[Stored]:
-    """The trainings that led to a state, the first one first."""
-    chain: list[Stored] = []
-    after, key = state["after"], state["key"]
-    while key != BASE:
-        stored = store.find("train", key)
-        if stored is None:
-            raise missing_state(run, after, store)
-        chain.insert(0, stored)
-        identity = stored_json(stored.folder / "identity.json")
-        after, key = identity["position"], identity["state"]
-    return chain
-
-
-def _require_same_base(run: Reevaluation) -> None:
-    # The device decides only the precision, which is not compared: a run from a GPU exports without one.
-    config = replace(run.config, engine=replace(run.config.engine, device="cpu"))
-    preflight(config, trains=False, answers=False)
-    now, then = model_identity(config), run.record["identity"]["model"]
-    changed = [part for part in ("weights", "tokenizer", "chat_template") if now.get(part) != then.get(part)]
-    if changed:
-        raise UserError(
-            f"The {', '.join(changed).replace('_', ' ')} of model {config.model.name} "
-            f"({config.model.path or config.model.source}) changed since run {run.record['id']}. "
-            "An adapter belongs to the very model it was trained on: put that back."
-        )
 
 
 def base_of(config: Config) -> tuple[str, str | None]:
@@ -189,41 +159,29 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
     largest logit; raises WorkError if it is above the tolerance.
     """
     require_free(folder)
-    tokenizer = load_tokenizer(source.config.model)
-    with _written_at_once(folder) as built:
-        if merge:
-            difference = _write_merged(source, built, tokenizer)
-            tokenizer.save_pretrained(built)
-        else:
-            difference = None
-            _write_adapter(source, built)
-            tokenizer.save_pretrained(built / TOKENIZER)
-        (built / CARD).write_text(card, encoding="utf-8")
-    return difference
-
-
-@contextmanager
-def _written_at_once(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place when the block ends without an error."""
-    target = folder.resolve()
+    tokenizer, target = load_tokenizer(source.config.model), folder.resolve()
+    difference = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             built = Path(scratch) / "built"
             built.mkdir()
-            yield built
+            if merge:
+                difference = _write_merged(source, built, tokenizer)
+                tokenizer.save_pretrained(built)
+            else:
+                config = LoraConfig.from_pretrained(str(source.adapter))
+                config.base_model_name_or_path, config.revision = base_of(source.config)
+                config.save_pretrained(str(built))
+                (built / WEIGHTS).write_bytes((source.adapter / WEIGHTS).read_bytes())
+                tokenizer.save_pretrained(built / TOKENIZER)
+            (built / CARD).write_text(card, encoding="utf-8")
             for path in built.glob("*.safetensors"):  # written for their owner alone
                 path.chmod((built / CARD).stat().st_mode)
             built.rename(target)
     except (OSError, SafetensorError) as error:
         raise WorkError(f"The export to {folder} failed, and left nothing: {error}") from error
-
-
-def _write_adapter(source: Exportable, folder: Path) -> None:
-    config = LoraConfig.from_pretrained(str(source.adapter))
-    config.base_model_name_or_path, config.revision = base_of(source.config)
-    config.save_pretrained(str(folder))
-    (folder / WEIGHTS).write_bytes((source.adapter / WEIGHTS).read_bytes())
+    return difference
 
 
 def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -270,7 +228,7 @@ def merge_into(base: PreTrainedModel, adapted: PeftModel) -> None:
 
 def _probe(source: Exportable, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Token ids of the last learned task's instruction in the chat template."""
-    turn = [{"role": "user", "content": source.lessons[-1]["instruction"] or source.lessons[-1]["task"]}]
+    turn = [{"role": "user", "content": source.learned[-1]["instruction"] or source.learned[-1]["task"]}]
     options = dict(source.config.model.template_options)
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **options)
     return torch.tensor([tokenizer(str(text), add_special_tokens=False)["input_ids"][:512]])

@@ -15,3 +15,8 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", digest(asdict(self.config)))
+
+    def __str__(self) -> str:
+        config = self.config
+        groups = (config.sequence, config.model, config.method, config.policy)
+        return " ".join([*(group.name for group in groups), f"seed {config.seed}"])

@@ -5,14 +5,14 @@ what can be known before the last task is trained: losses, answers and gradients
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, message_of
 from sapo.conf.names import DIGEST, plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
@@ -23,8 +23,8 @@ from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.records import MANIFEST, ProbeRecord, RunRecord, manifest_of, read_record, write_record
 from sapo.data.subset import subset
 from sapo.data.tasks import Example, Task, digest, examples_digest
-from sapo.experiments.continual import ORDERS, Engine, one_after_another
-from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.continual import ORDERS, CountingEngine, Engine, one_after_another
+from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
@@ -56,6 +56,9 @@ class Probe:
         """What the runs share: the config of the one with the original."""
         return self.jobs[ORIGINAL].config
 
+    def __str__(self) -> str:
+        return str(self.jobs[ORIGINAL])
+
     def scored(self, task: Task) -> tuple[Example, ...]:
         """The training examples of a task that are measured before the second is trained."""
         scorer = self.config.scorer
@@ -63,7 +66,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Pull:
+class ProbeGradient:
     """The gradient of a task under one prompt; `rank` is the prompt's place by loss, 1 = lowest."""
 
     task: Task
@@ -78,8 +81,8 @@ class Measured:
 
     losses: Stored | Planned
     answers: dict[int, Stored | Planned]
-    current: tuple[Pull, ...] = ()
-    others: tuple[Pull, ...] = ()
+    current: tuple[ProbeGradient, ...] = ()
+    others: tuple[ProbeGradient, ...] = ()
 
 
 def probes_of(jobs: Sequence[Job]) -> list[Probe]:
@@ -146,62 +149,63 @@ def finished_part(probe: Probe, finished: Collection[str]) -> Probe | None:
     return replace(probe, prompts=prompts, jobs=jobs, missing=missing)
 
 
-@dataclass(frozen=True)
-class Written:
-    """The folders of the probes that are written, and the probes that could not be measured, with why."""
-
-    folders: list[Path]
-    failed: list[tuple[Probe, Exception]]
-
-
 def write_probes(
-    probes: Sequence[Probe],
+    jobs: Sequence[Job],
     folders: Mapping[str, Path],
     engine: LocalEngine,
     gradients: bool = False,
-) -> Written:
+    expect: Callable[[int], object] = ignore,
+) -> tuple[list[Path], list[tuple[str, str]]]:
     """Measures what can be known before the second task is trained, and writes `ROOT/probes/ID`.
 
-    `folders` has the folder of every run of the probes by the key of its job.
+    Prompts whose runs failed are left out, and a probe that lacks the original or has too few others.
+
+    Args:
+        jobs: The runs of all probes.
+        folders: The folder of each finished run by the key of its job.
+        engine: Where it is measured.
+        gradients: Whether gradients are measured too.
+        expect: Told how many stages are asked for.
+
+    Returns:
+        The probes' folders; name and message of each probe that is left out or could not be measured.
     """
-    written, store = Written([], []), engine.store
+    asked = [(probe, finished_part(probe, folders)) for probe in probes_of(jobs)]
+    failed = [(f"probe of {probe}", "too many of its runs failed") for probe, part in asked if part is None]
+    probes, written, store = [part for _, part in asked if part is not None], [], engine.store
+    counter = CountingEngine()
+    asyncio.run(measure_all(probes, counter, gradients))
+    expect(counter.asked)
     originals = [read_record(RunRecord, folders[probe.jobs[ORIGINAL].key]) for probe in probes]
     targets = [store.probe_folder(_probe_id(*both)[0]) for both in zip(probes, originals, strict=True)]
-    # Gradients that were asked for once stay with their probe: by now they only have to be read.
-    wanted = [gradients or (target / _GRADIENTS).is_file() for target in targets]
-    (measured,) = engine.complete([_measure_each(probes, engine, wanted)])
+
+    async def everything() -> list[Measured | BaseException]:
+        # Gradients that were asked for once stay with their probe: by now they only have to be read.
+        measuring = (
+            _measure(probe, engine, gradients or (target / _GRADIENTS).is_file())
+            for probe, target in zip(probes, targets, strict=True)
+        )
+        return await asyncio.gather(*measuring, return_exceptions=True)
+
+    (measured,) = engine.complete([everything()])
     for probe, found, original, target in zip(probes, measured, originals, targets, strict=True):
         try:
-            if isinstance(found, Exception):
+            if isinstance(found, BaseException):
                 raise found
             runs = {index: folders[job.key].name for index, job in probe.jobs.items()}
             with store.lock(target.name), store.replacing(target, target.name) as folder:
                 _write(folder, probe, found, original, runs)
                 write_json(folder / MANIFEST, manifest_of(folder))
-            written.folders.append(target)
+            written.append(target)
         except Exception as error:
             # One probe's failure, whatever it is, leaves the others to be written.
-            written.failed.append((probe, error))
-    return written
+            failed.append((f"probe of {probe}", message_of(error)))
+    return written, failed
 
 
 async def measure_all(probes: Sequence[Probe], engine: Engine, gradients: bool = False) -> None:
     """Asks the engine for all that `write_probes` measures; a planning engine thereby counts it."""
     await asyncio.gather(*(_measure(probe, engine, gradients) for probe in probes))
-
-
-async def _measure_each(
-    probes: Sequence[Probe], engine: Engine, gradients: Sequence[bool]
-) -> list[Measured | Exception]:
-    """What was measured for each probe, or why it could not be."""
-
-    async def outcome(probe: Probe, wanted: bool) -> Measured | Exception:
-        try:
-            return await _measure(probe, engine, wanted)
-        except Exception as error:
-            return error
-
-    return list(await asyncio.gather(*map(outcome, probes, gradients)))
 
 
 async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
@@ -219,17 +223,17 @@ async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
     if not gradients:
         return measured
 
-    async def pull(task: Task, prompt: Prompt, rank: int = 0) -> Pull:
+    async def gradient(task: Task, prompt: Prompt, rank: int = 0) -> ProbeGradient:
         stage = Gradient(probe.config, state, task, probe.scored(task), prompt)
-        return Pull(task, await engine.run(stage), prompt.index, rank)
+        return ProbeGradient(task, await engine.run(stage), prompt.index, rank)
 
     ranked = _by_loss(probe, losses)
     ranks = spread_ranks(len(ranked))
     return replace(
         measured,
-        current=tuple(await asyncio.gather(*(pull(current, ranked[rank - 1], rank) for rank in ranks))),
+        current=tuple(await asyncio.gather(*(gradient(current, ranked[rank - 1], rank) for rank in ranks))),
         others=tuple(
-            await asyncio.gather(*(pull(t, Prompt(t.instruction)) for t in (trained, *probe.unseen)))
+            await asyncio.gather(*(gradient(t, Prompt(t.instruction)) for t in (trained, *probe.unseen)))
         ),
     )
 
@@ -298,14 +302,14 @@ def _write(folder: Path, probe: Probe, measured: Measured, original: RunRecord, 
 def _cosine_rows(probe: Probe, measured: Measured) -> Iterable[dict[str, Any]]:
     """A row for every prompt of the second task, other task, and module."""
     trained = probe.tasks[0].name
-    others = [(pull.task.name, load_gradients(_stored(pull.stored).folder)) for pull in measured.others]
-    for pull in measured.current:
-        own = load_gradients(_stored(pull.stored).folder)
+    others = [(found.task.name, load_gradients(_stored(found.stored).folder)) for found in measured.others]
+    for found in measured.current:
+        own = load_gradients(_stored(found.stored).folder)
         for task, other in others:
             for module, cosine in cosines(own, other).items():
                 yield {
-                    "prompt": pull.prompt,
-                    "rank": pull.rank,
+                    "prompt": found.prompt,
+                    "rank": found.rank,
                     "task": task,
                     "role": "trained" if task == trained else "unseen",
                     "module": module,

@@ -1,21 +1,24 @@
 """Running jobs: checked before they begin, on one engine, and each written as soon as it is finished."""
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from sapo.conf.errors import UserError
+from sapo.conf.errors import UserError, WorkError, message_of
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt, PromptPool
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
-from sapo.experiments.continual import pool_for, run_sequence
+from sapo.experiments import targets
+from sapo.experiments.continual import CountingEngine, pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.jobs import Job
@@ -23,7 +26,9 @@ from sapo.experiments.methods import METHODS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
-from sapo.experiments.runs import Planned, write_run
+from sapo.experiments.plan import plan, weight_bytes
+from sapo.experiments.probe import probes_of, write_probes
+from sapo.experiments.runs import write_run
 from sapo.experiments.stages import Stage
 
 
@@ -144,22 +149,9 @@ _RUN_CHECKS: tuple[Check, ...] = (
 )
 
 
-class _Counter:
-    """An engine that computes nothing and counts what it is asked for."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    async def run(self, stage: Stage) -> Planned:
-        """A stand-in for the stage."""
-        del stage
-        self.asked += 1
-        return Planned(str(self.asked))
-
-
 def expected_stages(config: Config) -> int:
     """How many stages a run asks for, at most: a task whose original instruction wins is tested once less."""
-    counter = _Counter()
+    counter = CountingEngine()
     asyncio.run(run_sequence(config, counter))
     return counter.asked
 
@@ -210,6 +202,11 @@ class Outcome:
     def error(self) -> Exception | None:
         """Why there is no run."""
         return self.result if isinstance(self.result, Exception) else None
+
+    @property
+    def message(self) -> str:
+        """What the error says."""
+        return message_of(self.error) if self.error else ""
 
     @property
     def folder(self) -> Path:
@@ -275,3 +272,147 @@ async def _outcome(job: Job, engine: LocalEngine, turn: int, keep_going: bool) -
             raise
         result = error
     return Outcome(job, result, asker.computed, asker.stored)
+
+
+def require_some(outcomes: Sequence[Outcome]) -> None:
+    """Raises what ended the jobs if none was finished: the one error, or one with the messages of all."""
+    errors = {outcome.message: outcome.error for outcome in outcomes if outcome.error}
+    if not all(outcome.error for outcome in outcomes):
+        return
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    is_command_wrong = all(isinstance(error, UserError) and error.exit_code == 2 for error in errors.values())
+    raise (UserError if is_command_wrong else WorkError)("\n".join(errors))
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of a table or figure: `folders` are the runs, or the probes, that it is drawn from.
+
+    `failed` has name and message of every run that failed, and of every probe that could not be made.
+    """
+
+    target: str
+    jobs: list[Job]
+    outcomes: list[Outcome]
+    folders: list[Path]
+    failed: list[tuple[str, str]]
+    seconds: float
+
+    @property
+    def finished(self) -> list[Outcome]:
+        """The runs that are there."""
+        return [outcome for outcome in self.outcomes if not outcome.error]
+
+
+def reproduce(
+    target: str,
+    scale: str = "mini",
+    overrides: Sequence[str] = (),
+    engine: LocalEngine | None = None,
+    *,
+    expect: Callable[[int], object] = ignore,
+) -> Reproduction:
+    """Runs what a table or figure of the paper needs; `analysis.report.draw` shows it.
+
+    Args:
+        target: A name in `TARGETS`.
+        scale: `mini`, `small` or `paper`.
+        overrides: Settings as on the command line.
+        engine: Where the stages are computed; if not given, the engine of the jobs' configs.
+        expect: Told how many stages are asked for, before runs and before what probes measure beside them.
+
+    Raises:
+        UserError: If something is not there or does not fit.
+        WorkError: If no run finished, or there is nothing to draw.
+    """
+    what, begun = targets.TARGETS[target], time.monotonic()
+    jobs = targets.jobs_of(target, scale, overrides)
+    if engine is None:
+        with open_engine(jobs) as engine:
+            return reproduce(target, scale, overrides, engine, expect=expect)
+    if what.is_probe:
+        probes_of(jobs)  # what cannot be a probe is refused before hours of runs
+    outcomes = run(jobs, engine, expect=expect)
+    require_some(outcomes)
+    failed = [(str(outcome.job), outcome.message) for outcome in outcomes if outcome.error]
+    finished = {outcome.job.key: outcome.folder for outcome in outcomes if not outcome.error}
+    # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
+    folders = list(dict.fromkeys(finished.values()))
+    if what.is_probe:
+        folders, unmeasured = write_probes(jobs, finished, engine, what.gradients, expect)
+        if not folders:
+            raise WorkError("\n".join(f"{name}: {message}" for name, message in [*failed, *unmeasured]))
+        failed += unmeasured
+    return Reproduction(target, jobs, outcomes, folders, failed, time.monotonic() - begun)
+
+
+# --- plans -------------------------------------------------------------------------------------------------
+
+
+def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> dict[str, Any]:
+    """The plan of some runs, and of `probes` as `planning.plan` takes them, as JSON values.
+
+    None for what is not known. Runs that cannot be planned are left out, and counted by their reason; raises
+    UserError if none can.
+    """
+    possible, unplanned = plannable(jobs)
+    kept = {job.key for job in possible}
+    of_probes = [([job for job in runs if job.key in kept], gradients) for runs, gradients in probes]
+    planned = plan(possible, Store(Path(jobs[0].config.store.root)), of_probes)
+    distinct = sum(kind.done + kind.to_do for kind in planned.kinds)
+    return {
+        "runs": len(possible),
+        "unplanned": [{"runs": count, "reason": reason} for reason, count in unplanned.items()],
+        "kinds": [asdict(kind) for kind in planned.kinds],
+        "trainings": [asdict(kind) for kind in planned.trainings],
+        "asked": planned.asked,
+        "shared": planned.asked - distinct,
+        "seconds": _total([kind.seconds for kind in planned.kinds]),
+        "gpu_hours": _total([model.gpu_hours for model in planned.models.values()]),
+        "models": {name: asdict(model) for name, model in planned.models.items()},
+        "disk_bytes": planned.disk_bytes,
+        "weight_bytes": {job.config.model.name: weight_bytes(job.config) for job in possible},
+    }
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
+    """What all targets together would compute, shared stages once; of several, also each alone.
+
+    A target that cannot be planned is named with the reason; raises UserError with all if there is no other.
+    """
+
+    def work_of(name: str) -> tuple[str, bool]:
+        # Targets that show the same runs in other ways count once.
+        return targets.TARGETS[name].experiment, targets.TARGETS[name].gradients
+
+    def together(names: Sequence[str]) -> dict[str, Any]:
+        distinct = list({work_of(name): name for name in names}.values())
+        probes = [
+            (jobs[name], targets.TARGETS[name].gradients)
+            for name in distinct
+            if targets.TARGETS[name].is_probe
+        ]
+        every = {job.key: job for name in distinct for job in jobs[name]}
+        return plan_jobs(list(every.values()), probes)
+
+    if len(jobs) == 1:
+        return together(list(jobs))
+    shown = ("runs", "unplanned", "kinds", "trainings", "seconds", "gpu_hours")
+    alone: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name in jobs:
+        if work_of(name) not in alone:
+            try:
+                alone[work_of(name)] = {key: value for key, value in together([name]).items() if key in shown}
+            except UserError as error:
+                alone[work_of(name)] = {"error": str(error)}
+    each = {name: alone[work_of(name)] for name in jobs}
+    possible = [name for name, found in each.items() if "error" not in found]
+    if not possible:
+        raise UserError("\n".join(dict.fromkeys(found["error"] for found in each.values())))
+    return together(possible) | {"targets": each}

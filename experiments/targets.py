@@ -1,9 +1,11 @@
 """What can be reproduced: each table and figure of the paper, its experiments, and how it is drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sapo.conf.errors import UserError, unknown
 from sapo.conf.load import load
+from sapo.conf.schema import Config
 from sapo.experiments.jobs import Job
 
 SCALES = ("mini", "small", "paper")
@@ -78,7 +80,7 @@ def targets_of(name: str, scale: str) -> list[str]:
     ]
 
 
-def jobs_of(name: str, scale: str, overrides: list[str]) -> list[Job]:
+def jobs_of(name: str, scale: str, overrides: Sequence[str]) -> list[Job]:
     """The runs of a target at a scale that it has, each once; UserError for overrides that do not fit."""
     if any(override.startswith("experiment=") for override in overrides):
         raise UserError(f"{name} is an experiment itself: leave experiment=… out, or use sapo train.")
@@ -91,9 +93,11 @@ def jobs_of(name: str, scale: str, overrides: list[str]) -> list[Job]:
     return list(distinct.values())
 
 
-def require_gpu(scale: str, device_type: str) -> None:
+def require_gpu(scale: str, config: Config) -> None:
     """UserError if the paper's scale is asked for on a CPU."""
-    if scale == "paper" and device_type == "cpu":
+    from sapo.experiments.model.identity import device_of  # PyTorch, which a list of targets does not need
+
+    if scale == "paper" and device_of(config).type == "cpu":
         raise UserError(
             "The paper's scale trains models of 7 to 14 billion parameters: it needs a GPU (80 GB for the "
             "largest), and PyTorch sees none here. Try --scale mini, or insist with --yes."

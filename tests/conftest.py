@@ -87,11 +87,11 @@ def run_probes() -> Callable[..., list[Path]]:
 
     def run(configs: list[Config], engine: Any, gradients: bool = False) -> list[Path]:
         jobs = [Job(config) for config in configs]
-        probes = probes_of(jobs)
+        probes_of(jobs)
         folders = {done.job.key: done.folder for done in run_jobs(jobs, engine, keep_going=False)}
-        written = write_probes(probes, folders, engine, gradients)
-        assert written.failed == []
-        return written.folders
+        written, failed = write_probes(jobs, folders, engine, gradients)
+        assert failed == []
+        return written
 
     return run
 

@@ -28,9 +28,9 @@ PARTS = {
     "continual": 5,
     "probe": 5,
     "plan": 5,
-    "selection": 5,
+    "select": 5,
     "targets": 5,
-    "machine": 5,
+    "doctor": 5,
 }
 TOP = 6
 MODULES = sorted(path.relative_to(ROOT) for folder in LEVELS for path in (ROOT / folder).glob("**/*.py"))

@@ -113,7 +113,7 @@ COMMANDS = [
     (("select", "task=mini_city", "data={tmp}/rows.csv"), "brings its own data"),
     (("select", "task=mini_city", "instruction=x"), "brings its own instruction"),
     (("select", "task=none"), "Unknown mini task 'none'"),
-    (("select", "task=mini_city", "scorer=race"), "scores every wording"),
+    (("select", "task=mini_city", "scorer=race"), "scores every prompt"),
     (("select", "task=mini_city", "data.truncation=end"), "shortens inputs only"),
     (("select", "task=mini_city", "scorer.reduction=batch"), "takes token or example"),
     (("select", "task=mini_city", "seed=0,1"), "describe 2 runs"),

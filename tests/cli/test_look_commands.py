@@ -94,7 +94,7 @@ def test_show_config_is_yaml_of_the_config_with_its_docs(sapo, small):
         == asdict(load_one(list(small)))
         == sapo("show", "config", *small, "--json").document
     )
-    assert "  rank: 8  # LoRA rank of the adapter that is trained" in text.splitlines()
+    assert "\n  rank: 8  # LoRA rank of the adapter that is trained" in text
 
 
 def test_a_plan_has_trainings_by_place_and_names_runs_that_it_leaves_out(sapo, small):

@@ -8,15 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sapo.cli import plan, reproduce
-from sapo.cli.progress import StageProgress
-from sapo.cli.running import Outcomes, Watched
 from sapo.conf.errors import WorkError
-from sapo.conf.load import load
-from sapo.experiments import probe, run, targets
-from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments import run, targets
 from sapo.experiments.engine.store import Store
-from sapo.experiments.jobs import Job
 from sapo.experiments.run import Outcome
 
 
@@ -128,13 +122,13 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
     jobs = {name: runs_of[targets.TARGETS[name].experiment] for name in names}
     asked = []
 
-    def describe(runs, probes):
+    def planned(runs, probes):
         asked.append((runs, probes))
-        return {**dict.fromkeys(reproduce._SHOWN_ALONE), "runs": len(runs)}
+        return {"runs": len(runs), "asked": 0}
 
-    monkeypatch.setattr(plan, "describe", describe)
-    document = reproduce._plan(jobs)
-    assert list(document["targets"]) == list(names)
+    monkeypatch.setattr(run, "plan_jobs", planned)
+    document = run.plan_targets(jobs)
+    assert document["targets"] == {name: {"runs": 1} for name in names}
     probe_runs, table_runs = runs_of["probe"], runs_of["table1"]
     *alone, together = asked
     assert alone == [
@@ -171,32 +165,24 @@ def test_by_force_targets_that_share_stages_compute_them_once(sapo, small, tmp_p
     assert set(begun.values()) == {1}
 
 
-def test_a_probe_is_drawn_without_another_s_run_that_failed(tmp_path, monkeypatch):
-    configs = load(["experiment=probe_mini", "policy.index=-1,0,1", "seed=0,1", "model=tiny_llama"])
-    jobs = [Job(config) for config in configs]
-    order = reproduce.Order("figure2", "mini", [], jobs)
-    watched = Watched(LocalEngine(Store(tmp_path)), StageProgress())
-    written: list[probe.Probe] = []
+def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
+    settings = ["policy.index=-1,0,1", "seed=0,1", "model=tiny_llama", f"store.root='{tmp_path}'"]
+    jobs = targets.jobs_of("figure2", "mini", settings)
+    written = ([Path("folder")], [("a probe", "why")])
 
-    def write_probes(probes, *_):
-        written.extend(probes)
-        return probe.Written([Path("folder")], [])
+    def outcomes(jobs, engine, expect):
+        error = WorkError("It broke.")
+        return [Outcome(job, error if job.config.seed else Path(str(n)), 1, 0) for n, job in enumerate(jobs)]
 
-    monkeypatch.setattr(probe, "write_probes", write_probes)
-
-    def write(failed):
-        finished = [
-            Outcome(job, Path(str(number)), 1, 0) for number, job in enumerate(jobs) if number not in failed
-        ]
-        outcome = Outcomes(finished, [("a run", "why")] * len(failed), 1.0)
-        return reproduce._write_probes(order, outcome, watched, gradients=False)
-
-    other = [number for number, config in enumerate(configs) if config.seed == 1]
-    left_out = ("probe of mini_probe tiny_llama lorainc fixed seed 1", "too many of its runs failed")
-    assert write(other[:1]) == ([Path("folder")], [left_out])
-    assert [(found.config.seed, len(found.prompts)) for found in written] == [(0, 3)]
-    with pytest.raises(WorkError, match="None of 2 probes can be drawn"):
-        write([0, 1, 2, 3, 4, 5])
+    monkeypatch.setattr(run, "run", outcomes)
+    monkeypatch.setattr(run, "write_probes", lambda *_: written)
+    found = run.reproduce("figure2", "mini", settings)
+    lost = [(str(job), "It broke.") for job in jobs if job.config.seed]
+    assert lost[0][0] == "mini_probe tiny_llama lorainc fixed seed 1"
+    assert (found.folders, found.failed, len(found.finished)) == (written[0], [*lost, *written[1]], 3)
+    written = ([], [("a probe", "too many of its runs failed")])
+    with pytest.raises(WorkError, match="a probe: too many of its runs failed"):
+        run.reproduce("figure2", "mini", settings)
 
 
 def test_dry_run(sapo, small, tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 
+from sapo.cli.console import Terminal
 from sapo.cli.select import _render
 from sapo.conf.load import load_one
 from sapo.data.render import user_turn
@@ -33,7 +33,7 @@ def rows_file(path: Path, rows: list[dict]) -> Path:
 
 def test_the_document(sapo):
     done = sapo("select", *MINE, LABELS, "--json")
-    assert "[4/4] wordings scored" in done.err
+    assert "[4/4] prompts scored" in done.err
     document = done.document
     assert (document["task"], document["model"]) == ("tickets", "tiny_llama")
     candidates = document["candidates"]
@@ -147,14 +147,14 @@ def test_a_checkpoint_folder_is_a_model(sapo, tmp_path):
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_the_terminal(sapo, width):
     document = sapo("select", *MINE, LABELS, "--json").document
-    console = Console(width=width, record=True, file=StringIO())
+    console = Terminal(width=width, record=True, file=StringIO())
     _render(console, document)
     text = console.export_text()
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     assert f"{document['candidates'][0]['loss']:.3f} ±" in text
-    head = next(line for line in lines if "wording" in line)
-    assert head.split() == ["#", "wording", "loss", "Δ", "original", "p", "tokens"]
+    head = next(line for line in lines if "prompt  " in line)
+    assert head.split() == ["#", "prompt", "loss", "Δ", "original", "p", "tokens"]
     table = lines[lines.index(head) :]
     for row in document["candidates"]:
         line = next(line for line in table if line.startswith(f"{row['rank']} "))
@@ -166,7 +166,7 @@ def test_the_table_fits_the_terminal(sapo, width):
 def test_square_brackets_in_a_wording_are_shown(sapo):
     document = sapo("select", *MINE, LABELS, "--json").document
     document["candidates"][1]["text"] = "Sort [red]it[/red] well."
-    console = Console(width=120, record=True, file=StringIO())
+    console = Terminal(width=120, record=True, file=StringIO())
     _render(console, document)
     assert "Sort [red]it[/red] well." in console.export_text()
 
@@ -285,7 +285,8 @@ def test_bad_utf8_is_placed(sapo, tmp_path):
         (("data=no.jsonl", "instruction=Do it well."), "no paraphrases of this instruction"),
         (("data=no.jsonl", "instruction=Do it well."), "sapo paraphrase"),
         (("data=no.jsonl", "instruction=Do it well."), "write POOL.yaml yourself"),
-        (("data=no.jsonl",), "Which instruction?"),
+        (("data=no.jsonl",), "no such file"),
+        ((f"data={TICKETS}",), "Which instruction?"),
         ((f"data={TICKETS}", "paraphrases.file=nopool.yaml"), "no prompt pool nopool.yaml"),
         (("task=mini_city", "data=no.jsonl"), "brings its own data"),
         (("task=mini_city", "instruction=Do it."), "brings its own instruction"),

@@ -127,7 +127,7 @@ def test_a_plan_has_no_times_where_only_gpu_hours_are_known(seconds, gpu_hours, 
         "weight_bytes": {"m": 10**9},
     }
     console = Console(file=io.StringIO(), width=100)
-    plan.render(console, document)
+    plan.render_plan(console, document)
     first = console.file.getvalue().split("The runs ask for")[0]
     assert (" time" in first) is is_timed
     assert ("unknown" in first) is (is_timed and seconds is None)
@@ -207,12 +207,12 @@ def test_fail_fast_stops(sapo, small, tmp_path):
 
 
 def test_a_failure_that_is_nobodys_fault_is_named(sapo, small, trained, monkeypatch):
-    from sapo.experiments.engine import local
+    from sapo.experiments.stages import Stage
 
     def fail(stage, store, folder):
         raise MemoryError("too small a machine")
 
-    monkeypatch.setattr(local, "do", fail)
+    monkeypatch.setattr(Stage, "build", fail)
     done = sapo("train", *small, "policy=random", "seed=1", "trainer.learning_rate=0.5", "--json")
     assert (done.code, done.out) == (1, "")
     assert "MemoryError: too small a machine" in done.err

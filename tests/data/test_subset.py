@@ -15,7 +15,7 @@ from sapo.data.subset import draw, subset
 from sapo.experiments.continual import choose_prompt
 from sapo.experiments.model.load import load_model
 from sapo.experiments.runs import Planned
-from sapo.experiments.selection import select_prompt
+from sapo.experiments.select import select_prompt
 
 TASK = generate("mini_price", 20, 4, 0)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,10 +76,10 @@ def plain_base(run):
 
 @pytest.mark.parametrize(("state", "after"), [("last", 3), ("2", 2), ("mini_sentiment", 1)])
 def test_an_adapter_gives_the_logits_of_the_stored_state_to_the_bit(lorainc, store, tmp_path, state, after):
-    assert lorainc.record["tasks"][0] == "mini_sentiment"
-    assert export(exportable(lorainc, state, store), tmp_path / "out", merge=False, card="# Card") is None
-    expected = stored_logits(lorainc, store, lorainc.states[after]["key"])
-    before = stored_logits(lorainc, store, lorainc.states[after - 1]["key"])
+    assert lorainc.record.tasks[0] == "mini_sentiment"
+    assert export(exportable(lorainc, state), tmp_path / "out", merge=False, card="# Card") is None
+    expected = stored_logits(lorainc, store, lorainc.record.states[after].key)
+    before = stored_logits(lorainc, store, lorainc.record.states[after - 1].key)
     assert (expected - before).abs().max() > 0.1
 
     opened = PeftModel.from_pretrained(plain_base(lorainc), str(tmp_path / "out"))
@@ -89,7 +90,7 @@ def test_an_adapter_gives_the_logits_of_the_stored_state_to_the_bit(lorainc, sto
 
 
 def test_an_adapter_names_its_base_and_comes_with_tokenizer_and_card(lorainc, store, tmp_path):
-    export(exportable(lorainc, "last", store), tmp_path / "out", merge=False, card="# Card\n")
+    export(exportable(lorainc, "last"), tmp_path / "out", merge=False, card="# Card\n")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_folder(lorainc.config.model).resolve())
     assert (config["task_type"], config["inference_mode"]) == ("CAUSAL_LM", True)
@@ -112,8 +113,8 @@ def test_a_hub_model_is_named_by_its_repository_and_revision():
 
 
 def test_a_merged_model_gives_the_logits_of_the_stored_state(lorainc, store, tmp_path):
-    difference = export(exportable(lorainc, "last", store), tmp_path / "out", merge=True, card="# Card")
-    expected = stored_logits(lorainc, store, lorainc.states[-1]["key"])
+    difference = export(exportable(lorainc, "last"), tmp_path / "out", merge=True, card="# Card")
+    expected = stored_logits(lorainc, store, lorainc.record.states[-1].key)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert merged.dtype == torch.float32
     largest = (logits(merged) - expected).abs().max() / expected.abs().max()
@@ -134,7 +135,7 @@ def test_the_template_in_use_is_written_and_weights_are_rounded_once(lorainc, st
     base.save_pretrained(halves)
     load_model(lorainc.config).tokenizer.save_pretrained(halves)
     run = finish(store, f"model.path='{halves}'", "model.chat_template=llama2", "sequence.tasks=[mini_city]")
-    source = exportable(run, "last", store)
+    source = exportable(run, "last")
     export(source, tmp_path / "out", merge=True, card="# Card")
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -171,51 +172,51 @@ def test_a_merge_that_changes_the_answers_is_refused(lorainc, store, tmp_path, m
 
     monkeypatch.setattr(exporting, "merge_into", forget)
     with pytest.raises(WorkError, match="logits differ from the adapter's by"):
-        export(exportable(lorainc, "last", store), tmp_path / "out", merge=True, card="# Card")
+        export(exportable(lorainc, "last"), tmp_path / "out", merge=True, card="# Card")
     assert list(tmp_path.iterdir()) == []
 
 
 # --- which state -------------------------------------------------------------------------------------------
 
 
-def test_lessons_are_what_was_trained_in_order(lorainc, store):
-    source = exportable(lorainc, "2", store)
-    assert [lesson["task"] for lesson in source.lessons] == lorainc.record["tasks"][:2]
-    for lesson in source.lessons:
-        assert lesson["instruction"] == lorainc.record["prompts"][lesson["task"]]
-        assert (lesson["separator"], lesson["drawn"]) == ("Text:", None)
-        assert lesson["suffix"].startswith("Directly output only")
+def test_learned_tasks_are_what_was_trained_in_order(lorainc, store):
+    source = exportable(lorainc, "2")
+    assert [learned["task"] for learned in source.learned] == list(lorainc.record.tasks[:2])
+    for learned in source.learned:
+        assert learned["instruction"] == lorainc.record.prompts[learned["task"]]
+        assert (learned["separator"], learned["drawn"]) == ("Text:", None)
+        assert learned["suffix"].startswith("Directly output only")
 
 
 def test_single_has_a_state_a_task(store, tmp_path):
     run = finish(store, "method=single", "policy=static")
     with pytest.raises(UserError, match=r"Say --state TASK, one of: mini_sentiment, mini_\w+, mini_\w+\."):
-        exportable(run, "last", store)
-    for task, state in zip(run.record["tasks"], run.states[1:], strict=True):
-        source = exportable(run, task, store)
-        assert [lesson["task"] for lesson in source.lessons] == [task] == source.tested
-        assert source.trained.key == state["key"]
+        exportable(run, "last")
+    for task, state in zip(list(run.record.tasks), run.record.states[1:], strict=True):
+        source = exportable(run, task)
+        assert [learned["task"] for learned in source.learned] == [task] == list(source.state.tasks)
+        assert source.trained.key == state.key
 
 
 def test_multitask_learns_all_at_once_and_paft_keeps_what_it_drew_from(store):
     run = finish(store, "method=multitask", "policy=paft")
-    for wanted in ("last", "3", run.record["tasks"][1]):
-        source = exportable(run, wanted, store)
-        assert [lesson["task"] for lesson in source.lessons] == run.record["tasks"]
-        assert all(len(lesson["drawn"]) == 3 for lesson in source.lessons)
+    for wanted in ("last", "3", list(run.record.tasks)[1]):
+        source = exportable(run, wanted)
+        assert [learned["task"] for learned in source.learned] == list(run.record.tasks)
+        assert all(len(learned["drawn"]) == 3 for learned in source.learned)
     with pytest.raises(UserError, match=r"has the states last, 3 \(trained tasks\)"):
-        exportable(run, "1", store)
+        exportable(run, "1")
 
 
 def test_what_has_no_adapter_is_not_exported(lorainc, store):
     with pytest.raises(UserError, match=r"trained nothing \(method zero_shot\)"):
-        exportable(finish(store, "method=zero_shot", "policy=static"), "last", store)
+        exportable(finish(store, "method=zero_shot", "policy=static"), "last")
     for wanted in ("base", "0"):
         with pytest.raises(UserError, match=r"untouched model has no adapter.*sapo show model tiny_llama"):
-            exportable(lorainc, wanted, store)
+            exportable(lorainc, wanted)
     for wanted in ("4", "-1", "mini_order", "²"):
         with pytest.raises(UserError, match=r"has the states last, 1, 2, 3 \(trained tasks\)"):
-            exportable(lorainc, wanted, store)
+            exportable(lorainc, wanted)
 
 
 # --- what is amiss -----------------------------------------------------------------------------------------
@@ -231,20 +232,20 @@ def own(tmp_path):
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_training_that_is_gone(own, after):
     store, run = own
-    (store.root / "stages" / "train" / run.states[after]["key"] / "manifest.json").unlink()
+    (store.root / "stages" / "train" / run.record.states[after].key / "manifest.json").unlink()
     sequence = r"sequence=mini_three 'sequence.tasks=\[mini_city,mini_topic\]'"
     again = rf"sapo train {sequence} model=tiny_llama method=lorainc policy=static seed=0"
     with pytest.raises(UserError, match=rf"State {after} of run .* is not in the store .*{again}"):
-        exportable(run, "last", store)
+        exportable(run, "last")
 
 
 def test_changed_weights_are_noticed(own):
     store, run = own
-    path = exportable(run, "last", store).adapter / WEIGHTS
+    path = exportable(run, "last").adapter / WEIGHTS
     weights = load_file(path)
     save_file({key: value + 1 for key, value in weights.items()}, path)
     with pytest.raises(WorkError, match=rf"Damaged: .*{FOLDER}.{WEIGHTS} is not what was stored"):
-        exportable(run, "last", Store(store.root))
+        exportable(replace(run, store=Store(store.root)), "last")
 
 
 def test_another_base_model_is_noticed(store, lorainc, tmp_path):
@@ -256,11 +257,11 @@ def test_another_base_model_is_noticed(store, lorainc, tmp_path):
         base.lm_head.weight.add_(1)
     base.save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match=r"The weights of model tiny_llama .* changed since run"):
-        exportable(run, "last", store)
+        exportable(run, "last")
 
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(lorainc, store, tmp_path, monkeypatch):
-    source = exportable(lorainc, "last", store)
+    source = exportable(lorainc, "last")
     full, file, empty = tmp_path / "full", tmp_path / "file", tmp_path / "empty"
     full.mkdir()
     empty.mkdir()
@@ -276,7 +277,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(lorainc, store, tmp
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_write_adapter", full_disk)
+    monkeypatch.setattr(exporting.LoraConfig, "from_pretrained", full_disk)
     with pytest.raises(WorkError, match=r"left nothing: .*No space left"):
         export(source, tmp_path / "new", merge=False, card="# Card")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]

@@ -21,7 +21,6 @@ from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
 from sapo.experiments.plan import PlanEngine, plan
 from sapo.experiments.probe import (
-    Written,
     finished_part,
     measure_all,
     probes_of,
@@ -159,7 +158,7 @@ def test_the_same_again_computes_nothing_and_keeps_gradients_that_are_not_asked_
     asked = jobs()
     runs = zip(asked, before[0]["runs"].values(), strict=True)
     folders = {job.key: folder.parent.parent / "runs" / name for job, name in runs}
-    assert write_probes(probes_of(asked), folders, engine) == Written([folder], [])
+    assert write_probes(asked, folders, engine) == ([folder], [])
     assert computed.total() == 0
     same(contents(folder), before)
 
@@ -175,17 +174,16 @@ def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(probe,
         for job in asked
         if job.config.policy.index != 1
     }
-    (whole,) = probes_of(asked)
-    part = finished_part(whole, folders)
     engine, computed = engine_on(root)
     # Gradients that lie there are kept: with one prompt less, they are of other ranks.
-    (found,) = write_probes([part], folders, engine).folders
+    (found,), _ = write_probes(asked, folders, engine)
     assert (found.name, found.parent) == (folder.name, root / "probes")
     assert computed["train"] == computed["evaluate"] == 0
     result = load_probe(found)
     assert (list(result.prompts), result.missing) == ([-1, 0, 2], (1,))
     kept = losses[losses["prompt"] != 1].reset_index(drop=True)
     pd.testing.assert_frame_equal(result.losses, kept, check_exact=True)
+    (whole,) = probes_of(asked)
     assert finished_part(whole, list(folders)[:2]) is None
     assert finished_part(whole, list(folders)[1:]) is None
     assert finished_part(whole, [job.key for job in asked]) == whole
@@ -198,7 +196,6 @@ def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, mo
     record, _ = contents(folder)
     asked = [job for seed in (0, 1) for job in jobs(f"seed={seed}")]
     folders = {job.key: root / "runs" / record["runs"][str(job.config.policy.index)] for job in asked}
-    probes = probes_of(asked)
     engine, _ = engine_on(root)
 
     async def run(stage):
@@ -207,10 +204,14 @@ def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, mo
         return await LocalEngine.run(engine, stage)
 
     monkeypatch.setattr(engine, "run", run)
-    written = write_probes(probes, folders, engine, gradients=True)
-    assert written.folders == [root / "probes" / folder.name]
-    ((failed, error),) = written.failed
-    assert (failed.config.seed, str(error)) == (1, "The gradient is zero.")
+    name = "probe of mini_probe tiny_llama lorainc fixed seed 1"
+    written = write_probes(asked, folders, engine, gradients=True)
+    assert written == ([root / "probes" / folder.name], [(name, "The gradient is zero.")])
+    other = {
+        job.key: folders[job.key] for job in asked if job.config.seed == 0 or job.config.policy.index < 1
+    }
+    written = write_probes(asked, other, engine)
+    assert written == ([root / "probes" / folder.name], [(name, "too many of its runs failed")])
 
 
 def test_examples_whose_target_is_cut_are_counted_and_a_probe_of_none_else_says_why(
@@ -233,25 +234,23 @@ def test_examples_whose_target_is_cut_are_counted_and_a_probe_of_none_else_says_
                 return stored
             losses = stored.examples()
             is_cut = (losses["prompt"] == 0) & losses["example"].isin(cut)
-            changed = tmp_path / f"{len(cut)} cut"
-            changed.mkdir()
+            changed = shutil.copytree(stored.folder, tmp_path / f"{len(cut)} cut" / "score" / stored.key)
             losses.assign(n_tokens=losses["n_tokens"].mask(is_cut, 0)).to_parquet(
                 changed / "examples.parquet"
             )
             return replace(stored, folder=changed)
 
         monkeypatch.setattr(engine, "run", run)
-        return write_probes(probes_of(asked), folders, engine)
+        return write_probes(asked, folders, engine)
 
-    (found,) = write([1]).folders
+    ((found,), _) = write([1])
     result = load_probe(found)
     assert (result.n_cut, sorted(set(result.losses["example"]))) == (1, [0, 2])
     before = contents(found)
-    written = write([0, 1, 2])
-    assert written.folders == []
-    ((_, error),) = written.failed
-    assert "Every scored example of mini_complaint has its target cut off" in str(error)
-    assert "data.truncation=input" in str(error)
+    written, ((_, message),) = write([0, 1, 2])
+    assert written == []
+    assert "Every scored example of mini_complaint has its target cut off" in message
+    assert "data.truncation=input" in message
     same(contents(found), before)
 
 
@@ -291,7 +290,9 @@ def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, run_p
 
 
 def same(found, expected) -> None:
-    """The same record, and tables that are equal to the last bit."""
+    """The same record but for what its stages took, and tables that are equal to the last bit."""
+    for record in (found[0], expected[0]):
+        record["stages"] = [{**stage, "seconds": 0} for stage in record["stages"]]
     assert found[0] == expected[0]
     for table, other in zip(found[1], expected[1], strict=True):
         pd.testing.assert_frame_equal(table, other, check_exact=True)

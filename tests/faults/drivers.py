@@ -19,7 +19,7 @@ import peft  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from sapo.analysis import matrices, render, tables  # noqa: F401
-from sapo.cli import app, running, train, views  # noqa: F401
+from sapo.cli import app, console, train, views  # noqa: F401
 from sapo.conf.load import load
 from sapo.experiments.engine.store import Store
 from sapo.experiments.run import require_ready

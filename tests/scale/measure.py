@@ -36,17 +36,18 @@ def _peak() -> float:
 
 def plan(n_stages: int, scratch: Path) -> dict[str, float]:
     """A plan of random runs of five tasks over seeds: nothing is stored, and little is shared."""
-    from sapo.cli.plan import describe
     from sapo.conf.load import load
+    from sapo.experiments.jobs import Job
+    from sapo.experiments.run import plan_jobs
 
     seeds = max(1, n_stages // STAGES_A_RUN)
     small = ("model=tiny_llama", "sequence=mini_five_a", "policy=sapo", "engine.device=cpu")
     root = f"store.root='{scratch}'"
-    configs = load([*small, root, f"seed=range({seeds})"])
-    describe(load([*small, root, "policy=static"]))  # imports, and reads the tasks once
+    jobs = [Job(config) for config in load([*small, root, f"seed=range({seeds})"])]
+    plan_jobs([Job(config) for config in load([*small, root, "policy=static"])])  # reads the tasks once
     found: dict[str, float] = {}
-    facts = measured(lambda: found.update(describe(configs)))
-    return {"stages": found["asked"], "runs": len(configs), **facts}
+    facts = measured(lambda: found.update(plan_jobs(jobs)))
+    return {"stages": found["asked"], "runs": len(jobs), **facts}
 
 
 def list_runs(n_runs: int, scratch: Path) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""Which wording of an instruction to train with: candidates ranked by their loss before the update.
+"""Which prompt to train with: the paraphrases of an instruction ranked by their loss before the update.
 
-For objects that a caller already has; nothing is written, and the model is left as it was found.
+`select_prompt` takes objects that a caller already has, `select` settings and files as `sapo select` does.
+Nothing is written, and a model is left as it was found.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,16 +19,21 @@ from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
-from sapo.data.hygiene import distinct_rows
-from sapo.data.own import examples_of, require_enough
+from sapo.conf.schema import Config
+from sapo.data.files import read_json
+from sapo.data.hygiene import distinct_rows, row_findings
+from sapo.data.own import Material, examples_of, gather, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.render import Renderer, user_turn
+from sapo.data.render import Renderer, control_tokens, user_turn
 from sapo.data.subset import draw
 from sapo.data.tasks import Example, Task, own_task
+from sapo.experiments.engine.local import ignore
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.budgets import reading_tokens
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.forward import shared_prefix
-from sapo.experiments.model.preflight import require_known_tokens, require_shown
+from sapo.experiments.model.load import load_model
+from sapo.experiments.model.preflight import preflight, require_known_tokens, require_shown
 from sapo.experiments.model.scoring import example_losses, require_finite
 
 LEVEL = 0.05
@@ -63,7 +69,7 @@ class Selection:
     `ranking` has a row a candidate, best first: `rank`, `index` (-1: the original), `text`, `loss` (nats a
     token) with `loss_low` and `loss_high` (95 %), `difference` to the original with `difference_low`,
     `difference_high` and `p` (paired t over examples, Bonferroni over the paraphrases), `n_examples`,
-    `n_tokens` (of the targets) and `prompt_tokens` (of the wording). `losses`: a row a candidate and example.
+    `n_tokens` (of the targets) and `prompt_tokens` (of the prompt). `losses`: a row a candidate and example.
     """
 
     chosen: Prompt
@@ -75,6 +81,7 @@ class Selection:
     task: Task = field(repr=False)
     columns: tuple[str, str] | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()  # what is amiss in the rows, where they were checked
 
     @property
     def n_shortened(self) -> int:
@@ -89,18 +96,39 @@ class Selection:
     @property
     def verdict(self) -> list[str]:
         """Sentences for people: what was chosen, and which differences are noise."""
-        return [_choice_in_words(self), *_lead_in_words(self)]
+        gain, lead, second = self.gain, self.lead, self.runner_up
+        name, others = _named(self.chosen), len(self.ranking) - 1
+        found = f"{gain} (nats a token; {TEST}, Bonferroni over {others} paraphrases)"
+        if self.chosen.index == ORIGINAL:
+            first = "Keep the original: no paraphrase has a lower loss."
+        elif gain.is_noise:
+            first = (
+                f"{name.capitalize()} comes first, but its difference to the original is within noise on "
+                f"{len(self.task.train)} examples: {found}. More examples may tell."
+            )
+        else:
+            side = "below" if gain.estimate < 0 else "above"
+            first = f"Train with {name}: its loss is {side} the original's by more than noise: {found}."
+        if second is None or lead is None:
+            return [first]
+        found = f"{lead} ({TEST})"
+        if lead.is_noise:
+            return [first, f"Its lead over the next, {_named(second)}, is within noise: {found}."]
+        return [first, f"{name.capitalize()} leads the next, {_named(second)}, by more than noise: {found}."]
 
     def render(self, examples: Iterable[Any], index: int | None = None) -> list[dict[str, Any]]:
         """Examples, in any form that `select_prompt` takes, as TRL's conversational prompt and completion.
 
-        Under the chosen wording, or under the candidate `index`.
+        Under the chosen prompt, or under the candidate `index`.
         """
         return list(self.rendered(examples_of(examples, self.columns, self.task), index))
 
     def rendered(self, examples: Iterable[Example], index: int | None = None) -> Iterator[dict[str, Any]]:
         """The same, one at a time."""
-        text = self.chosen.text if index is None else self._text(index)
+        texts = dict(zip(self.ranking["index"], self.ranking["text"], strict=True))
+        if index is not None and index not in texts:
+            raise UserError(f"No candidate {index}: there are {min(texts)} to {max(texts)}.")
+        text = self.chosen.text if index is None else str(texts[index])
         options = {"chat_template_kwargs": dict(self.template_options)} if self.template_options else {}
         for example in examples:
             turn = user_turn(self.task, text, example.input)
@@ -109,12 +137,6 @@ class Selection:
                 "completion": [{"role": "assistant", "content": example.target}],
                 **options,
             }
-
-    def _text(self, index: int) -> str:
-        texts = dict(zip(self.ranking["index"], self.ranking["text"], strict=True))
-        if index not in texts:
-            raise UserError(f"No candidate {index}: there are {min(texts)} to {max(texts)}.")
-        return str(texts[index])
 
 
 def select_prompt(
@@ -137,14 +159,14 @@ def select_prompt(
     batch_tokens: int | None = None,
     on_scored: Callable[[Prompt], None] | None = None,
 ) -> Selection:
-    """Ranks wordings of an instruction by the loss that `model`, as it is now, has under each.
+    """Ranks prompts for one instruction by the loss that `model`, as it is now, has under each.
 
     Args:
         model: a causal language model of Transformers, or a PeftModel. It is neither moved nor changed;
             training mode and gradients are afterwards as they were.
         tokenizer: its tokenizer, with a chat template.
         examples: training examples: (input, target) pairs, dicts, or a dataset's split.
-        candidates: the wordings; the first is the original, unless `original` gives it.
+        candidates: the prompts; the first is the original, unless `original` gives it.
         columns: names of the input's and the target's column of dicts; guessed if not given.
         separator: the line before the input; `Text:` or its Chinese form if not given.
         suffix: output format that follows every input and is not varied.
@@ -171,9 +193,80 @@ def select_prompt(
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
     require_shown(renderer, task, prompts)
     require_known_tokens(model, renderer, [(task, prompts)])
-    budget = reading_tokens(model, batch_tokens)
-    losses = _losses(model, renderer, task, prompts, budget, on_scored)
+    losses = _losses(model, renderer, task, prompts, reading_tokens(model, batch_tokens), on_scored)
     return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
+
+
+def select(
+    given: Mapping[str, str],
+    config: Config,
+    tell: Callable[[str], object] = ignore,
+    on_scored: Callable[[Prompt], object] = ignore,
+    expect: Callable[[int], object] = ignore,
+) -> tuple[Material, Selection]:
+    """Ranks the prompts of an instruction or a task on rows and model that settings name.
+
+    Args:
+        given: `data`, `instruction` and the like, as in `data.own.ARGUMENTS`; nothing beside `config.task`.
+        config: Which model, pool, rows and reduction.
+        tell: Gets lines for people.
+        on_scored: Called after each prompt.
+        expect: Told how many prompts are scored.
+
+    Returns:
+        What was read, and the ranking.
+
+    Raises:
+        UserError: For what is wrong with rows, pool, model or adapter, and for settings of runs that a
+            ranking would silently not follow.
+    """
+    scorer, adapter = config.scorer, given.get("adapter")
+    _require_supported(config)
+    material = gather(given, config)
+    if more := material.pool.left_out:
+        used = len(material.pool.paraphrases)
+        tell(f"sapo: {used:,} of {used + more:,} paraphrases of the pool are used (paraphrases.count)")
+    folder = Path(adapter).expanduser() if adapter else None
+    if folder:
+        _require_adapter(folder)
+        _tell_other_base(folder, config, tell)
+    task, prompts = material.task, material.pool.candidates(include_original=True)
+    preflight(config, [(task, prompts)], trains=False, answers=False)
+    tell("Loading the model …")
+    expect(len(prompts))
+    language_model = load_model(config)
+    with with_adapter(language_model.base, folder) as model:
+        selection = select_prompt(
+            model,
+            language_model.tokenizer,
+            task.train,
+            [prompt.text for prompt in prompts],
+            separator=task.separator,
+            suffix=task.suffix,
+            n_examples=len(task.train),
+            name=task.name,
+            reduction=scorer.reduction,
+            include_original=scorer.include_original,
+            template_options=config.model.template_options,
+            max_input_tokens=config.data.max_input_tokens,
+            batch_tokens=config.evaluator.batch_tokens,
+            on_scored=on_scored,
+        )
+    found = row_findings(material.rows, control_tokens(language_model.tokenizer))
+    return material, replace(selection, findings=tuple(finding.message for finding in found))
+
+
+def _require_supported(config: Config) -> None:
+    """UserError for settings of runs that a ranking would silently not follow."""
+    scorer = config.scorer
+    if scorer.name != "full":
+        raise UserError(f"scorer={scorer.name}: `sapo select` scores every prompt on all rows drawn.")
+    if config.data.truncation != "input":
+        raise UserError(f"data.truncation={config.data.truncation}: `sapo select` shortens inputs only.")
+    if config.data.separator != "task":
+        raise UserError(f"data.separator={config.data.separator}: in `sapo select` the task's own decides.")
+    if scorer.reduction not in ("token", "example"):
+        raise UserError(f"scorer.reduction={scorer.reduction}: `sapo select` takes token or example.")
 
 
 def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
@@ -192,13 +285,13 @@ def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: s
 def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
     """The candidates with the original first; UserError if there is nothing to choose from."""
     if isinstance(candidates, str):
-        raise UserError("candidates is one text; give a list of wordings.")
+        raise UserError("candidates is one text; give a list of prompts.")
     texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
     empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if empty:
         raise UserError(f"candidate {empty[0]} is empty or no text.")
     if len(texts) < 2:
-        raise UserError("Give at least two wordings: the original instruction and a paraphrase of it.")
+        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
     return [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
 
 
@@ -251,7 +344,22 @@ def _selection(
     means, residuals = _mean_losses(losses, indices, reduction, distinct_rows(task.train))
     order = sorted(range(len(prompts)), key=lambda i: (means[i], i))
     best, *others = [i for i in order if include_original or i]
-    ranking = _ranking(prompts, order, means, residuals)
+    differences = [_difference(means, residuals, i, 0, len(prompts) - 1) for i in order]
+    halves = np.array([_half_width(residuals[i], 1) for i in order])
+    ranking = pd.DataFrame(
+        {
+            "rank": range(1, len(order) + 1),
+            "index": [prompts[i].index for i in order],
+            "text": [prompts[i].text for i in order],
+            "loss": means[order],
+            "loss_low": means[order] - halves,
+            "loss_high": means[order] + halves,
+            "difference": [difference.estimate for difference in differences],
+            "difference_low": [difference.low for difference in differences],
+            "difference_high": [difference.high for difference in differences],
+            "p": [difference.p for difference in differences],
+        }
+    )
     ids = renderer.tokenizer(ranking["text"].tolist(), add_special_tokens=False)["input_ids"]
     n_tokens = losses.groupby("prompt")["n_tokens"].sum()
     return Selection(
@@ -260,7 +368,7 @@ def _selection(
         ranking=ranking.assign(
             n_examples=len(task.train),
             n_tokens=ranking["index"].map(n_tokens),
-            prompt_tokens=[len(wording) for wording in ids],
+            prompt_tokens=[len(tokens) for tokens in ids],
         ),
         gain=_difference(means, residuals, best, 0, len(prompts) - 1),
         # Uncorrected: for the winner against the runner-up this is valid though both were picked by the data
@@ -271,28 +379,6 @@ def _selection(
         columns=columns,
         template_options=renderer.template_options,
     )
-
-
-def _ranking(prompts: Sequence[Prompt], order: Sequence[int], means: Array, residuals: Array) -> pd.DataFrame:
-    rows = []
-    for rank, i in enumerate(order, start=1):
-        half = _half_width(residuals[i], 1)
-        to_original = _difference(means, residuals, i, 0, len(prompts) - 1)
-        rows.append(
-            {
-                "rank": rank,
-                "index": prompts[i].index,
-                "text": prompts[i].text,
-                "loss": means[i],
-                "loss_low": means[i] - half,
-                "loss_high": means[i] + half,
-                "difference": to_original.estimate,
-                "difference_low": to_original.low,
-                "difference_high": to_original.high,
-                "p": to_original.p,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def _mean_losses(
@@ -341,34 +427,6 @@ def _standard_error(residuals: Array) -> float:
     return float(np.sqrt((residuals**2).sum() / (n * (n - 1))))
 
 
-# --- words -------------------------------------------------------------------------------------------------
-
-
-def _choice_in_words(selection: Selection) -> str:
-    chosen, gain = selection.chosen, selection.gain
-    if chosen.index == ORIGINAL:
-        return "Keep the original: no paraphrase has a lower loss."
-    found = f"{gain} (nats a token; {TEST}, Bonferroni over {len(selection.ranking) - 1} paraphrases)"
-    if gain.is_noise:
-        return (
-            f"Prompt {chosen.index} comes first, but its difference to the original is within noise on "
-            f"{selection.n_distinct} examples: {found}. More examples may tell."
-        )
-    side = "below" if gain.estimate < 0 else "above"
-    return f"Train with prompt {chosen.index}: its loss is {side} the original's by more than noise: {found}."
-
-
-def _lead_in_words(selection: Selection) -> Iterator[str]:
-    if selection.runner_up is None or selection.lead is None:
-        return
-    chosen, second = _named(selection.chosen), _named(selection.runner_up)
-    found = f"{selection.lead} ({TEST})"
-    if selection.lead.is_noise:
-        yield f"Its lead over the next, {second}, is within noise: {found}."
-    else:
-        yield f"{chosen.capitalize()} leads the next, {second}, by more than noise: {found}."
-
-
 def _named(prompt: Prompt) -> str:
     return "the original" if prompt.index == ORIGINAL else f"prompt {prompt.index}"
 
@@ -382,12 +440,12 @@ def with_adapter(base: PreTrainedModel, folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield base
         return
-    require_adapter(folder)
+    _require_adapter(folder)
     with plain(base):
         yield _adapted(base, folder)
 
 
-def require_adapter(folder: Path) -> None:
+def _require_adapter(folder: Path) -> None:
     """UserError unless a PEFT adapter lies in the folder; PEFT would look for missing weights on the hub."""
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"adapter={folder}: no adapter_config.json there, so it is no PEFT adapter's folder.")
@@ -417,3 +475,15 @@ def _adapted(base: PreTrainedModel, folder: Path) -> Any:
     if missing:
         raise UserError(f"adapter={folder} does not fit this model: {missing[0][:200]}")
     return model
+
+
+def _tell_other_base(folder: Path, config: Config, tell: Callable[[str], object]) -> None:
+    """Says if an adapter was trained on another model by what it says itself, as one of like shapes fits."""
+    path = folder / "adapter_config.json"
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise UserError(f"adapter={folder}: {path} is no JSON object.")
+    trained_on, here = facts.get("base_model_name_or_path"), model_folder(config.model)
+    named = config.model.source.partition(":")[2]
+    if trained_on and trained_on != named and Path(trained_on).resolve() != here.resolve():
+        tell(f"sapo: the adapter in {folder} says it was trained on {trained_on}; it is used on {here}.")

@@ -17,7 +17,7 @@ from sapo.data.own import examples_of
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.load import LanguageModel, load_model
-from sapo.experiments.selection import Difference, Selection, select_prompt, with_adapter
+from sapo.experiments.select import Difference, Selection, select_prompt, with_adapter
 
 CANDIDATES = ["Is it odd?", "Say whether the number is odd.", "Odd or even? Tell.", "Look at the last digit."]
 PAIRS = [(f"number {i}", "yes, odd" if i % 2 else "no") for i in range(12)]
@@ -224,7 +224,7 @@ def test_long_inputs_are_cut_and_counted(select):
         ([("a", "b"), "c"], {}, "row 1: expected (input, target)"),
         ([{"x": "a", "y": "b"}] * 2, {}, "columns=[INPUT,TARGET]"),
         (PAIRS, {"candidates": "Is it odd?"}, "one text"),
-        (PAIRS, {"candidates": ["Is it odd?"]}, "at least two wordings"),
+        (PAIRS, {"candidates": ["Is it odd?"]}, "at least two prompts"),
         (PAIRS, {"candidates": ["Is it odd?", " "]}, "candidate 1 is empty"),
         (PAIRS, {"reduction": "mean"}, "token"),
         (PAIRS, {"max_input_tokens": 16}, "take"),
@@ -338,5 +338,5 @@ def test_adapters_that_do_not_fit(tiny_config, tmp_path):
 
 def test_the_package_offers_it():
     assert sapo.experiments.select_prompt is select_prompt
-    with pytest.raises(AttributeError, match="no attribute 'select'"):
-        sapo.experiments.select  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        sapo.experiments.other  # noqa: B018
