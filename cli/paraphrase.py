@@ -65,7 +65,10 @@ def _tag(path: Path, overrides: list[str], json: bool) -> None:
 
     config = load_one(overrides)
     with nothing_on_stdout():
-        document = write_tags(config, path, lambda done, of: notice(f"[{done}/{of}] rows"))
+        waits = f"sapo: another process writes {path}; waiting for it"
+        document = write_tags(
+            config, path, lambda done, of: notice(f"[{done}/{of}] rows"), lambda: notice(waits)
+        )
     tagged = f"{document['tagged']} of {document['rows']} rows have tags of {document['model']}"
     line = f"{tagged}: {document['file']}"
     emit(document, json, lambda console: console.print(line, markup=False, soft_wrap=True))

@@ -156,6 +156,30 @@ def kind_of(reason: str) -> str:
     return _VARIABLE.sub("…", reason)
 
 
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[TextIO]:
+    """The file at `path`, open to be read and added to by this process alone; it is made if there is none.
+
+    `on_wait` is called if another process has it. UserError if it cannot be written.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Else who had it has removed it, and another file may stand there by now.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                yield file
+                return
+
+
 class Journal:
     """The answers to one request so far, a line each, beside the pool that they will become.
 
@@ -169,22 +193,7 @@ class Journal:
     @contextmanager
     def open(cls, path: Path, request: str, on_wait: Callable[[], None]) -> Iterator["Journal"]:
         """The journal at `path`, locked; `on_wait` is called if another process has it."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                # Who had it has finished and removed it.
-                with cls.open(path, request, on_wait) as journal:
-                    yield journal
-                return
+        with locked(path, on_wait) as file:
             try:
                 yield cls(path, request, file)
             finally:

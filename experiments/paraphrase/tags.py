@@ -19,6 +19,7 @@ from sapo.data.tags import document, read_tags
 from sapo.data.tasks import digest
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
+from sapo.experiments.paraphrase.expand import locked
 
 QUESTION = """Below is a request to a language model: an instruction and the text that it is about. \
 Describe what the request is after with short, general tags: the kind of task, the subject, what has to be \
@@ -34,11 +35,14 @@ _QUOTED = re.compile(r"\"([^\"\n]+)\"")
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
-def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]) -> dict[str, Any]:
+def write_tags(
+    config: Config, path: Path, on_answer: Callable[[int, int], None], on_wait: Callable[[], None]
+) -> dict[str, Any]:
     """Asks for the tags of the sequence's training rows and writes them to `path`, at temperature 0.
 
     Rows that the file has already are not asked for again. `on_answer` is told how many rows are done, of how
-    many. Returns what was done; UserError if the file is another model's or no model is named.
+    many, `on_wait` is called if another process writes the file. Returns what was done; UserError if the file
+    is another model's or no model is named.
     """
     chat = chat_of(replace(config, paraphrases=replace(config.paraphrases, temperature=0.0)))
     question = digest(QUESTION)
@@ -47,32 +51,34 @@ def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]
         for task in load_tasks(config)[0]
         for text in (document(task.instruction, row) for row in task.train)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and b"\n" in path.read_bytes():
-        known = read_tags(path)
-        if (known.writer, known.question) != (chat.name, question):
-            raise UserError(f"{path} has tags of {known.writer}, or of another question. Name another file.")
-    else:
-        path.write_text(json.dumps({"writer": chat.name, "question": question}) + "\n", encoding="utf-8")
-        known = read_tags(path)
-    missing = {key: text for key, text in documents.items() if key not in known.tags}
-    errors: dict[str, int] = {}
-    keys = list(missing)
-    with path.open("r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
-        file.seek(0, 2)
+    with locked(path, on_wait):
+        if path.is_file() and b"\n" in path.read_bytes():
+            known = read_tags(path)
+            if (known.writer, known.question) != (chat.name, question):
+                raise UserError(
+                    f"{path} has tags of {known.writer}, or of another question. Name another file."
+                )
+        else:
+            path.write_text(json.dumps({"writer": chat.name, "question": question}) + "\n", encoding="utf-8")
+            known = read_tags(path)
+        missing = {key: text for key, text in documents.items() if key not in known.tags}
+        errors: dict[str, int] = {}
+        keys = list(missing)
+        with path.open("r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
+            file.seek(0, 2)
 
-        def note(place: int, reply: Reply) -> None:
-            if reply.error is not None:
-                errors[reply.error] = errors.get(reply.error, 0) + 1
-                return
-            line = json.dumps({"document": keys[place], "tags": tags_in(reply.text)}, ensure_ascii=False)
-            file.write(f"{line}\n".encode())
-            file.flush()
-            on_answer(len(documents) - len(missing) + place + 1, len(documents))
+            def note(place: int, reply: Reply) -> None:
+                if reply.error is not None:
+                    errors[reply.error] = errors.get(reply.error, 0) + 1
+                    return
+                line = json.dumps({"document": keys[place], "tags": tags_in(reply.text)}, ensure_ascii=False)
+                file.write(f"{line}\n".encode())
+                file.flush()
+                on_answer(len(documents) - len(missing) + place + 1, len(documents))
 
-        chat.ask([QUESTION.replace("{request}", text) for text in missing.values()], on_reply=note)
+            chat.ask([QUESTION.replace("{request}", text) for text in missing.values()], on_reply=note)
     found = read_tags(path).tags
     return {
         "file": str(path),
