@@ -26,6 +26,7 @@ from sapo.experiments.methods import METHODS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
+from sapo.experiments.model.training import require_trackers
 from sapo.experiments.plan import plan, weight_bytes
 from sapo.experiments.probe import probes_of, write_probes
 from sapo.experiments.runs import write_run
@@ -144,6 +145,7 @@ _PLAN_CHECKS: tuple[Check, ...] = (
 )
 _RUN_CHECKS: tuple[Check, ...] = (
     (device_of, ("engine",)),
+    (lambda config: require_trackers(config.trainer), ("trainer",)),
     (_preflight, ("model", "sequence", "data", "paraphrases", "policy")),
     (require_possible, ("task", "sequence", "data", "method")),
 )

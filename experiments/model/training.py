@@ -153,12 +153,7 @@ def rate_schedule(optimizer: Optimizer, config: TrainerConfig, steps: int) -> LR
 
 def _accelerator(config: TrainerConfig, scratch: Path, what: str, on_cpu: bool) -> Accelerator:
     """Accelerate for this training, with the trackers that `trainer.report_to` names."""
-    there = [str(tracker) for tracker in get_available_trackers()]
-    if missing := [name for name in config.report_to if name not in there]:
-        raise UserError(
-            f"trainer.report_to={','.join(missing)}: not installed, or not a tracker of Accelerate. "
-            f"Here there are: {', '.join(there) or 'none'}."
-        )
+    require_trackers(config)
     AcceleratorState._reset_state(reset_partial_state=True)  # the last training may have had another device
     logs = scratch.parent.parent / "trackers" / scratch.name[:12]
     accelerator = Accelerator(cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=logs)
@@ -166,6 +161,16 @@ def _accelerator(config: TrainerConfig, scratch: Path, what: str, on_cpu: bool) 
         values = {k: v for k, v in vars(config).items() if isinstance(v, bool | str | float | int)}
         accelerator.init_trackers("sapo", {**values, "what": what})
     return accelerator
+
+
+def require_trackers(config: TrainerConfig) -> None:
+    """UserError if a tracker of `trainer.report_to` is not installed, which Accelerate would leave out."""
+    there = [str(tracker) for tracker in get_available_trackers()]
+    if missing := [name for name in config.report_to if name not in there]:
+        raise UserError(
+            f"trainer.report_to={','.join(missing)}: not installed, or not a tracker of Accelerate. "
+            f"Here there are: {', '.join(there) or 'none'}."
+        )
 
 
 def global_batch(rows: Sequence[Row], config: TrainerConfig, draws: Draws, step: int) -> list[list[Rendered]]:

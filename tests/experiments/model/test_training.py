@@ -1,5 +1,6 @@
 """Training one task: the loss of a step, its independence of the split, and going on after a kill."""
 
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import Draws, Row, TrainingTask, training_rows
 from sapo.experiments.model.training import optimizer_steps, rate_schedule, train
+from sapo.experiments.run import require_ready
 
 SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
 
@@ -54,6 +56,44 @@ def test_the_first_loss_is_the_token_mean_of_the_whole_global_batch(tiny_config,
         tokens += len(example.target_ids)
     facts, _ = run(config, tmp_path / "scratch")
     assert facts["losses"] == [pytest.approx(total / tokens, rel=1e-5)]
+
+
+def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, tmp_path):
+    """What the figures mean, in plain PyTorch: no cache, no padding, no Accelerate."""
+    config = tiny_config(*SMALL)
+    facts, weights = run(config, tmp_path)
+    language_model = load_model(config)
+    task = generate("mini_price", 10, 2, 0)
+    rows = language_model.renderer(config.data.max_input_tokens).render(task, task.instruction, task.train)
+    learned = (TrainingTask(task, (Prompt(task.instruction),)),)
+    losses = []
+    with plain(language_model.base):
+        torch.manual_seed(3)
+        model = method_of(Context(config, language_model, learned, None, 0, 3)).start().train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)
+        for step in range(6):
+            epoch, batch = divmod(step, 3)
+            order = torch.randperm(10, generator=torch.Generator().manual_seed(3 + epoch)).tolist()
+            chosen = [rows[index] for index in order[4 * batch : 4 * batch + 4]]
+            n_tokens = sum(len(row.target_ids) for row in chosen)
+            losses.append(0.0)
+            for row in chosen:
+                ids = torch.tensor([row.input_ids])
+                labels = ids.clone()
+                labels[:, : row.target_start] = -100
+                loss = model(input_ids=ids, labels=labels).loss * len(row.target_ids) / n_tokens
+                loss.backward()
+                losses[-1] += loss.item()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            # Cosine after one step of warm-up, which has rate 0.
+            rate = 0.0 if step == 0 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 5))
+            optimizer.param_groups[0]["lr"] = 1e-2 * rate
+            optimizer.step()
+            optimizer.zero_grad()
+        others = {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+    assert facts["losses"] == pytest.approx(losses, rel=1e-5)
+    for key, value in weights.items():
+        assert (others[key] - value).norm() <= 1e-3 * value.norm()
 
 
 @pytest.mark.parametrize(
@@ -314,5 +354,7 @@ def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
 
 def test_a_tracker_that_is_not_there_is_named(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "_available_trackers", [])
-    with pytest.raises(UserError, match=r"trainer.report_to=wandb: not installed"):
-        run(tiny_config(*SMALL, "trainer.report_to=[wandb]"), tmp_path)
+    config = tiny_config(*SMALL, "trainer.report_to=[wandb]", "policy=static")
+    for refuse in (lambda: run(config, tmp_path), lambda: require_ready([config])):
+        with pytest.raises(UserError, match=r"trainer\.report_to=wandb: not installed"):
+            refuse()
