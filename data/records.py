@@ -5,7 +5,7 @@ A finished folder has a manifest with the SHA-256 of its files, which is written
 
 import errno
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -22,21 +22,20 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # errors
 BASE = "base"  # the state of the untouched model
 
 
-def _plain_name(text: str) -> str:
-    if reason := why_no_name(text):
-        raise ValueError(f"names a file, but {reason}")
-    return text
+def _unless(why_not: Callable[[str], str | None]) -> AfterValidator:
+    """A validator that refuses a text for which a function has a reason."""
 
+    def check(text: str) -> str:
+        if reason := why_not(text):
+            raise ValueError(reason)
+        return text
 
-def _plain_id(text: str) -> str:
-    if reason := why_no_run(text):
-        raise ValueError(reason)
-    return text
+    return AfterValidator(check)
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, AfterValidator(_plain_name)]
-RunId = Annotated[str, AfterValidator(_plain_id)]
+Name = Annotated[str, _unless(why_no_name)]
+RunId = Annotated[str, _unless(why_no_run)]
 Kind = Annotated[str, Field(pattern="^(score|train|evaluate|gradient)$")]
 Count = Annotated[int, Field(ge=0)]
 

@@ -155,13 +155,9 @@ def import_archive(file: Path, store: Store) -> Archived:
         pass
     with store.at_work(), store.lock("import"), store.scratch("import") as scratch:
         n_bytes = _unpack(file, scratch, shutil.disk_usage(store.root).free)
-        stages = sorted(scratch.glob("stages/*/*"))
-        runs = sorted(scratch.glob("runs/*"))
+        stages, runs = sorted(scratch.glob("stages/*/*")), sorted(scratch.glob("runs/*"))
         try:
-            for stage in stages:
-                _check_stage(stage)
-            for run in runs:
-                _check_run(run, scratch)
+            _check(stages, runs)
         except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
             reason = str(error).replace(f"{scratch}/", "")
             raise UserError(f"{file} is not as `sapo store export` writes it: {reason}") from error
@@ -257,45 +253,41 @@ def _index(tar: tarfile.TarFile) -> dict[str, int]:
     return dict(files)
 
 
-def _check_stage(folder: Path) -> None:
-    """A stage is what its manifest says, and under the key of its own identity."""
-    _check_files(folder)
-    identity = stored_json(folder / "identity.json")
-    if digest(identity) != folder.name or identity.get("kind") != folder.parent.name:
-        raise UserError(f"stage {folder.parent.name}/{folder.name[:12]} is not what its key says.")
-    parse(StageResult, folder / "result.json", "")
-
-
-def _check_run(folder: Path, scratch: Path) -> None:
-    """A run has its own name, and all its stages are with it."""
-    _check_files(folder)
-    record = parse(RunRecord, folder / RunRecord.FILE, "")
-    if record.id != folder.name:
-        raise UserError(f"run {folder.name} has another id.")
-    for stage in record.stages:
-        if not (scratch / "stages" / stage.kind / stage.key).is_dir():
-            raise UserError(f"stage {stage.kind}/{stage.key[:12]} of run {folder.name} is missing.")
-
-
 def _check_files(folder: Path) -> None:
+    """The files are those of the manifest, and the settings run nothing."""
     for line in damage(folder):
         raise UserError(f"damaged: {line}")
     listed = {folder / name for name in (MANIFEST, *read_manifest(folder))}
     for path in sorted(listed ^ {path for path in folder.rglob("*") if path.is_file()}):
         raise UserError(f"{path} is unlike its manifest.")
     config = folder / "config.yaml"
-    if config.is_file() and _is_unsafe(_settings(config.read_text(encoding="utf-8"))):
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError(f"an alias in {config}")  # it may stand for a million values
+    if _is_unsafe(yaml.safe_load(text)):
         raise UserError(
             f"{config} runs code of a model's, or may read this machine's environment "
             "(model.trust_remote_code, ${…}): it is not imported. Run it here yourself if you trust it."
         )
 
 
-def _settings(text: str) -> Any:
-    """The values of a config file; ValueError if it repeats parts of itself, a million times perhaps."""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("an alias in config.yaml")
-    return yaml.safe_load(text)
+def _check(stages: Sequence[Path], runs: Sequence[Path]) -> None:
+    """Stages are what their manifests and keys say; runs have their own names, and all their stages."""
+    for folder in (*stages, *runs):
+        _check_files(folder)
+    for folder in stages:
+        identity = stored_json(folder / "identity.json")
+        if digest(identity) != folder.name or identity.get("kind") != folder.parent.name:
+            raise UserError(f"stage {folder.parent.name}/{folder.name[:12]} is not what its key says.")
+        parse(StageResult, folder / "result.json", "")
+    known = {(folder.parent.name, folder.name) for folder in stages}
+    for folder in runs:
+        record = parse(RunRecord, folder / RunRecord.FILE, "")
+        if record.id != folder.name:
+            raise UserError(f"run {folder.name} has another id.")
+        for stage in record.stages:
+            if (stage.kind, stage.key) not in known:
+                raise UserError(f"stage {stage.kind}/{stage.key[:12]} of run {folder.name} is missing.")
 
 
 def _is_unsafe(settings: Any) -> bool:

@@ -129,11 +129,3 @@ def test_a_run_goes_on_on_another_machine(sapo, small, trained, tmp_path):
         "stored": trained.adaptive["stages"]["stored"] + trained.adaptive["stages"]["computed"],
     }
     assert run["metrics"] == trained.adaptive["metrics"]
-
-
-def test_what_is_no_archive_is_refused(sapo, tmp_path):
-    (tmp_path / "bad").write_text("text")
-    done = sapo("store", "import", tmp_path / "bad", "--root", tmp_path / "there")
-    assert done.code == 2
-    assert "no whole archive" in done.err
-    assert not (tmp_path / "there").exists()

@@ -93,7 +93,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path, kind, content):
 def test_a_stage_keeps_what_its_kind_measured_and_nothing_else(tmp_path):
     facts = {"task": "a", "model": "m", "seconds": 1.0, "tokens": 3, "losses": [2.0, 1.5], "own": {"x": 1}}
     write_record(tmp_path / "result.json", StageResult.model_validate(facts, strict=False))
-    assert json.loads((tmp_path / "result.json").read_text()) == facts | {"shortened": 0}
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written.items() >= facts.items()
+    assert not {"penalties", "kept", "rougeL"} & written.keys()
 
 
 WRONG_RUNS = {
