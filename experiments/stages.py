@@ -29,8 +29,8 @@ from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_a
 from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import LanguageModel, load_model
-from sapo.experiments.model.racing import pool_losses
 from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
+from sapo.experiments.model.scoring import pool_losses
 
 # Raised when a change of the code changes what a stage computes.
 VERSIONS = {"score": 2, "train": 2, "evaluate": 2, "gradient": 2}

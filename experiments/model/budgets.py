@@ -3,7 +3,7 @@
 Estimates for decoder-only transformers. A batch that does not fit all the same is computed in halves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -57,36 +57,32 @@ def one_example(n_tokens: int) -> Iterator[None]:
 
 def training_tokens(model: PreTrainedModel, asked: int | None) -> int:
     """Tokens of a micro-batch: as many as are `asked` for, else what suits the model's device."""
-    return asked or _suiting(model, CPU_TRAINING, _training_bytes)
+    if asked or model.device.type != "cuda":
+        return asked or CPU_TRAINING
+    config = model.config.get_text_config()
+    kept = config.num_hidden_layers * _layer_elements(config) * model.dtype.itemsize
+    return _fitting(model.device, kept + LOGIT_BYTES * config.vocab_size)
 
 
 def reading_tokens(model: PreTrainedModel, asked: int | None) -> int:
     """Tokens of a batch of scoring or evaluation: as many as are `asked` for, else what suits the device."""
-    return asked or _suiting(model, CPU_READING, _reading_bytes)
-
-
-def _suiting(model: PreTrainedModel, on_cpu: int, bytes_a_token: Callable[[PreTrainedModel], int]) -> int:
-    if model.device.type != "cuda":
-        return on_cpu
-    free, _ = torch.cuda.mem_get_info(model.device)
-    # What PyTorch has taken from the device and does not use.
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return max(1, min(LARGEST, int(SHARE * free) // bytes_a_token(model)))
-
-
-def _training_bytes(model: PreTrainedModel) -> int:
+    if asked or model.device.type != "cuda":
+        return asked or CPU_READING
     config = model.config.get_text_config()
-    kept: int = config.num_hidden_layers * _layer_elements(config) * model.dtype.itemsize
-    return kept + LOGIT_BYTES * int(config.vocab_size)
-
-
-def _reading_bytes(model: PreTrainedModel) -> int:
-    """Keys and values of all layers, twice while batches are joined; one layer's activations; logits."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    n_heads = getattr(config, "num_attention_heads", None) or 1  # recurrent models have none
+    heads = getattr(config, "num_key_value_heads", None) or n_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    # Keys and values of all layers, twice while batches are joined; one layer's activations; logits.
     cache = 2 * 2 * config.num_hidden_layers * heads * head_size
-    return int((cache + _layer_elements(config) + config.vocab_size) * model.dtype.itemsize)
+    elements = cache + _layer_elements(config) + config.vocab_size
+    return _fitting(model.device, elements * model.dtype.itemsize)
+
+
+def _fitting(device: torch.device, bytes_a_token: int) -> int:
+    """Tokens that fit in what a GPU has free, with what PyTorch has taken from it and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, min(LARGEST, int(SHARE * free) // int(bytes_a_token)))
 
 
 def _layer_elements(config: PreTrainedConfig) -> int:

@@ -38,7 +38,7 @@ def cache_folder() -> Path:
 def model_folder(model: ModelConfig) -> Path:
     """The local Hugging Face folder of a model; UserError with the command that gets it."""
     kind, _, name = model.source.partition(":")
-    mend = f"is not on this machine. Get it with: sapo fetch model {model.name}"
+    get = f"is not on this machine. Get it with: sapo fetch model {model.name}"
     if model.path or kind == "path":
         folder = Path(model.path or name)
         if not (folder / "config.json").is_file():
@@ -47,14 +47,14 @@ def model_folder(model: ModelConfig) -> Path:
     if kind == "hub":
         snapshot = _snapshot(name, model.revision)
         if snapshot is None:
-            raise UserError(f"Model {model.name} ({name}) {mend}")
+            raise UserError(f"Model {model.name} ({name}) {get}")
         return snapshot
     if kind not in {"wheel", "tiny"}:
         raise UserError(f"model.source={model.source}: must begin with hub:, wheel:, tiny: or path:.")
     folder = cache_folder() / "models" / model.source.replace(":", "-").replace("==", "-")
     if not (folder / "config.json").is_file():
         if kind == "wheel":
-            raise UserError(f"Model {model.name} {mend}")
+            raise UserError(f"Model {model.name} {get}")
         build(model)
     return folder
 

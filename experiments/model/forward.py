@@ -248,11 +248,6 @@ def nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return nlls, entropies
 
 
-def _halves(batch: list[int]) -> list[list[int]]:
-    middle = len(batch) // 2
-    return [batch[:middle], batch[middle:]] if middle else [batch]
-
-
 def in_batches(
     lengths: Sequence[int],
     budget: int,
@@ -277,6 +272,7 @@ def in_batches(
                 raise DoesNotFitError(skip + lengths[batch[0]]) from error
             torch.cuda.empty_cache()
             _log.warning("A batch of %d examples does not fit in memory: on with halves.", len(batch))
-            waiting = [half for whole in [batch, *waiting] for half in _halves(whole)]
+            halves = [(whole, len(whole) // 2) for whole in [batch, *waiting]]
+            waiting = [half for whole, middle in halves for half in (whole[:middle], whole[middle:]) if half]
             continue
         yield from zip(batch, results, strict=True)

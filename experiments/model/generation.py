@@ -39,7 +39,7 @@ class _Reading:
     cache: Cache | None
     mask: Tensor  # (B, tokens so far)
     positions: Tensor  # (B, 1), of the last token read
-    tokens: Tensor  # (B, 1), what the model says next
+    tokens: Tensor  # (B, 1), the next of each answer
 
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
         """Reads ids (B, L) where the mask is 1, and returns the last logits (B, keep, V)."""
@@ -60,7 +60,7 @@ class _Reading:
         return self.positions + 1 + torch.arange(count, device=self.positions.device)
 
     def step(self) -> None:
-        """Reads what the model said."""
+        """Reads the token that each answer has come to."""
         self.positions = self.positions + 1
         logits = self.read(self.tokens, torch.ones_like(self.tokens), self.positions, 1)
         self.tokens = logits.argmax(-1)
@@ -86,7 +86,7 @@ def answer_and_nll(
 
     The prompts are read once for both.
 
-    Prompts are read in parts of like length; answers are said by all rows together, since a pass costs as
+    Prompts are read in parts of like length; all answers are generated together, since a pass costs as
     much as many tokens.
     """
     if not takes_positions(model) and len(batch) > 1:  # padding would be counted
@@ -112,15 +112,18 @@ def _read(
 ) -> tuple[_Reading, list[list[int]], list[float]]:
     """The prompts read; how each answer begins; the summed NLL of each target.
 
-    The targets are read for their NLL anyway, and what is said after each of their tokens shows how much of
-    them the model would have said itself. Answers go on from there: a right answer takes no more passes.
+    The targets are read for their NLL anyway, and the prediction after each of their tokens shows how much of
+    them the model would have answered itself. Answers go on from there: a right answer takes no more passes.
     """
-    targets = _padded([example.target_ids for example in batch]).to(model.device)
-    width = max(1, TARGETS_AT_ONCE // len(batch))
+    longest = max(len(example.target_ids) for example in batch)
+    targets = torch.full((len(batch), longest), IGNORED)
+    for row, example in enumerate(batch):
+        targets[row, : len(example.target_ids)] = torch.tensor(example.target_ids)
+    targets = targets.to(model.device)
     if can_share_prefix(model):
-        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
-        nll, said = _read_targets(reading, logits, targets, width)
-        return reading, _accept(reading, targets, said), nll
+        width = max(1, TARGETS_AT_ONCE // len(batch))
+        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, longest - 1)])
+        return reading, *_read_targets(reading, logits, targets, width)
     # Other caches cannot leave out what they have read, and some cannot go on with several tokens.
     reading, _ = _read_prompts(model, batch, prefix, targets[:, :0])
     return reading, [[] for _ in batch], target_nll(*target_logits(model, batch)).sum(-1).tolist()
@@ -168,47 +171,34 @@ def _read_prompts(
     return reading, logits
 
 
-def _padded(target_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Targets (B, T), -100 after them."""
-    targets = torch.full((len(target_ids), max(map(len, target_ids))), IGNORED)
-    for row, target in enumerate(target_ids):
-        targets[row, : len(target)] = torch.tensor(target)
-    return targets
-
-
 def _read_targets(
     reading: _Reading, logits: Tensor, targets: Tensor, width: int
-) -> tuple[list[float], Tensor]:
-    """Summed NLL of the targets, and what the model would have said in place of each of their tokens (B, T).
+) -> tuple[list[list[int]], list[float]]:
+    """The beginning of each target that the model would have answered, and the summed NLL of each target.
 
     The logits (B, W + 1, V) are those of the W tokens that were read with the prompts. The others are read
-    `width` at a time, since logits of the whole vocabulary take memory.
+    `width` at a time, since logits of the whole vocabulary take memory. The reading goes on after each
+    beginning: the rest of the target stays in the cache and is masked.
     """
     n_read, places = logits.shape[1], reading.places(targets.shape[1])
     nll = target_nll(logits, targets[:, :n_read]).sum(-1)
-    said = [logits.argmax(-1)]
+    predicted = [logits.argmax(-1)]
     while n_read < targets.shape[1]:
         ids, at = (tensor[:, n_read - 1 : n_read - 1 + width] for tensor in (targets[:, :-1], places))
         logits = reading.read(ids.clamp(min=0), (ids != IGNORED).long(), at[:, : ids.shape[1]], ids.shape[1])
         nll += target_nll(logits, targets[:, n_read : n_read + ids.shape[1]]).sum(-1)
-        said.append(logits.argmax(-1))
+        predicted.append(logits.argmax(-1))
         n_read += ids.shape[1]
-    return nll.tolist(), torch.cat(said, dim=1)
-
-
-def _accept(reading: _Reading, targets: Tensor, said: Tensor) -> list[list[int]]:
-    """The beginning of each target that the model would have said; the reading goes on after it.
-
-    The rest of the target stays in the cache and is masked.
-    """
-    is_said = (said[:, :-1] == targets[:, :-1]).long().cumprod(1)  # (B, T - 1)
-    n_said = is_said.sum(1, keepdim=True)  # (B, 1)
-    n_prompt = reading.mask.shape[1] - is_said.shape[1]
-    reading.mask = torch.cat([reading.mask[:, :n_prompt], is_said], dim=1)
-    reading.positions = reading.positions + n_said
-    reading.tokens = said.gather(1, n_said)
-    counts = n_said.flatten().tolist()
-    return [target[:count] for target, count in zip(targets.tolist(), counts, strict=True)]
+    predictions = torch.cat(predicted, dim=1)  # (B, T)
+    is_right = (predictions[:, :-1] == targets[:, :-1]).long().cumprod(1)  # (B, T - 1), until one is wrong
+    n_right = is_right.sum(1, keepdim=True)  # (B, 1)
+    n_prompt = reading.mask.shape[1] - is_right.shape[1]
+    reading.mask = torch.cat([reading.mask[:, :n_prompt], is_right], dim=1)
+    reading.positions = reading.positions + n_right
+    reading.tokens = predictions.gather(1, n_right)
+    counts = n_right.flatten().tolist()
+    begun = [target[:count] for target, count in zip(targets.tolist(), counts, strict=True)]
+    return begun, nll.tolist()
 
 
 def _decode(

@@ -156,20 +156,20 @@ def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> 
 def target_notes(
     model: PreTrainedModel, renderer: Renderer, task: Task, clean_up_spaces: bool = False
 ) -> Iterator[str]:
-    """What the user should know of targets that cannot be said; UserError if none of the task's can."""
+    """What the user should know of targets that cannot be answered; UserError if none of the task's can."""
     stops = set(stop_ids(model, renderer))
 
-    def said(target: str) -> str:
+    def read_back(target: str) -> str:
         """What an evaluation reads in the answer of a model that has learned the target to the token."""
         ids = list(renderer.tokenizer(renderer.answer(target), add_special_tokens=False)["input_ids"])
         end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
         return decoded(renderer.tokenizer, ids[:end], clean_up_spaces)
 
     targets = list(dict.fromkeys(example.target for example in (*task.test, *task.train)))[:MOST_TARGETS]
-    lost = [target for target in targets if said(target).split() != target.split()]
+    lost = [target for target in targets if read_back(target).split() != target.split()]
     if not lost:
         return
-    shown = f"{lost[0][:40]!r} comes back as {said(lost[0])[:60]!r}"
+    shown = f"{lost[0][:40]!r} comes back as {read_back(lost[0])[:60]!r}"
     if len(lost) == len(targets):
         raise UserError(
             f"Task {task.name}: no target can be answered: {shown}, through chat template and tokenizer. "

@@ -1,17 +1,63 @@
-"""The pre-update loss: how well a model that is not yet trained on a task predicts its targets."""
+"""The pre-update loss of prompts: how well a model that is not yet trained on a task predicts its targets.
 
-from collections.abc import Sequence
+In a race candidates are compared on the same examples in growing rounds, and those that have lost drop out.
 
+A round ends with a look: every candidate left is compared with the leader by a one-sided paired t-test on the
+examples read so far, with the finite-population correction for drawing them without replacement. Let N be the
+size of the subset, K the number of candidates, R the number of looks: each test has the level
+(1 - confidence) / ((K - 1) R).
+
+What is guaranteed: the candidate that wins on the whole subset is lost only if a test against one of its
+K - 1 rivals is wrong at one of R looks; which rival leads does not matter. If each test keeps its level, it
+reaches the end with at least the given probability over random orders (union bound), and there the whole
+subset decides. The level is approximate, not exact: the t-distribution takes mean differences to be normal,
+which those of 8 examples of a skewed loss are not. Where a few rare examples decide a mean (an outlier in 50,
+a label of 10 %), early looks may not see them, and the winner is lost more often than promised. Bounds that
+hold exactly (empirical Bernstein: Audibert, Munos and Szepesvari 2009; without replacement: Bardenet and
+Maillard 2015) need a bounded loss and many more examples.
+
+Sources: Maron and Moore 1994 (racing); Moore and Lee 1994 (paired comparisons); Cochran, Sampling Techniques,
+1977, Section 2.6 (finite-population correction). Nothing is saved between candidates that are nearly tied:
+they are all read to the end.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from sapo.conf.errors import WorkError
+from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
 from sapo.data.tasks import Task
-from sapo.experiments.model.forward import Prefix, in_batches, nll_and_entropy, pass_tokens, target_logits
+from sapo.experiments.model.budgets import reading_tokens
+from sapo.experiments.model.forward import (
+    Prefix,
+    in_batches,
+    nll_and_entropy,
+    pass_tokens,
+    shared_prefix,
+    target_logits,
+)
+
+FIRST_ROUND = 8
+GROWTH = 2
+# A look later than this saves less than the round costs.
+LAST_LOOK = 0.75
 
 NOTHING = (0.0, 0.0)
+
+# Candidates and examples to their values, a row a candidate; a row's mean over the subset is its loss.
+Read = Callable[[Sequence[int], Sequence[int]], NDArray[np.float64]]
+# A candidate and examples to a table with a row an example, its `nll` among them.
+ReadTable = Callable[[int, Sequence[int]], pd.DataFrame]
 
 
 @torch.inference_mode()
@@ -56,3 +102,104 @@ def require_finite(losses: pd.DataFrame, task: Task, prompt: Prompt) -> None:
             f"The loss of task {task.name} under prompt {prompt.index} is not finite "
             f"(example {bad['example'].iloc[0]}). Nothing was stored."
         )
+
+
+def race(read: Read, n_candidates: int, order: Sequence[int], confidence: float) -> NDArray[np.int64]:
+    """How many examples were read of each candidate, in the order given: all of them of those that were left.
+
+    The candidate with the lowest mean over the whole order is among these with probability `confidence`, as
+    the module says. A single candidate is read at once.
+    """
+    n = len(order)
+    looks = look_sizes(n)
+    values = np.full((n_candidates, n), np.nan)
+    seen = np.zeros(n_candidates, dtype=np.int64)
+    left = np.arange(n_candidates)
+    begin = 0
+    for end in (*looks, n):
+        if len(left) == 1:
+            end = n
+        values[left, begin:end] = read(left.tolist(), list(order[begin:end]))
+        seen[left] = end
+        if end == n:
+            break
+        level = (1 - confidence) / ((n_candidates - 1) * len(looks))
+        left = left[_can_win(values[left, :end], n, level)]
+        begin = end
+    return seen
+
+
+def look_sizes(n: int) -> list[int]:
+    """Examples read before each look: 8, 16, 32, … of `n`; none where the subset is too small to race."""
+    sizes, size = [], FIRST_ROUND
+    while size < LAST_LOOK * n:
+        sizes.append(size)
+        size *= GROWTH
+    return sizes
+
+
+def _can_win(values: NDArray[np.float64], n: int, level: float) -> NDArray[np.bool_]:
+    """Which rows (candidates, examples read) are not significantly above the one with the lowest mean."""
+    read = values.shape[1]
+    differences = values - values[values.mean(axis=1).argmin()]
+    spread = differences.std(axis=1, ddof=1) * np.sqrt((1 - read / n) / read)
+    return differences.mean(axis=1) <= student.ppf(1 - level, read - 1) * spread
+
+
+def weights(n_tokens: Sequence[int], reduction: str) -> NDArray[np.float64]:
+    """What each example's summed NLL is multiplied by, so that the mean over all examples is the loss.
+
+    Target tokens are counted without the model, so the denominators are the whole subset's from the start.
+    An example whose target was cut off counts nothing.
+    """
+    counts = np.asarray(n_tokens, dtype=np.float64)
+    if reduction == "token":
+        return np.full(len(counts), len(counts) / counts.sum())
+    return len(counts) / (counts > 0).sum() / np.where(counts > 0, counts, np.inf)
+
+
+@torch.inference_mode()
+def pool_losses(
+    model: Any, task: Task, prompts: Sequence[Prompt], rendered: Sequence[Sequence[Rendered]], config: Config
+) -> pd.DataFrame:
+    """The table of `example_losses` of every prompt, with column `prompt`: in full, or what a race has read.
+
+    `rendered` holds the same examples under each prompt. Raises WorkError if a loss is not finite.
+    """
+    is_race = config.scorer.name == "race"
+    budget = reading_tokens(model, config.evaluator.batch_tokens)
+
+    @lru_cache(maxsize=len(prompts) if is_race else 1)  # a race comes back to its candidates
+    def prefix_of(candidate: int) -> Prefix | None:
+        return shared_prefix(model, rendered[candidate]) if config.trainer.shared_prefix else None
+
+    def read(candidate: int, examples: Sequence[int]) -> pd.DataFrame:
+        batch = [rendered[candidate][i] for i in examples]
+        losses = example_losses(model, batch, budget, prefix_of(candidate))
+        losses["example"] = list(examples)
+        require_finite(losses, task, prompts[candidate])
+        return losses.assign(prompt=prompts[candidate].index)
+
+    if is_race:
+        tables = _race_tables(read, rendered, config, task.name)
+    else:
+        tables = [read(candidate, range(len(rows))) for candidate, rows in enumerate(rendered)]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _race_tables(
+    read: ReadTable, rendered: Sequence[Sequence[Rendered]], config: Config, task: str
+) -> list[pd.DataFrame]:
+    """What a race has read of each candidate; seed and task alone decide the order of reading."""
+    order = list(range(len(rendered[0])))
+    random.Random(f"race {config.seed} {task}").shuffle(order)  # noqa: S311
+    scales = [weights([len(r.target_ids) for r in rows], config.scorer.reduction) for rows in rendered]
+    parts: list[list[pd.DataFrame]] = [[] for _ in rendered]
+
+    def values(candidates: Sequence[int], examples: Sequence[int]) -> NDArray[np.float64]:
+        for candidate in candidates:
+            parts[candidate].append(read(candidate, examples))
+        return np.array([parts[c][-1]["nll"].to_numpy() * scales[c][list(examples)] for c in candidates])
+
+    race(values, len(rendered), order, config.scorer.confidence)
+    return [pd.concat(tables).sort_values("example") for tables in parts]

@@ -1,18 +1,30 @@
 """The pre-update loss of each prompt."""
 
+import asyncio
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sapo.conf.errors import WorkError
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import load_one
+from sapo.data.benchmarks import load_tasks
+from sapo.data.losses import prompt_losses
 from sapo.data.mini import generate
-from sapo.data.prompts import Prompt
+from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.experiments.continual import choose_prompt, pool_for
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.model import scoring
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.scoring import example_losses, require_finite
+from sapo.experiments.model.scoring import example_losses, look_sizes, race, require_finite, weights
+from sapo.experiments.stages import BASE, Score
 
 
 def test_a_target_that_was_cut_off_counts_nothing(tiny_config):
@@ -50,3 +62,163 @@ def test_a_loss_that_is_not_finite_is_refused_with_task_and_prompt():
     losses = pd.DataFrame({"example": [0, 1], "nll": [1.0, float("nan")]})
     with pytest.raises(WorkError, match=r"mini_price under prompt 3 .*example 1"):
         require_finite(losses, generate("mini_price", 2, 2, 0), Prompt("…", 3))
+
+
+# --- races -------------------------------------------------------------------------------------------------
+
+
+def reader(values, log=None):
+    """Reads a stored matrix, candidates by examples; `log` gets what was asked for."""
+
+    def read(candidates, examples):
+        if log is not None:
+            log.append((list(candidates), list(examples)))
+        return values[np.ix_(candidates, examples)]
+
+    return read
+
+
+def test_looks_double_until_three_quarters():
+    assert look_sizes(250) == [8, 16, 32, 64, 128]
+    assert look_sizes(100) == [8, 16, 32, 64]
+    assert look_sizes(11) == [8]
+    assert look_sizes(10) == []
+
+
+def test_a_clear_loser_is_read_eight_times_and_the_winner_to_the_end():
+    noise = np.random.default_rng(0).normal(size=250)
+    values = np.array([noise, noise + 5 + np.linspace(0, 0.1, 250)])
+    log = []
+    seen = race(reader(values, log), 2, range(250), 0.95)
+    assert seen.tolist() == [250, 8]
+    assert log == [([0, 1], list(range(8))), ([0], list(range(8, 250)))]
+
+
+def test_the_look_is_the_t_test_worked_by_hand():
+    """Differences 1, …, 8 of 11: t = 4.5 / (2.449 / sqrt 8 x sqrt(1 - 8 / 11)) = 9.95, df 7: p = 1.1e-5."""
+    values = np.array([[0.0] * 11, [1, 2, 3, 4, 5, 6, 7, 8, -99, -99, -99]])
+    assert race(reader(values), 2, range(11), 0.99996).tolist() == [11, 8]
+    assert race(reader(values), 2, range(11), 0.99999).tolist() == [11, 11]
+
+
+def test_equal_candidates_stay_together():
+    values = np.tile(np.random.default_rng(0).normal(size=250), (3, 1))
+    assert race(reader(values), 3, range(250), 0.95).tolist() == [250] * 3
+
+
+def test_one_candidate_is_read_at_once():
+    log = []
+    assert race(reader(np.ones((1, 250)), log), 1, range(250), 0.95).tolist() == [250]
+    assert len(log) == 1
+
+
+def test_too_few_examples_are_read_completely():
+    values = np.arange(30.0).reshape(3, 10)
+    assert race(reader(values), 3, range(10), 0.95).tolist() == [10] * 3
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 120), st.floats(0.0, 2.0))
+def test_whoever_is_left_was_read_whole_and_nothing_was_read_twice(seed, n_candidates, n_examples, spread):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(n_candidates, n_examples)) + spread * rng.normal(size=(n_candidates, 1))
+    log = []
+    order = rng.permutation(n_examples).tolist()
+    seen = race(reader(values, log), n_candidates, order, 0.95)
+    assert seen.max() == n_examples
+    for candidate in range(n_candidates):
+        read = [example for candidates, examples in log if candidate in candidates for example in examples]
+        assert read == order[: seen[candidate]]
+
+
+def test_the_winner_is_dropped_more_rarely_than_promised():
+    """21 candidates, two of them close, skewed losses, 300 orders: it may be lost in 15."""
+    rng = np.random.default_rng(1)
+    base = rng.gamma(1.0, 2.0, size=250)
+    values = base + rng.normal(size=(21, 250)) * 0.5 + np.r_[0.0, 0.05, np.linspace(0.1, 1.0, 19)][:, None]
+    winner = int(values.mean(axis=1).argmin())
+    seen = [race(reader(values), 21, rng.permutation(250).tolist(), 0.95) for _ in range(300)]
+    assert sum(s[winner] < 250 for s in seen) <= 15
+    assert np.mean([s.sum() for s in seen]) < 0.3 * values.size
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_weighted_sums_have_the_loss_as_their_mean(reduction):
+    nll, tokens = np.array([6.0, 2.0, 1.0]), [2, 2, 5]
+    table = pd.DataFrame({"prompt": 0, "example": range(3), "nll": nll, "n_tokens": tokens})
+    expected = prompt_losses(table, reduction)["loss"].item()
+    assert (weights(tokens, reduction) * nll).mean() == pytest.approx(expected)
+
+
+def test_an_example_without_a_target_weighs_nothing_in_a_mean_of_examples():
+    assert weights([2, 0, 4], "example").tolist() == [0.75, 0, 0.375]
+
+
+# --- as a stage --------------------------------------------------------------------------------------------
+
+RACE = ("scorer=race", "scorer.examples=40", "data.train_examples=40", "paraphrases.count=4")
+
+
+def scored(config, root):
+    """The first task's scored pool: the choice, its candidates, and the stage's facts."""
+    (task, *_), _ = load_tasks(config)
+    store = Store(root)
+    choice = asyncio.run(choose_prompt(config, LocalEngine(store), BASE, task, pool_for(task, config)))
+    (stage,) = (stored for kind, stored in store.stages() if kind == "score")
+    return choice, stage
+
+
+def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config, tmp_path):
+    full, full_stage = scored(tiny_config(*RACE, "scorer=full"), tmp_path / "full")
+    raced, race_stage = scored(tiny_config(*RACE), tmp_path / "race")
+    both = race_stage.examples().merge(full_stage.examples(), on=["prompt", "example"], validate="1:1")
+    assert len(both) == len(race_stage.examples()) < len(full_stage.examples())
+    assert both["nll_x"].to_numpy() == pytest.approx(both["nll_y"].to_numpy(), rel=1e-4)
+    assert raced.prompt == full.prompt
+    counts = {candidate["index"]: candidate["n_examples"] for candidate in raced.candidates}
+    assert counts[raced.prompt.index] == 40
+    assert min(counts.values()) < 40
+    assert race_stage.result.tokens < race_stage.result.full_tokens == full_stage.result.tokens
+
+
+@pytest.mark.parametrize("scorer", ["race", "full"])
+def test_the_beginning_of_each_prompt_is_read_once(tiny_config, tmp_path, monkeypatch, scorer):
+    read = []
+
+    def note(model, examples):
+        read.append(examples[0].input_ids[:20])
+        return shared_prefix(model, examples)
+
+    monkeypatch.setattr(scoring, "shared_prefix", note)
+    _, stage = scored(tiny_config(*RACE, f"scorer={scorer}"), tmp_path)
+    assert len(read) == stage.examples()["prompt"].nunique() == 5
+
+
+def test_an_original_that_cannot_be_chosen_does_not_race(tiny_config, tmp_path):
+    choice, stage = scored(tiny_config(*RACE, "scorer.include_original=false"), tmp_path)
+    assert ORIGINAL not in set(stage.examples()["prompt"])
+    assert choice.prompt.index != ORIGINAL
+
+
+def test_the_key_of_a_race_holds_what_decides_it(tiny_config):
+    config = tiny_config("scorer=race")
+    (task, *_), _ = load_tasks(config)
+    stage = Score(config, BASE, task, task.train[:4], pool_for(task, config).candidates(True))
+    changes = ({"confidence": 0.9}, {"reduction": "example"}, {"name": "full"})
+    configs = [replace(config, scorer=replace(config.scorer, **change)) for change in changes]
+    keys = {replace(stage, config=other).key for other in (config, *configs, replace(config, seed=1))}
+    assert len(keys) == 5
+    other = replace(config.scorer, examples=7, include_original=False)
+    assert replace(stage, config=replace(config, scorer=other)).key == stage.key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("policy=sapp",), "policy=sapp with scorer=race"),
+        (("scorer.confidence=1.0",), "scorer.confidence=1.0: must be above 0 and below 1"),
+        (("scorer.reduction=batch",), "scorer.reduction=batch with scorer=race"),
+    ],
+)
+def test_what_a_race_cannot_do_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_one(["scorer=race", *overrides])
