@@ -219,7 +219,7 @@ def test_base_models_are_loaded_from_safetensors_alone():
             arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             is_gguf = arguments.get(None) == "source"  # the one call that converts such a file
             assert is_gguf or arguments.get("use_safetensors") == "True", f"{path.name}: {ast.unparse(call)}"
-    assert n_calls >= 3
+    assert n_calls == 2  # the models of runs, and the one that is converted
 
 
 def test_remote_code_is_off_unless_asked_for():

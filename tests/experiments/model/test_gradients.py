@@ -77,7 +77,7 @@ def test_gradients_and_cosines_equal_a_plain_computation(config, state, share):
     config.trainer.shared_prefix = share
     language_model = load_model(config)
     with plain(language_model.base):
-        model = with_fresh_adapter(language_model, state, config)
+        model = with_fresh_adapter(language_model.base, state / FOLDER, config)
         first = adapter_gradients(model, ROWS[:3], config.trainer, "first")
         second = adapter_gradients(model, ROWS[2:], config.trainer, "second")
         expected = [plainly(model, config, rows) for rows in (ROWS[:3], ROWS[2:])]
@@ -94,14 +94,14 @@ def test_gradients_and_cosines_equal_a_plain_computation(config, state, share):
 def test_the_fresh_adapter_changes_no_logit_and_is_the_same_for_every_task(config, state):
     language_model = load_model(config)
     with plain(language_model.base):
-        once = with_fresh_adapter(language_model, state, config)
+        once = with_fresh_adapter(language_model.base, state / FOLDER, config)
         trainable = [key for key, p in once.named_parameters() if p.requires_grad]
         drawn = {key: p.clone() for key, p in once.named_parameters() if "lora_A.current" in key}
         assert all(p.abs().max() == 0 for key, p in once.named_parameters() if "lora_B.current" in key)
     assert [f"base_model.model.{module}.lora_B.current.weight" for module in QUARTER] == trainable
     torch.manual_seed(99)
     with plain(language_model.base):
-        again = dict(with_fresh_adapter(language_model, state, config).named_parameters())
+        again = dict(with_fresh_adapter(language_model.base, state / FOLDER, config).named_parameters())
         assert drawn
         assert all(torch.equal(again[key], value) for key, value in drawn.items())
 
@@ -109,7 +109,7 @@ def test_the_fresh_adapter_changes_no_logit_and_is_the_same_for_every_task(confi
 def test_a_gradient_without_a_direction_is_an_error_that_names_task_and_module(config):
     language_model = load_model(config)
     with plain(language_model.base):
-        model = with_fresh_adapter(language_model, None, config)
+        model = with_fresh_adapter(language_model.base, None, config)
         for key, parameter in model.named_parameters():
             if "layers.1.self_attn.v_proj.lora_A" in key:
                 parameter.data.zero_()
