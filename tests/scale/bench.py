@@ -39,8 +39,8 @@ from sapo.experiments.model.evaluation import evaluate
 from sapo.experiments.model.forward import IGNORED, pad_left
 from sapo.experiments.model.identity import device_of, dtype_of
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.racing import look_sizes, pool_losses, race, weights
 from sapo.experiments.model.rows import Draws, Row
+from sapo.experiments.model.scoring import look_sizes, pool_losses, race, weights
 from sapo.experiments.model.training import train
 
 TASKS = ("NI195", "NI360", "NI363", "NI589", "NI1310", "NI488")
