@@ -112,18 +112,18 @@ def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
             "correlations of prompt effects need one model, sequence, method, seed, and equal earlier prompts"
         )
     current = runs[0].tasks[-1]
-    rows = {_prompt_index(run): score_matrix(run, measure).iloc[-1].drop(current) for run in runs}
-    if len(rows) < len(runs):
-        rows = {number: score_matrix(run, measure).iloc[-1].drop(current) for number, run in enumerate(runs)}
+    indexes = []
+    for run in runs:
+        frame = column_rows(run, "trained")
+        own = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == current), "prompt_index"]
+        indexes.append(int(own.iloc[0]) if len(own) else -1)
+    numbers = indexes if len(set(indexes)) == len(runs) else range(len(runs))
+    rows = {
+        number: score_matrix(run, measure).iloc[-1].drop(current)
+        for number, run in zip(numbers, runs, strict=True)
+    }
     scores = pd.DataFrame(rows).T.sort_index().rename_axis("prompt")
     return PromptEffects(runs[0], measure, scores, tuple(correlate(scores)))
-
-
-def _prompt_index(run: RunResult) -> int:
-    current = run.tasks[-1]
-    frame = column_rows(run, "trained")
-    index = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == current), "prompt_index"]
-    return int(index.iloc[0]) if len(index) else -1
 
 
 def correlate(scores: pd.DataFrame) -> Iterator[Correlation]:

@@ -62,7 +62,17 @@ def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]
     files = [path for name in MEASURES for path in _write_matrices(run, name)]
     drawn = dict.fromkeys((*DRAWN, measure))
     files += [path for effect in EFFECTS for name in drawn for path in _draw(run, effect, name)]
-    content = _metrics_file(run)
+    reason = why_no_labels(run)
+    content = {
+        "run": run.id,
+        "demonstration": run.demonstration,
+        "n_examples": n_examples(run),
+        "better": {name: "lower" if name in LOWER_IS_BETTER else "higher" for name in MEASURES},
+        "metrics": metrics_of(run),
+        "metrics_common": metrics_of(run, "common"),
+        "not_defined": {LABELS: reason} if reason else {},
+        "unseen_gain": {name: unseen_gain(score_matrix(run, name)) for name in MEASURES},
+    }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     files.append(write_file(run.path / "metrics.json", text + "\n"))
     return {"files": files, **{name: content[name] for name in ("metrics", "metrics_common")}}
@@ -96,17 +106,3 @@ def _draw(run: RunResult, effect: str, measure: str) -> list[Path]:
         return []  # one trained task forgets nothing: there is no figure to draw
     name = effect if measure == PAPER_MEASURE else f"{effect}_{measure}"
     return save(effect_heatmap(changes, run, title, measure), run.path / name)
-
-
-def _metrics_file(run: RunResult) -> dict[str, Any]:
-    reason = why_no_labels(run)
-    return {
-        "run": run.id,
-        "demonstration": run.demonstration,
-        "n_examples": n_examples(run),
-        "better": {measure: "lower" if measure in LOWER_IS_BETTER else "higher" for measure in MEASURES},
-        "metrics": metrics_of(run),
-        "metrics_common": metrics_of(run, "common"),
-        "not_defined": {LABELS: reason} if reason else {},
-        "unseen_gain": {measure: unseen_gain(score_matrix(run, measure)) for measure in MEASURES},
-    }

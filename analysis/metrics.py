@@ -39,12 +39,17 @@ def continual_metrics(matrix: ArrayLike) -> dict[str, dict[str, float | None]]:
     evaluated, or more than the one task there is, is None.
     """
     scores = _checked(matrix)
-    return {
-        definition: {
-            metric: _apply(metric_weights(definition, metric, len(scores) - 1), scores) for metric in METRICS
-        }
-        for definition in DEFINITIONS
-    }
+    found: dict[str, dict[str, float | None]] = {}
+    for definition in DEFINITIONS:
+        found[definition] = {}
+        for metric in METRICS:
+            weights = metric_weights(definition, metric, len(scores) - 1)
+            value = None
+            if weights is not None:
+                cells = scores[:, : weights.shape[1]][weights != 0]
+                value = None if np.isnan(cells).any() else rounded(weights[weights != 0] @ cells)
+            found[definition][metric] = value
+    return found
 
 
 def unseen_gain(matrix: ArrayLike) -> float | None:
@@ -119,14 +124,6 @@ def _forward_changes(definition: str, n: int) -> Iterator[tuple[int, int, int, f
                 yield after, task, after - 1, 1 / (n * (n - after))
 
 
-def _apply(weights: Weights | None, scores: NDArray[np.float64]) -> float | None:
-    if weights is None:
-        return None
-    needed = weights != 0
-    cells = scores[:, : weights.shape[1]][needed]
-    return None if np.isnan(cells).any() else rounded(weights[needed] @ cells)
-
-
 def rounded(value: float) -> float:
     """The value without the noise of summation (75.99999999999999), and never -0.0."""
     return round(float(value), 10) + 0.0
@@ -156,22 +153,44 @@ def read_matrix(path: Path) -> "DataFrame":
     """
     from pandas import DataFrame, RangeIndex
 
-    header, *lines = _rows(path)
-    tasks = _task_names(path, header[1])
+    (_, header), *lines = _rows(path)
+    tasks = header[1:]
     highest = math.inf if "nll" in path.stem.split("_") else 100.0
-    states = [_state(path, number, fields, tasks) for number, fields in lines]
-    _check_states(path, [number for number, _ in lines], states, len(tasks))
-    scores = [
-        [_score(path, number, task, text, highest) for task, text in zip(tasks, fields[1:], strict=True)]
-        for number, fields in lines
-    ]
+    states, scores = [], []
+    for number, fields in lines:
+        where = f"{path}, line {number}"
+        if len(fields) != len(header):
+            raise UserError(
+                f"{where}: {len(fields)} fields where the header has {len(header)}. A cell that was not "
+                "evaluated stays empty between its commas."
+            )
+        if not (fields[0].isascii() and fields[0].isdigit()):
+            raise UserError(f"{where}, column after: '{fields[0]}' is not a whole number 0, 1, …, N.")
+        state, start = int(fields[0]), states[0] if states else 0
+        due = start + len(states) if states else min(int(fields[0]), 1)
+        if state != due:
+            problem = "is there twice" if state in states else f"stands where {due if states else 0} should"
+            raise UserError(f"{where}, column after: {state} {problem}. Rows are 0, 1, …, N in order.")
+        states.append(state)
+        scores.append(
+            [
+                _score(f"{where}, column {task}", text, highest)
+                for task, text in zip(tasks, fields[1:], strict=True)
+            ]
+        )
+    if not states or states == [0]:
+        raise UserError(f"{path} has no row with `after` 1 or more: metrics need at least one trained state.")
+    if states[-1] > len(tasks):
+        raise UserError(
+            f"{path}, line {lines[-1][0]}: more trained states ({states[-1]}) than tasks ({len(tasks)})."
+        )
     if states[0] == 1:
         scores.insert(0, [math.nan] * len(tasks))
     return DataFrame(scores, columns=tasks, index=RangeIndex(len(scores), name="after"))
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, fields) of each line that is not blank; the first is the header."""
+    """(line number, fields) of each line that is not blank; the first is the header, which is checked."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -184,58 +203,29 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}).") from error
     if not rows:
         raise UserError(f"{path} is empty: a matrix has a header `after,<task>,…` and a row a state.")
+    first, *tasks = rows[0][1]
+    problems = {column: "a task without a name" for column, task in enumerate(tasks, start=2) if not task}
+    problems |= {
+        column: f"task '{task}' is named twice"
+        for column, task in enumerate(tasks, start=2)
+        if task and task in tasks[: column - 2]
+    }
+    if first != "after":
+        raise UserError(
+            f"{path}, line 1: the header is `after,<task>,<task>,…` with commas; "
+            f"this one begins with '{first}'."
+        )
+    if not tasks:
+        raise UserError(f"{path}, line 1: the header names no task after `after`.")
+    for column, problem in problems.items():
+        raise UserError(f"{path}, line 1, column {column}: {problem}.")
     return rows
 
 
-def _task_names(path: Path, header: list[str]) -> list[str]:
-    if header[0] != "after":
-        raise UserError(
-            f"{path}, line 1: the header is `after,<task>,<task>,…` with commas; "
-            f"this one begins with '{header[0]}'."
-        )
-    tasks = header[1:]
-    if not tasks:
-        raise UserError(f"{path}, line 1: the header names no task after `after`.")
-    for column, task in enumerate(tasks, start=2):
-        if not task:
-            raise UserError(f"{path}, line 1, column {column}: a task without a name.")
-        if task in tasks[: column - 2]:
-            raise UserError(f"{path}, line 1, column {column}: task '{task}' is named twice.")
-    return tasks
-
-
-def _state(path: Path, number: int, fields: list[str], tasks: list[str]) -> int:
-    if len(fields) != len(tasks) + 1:
-        raise UserError(
-            f"{path}, line {number}: {len(fields)} fields where the header has {len(tasks) + 1}. "
-            "A cell that was not evaluated stays empty between its commas."
-        )
-    if not (fields[0].isascii() and fields[0].isdigit()):
-        raise UserError(
-            f"{path}, line {number}, column after: '{fields[0]}' is not a whole number 0, 1, …, N."
-        )
-    return int(fields[0])
-
-
-def _check_states(path: Path, numbers: list[int], states: list[int], n_tasks: int) -> None:
-    if not states or states == [0]:
-        raise UserError(f"{path} has no row with `after` 1 or more: metrics need at least one trained state.")
-    start = 1 if states[0] == 1 else 0
-    for place, state in enumerate(states):
-        if state != start + place:
-            problem = "is there twice" if state in states[:place] else f"stands where {start + place} should"
-            where = f"{path}, line {numbers[place]}, column after"
-            raise UserError(f"{where}: {state} {problem}. Rows are 0, 1, …, N in order.")
-    if states[-1] > n_tasks:
-        raise UserError(
-            f"{path}, line {numbers[-1]}: more trained states ({states[-1]}) than tasks ({n_tasks})."
-        )
-
-
-def _score(path: Path, number: int, task: str, text: str, highest: float) -> float:
+def _score(where: str, text: str, highest: float) -> float:
+    """A cell's score, NaN if it is empty."""
     if not text:
         return math.nan
-    where = f"{path}, line {number}, column {task}"
     try:
         score = math.nan if "_" in text else float(text)
     except ValueError:

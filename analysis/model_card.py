@@ -9,7 +9,7 @@ import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
-from sapo.analysis.results import MEASURES, RunResult, n_examples, score_matrix
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, n_examples, score_matrix
 from sapo.analysis.tables import DEMONSTRATION
 from sapo.conf.text import markdown_safe
 
@@ -39,6 +39,7 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     packages = [f"{package} {number}" for package, number in environment["packages"].items()]
     counts, definition = n_examples(run), exported["definition"]
     comparable = run.record.comparable
+    scores, metrics = _scores(run, exported, counts)
     card = ModelCard.from_template(
         hub,
         template_str=Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8"),
@@ -49,11 +50,13 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
         demonstration=DEMONSTRATION,
         summary=f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}.",
         facts=_facts(run, exported),
-        usage="\n".join([*_loading(exported), "", *_answering(exported)]),
-        scores=_scores(run, exported, counts),
+        options="".join(f", {key}={value!r}" for key, value in exported["template_options"].items()),
+        parts_used={key: _literal(value) for key, value in _parts(exported["tasks"][-1]).items()},
+        literal=_literal,
+        scores=scores,
         definition_text=DEFINITIONS[definition],
         n_examples=sum(counts.get(task, 0) for task in run.tasks),
-        metrics=_metrics(run, definition),
+        metrics=metrics,
         data=_table(
             ("data", "SHA-256 of the training rows", "SHA-256 of the test rows"),
             [
@@ -114,8 +117,8 @@ def _facts(run: RunResult, exported: dict[str, Any]) -> str:
     return _table(("", ""), [list(fact) for fact in facts.items()])
 
 
-def _scores(run: RunResult, exported: dict[str, Any], counts: dict[str, int]) -> str:
-    """The exported state's scores on every tested task."""
+def _scores(run: RunResult, exported: dict[str, Any], counts: dict[str, int]) -> tuple[str, str]:
+    """The exported state's scores on every tested task; and AP, BWT and FWT of the whole run."""
     after, learned = exported["state"]["after"], {task["task"] for task in exported["tasks"]}
     matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
     rows = [
@@ -126,20 +129,14 @@ def _scores(run: RunResult, exported: dict[str, Any], counts: dict[str, int]) ->
         ]
         for task in exported["tested"]
     ]
-    return _table(("task", *MEASURES.values(), "n"), rows)
-
-
-def _metrics(run: RunResult, definition: str) -> str:
-    """AP, BWT and FWT of the whole run, of the scores that are higher for better answers."""
-    values = {
-        name: continual_metrics(score_matrix(run, name))[definition] for name in MEASURES if name != "nll"
-    }
-    rows = [
+    higher = {name: matrix for name, matrix in matrices.items() if name not in LOWER_IS_BETTER}
+    values = {name: continual_metrics(matrix)[exported["definition"]] for name, matrix in higher.items()}
+    metrics = [
         [MEASURES[name], *(_number(found[metric], name) for metric in METRICS)]
         for name, found in values.items()
         if found["AP"] is not None
     ]
-    return _table(("score", *METRICS), rows)
+    return _table(("task", *MEASURES.values(), "n"), rows), _table(("score", *METRICS), metrics)
 
 
 def _number(value: float | None, measure: str) -> str:
@@ -149,51 +146,8 @@ def _number(value: float | None, measure: str) -> str:
 
 
 def _parts(task: dict[str, Any]) -> dict[str, str]:
+    """What a task's prompt is made of."""
     return {name: task[name] for name in ("instruction", "separator", "suffix")}
-
-
-def _loading(exported: dict[str, Any]) -> list[str]:
-    """Lines that load model and tokenizer."""
-    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    folder = 'FOLDER = "THIS FOLDER"'
-    if exported["kind"] == "merged":
-        return [
-            imports,
-            "",
-            folder,
-            'model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto")',
-            "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
-        ]
-    base = exported["base"]
-    name = _literal(base["load"]) if exported["is_on_hub"] else '"FOLDER OF THE BASE MODEL"'
-    revision = f", revision={_literal(base['revision'])}" if base["revision"] else ""
-    return [
-        "from peft import PeftModel",
-        imports,
-        "",
-        folder,
-        f'base = AutoModelForCausalLM.from_pretrained({name}{revision}, dtype="auto")',
-        "model = PeftModel.from_pretrained(base, FOLDER)",
-        'tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/tokenizer")',
-    ]
-
-
-def _answering(exported: dict[str, Any]) -> list[str]:
-    """Lines that answer a text with the last trained task's prompt."""
-    options = "".join(f", {name}={value!r}" for name, value in exported["template_options"].items())
-    parts = {name: _literal(text) for name, text in _parts(exported["tasks"][-1]).items()}
-    return [
-        f"instruction = {parts['instruction']}",
-        f"separator, suffix = {parts['separator']}, {parts['suffix']}",
-        'text = "THE INPUT"',
-        'turn = instruction + "\\n\\n" + separator + "\\n" + text + "\\n\\n" + suffix',
-        "prompt = tokenizer.apply_chat_template(",
-        f'    [{{"role": "user", "content": turn}}], tokenize=False, add_generation_prompt=True{options}',
-        ")",
-        'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids',
-        f"answer = model.generate(ids, do_sample=False, max_new_tokens={exported['max_new_tokens']})",
-        "print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))",
-    ]
 
 
 def _literal(text: str) -> str:

@@ -21,7 +21,14 @@ from sapo.analysis.files import write_file
 from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import cell_texts, constant_columns
-from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, column_rows, score_matrix
+from sapo.analysis.results import (
+    LOWER_IS_BETTER,
+    MEASURES,
+    RunResult,
+    column_rows,
+    row_remarks,
+    score_matrix,
+)
 from sapo.analysis.tables import DEMONSTRATION, score_table
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
@@ -98,6 +105,7 @@ def _of_runs(report: "Report", labels: Sequence[str]) -> dict[str, Any]:
         table = score_table(runs, report.measure, report.definition)
     groups = table.lines.groupby("group", sort=False) if table else ()
     labelled = list(zip(labels, runs, strict=True))
+    order = sorted(MEASURES, key=lambda name: name != report.measure)  # the one asked for first
     return {
         "table": table,
         "groups": [
@@ -106,7 +114,10 @@ def _of_runs(report: "Report", labels: Sequence[str]) -> dict[str, Any]:
         "overview": overview(runs, labels),
         "shared": shared_facts(runs),
         "differing": other_facts(runs, labels),
-        "matrices": [(label, _matrices(run, report.measure)) for label, run in labelled],
+        "matrices": [
+            (label, [(MEASURES[name], tables) for name in order if (tables := matrix_tables(run, name))])
+            for label, run in labelled
+        ],
         "choices": [(label, list(map(choice_facts, run.record.choices))) for label, run in labelled],
         "answers": answers(runs, labels),
     }
@@ -160,33 +171,26 @@ def shown(frame: pd.DataFrame) -> Table:
     cells = []
     for place, column in enumerate(columns):
         values = frame.iloc[:, place]
-        if not is_numeric_dtype(values.dtype) or is_bool_dtype(values.dtype):
-            cells.append([_text(value) for value in values])
-            continue
-        known = values.dropna().astype(float)
-        digits = 0 if (known % 1 == 0).all() else 3 if known.abs().max() < 10 else 2
-        column["is_number"] = True
-        cells.append(
-            [
-                NONE
-                if pd.isna(value)
-                else f"{value:.1e}"
-                if 0 < abs(value) < FEW
-                else f"{float(value):.{digits}f}"
-                for value in values
-            ]
+        column["is_number"] = is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype)
+        known = values.dropna().astype(float) if column["is_number"] else values
+        digits = (
+            0 if not column["is_number"] or (known % 1 == 0).all() else 3 if known.abs().max() < 10 else 2
         )
+        texts = []
+        for value in values:
+            if value is None or (not isinstance(value, list | tuple | dict) and pd.isna(value)):
+                texts.append(NONE)
+            elif column["is_number"]:
+                is_small = 0 < abs(value) < FEW
+                texts.append(f"{value:.1e}" if is_small else f"{float(value):.{digits}f}")
+            else:
+                texts.append(("yes" if value else "no") if is_bool(value) else str(value))
+        cells.append(texts)
     rows = [
         [{**column, "text": text, "title": ""} for column, text in zip(columns, row, strict=True)]
         for row in zip(*cells, strict=True)
     ]
     return {"caption": "", "columns": columns, "rows": rows}
-
-
-def _text(value: Any) -> str:
-    if value is None or (not isinstance(value, list | tuple | dict) and pd.isna(value)):
-        return NONE
-    return ("yes" if value else "no") if is_bool(value) else str(value)
 
 
 # --- what ran ----------------------------------------------------------------------------------------------
@@ -326,22 +330,13 @@ def _warnings(run: RunResult) -> Iterator[str]:
         if len(tied) > 1:
             names = ", ".join(map(prompt_name, tied))
             yield f"{short_name(choice.task)}: candidates {names} tie: one loss, of which one was taken."
+    yield from row_remarks([run])
     yield from run.record.notes
     if run.record.environment.get("dirty"):
         yield "Run with uncommitted changes: the git commit does not say all of the code."
 
 
 # --- matrices ----------------------------------------------------------------------------------------------
-
-
-def _matrices(run: RunResult, measure: str) -> list[tuple[str, list[Table]]]:
-    """The matrices of the measure asked for and then of the others, as far as the run has them."""
-    found = []
-    for name in (measure, *(name for name in MEASURES if name != measure)):
-        tables = matrix_tables(run, name)
-        if tables:
-            found.append((MEASURES[name], tables))
-    return found
 
 
 def matrix_tables(run: RunResult, measure: str) -> list[Table]:

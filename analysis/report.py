@@ -35,6 +35,7 @@ from sapo.analysis.results import (
     check_measure,
     leading_measure,
     load_run,
+    row_remarks,
     shown_measures,
 )
 from sapo.analysis.tables import (
@@ -109,6 +110,8 @@ def analyze(
     report = Report(runs, chosen_prompts(runs), measure=leading, definition=definition, name=name)
     report.warnings += warnings
     _compare(report)
+    if not report.table:  # whose notes say so
+        report.warnings += row_remarks(runs)
     for run in runs:
         summary = summarize_run(run.path, leading)
         report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})

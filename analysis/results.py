@@ -129,7 +129,7 @@ def _predictions(path: Path, record: RunRecord) -> pd.DataFrame:
     file = path / "predictions.parquet"
     frame = read_table(file, NEEDED, NUMBERS)
     # Run folders of earlier versions have no such columns: there each test example is a row of its own.
-    defaults = {"column": "trained", "row": frame["example"], LABELS: np.nan}
+    defaults = {"column": "trained", "row": frame["example"], LABELS: np.nan, "is_unfinished": False}
     frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame})
     frame[LABELS] = frame[LABELS].astype(float)
     problem = _problem(frame, record)
@@ -306,6 +306,27 @@ def n_examples(run: RunResult) -> dict[str, int]:
     """Number of test examples of each evaluated task."""
     counts = run.predictions.groupby("task")["example"].nunique()
     return {task: int(counts[task]) for task in (*run.tasks, *run.unseen) if task in counts}
+
+
+def row_remarks(runs: Sequence[RunResult]) -> list[str]:
+    """What a reader must know of test rows: which repeat each other, and which answers were cut off."""
+    found: dict[str, None] = {}
+    for run in runs:
+        for task in n_examples(run):
+            rows = row_numbers(run, task)
+            if len(set(rows)) < len(rows):
+                found[
+                    f"{short_name(task)}: its {len(rows)} test examples are {len(set(rows))} distinct rows; "
+                    "intervals and n count these."
+                ] = None
+    answers = pd.concat([run.predictions[["task", "is_unfinished"]] for run in runs])
+    for task, cut in answers.groupby("task", sort=False)["is_unfinished"]:
+        if cut.any():
+            found[
+                f"{short_name(str(task))}: {int(cut.sum())} of {len(cut)} answers ran into the limit of new "
+                "tokens (evaluator.max_new_tokens) and are scored as far as they go."
+            ] = None
+    return list(found)
 
 
 def require_comparable(runs: Sequence[RunResult]) -> None:

@@ -22,13 +22,12 @@ from sapo.analysis.results import (
     check_measure,
     measure_name,
     require_comparable,
-    row_numbers,
+    row_remarks,
     shown_measures,
     tests_apart,
     why_no_labels,
 )
 from sapo.data.prompts import ORIGINAL
-from sapo.data.tasks import short_name
 
 DEMONSTRATION = (
     "Demonstration on a small model or small generated data: not a reproduction of the paper's numbers."
@@ -216,7 +215,7 @@ def _notes(
         f"In brackets: 95 % intervals, {draws} paired bootstrap draws over the n test examples"
         + (" and seeds." if seeds else " (one seed: they do not include seeds).")
     )
-    notes += dict.fromkeys(note for run in runs for note in repeated_rows(run))
+    notes += row_remarks(runs)
     if measure in DRAWN:
         notes.append(LOWER_NOTE)
     if len({run.pool_size for run in runs if run.pool_size}) > 1:
@@ -229,17 +228,6 @@ def _notes(
     else:
         notes.append("The paper's rows are left out: its tables hold ROUGE-L in the `reference` definition.")
     return notes
-
-
-def repeated_rows(run: RunResult) -> Iterator[str]:
-    """What a reader must know of tasks whose test rows repeat each other."""
-    for task in (*run.tasks, *run.unseen):
-        rows = row_numbers(run, task)
-        if len(set(rows)) < len(rows):
-            yield (
-                f"{short_name(task)}: its {len(rows)} test examples are {len(set(rows))} distinct rows; "
-                "intervals and n count these."
-            )
 
 
 def chosen_prompts(runs: Sequence[RunResult]) -> pd.DataFrame:

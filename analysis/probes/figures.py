@@ -133,8 +133,13 @@ def indicator_figure(
     what: str,
     measure: str,
     title: str,
+    unit: str,
 ) -> Figure:
-    """Bars of mean correlations by (indicator, coefficient), their intervals, and `what` as points."""
+    """Bars of mean correlations by (indicator, coefficient) with intervals over `unit`, `what` as points."""
+    bars = "no correlation is defined"
+    if any(mean.value is not None for mean in means.values()):
+        has_intervals = any(mean.low is not None for mean in means.values())
+        bars = f"intervals over {unit}" if has_intervals else f"too few {unit} for an interval"
     figure, panels = _canvas(9.6, 5.2, columns=2)
     for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
         for place, indicator in enumerate(INDICATORS):
@@ -155,7 +160,7 @@ def indicator_figure(
     dot = Line2D([], [], linestyle="", marker="o", markersize=5, color=BLACK, alpha=0.6, label=what)
     line = Line2D([], [], color="#D55E00", linewidth=2, label="mean and its 95 % interval")
     figure.legend(handles=[dot, line], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    put_title(figure, title)
+    put_title(figure, f"{title}\n{bars}")
     return figure
 
 

@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,7 +37,6 @@ from sapo.analysis.probes.statistics import (
     SPREAD_TEST,
     Pooled,
     Power,
-    Spread,
     change_rows,
     indicators_of,
     lowest_loss_choice,
@@ -94,17 +94,21 @@ class ProbeReport:
             self.files.append(write_file(self.output / f"{name}.csv", csv(table)))
 
 
+def _columns(interval: Interval, value: str) -> dict[str, Any]:
+    """An interval over prompts as the columns of a data file, its value under the name `value`."""
+    numbers = {value: interval.value, "low": interval.low, "high": interval.high}
+    return {**numbers, "n_prompts": interval.n, "reason": interval.reason}
+
+
 def facts(probe: ProbeResult, measure: str) -> str:
     """The line under a figure's title: the probe's facts and the remark."""
     return " · ".join(filter(None, [probe.facts, remark(probe.demonstration, measure)]))
 
 
-def note_paper(report: ProbeReport) -> None:
-    """Says what the paper's coefficients beside ours are of."""
-    report.note(
-        "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
-        "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
-    )
+PAPER_NOTE = (
+    "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
+    "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
+)
 
 
 # --- how prompts move tasks, and whether the moves go together (Figures 1 and 2) ---------------------------
@@ -115,50 +119,35 @@ def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
     results = [spread(probe, measure) for measure in measures for probe in report.probes]
     adjusted = holm([result.p for result in results])
     for result, p in zip(results, adjusted, strict=True):
-        name = f"figure1_{result.probe.id}_{result.measure}"
-        drawing = spread_figure(result, _test_line(result, p), facts(result.probe, result.measure))
-        report.draw(name, drawing, change_rows(result))
-        report.draw(f"{name}_spread", None, _variation_rows(result))
+        probe, measure = result.probe, result.measure
+        test = f"no test: {result.why_no_p}"
+        if result.p is not None:
+            test = f"in-task {result.in_task.text(2)} %, cross-task {result.cross_task.text(2)} %\n"
+            test += f"test that they differ: p = {result.p:.2g}, after Holm {p:.2g} (permutation test)"
+        cells = [(task, probe.role(task), cell) for task, cell in result.variation.items()]
+        cells += [("cross-task", "cross-task", result.cross_task), ("ratio", "ratio", result.ratio)]
+        variations = pd.DataFrame(
+            {
+                "task": task,
+                "role": role,
+                "measure": measure,
+                **_columns(cell, "coefficient_of_variation"),
+            }
+            for task, role, cell in cells
+        )
+        name = f"figure1_{probe.id}_{measure}"
+        report.draw(name, spread_figure(result, test, facts(probe, measure)), change_rows(result))
+        report.draw(f"{name}_spread", None, variations)
+        where = f"{probe.sequence}, {measure_name(measure)}"
         for task, reason in result.no_change.items():
-            who = f"{result.probe.sequence}, {measure_name(result.measure)}, {short_name(task)}"
-            report.warn(f"{who}: no relative change ({reason}).")
-        where = f"Figure 1, {result.probe.sequence}, {measure_name(result.measure)}"
+            report.warn(f"{where}, {short_name(task)}: no relative change ({reason}).")
         for what in ("in_task", "cross_task", "ratio"):
-            report.note_missing(f"{where}, {what.replace('_', '-')}", getattr(result, what))
-    report.keep(
-        "figure1", "Figure 1: spread over prompts, in-task against cross-task", tables.spread_table(results)
-    )
+            report.note_missing(f"Figure 1, {where}, {what.replace('_', '-')}", getattr(result, what))
+    title = "Figure 1: spread over prompts, in-task against cross-task"
+    report.keep("figure1", title, tables.spread_table(results))
     report.note(f"Spread: coefficient of variation over prompts. Test of Figure 1: {SPREAD_TEST}.")
-    report.note(
-        f"p (Holm) of Figure 1: over the {sum(r.p is not None for r in results)} tests of this report."
-    )
-
-
-def _test_line(result: Spread, p: float | None) -> str:
-    if result.p is None:
-        return f"no test: {result.why_no_p}"
-    cells = f"in-task {result.in_task.text(2)} %, cross-task {result.cross_task.text(2)} %"
-    return f"{cells}\ntest that they differ: p = {result.p:.2g}, after Holm {p:.2g} (permutation test)"
-
-
-def _variation_rows(result: Spread) -> pd.DataFrame:
-    cells = [(t, result.probe.role(t), cell) for t, cell in result.variation.items()]
-    cells += [
-        (name, name, cell) for name, cell in (("cross-task", result.cross_task), ("ratio", result.ratio))
-    ]
-    return pd.DataFrame(
-        {
-            "task": task,
-            "role": role,
-            "measure": result.measure,
-            "coefficient_of_variation": cell.value,
-            "low": cell.low,
-            "high": cell.high,
-            "n_prompts": cell.n,
-            "reason": cell.reason,
-        }
-        for task, role, cell in cells
-    )
+    n_tests = sum(result.p is not None for result in results)
+    report.note(f"p (Holm) of Figure 1: over the {n_tests} tests of this report.")
 
 
 def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
@@ -191,7 +180,7 @@ def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
     report.keep("figure2_pairs", "Figure 2: the trained task against unseen ones", tables.pair_table(effects))
     report.note(f"Test of Figure 2: {MAP_TEST}. Cells are not tested: a cell rests on one point a prompt.")
     report.note(f"p (Holm) of Figure 2: over the {sum(p is not None for p in adjusted)} maps of this report.")
-    note_paper(report)
+    report.note(PAPER_NOTE)
 
 
 def _pairs(probe: ProbeResult, found: PromptEffects) -> Figure:
@@ -223,32 +212,50 @@ def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
         groups.setdefault((probe.model, probe.method), []).append(probe)
     for measure in measures:
         for probe in report.probes:
-            _draw_indicators(report, probe, measure, found[probe.id, measure])
-        for (model, method), members in groups.items():
+            _draw_probe(report, probe, measure, found[probe.id, measure])
+        for who, members in groups.items():
             if len(members) > 1:
-                every = [power for probe in members for power in found[probe.id, measure]]
-                _draw_pooled(report, (model, method), members, measure, every)
+                _draw_pooled(report, who, members, [power for p in members for power in found[p.id, measure]])
     pools = [
-        (f"{model}, {method}", pooled([power for m in measures for p in members for power in found[p.id, m]]))
-        for (model, method), members in groups.items()
+        (", ".join(who), pooled([power for m in measures for p in members for power in found[p.id, m]]))
+        for who, members in groups.items()
     ]
     every = [power for members in found.values() for power in members]
     choices = {(p, m): lowest_loss_choice(p, m) for m in measures for p in report.probes}
     report.keep("figure3", "Figure 3: indicators before training", tables.indicator_table(pools))
     report.keep("figure3_loss", "Figure 3: -loss against scores after training", tables.loss_table(every))
-    report.keep(
-        "figure3_choice",
-        "The prompt of the lowest loss: is it good?",
-        tables.choice_table(choices),
-    )
+    title = "The prompt of the lowest loss: is it good?"
+    report.keep("figure3_choice", title, tables.choice_table(choices))
     for (probe, measure), choice in choices.items():
         for task in () if isinstance(choice, str) else choice.missing:
             where = f"Regret, {probe.sequence}, {measure_name(measure)}"
             report.warn(f"{where}: without {short_name(task)}, which was not evaluated for every prompt.")
-    _indicator_notes(report, every, pools, measures)
+    _warn_of_gaps(report, every, pools)
+    for note in INDICATOR_NOTES:
+        if note is not FLIPPED or "nll" in measures:
+            report.note(note)
+    report.note(PAPER_NOTE)
 
 
-def _draw_indicators(report: ProbeReport, probe: ProbeResult, measure: str, found: Sequence[Power]) -> None:
+FLIPPED = "Correlations with NLL have its sign flipped: positive means that more is better."
+INDICATOR_NOTES = (
+    "Indicators: " + "; ".join(f"{name}: {what}" for name, what in INDICATORS.items()) + ".",
+    "sum_log_prob correlates as -loss does where all prompts are scored on the same target tokens and "
+    "their loss is reduced by tokens: it is then a multiple of it.",
+    f"Figure 3 has {len(INDICATORS) * len(COEFFICIENTS)} intervals a model and measure, each by itself: "
+    "they are not adjusted for their number, and where nothing goes together about one of them lies "
+    "beside 0 by chance. The paper's claim is of -loss alone.",
+    FLIPPED,
+    "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
+    "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
+    "on the same test examples, hence a regret errs to the high side. Above the median is strictly above "
+    "that of all prompts, the chosen one included; by chance: what a prompt drawn at random would give. "
+    "Behind a count over probes stands its share with the exact binomial interval.",
+)
+
+
+def _draw_probe(report: ProbeReport, probe: ProbeResult, measure: str, found: Sequence[Power]) -> None:
+    """The indicators of one probe, and a point a prompt of -loss against scores."""
     means = {(power.indicator, power.coefficient): power.mean for power in found}
     points = {
         (power.indicator, power.coefficient): {
@@ -256,144 +263,81 @@ def _draw_indicators(report: ProbeReport, probe: ProbeResult, measure: str, foun
         }
         for power in found
     }
-    title = f"Indicators of {len(probe.prompts)} prompts of {short_name(probe.current)} before training\n"
-    title += f"{facts(probe, measure)}\n{_what(means, 'prompts')}"
-    drawing = indicator_figure(means, points, "a task that is not current", measure, title)
-    report.draw(f"figure3_{probe.id}_{measure}", drawing, _power_rows(found))
-    shown = list(tables.first_pairs(probe).values())
-    scores = sign_of(measure) * probe.outcomes(measure)[shown]
-    values = indicators_of(probe)
-    report.draw(
-        f"figure3_{probe.id}_{measure}_loss",
-        _loss_scatter(probe, measure, values["-loss"], scores, found),
-        values.join(scores.add_suffix(f" {'-' if sign_of(measure) < 0 else ''}{measure}")).reset_index(),
+    rows = pd.DataFrame(
+        {
+            **{name: getattr(power, name) for name in ("indicator", "coefficient", "measure")},
+            "task": task,
+            **_columns(cell, "r"),
+        }
+        for power in found
+        for task, cell in [*power.by_task.items(), ("mean", power.mean)]
     )
+    current, line = short_name(probe.current), facts(probe, measure)
+    title = f"Indicators of {len(probe.prompts)} prompts of {current} before training\n{line}"
+    drawing = indicator_figure(means, points, "a task that is not current", measure, title, "prompts")
+    report.draw(f"figure3_{probe.id}_{measure}", drawing, rows)
 
-
-def _loss_scatter(
-    probe: ProbeResult, measure: str, loss: pd.Series, scores: pd.DataFrame, found: Sequence[Power]
-) -> Figure:
+    scores = sign_of(measure) * probe.outcomes(measure)[list(tables.first_pairs(probe).values())]
+    values = indicators_of(probe)
     cells = {power.coefficient: power.by_task for power in found if power.indicator == "-loss"}
     captions = {
         task: "\n".join(coefficient_text(name, cell[task]) for name, cell in cells.items()) for task in scores
     }
     labels = {task: good_up(measure, task) for task in scores}
     labels |= {"-loss": "minus pre-update loss\n(nats per token)"}
-    title = f"Pre-update loss of prompts of {short_name(probe.current)} and scores after training"
-    title += f"\n{facts(probe, measure)}"
-    return pairs_figure(loss, scores, labels, captions, title)
-
-
-def _what(means: Mapping[tuple[str, str], Interval], unit: str) -> str:
-    """What the error bars are, or that there are none."""
-    if all(mean.value is None for mean in means.values()):
-        return "no correlation is defined"
-    has = any(mean.low is not None for mean in means.values())
-    return f"intervals over {unit}" if has else f"too few {unit} for an interval"
-
-
-def _power_rows(found: Sequence[Power]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "indicator": power.indicator,
-            "coefficient": power.coefficient,
-            "measure": power.measure,
-            "task": task,
-            "r": cell.value,
-            "low": cell.low,
-            "high": cell.high,
-            "n_prompts": cell.n,
-            "reason": cell.reason,
-        }
-        for power in found
-        for task, cell in [*power.by_task.items(), ("mean", power.mean)]
-    )
+    title = f"Pre-update loss of prompts of {current} and scores after training\n{line}"
+    drawing = pairs_figure(values["-loss"], scores, labels, captions, title)
+    sign = "-" if sign_of(measure) < 0 else ""
+    beside = values.join(scores.add_suffix(f" {sign}{measure}")).reset_index()
+    report.draw(f"figure3_{probe.id}_{measure}_loss", drawing, beside)
 
 
 def _draw_pooled(
-    report: ProbeReport,
-    who: tuple[str, str],
-    members: Sequence[ProbeResult],
-    measure: str,
-    every: Sequence[Power],
+    report: ProbeReport, who: tuple[str, str], members: Sequence[ProbeResult], every: Sequence[Power]
 ) -> None:
+    """The indicators of several probes of one model and method: a point a pair of tasks."""
     pool = pooled(every)
     means = {(cell.indicator, cell.coefficient): cell.mean for cell in pool}
     points = {(cell.indicator, cell.coefficient): cell.points for cell in pool}
-    pairs = len({probe.pair for probe in members})
+    pairs, measure = len({probe.pair for probe in members}), pool[0].measure
     title = f"Indicators before training over {pairs} pair{'s' if pairs > 1 else ''} of tasks"
     title += f"\n{', '.join(who)}, {len(members)} probes"
-    title += f"\n{_what(means, 'pairs')}"
     rows = [
         {
-            "indicator": cell.indicator,
-            "coefficient": cell.coefficient,
-            "measure": measure,
+            **{name: getattr(cell, name) for name in ("indicator", "coefficient", "measure")},
             "pair": pair,
             "r": value,
         }
         for cell in pool
         for pair, value in [*cell.points.items(), ("mean", cell.mean.value)]
     ]
-    drawing = indicator_figure(means, points, "a pair of tasks", measure, title)
-    report.draw("_".join(["figure3", *map(_file_part, who), measure]), drawing, pd.DataFrame(rows))
+    drawing = indicator_figure(means, points, "a pair of tasks", measure, title, "pairs")
+    names = ["-".join(re.findall(r"[\w.+-]+", name)) for name in who]  # `inscl-lexical` of `inscl (lexical)`
+    report.draw("_".join(["figure3", *names, measure]), drawing, pd.DataFrame(rows))
 
 
-def _file_part(name: str) -> str:
-    """`inscl-lexical` of `inscl (lexical)`."""
-    return "-".join(re.findall(r"[\w.+-]+", name))
-
-
-def _gaps(power: Power) -> Iterator[str]:
-    """Why a mean has no value or no interval, and which tasks it leaves out."""
-    if power.mean.value is None:
-        yield f"not defined: {power.mean.reason}"
-        return
-    if power.mean.reason:
-        yield f"no interval: {power.mean.reason}"
-    for cell in power.by_task.values():
-        if cell.value is None:
-            yield f"left out of means: {cell.reason}"
-
-
-def _indicator_notes(
-    report: ProbeReport,
-    every: Sequence[Power],
-    pools: Sequence[tuple[str, Sequence[Pooled]]],
-    measures: Sequence[str],
+def _warn_of_gaps(
+    report: ProbeReport, every: Sequence[Power], pools: Sequence[tuple[str, Sequence[Pooled]]]
 ) -> None:
+    """Why means have no value or no interval, and which tasks they leave out."""
     undefined: dict[str, list[str]] = {}
     for power in every:
-        if power.coefficient == COEFFICIENTS[0]:  # what one lacks, both lack
-            where = f"Figure 3, {power.probe.sequence}, {measure_name(power.measure)}"
-            for gap in _gaps(power):
-                undefined.setdefault(f"{where}: {gap}", []).append(power.indicator)
+        if power.coefficient != COEFFICIENTS[0]:  # what one lacks, both lack
+            continue
+        if power.mean.value is None:
+            gaps = [f"not defined: {power.mean.reason}"]
+        else:
+            gaps = [f"no interval: {power.mean.reason}"] if power.mean.reason else []
+            cells = power.by_task.values()
+            gaps += [f"left out of means: {cell.reason}" for cell in cells if cell.value is None]
+        for gap in gaps:
+            where = f"Figure 3, {power.probe.sequence}, {measure_name(power.measure)}: {gap}"
+            undefined.setdefault(where, []).append(power.indicator)
     for text, names in undefined.items():
         report.warn(f"{text} ({'all indicators' if len(names) == len(INDICATORS) else ', '.join(names)}).")
     for who, pool in pools:
-        reasons = dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason)
-        for reason in reasons:
+        for reason in dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason):
             report.warn(f"Figure 3, over the pairs of {who}: {reason}.")
-    report.note("Indicators: " + "; ".join(f"{name}: {what}" for name, what in INDICATORS.items()) + ".")
-    report.note(
-        "sum_log_prob correlates as -loss does where all prompts are scored on the same target tokens and "
-        "their loss is reduced by tokens: it is then a multiple of it."
-    )
-    report.note(
-        f"Figure 3 has {len(INDICATORS) * len(COEFFICIENTS)} intervals a model and measure, each by itself: "
-        "they are not adjusted for their number, and where nothing goes together about one of them lies "
-        "beside 0 by chance. The paper's claim is of -loss alone."
-    )
-    if "nll" in measures:
-        report.note("Correlations with NLL have its sign flipped: positive means that more is better.")
-    report.note(
-        "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
-        "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
-        "on the same test examples, hence a regret errs to the high side. Above the median is strictly above "
-        "that of all prompts, the chosen one included; by chance: what a prompt drawn at random would give. "
-        "Behind a count over probes stands its share with the exact binomial interval."
-    )
-    note_paper(report)
 
 
 def figure4(report: ProbeReport, measures: Sequence[str]) -> None:
@@ -454,19 +398,30 @@ def probe_report(
     report = ProbeReport(probes, output)
     leads = leading_measure(any(probe.demonstration for probe in probes))
     ordered = sorted(dict.fromkeys(measures), key=lambda measure: measure != leads)
-    _general_notes(report, ordered)
+    _notes(report, ordered)
     for figure in dict.fromkeys(figures):
         FIGURES[figure](report, ordered)
     return report
 
 
-def _general_notes(report: ProbeReport, measures: Sequence[str]) -> None:
+def _notes(report: ProbeReport, measures: Sequence[str]) -> None:
+    """What holds for all figures, and what a probe lacks: examples that are left out, runs that failed."""
     if any(probe.demonstration for probe in report.probes):
         report.warn(DEMONSTRATION)
         if len(measures) > 1:
             report.note(NLL_LEADS)
     for probe in report.probes:
-        _warn_of_gaps(report, probe)
+        if probe.n_cut:
+            n_all = probe.losses["example"].nunique() + probe.n_cut
+            report.warn(
+                f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} "
+                "are left out of losses and answers: their targets are cut off under some prompt."
+            )
+        if probe.missing:
+            missing = ", ".join(map(str, probe.missing))
+            report.warn(
+                f"Probe {probe.id} lacks prompt {missing}, whose run failed: the same command tries again."
+            )
     pairs = Counter((probe.model, probe.method, probe.pair) for probe in report.probes)
     if max(pairs.values()) > 1:
         report.note(
@@ -475,18 +430,3 @@ def _general_notes(report: ProbeReport, measures: Sequence[str]) -> None:
             "such counts are somewhat narrow."
         )
     report.note(INTERVALS)
-
-
-def _warn_of_gaps(report: ProbeReport, probe: ProbeResult) -> None:
-    """Names what a probe lacks: scored examples that are left out, and prompts whose runs failed."""
-    if probe.n_cut:
-        n_all = probe.losses["example"].nunique() + probe.n_cut
-        report.warn(
-            f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} are "
-            "left out of losses and answers: their targets are cut off under some prompt."
-        )
-    if probe.missing:
-        report.warn(
-            f"Probe {probe.id} lacks prompt {', '.join(map(str, probe.missing))}, whose run failed: the same "
-            "command tries again."
-        )

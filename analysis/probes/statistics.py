@@ -230,45 +230,28 @@ def powers(probe: ProbeResult, measure: str) -> list[Power]:
     """Every indicator and coefficient of a probe. Scores where lower is better are flipped: up is good."""
     table = indicators_of(probe)
     scores = sign_of(measure) * probe.outcomes(measure)[list(probe.others)]
-    return [
-        _power(probe, measure, coefficient, table[indicator], scores, *cells)
-        for coefficient in COEFFICIENTS
-        for indicator, cells in _all_coefficients(table, scores, coefficient).items()
-    ]
-
-
-def _all_coefficients(
-    table: pd.DataFrame, scores: pd.DataFrame, coefficient: str
-) -> dict[str, tuple[Array, Array]]:
-    """By indicator its coefficients with every task, and those over resampled prompts (draws x tasks)."""
-    # A column with gaps is not correlated (the reason is given elsewhere); 0 makes it one without variance.
+    # A column with gaps is not correlated (the reason is given below); 0 makes it one without variance.
     rows = np.column_stack([table, scores]).astype(float)
     rows[:, np.isnan(rows).any(axis=0)] = 0.0
-    stack = np.concatenate([rows[None], resampled(rows)])
-    n = table.shape[1]
-    found = column_correlations(stack[..., :n], stack[..., n:], coefficient)
-    return {name: (found[0, place], found[1:, place]) for place, name in enumerate(table)}
-
-
-def _power(
-    probe: ProbeResult,
-    measure: str,
-    coefficient: str,
-    indicator: pd.Series,
-    scores: pd.DataFrame,
-    values: Array,
-    draws: Array,
-) -> Power:
-    n = len(scores)
-    by_task, reasons = {}, {task: _why_undefined(indicator, scores[task]) for task in scores}
-    for place, (task, reason) in enumerate(reasons.items()):
-        known = interval_of(values[place], draws[:, place], n)
-        by_task[task] = Interval(None, n=n, reason=reason) if reason else known
-    usable = np.array([reason is None for reason in reasons.values()])
-    mean = Interval(None, n=n, reason=joined(reasons.values()))
-    if usable.any():
-        mean = interval_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
-    return Power(probe, measure, str(indicator.name), coefficient, by_task, mean)
+    stack, n, k = np.concatenate([rows[None], resampled(rows)]), len(rows), table.shape[1]
+    found = []
+    for coefficient in COEFFICIENTS:
+        cells = column_correlations(stack[..., :k], stack[..., k:], coefficient)
+        for place, indicator in enumerate(table):
+            (values, *_), draws = cells[:, place], cells[1:, place]
+            reasons = [_why_undefined(table[indicator], scores[task]) for task in scores]
+            by_task = {
+                task: Interval(None, n=n, reason=reasons[number])
+                if reasons[number]
+                else interval_of(values[number], draws[:, number], n)
+                for number, task in enumerate(scores)
+            }
+            usable = np.array([reason is None for reason in reasons])
+            mean = Interval(None, n=n, reason=joined(reasons))
+            if usable.any():
+                mean = interval_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
+            found.append(Power(probe, measure, indicator, coefficient, by_task, mean))
+    return found
 
 
 def _why_undefined(indicator: pd.Series, scores: pd.Series) -> str | None:
@@ -306,23 +289,21 @@ def pooled(all_powers: Sequence[Power]) -> list[Pooled]:
     groups: dict[tuple[str, str, str], list[Power]] = {}
     for power in all_powers:
         groups.setdefault((power.measure, power.indicator, power.coefficient), []).append(power)
-    return [_pool(key, members) for key, members in groups.items()]
-
-
-def _pool(key: tuple[str, str, str], members: list[Power]) -> Pooled:
-    by_pair: dict[str, list[float]] = {}
-    for power in members:
-        if power.mean.value is not None:
-            by_pair.setdefault(power.probe.pair, []).append(power.mean.value)
-    points = {pair: float(np.mean(values)) for pair, values in by_pair.items()}
-    if len(members) == 1:
+    found = []
+    for key, members in groups.items():
+        by_pair: dict[str, list[float]] = {}
+        for power in members:
+            if power.mean.value is not None:
+                by_pair.setdefault(power.probe.pair, []).append(power.mean.value)
+        points = {pair: float(np.mean(values)) for pair, values in by_pair.items()}
         mean = members[0].mean
-    elif points:
-        mean = mean_interval(list(points.values()), "pairs")
-    else:
-        mean = Interval(None, reason=joined(power.mean.reason for power in members))
-    cells = [cell for power in members for cell in power.by_task.values()]
-    return Pooled(*key, points, mean, sum(cell.value is not None for cell in cells), len(cells))
+        if len(members) > 1:
+            mean = Interval(None, reason=joined(power.mean.reason for power in members))
+            mean = mean_interval(list(points.values()), "pairs") if points else mean
+        cells = [cell for power in members for cell in power.by_task.values()]
+        n_defined = sum(cell.value is not None for cell in cells)
+        found.append(Pooled(*key, points, mean, n_defined, len(cells)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -368,11 +349,17 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
         return "all prompts score alike"
     chosen = int(probe.pre_update_losses()[probe.candidates].idxmin())
     is_above, tasks_above = means > means.median(), (whole > whole.median()).sum(axis=1)
-    regret = Interval(
-        float(means.max() - means[chosen]),
-        *_regret_interval(probe, measure, list(whole.columns), chosen, draws, seed),
-        n=sum(len(set(probe.row_numbers(task))) for task in whole),
-    )
+    rng = np.random.default_rng(seed)
+    resampled_means, n_rows = np.zeros((draws, len(means))), 0
+    for task in whole:
+        values = sign_of(measure) * probe.final_examples(measure, task)
+        sums, sizes = by_distinct_row(values, probe.row_numbers(task))
+        counts = resample_counts(len(sizes), draws, rng)
+        resampled_means += counts @ sums.T / ((counts @ sizes)[:, None] * len(whole.columns))
+        n_rows += len(sizes)
+    regrets = resampled_means.max(axis=1) - resampled_means[:, sorted(probe.runs).index(chosen)]
+    low, high = np.percentile(regrets, [2.5, 97.5])
+    regret = Interval(float(means.max() - means[chosen]), float(low), float(high), n_rows)
     return Choice(
         probe=probe,
         measure=measure,
@@ -389,21 +376,6 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
         of_random=float(means.max() - means[probe.candidates].mean()),
         missing=tuple(task for task in scores if task not in whole),
     )
-
-
-def _regret_interval(
-    probe: ProbeResult, measure: str, tasks: list[str], chosen: int, draws: int, seed: int
-) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    means = np.zeros((draws, len(probe.runs)))
-    for task in tasks:
-        values = sign_of(measure) * probe.final_examples(measure, task)
-        sums, sizes = by_distinct_row(values, probe.row_numbers(task))
-        counts = resample_counts(len(sizes), draws, rng)
-        means += counts @ sums.T / ((counts @ sizes)[:, None] * len(tasks))
-    place = sorted(probe.runs).index(chosen)
-    low, high = np.percentile(means.max(axis=1) - means[:, place], [2.5, 97.5])
-    return float(low), float(high)
 
 
 # --- does a low loss mean a gradient that points the way of other tasks? (Figure 4) ------------------------

@@ -10,11 +10,10 @@ from test_figures import assert_legible
 
 from sapo.analysis.correlations import probe_effects
 from sapo.analysis.probes import report as probe_figures
-from sapo.analysis.probes.figures import gradient_figure, indicator_figure, spread_figure
 from sapo.analysis.probes.report import probe_report
 from sapo.analysis.probes.results import load_probe
-from sapo.analysis.probes.statistics import indicators_of, lowest_loss_choice, powers, spread
-from sapo.analysis.probes.tables import choice_table, first_pairs, loss_table, pair_table
+from sapo.analysis.probes.statistics import lowest_loss_choice, powers
+from sapo.analysis.probes.tables import choice_table, loss_table, pair_table
 from sapo.conf.errors import UserError
 
 ALL = ("figure1", "figure2", "figure3", "figure4")
@@ -35,30 +34,19 @@ def report(mini_probe, tmp_path_factory):
     return probe_report([mini_probe], ALL, tmp_path_factory.mktemp("drawn"), ["nll"])
 
 
-def figures_of(probe, measure):
-    """Every kind of drawing of a probe."""
-    effects = probe_effects(probe, measure)
-    loss = indicators_of(probe)["-loss"]
-    found = powers(probe, measure)
-    shown = list(first_pairs(probe).values())
-    yield spread_figure(spread(probe, measure), "in-task 1.4 %, cross-task 5.8 %", "facts")
-    yield probe_figures._pairs(probe, effects)
-    means = {(power.indicator, power.coefficient): power.mean for power in found}
-    points = {
-        (power.indicator, power.coefficient): {task: cell.value for task, cell in power.by_task.items()}
-        for power in found
-    }
-    title = (
-        f"Indicators of {len(probe.prompts)} prompts before training\n{probe.facts}\nintervals over prompts"
-    )
-    yield indicator_figure(means, points, "a task that is not current", measure, title)
-    yield probe_figures._loss_scatter(probe, measure, loss, probe.outcomes(measure)[shown], found)
-    yield gradient_figure(probe, probe.gradients)
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn from now on; they are not written."""
+    figures = []
+    monkeypatch.setattr(probe_figures, "save", lambda figure, stem: figures.append(figure) or [])
+    return figures
 
 
-@pytest.mark.parametrize("name", ["whole", "mini"])
-def test_no_text_lies_on_other_text_or_outside(request, name):
-    for figure in figures_of(request.getfixturevalue(name), "nll"):
+@pytest.mark.parametrize("name", ["stored_probe", "mini_probe"])
+def test_no_text_lies_on_other_text_or_outside(request, name, drawn, tmp_path):
+    probe_report([request.getfixturevalue(name)], ALL, tmp_path, ["nll"])
+    assert len(drawn) == 6
+    for figure in drawn:
         assert_legible(figure)
 
 
@@ -105,12 +93,12 @@ def test_data_files_hold_every_point(report):
     assert len(pd.read_csv(report.output / "figure4_probe.csv")) == 4 * 4 * 12
 
 
-def test_a_face_says_what_leads(mini):
-    figure = probe_figures._pairs(mini, probe_effects(mini, "nll"))
-    assert "NLL leads" in figure.get_suptitle()
-    paper_scale = replace(mini, demonstration=False)
-    figure = probe_figures._pairs(paper_scale, probe_effects(paper_scale, "rougeL"))
-    assert "leads" not in figure.get_suptitle()
+@pytest.mark.parametrize("is_demonstration", [True, False])
+def test_a_face_says_what_leads(probe_folder, drawn, tmp_path, is_demonstration):
+    facts = {"n_prompts": 5, "unseen": ("task618_x",), "n": 4, "demonstration": is_demonstration}
+    probe_report([probe_folder("p", gradients=False, **facts)], ["figure2"], tmp_path / "out", ["nll"])
+    titles = [" ".join(figure.get_suptitle().split()) for figure in drawn]
+    assert ["NLL leads" in title for title in titles] == [is_demonstration] * 2
 
 
 def test_the_papers_values_stand_beside_the_same_pair_in_its_measure_only(whole):

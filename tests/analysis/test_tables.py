@@ -12,8 +12,9 @@ from test_figures import assert_legible
 from sapo.analysis import render
 from sapo.analysis.figures import size_figure
 from sapo.analysis.metrics import METRICS
+from sapo.analysis.page import run_warnings
 from sapo.analysis.published import plain, published
-from sapo.analysis.results import load_run
+from sapo.analysis.results import load_run, row_remarks
 from sapo.analysis.tables import (
     DEMONSTRATION,
     NLL_LEADS,
@@ -55,13 +56,17 @@ def test_base_row_and_differences(runs):
     assert DEMONSTRATION in table.notes
 
 
-def test_repeated_test_rows_are_said(runs, run_folder):
-    path = edit_run(run_folder("twice"), lambda frame: frame.assign(row=frame["example"] // 2))
-    run = load_run(path)
-    assert "NI195: its 20 test examples are 10 distinct rows; intervals and n count these." in set(
-        score_table([run], draws=50).notes
-    )
-    assert not any("distinct rows" in note for note in score_table(runs, draws=50).notes)
+def test_repeated_test_rows_and_answers_that_were_cut_off_are_said(runs, run_folder):
+    def change(frame):
+        return frame.assign(row=frame["example"] // 2, is_unfinished=frame["example"] < 3)
+
+    run = load_run(edit_run(run_folder("twice"), change))
+    notes = set(score_table([run], draws=50).notes)
+    assert "NI195: its 20 test examples are 10 distinct rows; intervals and n count these." in notes
+    limit = "the limit of new tokens (evaluator.max_new_tokens) and are scored as far as they go."
+    assert f"NI363: 12 of 80 answers ran into {limit}" in notes  # 3 of 20 in each of four states
+    assert f"NI195: 12 of 80 answers ran into {limit}" in run_warnings([run], ["run"])
+    assert row_remarks(runs) == []
 
 
 def test_a_demonstration_shows_nll_too_with_intervals(runs, run_folder):

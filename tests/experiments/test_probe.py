@@ -102,7 +102,7 @@ def test_the_runs_differ_in_the_prompt_of_the_second_task_only(probe):
     assert list(result.runs) == [-1, 0, 1, 2]
     for index, run in result.runs.items():
         assert run.record.prompts[result.current] == result.prompts[index]
-        assert run.prompts[result.trained] == result.runs[-1].prompts[result.trained]
+        assert run.record.prompts[result.trained] == result.runs[-1].record.prompts[result.trained]
     states = [json.loads((run.path / "run.json").read_text())["states"] for run in result.runs.values()]
     assert len({found[1]["key"] for found in states}) == 1
     assert len({found[2]["key"] for found in states}) == 4
