@@ -102,48 +102,29 @@ def _choice_files(group: str) -> list[Path]:
 
 
 def _compose_all(overrides: list[str]) -> list[Config]:
-    """The config of every combination of the overrides' sweeps and the experiment's; overrides win."""
-    axes = _axes(overrides)
-    first = tuple(axis[0] for axis in axes)
-    composed = {first: _compose(first)}
-    given = {override.split("=", 1)[0] for override in overrides}
-    sweep = [item for item in composed[first].sweep if item.split("=", 1)[0] not in given]
-    return _compose_product([*axes, *_axes(sweep)], composed)
-
-
-def _compose_product(axes: list[list[str]], composed: dict[tuple[str, ...], Config]) -> list[Config]:
-    """The config of every combination of the axes' values; `composed` holds those that are there already.
+    """The config of every combination of the overrides' sweeps and the experiment's; overrides win.
 
     Composing takes a tenth of a second. So an axis that only decides its own part of the config is composed
-    once for each of its values, and the parts are put together.
+    once for each of its values, beside the first values of the others, and the parts are put together.
     """
-
-    def compose_once(combination: tuple[str, ...]) -> Config:
-        if combination not in composed:
-            composed[combination] = _compose(combination)
-        return composed[combination]
-
-    parts = {place: _part_of(axis) for place, axis in enumerate(axes) if len(axis) > 1}
-    if _has_references(axes):
-        parts = {}
-    shared = {part for part, count in Counter(parts.values()).items() if count > 1}
-    parts = {place: None if part in shared else part for place, part in parts.items()}
+    compose_once = cache(_compose)
+    axes = _axes(overrides)
+    given = {override.split("=", 1)[0] for override in overrides}
+    sweep = compose_once(tuple(axis[0] for axis in axes)).sweep
+    axes += _axes([item for item in sweep if item.split("=", 1)[0] not in given])
+    found = {place: _part_of(axis) for place, axis in enumerate(axes) if len(axis) > 1}
+    counts = Counter({} if _has_references(axes) else found.values())
+    parts = {place: part for place, part in found.items() if part and counts[part] == 1}
     configs = []
     for combination in product(*axes):
-        # The same with the first value of every axis that stands for itself.
-        plain = tuple(
-            axes[place][0] if parts.get(place) else value for place, value in enumerate(combination)
-        )
-        values: dict[str, Any] = {}
+        plain = tuple(axes[place][0] if place in parts else value for place, value in enumerate(combination))
+        config = compose_once(plain)
+        values = {}
         for place, part in parts.items():
-            if part:
-                number = _with_number(compose_once(plain), combination[place])
-                values[part] = (
-                    getattr(compose_once((*plain[:place], combination[place], *plain[place + 1 :])), part)
-                    if number is None
-                    else number
-                )
-        configs.append(replace(compose_once(plain), **values))
+            one_other = (*plain[:place], combination[place], *plain[place + 1 :])
+            number = _with_number(config, combination[place])
+            values[part] = getattr(compose_once(one_other), part) if number is None else number
+        configs.append(replace(config, **values))
     return configs
 
 
