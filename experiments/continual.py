@@ -50,7 +50,7 @@ async def run_sequence(config: Config, engine: Engine) -> Run:
     instruction (paper, Section 5.1).
     """
     run = Run(config, *load_tasks(config))
-    run.add_state(BASE, 0, [])
+    run.add_state(None, 0, [])
     await ORDERS.get(config.method.name, one_after_another)(run, engine)
     # Evaluated only now that every state is stored: a failure here loses no training.
     for row in await asyncio.gather(*(evaluate(run, engine, state) for state in run.states)):
@@ -64,30 +64,30 @@ async def one_after_another(run: Run, engine: Engine) -> None:
     for position, task in enumerate(run.tasks):
         pool = pool_for(task, run.config)
         choice = await choose_prompt(run.config, engine, state, task, pool)
-        state = await train(run, engine, state, position, [choice])
-        run.add_state(state, position + 1, run.choices)
+        trained = await engine.run(training(run, state, position, [choice]))
+        state = run.add_state(trained, position + 1, run.choices)
 
 
 async def _all_at_once(run: Run, engine: Engine) -> None:
     """`multitask`: one training on the union of all tasks, an upper bound."""
     choices = [await choose_prompt(run.config, engine, BASE, t, pool_for(t, run.config)) for t in run.tasks]
-    state = await train(run, engine, BASE, 0, choices)
-    run.add_state(state, len(run.tasks), run.choices)
+    trained = await engine.run(training(run, BASE, 0, choices))
+    run.add_state(trained, len(run.tasks), run.choices)
 
 
 async def _each_alone(run: Run, engine: Engine) -> None:
     """`single`: every task from the untouched model; each resulting model is evaluated on its own task."""
     for position, task in enumerate(run.tasks):
         choice = await choose_prompt(run.config, engine, BASE, task, pool_for(task, run.config))
-        state = await train(run, engine, BASE, position, [choice])
-        run.add_state(state, len(run.tasks), [choice], [task])
+        trained = await engine.run(training(run, BASE, position, [choice]))
+        run.add_state(trained, len(run.tasks), [choice], [task])
 
 
 async def _none(run: Run, engine: Engine) -> None:
     """`zero_shot`: nothing is trained; the tasks are only evaluated with the prompts that are chosen."""
     for task in run.tasks:
         run.choices.append(await choose_prompt(run.config, engine, BASE, task, pool_for(task, run.config)))
-    run.add_state(BASE, len(run.tasks), run.choices)
+    run.add_state(None, len(run.tasks), run.choices)
 
 
 # What trains in another order than one task after another.
@@ -138,14 +138,12 @@ async def choose_prompt(config: Config, engine: Engine, state: str, task: Task, 
     return Choice(task.name, prompt, table, paraphrases=paraphrases, scored=scored)
 
 
-async def train(run: Run, engine: Engine, state: str, position: int, choices: Sequence[Choice]) -> str:
-    """Trains the chosen tasks together from a state and returns the next state's key."""
+def training(run: Run, state: str, position: int, choices: Sequence[Choice]) -> Train:
+    """The training of the chosen tasks together, from a state."""
     run.choices.extend(choices)
     tasks = {task.name: task for task in run.tasks}
     learned = (TrainingTask(tasks[choice.task], choice.drawn or (choice.prompt,)) for choice in choices)
-    stored = await engine.run(Train(run.config, state, position, tuple(learned)))
-    run.trained.append(stored)
-    return stored.key
+    return Train(run.config, state, position, tuple(learned))
 
 
 async def evaluate(run: Run, engine: Engine, state: State) -> list[Evaluation]:

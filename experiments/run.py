@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,21 @@ from sapo.conf.errors import UserError, WorkError, message_of
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.hygiene import distinct_rows
-from sapo.data.prompts import Prompt, PromptPool
+from sapo.data.prompts import Prompt
 from sapo.data.remembering import remembered
 from sapo.data.tasks import Example
 from sapo.experiments import targets
 from sapo.experiments.continual import CountingEngine, pool_for, run_sequence
-from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
-from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.engine.local import TURN, LocalEngine, Turn, Watcher, ignore
+from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
-from sapo.experiments.model.training import require_trackers
 from sapo.experiments.plan import plan, weight_bytes
 from sapo.experiments.probe import probes_of, write_probes
 from sapo.experiments.runs import write_run
-from sapo.experiments.stages import Stage
 
 
 def require_ready(configs: Sequence[Config]) -> None:
@@ -39,7 +38,7 @@ def require_ready(configs: Sequence[Config]) -> None:
     Models, devices, benchmark data, prompt pools, prompts within the length limit: checked before the first
     stage, since a run late in a sweep would say so only hours later.
     """
-    failures = _failures(configs, _RUN_CHECKS)
+    failures = dict.fromkeys(reason for reasons in _refusals(configs, is_plan=False) for reason in reasons)
     if failures:
         raise UserError("\n".join(failures))
 
@@ -49,7 +48,7 @@ def plannable(jobs: Sequence[Job]) -> tuple[list[Job], dict[str, int]]:
 
     UserError with every reason if none can.
     """
-    refused = _refusals([job.config for job in jobs], _PLAN_CHECKS)
+    refused = _refusals([job.config for job in jobs], is_plan=True)
     possible = [job for job, reasons in zip(jobs, refused, strict=True) if not reasons]
     counts = Counter(reason for reasons in refused for reason in reasons)
     if not possible:
@@ -57,54 +56,45 @@ def plannable(jobs: Sequence[Job]) -> tuple[list[Job], dict[str, int]]:
     return possible, dict(counts)
 
 
-def _failures(configs: Sequence[Config], checks: Sequence["Check"]) -> dict[str, None]:
-    """What the checks refuse, each once."""
-    return dict.fromkeys(reason for reasons in _refusals(configs, checks) for reason in reasons)
-
-
-def _refusals(configs: Sequence[Config], checks: Sequence["Check"]) -> list[dict[str, None]]:
-    """What the checks say against each run. What a check reads is the same in many runs, and checked once."""
-    refused: list[dict[str, None]] = [{} for _ in configs]
-    for check, parts in checks:
-        known: dict[str, str | None] = {}
+def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
+    """What speaks against each run. What a check reads is the same in many runs, and checked once."""
+    checks: list[tuple[Callable[[Config], object], tuple[str, ...]]] = [
+        (
+            partial(_require_tasks, without_model=is_plan),
+            ("model", "sequence", "data", "paraphrases", "policy"),
+        ),
+        (require_possible, ("task", "sequence", "data", "method")),
+    ]
+    if not is_plan:
+        checks.insert(0, (device_of, ("engine",)))
+    known: dict[str, list[str]] = {}
+    refused: list[list[str]] = [[] for _ in configs]
+    for number, (check, parts) in enumerate(checks):
         for config, reasons in zip(configs, refused, strict=True):
-            read = repr([getattr(config, part) for part in parts])
+            read = repr([number, *(getattr(config, part) for part in parts)])
             if read not in known:
-                known[read] = _refusal(check, config)
-            reason = known[read]
-            if reason is not None:
-                reasons[reason] = None
-    return refused
+                try:
+                    check(config)
+                    known[read] = []
+                except UserError as error:
+                    known[read] = [str(error)]
+            reasons += known[read]
+    return [list(dict.fromkeys(reasons)) for reasons in refused]
 
 
-def _refusal(check: Callable[[Config], object], config: Config) -> str | None:
-    try:
-        check(config)
-    except UserError as error:
-        return str(error)
-    return None
+def _require_tasks(config: Config, without_model: bool) -> None:
+    """UserError if the tasks or their pools cannot be loaded, or do not fit the model and its template.
 
-
-def _require_pools(config: Config) -> list[PromptPool]:
-    """The pools of the trained tasks; UserError if tasks or pools cannot be loaded."""
-    return [pool_for(task, config) for task in load_tasks(config)[0]]
-
-
-def _preflight(config: Config) -> None:
-    """UserError if the model, its template or adapter, the tasks or their pools do not fit together."""
+    `without_model`: a plan can also be made where the model is not.
+    """
     tasks, unseen = load_tasks(config)
-    pools = _require_pools(config)
-    shown = [(task, pool.candidates(True)) for task, pool in zip(tasks, pools, strict=True)]
+    shown = [(task, pool_for(task, config).candidates(True)) for task in tasks]
+    if without_model:
+        try:
+            model_folder(config.model)
+        except UserError:
+            return
     preflight(config, [*shown, *((task, [Prompt(task.instruction)]) for task in unseen)])
-
-
-def _preflight_if_here(config: Config) -> None:
-    """The same for a plan, which can be made without the model."""
-    try:
-        model_folder(config.model)
-    except UserError:
-        return
-    _preflight(config)
 
 
 def require_possible(config: Config) -> None:
@@ -134,21 +124,6 @@ def require_possible(config: Config) -> None:
 @remembered(64)
 def _n_distinct(rows: tuple[Example, ...]) -> int:
     return len(set(distinct_rows(rows)))
-
-
-# A check, and the parts of a config that it reads.
-Check = tuple[Callable[[Config], object], tuple[str, ...]]
-_PLAN_CHECKS: tuple[Check, ...] = (
-    (_require_pools, ("sequence", "data", "paraphrases", "policy")),
-    (_preflight_if_here, ("model", "sequence", "data", "paraphrases", "policy")),
-    (require_possible, ("task", "sequence", "data", "method")),
-)
-_RUN_CHECKS: tuple[Check, ...] = (
-    (device_of, ("engine",)),
-    (lambda config: require_trackers(config.trainer), ("trainer",)),
-    (_preflight, ("model", "sequence", "data", "paraphrases", "policy")),
-    (require_possible, ("task", "sequence", "data", "method")),
-)
 
 
 def expected_stages(config: Config) -> int:
@@ -245,35 +220,24 @@ def run(
     require_ready([job.config for job in jobs])
     expect(sum(expected_stages(job.config) for job in jobs))
     with engine.store.at_work():
-        return engine.complete([_outcome(job, engine, turn, keep_going) for turn, job in enumerate(jobs)])
+        if engine.at_once:
+            return engine.complete([_outcome(job, engine, n, keep_going) for n, job in enumerate(jobs)])
+        outcomes = []
+        for number, job in enumerate(jobs):
+            outcomes.append(engine.wait(_outcome(job, engine, number, keep_going)))
+        return outcomes
 
 
-class _Asker:
-    """A job's own view of the engine, which counts what was computed for it."""
-
-    def __init__(self, engine: LocalEngine, turn: int) -> None:
-        self.engine = engine
-        self.turn = turn
-        self.computed = self.stored = 0
-
-    async def run(self, stage: Stage) -> Stored:
-        """The finished stage."""
-        stored, is_new = await self.engine.ask(stage, self.turn)
-        self.computed += is_new
-        self.stored += not is_new
-        return stored
-
-
-async def _outcome(job: Job, engine: LocalEngine, turn: int, keep_going: bool) -> Outcome:
-    asker = _Asker(engine, turn)
+async def _outcome(job: Job, engine: LocalEngine, number: int, keep_going: bool) -> Outcome:
+    TURN.set(turn := Turn(number))
     result: Path | Exception
     try:
-        result = write_run(await run_sequence(job.config, asker), engine.store)
+        result = write_run(await run_sequence(job.config, engine), engine.store)
     except Exception as error:
         if not keep_going:
             raise
         result = error
-    return Outcome(job, result, asker.computed, asker.stored)
+    return Outcome(job, result, turn.computed, turn.stored)
 
 
 def require_some(outcomes: Sequence[Outcome]) -> None:

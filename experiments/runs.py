@@ -18,6 +18,7 @@ from sapo.data.files import write_json
 from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt
 from sapo.data.records import (
+    BASE,
     MANIFEST,
     Candidate,
     ChoiceRecord,
@@ -105,10 +106,22 @@ class Run:
         """The prompt that each task was trained with."""
         return {choice.task: choice.prompt for choice in self.choices}
 
-    def add_state(self, key: str, after: int, learned: Sequence[Choice], tasks: Sequence[Task] = ()) -> None:
-        """Adds a state to evaluate: on all tasks if not said otherwise."""
+    def add_state(
+        self,
+        trained: Stored | Planned | None,
+        after: int,
+        learned: Sequence[Choice],
+        tasks: Sequence[Task] = (),
+    ) -> str:
+        """Adds a state to evaluate, on all tasks if not said otherwise, and returns its key.
+
+        `trained` is the training that made it; None for the untouched model.
+        """
+        key = trained.key if trained else BASE
+        self.trained.extend([trained] if trained else [])
         prompts = {choice.task: choice.prompt for choice in learned}
         self.states.append(State(after, key, prompts, tuple(tasks) or (*self.tasks, *self.unseen)))
+        return key
 
 
 def write_run(run: Run, store: Store) -> Path:

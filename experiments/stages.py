@@ -3,7 +3,6 @@
 A stage's key is the SHA-256 of everything that can change its result, and of nothing else.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,23 +11,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import OmegaConf
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config, identity_values
-from sapo.data.files import write_json
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.records import BASE, StageResult, write_record
+from sapo.data.records import BASE
 from sapo.data.render import Renderer
 from sapo.data.tasks import Example, Task, digest, examples_digest
-from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.methods import METHODS, Context, method_of
 from sapo.experiments.model import evaluation, gradients, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
-from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import model_identity
-from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.model.scoring import pool_losses
 
@@ -91,6 +86,11 @@ class Stage(ABC):
         return "+".join(dict.fromkeys(task.name for task, *_ in self.readings))
 
     @property
+    def groups(self) -> list[str]:
+        """The groups of the config that it reads."""
+        return [*dict.fromkeys(name.split(".")[0] for name in (*self.settings, *_RUNTIME))]
+
+    @property
     def key(self) -> str:
         """SHA-256 of the canonical JSON of the identity."""
         return digest(self.identity())
@@ -102,25 +102,6 @@ class Stage(ABC):
             return f"{self.verb} {self.name}, {len(prompts)} prompts"
         return f"{self.verb} {self.name}, " + ", ".join(
             "original prompt" if index == ORIGINAL else f"prompt {index}" for index in prompts
-        )
-
-    def build(self, store: Store, folder: Path) -> None:
-        """Computes the stage and writes all its files to `folder`."""
-        language_model = load_model(self.config)
-        begun = time.monotonic()
-        try:
-            facts = self.compute(store, language_model, folder)
-        except DoesNotFitError as error:
-            raise WorkError(f"Task {self.name} ({self.kind}): {error}") from error
-        seconds = time.monotonic() - begun + facts.get("earlier_seconds", 0.0)
-        common = {"task": self.name, "model": self.config.model.name, "seconds": round(seconds, 3)}
-        result = StageResult.model_validate(common | facts, strict=False)
-        write_record(folder / "result.json", result)
-        write_json(folder / "identity.json", self.identity())
-        write_json(folder / "environment.json", environment(language_model.base.device))
-        groups = [*dict.fromkeys(name.split(".")[0] for name in (*self.settings, *_RUNTIME))]
-        OmegaConf.save(
-            OmegaConf.masked_copy(OmegaConf.structured(self.config), groups), folder / "config.yaml"
         )
 
     def renderer(self, language_model: LanguageModel) -> Renderer:

@@ -2,11 +2,23 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from omegaconf import OmegaConf
+
+from sapo.conf.errors import WorkError
+from sapo.conf.schema import Config
+from sapo.data.files import write_json
+from sapo.data.records import StageResult, write_record
+from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.model.budgets import DoesNotFitError
+from sapo.experiments.model.load import LanguageModel, load_model
 
 Result = TypeVar("Result")
 
@@ -14,7 +26,8 @@ Result = TypeVar("Result")
 class Stage(Protocol):
     """What an engine needs to know of a stage."""
 
-    kind: str
+    kind: Any
+    config: Config
     state: str
 
     @property
@@ -27,12 +40,17 @@ class Stage(Protocol):
         """What it works on, for people."""
         ...
 
+    @property
+    def groups(self) -> list[str]:
+        """The groups of the config that it reads."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """Everything that can change its result."""
         ...
 
-    def build(self, store: Store, folder: Path) -> None:
-        """Computes it and writes its files to `folder`."""
+    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
+        """Computes the result, writes its tables or weights to `folder`, and returns its facts."""
         ...
 
 
@@ -44,8 +62,26 @@ def ignore(*_: object) -> None:
     """Watches nothing."""
 
 
+@dataclass
+class Turn:
+    """The run that asks: its place among the runs of a command, and what became of the stages it asked for.
+
+    `computed` and `stored` count the stages that were computed for it, and that the store had already.
+    """
+
+    number: int = 0
+    computed: int = 0
+    stored: int = 0
+
+
+TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
 class LocalEngine:
     """Answers a stage from the store, or computes it and stores it."""
+
+    at_once = False  # On one device runs go one after another: each is whole before the next begins.
+    wait = staticmethod(asyncio.run)
 
     def __init__(self, store: Store, watch: Watcher = ignore, force: bool = False) -> None:
         """`force` computes stored stages again, each once."""
@@ -56,22 +92,26 @@ class LocalEngine:
 
     async def run(self, stage: Stage) -> Stored:
         """The finished stage."""
-        return (await self.ask(stage))[0]
-
-    async def ask(self, stage: Stage, turn: int = 0) -> tuple[Stored, bool]:
-        """The finished stage, and whether it was computed for this asker.
-
-        Of stages that wait for a worker, one with a lower `turn` goes first: the number of its run.
-        """
-        del turn  # nothing waits here
         key = stage.key
         again = self.force and key not in self.computed
         try:
-            is_new = compute(stage, key, self.store, again, lambda: self.watch(stage, "begin"))
-        except BaseException:
+            with self.store.lock(key):
+                is_new = again or self.store.find(stage.kind, key, stage.identity()) is None
+                if is_new:
+                    self.watch(stage, "begin")
+                    with self.store.building(stage.kind, key) as folder:
+                        model = load_model(stage.config)
+                        begun = time.monotonic()
+                        facts = stage.compute(self.store, model, folder)
+                        _describe(stage, facts, time.monotonic() - begun, model, folder)
+                # Not before the stage is in its place: a kill, or a disk that is full by then, would cost it.
+                shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
+        except BaseException as error:
             self.watch(stage, "failed")
+            if isinstance(error, DoesNotFitError):
+                raise WorkError(f"Task {stage.name} ({stage.kind}): {error}") from error
             raise
-        return self._finished(stage, key, is_new), is_new
+        return self._finished(stage, key, is_new)
 
     def _finished(self, stage: Stage, key: str, is_new: bool) -> Stored:
         """Notes a stage that is in the store, and returns it."""
@@ -81,29 +121,29 @@ class LocalEngine:
         if stored is None:
             raise RuntimeError(f"stage {key} vanished")
         self.watch(stage, "done" if is_new else "stored")
+        if turn := TURN.get():
+            turn.computed += is_new
+            turn.stored += not is_new
         return stored
 
     def complete(self, works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-        """What the works return, in order.
+        """What the works return, in order; all are under way at once where there are workers for them."""
 
-        On one device they go one after another: mixing gains nothing, and this way a run is whole, with its
-        folder, before the next begins.
-        """
-        try:
-            return [asyncio.run(work) for work in works]
-        finally:
-            for work in works:
-                work.close()
+        async def all_of_them() -> list[Result]:
+            return list(await asyncio.gather(*works))
+
+        return self.wait(all_of_them())
 
 
-def compute(stage: Stage, key: str, store: Store, again: bool, begin: Callable[[], None]) -> bool:
-    """Computes the stage under its lock unless it is stored; whether it did. `again`: also if it is."""
-    with store.lock(key):
-        is_new = again or store.find(stage.kind, key, stage.identity()) is None
-        if is_new:
-            begin()
-            with store.building(stage.kind, key) as folder:
-                stage.build(store, folder)
-        # Not before the stage is in its place: a kill, or a disk that is full by then, would cost all of it.
-        shutil.rmtree(store.checkpoints(key), ignore_errors=True)
-        return is_new
+def _describe(
+    stage: Stage, facts: Mapping[str, Any], seconds: float, model: LanguageModel, folder: Path
+) -> None:
+    """Writes what a stage took and measured, what it is, and with what it was computed."""
+    common = {"task": stage.name, "model": stage.config.model.name}
+    seconds = round(seconds + facts.get("earlier_seconds", 0.0), 3)
+    result = StageResult.model_validate({**common, "seconds": seconds, **facts}, strict=False)
+    write_record(folder / "result.json", result)
+    write_json(folder / "identity.json", stage.identity())
+    write_json(folder / "environment.json", environment(model.base.device))
+    read = OmegaConf.masked_copy(OmegaConf.structured(stage.config), stage.groups)
+    OmegaConf.save(read, folder / "config.yaml")

@@ -15,7 +15,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
-from sapo.experiments.engine.local import LocalEngine, Result, Stage, Watcher, compute, ignore
+from sapo.experiments.engine.local import TURN, LocalEngine, Stage, Turn, Watcher, ignore
 from sapo.experiments.engine.store import Store, Stored, try_lock
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for
@@ -76,10 +76,11 @@ class StageWorker:
         logger = logging.getLogger("sapo")
         logger.addHandler(handler)
         try:
-            is_new = compute(stage, key, self.store, again, begin=lambda: None)
+            engine = LocalEngine(self.store, force=again)
+            asyncio.run(engine.run(stage))
         finally:
             logger.removeHandler(handler)
-        return is_new, [f"{self.where()}: {warning}" for warning in warnings]
+        return key in engine.computed, [f"{self.where()}: {warning}" for warning in warnings]
 
 
 @dataclass(order=True)
@@ -103,6 +104,8 @@ class RayEngine(LocalEngine):
     that is not in the store.
     """
 
+    at_once = True  # thousands may be under way: a run that waits is a coroutine
+
     def __init__(
         self,
         cluster: "Cluster",
@@ -116,19 +119,12 @@ class RayEngine(LocalEngine):
         self.cluster = cluster
         self.tell = tell
         self._loop = asyncio.Runner()
+        self.wait = self._loop.run
         self._asked: dict[str, asyncio.Future[bool]] = {}
         self._waiting: asyncio.PriorityQueue[_Request] = asyncio.PriorityQueue()
         self._workers: set[asyncio.Task[None]] = set()
         self._has_worked = False
         self._refused: UserError | None = None
-
-    def complete(self, works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-        """What the works return, in order; all are under way at once, and thousands may be."""
-
-        async def all_of_them() -> list[Result]:
-            return list(await asyncio.gather(*works))
-
-        return self._loop.run(all_of_them())
 
     def __enter__(self) -> "RayEngine":
         return self
@@ -140,8 +136,8 @@ class RayEngine(LocalEngine):
         finally:
             self.cluster.close()
 
-    async def ask(self, stage: Stage, turn: int = 0) -> tuple[Stored, bool]:
-        """The finished stage, and whether it was computed for this asker."""
+    async def run(self, stage: Stage) -> Stored:
+        """The finished stage."""
         key, is_new = stage.key, False
         again = self.force and key not in self.computed
         if key in self._asked:
@@ -151,7 +147,8 @@ class RayEngine(LocalEngine):
             self._start_workers(loop)
             answer = self._asked[key] = loop.create_future()
             answer.add_done_callback(lambda _: self._asked.pop(key))
-            self._waiting.put_nowait(_Request(turn, loop.time(), stage, key, again, answer))
+            turn = TURN.get() or Turn()
+            self._waiting.put_nowait(_Request(turn.number, loop.time(), stage, key, again, answer))
             try:
                 # A run that is cancelled must not take the stage from the others that wait for it.
                 is_new = await asyncio.shield(answer)
@@ -159,7 +156,7 @@ class RayEngine(LocalEngine):
                 self.watch(stage, "failed")
                 raise
         await in_sight(self.store, stage.kind, key)
-        return self._finished(stage, key, is_new), is_new
+        return self._finished(stage, key, is_new)
 
     def _start_workers(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts Ray and its workers with the first stage, or raises what kept them from starting then."""

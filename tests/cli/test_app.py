@@ -108,16 +108,16 @@ def test_debug_shows_the_traceback(sapo, monkeypatch, arguments):
 
 
 def test_interrupt_stops_at_once_and_keeps_what_is_finished(sapo, small, monkeypatch, tmp_path):
-    from sapo.experiments.stages import Stage
+    from sapo.experiments.engine.store import Store
 
-    build, root = Stage.build, tmp_path / "store"
+    building, root = Store.building, tmp_path / "store"
 
-    def interrupted(stage, store, folder):
+    def interrupted(store, kind, key):
         if list((root / "stages").glob("*/*/manifest.json")):
             os.kill(os.getpid(), signal.SIGINT)
-        build(stage, store, folder)
+        return building(store, kind, key)
 
-    monkeypatch.setattr(Stage, "build", interrupted)
+    monkeypatch.setattr(Store, "building", interrupted)
     done = sapo("train", *small, "policy=static", f"store.root='{root}'", "--json")
     assert (done.code, done.out) == (130, "")
     assert "the same command goes on" in done.err

@@ -10,6 +10,7 @@ import torch
 
 from sapo.conf.errors import WorkError
 from sapo.experiments import run, targets
+from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.run import Outcome
 
@@ -54,7 +55,7 @@ def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, trained, mo
     run_sequence = run.run_sequence
 
     async def run_or_fail(config, engine):
-        if config.policy.name == "random" and isinstance(engine, run._Asker):
+        if config.policy.name == "random" and isinstance(engine, LocalEngine):
             raise WorkError("out of memory")
         return await run_sequence(config, engine)
 

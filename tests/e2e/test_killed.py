@@ -13,6 +13,7 @@ import pytest
 SCRIPT = """
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import peft  # noqa: F401 (imported late otherwise, in every fork)
@@ -23,15 +24,16 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
 from sapo.experiments.run import run
-from sapo.experiments.stages import Stage
 
 KILLED = 9
-build = Stage.build
+building = Store.building
 
 
-def die_inside(stage, store, folder):
-    build(stage, store, folder)
-    os._exit(KILLED)
+@contextmanager
+def die_inside(store, kind, key):
+    with building(store, kind, key) as folder:
+        yield folder
+        os._exit(KILLED)
 
 
 def die_after(stage, event):
@@ -41,7 +43,7 @@ def die_after(stage, event):
 
 def attempt(config, number):
     if number % 2:
-        Stage.build = die_inside
+        Store.building = die_inside
     run([Job(config)], LocalEngine(Store(Path(config.store.root)), die_after), keep_going=False)
 
 

@@ -63,14 +63,14 @@ local, ray = configs_in("local"), configs_in("ray")
 run(local, LocalEngine(Store(Path(local[0].config.store.root))), keep_going=False)
 watch = lambda stage, event: events.append([stage.kind, event])
 with nothing_on_stdout(), open_engine(ray, watch, told.append) as engine:
-    ask = engine.ask
+    ask = engine.run
 
-    async def ask_deadly(stage, turn=0):
+    async def run_deadly(stage):
         if isinstance(stage, Train) and stage.position == 1:
             stage = Deadly(**{f.name: getattr(stage, f.name) for f in fields(stage)})
-        return await ask(stage, turn)
+        return await ask(stage)
 
-    engine.ask = ask_deadly
+    engine.run = run_deadly
     run(ray, engine, keep_going=False)
     config = ray[0].config
     cut = replace(config, data=replace(config.data, truncation="end", max_input_tokens=16))

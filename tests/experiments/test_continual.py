@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,11 @@ from sapo.experiments.continual import pool_for, run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
+from sapo.experiments.model import training
 from sapo.experiments.plan import plan
 from sapo.experiments.run import expected_stages
+from sapo.experiments.run import run as run_jobs
 from sapo.experiments.runs import write_run
-from sapo.experiments.stages import Stage
 
 SMALL = ("paraphrases.count=3", "data.train_examples=4", "data.test_examples=2", "scorer.examples=2")
 
@@ -174,18 +176,18 @@ def test_a_run_killed_after_each_stage_ends_with_the_same_numbers(tiny_config, t
     undisturbed = Store(tmp_path / "undisturbed")
     ((run,), computed) = finish([config], undisturbed)
     expected = pd.read_parquet(write_run(run, undisturbed) / "predictions.parquet")
-    store, build = Store(tmp_path / "killed"), Stage.build
+    store, building = Store(tmp_path / "killed"), Store.building
     kills = 0
     for _ in range(len(computed) + 1):
         left = [1]
 
-        def one_more(stage, store, folder, left=left):
+        def one_more(store, kind, key, left=left):
             if not left:
                 raise Killed
             left.pop()
-            build(stage, store, folder)
+            return building(store, kind, key)
 
-        monkeypatch.setattr(Stage, "build", one_more)
+        monkeypatch.setattr(Store, "building", one_more)
         try:
             ((resumed,), _) = finish([config], store)
         except Killed:
@@ -243,3 +245,30 @@ def test_the_run_folder_tells_everything(tiny_config, store):
     trained = table[table["column"] == "trained"]
     assert trained.groupby(["after", "task"]).size().tolist() == [2] * 12
     assert write_run(run, store) == folder
+
+
+def test_eight_frames_lie_between_the_command_and_an_optimizer_step(tiny_config, store, monkeypatch):
+    """Whoever follows a step back to the command meets run, loop, engine, stage and training once each."""
+    frames, step = [], training.AdamW.step
+
+    def noted(*arguments, **settings):
+        frame = sys._getframe(1)
+        found = []
+        while frame := frame.f_back:
+            module = frame.f_globals["__name__"]
+            found.append(f"{module}.{frame.f_code.co_name}") if module.startswith("sapo.") else None
+        frames.append(found)
+        return step(*arguments, **settings)
+
+    monkeypatch.setattr(training.AdamW, "step", noted)
+    run_jobs([Job(tiny_config("policy=static", "sequence.tasks=[mini_city]", *SMALL))], LocalEngine(store))
+    (own,) = {tuple(one) for one in frames}
+    assert [name.removeprefix("sapo.experiments.") for name in own] == [
+        "model.training.train",
+        "stages.compute",
+        "engine.local.run",
+        "continual.one_after_another",
+        "continual.run_sequence",
+        "run._outcome",
+        "run.run",
+    ]  # and the command

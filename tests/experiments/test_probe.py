@@ -26,7 +26,7 @@ from sapo.experiments.probe import (
     probes_of,
     write_probes,
 )
-from sapo.experiments.stages import BASE, Stage
+from sapo.experiments.stages import BASE
 
 SMALL = (
     "experiment=probe_mini",
@@ -268,15 +268,15 @@ def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, run_p
         found = sorted((root / "stages" / kind).iterdir())
         for stage in found[: max(1, len(found) // 4)]:
             shutil.rmtree(stage)
-    left, build = [3], Stage.build
+    left, building = [3], Store.building
 
-    def killed(stage, store, scratch):
+    def killed(store, kind, key):
         if not left[0]:
             raise Killed
         left[0] -= 1
-        build(stage, store, scratch)
+        return building(store, kind, key)
 
-    monkeypatch.setattr(Stage, "build", killed)
+    monkeypatch.setattr(Store, "building", killed)
     engine, _ = engine_on(root)
     with pytest.raises(Killed):
         run_probes(configs(), engine, gradients=True)

@@ -24,7 +24,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, EngineConfig
 from sapo.experiments import run as running
 from sapo.experiments.engine import ray
-from sapo.experiments.engine.local import LocalEngine, compute
+from sapo.experiments.engine.local import TURN, LocalEngine, Turn
 from sapo.experiments.engine.ray import Cluster, RayEngine, StageWorker, in_sight
 from sapo.experiments.engine.store import Store, try_lock
 from sapo.experiments.jobs import Job
@@ -184,9 +184,10 @@ def test_earlier_runs_go_first(monkeypatch):
     """Their next stages too: so runs are whole one after another, and a worker keeps its model."""
     monkeypatch.setattr(ray, "_ASK", 0.01)
 
-    async def asking(engine, turn, *texts):
+    async def asking(engine, number, *texts):
+        TURN.set(Turn(number))
         for text in texts:
-            await engine.ask(stage(text), turn)
+            await engine.run(stage(text))
 
     bench = Bench()
     bench.engine.complete([asking(bench.engine, turn, *texts) for turn, texts in enumerate(("abc", "xyz"))])
@@ -336,7 +337,9 @@ class HereCluster(FakeCluster):
 
     def worker(self, root):
         async def here(stage, key, again):
-            return compute(stage, key, self.store, again, lambda: None), []
+            engine = LocalEngine(self.store, force=again)
+            await engine.run(stage)
+            return key in engine.computed, []
 
         worker = super().worker(root)
         worker.compute.remote = here
@@ -344,7 +347,8 @@ class HereCluster(FakeCluster):
 
 
 def engine_here(store: Store) -> RayEngine:
-    return RayEngine(HereCluster(store, size=3), store, print)
+    Bench.open.append(RayEngine(HereCluster(store, size=3), store, print))
+    return Bench.open[-1]
 
 
 def test_runs_at_once_leave_what_runs_in_turn_leave_and_one_that_fails_only_itself_out(tiny_config, tmp_path):
@@ -483,12 +487,12 @@ def test_the_folders_of_drivers_that_were_killed_are_swept(local_cluster, tmp_pa
 
 
 def test_what_workers_warn_of_is_told_once(tmp_path, monkeypatch):
-    def warns(*_, **__):
+    async def warns(engine, stage):
         logging.getLogger("sapo.experiments.model.forward").warning("A batch of %d examples does not fit.", 8)
         logging.getLogger("sapo.experiments.model.forward").info("nothing")
-        return True
+        engine.computed.add(stage.key)
 
-    monkeypatch.setattr(ray, "compute", warns)
+    monkeypatch.setattr(LocalEngine, "run", warns)
     worker = StageWorker(str(tmp_path), str(tmp_path / "absent"))
     for _ in range(2):
         is_new, (warning,) = worker.compute(stage("x"), "x", False)
