@@ -84,7 +84,8 @@ def _problems_of_stage(folder: Path) -> list[Problem]:
     stored = Stored(folder.name, folder)
     try:
         if lines := lasting_damage(folder):
-            return [Problem(line, stored.key, folder) for line in lines]
+            # What is deleted meanwhile is no damage: runs that need it lack it.
+            return [Problem(line, stored.key, folder) for line in lines if folder.exists()]
         listed = {folder / name for name in (*read_manifest(folder), MANIFEST)}
         paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
         if extra := sorted(set(paths) - listed):
