@@ -133,6 +133,20 @@ def test_show_task(sapo, small):
     assert finding["message"] in text
 
 
+def test_show_task_says_what_was_left_out_of_users_rows_and_what_is_amiss(sapo, small, tmp_path):
+    rows = [
+        {"context": f"c{i}", "question": "Which?", "answer": "a" if i else "<|im_end|>"} for i in range(4)
+    ]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.yaml").write_text(f"instruction: Say which.\ndata: '{tmp_path}'\n")
+    own = ("task=mine", "sequence.benchmark=own", f"data.root='{tmp_path}'")
+    facts = sapo("show", "task", *small, *own, "--json").document
+    assert "left out: column 'context'" in facts["notes"][1]
+    found = {finding["check"]: finding["rows"] for finding in facts["findings"]}
+    assert (found["contradictions"], found["control_tokens"], found["duplicates"]) == (4, 1, 2)
+
+
 def test_show_task_of_a_benchmark(sapo, benchmarks):
     facts = sapo("show", "task", "task=NI195", f"data.root={benchmarks}", "trainer=paper", "--json").document
     assert (facts["name"], facts["train"], facts["language"]) == ("NI195", 1000, "en")
