@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sapo.conf.load import load_one
 from sapo.conf.schema import Config, MethodConfig, ModelConfig, PolicyConfig, TrainerConfig, settings
 from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
@@ -115,11 +116,18 @@ def leaves() -> list[str]:
     return [name for name in names if name not in groups]
 
 
+@pytest.fixture(scope="module")
+def config() -> Config:
+    """Composed once: there are many settings."""
+    return load_one(
+        ["model=tiny_llama", "data.train_examples=8", "data.test_examples=4", "engine.device=cpu"]
+    )
+
+
 @pytest.mark.parametrize("key", leaves())
-def test_every_setting_changes_exactly_the_keys_of_the_stages_that_read_it(tiny_config, tmp_path, key):
+def test_every_setting_changes_exactly_the_keys_of_the_stages_that_read_it(config, tmp_path, key):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    config = tiny_config()
     before = stages(config)
     other = changed(config, key, tmp_path)
     after = {kind: replace(stage, config=other) for kind, stage in before.items()}
