@@ -97,14 +97,7 @@ class MethodConfig:
         "ewc, online: factor of earlier tasks' Fisher information", 0.9, above=0, most=1
     )
     fisher_examples: int = identity("ewc: examples that Fisher information is taken from", 200, least=1)
-    fisher_labels: str = identity("ewc: data: targets; model: sampled answers", "data", choices="data model")
-    fisher_loss: str = identity(
-        "ewc: mean or sum over an example's target tokens", "mean", choices="mean sum"
-    )
     buffer: int = identity("replay, inscl: examples of earlier tasks, in all, trained on too", 200, least=1)
-    buffer_choice: str = identity(
-        "replay: balanced over tasks, reservoir over all rows", "balanced", choices="balanced reservoir"
-    )
     unit: str = identity(
         "inscl: how examples are chosen (instance: by method.tags)",
         "lexical",

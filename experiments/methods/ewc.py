@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
-from sapo.data.render import MAX_TARGET_TOKENS, Rendered
+from sapo.data.render import Rendered
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.sequential import Sequential
 from sapo.experiments.model.adapters import CURRENT
@@ -50,7 +50,7 @@ class EWC(Sequential):
 
     names = ("ewc",)
     keeps = True
-    reads = ("weight", "fisher", "fisher_decay", "fisher_examples", "fisher_labels", "fisher_loss")
+    reads = ("weight", "fisher", "fisher_decay", "fisher_examples")
 
     @classmethod
     def stored_adapters(cls, position: int) -> int:
@@ -90,10 +90,17 @@ class EWC(Sequential):
         return self.config.weight * distance(self.memory, trained_weights(model))
 
     def save(self, model: PeftModel, folder: Path) -> None:
-        """The adapter, and the memory with this task added to it."""
+        """The adapter, and the memory with this task added to it.
+
+        `method.fisher_examples` training rows, all if there are fewer, are drawn by the training's seed.
+        """
         super().save(model, folder)
-        examples = self._fisher_examples(model)
-        fisher = fisher_information(model, examples, self.config.fisher_loss)
+        rows = training_rows(self.context.renderer, self.context.tasks)
+        draw = random.Random(f"fisher {self.context.seed}")  # noqa: S311
+        chosen = draw.sample(rows, min(self.config.fisher_examples, len(rows)))
+        # The prompt is the one that the task was trained with; of several, any.
+        examples = [draw.choice(row.rendered) for row in chosen]
+        fisher = fisher_information(model, examples)
         if not all(torch.isfinite(value).all() for value in fisher.values()):
             raise WorkError("EWC: the Fisher information of the trained weights is not finite.")
         weights = {key: value.detach().float().clone() for key, value in trained_weights(model).items()}
@@ -104,19 +111,6 @@ class EWC(Sequential):
         facts = {"examples": len(examples), "task": spread(fisher), "kept": spread(memory.fisher)}
         (folder / KEPT / "fisher.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
-    def _fisher_examples(self, model: PeftModel) -> list[Rendered]:
-        """`method.fisher_examples` training rows, all if there are fewer, drawn by the training's seed."""
-        rows = training_rows(self.context.renderer, self.context.tasks)
-        draw = random.Random(f"fisher {self.context.seed}")  # noqa: S311
-        chosen = draw.sample(rows, min(self.config.fisher_examples, len(rows)))
-        # The prompt is the one that the task was trained with; of several, any.
-        examples = [draw.choice(row.rendered) for row in chosen]
-        if self.config.fisher_labels == "data":
-            return examples
-        stop_ids = self.context.language_model.stop_ids()
-        generator = torch.Generator().manual_seed(self.context.seed)
-        return [sampled_answer(model, example.prompt_ids, stop_ids, generator) for example in examples]
-
 
 def trained_weights(model: PeftModel) -> Tensors:
     """The trainable parameters by the names that PEFT saves them under."""
@@ -124,11 +118,10 @@ def trained_weights(model: PeftModel) -> Tensors:
     return {k.replace(mark, ".weight"): p for k, p in model.named_parameters() if p.requires_grad}
 
 
-def fisher_information(model: PeftModel, examples: Sequence[Rendered], loss: str) -> Tensors:
-    """Mean over examples of the squared gradient of each example's own loss, dropout off.
+def fisher_information(model: PeftModel, examples: Sequence[Rendered]) -> Tensors:
+    """Mean over examples of the squared gradient of each example's mean loss a target token, dropout off.
 
-    `loss` is `mean` or `sum` over the example's target tokens. One backward pass an example: the square of an
-    averaged gradient would be something else.
+    One backward pass an example: the square of an averaged gradient would be something else.
     """
     model.eval()
     weights = trained_weights(model)
@@ -136,31 +129,10 @@ def fisher_information(model: PeftModel, examples: Sequence[Rendered], loss: str
     for example in examples:
         with one_example(len(example.input_ids)):
             nll = target_nll(*target_logits(model, [example])).sum()  # type: ignore[arg-type]
-            if loss == "mean":
-                nll = nll / len(example.target_ids)
-            gradients = torch.autograd.grad(nll, list(weights.values()))
+            gradients = torch.autograd.grad(nll / len(example.target_ids), list(weights.values()))
         for square, gradient in zip(squares, gradients, strict=True):
             square.addcmul_(gradient.float(), gradient.float())
     return {key: square / len(examples) for key, square in zip(weights, squares, strict=True)}
-
-
-@torch.no_grad()
-def sampled_answer(
-    model: PeftModel, prompt_ids: list[int], stop_ids: Sequence[int], generator: torch.Generator
-) -> Rendered:
-    """The prompt with an answer drawn from the model, its end of turn included, 128 tokens at most."""
-    model.eval()
-    ids, cache = list(prompt_ids), None
-    tokens = torch.tensor([ids], device=model.device)
-    while len(ids) < len(prompt_ids) + MAX_TARGET_TOKENS:
-        with one_example(len(ids)):
-            output = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        probabilities = output.logits[0, -1].float().softmax(-1).cpu()
-        ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
-        if ids[-1] in stop_ids:
-            break
-        tokens, cache = torch.tensor([ids[-1:]], device=model.device), output.past_key_values
-    return Rendered(ids, len(prompt_ids))
 
 
 def add_task(method: MethodConfig, earlier: Memory | None, task: Memory) -> Memory:

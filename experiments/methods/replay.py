@@ -34,7 +34,7 @@ class Replay(LoraInc):
     """Trains on the task's own rows and the whole buffer; what it draws is decided by (seed, position)."""
 
     names = ("replay",)
-    reads = ("buffer", "buffer_choice")
+    reads = ("buffer",)
     keeps = True
     replays = True
 
@@ -46,9 +46,8 @@ class Replay(LoraInc):
         """The adapter, and the buffer with this task in it."""
         super().save(model, folder)
         new = [learned(task) for task in self.context.tasks]
-        choose = reservoir if self.config.buffer_choice == "reservoir" else balanced
         rng = f"{self.context.seed} {self.context.position}"
-        write_kept(folder, choose(read_kept(self.context.previous), new, self.config.buffer, rng))
+        write_kept(folder, balanced(read_kept(self.context.previous), new, self.config.buffer, rng))
 
 
 @dataclass(frozen=True)
@@ -132,25 +131,6 @@ def at_random(kept: Kept, count: int, rng: str) -> Kept:
     """The task with `count` of its rows, drawn uniformly; `rng` and the task's name decide which."""
     draw = random.Random(f"replay {rng} {kept.name}")  # noqa: S311
     return kept.only(draw.sample(range(len(kept.examples)), count))
-
-
-def reservoir(earlier: Sequence[Kept], new: Sequence[Kept], budget: int, rng: str) -> list[Kept]:
-    """A uniform sample of all rows seen so far, whatever their task (Vitter 1985, Algorithm R).
-
-    The stream goes on where it was, since `Kept.distinct` counts the rows that earlier tasks brought.
-    """
-    draw = random.Random(f"reservoir {rng}")  # noqa: S311
-    tasks = [*earlier, *new]
-    slots = [(k, index) for k, kept in enumerate(earlier) for index in range(len(kept.examples))]
-    seen = sum(kept.distinct for kept in earlier)
-    for k, kept in enumerate(new, start=len(earlier)):
-        for index in range(len(kept.examples)):
-            seen += 1
-            if len(slots) < budget:
-                slots.append((k, index))
-            elif (place := draw.randrange(seen)) < budget:
-                slots[place] = (k, index)
-    return [kept.only([index for task, index in slots if task == k]) for k, kept in enumerate(tasks)]
 
 
 def read_kept(state: Path | None) -> list[Kept]:

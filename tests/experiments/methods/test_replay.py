@@ -24,7 +24,7 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS, Context, method_of
 from sapo.experiments.methods.inscl import highest, ins_info, lexical_tags, wasserstein
-from sapo.experiments.methods.replay import balanced, learned, quotas, read_kept, reservoir, write_kept
+from sapo.experiments.methods.replay import balanced, learned, quotas, read_kept, write_kept
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask, training_rows
@@ -89,19 +89,17 @@ def test_a_more_distant_task_never_gives_fewer_rows(weights, budget):
 # --- which of them, at random ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choose", [balanced, reservoir])
-def test_a_buffer_is_full_shrinks_by_task_and_holds_only_rows_of_training(choose):
+def test_a_buffer_is_full_shrinks_by_task_and_holds_only_rows_of_training():
     kept = []
     for position, n in enumerate((9, 7, 30)):
         before = {row for one in kept for row in one.examples}
         new = task_of("abc"[position], n)
-        kept = choose(kept, [new], 8, f"0 {position}")
+        kept = balanced(kept, [new], 8, f"0 {position}")
         assert sum(sizes(kept)) == 8
         assert {row for one in kept for row in one.examples} <= before | set(new.examples)
         assert all(row.input != "test" for one in kept for row in one.examples)
     assert [one.distinct for one in kept] == [9, 7, 30]
-    if choose is balanced:
-        assert sizes(kept) == [3, 3, 2]
+    assert sizes(kept) == [3, 3, 2]
 
 
 def test_a_balanced_draw_is_uniform_over_seeds():
@@ -112,22 +110,10 @@ def test_a_balanced_draw_is_uniform_over_seeds():
     assert all(abs(count - 200) < 50 for count in counts.values())  # five standard deviations
 
 
-def test_a_reservoir_is_uniform_over_the_whole_stream():
-    counts = Counter()
-    for seed in range(1000):
-        kept = []
-        for position, n in enumerate((6, 10, 4)):
-            kept = reservoir(kept, [task_of("abc"[position], n)], 5, f"{seed} {position}")
-        counts.update(row.input for one in kept for row in one.examples)
-    assert len(counts) == 20
-    assert all(abs(count - 250) < 70 for count in counts.values())  # five standard deviations
-
-
-@pytest.mark.parametrize("choose", [balanced, reservoir])
-def test_no_row_is_kept_twice_and_what_is_missing_comes_from_the_others(choose):
+def test_no_row_is_kept_twice_and_what_is_missing_comes_from_the_others():
     repeated = learned(task("a", ["x", "y", "x", "x", "y"]))
     assert [row.input for row in repeated.examples] == ["x", "y"]
-    kept = choose([], [repeated], 6, "0")
+    kept = balanced([], [repeated], 6, "0")
     assert sizes(kept) == [2]
     kept = balanced(kept, [task_of("b", 9)], 6, "1")
     assert sizes(kept) == [2, 4]

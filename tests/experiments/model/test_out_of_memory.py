@@ -150,14 +150,6 @@ def test_fisher_information_of_an_example_that_does_not_fit(tiny_config, tmp_pat
     assert n_trained == 0
 
 
-def test_a_sampled_answer_that_does_not_fit(tiny_config, tmp_path, monkeypatch):
-    # Elsewhere the places of the logits are a tensor.
-    without_room(lambda kwargs: isinstance(kwargs.get("logits_to_keep"), int), monkeypatch)
-    message, n_trained = trained(tiny_config, tmp_path, "method=ewc", "method.fisher_labels=model")
-    assert message.startswith("Task mini_city (train): ")
-    assert n_trained == 0
-
-
 def test_an_instruction_whose_embedding_does_not_fit(tiny_config, tmp_path, monkeypatch):
     """InsCL compares instructions before the second training."""
     without_room(lambda kwargs: kwargs.keys() == {"input_ids"}, monkeypatch, LlamaModel)
