@@ -121,8 +121,10 @@ def test_the_seconds_of_earlier_parts_count_up_to_their_last_checkpoint(tiny_con
 
 
 def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypatch):
-    store, stage, key = Store(tmp_path), SimpleNamespace(kind="train"), "a" * 64
-    monkeypatch.setattr(local, "do", lambda *_: store.checkpoints(key).mkdir(parents=True))
+    store, key = Store(tmp_path), "a" * 64
+    stage = SimpleNamespace(
+        kind="train", identity=dict, build=lambda *_: store.checkpoints(key).mkdir(parents=True)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
         with pytest.raises(OSError, match="no rename"):
