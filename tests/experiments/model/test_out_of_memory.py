@@ -1,5 +1,7 @@
 """A run whose batches do not fit in memory ends with the same numbers, and says what it did."""
 
+from functools import wraps
+
 import pandas as pd
 import pytest
 import torch
@@ -48,6 +50,7 @@ def finished(config, root) -> tuple[pd.DataFrame, dict[str, list]]:
 def with_room_for(rows, monkeypatch):
     forward = LlamaForCausalLM.forward
 
+    @wraps(forward)
     def limited(self, input_ids, *args, **kwargs):
         if len(input_ids) > rows:
             raise torch.OutOfMemoryError("the batch is too large")
@@ -128,6 +131,7 @@ def without_room(condition, monkeypatch, model=LlamaForCausalLM):
     """Forward passes of which `condition` is true run out of memory."""
     forward = model.forward
 
+    @wraps(forward)
     def limited(self, *args, **kwargs):
         return no_room() if condition(kwargs) else forward(self, *args, **kwargs)
 
