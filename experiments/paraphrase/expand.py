@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -193,12 +193,16 @@ class Journal:
     @contextmanager
     def open(cls, path: Path, request: str, on_wait: Callable[[], None]) -> Iterator["Journal"]:
         """The journal at `path`, locked; `on_wait` is called if another process has it."""
+        made = [folder for folder in path.absolute().parents if not folder.exists()]
         with locked(path, on_wait) as file:
             try:
                 yield cls(path, request, file)
             finally:
                 if path.exists() and not path.stat().st_size:
                     path.unlink()
+                    with suppress(OSError):  # where a pool was written, they are not empty
+                        for folder in made:
+                            folder.rmdir()
 
     def read(self) -> Expansion:
         """What has been asked already; UserError if the file belongs to another request.

@@ -108,7 +108,7 @@ class OpenAIChat:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise failure("the answer is compressed, which it was asked not to be")
         stream = response.stream
-        kind = next(base for base in type(stream).__mro__ if base.__name__ == "SyncByteStream")
+        kind: Any = next(base for base in type(stream).__mro__ if base.__name__ == "SyncByteStream")
 
         class Bounded(kind):
             def __iter__(self) -> Iterator[bytes]:

@@ -782,9 +782,11 @@ def test_where_nothing_can_be_written_nothing_is_asked(written, tmp_path):
 
 
 def test_nothing_is_written_when_nothing_is_accepted(written, tmp_path):
-    pool = written(Scripted("nonsense", "nonsense"), 2)
+    pool = written(Scripted("nonsense", "nonsense"), 2, tmp_path / "new" / "folder" / "pool.yaml")
     assert (pool.path, pool.prompts) == (None, [])
-    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+    assert written(Scripted(*GOOD[:2]), 2, tmp_path / "new" / "pool.yaml").prompts == GOOD[:2]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["pool.yaml"]
 
 
 # --- runs and commands -------------------------------------------------------------------------------------
