@@ -40,7 +40,7 @@ def plain_losses(model, tokenizer, text: str) -> list[tuple[float, int]]:
     """Summed target loss and number of target tokens of each pair, one by one."""
     found = []
     for given, target in PAIRS:
-        user = {"role": "user", "content": f"{text}\n\nText:\n{given}\n\n"}
+        user = {"role": "user", "content": f"{text}\n\nText:\n{given}"}
         start = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(
             [user, {"role": "assistant", "content": target}], tokenize=False
