@@ -43,8 +43,7 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     card = ModelCard.from_template(
         hub,
         template_str=Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8"),
-        **exported,
-        run=run,
+        **{**exported, "run": run},
         record=run.record,
         environment=environment,
         demonstration=DEMONSTRATION,

@@ -37,7 +37,8 @@ def command(
     from sapo.conf.errors import unknown
     from sapo.conf.load import choices, description
 
-    kind = {group: name for name, group in GROUPS.items()}.get(kind or "kinds", kind or "kinds")
+    kind = "kinds" if kind is None else kind
+    kind = {group: name for name, group in GROUPS.items()}.get(kind, kind)  # `model` will do for `models`
     if kind == "kinds":
         entries = [{"name": name, "description": f"sapo ls {name}"} for name in KINDS]
     elif kind in GROUPS:

@@ -190,8 +190,8 @@ def import_archive(
     from sapo.experiments.engine.store import Store
 
     store = Store((root or store_root()).expanduser())
-    notice("An archive shows that it is whole, not who made it: import only from people you trust.")
     done = archive.import_archive(file, store)
+    notice("sapo: an archive shows that it is whole, not who made it: import only from people you trust.")
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
     lines = [text, *(f"  {run}" for run in done.runs)]
     document = {"root": str(store.root), "runs": done.runs, "stages": done.stages, "kept": done.kept}

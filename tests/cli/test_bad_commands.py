@@ -95,7 +95,7 @@ COMMANDS = [
     ((*OWN, "paraphrases=none"), "Unknown paraphrases 'none'"),
     ((*OWN, "paraphrases=openai", "paraphrases.key_variable=SAPO_NO_KEY"), "SAPO_NO_KEY is not set"),
     ((*OWN, "paraphrases=openai", "paraphrases.base_url=here"), "paraphrases.base_url"),
-    ((*OWN, "paraphrases=local", "model.path={tmp}/none"), "No model folder {tmp}/none"),
+    ((*OWN, "paraphrases=local", "model.path={tmp}/none"), "no config.json in {tmp}/none"),
     (("eval", "{run}", "none"), "Unknown mini task 'none'"),
     (("eval", "{run}", "../x"), "Unknown mini task '../x'"),
     (("eval", "{run}", "NI195"), "sapo fetch benchmarks"),

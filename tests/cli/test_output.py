@@ -177,4 +177,5 @@ def test_a_disk_that_is_full_while_a_figure_is_drawn(sapo, trained, tmp_path, mo
     monkeypatch.setattr(Figure, "savefig", fail)
     done = sapo("analyze", trained.adaptive["id"], "--output", tmp_path / "out")
     assert (done.code, done.out) == (1, "")
-    assert ".png: No space left on device. Make room" in done.err
+    assert "No space left on device. Make room" in done.err
+    assert done.err.count("\n") == 1
