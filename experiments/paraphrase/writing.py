@@ -14,6 +14,7 @@ from sapo.data.files import read_yaml
 from sapo.data.pools import load_pool, write_pool
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task, digest
+from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Chat
 from sapo.experiments.paraphrase.expand import Answer, Expansion, Journal, expand
@@ -53,6 +54,8 @@ def write_paraphrases(
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"Cannot write a prompt pool to {path}. Name another file: --write POOL.yaml")
     begun, settings = time.monotonic(), config.paraphrases
+    if settings.source == "local":
+        model_folder(config.model)  # one that is not there is named before anything is written
     chat = chat_of(config)
     request = _request_digest(task, chat)
     with Journal.open(path.with_name(f"{path.name}.partial"), request, on_wait) as journal:
