@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config, ModelConfig
 from sapo.data.prompts import Prompt
-from sapo.data.render import CLOCK, Renderer
+from sapo.data.render import CLOCK, MAX_TARGET_TOKENS, Renderer
 from sapo.data.tasks import Task
 from sapo.experiments.model.adapters import ALL_LINEAR
 from sapo.experiments.model.evaluation import decoded
@@ -54,6 +54,7 @@ def preflight(
         require_targets(model, config.model.lora_targets)
     renderer = load_renderer(config)
     require_known_tokens(model, renderer, prompts)
+    require_positions(model, renderer, prompts, config.evaluator.max_new_tokens if answers else 0)
     for note in template_notes(renderer, answers):
         _warn(note)
     for task, shown in prompts:
@@ -197,3 +198,23 @@ def require_known_tokens(model: PreTrainedModel, renderer: Renderer, prompts: Se
                 f"The tokenizer gives the token {beyond[max(ids)]!r} the number {max(ids)}, but the model "
                 f"has {n_known} embeddings. Take the tokenizer that belongs to it (model.tokenizer=FOLDER)."
             )
+
+
+def require_positions(
+    model: PreTrainedModel, renderer: Renderer, prompts: Sequence[Shown], max_new_tokens: int
+) -> None:
+    """UserError if a model that learned an embedding a position has fewer of them than a row has tokens."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)][1:]
+    if limit is None or not any(limit <= table.num_embeddings <= limit + 2 for table in tables):
+        return  # rotary and other computed positions have no end
+    for task, shown in prompts:
+        for prompt in shown:
+            rows = renderer.render(task, prompt.text, (*task.train, *task.test))
+            ends = [max(len(row.input_ids), len(row.prompt_ids) + max_new_tokens) for row in rows]
+            if max(ends, default=0) > limit:
+                raise UserError(
+                    f"Task {task.name}: a row takes {max(ends)} tokens with its answer, and the model has "
+                    f"positions for {limit}. Set data.max_input_tokens="
+                    f"{max(16, limit - max(max_new_tokens, MAX_TARGET_TOKENS))}, or take another model."
+                )

@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, MptConfig, Qwen3MoeConfig, RwkvConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    MptConfig,
+    Qwen3MoeConfig,
+    RwkvConfig,
+)
 
 from sapo.conf.errors import UserError
 from sapo.data.mini import generate
@@ -297,3 +304,13 @@ def test_a_model_without_rotary_positions_can_be_read(config, tiny_folder):
     put(tiny_folder, MptConfig(**sizes))
     preflight(config("model.lora_targets=[Wqkv]"), SHOWN)
     assert read_model(config().model, "auto", "meta").device.type == "meta"
+
+
+@pytest.mark.parametrize(("n_positions", "fits"), [(96, False), (1024, True)])
+def test_rows_longer_than_the_learned_positions_are_refused(config, tiny_folder, n_positions, fits):
+    put(tiny_folder, GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=n_positions, vocab_size=259))
+    settings = config("model.lora_targets=[c_attn]", "data.max_input_tokens=600")
+    if fits:
+        preflight(settings, SHOWN)
+    else:
+        assert "the model has positions for 96. Set data.max_input_tokens=16" in refused(settings)
