@@ -89,9 +89,11 @@ def _render(console: Console, finished: "list[Outcome]") -> None:
     from sapo.cli.views import render_run
 
     for run in finished:
-        render_run(console, load_run(run.folder), run.job.config.parity.definition)
+        result = load_run(run.folder)
+        render_run(console, result, run.job.config.parity.definition)
         say(
             console,
+            *result.record.notes,
             f"Stages: {run.computed} computed, {run.stored} from the store.",
             f"Written to {run.folder}",
         )
