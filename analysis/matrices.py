@@ -59,9 +59,24 @@ def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]
     "metrics_common": the same with learned tasks tested under their original instruction, or None}`.
     """
     run = load_run(run_dir)
-    files = [path for name in MEASURES for path in _write_matrices(run, name)]
-    drawn = dict.fromkeys((*DRAWN, measure))
-    files += [path for effect in EFFECTS for name in drawn for path in _draw(run, effect, name)]
+    files = []
+    for name in MEASURES:
+        scores = score_matrix(run, name)
+        if scores.isna().all(axis=None):
+            continue  # no task has such a score
+        files.append(write_matrix(scores, run.path / f"matrix_{name}.csv"))
+        for effect, (compute, _) in EFFECTS.items():
+            files.append(write_matrix(compute(scores), run.path / f"{effect}_{name}.csv"))
+        if run.has_common:
+            common = score_matrix(run, name, "common")
+            files.append(write_matrix(common, run.path / f"matrix_{name}_common.csv"))
+    for effect, (compute, title) in EFFECTS.items():
+        for name in dict.fromkeys((*DRAWN, measure)):
+            changes = compute(score_matrix(run, name))
+            if changes.isna().all(axis=None):
+                continue  # one trained task forgets nothing: there is no figure to draw
+            stem = run.path / (effect if name == PAPER_MEASURE else f"{effect}_{name}")
+            files += save(effect_heatmap(changes, run, title, name), stem)
     reason = why_no_labels(run)
     content = {
         "run": run.id,
@@ -83,26 +98,3 @@ def metrics_of(run: RunResult, column: str = "trained") -> dict[str, Any] | None
     if column == "common" and not run.has_common:
         return None
     return {measure: continual_metrics(score_matrix(run, measure, column)) for measure in MEASURES}
-
-
-def _write_matrices(run: RunResult, measure: str) -> list[Path]:
-    """The matrices of a measure; none of one that no task has."""
-    scores = score_matrix(run, measure)
-    if scores.isna().all(axis=None):
-        return []
-    files = [write_matrix(scores, run.path / f"matrix_{measure}.csv")]
-    for effect, (compute, _) in EFFECTS.items():
-        files.append(write_matrix(compute(scores), run.path / f"{effect}_{measure}.csv"))
-    if run.has_common:
-        common = score_matrix(run, measure, "common")
-        files.append(write_matrix(common, run.path / f"matrix_{measure}_common.csv"))
-    return files
-
-
-def _draw(run: RunResult, effect: str, measure: str) -> list[Path]:
-    compute, title = EFFECTS[effect]
-    changes = compute(score_matrix(run, measure))
-    if changes.isna().all(axis=None):
-        return []  # one trained task forgets nothing: there is no figure to draw
-    name = effect if measure == PAPER_MEASURE else f"{effect}_{measure}"
-    return save(effect_heatmap(changes, run, title, measure), run.path / name)

@@ -40,36 +40,36 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     counts, definition = n_examples(run), exported["definition"]
     comparable = run.record.comparable
     scores, metrics = _scores(run, exported, counts)
-    card = ModelCard.from_template(
-        hub,
-        template_str=Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8"),
-        **{**exported, "run": run},
-        record=run.record,
-        environment=environment,
-        demonstration=DEMONSTRATION,
-        summary=f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}.",
-        facts=_facts(run, exported),
-        options="".join(f", {key}={value!r}" for key, value in exported["template_options"].items()),
-        parts_used={key: _literal(value) for key, value in _parts(exported["tasks"][-1]).items()},
-        literal=_literal,
-        scores=scores,
-        definition_text=DEFINITIONS[definition],
-        n_examples=sum(counts.get(task, 0) for task in run.tasks),
-        metrics=metrics,
-        data=_table(
+    values = {
+        "run": run,
+        "record": run.record,
+        "environment": environment,
+        "demonstration": DEMONSTRATION,
+        "summary": f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}.",
+        "facts": _facts(run, exported),
+        "options": "".join(f", {key}={value!r}" for key, value in exported["template_options"].items()),
+        "parts_used": {key: _literal(value) for key, value in _parts(exported["tasks"][-1]).items()},
+        "literal": _literal,
+        "scores": scores,
+        "definition_text": DEFINITIONS[definition],
+        "n_examples": sum(counts.get(task, 0) for task in run.tasks),
+        "metrics": metrics,
+        "data": _table(
             ("data", "SHA-256 of the training rows", "SHA-256 of the test rows"),
             [
                 [task, *(comparable.get(part, {}).get(task, NONE) for part in ("train", "data"))]
                 for task in exported["tested"]
             ],
         ),
-        packages=", ".join([environment["python"], *packages]),
-        safe=markdown_safe,
-        code=code,
-        fenced=fenced,
-        as_json=lambda content: json.dumps(content, ensure_ascii=False, indent=1),
-        parts=_parts,
-    )
+        "packages": ", ".join([environment["python"], *packages]),
+        "safe": markdown_safe,
+        "code": code,
+        "fenced": fenced,
+        "as_json": lambda content: json.dumps(content, ensure_ascii=False, indent=1),
+        "parts": _parts,
+    }
+    template = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
+    card = ModelCard.from_template(hub, template_str=template, **(exported | values))
     return str(card).rstrip("\n") + "\n"
 
 

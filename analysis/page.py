@@ -312,28 +312,24 @@ def run_warnings(runs: Sequence[RunResult], labels: Sequence[str]) -> list[str]:
     """What a reader must know before believing a number, each followed by the runs that it is about."""
     found: dict[str, list[str]] = {}
     for run, label in zip(runs, labels, strict=True):
-        for text in _warnings(run):
+        texts = [DEMONSTRATION] if run.demonstration else []
+        for task, count in run.record.shortened.items():
+            if count:
+                texts.append(f"{short_name(task)}: {count} inputs were too long and have been shortened.")
+        for choice in run.record.choices:
+            tied = ", ".join(map(prompt_name, ties(choice)))
+            if "," in tied:
+                texts.append(
+                    f"{short_name(choice.task)}: candidates {tied} tie: one loss, of which one was taken."
+                )
+        texts += [*row_remarks([run]), *run.record.notes]
+        if run.record.environment.get("dirty"):
+            texts.append("Run with uncommitted changes: the git commit does not say all of the code.")
+        for text in texts:
             found.setdefault(text, []).append(label)
     return [
         text if len(about) == len(runs) else f"{text} ({'; '.join(about)})" for text, about in found.items()
     ]
-
-
-def _warnings(run: RunResult) -> Iterator[str]:
-    if run.demonstration:
-        yield DEMONSTRATION
-    for task, count in run.record.shortened.items():
-        if count:
-            yield f"{short_name(task)}: {count} inputs were too long and have been shortened."
-    for choice in run.record.choices:
-        tied = ties(choice)
-        if len(tied) > 1:
-            names = ", ".join(map(prompt_name, tied))
-            yield f"{short_name(choice.task)}: candidates {names} tie: one loss, of which one was taken."
-    yield from row_remarks([run])
-    yield from run.record.notes
-    if run.record.environment.get("dirty"):
-        yield "Run with uncommitted changes: the git commit does not say all of the code."
 
 
 # --- matrices ----------------------------------------------------------------------------------------------

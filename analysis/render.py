@@ -1,7 +1,7 @@
 """Tables as text: for the terminal, Markdown, LaTeX (booktabs) and CSV."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -229,16 +229,13 @@ def metrics_terminal(scores: pd.DataFrame) -> RenderableType:
         cells = [NONE if values[metric] is None else f"{values[metric]:.2f}" for metric in METRICS]
         table.add_row(definition + mark, *cells, DEFINITIONS[definition])
     note = "* the definition that the paper's tables hold (by the size of their values), and ours beside them"
-    return Lines(table, *map(Text, [note, *_why_missing(scores)]))
-
-
-def _why_missing(scores: pd.DataFrame) -> Iterator[str]:
-    """One line for each reason why metrics are missing."""
+    missing = []  # a line for each reason why metrics are missing
     for metric in METRICS:
         reasons = {name: why_undefined(scores, name, metric, list(scores.columns)) for name in DEFINITIONS}
         for reason in dict.fromkeys(filter(None, reasons.values())):
             which = ", ".join(name for name in DEFINITIONS if reasons[name] == reason)
-            yield f"{NONE} {metric} ({which}): {reason}"
+            missing.append(f"{NONE} {metric} ({which}): {reason}")
+    return Lines(table, *map(Text, [note, *missing]))
 
 
 # --- chosen prompts ----------------------------------------------------------------------------------------

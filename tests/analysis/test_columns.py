@@ -12,7 +12,7 @@ from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import METRICS, read_matrix
 from sapo.analysis.report import analyze
 from sapo.analysis.results import column_rows, example_scores, load_run, score_matrix
-from sapo.analysis.tables import score_name, score_table
+from sapo.analysis.tables import score_table
 from sapo.conf.errors import UserError
 
 TASKS = ("a", "b", "c")
@@ -146,8 +146,3 @@ def test_bounds_have_ap_only(run_folder, tmp_path, method):
     for file in report.files:
         if file.suffix in (".csv", ".md", ".json", ".tex"):
             assert "nan" not in file.read_text(encoding="utf-8").lower(), file
-
-
-def test_names_of_scores():
-    assert score_name("nll", "common") == "NLL, common prompt"
-    assert score_name("label_match", "trained") == "label match"

@@ -32,7 +32,6 @@ from sapo.analysis.results import example_scores, load_run, score_matrix
 from sapo.conf.errors import UserError
 
 DRAWS = 40
-ONE = np.ones(1)
 
 
 def plain_loop(pairs, definition, metric, draws, seed):
@@ -118,28 +117,12 @@ def test_pairing_narrows_a_difference(runs):
     assert (against_itself.low, against_itself.high) == (0, 0)
 
 
-def test_one_example_per_task_or_one_value_has_no_width():
-    np.testing.assert_allclose(bootstrap([(np.array([[3.0]]), ONE), (np.array([[4.0]]), ONE)], 10, 0), 7.0)
-    np.testing.assert_allclose(bootstrap([(np.full((3, 9), 2.5), np.ones(9))], 10, 0), 2.5)
-
-
-def test_the_spread_is_that_of_the_mean():
-    values = np.random.default_rng(1).normal(size=(1, 400))
-    draws = bootstrap([(values, np.ones(400))], 4000, 2)
-    assert draws.std() == pytest.approx(values.std() / 20, rel=0.05)
-
-
 def test_counts_are_draws_with_replacement():
     counts = resample_counts(7, 5000, np.random.default_rng(0))
     assert counts.shape == (5000, 7)
     assert (counts.sum(axis=1) == 7).all()
     np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=0.06)
     np.testing.assert_allclose(counts.var(axis=0), 6 / 7, atol=0.08)
-
-
-def test_same_seed_same_interval(runs):
-    first, second = (metric_intervals(runs["sapo"], "rougeL", "gem", draws=DRAWS, seed=9) for _ in range(2))
-    assert first == second
 
 
 def test_only_common_seeds_are_paired(run_folder):

@@ -21,6 +21,7 @@ def exported(**changes):
         "drawn": None,
     }
     return {
+        "run": "a_run",
         "kind": "adapter",
         "state": {"after": 1, "key": "k" * 64},
         "base": {
