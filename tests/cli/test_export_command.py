@@ -118,3 +118,15 @@ def test_a_refused_export_says_why_and_leaves_nothing(
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["full", "full/mine"]
+
+
+@pytest.mark.parametrize("command", [("show", "run"), ("eval",), ("export",)], ids=" ".join)
+def test_where_the_store_is_can_be_said_as_elsewhere(sapo, trained, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("SAPO_STORE", str(tmp_path / "none"))
+    options = ("--to", tmp_path / "out") if command == ("export",) else ()
+    arguments = (*command, trained.static["id"], *options, "--json")
+    assert "Unknown run" in sapo(*arguments).err
+    assert sapo(*arguments, f"store.root={trained.root}").document
+    if command != ("show", "run"):
+        done = sapo(*arguments, f"store.root={trained.root}", "trainer.epochs=3")
+        assert "not empty" in done.err or "a run's settings stay as they were" in done.err
