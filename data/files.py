@@ -34,7 +34,11 @@ def read_yaml(path: Path, what: str = "file") -> Any:
     text = _text(path)
     try:
         # The reader in C, where PyYAML has it, is ten times as fast: a pool may be large.
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        try:
+            return reader.get_single_data()
+        finally:
+            reader.dispose()
     except yaml.YAMLError as error:
         raise UserError(f"Cannot read the {what} {path}: {' '.join(str(error).split())}") from error
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
