@@ -360,8 +360,8 @@ def test_eval_of_no_run_several_runs_and_lost_states(sapo, trained, tmp_path):
     assert "sapo train sequence=" in done.err
     (moved / "config.yaml").write_text("sequence: [")
     assert "config.yaml is not what was stored" in sapo("eval", moved).err
-    (moved / "manifest.json").unlink()  # a run from before there were manifests
-    assert "Cannot read the config" in sapo("eval", moved).err
+    (moved / "manifest.json").unlink()
+    assert "has no manifest.json" in sapo("eval", moved).err
 
 
 def test_store_verify_and_ls(sapo, trained):
