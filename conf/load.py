@@ -236,7 +236,9 @@ def _check_own_files() -> None:
                 raise ValueError("it holds no settings, which are lines of KEY: VALUE.")
             values = OmegaConf.to_container(OmegaConf.create(text))
         except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {_cause(error)}") from error
+            # A value that holds itself is told at the length of its nesting.
+            cause = _cause(error)[:500]
+            raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {cause}") from error
         for key, value in _leaves(values, "" if "@package _global_" in text else f"{path.parent.name}."):
             is_text = key in _SETTINGS and _SETTINGS[key].type in (str, str | None)
             if is_text and isinstance(value, int | float):

@@ -27,6 +27,7 @@ from sapo.experiments.methods import METHODS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.preflight import preflight
+from sapo.experiments.model.training import require_trackers
 from sapo.experiments.plan import plan, weight_bytes
 from sapo.experiments.probe import probes_of, write_probes
 from sapo.experiments.runs import write_run
@@ -66,7 +67,12 @@ def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
         (require_possible, ("task", "sequence", "data", "method")),
     ]
     if not is_plan:
-        checks.insert(0, (device_of, ("engine",)))
+        checks = [
+            (device_of, ("engine",)),
+            (lambda config: model_folder(config.model), ("model",)),
+            (lambda config: require_trackers(config.trainer), ("trainer",)),
+            *checks,
+        ]
     known: dict[str, list[str]] = {}
     refused: list[list[str]] = [[] for _ in configs]
     for number, (check, parts) in enumerate(checks):

@@ -207,12 +207,12 @@ def test_fail_fast_stops(sapo, small, tmp_path):
 
 
 def test_a_failure_that_is_nobodys_fault_is_named(sapo, small, trained, monkeypatch):
-    from sapo.experiments.stages import Stage
+    from sapo.experiments.stages import Train
 
-    def fail(stage, store, folder):
+    def fail(*_):
         raise MemoryError("too small a machine")
 
-    monkeypatch.setattr(Stage, "build", fail)
+    monkeypatch.setattr(Train, "compute", fail)
     done = sapo("train", *small, "policy=random", "seed=1", "trainer.learning_rate=0.5", "--json")
     assert (done.code, done.out) == (1, "")
     assert "MemoryError: too small a machine" in done.err

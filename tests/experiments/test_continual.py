@@ -208,7 +208,7 @@ def test_a_task_without_an_instruction_keeps_its_empty_prompt_and_says_so(tiny_c
     assert "score" not in computed
     facts = json.loads((write_run(run, store) / "run.json").read_text())
     assert facts["prompts"] == {"code": ""}
-    assert facts["notes"] == ["code: an empty instruction has no paraphrases; policy sapo keeps it."]
+    assert facts["notes"][:1] == ["code: an empty instruction has no paraphrases; policy sapo keeps it."]
 
 
 @pytest.mark.parametrize("tasks", [("mine", "yours"), ("task1", "task2"), ("task1_mine", "task2_yours")])

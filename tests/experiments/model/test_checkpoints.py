@@ -1,5 +1,6 @@
 """A training goes on from its checkpoint as if nothing had happened, and no checkpoint runs code."""
 
+import asyncio
 import itertools
 import json
 import pickle
@@ -13,6 +14,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from sapo.conf.errors import WorkError
+from sapo.data.files import write_json
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments.engine import local
@@ -123,15 +125,23 @@ def test_the_seconds_of_earlier_parts_count_up_to_their_last_checkpoint(tiny_con
 def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypatch):
     store, key = Store(tmp_path), "a" * 64
     stage = SimpleNamespace(
-        kind="train", identity=dict, build=lambda *_: store.checkpoints(key).mkdir(parents=True)
+        kind="train",
+        key=key,
+        name="a task",
+        config=None,
+        identity=dict,
+        compute=lambda *_: store.checkpoints(key).mkdir(parents=True),
     )
+    monkeypatch.setattr(local, "load_model", lambda config: None)
+    monkeypatch.setattr(local, "_describe", lambda *facts: write_json(facts[-1] / "identity.json", {}))
+    engine = local.LocalEngine(store)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
         with pytest.raises(OSError, match="no rename"):
-            local.compute(stage, key, store, False, lambda: None)
+            asyncio.run(engine.run(stage))
     assert store.checkpoints(key).is_dir()
     store.checkpoints(key).rmdir()
-    assert local.compute(stage, key, store, False, lambda: None)
+    assert asyncio.run(engine.run(stage)).key == key
     assert not store.checkpoints(key).exists()
 
 
