@@ -70,7 +70,7 @@ def targets_of(name: str, scale: str) -> list[str]:
         raise unknown("target", name, [*TARGETS, ALL])
     scales = SCALES if name == ALL else TARGETS[name].scales
     if scale not in scales:
-        raise unknown(f"scale of {name}", scale, scales)
+        raise unknown("scale", scale, scales)
     if name != ALL:
         return [name]
     return [
