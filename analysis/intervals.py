@@ -181,7 +181,7 @@ def by_distinct_row(values: Array, rows: NDArray[np.int64]) -> tuple[Array, Arra
     if len(distinct) == len(rows):
         return values, np.ones(len(rows))
     sums = np.zeros((*values.shape[:-1], len(distinct)))
-    np.add.at(sums, (..., place), values)
+    np.add.at(sums, (..., place), values)  # type: ignore[arg-type]  # an ellipsis is an index
     return sums, np.bincount(place).astype(float)
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,7 +156,8 @@ def read_matrix(path: Path) -> "DataFrame":
     (_, header), *lines = _rows(path)
     tasks = header[1:]
     highest = math.inf if "nll" in path.stem.split("_") else 100.0
-    states, scores = [], []
+    states: list[Any] = []
+    scores: list[Any] = []
     for number, fields in lines:
         where = f"{path}, line {number}"
         if len(fields) != len(header):

@@ -240,8 +240,8 @@ def overview(runs: Sequence[RunResult], labels: Sequence[str]) -> Table:
         rows.append(row | {"id": run.id})
     table = shown(pd.DataFrame(rows))
     place = [column["text"] for column in table["columns"]].index("stages took")
-    for row in (table["columns"], *table["rows"]):
-        row[place]["is_number"] = True
+    for cells in (table["columns"], *table["rows"]):
+        cells[place]["is_number"] = True
     return table
 
 

@@ -56,7 +56,7 @@ def latex(frame: pd.DataFrame, columns: str | None = None, rules: Mapping[int, s
 
 
 def _tex(text: str) -> str:
-    escapes = {character: "\\" + character for character in "&%$#_{}"}
+    escapes: dict[str, str | int | None] = {character: "\\" + character for character in "&%$#_{}"}
     escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
     escaped = printable(text).translate(str.maketrans(escapes))
     return re.sub("`([^`]*)`", r"\\texttt{\1}", escaped).replace("·", r"$\cdot$")

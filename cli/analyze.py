@@ -75,6 +75,6 @@ def _render(console: Console, parts: Sequence[object], notes: Sequence[str], fil
     alike: dict[tuple[Path, str], list[Path]] = {}
     for folder, found in names.items():
         alike.setdefault((folder.parent, ", ".join(sorted(found))), []).append(folder)
-    for (parent, found), folders in alike.items():
+    for (parent, listed), folders in alike.items():
         where = folders[0] if len(folders) == 1 else f"{parent}, each of {len(folders)} runs"
-        say(console, f"{where}: {found}")
+        say(console, f"{where}: {listed}")

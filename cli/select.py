@@ -141,7 +141,7 @@ def _ranking(console: Console, document: dict[str, Any]) -> Table:
     widths[1] = max(SHORTEST, min(widths[1], room))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name, width in zip(names, widths, strict=True):
-        justify = "left" if name == "prompt" else "right"
+        justify: Any = "left" if name == "prompt" else "right"
         table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
     for row, cells in zip(document["candidates"], rows, strict=True):
         table.add_row(*cells, style="bold" if row["index"] == document["chosen"]["index"] else None)

@@ -5,7 +5,7 @@ computes those that are not in the store.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from sapo.conf.schema import Config
@@ -25,7 +25,7 @@ from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
 class Engine(Protocol):
     """Answers stages; a `Planned` one stands for a stage that a plan did not compute."""
 
-    async def run(self, stage: Stage) -> Stored | Planned:
+    def run(self, stage: Stage) -> Awaitable[Stored | Planned]:
         """The finished stage, or its stand-in."""
         ...
 

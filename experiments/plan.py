@@ -211,6 +211,7 @@ def stage_bytes(stage: Stage) -> int:
         return _FILES + _table_bytes(stage.task.test)
     if isinstance(stage, Gradient):
         return _FILES + _adapter_bytes(stage.config)
+    assert isinstance(stage, Train)  # noqa: S101 (the one kind that is left)
     adapters = METHODS[stage.config.method.name].stored_adapters(stage.position)
     return _FILES + _adapter_bytes(stage.config) * adapters
 

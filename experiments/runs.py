@@ -214,7 +214,9 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
                 task=choice.task,
                 index=choice.prompt.index,
                 text=choice.prompt.text,
-                candidates=choice.candidates and tuple(Candidate(**each) for each in choice.candidates),
+                candidates=tuple(Candidate(**each) for each in choice.candidates)
+                if choice.candidates
+                else None,
                 drawn=tuple(prompt.text for prompt in choice.drawn) or None,
             )
             for choice in run.choices

@@ -157,7 +157,7 @@ def select_prompt(
     template_options: Mapping[str, Any] | None = None,
     max_input_tokens: int = 1536,
     batch_tokens: int | None = None,
-    on_scored: Callable[[Prompt], None] | None = None,
+    on_scored: Callable[[Prompt], object] | None = None,
 ) -> Selection:
     """Ranks prompts for one instruction by the loss that `model`, as it is now, has under each.
 
@@ -301,7 +301,7 @@ def _losses(
     task: Task,
     prompts: Sequence[Prompt],
     budget: int,
-    on_scored: Callable[[Prompt], None] | None,
+    on_scored: Callable[[Prompt], object] | None,
 ) -> pd.DataFrame:
     """A row a prompt and example: `prompt`, `example`, `nll` summed over target tokens, `n_tokens`, …"""
     tables = []
@@ -400,7 +400,7 @@ def _mean_losses(
     _, group = np.unique(groups, return_inverse=True)
     m = group.max() + 1
     summed = np.zeros((len(indices), m))
-    np.add.at(summed, (slice(None), group), residuals)
+    np.add.at(summed, (slice(None), group), residuals)  # type: ignore[arg-type]  # a slice is an index
     return means, summed * (m / len(group))
 
 

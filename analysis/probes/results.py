@@ -222,7 +222,7 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
         for name in ("data", "train"):
             shared = sorted(set.intersection(*(set(side.get(name) or ()) for side in sides)))
             sides = [side | {name: {task: side[name][task] for task in shared}} for side in sides]
-        found = differences(*sides)
+        found = differences(sides[0], sides[1])
         if found:
             raise UserError(
                 f"Probes {first.id} and {other.id} cannot be compared:\n  "

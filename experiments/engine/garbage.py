@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import unreadable
@@ -135,7 +136,7 @@ def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
     """Deletes what is damaged, unless it has been made again meanwhile; the paths that are gone."""
 
     def is_left(path: Path) -> bool:
-        kind = {"runs": RunRecord, "probes": ProbeRecord}.get(path.parent.name)
+        kind: Any = {"runs": RunRecord, "probes": ProbeRecord}.get(path.parent.name)
         if kind is None:
             return not path.is_dir() or bool(_problems_of_stage(path))
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -26,9 +26,17 @@ Result = TypeVar("Result")
 class Stage(Protocol):
     """What an engine needs to know of a stage."""
 
-    kind: Any
-    config: Config
-    state: str
+    kind: ClassVar[str]
+
+    @property
+    def config(self) -> Config:
+        """The settings that it reads."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """The key of the training that made the state, or `base`."""
+        ...
 
     @property
     def key(self) -> str:

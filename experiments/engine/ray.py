@@ -24,7 +24,7 @@ from typing import Any
 import ray
 import torch
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import RayError, RayTaskError
 
 from sapo.conf.errors import UserError, WorkError
@@ -119,7 +119,7 @@ class RayEngine(LocalEngine):
         self.cluster = cluster
         self.tell = tell
         self._loop = asyncio.Runner()
-        self.wait = self._loop.run
+        self.wait = self._loop.run  # type: ignore[assignment]  # the same but for its options
         self._asked: dict[str, asyncio.Future[bool]] = {}
         self._waiting: asyncio.PriorityQueue[_Request] = asyncio.PriorityQueue()
         self._workers: set[asyncio.Task[None]] = set()

@@ -5,6 +5,7 @@ alone, and for all tasks at once. `zero_shot` is none at all.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 from peft import PeftModel, get_peft_model
 
@@ -22,7 +23,7 @@ from sapo.experiments.model.adapters import (
 class Sequential(Method):
     """Trains the same adapter on, task after task."""
 
-    names = ("sequential", "single", "multitask", "zero_shot")
+    names: ClassVar[tuple[str, ...]] = ("sequential", "single", "multitask", "zero_shot")
 
     def start(self) -> PeftModel:
         """The base with the adapter as the last task left it, trainable; a fresh one for the first task."""

@@ -72,7 +72,7 @@ def evaluate(
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], clean_up_spaces: bool = False) -> str:
     """An answer's text; with `clean_up_spaces`, as published, no space before punctuation (D48)."""
-    text = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return (tokenizer.clean_up_tokenization(text) if clean_up_spaces else text).strip()
 
 

@@ -57,7 +57,7 @@ def accepted(model: Any, **options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def _plain_kind(model: Any) -> type[PreTrainedModel]:
+def _plain_kind(model: Any) -> Any:
     """The class of the model, or of that which adapters were put on."""
     return type(model.get_base_model() if isinstance(model, PeftModel) else model)
 

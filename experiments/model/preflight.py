@@ -184,7 +184,8 @@ def target_notes(
 
 def require_known_tokens(model: PreTrainedModel, renderer: Renderer, prompts: Sequence[Shown]) -> None:
     """UserError if template, prompts or rows hold a token for which the model has no embedding."""
-    n_known = model.get_input_embeddings().weight.shape[0]
+    weight: Any = model.get_input_embeddings().weight
+    n_known = weight.shape[0]
     beyond = {token: text for text, token in renderer.tokenizer.get_vocab().items() if token >= n_known}
     if not beyond:
         return  # the usual case, in which no text needs to be read

@@ -94,7 +94,7 @@ def train(
         if not math.isfinite(facts["loss"]):
             raise WorkError(f"{what}: the loss at step {step + 1} is {facts['loss']}. Nothing was stored.")
         norm = accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
-        facts |= {"gradient_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
+        facts |= {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

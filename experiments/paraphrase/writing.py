@@ -85,9 +85,8 @@ def write_paraphrases(
             source = _source(task, config, chat, request, expansion, source)
             write_pool(path, pool_of(task, expansion.accepted, settings.name), source)
         journal.clear()
-    kept = path if expansion.accepted else None
     return Pool(
-        kept,
+        path if expansion.accepted else None,
         chat.name,
         expansion.accepted,
         expansion,

@@ -155,9 +155,9 @@ def test_only_probes_have_the_small_scale():
     assert targets_of("all", "small") == ["figure1", "figure2", "figure3", "figure4"]
     assert targets_of("figure9", "small") == ["figure9"]
     assert {"table1", "figure15", "figure1"} <= set(targets_of("all", "mini"))
-    with pytest.raises(UserError, match=r"Unknown scale of table1 'small'.*mini, paper"):
+    with pytest.raises(UserError, match=r"Unknown scale 'small'.*mini, paper"):
         targets_of("table1", "small")
-    with pytest.raises(UserError, match="Unknown scale of all 'tiny'"):
+    with pytest.raises(UserError, match="Unknown scale 'tiny'"):
         targets_of("all", "tiny")
 
 
