@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types
-# Two processes; tests of one file share what they compute, so they stay together.
-PARALLEL := --numprocesses 2 --dist loadfile
+# Two processes; tests of one file share what they compute, so they stay together. Files with slow tests come
+# first (tests/conftest.py): one that began last would keep a process waiting.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model test test-fast test-faults bench reproduce-table lint types audit clean

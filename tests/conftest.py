@@ -28,6 +28,18 @@ settings.register_profile("sapo", deadline=None)
 settings.load_profile("sapo")
 
 
+SLOW = ("e2e", "faults", "scale")  # folders of tests with real models, Ray, browsers, kills
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow folders and puts slow files first, so that none keeps a process waiting at the end."""
+    for item in items:
+        if item.path.relative_to(REPOSITORY / "tests").parts[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results go under the test's folder, also those of processes that it starts."""

@@ -23,8 +23,6 @@ from sapo.data.prompts import read_pool
 from sapo.data.tasks import own_task
 from sapo.experiments.model.fetch import model_folder
 
-pytestmark = pytest.mark.slow
-
 INSTRUCTION = "Name the city that is mentioned in the text, and say in which country it lies."
 LONGEST_START = 120  # seconds
 

@@ -14,8 +14,6 @@ from sapo.experiments.model.forward import shared_prefix, target_logits, target_
 from sapo.experiments.model.generation import answer_and_nll
 from sapo.experiments.model.load import load_model
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def config():

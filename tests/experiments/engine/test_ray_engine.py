@@ -30,6 +30,8 @@ from sapo.experiments.engine.store import Store, try_lock
 from sapo.experiments.jobs import Job
 from sapo.experiments.run import open_engine, run
 
+pytestmark = pytest.mark.slow
+
 
 class FakeStage(SimpleNamespace):
     """A stage whose key is its text."""

@@ -14,6 +14,8 @@ from sapo.data.render import Rendered
 from sapo.experiments.model.forward import shared_prefix, takes_positions, target_logits, target_nll
 from sapo.experiments.model.generation import answer_and_nll
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
