@@ -104,7 +104,7 @@ class Selection:
         elif gain.is_noise:
             first = (
                 f"{name.capitalize()} comes first, but its difference to the original is within noise on "
-                f"{len(self.task.train)} examples: {found}. More examples may tell."
+                f"{self.n_distinct} distinct examples: {found}. More examples may tell."
             )
         else:
             side = "below" if gain.estimate < 0 else "above"

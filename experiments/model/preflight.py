@@ -55,7 +55,7 @@ def preflight(
     renderer = load_renderer(config)
     require_known_tokens(model, renderer, prompts)
     require_positions(model, renderer, prompts, config.evaluator.max_new_tokens if answers else 0)
-    for note in template_notes(renderer, answers):
+    for note in template_notes(renderer):
         _warn(note)
     for task, shown in prompts:
         require_shown(renderer, task, shown)
@@ -126,12 +126,12 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
         yield name.rpartition(".")[0], parameter  # by the module that holds it
 
 
-def template_notes(renderer: Renderer, answers: bool) -> Iterator[str]:
+def template_notes(renderer: Renderer) -> Iterator[str]:
     """What the user should know of the chat template; UserError if it does not write what it is given."""
     renderer.answer("text")
     if "strftime_now" in renderer.tokenizer.get_chat_template():
         yield f"The chat template writes the date: it is given {CLOCK:%d %B %Y} always."
-    if answers and renderer.end_of_turn is None:
+    if renderer.end_of_turn is None:
         yield (
             "The chat template writes no end after an answer, so none is learned: answers may run on to "
             "evaluator.max_new_tokens. model.chat_template=FILE.jinja sets another template."

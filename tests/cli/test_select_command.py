@@ -309,3 +309,17 @@ def test_wrong_arguments(sapo, tmp_path, monkeypatch, arguments, message):
     assert message in " ".join(done.err.split())
     assert "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_template_that_ends_no_answer_is_said(sapo, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("input,output\n" + "".join(f"x{i},y{i}\n" for i in range(4)))
+    pool = tmp_path / "pool.yaml"
+    pool.write_text("prompts: [Put it in order.]\n")
+    template = tmp_path / "no_end.jinja"
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    template.write_text(turns + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    settings = ("model=tiny_llama", f"paraphrases.file={pool}", f"model.chat_template={template}")
+    done = sapo("select", f"data={rows}", "instruction=Sort it.", *settings)
+    assert done.code == 0, done.err
+    assert "writes no end after an answer" in done.err

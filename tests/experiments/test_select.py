@@ -145,7 +145,7 @@ def test_verdicts_name_what_is_noise(select):
     assert "by more than noise: -0.200 [-0.300, -0.100]" in replace(selection, gain=gain).verdict[0]
     assert "Bonferroni over 3 paraphrases" in replace(selection, gain=gain).verdict[0]
     gain = Difference(-0.2, -0.5, 0.1, 0.3)
-    assert "within noise on 12 examples" in replace(selection, gain=gain).verdict[0]
+    assert "within noise on 12 distinct examples" in replace(selection, gain=gain).verdict[0]
 
 
 def test_the_original_can_be_left_out_of_the_choice(select):
