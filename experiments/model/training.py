@@ -1,7 +1,8 @@
 """Training one task: batches by prompt and length, an exact token mean over every global batch, AdamW.
 
 `train` reads like a recipe. Accelerate runs the backward pass, clips gradients and feeds trackers. With the
-same seed the order of the rows and dropout are those of the Hugging Face Trainer.
+same seed the order of the rows and dropout are those of the Hugging Face Trainer. The published code's 8
+devices average 8 token means a step (D19); here a step's loss is one token mean of the global batch.
 """
 
 import logging
