@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,18 +13,20 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sapo.conf.errors import UserError
-from sapo.conf.schema import Config, ModelConfig
+from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
+from sapo.data.remembering import remembered, stamp
 from sapo.data.render import CLOCK, MAX_TARGET_TOKENS, Renderer
 from sapo.data.tasks import Task
 from sapo.experiments.model.adapters import ALL_LINEAR
 from sapo.experiments.model.evaluation import decoded
 from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.identity import template_text
 from sapo.experiments.model.load import load_renderer, read_model, stop_ids
 
 Shown = tuple[Task, Sequence[Prompt]]  # a task and the prompts that it is shown under
 _log = logging.getLogger(__name__)
-_read: dict[str, PreTrainedModel] = {}
+_read: dict[str, tuple[PreTrainedModel, Renderer]] = {}
 MOST_TARGETS = 2000  # different targets of a task that are read back; more show the same
 
 
@@ -47,12 +50,12 @@ def preflight(
     Raises:
         UserError: for what would make every number wrong, with the way out.
     """
-    model = _without_weights(config.model)
+    key = _read_once(config)
+    model, renderer = _read[key]
     if answers:
         require_cache(model, config.model.name)
     if trains:
         require_targets(model, config.model.lora_targets)
-    renderer = load_renderer(config)
     require_known_tokens(model, renderer, prompts)
     require_positions(model, renderer, prompts, config.evaluator.max_new_tokens if answers else 0)
     for note in template_notes(renderer):
@@ -60,18 +63,28 @@ def preflight(
     for task, shown in prompts:
         require_shown(renderer, task, shown)
         if answers:
-            for note in target_notes(model, renderer, task, config.evaluator.clean_up_spaces):
+            for note in _notes_of(task, key, config.evaluator.clean_up_spaces):
                 _warn(note)
 
 
-def _without_weights(model: ModelConfig) -> PreTrainedModel:
-    """The model on device `meta`; the last one is kept while its files stay, since many runs share it."""
-    files = [(path.name, path.stat()) for path in sorted(model_folder(model).iterdir())]
-    key = repr((model, [(name, facts.st_size, facts.st_mtime_ns) for name, facts in files]))
+def _read_once(config: Config) -> str:
+    """Reads the model on device `meta` and its renderer, and returns the key by which `_read` has them.
+
+    The last ones are kept while their files stay, since many runs share them.
+    """
+    model, data = config.model, config.data
+    files = stamp(model_folder(model), *([Path(model.tokenizer)] if model.tokenizer else []))
+    template = template_text(model) if model.chat_template else None
+    key = repr((model, data.max_input_tokens, data.truncation, data.separator, files, template))
     if key not in _read:
         _read.clear()
-        _read[key] = read_model(model, "auto", "meta")
-    return _read[key]
+        _read[key] = (read_model(model, "auto", "meta"), load_renderer(config))
+    return key
+
+
+@remembered(256)
+def _notes_of(task: Task, key: str, clean_up_spaces: bool) -> tuple[str, ...]:
+    return tuple(target_notes(*_read[key], task, clean_up_spaces))
 
 
 @lru_cache(maxsize=256)
