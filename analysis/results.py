@@ -203,6 +203,8 @@ def find_probes(names: Sequence[str], root: Path) -> list[Path]:
 
 def _named(name: str, store: Path, record: str) -> list[Path]:
     """The folders with a file `record` that a name means: itself, here or in `store`, or those within."""
+    if "\0" in name:  # no file system has such a name, and from Python 3.13 on asking for it is an error
+        return []
     paths = [Path(name), store / name]
     for path in paths:
         if (path / record).is_file():
