@@ -33,8 +33,8 @@ _PAPER_GPUS, _PAPER_BILLIONS = 8, 8.2
 # Layers x width of a decoder of B billion parameters, within a tenth for Llama 2 7B, 13B and Qwen3 8B, 14B.
 _LAYERS_TIMES_WIDTH = 36_500
 _ADAPTER_BYTES = 4  # adapters, Fisher information and anchors are kept in float32
-# In the store of the mini Table 1 a scoring's folder has 15 kB, an evaluation's 10 kB, a training's 5 kB beside
-# its adapter; a run's folder has 305 to 325 kB, nearly all of it figures.
+# In the store of the mini Table 1 a scoring's folder has 15 kB, an evaluation's 10 kB, a training's 5 kB
+# beside its adapter; a run's folder has 305 to 325 kB, nearly all of it figures.
 _FILES = 12_000  # config, identity, environment, result and manifest of a stage, and a table's frame
 _RUN_FILES = 310_000  # run.json, matrices and figures of a run
 
