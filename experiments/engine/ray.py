@@ -6,6 +6,7 @@ there. One that is started here listens on this machine only, and lets in who ha
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import os
@@ -15,14 +16,13 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import RayError, RayTaskError
@@ -30,7 +30,7 @@ from ray.exceptions import RayError, RayTaskError
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
 from sapo.experiments.engine.local import TURN, LocalEngine, Stage, Turn, Watcher, ignore
-from sapo.experiments.engine.store import Store, Stored, try_lock
+from sapo.experiments.engine.store import Store, Stored
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for
 SIGHT = 60.0  # seconds in which a network file system shows here what was written elsewhere
@@ -39,8 +39,6 @@ _ASK = 0.01  # seconds that a run has to ask for its next stage before a worker 
 _VARIABLES = (
     "SAPO_CACHE", "SAPO_CONF", "SAPO_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"
 )  # fmt: skip
-_PREFIX = "sapo-ray-"  # of the folder of a Ray that a driver has started
-_LOCK = "driver.lock"  # in it; held while that driver lives
 _OBJECT_MEMORY = 200 * 2**20  # bytes for what is sent: stages hold texts, and results go through the store
 _TOKEN = secrets.token_hex(32)  # of all clusters of this process: Ray may still read the last one's
 
@@ -71,29 +69,15 @@ class StageWorker:
         if stage.state != "base":
             asyncio.run(in_sight(self.store, "train", stage.state))
         # Ray has a worker's own output in a file that nobody looks at.
-        handler, warnings = logging.Handler(logging.WARNING), []
-        handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-        logger = logging.getLogger("sapo")
-        logger.addHandler(handler)
+        warnings, logger = BufferingHandler(10_000), logging.getLogger("sapo")
+        warnings.setLevel(logging.WARNING)
+        logger.addHandler(warnings)
         try:
             engine = LocalEngine(self.store, force=again)
             asyncio.run(engine.run(stage))
         finally:
-            logger.removeHandler(handler)
-        return key in engine.computed, [f"{self.where()}: {warning}" for warning in warnings]
-
-
-@dataclass(order=True)
-class _Request:
-    """A stage that waits for a worker: the lowest turn first, then the one that was asked for first."""
-
-    turn: int
-    asked: float
-    stage: Stage = field(compare=False)
-    key: str = field(compare=False)
-    again: bool = field(compare=False)
-    answer: "asyncio.Future[bool]" = field(compare=False)
-    deaths: int = field(default=0, compare=False)
+            logger.removeHandler(warnings)
+        return key in engine.computed, [f"{self.where()}: {line.getMessage()}" for line in warnings.buffer]
 
 
 class RayEngine(LocalEngine):
@@ -121,7 +105,9 @@ class RayEngine(LocalEngine):
         self._loop = asyncio.Runner()
         self.wait = self._loop.run  # type: ignore[assignment]  # the same but for its options
         self._asked: dict[str, asyncio.Future[bool]] = {}
-        self._waiting: asyncio.PriorityQueue[_Request] = asyncio.PriorityQueue()
+        # The lowest turn goes first, then what was asked for first; `deaths` are of workers that were at it.
+        self._waiting: asyncio.PriorityQueue[tuple[int, int, Stage, bool, int]] = asyncio.PriorityQueue()
+        self._numbers = itertools.count()
         self._workers: set[asyncio.Task[None]] = set()
         self._has_worked = False
         self._refused: UserError | None = None
@@ -143,12 +129,10 @@ class RayEngine(LocalEngine):
         if key in self._asked:
             await asyncio.shield(self._asked[key])
         elif again or self.store.find(stage.kind, key, stage.identity()) is None:
-            loop = asyncio.get_running_loop()
-            self._start_workers(loop)
-            answer = self._asked[key] = loop.create_future()
+            self._start_workers()
+            answer = self._asked[key] = asyncio.get_running_loop().create_future()
             answer.add_done_callback(lambda _: self._asked.pop(key))
-            turn = TURN.get() or Turn()
-            self._waiting.put_nowait(_Request(turn.number, loop.time(), stage, key, again, answer))
+            self._waiting.put_nowait(((TURN.get() or Turn()).number, next(self._numbers), stage, again, 0))
             try:
                 # A run that is cancelled must not take the stage from the others that wait for it.
                 is_new = await asyncio.shield(answer)
@@ -158,7 +142,7 @@ class RayEngine(LocalEngine):
         await in_sight(self.store, stage.kind, key)
         return self._finished(stage, key, is_new)
 
-    def _start_workers(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start_workers(self) -> None:
         """Starts Ray and its workers with the first stage, or raises what kept them from starting then."""
         if self._refused:
             raise self._refused
@@ -169,19 +153,16 @@ class RayEngine(LocalEngine):
         except UserError as error:
             self._refused = error  # a hundred runs must not try a hundred times
             raise
+        loop = asyncio.get_running_loop()
         self._workers = {loop.create_task(self._work()) for _ in range(size)}
-
-        def notice() -> None:
-            if not self._has_worked:
-                self.tell(
-                    f"Waiting for workers: {size} are asked for, and none has started yet. They start when "
-                    "the cluster has the GPUs and cores free (`ray status`)."
-                )
-
-        loop.call_later(START_NOTICE, notice)
+        notice = (
+            f"Waiting for workers: {size} are asked for, and none has started yet. They start when "
+            "the cluster has the GPUs and cores free (`ray status`)."
+        )
+        loop.call_later(START_NOTICE, lambda: self._has_worked or self.tell(notice))
 
     async def _work(self) -> None:
-        """Gives stages to a worker, and when it died to another; ends when too many in a row cannot start."""
+        """Has one worker after another compute what waits; ends when too many in a row cannot start."""
         failures = 0
         while failures <= self.cluster.config.retries:
             worker = None
@@ -189,69 +170,52 @@ class RayEngine(LocalEngine):
                 worker = self.cluster.worker(self.store.root.absolute())
                 where = await worker.where.remote()
                 self._has_worked = True
-                await self._serve(worker, where)
+                while await self._compute(worker, where):
+                    await asyncio.sleep(_ASK)
                 failures = 0
             except Exception as error:  # whatever it is: the stages that wait must hear of it
                 failures, reason = failures + 1, self._death(error)
             finally:
-                if worker is not None:
-                    self.cluster.stop(worker)
+                self.cluster.stop(worker)
         if all(task.done() for task in self._workers - {asyncio.current_task()}):
             self._refused = WorkError(f"No worker could be started: {reason}")
             while not self._waiting.empty():
-                _fail(self._waiting.get_nowait().answer, self._refused)
+                self._asked[self._waiting.get_nowait()[2].key].set_exception(self._refused)
 
-    async def _serve(self, worker: Any, where: str) -> None:
-        """Has a worker compute stages until it died, or is left with who knows what: a model half changed."""
-        is_fit = True
-        while is_fit:
-            request = await self._waiting.get()
-            try:
-                await worker.where.remote()
-            except RayError as error:  # not of this stage, which must not be given up for it
-                self.tell(f"The worker on {where} died while it had nothing to do: {self._death(error)}")
-                self._waiting.put_nowait(request)
-                return
-            self.watch(request.stage, "begin")
-            is_fit = await self._compute(worker, where, request)
-            await asyncio.sleep(_ASK)
-
-    async def _compute(self, worker: Any, where: str, request: _Request) -> bool:
-        """Has a worker compute a stage, and answers the request; whether the worker can go on."""
-        stage, answer = request.stage, request.answer
+    async def _compute(self, worker: Any, where: str) -> bool:
+        """Has a worker compute the stage that is next; whether it is fit for another one."""
+        turn, number, stage, again, deaths = await self._waiting.get()
+        answer, is_begun = self._asked[stage.key], False
         try:
-            is_new, warnings = await worker.compute.remote(stage, request.key, request.again)
+            await worker.where.remote()  # it may have died since its last stage, which counts against none
+            is_begun = True
+            self.watch(stage, "begin")
+            is_new, warnings = await worker.compute.remote(stage, stage.key, again)
         except RayTaskError as error:
-            _fail(answer, error.cause)
-            return isinstance(error.cause, UserError)
+            answer.set_exception(error.cause)
+            return isinstance(error.cause, UserError)  # else it is left with who knows what
         except RayError as error:
-            death = self._death(error)
-            self.tell(f"The worker on {where} died while {stage.kind} of {stage.name} ran: {death}")
-            request.deaths += 1
-            if request.deaths <= self.cluster.config.retries:
-                self._waiting.put_nowait(request)
+            death, work = self._death(error), f"{stage.kind} of {stage.name}"
+            doing = f"{work} ran" if is_begun else "it had nothing to do"
+            self.tell(f"The worker on {where} died while {doing}: {death}")
+            deaths += is_begun
+            if deaths <= self.cluster.config.retries:
+                self._waiting.put_nowait((turn, number, stage, again, deaths))
             else:
-                given_up = f"{stage.kind} of {stage.name} ({request.key[:12]}) was given up"
-                last = f"{request.deaths} workers died of it. The last one, on {where}: {death}"
-                _fail(answer, WorkError(f"{given_up}: {last}"))
+                given_up = f"{work} ({stage.key[:12]}) was given up: {deaths} workers died of it."
+                answer.set_exception(WorkError(f"{given_up} The last one, on {where}: {death}"))
             return False
         except Exception as error:  # whatever it is: the stage's asker must hear of it
-            _fail(answer, error)
+            answer.set_exception(error)
             return False
         for warning in warnings:
             self.tell(warning)
-        if not answer.done():
-            answer.set_result(is_new)
+        answer.set_result(is_new)
         return True
 
     def _death(self, error: Exception) -> str:
         """What is known of a worker's end; Ray's logs are then kept."""
         return f"{_reason(error)} (logs: {self.cluster.keep_logs()})"
-
-
-def _fail(answer: "asyncio.Future[bool]", error: Exception) -> None:
-    if not answer.done():  # else whoever asked is gone
-        answer.set_exception(error)
 
 
 class Cluster:
@@ -260,108 +224,22 @@ class Cluster:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.options: dict[str, Any] = {}
-        self._own: ExitStack = ExitStack()
         self._folder: Path | None = None
         self._is_evidence = False
 
     def start(self) -> int:
         """Starts or joins Ray; how many workers there are to be. UserError if that, or so many, cannot be."""
-        if self.config.address is None:
-            return self._start_local()
-        variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-        self._init(
-            f"engine.address={self.config.address}: cannot join a Ray cluster",
-            "Start one with `ray start --head`, or leave engine.address out: one is then started here.",
-            address=self.config.address,
-            runtime_env={"env_vars": variables},
-        )
-        return self.plan(ray.cluster_resources())
-
-    def worker(self, root: Path) -> Any:
-        """An actor that works into the store at `root`; Ray places it when its GPUs and cores are free."""
-        return ray.remote(StageWorker).options(**self.options).remote(str(root), os.getcwd())
-
-    def stop(self, worker: Any) -> None:
-        """Kills a worker, which may be hanging, so that it lets go of its stage's lock."""
-        if ray.is_initialized():
-            ray.kill(worker)
-
-    def close(self) -> None:
-        """Leaves the cluster; one that was started here ends, and its folder goes unless a worker died."""
-        self._own.close()
-
-    def keep_logs(self) -> str:
-        """Has the logs stay, and says where they are."""
-        self._is_evidence = True
-        return str(self._folder or "in Ray's session folder on that machine")
-
-    def _start_local(self) -> int:
-        config = self.config
-        gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        size = self.plan({"GPU": gpus, "CPU": cores})
-        if size * self.options["num_gpus"] > gpus:
-            raise UserError(
-                f"engine.workers={size} with engine.gpus={self.options['num_gpus']:g} each: this machine "
-                f"has {gpus} GPUs. Set fewer workers, or a part of a GPU for each (engine.gpus=0.5)."
-            )
-        self._folder = folder = self._new_folder()
-        token = folder / "token"
-        token.touch(0o600)
-        token.write_text(_TOKEN, encoding="utf-8")
-        os.environ |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            # Ray's own way to the loopback address, which is its default elsewhere than on Linux.
-            ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
-        }
-        # Ray read the variables when it was imported.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
-        # Otherwise all else on the machine would go before the workers, as it does not with engine=local.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        self._init(
-            "cannot start Ray on this machine",
-            "Its folder is under /tmp, or under RAY_TMPDIR. engine=local does without Ray.",
-            address="local",
-            num_cpus=max(1, math.ceil(size * config.cpus)),
-            num_gpus=gpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_MEMORY,
-            _temp_dir=str(folder),
-        )
-        return size
-
-    def _new_folder(self) -> Path:
-        """A folder of this user's alone for sockets, logs and token; those of drivers that were killed go."""
-        # TMPDIR is often too long for the names of sockets.
-        parent = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # noqa: S108 (mkdtemp makes the folder its own)
-        for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
-            with try_lock(lock) as is_of_nobody:
-                if is_of_nobody:
-                    shutil.rmtree(lock.parent, ignore_errors=True)
-        try:
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        except OSError as error:
-            raise UserError(
-                f"No folder for Ray's sockets and logs can be made in {parent}: {error}. Set RAY_TMPDIR to "
-                "another one, with a short name."
-            ) from error
-        self._own.callback(self._remove, folder)
-        self._own.enter_context(try_lock(folder / _LOCK))
-        return folder
-
-    def _remove(self, folder: Path) -> None:
-        if self._is_evidence:  # nobody sweeps it: it has no lock, and no token either
-            (folder / _LOCK).unlink(missing_ok=True)
-            (folder / "token").unlink(missing_ok=True)
+        config, options = self.config, {}
+        if config.address is None:
+            failure = "cannot start Ray on this machine"
+            mend = "Its folder is under /tmp, or under RAY_TMPDIR. engine=local does without Ray."
+            options = self._local()
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _init(self, failure: str, mend: str, **options: Any) -> None:
+            failure = f"engine.address={config.address}: cannot join a Ray cluster"
+            mend = "Start one with `ray start --head`, or leave engine.address out: one is then started here."
+            variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+            options = {"address": config.address, "runtime_env": {"env_vars": variables}}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._own.callback(ray.shutdown)  # from here on there are processes to end, even if it is interrupted
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -371,44 +249,91 @@ class Cluster:
             # Ray would exit at once, with its workers' remains left on the disk, where we end in good order.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)
+        return self.plan(ray.cluster_resources())
+
+    def _local(self) -> dict[str, Any]:
+        """How Ray starts here: on the loopback address, behind a token, in a folder of this user's alone."""
+        # TMPDIR is often too long for the names of sockets.
+        parent = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108 (mkdtemp makes the folder its own)
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="sapo-ray-", dir=parent))
+        except OSError as error:
+            raise UserError(
+                f"No folder for Ray's sockets and logs can be made in {parent}: {error}. Set RAY_TMPDIR to "
+                "another one, with a short name."
+            ) from error
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+        # Ray's own way to the loopback address, which is its default elsewhere than on Linux.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        # Ray read the variables when it was imported.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+        # Otherwise all else on the machine would go before the workers, as it does not with engine=local.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {
+            "address": "local",
+            "num_cpus": max(cores, math.ceil((self.config.workers or 1) * self.config.cpus)),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_MEMORY,
+            "_temp_dir": str(self._folder),
+        }
 
     def plan(self, there: dict[str, float]) -> int:
         """Sets what each worker asks for; how many workers what is there, in GPUs and cores, suffices for."""
-        config = self.config
+        config, there = self.config, {"GPU": 0.0, "CPU": 0.0, **there}
         gpus = config.gpus
         if gpus is None:
-            gpus = 1.0 if config.device in ("auto", "cuda") and there.get("GPU", 0) >= 1 else 0.0
-        self.options = {"num_cpus": config.cpus, "num_gpus": gpus}
-        if config.workers:
-            return config.workers
+            gpus = 1.0 if config.device in ("auto", "cuda") and there["GPU"] >= 1 else 0.0
         needs = {"GPU": gpus, "CPU": config.cpus}
-        rooms = [there.get(name, 0) / need for name, need in needs.items() if need]
-        size = math.floor(min(rooms) + 1e-9)  # 1 / 0.1 is a little less than 10
-        if not size:
+        self.options = {"num_gpus": gpus, "num_cpus": config.cpus}
+        # 1 / 0.1 is a little less than 10.
+        room = math.floor(min(there[name] / need for name, need in needs.items() if need) + 1e-9)
+        size = config.workers or room
+        if not size or (size > room and config.address is None):
             raise UserError(
-                f"A worker of {gpus:g} GPUs and {config.cpus:g} cores finds no room: Ray has "
-                f"{there.get('GPU', 0):g} GPUs and {there.get('CPU', 0):g} cores. Set engine.gpus and "
-                "engine.cpus, or engine.workers to wait for machines that are still to join."
+                f"No room for {size or 1} workers of {gpus:g} GPUs and {config.cpus:g} cores: Ray has "
+                f"{there['GPU']:g} GPUs and {there['CPU']:g} cores. Set engine.gpus (0.5: two share one) and "
+                "engine.cpus; on a cluster, engine.workers waits for machines that are still to join."
             )
         return size
+
+    def worker(self, root: Path) -> Any:
+        """An actor that works into the store at `root`; Ray places it when its GPUs and cores are free."""
+        return ray.remote(StageWorker).options(**self.options).remote(str(root), os.getcwd())
+
+    def stop(self, worker: Any) -> None:
+        """Kills a worker, which may be hanging, so that it lets go of its stage's lock."""
+        if worker is not None and ray.is_initialized():
+            ray.kill(worker)
+
+    def keep_logs(self) -> str:
+        """Has the logs stay, and says where they are."""
+        self._is_evidence = True
+        return str(self._folder or "in Ray's session folder on that machine")
+
+    def close(self) -> None:
+        """Leaves the cluster; one that was started here ends, and its folder goes unless a worker died."""
+        ray.shutdown()
+        if self._folder and not self._is_evidence:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 async def in_sight(store: Store, kind: str, key: str) -> None:
     """Waits until a stage that another machine has stored is seen here; WorkError if it never is."""
-    folder, waited, pause = store.root / "stages" / kind, 0.0, 0.05
+    folder, end = store.root / "stages" / kind, time.monotonic() + SIGHT
     while store.find(kind, key) is None:
-        if waited >= SIGHT:
+        if time.monotonic() > end:
             raise WorkError(
                 f"A worker stored {kind} {key[:12]}, and it is not in {store.root} here: the store must be a "
                 "folder on a file system that all machines share. Set store.root=FOLDER."
             )
         # Reading the folder has a network file system ask again what is in it.
         list(folder.iterdir() if folder.is_dir() else ())
-        await asyncio.sleep(pause)
-        waited, pause = waited + pause, 2 * pause
+        await asyncio.sleep(0.5)
 
 
 def _reason(error: Exception) -> str:
     """The first lines of Ray's long explanations."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__
