@@ -47,7 +47,7 @@ def command(
     named = {override.partition("=")[0] for override in overrides}
     config = load_one([*(each for each in DEFAULTS if each.partition("=")[0] not in named), *overrides])
     if write:
-        require_writable(write, [given.get("data"), config.paraphrases.file])
+        require_writable(write)
     from sapo.experiments.select import select
 
     with nothing_on_stdout(), Progress() as progress:

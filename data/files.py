@@ -6,9 +6,10 @@ import json
 import os
 import shlex
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -88,11 +89,22 @@ def stored_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A text file to write, which takes its place by one rename: it is there whole, or as it was before."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON by way of a temporary file and one rename, so that the file is never half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes JSON so that the file is never half-written."""
+    with written_whole(path) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def flush(folder: Path) -> None:

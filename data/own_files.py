@@ -1,17 +1,15 @@
-"""Rows out of files, folders and Hugging Face datasets, one at a time: a file is never held whole."""
+"""Rows out of files, folders and Hugging Face datasets, one at a time: only a JSON list is held whole."""
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sapo.conf.errors import UserError
 
-LONGEST_LINE = 2**26  # bytes; a longer one is no line of a data set, and would have to be held whole
-LARGEST_JSON = 2**28  # bytes; a JSON list has to be read whole
 PARQUET_ROWS = 1024  # rows read at once
 
 
@@ -30,7 +28,7 @@ class Rows(NamedTuple):
 
     source: str
     read: Callable[[], Iterator[Row]]
-    left_out: list[str] = []  # noqa: RUF012 (a reader of JSON has its own)
+    left_out: list[str] = []  # noqa: RUF012 (a file has its own)
 
 
 class Number(str):
@@ -45,28 +43,21 @@ def read_splits(path: Path, name: str) -> dict[str, Rows]:
         return {"train": _file(path)}
     if path.is_dir() and any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
         return _dataset(str(path), on_disk=True)
-    if path.is_dir():
-        return _folder(path)
-    if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")):
-        raise UserError(f"{name}: there is no such file or folder.")
-    return _dataset(name, on_disk=False)
-
-
-def _folder(folder: Path) -> dict[str, Rows]:
-    """`train.*` and `test.*` of a folder, one readable file each."""
+    if not path.is_dir():
+        if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")):
+            raise UserError(f"{name}: there is no such file or folder.")
+        return _dataset(name, on_disk=False)
     splits = {}
     for split in ("train", "test"):
-        found = sorted(file for file in folder.glob(f"{split}.*") if file.suffix.lower() in READERS)
+        found = sorted(file for file in path.glob(f"{split}.*") if file.suffix.lower() in READERS)
         if len(found) > 1:
-            raise UserError(
-                f"{folder}: more than one {split} file: {', '.join(file.name for file in found)}."
-            )
+            raise UserError(f"{path}: more than one {split} file: {', '.join(file.name for file in found)}.")
         if found:
             splits[split] = _file(found[0])
     if "train" not in splits:
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "nothing"
         raise UserError(
-            f"{folder}: no train file ({', '.join('train' + end for end in READERS)}); it has {there}."
+            f"{path}: no train file ({', '.join('train' + end for end in READERS)}); it has {there}."
         )
     return splits
 
@@ -75,47 +66,25 @@ def _file(path: Path) -> Rows:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(READERS)}.")
-    if reader is not _json_file:
-        return Rows(str(path), partial(reader, path))
     left_out: list[str] = []
-    return Rows(str(path), partial(_json_file, path, left_out), left_out)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    return Rows(str(path), partial(reader, path, left_out), left_out)
 
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends, split at line feeds only: JSON texts may hold U+2028."""
-    offset = 0
-    with _opened(path) as file:
-        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
-            if len(line) > LONGEST_LINE:
-                raise UserError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB.")
-            yield _decoded(path, line, offset, number).removeprefix("" if offset else "\ufeff")
-            offset += len(line)
-
-
-def _decoded(path: Path, content: bytes, offset: int, line: int) -> str:
+    number, offset = 1, 0
     try:
-        return content.decode("utf-8")
+        with path.open("rb") as file:
+            for line in file:
+                yield line.decode().removeprefix("" if offset else "\ufeff")
+                number, offset = number + 1, offset + len(line)
     except UnicodeDecodeError as error:
-        line += content.count(b"\n", 0, error.start)
         raise UserError(
-            f"{path}: not UTF-8 at byte {offset + error.start} (line {line}): {error.reason}. "
+            f"{path}: not UTF-8 at byte {offset + error.start} (line {number}): {error.reason}. "
             "Save the file as UTF-8."
         ) from error
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            yield Row(f"line {number}", _object(path, f"line {number}", _json(path, line, number)))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
 
 def _json(path: Path, text: str, first_line: int) -> Any:
@@ -128,34 +97,42 @@ def _json(path: Path, text: str, first_line: int) -> Any:
         raise UserError(f"{path}, line {first_line}: lists are nested too deeply.") from error
 
 
+def _object(path: Path, where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}, {where}: expected an object with named columns, found {kind_of(value)}.")
+    return Row(where, value)
+
+
+def _jsonl(path: Path, _: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            yield _object(path, f"line {number}", _json(path, line, number))
+
+
 def _json_file(path: Path, left_out: list[str]) -> Iterator[Row]:
     """The rows of a JSON file: a list, an object a line, or an object that holds the one list."""
-    with _opened(path) as file:
-        first, more = file.readline(LONGEST_LINE), file.read(64)
-        if more.strip() and first.lstrip(b"\xef\xbb\xbf").startswith(b"{") and first.rstrip().endswith(b"}"):
-            yield from _jsonl(path)
-            return
-        raw = first + more + file.read(LARGEST_JSON + 1)
-    if len(raw) > LARGEST_JSON:
-        raise UserError(
-            f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be read "
-            "in parts. Write it as JSONL, an object a line."
-        )
-    content = _json(path, _decoded(path, raw, 0, 1).removeprefix("\ufeff"), 1)
     left_out.clear()
-    for i, item in enumerate(_items(path, content, left_out), start=1):
-        yield Row(f"item {i}", _object(path, f"item {i}", item))
+    written = (line.strip() for line in _lines(path) if line.strip())
+    first, second = next(written, ""), next(written, "")
+    if second and first.startswith("{") and first.endswith("}"):
+        yield from _jsonl(path, left_out)
+        return
+    content = _json(path, "".join(_lines(path)), 1)
+    items = content if isinstance(content, list) else _wrapped(path, content, left_out)
+    for i, item in enumerate(items, start=1):
+        yield _object(path, f"item {i}", item)
 
 
-def _items(path: Path, content: Any, left_out: list[str]) -> list[Any]:
-    """The rows that a JSON document holds, and a note of what else it holds."""
-    if isinstance(content, list):
-        return content
+def _wrapped(path: Path, content: Any, left_out: list[str]) -> list[Any]:
+    """The one list of objects among a JSON object's members; what else it holds is noted."""
     members = content if isinstance(content, dict) else {}
-    lists = [name for name, value in members.items() if isinstance(value, list) and value]
+    lists = [
+        name
+        for name, value in members.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    ]
     if "Instances" in lists:  # a task file of Natural Instructions
         lists = ["Instances"]
-    lists = [name for name in lists if all(isinstance(item, dict) for item in members[name])]
     if len(lists) != 1:
         several = f" with several lists ({', '.join(lists)}: write each to a file)" if lists else ""
         raise UserError(
@@ -166,39 +143,28 @@ def _items(path: Path, content: Any, left_out: list[str]) -> list[Any]:
     shared = {"definition": definition} if definition else {}
     others = [name for name, value in members.items() if value and name not in (lists[0], "Definition")]
     left_out += [f"member {name!r}" for name in others]
-    return [{**shared, **item} for item in members[lists[0]]]
+    return [shared | item for item in members[lists[0]]]
 
 
-def _object(path: Path, where: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}, {where}: expected an object with named columns, found {kind_of(value)}.")
-    return value
-
-
-def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST_LINE)  # else 128 KiB
+def _delimited(path: Path, _: list[str], delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # else 128 KiB
     lines = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])
         if len(set(header)) < len(header):
             raise UserError(f"{path}: a column name occurs twice in the header: {', '.join(header)}.")
-        for fields in lines:
-            if fields:
-                yield _fields(path, f"line {lines.line_num}", header, fields)
+        for fields in filter(None, lines):
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{path}, line {lines.line_num}: {len(fields)} fields, but the header has {len(header)} "
+                    "columns. Put fields that hold the delimiter in double quotes."
+                )
+            yield Row(f"line {lines.line_num}", dict(zip(header, fields, strict=True)))
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}.") from error
 
 
-def _fields(path: Path, where: str, header: list[str], fields: list[str]) -> Row:
-    if len(fields) != len(header):
-        raise UserError(
-            f"{path}, {where}: {len(fields)} fields, but the header has {len(header)} columns. "
-            "Put fields that hold the delimiter in double quotes."
-        )
-    return Row(where, dict(zip(header, fields, strict=True)))
-
-
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, _: list[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -251,24 +217,26 @@ def dataset_rows(dataset: Any) -> Iterator[Row]:
         if type(feature).__name__ == "ClassLabel"
     }
     for i, record in enumerate(dataset, start=1):
+        numbers = {column: record[column] for column in classes}
         named = {
-            column: names[record[column]]
-            for column, names in classes.items()
-            if record[column] is not None and record[column] >= 0
+            column: None if number is None or number < 0 else classes[column][number]
+            for column, number in numbers.items()
         }
-        yield Row(f"row {i}", {**record, **dict.fromkeys(classes), **named})
+        yield Row(f"row {i}", record | named)
+
+
+KINDS = (
+    (bool, "true/false"),
+    (Number, "number"),
+    (str, "text"),
+    (int | float, "number"),
+    (list, "a list"),
+    (dict, "an object"),
+)
 
 
 def kind_of(value: Any) -> str:
     """What a value is, in a user's words."""
-    kinds = (
-        (bool, "true/false"),
-        (Number, "number"),
-        (str, "text"),
-        (int | float, "number"),
-        (list, "a list"),
-        (dict, "an object"),
-    )
     if value is None or value != value:  # NaN is what tables hold where nothing was written
         return "nothing"
-    return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)
+    return next((name for kind, name in KINDS if isinstance(value, kind)), type(value).__name__)

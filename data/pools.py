@@ -1,6 +1,5 @@
 """The prompt pool of a task, as configured, and pools that are written to files."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import yaml
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import user_path
+from sapo.data.files import user_path, written_whole
 from sapo.data.pool_checks import require_valid, scripts
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
 from sapo.data.remembering import Stamp, remembered, stamp
@@ -57,7 +56,7 @@ def written_path(task: Task, config: ParaphrasesConfig) -> Path:
 
 
 def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
-    """Writes a pool as YAML by way of a temporary file and one rename, so that it is never half-written."""
+    """Writes a pool as YAML so that it is never half-written."""
     is_latin = next(iter(scripts(pool.original.text)), "LATIN") == "LATIN"  # others tell no one language
     content = {
         "task": pool.task,
@@ -66,12 +65,10 @@ def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
         "original": pool.original.text,
         "prompts": [prompt.text for prompt in pool.paraphrases],
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as file:
+            yaml.safe_dump(content, file, allow_unicode=True, sort_keys=False, width=10**6)
     except OSError as error:
         raise UserError(f"Cannot write the prompt pool {path}: {error.strerror or error}.") from error
 

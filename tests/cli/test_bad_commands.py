@@ -120,7 +120,6 @@ COMMANDS = [
     (("select", *POOLED, "columns=[a,b]"), "no column 'a' and 'b'"),
     (("select", *POOLED, "columns=a"), "columns=[INPUT,TARGET]"),
     (("select", *POOLED, "input=input"), "give both, or neither"),
-    (("select", *POOLED, "columns=[input,output]", "input=a", "target=b"), "or input= and target="),
     (("select", *POOLED, "adapter={tmp}/none"), "no adapter_config.json"),
     (("select", *POOLED, "adapter={tmp}"), "no adapter_config.json"),
     (("select", *POOLED, "--write", FILE), "that is what is read"),

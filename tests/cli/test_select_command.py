@@ -98,7 +98,7 @@ def test_the_instruction_can_come_from_the_pool_file(sapo):
     assert sapo("select", *without, "--json").document == sapo("select", *MINE, "--json").document
 
 
-@pytest.mark.parametrize("said", ["columns=[asked,said]", "columns=asked,said", "input=asked target=said"])
+@pytest.mark.parametrize("said", ["columns=[asked,said]", "columns=asked,said"])
 def test_columns_by_name(sapo, tmp_path, said):
     data = rows_file(tmp_path / "mine.jsonl", [{"asked": f"x{i}", "said": "bug"} for i in range(6)])
     arguments = [f"data={data}", *MINE[1:], *said.split()]
@@ -292,7 +292,6 @@ def test_bad_utf8_is_placed(sapo, tmp_path):
         (("task=mini_city", "instruction=Do it."), "brings its own instruction"),
         (("data=no.jsonl", f"paraphrases.file={POOL}"), "no such file"),
         (("data=no.jsonl", f"paraphrases.file={POOL}", "instruction=Do it."), "another instruction"),
-        ((f"data={TICKETS}", f"paraphrases.file={POOL}", "input=text"), "give both"),
         ((f"data={TICKETS}", f"paraphrases.file={POOL}", "columns=[text]"), "columns=[INPUT,TARGET]"),
         ((f"data={TICKETS}", f"paraphrases.file={POOL}", "columns=[text,mood]"), "no column 'mood'"),
         ((f"data={TICKETS}", f"paraphrases.file={POOL}", "adapter=nowhere"), "adapter_config.json"),

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from sapo.conf.errors import UserError
-from sapo.data import own_files
 from sapo.data.benchmarks import load_own_task
 from sapo.data.own import (
     OwnExamples,
@@ -76,30 +75,23 @@ def test_the_split_follows_seed_and_share(tmp_path: Path) -> None:
     path = write(tmp_path / "many.jsonl", [{"input": f"q{i}", "output": f"a{i}"} for i in range(50)])
     first = load(path)
     assert load(path) == first
-    assert len(first.test) == 10
-    assert {example.target for example in first.train + first.test} == {f"a{i}" for i in range(50)}
-    assert all(example.input[1:] == example.target[1:] for example in first.train)
     assert load(path, seed=1).test != first.test
-    assert len(load(path, test_share=0.5).test) == 25
-    assert len(load(path, test_share=0.001).test) == 1
-    assert len(load(path, test_share=0.999).train) == 1
+    assert {example.target for example in first.train + first.test} == {f"a{i}" for i in range(50)}
+    sizes = {share: len(load(path, test_share=share).test) for share in (0.001, 0.2, 0.5, 0.999)}
+    assert sizes == {0.001: 1, 0.2: 10, 0.5: 25, 0.999: 49}
+    for share in (0, 1, -0.1, 20):
+        assert "must lie between 0 and 1" in refusal(path, test_share=share)
 
 
-def test_a_folder_with_both_splits(tmp_path: Path) -> None:
+def test_a_folder_with_one_split_or_both(tmp_path: Path) -> None:
     folder = tmp_path / "v1.dishes"
     folder.mkdir()
-    write(folder / "train.jsonl", RECORDS[:3])
+    write(folder / "train.parquet", RECORDS[:3])
+    assert len(load(folder).train) == 2
     write(folder / "test.csv", RECORDS[3:])
     task = load(folder)
-    assert task.train == tuple(Example(record["text"], record["label"]) for record in RECORDS[:3])
-    assert task.test == tuple(Example(record["text"], record["label"]) for record in RECORDS[3:])
-    assert task.name == "v1.dishes"
-
-
-def test_a_folder_with_a_train_file_only_is_split(tmp_path: Path) -> None:
-    write(tmp_path / "train.parquet", RECORDS)
-    task = load(tmp_path, name="mine")
-    assert (task.name, len(task.train), len(task.test)) == ("mine", 4, 1)
+    assert [example.input for example in task.train + task.test] == [record["text"] for record in RECORDS]
+    assert (task.name, len(task.train)) == ("v1.dishes", 3)
 
 
 def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
@@ -121,21 +113,6 @@ def test_a_dataset_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": split}))
     task = load_own("someone/dishes", INSTRUCTION)
     assert (task.name, len(task.train)) == ("someone_dishes", 4)
-
-
-def test_chats(tmp_path: Path) -> None:
-    def turns(*pairs: tuple[str, str]) -> dict[str, object]:
-        return {"messages": [{"role": role, "content": content} for role, content in pairs]}
-
-    path = write(
-        tmp_path / "chats.jsonl",
-        [
-            turns(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello")),
-            turns(("user", "1"), ("assistant", "one"), ("user", "2"), ("assistant", "two"), ("user", "3")),
-        ],
-    )
-    task = load(path)
-    assert set(task.train + task.test) == {Example("Hi", "Hello"), Example("2", "two")}
 
 
 def test_given_columns_and_numbers(tmp_path: Path) -> None:
@@ -162,12 +139,6 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> No
     lines = tmp_path / "lines.jsonl"
     lines.write_bytes(b'\n{"input": "a", "output": "b"}\r\n\r\n{"input": "c", "output": "d"}')
     assert set(load(lines).train + load(lines).test) == {Example("a", "b"), Example("c", "d")}
-
-
-def test_a_chinese_instruction_makes_a_chinese_task(tmp_path: Path) -> None:
-    path = write(tmp_path / "zh.json", [{"input": "好", "output": "A"}, {"input": "坏", "output": "B"}])
-    task = load_own(str(path), "判断文本的态度，输出A或者B。")
-    assert (task.language, task.separator) == ("zh", "文本:")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +220,7 @@ FORMS = {  # a row, its input and target, and what of it is left out
     "chat with history": (
         {"messages": HISTORY},
         ("honey", "sweet"),
-        ["1 system turns; 3 earlier turns; 1 tool turns; 1 later turns"],
+        ["1 later turns; 1 system turns; 3 earlier turns; 1 tool turns"],
     ),
     "what --write wrote": (WRITTEN, ("honey", "sweet"), ["1 instructions before the input, as `sapo select"]),
     "conversational preference": (
@@ -354,12 +325,8 @@ def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
     assert all(example.input == example.target for example in task.train + task.test)
     assert len(task.notes) == 1
     path.write_text('{"input": "a", "output": 1}\n{"input": "b", "output": Infinity}\n')
-    assert f"{path}, line 2: column 'output' holds Infinity." in refusal(path)
-    examples = examples_of([("a", 1.10), ("b", 2.5)])
-    assert [example.target for example in examples] == ["1.1", "2.5"]
-    assert examples.notes[1] == (
-        "examples: left out: 2 numbers' notations in column 'target' (one is read as 1.1)"
-    )
+    assert f"{path}: column 'output' holds Infinity in line 2." in refusal(path)
+    assert [example.target for example in examples_of([("a", 1.10), ("b", 2.5)])] == ["1.1", "2.5"]
 
 
 @pytest.mark.parametrize("name", ["a[1] b", "what?*", "it's #1=2", "données~", "~x", "表"])
@@ -376,9 +343,9 @@ def test_any_name_of_a_file_or_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(load(folder / "saved").train) == 4
     (folder / "mine.yaml").write_text("instruction: Sort.\ndata: train.jsonl\n")
     assert len(load_own_task("mine", folder).train) == 4
-    with pytest.raises(UserError, match="that is what is read"):
-        require_writable(train, [str(folder), None])
-    require_writable(folder / "new.jsonl", [str(folder), None])
+    with pytest.raises(UserError, match="there is such a file already"):
+        require_writable(train)
+    require_writable(folder / "new.jsonl")
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -416,15 +383,35 @@ FAULTS = [  # an ending, what is in the file, and what is said of it; a list is 
     ("json", json.dumps([GOOD, {"text": "x"}]), "column 'label' is empty or absent in item 2."),
     ("jsonl", [*[GOOD] * 40, {**GOOD, "label": None}], "column 'label' is empty or absent in line 41."),
     ("jsonl", [GOOD, {**GOOD, "label": 1}], "column 'label' mixes types: text (line 1), number (line 2)."),
-    ("jsonl", [{**GOOD, "text": ["x", "y"]}] * 2, "column 'text' holds a list, not texts or numbers."),
-    ("jsonl", [{"messages": "Hi"}], "line 1: 'messages' is not a list of turns"),
-    ("jsonl", [{"messages": []}], "line 1: 'messages' is not a list of turns"),
-    ("jsonl", [{"messages": [{"role": "user"}]}], "that has an assistant turn"),
-    ("jsonl", [{"messages": [USER]}], "that has an assistant turn"),
-    ("jsonl", [{"messages": [ANSWER]}], "no user turn comes before the last assistant turn"),
-    ("jsonl", [{"messages": [{**USER, "content": 1}, ANSWER]}], "a content that is no text"),
-    ("jsonl", [{"messages": [USER, {**ANSWER, "content": "\ud800"}]}], "a content that is no text"),
+    (
+        "jsonl",
+        [{**GOOD, "text": ["x", "y"]}] * 2,
+        "column 'text' holds a list, not texts or numbers, in line 1",
+    ),
+    ("jsonl", [{**GOOD, "text": "\ud800"}, GOOD], "column 'text' holds half a surrogate pair in line 1."),
+    *(
+        (
+            "jsonl",
+            [{"messages": turns}],
+            f"column 'messages' has no {role} turn, with role and content (texts), in",
+        )
+        for turns, role in (
+            ("Hi", "assistant"),
+            ([], "assistant"),
+            ([{"role": "user"}], "assistant"),
+            ([USER], "assistant"),
+            ([ANSWER], "user"),
+            ([ANSWER, USER], "user"),
+            ([{**USER, "content": {}}, ANSWER], "user"),
+            ([USER, {**ANSWER, "content": "\ud800"}], "assistant"),
+        )
+    ),
     ("jsonl", [{"messages": [USER, {**ANSWER, "content": " "}]}], "empty target in line 1"),
+    (
+        "jsonl",
+        [GOOD, {**GOOD, "label": ""}, {**GOOD, "text": None}],
+        "empty target in line 2. Mend or drop these rows.\nPATH: column 'text' is empty or absent in line 3.",
+    ),
 ]
 
 
@@ -438,7 +425,7 @@ def test_faults_are_named_with_their_place(
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     said = refusal(path)
     assert said.startswith(str(path))
-    assert message in said
+    assert message.replace("PATH", str(path)) in said
 
 
 def test_columns_and_labels_that_are_not_there(tmp_path: Path) -> None:
@@ -483,70 +470,42 @@ def test_a_dataset_without_a_train_split(tmp_path: Path) -> None:
     assert "has no split 'train'; it has all" in refusal(tmp_path / "all")
 
 
-@pytest.mark.parametrize("share", [0, 1, -0.1, 20])
-def test_the_share_must_leave_two_parts(tmp_path: Path, share: float) -> None:
-    assert "must lie between 0 and 1" in refusal(write(tmp_path / "a.json", RECORDS), test_share=share)
-
-
 # --- reading -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_a_large_file_is_never_held(tmp_path: Path, ending: str) -> None:
-    """20 MB of rows are drawn from within 3 MB."""
+    """A reading holds some of the first rows, to know their columns, and the rows drawn."""
     path, text = tmp_path / f"large.{ending}", "x" * 1000
-    with path.open("w") as file:
-        if ending == "csv":
-            file.write("text,label\n")
-        for i in range(20_000):
-            row = json.dumps({"text": text, "label": str(i)}) if ending == "jsonl" else f"{text},{i}"
-            file.write(row + "\n")
+    rows = [
+        json.dumps({"text": text, "label": str(i)}) if ending == "jsonl" else f"{text},{i}"
+        for i in range(6000)
+    ]
+    path.write_text("\n".join((["text,label"] if ending == "csv" else []) + rows))
     tracemalloc.start()
     try:
         drawn, total = draw(OwnExamples(read_splits(path, str(path))["train"]), 64, "random", 0, "large")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (len(drawn), total) == (64, 20_000)
-    assert path.stat().st_size > 20_000_000
-    assert peak < 3_000_000
+    assert (len(drawn), total) == (64, 6000)
+    assert peak < 2_500_000 < path.stat().st_size / 2
 
 
 def test_rows_are_read_anew_each_time(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    write(path, RECORDS)
+    path = write(tmp_path / "rows.jsonl", RECORDS)
     rows = OwnExamples(read_splits(path, str(path))["train"])
     assert list(rows) == list(rows) == [Example(record["text"], record["label"]) for record in RECORDS]
     assert rows.columns == ("text", "label")
 
 
-def test_a_file_without_lines_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_files, "LONGEST_LINE", 2**20)
-    path = tmp_path / "one.jsonl"
-    path.write_bytes(b"{" * (2**20 + 1))
-    assert f"{path}: line 1 is longer than 1 MiB." in refusal(path)
-
-
-def test_a_field_may_be_as_long_as_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_files, "LONGEST_LINE", 2**18)
-    path = tmp_path / "rows.csv"
-    text = "x" * (2**18 - 10)
+def test_a_field_may_be_long(tmp_path: Path) -> None:
+    path, text = tmp_path / "rows.csv", "x" * 2**18
     path.write_text(f"input,output\n{text},long\nshort,short\n")
-    rows = read_splits(path, str(path))["train"].read()
-    assert [dict(row.values) for row in rows] == [
-        {"input": text, "output": "long"},
-        {"input": "short", "output": "short"},
-    ]
-    path.write_text(f'input,output\n"{text}\n{text}",long\n')
-    assert f"{path}, line 3: field larger than field limit" in refusal(path)
-
-
-def test_a_large_json_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_files, "LARGEST_JSON", 2**20)
-    path = tmp_path / "list.json"
-    path.write_bytes(b"[" + b" " * 2**20 + b"]")
-    assert "a JSON list of more than 1 MiB" in refusal(path)
-    assert "JSONL" in refusal(path)
+    assert {len(example.input) for example in OwnExamples(read_splits(path, str(path))["train"])} == {
+        2**18,
+        5,
+    }
 
 
 def test_objects_are_named_by_their_place() -> None:
