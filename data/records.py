@@ -6,15 +6,23 @@ A finished folder has a manifest with the SHA-256 of its files, which is written
 import errno
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import why_no_name, why_no_run
 from sapo.data.files import sha256, unreadable, write_json
-from sapo.data.losses import REDUCTIONS
 from sapo.data.prompts import ORIGINAL
 
 MANIFEST = "manifest.json"
@@ -151,16 +159,9 @@ class ProbeRecord(_Record):
     n_cut: Count
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _numbered_alike(self) -> Self:
         if ORIGINAL not in self.prompts or self.runs.keys() != self.prompts.keys():
             raise ValueError(f"prompts and runs must be numbered alike, with {ORIGINAL}, the original")
-        scorer = self.identity.get("scorer")
-        if (
-            not isinstance(scorer, dict)
-            or scorer.get("reduction") not in REDUCTIONS
-            or not isinstance(scorer.get("include_original"), bool)
-        ):
-            raise ValueError("identity must hold the scorer's reduction and include_original")
         return self
 
 
@@ -202,6 +203,7 @@ class FileFacts(_Typed):
 
 T = TypeVar("T", bound=_Typed)
 R = TypeVar("R", bound=_Record)
+_FILES = TypeAdapter(Annotated[dict[str, FileFacts], Field(min_length=1)])
 
 
 def write_record(path: Path, record: _Typed) -> None:
@@ -225,9 +227,8 @@ def read_record(kind: type[R], folder: Path) -> R:
     Raises UserError if the folder is no finished one or has lost its manifest, and WorkError if a file is
     damaged, with the command that mends it.
     """
-    file, what = folder / kind.FILE, kind.WHAT
-    if not file.is_file():
-        raise UserError(f"{folder} has no {file.name}: it is not a finished {what}. {mend(folder)}")
+    if not (folder / kind.FILE).is_file():
+        raise UserError(f"{folder} has no {kind.FILE}: it is not a finished {kind.WHAT}. {mend(folder)}")
     if not (folder / MANIFEST).is_file():
         raise WorkError(
             f"{folder} has no {MANIFEST}: whether its numbers are those that were stored cannot be told. "
@@ -235,18 +236,15 @@ def read_record(kind: type[R], folder: Path) -> R:
         )
     for line in lasting_damage(folder):
         raise WorkError(f"Damaged: {line}. {mend(folder)}")
-    return parse(kind, file, mend(folder))
+    return parse(kind, folder / kind.FILE, mend(folder))
 
 
 def mend(folder: Path) -> str:
     """How a run or probe is made again, as far as its folder still says with which settings."""
     settings: dict[str, Any] = {}
-    for name in ("run.json", "probe.json"):
-        try:
-            content = json.loads((folder / name).read_bytes())
-            settings |= content if isinstance(content, dict) else {}
-        except (OSError, ValueError, RecursionError):
-            continue
+    for name in (RunRecord.FILE, ProbeRecord.FILE):
+        with suppress(OSError, ValueError, RecursionError, TypeError):
+            settings |= json.loads((folder / name).read_bytes())
     names = ("sequence", "model", "method", "policy", "seed")
     options = " ".join(f"{name}={settings[name]}" for name in names if name in settings) or "…"
     if folder.parent.name == "probes":
@@ -263,8 +261,7 @@ def _wrong(error: ValidationError) -> str:
         f"{'.'.join(str(part) for part in fault['loc'] if part != '[key]')}: {fault['msg']}".lstrip(": ")
         for fault in error.errors(include_url=False, include_context=False, include_input=False)
     ]
-    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return "; ".join(faults[:3]) + more
+    return "; ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
 def manifest_of(folder: Path, names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
@@ -281,18 +278,13 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
     """The files that a finished folder is made of; WorkError if its manifest is damaged or names none."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or not content:
-            raise ValueError("it names no files")
-        return {name: FileFacts.model_validate(facts) for name, facts in content.items()}
+        return _FILES.validate_json(path.read_bytes())
     except ValidationError as error:
         raise WorkError(f"cannot read {path} ({_wrong(error)})") from error
     except FileNotFoundError as error:
         raise WorkError(f"{path} is gone") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise WorkError(f"cannot read {path} ({error})") from error
 
 
 def damage(folder: Path, whole: bool = True) -> Iterator[str]:

@@ -126,8 +126,6 @@ WRONG_PROBES = {
     "with -1, the original": {"prompts": {"0": "x"}, "runs": {"0": "r"}},
     "prompts.one: ": {"prompts": {"one": "x"}},
     "runs.0: .*letters": {"runs": {"-1": "run-1", "0": "../r"}},
-    "the scorer's reduction": {"identity": {"scorer": {"reduction": "other", "include_original": True}}},
-    "reduction and include_original": {"identity": {}},
     "missing.0: ": {"missing": ["1"]},
 }
 
