@@ -1,14 +1,13 @@
 """Loading a task by name: SuperNI and TRACE in the reference's folder layout, mini, and users' own."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sapo.conf.errors import UserError, unknown
-from sapo.conf.load import choices, load_one
 from sapo.conf.names import shown, why_no_name
 from sapo.conf.schema import Config
 from sapo.data.files import is_text, read_json, read_yaml, user_path
@@ -40,9 +39,9 @@ def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
         except UserError as error:
             failures[str(error)] = None
     if failures:  # the way out that several share stands once, at the end
-        alone = [failure.removesuffix(f" {_FETCH}") for failure in failures]
-        is_shared = sum(failure.endswith(_FETCH) for failure in failures) > 1
-        raise UserError("\n".join([*dict.fromkeys(alone), _FETCH] if is_shared else failures))
+        lines = [failure.removesuffix(f" {_FETCH}") for failure in failures]
+        is_shared = len(lines) > 1 and any(failure.endswith(_FETCH) for failure in failures)
+        raise UserError("\n".join([*dict.fromkeys(lines), _FETCH] if is_shared else failures))
     first: dict[str, str] = {}
     for name, task in loaded.items():
         if (other := first.setdefault(task.name, name)) != name:
@@ -69,36 +68,23 @@ def _cut(task: Task, train: int | None, test: int | None) -> Task:
 
 
 def rows_taken(config: Config) -> str:
-    """How many rows of each trained task the config takes, of how many there are, and which setting says so.
+    """How many rows of each trained task the config takes, of how many there are, and what sets it.
 
-    For example: `48 of 1,000 training rows a task (scale=mini), 32 of 200 test rows`.
+    For example: `48 of 1,000 training rows a task, 32 of 200 test rows (scale=mini, data.train_examples)`.
     """
     tasks = [load_whole_task(name, config) for name in config.sequence.tasks]
-    asked, scale = config.data, config.scale.name
-    usual = load_one([f"scale={scale}"]).data.train_examples if scale in choices("scale") else None
-    reason = f"scale={scale}" if asked.train_examples == usual else "data.train_examples"
-    return ", ".join(
-        (
-            _counted([_size(task, "train") for task in tasks], asked.train_examples, "training rows a task")
-            + f" ({reason})",
-            _counted([_size(task, "test") for task in tasks], asked.test_examples, "test rows"),
-        )
-    )
-
-
-def _size(task: Task, split: str) -> int:
-    """How many rows a task has; a generated one its usual number, as no more are made than are asked for."""
-    usual = {"train": MINI_TRAIN_EXAMPLES, "test": MINI_TEST_EXAMPLES}[split]
-    there = len(getattr(task, split))
-    return max(there, usual) if task.name in mini_tasks() else there
-
-
-def _counted(sizes: list[int], asked: int | None, noun: str) -> str:
-    """`48 of 1,000 to 3,000 training rows`; `all 1,000` if all are used, and whether more are asked for."""
-    there = f"{min(sizes):,} to {max(sizes):,}" if len(set(sizes)) > 1 else f"{sizes[0]:,}"
-    if asked is None or asked >= max(sizes):
-        return f"all {there} {noun}" + (f"; {asked:,} are asked for" if asked and asked > max(sizes) else "")
-    return f"{asked:,} of {there} {noun}"
+    parts = []
+    for asked, split, generated, noun in (
+        (config.data.train_examples, "train", MINI_TRAIN_EXAMPLES, "training rows a task"),
+        (config.data.test_examples, "test", MINI_TEST_EXAMPLES, "test rows"),
+    ):
+        # No more rows of a generated task are made than are asked for.
+        usual = {task.name: generated if task.name in mini_tasks() else 0 for task in tasks}
+        sizes = [max(len(getattr(task, split)), usual[task.name]) for task in tasks]
+        there = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+        taken = f"{asked:,} of" if asked is not None and asked < max(sizes) else "all"
+        parts.append(f"{taken} {there} {noun}")
+    return f"{', '.join(parts)} (scale={config.scale.name}, data.train_examples)"
 
 
 def load_whole_task(name: str, config: Config) -> Task:
@@ -160,9 +146,9 @@ def load_benchmark_task(name: str, benchmark: str, root: Path, keep_blanks: bool
 def _benchmark_task(base: Path, folder: str, keep_blanks: bool, _stamp: Stamp) -> Task:
     """The task in a folder; `_stamp` of its files tells a changed one from the one that is remembered."""
     path = base / "instructions.json"
-    facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}")
-    labels = _labels(facts.get("labels"), f"{path}: {folder}")
+    facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}", ("instruction", "suffix"))
     train, test = (read_examples(base / folder / f"{split}.json", keep_blanks) for split in ("train", "test"))
+    labels = tuple(map(str, facts.get("labels") or ()))
     return own_task(short_name(folder), facts["instruction"], facts["suffix"], labels, train, test)
 
 
@@ -182,28 +168,36 @@ def _instructions(path: Path, _stamp: Stamp) -> dict[str, Any]:
     return content
 
 
-def checked_facts(facts: Any, where: str) -> dict[str, Any]:
-    """Facts of a task with an instruction and a suffix, both texts; UserError otherwise."""
-    if not isinstance(facts, dict) or not {"instruction", "suffix"} <= facts.keys():
-        raise UserError(f"{where} needs `instruction` and `suffix`.")
-    wrong = [name for name in ("instruction", "suffix") if not is_text(facts[name])]
-    if wrong:
-        raise UserError(f"{where}: `{wrong[0]}` must be a text.")
+def _is_label(value: Any) -> bool:
+    """A text or a finite number: YAML reads an unquoted yes or no as true or false, which no target is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return is_text(value)
+    return isinstance(value, int) or math.isfinite(value)
+
+
+_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "instruction": (is_text, "must be a text"),
+    "suffix": (is_text, "must be a text"),
+    "data": (is_text, "must be a text: a file, or a dataset's name"),
+    "labels": (
+        lambda labels: isinstance(labels or [], list) and all(map(_is_label, labels or [])),
+        "must be a list of texts or numbers; put yes and no in quotes",
+    ),
+    "columns": (
+        lambda pair: pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(is_text, pair))),
+        "is a list of two names, [INPUT, TARGET]",
+    ),
+}
+
+
+def checked_facts(facts: Any, where: str, needed: tuple[str, str]) -> dict[str, Any]:
+    """What a file says of a task, every value of the type that it must have; UserError otherwise."""
+    if not isinstance(facts, dict) or not facts.keys() >= {*needed}:
+        raise UserError(f"{where}: a task needs {' and '.join(f'`{name}`' for name in needed)}.")
+    for name, (is_right, must) in _FACTS.items():
+        if name in facts and not is_right(facts[name]):
+            raise UserError(f"{where}: `{name}` {must}.")
     return facts
-
-
-def _labels(labels: Any, where: str) -> tuple[str, ...]:
-    """A label set as texts; YAML reads an unquoted yes or no as true or false, which no row's target is."""
-    if labels is None:
-        return ()
-    if not isinstance(labels, list) or not all(is_text(label) or _is_number(label) for label in labels):
-        raise UserError(f"{where}: `labels` must be a list of texts or numbers; put yes and no in quotes.")
-    return tuple(map(str, labels))
-
-
-def _is_number(value: Any) -> bool:
-    is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    return is_finite and not isinstance(value, bool)
 
 
 def load_own_task(name: str, root: Path) -> Task:
@@ -213,7 +207,9 @@ def load_own_task(name: str, root: Path) -> Task:
     path = root / f"{name}.yaml"
     if not path.is_file():
         raise unknown("own task", name, (p.stem for p in root.glob("*.yaml")))
-    facts = _own_facts(path)
+    facts = checked_facts(read_yaml(path), str(path), ("instruction", "data"))
+    if strange := sorted(map(str, facts.keys() - _FACTS.keys())):
+        raise unknown(f"key in {path}", strange[0][:60], _FACTS)
     beside = path.parent / user_path(facts["data"])
     # Else a file in the working folder, a dataset's name, or a file that is missing.
     data = str(beside) if beside.exists() else facts["data"]
@@ -222,35 +218,17 @@ def load_own_task(name: str, root: Path) -> Task:
 
 @lru_cache(KEPT_TASKS)
 def _own_task(name: str, path: Path, data: str, _stamp: Stamp) -> Task:
-    from sapo.data.own import load_own  # brings pandas
+    from sapo.data.own import load_own  # which loads tasks by their names itself
 
-    facts = _own_facts(path)
-    columns = facts.get("columns")
+    facts = read_yaml(path)
     return load_own(
         data,
         facts["instruction"],
-        suffix=facts["suffix"],
-        labels=_labels(facts.get("labels"), str(path)),
-        columns=(columns[0], columns[1]) if columns else None,
+        suffix=facts.get("suffix", ""),
+        labels=tuple(map(str, facts.get("labels") or ())),
+        columns=tuple(facts["columns"]) if facts.get("columns") else None,
         name=name,
     )
-
-
-def _own_facts(path: Path) -> dict[str, Any]:
-    """What a task file says, every value of the type that it must have."""
-    facts = read_yaml(path)
-    if not isinstance(facts, dict) or not {"instruction", "data"} <= facts.keys():
-        raise UserError(f"{path}: a task needs `instruction:` and `data:` (a file, or a dataset's name).")
-    known = {"instruction", "data", "suffix", "labels", "columns"}
-    if strange := sorted(map(str, facts.keys() - known)):
-        raise unknown(f"key in {path}", strange[0][:60], known)
-    if not is_text(facts["data"]):
-        raise UserError(f"{path}: `data:` must be a text: a file, or a dataset's name.")
-    columns = facts.get("columns")
-    is_pair = isinstance(columns, list) and len(columns) == 2 and all(map(is_text, columns))
-    if columns is not None and not is_pair:
-        raise UserError(f"{path}: `columns:` is a list of two names, [INPUT, TARGET].")
-    return checked_facts({"suffix": "", **facts}, str(path))
 
 
 def read_examples(path: Path, keep_blanks: bool = False) -> tuple[Example, ...]:
@@ -267,7 +245,7 @@ def read_examples(path: Path, keep_blanks: bool = False) -> tuple[Example, ...]:
         if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys():
             raise UserError(f'{path}, row {number}: expected {{"sentence": …, "label": …}}.')
         text, label = row["sentence"], row["label"]
-        if not is_text(text) or not (is_text(label) or _is_number(label)):
+        if not is_text(text) or not _is_label(label):
             raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
         examples.append(Example(text, str(label) if keep_blanks else str(label).strip()))
     empty = [number for number, example in enumerate(examples, start=1) if not example.target.strip()]
@@ -294,22 +272,31 @@ class Entry:
 
 
 def catalogue(root: Path | None) -> list[Entry]:
-    """All tasks of the bank and of the benchmark folder `root`, by benchmark and name."""
-    entries = {}
+    """All tasks of the bank and of the benchmark folder `root`, users' own too, by benchmark and name."""
+    found: dict[str, tuple[str, str, int]] = {}
+    at_hand = {*mini_tasks()}
     for path in sorted(BANK.glob("*.yaml")):
-        pool, benchmark = read_yaml(path), benchmark_of(path.stem, "own")
-        at_hand = path.stem in mini_tasks() or _has_rows(path.stem, benchmark, root)
-        original = pool.get("original") or ""
-        entries[path.stem] = Entry(path.stem, benchmark, original, len(pool["prompts"]), at_hand)
-    for entry in _unbanked(root):
-        entries.setdefault(entry.name, entry)
+        pool = read_yaml(path)
+        found[path.stem] = (benchmark_of(path.stem, "own"), pool.get("original") or "", len(pool["prompts"]))
+    for benchmark, name in FOLDERS.items() if root else ():
+        path = Path(str(root)) / name / "instructions.json"
+        at_hand |= {short_name(rows.parent.name) for rows in path.parent.glob("*/train.json")}
+        for folder, facts in read_instructions(path).items() if path.is_file() else ():
+            checked_facts(facts, f"{path}: {folder}", ("instruction", "suffix"))
+            found.setdefault(short_name(folder), (benchmark, facts["instruction"], 0))
+    for path in sorted(root.glob("*.yaml")) if root else ():
+        facts = read_yaml(path)
+        if isinstance(facts, dict) and facts.keys() >= {"instruction", "data"}:
+            checked_facts(facts, str(path), ("instruction", "data"))
+            found.setdefault(path.stem, ("own", facts["instruction"], 0))
+            at_hand.add(path.stem)
     order = ("mini", *FOLDERS, "own")
 
     def place(entry: Entry) -> tuple[int, str, int]:
         letters = entry.name.rstrip("0123456789")  # NI24 before NI195
         return order.index(entry.benchmark), letters, int(entry.name[len(letters) :] or 0)
 
-    return sorted(entries.values(), key=place)
+    return sorted((Entry(name, *facts, name in at_hand) for name, facts in found.items()), key=place)
 
 
 def without_rows(name: str) -> Task | None:
@@ -318,23 +305,3 @@ def without_rows(name: str) -> Task | None:
     if path.stem in mini_tasks() or not path.is_file():
         return None
     return own_task(path.stem, read_yaml(path)["original"] or "")
-
-
-def _unbanked(root: Path | None) -> Iterator[Entry]:
-    """Tasks in the benchmark folder that may have no paraphrases in the bank, and users' own."""
-    for benchmark, name in FOLDERS.items() if root else ():
-        path = Path(str(root)) / name / "instructions.json"
-        for folder, facts in read_instructions(path).items() if path.is_file() else ():
-            task, instruction = short_name(folder), checked_facts(facts, f"{path}: {folder}")["instruction"]
-            yield Entry(task, benchmark, instruction, 0, _has_rows(task, benchmark, root))
-    for path in sorted(root.glob("*.yaml")) if root else ():
-        facts = read_yaml(path)
-        if isinstance(facts, dict) and {"instruction", "data"} <= facts.keys():
-            instruction = checked_facts({"suffix": "", **facts}, str(path))["instruction"]
-            yield Entry(path.stem, "own", instruction, 0, True)
-
-
-def _has_rows(task: str, benchmark: str, root: Path | None) -> bool:
-    """Whether the task's training rows lie in the benchmark folder."""
-    found = (root / FOLDERS[benchmark]).glob("*/train.json") if root and benchmark in FOLDERS else ()
-    return any(short_name(path.parent.name) == task for path in found)

@@ -67,7 +67,10 @@ def test_again_computes_nothing_and_says_the_same(sapo, small, trained):
     (run,) = done.document["runs"]
     assert run["stages"] == {"computed": 0, "stored": 13}
     assert run | {"stages": None} == trained.adaptive | {"stages": None}
-    assert done.err == "sapo: 8 of 1,000 training rows a task (data.train_examples), 4 of 200 test rows\n"
+    assert (
+        done.err
+        == "sapo: 8 of 1,000 training rows a task, 4 of 200 test rows (scale=mini, data.train_examples)\n"
+    )
 
 
 def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):

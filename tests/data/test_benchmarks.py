@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +50,18 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
 # --- how many rows ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        ([], "48 of 1,000 training rows a task (scale=mini), 32 of 200 test rows"),
-        (["scale=paper"], "all 1,000 training rows a task (scale=paper), all 200 test rows"),
-        (
-            ["data.train_examples=9"],
-            "9 of 1,000 training rows a task (data.train_examples), 32 of 200 test rows",
-        ),
-        (
-            ["data.train_examples=null"],
-            "all 1,000 training rows a task (data.train_examples), 32 of 200 test rows",
-        ),
-    ],
-)
-def test_how_many_rows_are_taken_of_how_many(overrides: list[str], said: str) -> None:
-    assert rows_taken(load_one(overrides)) == said
-
-
-def test_more_rows_than_there_are(root: Path) -> None:
-    seven = config_of(root, "sequence.tasks=[NI007]")
-    assert rows_taken(seven) == (
-        "all 2 training rows a task; 48 are asked for (scale=mini), all 2 test rows; 32 are asked for"
-    )
-    both = config_of(root, "sequence.tasks=[NI007,mini_city]")
-    assert rows_taken(both).startswith("48 of 2 to 1,000 training rows a task (scale=mini), ")
+def test_how_many_rows_are_taken_of_how_many(root: Path) -> None:
+    config = config_of(root, "sequence.tasks=[mini_city]")
+    paper, both, few = (deepcopy(config) for _ in range(3))
+    paper.scale.name, paper.data.train_examples, paper.data.test_examples = "paper", 1000, None
+    both.sequence.tasks = ["NI007", "mini_city"]
+    few.sequence.tasks = ["NI007"]
+    assert list(map(rows_taken, (config, paper, both, few))) == [
+        "48 of 1,000 training rows a task, 32 of 200 test rows (scale=mini, data.train_examples)",
+        "all 1,000 training rows a task, all 200 test rows (scale=paper, data.train_examples)",
+        "48 of 2 to 1,000 training rows a task, 32 of 2 to 200 test rows (scale=mini, data.train_examples)",
+        "all 2 training rows a task, all 2 test rows (scale=mini, data.train_examples)",
+    ]
 
 
 # --- the real data -----------------------------------------------------------------------------------------
@@ -261,11 +248,11 @@ def test_rows_in_the_working_folder_are_read_again_when_they_change(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("instruction: Do.\n", "dishes.yaml: a task needs `instruction:` and `data:`"),
+        ("instruction: Do.\n", "dishes.yaml: a task needs `instruction` and `data`."),
         ("- a list\n", "dishes.yaml: a task needs"),
         ("instruction: [\n", "Cannot read "),
         ("instruction: Do.\ndata: dishes.csv\nlables: [a]\n", "'lables'. Did you mean labels?"),
-        ("instruction: Do.\ndata: dishes.csv\ncolumns: dish\n", "`columns:` is a list of two names"),
+        ("instruction: Do.\ndata: dishes.csv\ncolumns: dish\n", "`columns` is a list of two names"),
         ("instruction: Do.\ndata: dishes.csv\n", "no known pair of columns among dish, taste"),
         ("instruction: Do.\ndata: plates.csv\n", "plates.csv: there is no such file or folder"),
     ],
@@ -314,7 +301,7 @@ def test_instructions_without_a_suffix(root: Path) -> None:
     path = root / "SUPERNI" / "instructions.json"
     path.write_text('{"task007_moods": {"instruction": "Do."}}', encoding="utf-8")
     message = refusal(load_task, "NI007", config_of(root))
-    assert message == f"{path}: task007_moods needs `instruction` and `suffix`."
+    assert message == f"{path}: task007_moods: a task needs `instruction` and `suffix`."
 
 
 def test_all_faulty_tasks_of_a_sequence_are_named_at_once(root: Path) -> None:
