@@ -146,12 +146,7 @@ def show_pool(overrides: Overrides = None, json: Json = False) -> None:
     task = task or load_task(name, config)
     pool = unchecked_pool(task, config.paraphrases)
     problems: dict[int, list[str]] = {}
-
-    def tell(done: int) -> None:
-        if done % 2000 == 0:
-            notice(f"[{done:,}/{len(pool.paraphrases):,}] prompts checked")
-
-    for problem in check_pool(pool, task, tell) if task.instruction.strip() else []:
+    for problem in check_pool(pool, task) if task.instruction.strip() else []:
         problems.setdefault(problem.index, []).append(problem.reason)
     of_pool = problems.pop(WHOLE_POOL, [])
     document = {

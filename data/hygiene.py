@@ -3,12 +3,10 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 from zlib import crc32
-
-import numpy as np
 
 from sapo.data.tasks import Example, Task
 
@@ -44,11 +42,30 @@ def findings(whole: Task, used: Task, control: Collection[str] = ()) -> list[Fin
     """
     sketches = {text: sketch(text) for text in dict.fromkeys(example.input for example in whole.train)}
     found = row_findings(whole.train, control)
-    found += [*_near_duplicates(list(sketches.values())), *_leaks(sketches, whole.test)]
+
+    def note(check: str, rows: int, of: int, message: str) -> None:
+        if rows:
+            found.append(Finding(check, rows, of, f"{rows} of {of} {message}"))
+
+    near = sum(near_duplicates(list(sketches.values())))
+    note(
+        "near_duplicates",
+        near,
+        len(sketches),
+        "distinct training inputs nearly repeat an earlier one (same words, or "
+        f"{NEAR:.0%} of their three-word runs in common)",
+    )
+    n, new = len(whole.test), [example.input for example in whole.test if example.input not in sketches]
+    note("test_in_train", n - len(new), n, "test rows have an input that stands in training")
+    near = sum(near_duplicates([sketch(text) for text in new], list(sketches.values())))
+    note("near_test_in_train", near, n, "test rows nearly, but not exactly, repeat a training input")
     rest = whole.train[len(used.train) :]
     for name, other in (("the rest of the file", rest), ("the test rows", whole.test)):
         found += _order(used, name, other)
-    return [*found, *_small_test(used.test)]
+    if (n := len(used.test)) < SMALL_TEST:
+        message = f"{n} test rows used: the standard error of a score is up to {standard_error(n):.1f} points"
+        found.append(Finding("small_test", n, n, message))
+    return found
 
 
 def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list[Finding]:
@@ -77,16 +94,17 @@ def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list
         held.update(dict.fromkeys(found))
         n_held += bool(found)
     n = times.total()
-    n_contrary = sum(times[text] for text in contrary)
-    shown = ", ".join(list(held)[:5])
-    repeated = f"repeat an earlier row; {len(pairs)} are distinct"
     checks = {
-        "duplicates": (n - len(pairs), repeated),
-        "contradictions": (n_contrary, "have an input that also stands there with another target"),
+        "duplicates": (n - len(pairs), f"repeat an earlier row; {len(pairs)} are distinct"),
+        "contradictions": (
+            sum(times[text] for text in contrary),
+            "have an input that also stands there with another target",
+        ),
         "empty_inputs": (n_empty, "have an empty input"),
         "control_tokens": (
             n_held,
-            f"hold control tokens of the model ({shown}): it takes them for the template's",
+            f"hold control tokens of the model ({', '.join(list(held)[:5])}): it takes them for the "
+            "template's",
         ),
     }
     return [
@@ -111,30 +129,6 @@ def words(text: str) -> list[str]:
     return _WORDS.findall(text.casefold())
 
 
-def _near_duplicates(sketches: Sequence[Sketch]) -> Iterator[Finding]:
-    """Distinct training inputs (their sketches) that nearly repeat an earlier one."""
-    near = sum(near_duplicates(sketches))
-    if near:
-        message = (
-            f"{near} of {len(sketches)} distinct training inputs nearly repeat an earlier one "
-            f"(same words, or {NEAR:.0%} of their three-word runs in common)"
-        )
-        yield Finding("near_duplicates", near, len(sketches), message)
-
-
-def _leaks(train: Mapping[str, Sketch], test: Sequence[Example]) -> Iterator[Finding]:
-    """Test rows whose input is one of the training inputs (with their sketches), to the letter or nearly."""
-    n = len(test)
-    new = [example.input for example in test if example.input not in train]
-    if len(new) < n:
-        message = f"{n - len(new)} of {n} test rows have an input that stands in training"
-        yield Finding("test_in_train", n - len(new), n, message)
-    near = sum(near_duplicates([sketch(text) for text in new], list(train.values())))
-    if near:
-        message = f"{near} of {n} test rows nearly, but not exactly, repeat a training input"
-        yield Finding("near_test_in_train", near, n, message)
-
-
 def near_duplicates(rows: Sequence[Sketch], among: Sequence[Sketch] | None = None) -> list[bool]:
     """For each row, whether one of `among` (without: an earlier row) shares NEAR of its three-word runs.
 
@@ -143,34 +137,26 @@ def near_duplicates(rows: Sequence[Sketch], among: Sequence[Sketch] | None = Non
     """
     seen: list[Sketch] = []
     rows_of: dict[int, list[int]] = defaultdict(list)
-
-    def remember(row: Sketch) -> None:
-        for value in row:
-            if len(rows_of[value]) < SAME_HASH:
-                rows_of[value].append(len(seen))
-        seen.append(row)
-
-    for row in among or ():
-        remember(row)
     flags = []
-    for row in rows:
-        shared = Counter(other for value in row for other in rows_of.get(value, ()))
-        flags.append(any(_share(row, seen[other]) >= NEAR for other, _ in shared.most_common(COMPARED)))
-        if among is None:
-            remember(row)
+    n_known = len(among or ())
+    for place, row in enumerate((*(among or ()), *rows)):
+        if place >= n_known:
+            shared = Counter(other for value in row for other in rows_of.get(value, ()))
+            likest = (seen[other] for other, _ in shared.most_common(COMPARED))
+            flags.append(any(_share(row, other) >= NEAR for other in likest))
+        if place < n_known or among is None:
+            for value in row:
+                if len(rows_of[value]) < SAME_HASH:
+                    rows_of[value].append(len(seen))
+            seen.append(row)
     return flags
 
 
 def sketch(text: str) -> Sketch:
     """The SKETCH smallest hashes of the text's three-word runs; one hash of a text of fewer words."""
     found = words(text)
-    if len(found) < 3:
-        return (crc32(" ".join(found).encode()),)
-    hashes = np.array([crc32(word.encode()) for word in found], dtype=np.uint64)
-    runs = hashes[:-2] * np.uint64(0x9E3779B97F4A7C15)
-    for place, factor in ((hashes[1:-1], 0xC2B2AE3D27D4EB4F), (hashes[2:], 0x165667B19E3779F9)):
-        runs = (runs ^ (runs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) + place * np.uint64(factor)
-    return tuple(np.unique(runs ^ (runs >> np.uint64(32)))[:SKETCH].tolist())
+    runs = zip(found, found[1:], found[2:], strict=False) if len(found) > 2 else [found]
+    return tuple(sorted({crc32(" ".join(run).encode()) for run in runs})[:SKETCH])
 
 
 def _share(first: Sketch, second: Sketch) -> float:
@@ -181,58 +167,33 @@ def _share(first: Sketch, second: Sketch) -> float:
 
 
 def _order(used: Task, name: str, other: Sequence[Example]) -> Iterator[Finding]:
-    """Whether the training rows differ from others in length or in the share of a label.
+    """Whether the training rows differ from others in length, or in the share of the label that differs most.
 
     A difference counts from STANDARD_ERRORS of it on, and if it is a LENGTH_RATIO, or SHARE_POINTS of share.
     """
-    train = used.train
-    if min(len(train), len(other)) < FEWEST_COMPARED:
+    sides = (used.train, other)
+    n_here, n_there = map(len, sides)
+    if min(n_here, n_there) < FEWEST_COMPARED:
         return
-    unit = "characters" if used.language == "zh" else "words"
-    lengths = [
-        [float(len(e.input) if used.language == "zh" else len(e.input.split())) for e in rows]
-        for rows in (train, other)
-    ]
+    parts = []
+    is_chinese = used.language == "zh"
+    lengths = [[float(len(e.input if is_chinese else e.input.split())) for e in rows] for rows in sides]
     here, there = map(fmean, lengths)
     error = math.sqrt(sum(pvariance(values) / len(values) for values in lengths))
-    parts = []
     if abs(here - there) > STANDARD_ERRORS * error and max(here, there) >= LENGTH_RATIO * min(here, there):
+        unit = "characters" if is_chinese else "words"
         parts.append(f"{here:.1f} {unit} on average against {there:.1f}")
-    parts += _share_differences(used.labels, train, other)
+    shares = {label: [fmean(e.target == label for e in rows) for rows in sides] for label in used.labels}
+    if shares:
+        label = max(shares, key=lambda name: (round(abs(shares[name][0] - shares[name][1]), 9), shares[name]))
+        here, there = shares[label]
+        pooled = (here * n_here + there * n_there) / (n_here + n_there)
+        error = math.sqrt(pooled * (1 - pooled) * (1 / n_here + 1 / n_there))
+        if abs(here - there) > max(STANDARD_ERRORS * error, SHARE_POINTS / 100):
+            parts.append(f"{here:.0%} are {label!r} against {there:.0%}")
     if parts:
-        message = (
-            f"the {len(train)} training rows used are not like {name} ({len(other)}): {'; '.join(parts)}"
-        )
-        yield Finding("order", len(train), len(train) + len(other), message)
-
-
-def _share_differences(
-    labels: Sequence[str], train: Sequence[Example], other: Sequence[Example]
-) -> Iterator[str]:
-    """The label whose share differs most, if it differs enough."""
-    counts = [Counter(example.target for example in rows) for rows in (train, other)]
-    sizes = (len(train), len(other))
-
-    def difference(label: str) -> float:
-        return abs(counts[0][label] / sizes[0] - counts[1][label] / sizes[1])
-
-    label = max(labels, key=lambda label: (round(difference(label), 9), counts[0][label]), default=None)
-    if label is None:
-        return
-    pooled = (counts[0][label] + counts[1][label]) / sum(sizes)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / sizes[0] + 1 / sizes[1]))
-    if difference(label) > max(STANDARD_ERRORS * error, SHARE_POINTS / 100):
-        here, there = (count[label] / size for count, size in zip(counts, sizes, strict=True))
-        yield f"{here:.0%} are {label!r} against {there:.0%}"
-
-
-def _small_test(test: Sequence[Example]) -> Iterator[Finding]:
-    if len(test) < SMALL_TEST:
-        message = (
-            f"{len(test)} test rows used: the standard error of a score is up to "
-            f"{standard_error(len(test)):.1f} points"
-        )
-        yield Finding("small_test", len(test), len(test), message)
+        message = f"the {n_here} training rows used are not like {name} ({n_there}): {'; '.join(parts)}"
+        yield Finding("order", n_here, n_here + n_there, message)
 
 
 def standard_error(rows: int) -> float:

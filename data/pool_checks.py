@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
 
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
@@ -20,7 +19,6 @@ MAX_SIMILARITY = 0.80
 MAX_OVERLAP = 0.50
 LONGEST = 100_000  # characters of a prompt: some 25,000 tokens, more than any prompt budget here
 MAX_FOREIGN = 0.2  # share of letters in scripts that the original has none of; quoted names are some
-BLOCK = 1024  # earlier texts that one is compared with at once: one that is near the first ends the search
 SHORT_ORIGINAL = 60  # characters; below it a paraphrase may differ more in length
 LONG_RATIOS = (0.3, 3.0)
 SHORT_RATIOS = (0.2, 6.0)
@@ -75,17 +73,21 @@ class Problem:
     reason: str
 
 
-def check_pool(
-    pool: PromptPool, task: Task, on_checked: Callable[[int], None] | None = None
-) -> list[Problem]:
-    """Every problem of a pool for `task`; none if it is valid. `on_checked` hears how many texts are done."""
-    problems = [Problem(WHOLE_POOL, reason) for reason in _pool_reasons(pool, task)]
+def check_pool(pool: PromptPool, task: Task) -> list[Problem]:
+    """Every problem of a pool for `task`; none if it is valid."""
+    problems = []
+    if len(task.instruction) > LONGEST:
+        size = f"{len(task.instruction):,}"
+        reason = f"the task's instruction has {size} characters; one may have {LONGEST:,}"
+        problems.append(Problem(WHOLE_POOL, reason))
+    if task.instruction.strip() and not pool.paraphrases:
+        problems.append(Problem(WHOLE_POOL, "it holds no paraphrases"))
+    if pool.paraphrases and not task.instruction.strip():
+        problems.append(Problem(WHOLE_POOL, "the task has no instruction that could be paraphrased"))
     earlier = Earlier(task.instruction)
-    for done, prompt in enumerate(pool.paraphrases, start=1):
+    for prompt in pool.paraphrases:
         problems += [Problem(prompt.index, reason) for reason in _reasons(prompt.text, task, earlier)]
         earlier.add(prompt.text)
-        if on_checked:
-            on_checked(done)
     return problems
 
 
@@ -93,7 +95,8 @@ def require_valid(pool: PromptPool, task: Task) -> None:
     """Raises one UserError that lists every problem of the pool, if there is any."""
     problems = check_pool(pool, task)
     if problems:
-        lines = "\n".join(f"  {_place(problem.index)}: {problem.reason}" for problem in problems)
+        places = ("the pool" if p.index == WHOLE_POOL else f"paraphrase {p.index}" for p in problems)
+        lines = "\n".join(f"  {place}: {p.reason}" for place, p in zip(places, problems, strict=True))
         raise UserError(
             f"The prompt pool of {task.name} ({pool.source or 'no source given'}) is not valid:\n{lines}\n"
             "Mend or drop these paraphrases (counted from 0)."
@@ -157,51 +160,22 @@ class Earlier:
 
     def near(self, text: str) -> str | None:
         """Which earlier text this one is near, the first of them, and by which measure; None if none is."""
-        found: dict[int, str] = {}
-        first = len(self._texts)
-        for start in range(0, len(self._texts), BLOCK):
-            earlier, measure = self._lower[start : start + BLOCK], Levenshtein.normalized_similarity
-            similar = cdist([text.lower()], earlier, scorer=measure, score_cutoff=MAX_SIMILARITY)[0]
-            if similar.any():
-                first = start + int(similar.nonzero()[0][0])
-                found[first] = (
-                    f"edit similarity {similar[first - start]:.2f}, allowed below {MAX_SIMILARITY:.2f}"
-                )
-                break
-        grams = sorted(_four_grams(text), key=lambda gram: len(self._places.get(gram, ())))
-        # A text of this overlap has at least that share of the grams, so one of these, the rarest, is in it.
-        probed = grams[: len(grams) - ceil(MAX_OVERLAP * len(grams)) + 1]
-        places = (
-            {place for gram in probed for place in self._places.get(gram, ()) if place < first}
-            if first
-            else ()
-        )
-        for place in sorted(places):
-            if (shared := overlap(text, self._texts[place])) >= MAX_OVERLAP:
-                found.setdefault(place, f"4-gram overlap {shared:.2f}, allowed below {MAX_OVERLAP:.2f}")
+        measure = Levenshtein.normalized_similarity
+        similar = cdist([text.lower()], self._lower, scorer=measure, score_cutoff=MAX_SIMILARITY)[0]
+        found = {
+            int(place): f"edit similarity {similar[place]:.2f}, allowed below {MAX_SIMILARITY:.2f}"
+            for place in similar.nonzero()[0][:1]
+        }
+        shared = {place for gram in _four_grams(text) for place in self._places.get(gram, ())}
+        for place in sorted(shared):
+            if (share := overlap(text, self._texts[place])) >= MAX_OVERLAP:
+                found.setdefault(place, f"4-gram overlap {share:.2f}, allowed below {MAX_OVERLAP:.2f}")
                 break
         if not found:
             return None
         place = min(found)
         name = f"paraphrase {place - 1}" if place else "the original"
         return f"the same as {name}" if text == self._texts[place] else f"nearly {name}: {found[place]}"
-
-
-def _place(index: int) -> str:
-    return "the pool" if index == WHOLE_POOL else f"paraphrase {index}"
-
-
-def _pool_reasons(pool: PromptPool, task: Task) -> Iterator[str]:
-    if pool.task != task.name:
-        yield f"it belongs to the task {pool.task}"
-    if pool.original.text != task.instruction:
-        yield f"its original is not the task's instruction: {pool.original.text!r}"
-    if len(task.instruction) > LONGEST:
-        yield f"the task's instruction has {len(task.instruction):,} characters; one may have {LONGEST:,}"
-    if task.instruction.strip() and not pool.paraphrases:
-        yield "it holds no paraphrases"
-    if not task.instruction.strip() and pool.paraphrases:
-        yield "the task has no instruction that could be paraphrased"
 
 
 def _reasons(text: str, task: Task, earlier: Earlier) -> Iterator[str]:

@@ -20,7 +20,7 @@ from sapo.data.pool_checks import (
     scripts,
     similarity,
 )
-from sapo.data.prompts import Prompt, PromptPool, pool_of, read_pool
+from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task
 
 INSTRUCTION = 'In this task, you are given a tweet. Classify it as "POS" or "NEG" by its sentiment.'
@@ -347,12 +347,6 @@ def test_a_prompt_of_any_size_is_refused_by_its_size_alone() -> None:
     assert problem == Problem(-1, "the task's instruction has 250,000 characters; one may have 100,000")
 
 
-def test_how_many_texts_are_checked_is_told() -> None:
-    done: list[int] = []
-    assert check_pool(pool_of(TASK, [SOUND, SOUND], ""), TASK, done.append)
-    assert done == [1, 2]
-
-
 # --- a pool ------------------------------------------------------------------------------------------------
 
 
@@ -378,15 +372,6 @@ def test_all_problems_of_a_pool_are_listed_at_once() -> None:
     assert "tweets (mine.yaml)" in message
     assert "  paraphrase 1: it is empty\n  paraphrase 2: it is the same" in message
     assert "'NEG'" in message
-
-
-def test_a_pool_of_another_task_or_instruction() -> None:
-    pool = PromptPool("other", Prompt("Something else."), (Prompt(SOUND, 0),))
-    reasons = [problem.reason for problem in check_pool(pool, TASK) if problem.index == -1]
-    assert reasons == [
-        "it belongs to the task other",
-        "its original is not the task's instruction: 'Something else.'",
-    ]
 
 
 def test_empty_pools() -> None:
