@@ -187,6 +187,7 @@ class ScorerConfig:
 class EvaluatorConfig:
     """Greedy generation and scoring of test examples."""
 
+    answers: bool = identity("Whether answers are generated; false: only the targets' NLL is measured", True)
     max_new_tokens: int = identity("Longest generated answer, in tokens", 128, least=1)
     batch_tokens: int | None = runtime(
         "Tokens in a batch, padding included; null: what suits the device", None, least=1

@@ -191,6 +191,7 @@ class StageResult(_Typed):
     rougeL: float | None = None  # noqa: N815 (the column's name)
     exact_match: float | None = None
     nll: float | None = None
+    kl: float | None = None
     unfinished: Count = 0
 
 

@@ -32,7 +32,7 @@ from sapo.data.records import (
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.engine.store import Store, Stored, put_run
 from sapo.experiments.methods import METHODS
-from sapo.experiments.model.evaluation import label_match
+from sapo.experiments.model.evaluation import label_matches
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.policies import POLICIES
 
@@ -314,8 +314,6 @@ def _predictions(run: Run) -> pd.DataFrame:
         table.insert(2, "prompt_index", evaluation.prompt.index)
         table.insert(3, "column", evaluation.column)
         table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
-        answers = zip(table["prediction"], table["target"], strict=True)
-        matches = [label_match(answer, target, labels[evaluation.task]) for answer, target in answers]
-        table["label_match"] = pd.array(matches, dtype="Float64")
+        table["label_match"] = pd.array(label_matches(table, labels[evaluation.task]), dtype="Float64")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

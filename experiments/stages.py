@@ -29,6 +29,8 @@ from sapo.experiments.model.scoring import pool_losses
 
 # Raised when a change of the code changes what a stage computes.
 VERSIONS = {"score": 2, "train": 2, "evaluate": 2, "gradient": 2}
+# The means that an evaluation's result holds, those of them that it has measured.
+MEASURED = ("rougeL", "exact_match", "nll", "kl")
 # Groups whose settings that cannot change a result say how every stage is computed.
 _RUNTIME = ("engine", "trainer", "evaluator")
 
@@ -243,7 +245,7 @@ class Train(Stage):
 
 @dataclass(frozen=True)
 class Evaluate(Stage):
-    """Answers and NLL of a task's test examples under one prompt, in a state."""
+    """Answers, NLL and KL to the untouched model of a task's test examples under one prompt, in a state."""
 
     task: Task
     prompt: Prompt
@@ -275,10 +277,11 @@ class Evaluate(Stage):
         if self.config.data.truncation == "end":
             # The published code finds no answer where a test prompt lost its end, and scores 0 (D17).
             table.loc[table["is_shortened"], "prediction"] = ""
-            table.loc[table["is_shortened"], ["rougeL", "exact_match"]] = 0.0
+            if self.config.evaluator.answers:
+                table.loc[table["is_shortened"], ["rougeL", "exact_match"]] = 0.0
         table.to_parquet(folder / EXAMPLES)
         return {
-            **{name: float(table[name].mean()) for name in ("rougeL", "exact_match", "nll")},
+            **{name: float(table[name].mean()) for name in MEASURED if table[name].notna().all()},
             "examples": len(table),
             "tokens": sum(len(row.input_ids) for row in rendered),
             "shortened": int(table["is_shortened"].sum()),

@@ -3,12 +3,14 @@
 import re
 import string
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import groupby
 from unicodedata import category, name
 
 import pandas as pd
 import torch
+from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +19,15 @@ from sapo.conf.schema import Config
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example
 from sapo.experiments.model.budgets import reading_tokens
-from sapo.experiments.model.forward import in_batches, shared_prefix
+from sapo.experiments.model.forward import (
+    Prefix,
+    in_batches,
+    kl_divergence,
+    pass_tokens,
+    shared_prefix,
+    target_logits,
+    target_nll,
+)
 from sapo.experiments.model.generation import answer_and_nll
 from sapo.experiments.model.load import LanguageModel
 
@@ -33,41 +43,92 @@ def evaluate(
 ) -> pd.DataFrame:
     """A row an example: `prediction`, `target`, `rougeL`, `exact_match` (0-100), `nll` (nats a target token).
 
-    `is_unfinished` answers ran into `evaluator.max_new_tokens`. `model` is the base model of
-    `language_model`, or that with adapters.
+    `model` is the base model of `language_model`, or that with adapters: then `kl` (nats a target token) says
+    how far training has moved it (`target_losses`); for the base model it is NaN. `is_unfinished` answers ran
+    into `evaluator.max_new_tokens`. Without `evaluator.answers` predictions are empty and their scores NaN.
     """
     settings = config.evaluator
-    with torch.inference_mode():
-        prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
-    stops = language_model.stop_ids()
+    n_tokens = [len(each.target_ids) for each in rendered]
+    losses = None
+    if not settings.answers or isinstance(model, PeftModel):
+        losses = target_losses(model, rendered, config)
+    rows = {
+        "example": range(len(examples)),
+        "prediction": "",
+        "target": [example.target for example in examples],
+        "rougeL": float("nan"),
+        "exact_match": float("nan"),
+        "nll": None if losses is None else losses["nll"] / n_tokens,
+        "kl": float("nan") if losses is None else losses["kl"] / n_tokens,
+        "target_tokens": n_tokens,
+        "is_shortened": [each.is_shortened for each in rendered],
+        "is_unfinished": False,
+    }
+    if settings.answers:
+        found = _answers(language_model, model, rendered, config)
+        predictions = [decoded(language_model.tokenizer, ids, settings.clean_up_spaces) for ids, *_ in found]
+        pairs = list(zip(predictions, rows["target"], strict=True))
+        rows |= {
+            "prediction": predictions,
+            "rougeL": [rouge_l(*pair, settings.scores) for pair in pairs],
+            "exact_match": [exact_match(*pair, settings.scores) for pair in pairs],
+            "nll": [nll / n for (*_, nll), n in zip(found, n_tokens, strict=True)],
+            "is_unfinished": [not is_ended for _, is_ended, _ in found],
+        }
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def _answers(
+    language_model: LanguageModel, model, rendered: Sequence[Rendered], config: Config
+) -> list[tuple[list[int], bool, float]]:
+    """Token ids of each answer, whether it came to its end, and the target's summed NLL (nats)."""
+    limit, stops = config.evaluator.max_new_tokens, language_model.stop_ids()
+    prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
 
     def work(batch: list[int]) -> list[tuple[list[int], bool, float]]:
-        return answer_and_nll(model, [rendered[i] for i in batch], settings.max_new_tokens, stops, prefix)
+        return answer_and_nll(model, [rendered[i] for i in batch], limit, stops, prefix)
 
     skip = prefix.length if prefix else 0
-    lengths = [len(r.input_ids) - skip + settings.max_new_tokens for r in rendered]
+    lengths = [len(each.input_ids) - skip + limit for each in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
-    budget = reading_tokens(model, settings.batch_tokens)
+    budget = reading_tokens(model, config.evaluator.batch_tokens)
     found = dict(in_batches(lengths, budget, budget, work, skip))
-    rows = []
-    for i, example in enumerate(examples):
-        ids, is_ended, nll = found[i]
-        prediction = decoded(language_model.tokenizer, ids, settings.clean_up_spaces)
-        n_tokens = len(rendered[i].target_ids)
-        rows.append(
-            {
-                "example": i,
-                "prediction": prediction,
-                "target": example.target,
-                "rougeL": rouge_l(prediction, example.target, settings.scores),
-                "exact_match": exact_match(prediction, example.target, settings.scores),
-                "nll": nll / n_tokens,
-                "target_tokens": n_tokens,
-                "is_shortened": rendered[i].is_shortened,
-                "is_unfinished": not is_ended,
-            }
+    return [found[i] for i in range(len(rendered))]
+
+
+@torch.inference_mode()
+def target_losses(model, rendered: Sequence[Rendered], config: Config) -> pd.DataFrame:
+    """Summed over each example's target tokens, in nats: `nll`, and `kl` from the model without its adapters.
+
+    `kl` is KL(untouched || trained) of the predictions of every target token, given the tokens before it:
+    how far a state is from where it began, which forgetting is found to follow (Shenfeld et al. 2025, arXiv
+    2509.04259, there on sampled answers). NaN for a model without adapters.
+    """
+    models = [nullcontext, *([model.disable_adapter] if isinstance(model, PeftModel) else [])]
+    prefixes: list[Prefix | None] = []
+    for using in models:
+        with using():
+            prefixes.append(shared_prefix(model, rendered) if config.trainer.shared_prefix else None)
+    skip = prefixes[0].length if prefixes[0] else 0
+
+    def work(batch: list[int]) -> list[tuple[float, float]]:
+        rows = [rendered[i] for i in batch]
+        logits = []
+        for using, prefix in zip(models, prefixes, strict=True):
+            with using():
+                found, targets = target_logits(model, rows, prefix)
+                logits.append(found)
+        nll = target_nll(logits[0], targets).sum(-1)
+        moved = (
+            kl_divergence(logits[1], logits[0], targets) if logits[1:] else torch.full_like(nll, torch.nan)
         )
-    return pd.DataFrame(rows)
+        return list(zip(nll.tolist(), moved.tolist(), strict=True))
+
+    lengths = [len(each.input_ids) - skip for each in rendered]
+    budget = reading_tokens(model, config.evaluator.batch_tokens)
+    found = dict(in_batches(lengths, budget, pass_tokens(model.device), work, skip))
+    return pd.DataFrame([found[i] for i in range(len(rendered))], columns=["nll", "kl"])
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], clean_up_spaces: bool = False) -> str:
@@ -97,11 +158,15 @@ def label_match(prediction: str, target: str, labels: Sequence[str]) -> float | 
     return 100.0 if named is not None and named == named_label(target, labels) else 0.0
 
 
+def label_matches(table: pd.DataFrame, labels: Sequence[str]) -> list[float | None]:
+    """Label match of an evaluation's rows (`prediction`, `target`, `rougeL`); None without either."""
+    rows = zip(table["prediction"], table["target"], table["rougeL"].notna(), strict=True)
+    return [label_match(answer, target, labels) if is_there else None for answer, target, is_there in rows]
+
+
 def mean_label_match(table: pd.DataFrame, labels: Sequence[str]) -> float | None:
-    """Mean label match of an evaluation's rows (`prediction`, `target`); None for a task without labels."""
-    answers = zip(table["prediction"], table["target"], strict=True)
-    scores = [label_match(prediction, target, labels) for prediction, target in answers]
-    known = [score for score in scores if score is not None]
+    """Mean label match of an evaluation's rows; None for a task without labels, or without answers."""
+    known = [score for score in label_matches(table, labels) if score is not None]
     return sum(known) / len(known) if known else None
 
 

@@ -52,6 +52,7 @@ def preflight(
     """
     key = _read_once(config)
     model, renderer = _read[key]
+    answers = answers and config.evaluator.answers
     if answers:
         require_cache(model, config.model.name)
     if trains:

@@ -37,7 +37,9 @@ READS = {
     | {"method.name", "method.rank", "method.alpha", "method.dropout", "seed"}
     | {f"trainer.{name}" for name in OPTIMIZATION}
     | DATA,
-    "evaluate": MODEL | DATA | {"evaluator.max_new_tokens", "evaluator.clean_up_spaces", "evaluator.scores"},
+    "evaluate": MODEL
+    | DATA
+    | {f"evaluator.{name}" for name in ("answers", "max_new_tokens", "clean_up_spaces", "scores")},
     "gradient": MODEL | DATA | {"method.rank", "method.alpha", "seed"},
 }
 OTHER_VALUES = {
@@ -60,7 +62,7 @@ OTHER_VALUES = {
 GOLDEN = {
     "score": "88b050e9e2bff388",
     "train": "2b20670c0f539d8a",
-    "evaluate": "898240441db878c5",
+    "evaluate": "d87879e19c8144a3",
     "gradient": "4645b88727709deb",
 }
 

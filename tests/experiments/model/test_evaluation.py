@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from rouge_score.rouge_scorer import RougeScorer
 
 from sapo.data.mini import generate
@@ -142,7 +143,7 @@ def test_every_label_names_itself_and_no_other(labels):
 
 
 def test_label_match_is_not_applicable_without_labels():
-    table = pd.DataFrame({"prediction": ["A.", "B or A", "C"], "target": ["A", "A", "D"]})
+    table = pd.DataFrame({"prediction": ["A.", "B or A", "C"], "target": ["A", "A", "D"], "rougeL": 0.0})
     assert label_match("yes", "yes", ()) is None
     assert mean_label_match(table, ()) is None
     assert mean_label_match(table, ("A", "B", "C")) == pytest.approx(100 / 3)
@@ -176,6 +177,48 @@ def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):
     assert table["example"].tolist() == list(range(5))
     assert (table["nll"] > 0).all()
     assert table["target_tokens"].tolist() == [len(r.target_ids) for r in rendered]
+
+
+@pytest.fixture
+def moved(tiny_config):
+    """A tiny model with an adapter that is not zero, and a task's test rows as it sees them."""
+    model = load_model(tiny_config())
+    task = generate("mini_topic", 2, 6, 0)
+    rendered = model.renderer(512).render(task, task.instruction, task.test)
+    torch.manual_seed(0)
+    state = get_peft_model(model.base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    yield model, state, task, rendered
+    state.unload()
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_a_state_has_moved_by_the_divergence_of_its_predictions(moved, tiny_config, shared):
+    model, state, task, rendered = moved
+    config = tiny_config(f"trainer.shared_prefix={shared}", "evaluator.batch_tokens=150")
+    table = evaluate(model, state, task.test, rendered, config)
+    for row, kl in zip(rendered, table["kl"], strict=True):
+        ids = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            after = state(ids).logits[0, row.target_start - 1 : -1].log_softmax(-1)
+            with state.disable_adapter():
+                before = state(ids).logits[0, row.target_start - 1 : -1].log_softmax(-1)
+        expected = (before.exp() * (before - after)).sum(-1).mean()
+        assert kl == pytest.approx(float(expected), rel=1e-4)
+        assert kl > 1e-4
+    assert evaluate(model, state.unload(), task.test, rendered, config)["kl"].isna().all()
+
+
+def test_without_answers_the_losses_are_the_same_and_nothing_is_scored(moved, tiny_config):
+    model, state, task, rendered = moved
+    full = evaluate(model, state, task.test, rendered, tiny_config())
+    only = evaluate(model, state, task.test, rendered, tiny_config("evaluator.answers=false"))
+    assert only["nll"].tolist() == pytest.approx(full["nll"].tolist(), rel=1e-5)
+    assert only["kl"].tolist() == full["kl"].tolist()
+    assert only[["rougeL", "exact_match"]].isna().all(axis=None)
+    assert (only["prediction"] == "").all()
+    assert mean_label_match(only, task.labels) is None
+    assert mean_label_match(full, task.labels) is not None
+    assert only.dtypes.equals(full.dtypes)
 
 
 def test_answers_that_ran_into_the_limit_are_known(tiny_config):
