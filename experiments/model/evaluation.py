@@ -3,7 +3,6 @@
 import re
 import string
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 from itertools import groupby
 from unicodedata import category, name
@@ -13,6 +12,7 @@ import torch
 from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sapo.conf.schema import Config
@@ -51,7 +51,7 @@ def evaluate(
     n_tokens = [len(each.target_ids) for each in rendered]
     losses = None
     if not settings.answers or isinstance(model, PeftModel):
-        losses = target_losses(model, rendered, config)
+        losses = target_losses(language_model, model, rendered, config)
     rows = {
         "example": range(len(examples)),
         "prediction": "",
@@ -98,32 +98,43 @@ def _answers(
 
 
 @torch.inference_mode()
-def target_losses(model, rendered: Sequence[Rendered], config: Config) -> pd.DataFrame:
+def target_losses(
+    language_model: LanguageModel, model, rendered: Sequence[Rendered], config: Config
+) -> pd.DataFrame:
     """Summed over each example's target tokens, in nats: `nll`, and `kl` from the model without its adapters.
 
     `kl` is KL(untouched || trained) of the predictions of every target token, given the tokens before it:
     how far a state is from where it began, which forgetting is found to follow (Shenfeld et al. 2025, arXiv
-    2509.04259, there on sampled answers). NaN for a model without adapters.
+    2509.04259, there on sampled answers). NaN for a model without adapters. What the untouched model predicts
+    is kept for the states that are evaluated after this one, as far as `language_model.untouched` has room.
     """
-    models = [nullcontext, *([model.disable_adapter] if isinstance(model, PeftModel) else [])]
-    prefixes: list[Prefix | None] = []
-    for using in models:
-        with using():
-            prefixes.append(shared_prefix(model, rendered) if config.trainer.shared_prefix else None)
-    skip = prefixes[0].length if prefixes[0] else 0
+    is_trained = isinstance(model, PeftModel)
+    prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
+    skip = prefix.length if prefix else 0
+    untouched_prefix: list[Prefix | None] = []
+
+    def read_untouched(rows: list[Rendered]) -> list[Tensor]:
+        kept = [language_model.untouched.get(row) for row in rows]
+        if all(logits is not None for logits in kept):
+            return kept
+        with model.disable_adapter():
+            if not untouched_prefix:
+                untouched_prefix.append(shared_prefix(model, rendered) if prefix else None)
+            read, _ = target_logits(model, rows, untouched_prefix[0])
+        found = [logits[-len(row.target_ids) :] for row, logits in zip(rows, read, strict=True)]
+        for row, logits in zip(rows, found, strict=True):
+            language_model.untouched.put(row, logits)
+        return found
 
     def work(batch: list[int]) -> list[tuple[float, float]]:
         rows = [rendered[i] for i in batch]
-        logits = []
-        for using, prefix in zip(models, prefixes, strict=True):
-            with using():
-                found, targets = target_logits(model, rows, prefix)
-                logits.append(found)
-        nll = target_nll(logits[0], targets).sum(-1)
-        moved = (
-            kl_divergence(logits[1], logits[0], targets) if logits[1:] else torch.full_like(nll, torch.nan)
-        )
-        return list(zip(nll.tolist(), moved.tolist(), strict=True))
+        logits, targets = target_logits(model, rows, prefix)
+        nll = target_nll(logits, targets).sum(-1).tolist()
+        if not is_trained:
+            return [(loss, float("nan")) for loss in nll]
+        pairs = zip(read_untouched(rows), logits, strict=True)
+        kl = [float(kl_divergence(before, after[-len(before) :])) for before, after in pairs]
+        return list(zip(nll, kl, strict=True))
 
     lengths = [len(each.input_ids) - skip for each in rendered]
     budget = reading_tokens(model, config.evaluator.batch_tokens)

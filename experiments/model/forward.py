@@ -248,17 +248,10 @@ def nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return nlls, entropies
 
 
-def kl_divergence(before: Tensor, after: Tensor, targets: Tensor) -> Tensor:
-    """KL(before || after) of the predictions (B, T, V), summed over each row's target tokens: (B), in nats.
-
-    In float32, and row by row, since log-probabilities of the whole vocabulary take memory.
-    """
-    sums = []
-    for p, q, target in zip(before, after, targets, strict=True):
-        log_p, log_q = (functional.log_softmax(logits.float(), dim=-1) for logits in (p, q))  # (T, V)
-        each = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)  # (T)
-        sums.append((each * (target != IGNORED)).sum())
-    return torch.stack(sums)
+def kl_divergence(before: Tensor, after: Tensor) -> Tensor:
+    """KL(before || after) of the predictions (T, V), summed over the tokens; in nats and float32."""
+    log_p, log_q = (functional.log_softmax(logits.float(), dim=-1) for logits in (before, after))
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum")
 
 
 def in_batches(

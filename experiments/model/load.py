@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,6 +39,30 @@ _NAMED = 3  # weights named in a message
 _log = logging.getLogger(__name__)
 
 
+class Untouched:
+    """What the untouched model predicts at targets, kept on a CPU as far as there is room.
+
+    A GPU's memory is for larger batches, and reading again costs it little.
+    """
+
+    LIMIT = 2**30  # bytes: eight tasks of 32 rows and 20 target tokens of a vocabulary of 49,000
+
+    def __init__(self) -> None:
+        self._logits: dict[tuple[int, ...], Tensor] = {}
+        self._bytes = 0
+
+    def get(self, row: Rendered) -> Tensor | None:
+        """Logits (T, V) that predict the row's T target tokens, if they are kept."""
+        return self._logits.get(tuple(row.input_ids))
+
+    def put(self, row: Rendered, logits: Tensor) -> None:
+        """Keeps the logits (T, V), if there is room."""
+        size = logits.numel() * logits.element_size()
+        if logits.device.type == "cpu" and self._bytes + size <= self.LIMIT:
+            self._logits[tuple(row.input_ids)] = logits.clone()  # not a part of a batch's whole
+            self._bytes += size
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded base model with its tokenizer (chat template set), on its device, all weights frozen."""
@@ -45,6 +70,7 @@ class LanguageModel:
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
+    untouched: Untouched = field(default_factory=Untouched, repr=False, compare=False)
     _tests: OrderedDict[Hashable, list[Rendered]] = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
