@@ -31,7 +31,7 @@ ROLES = ("forgetting", "training", "generalization")
 # The columns of a probe's tables, those of numbers first.
 TABLES = {
     "losses": (("prompt", "example", "nll", "entropy", "n_tokens"), ()),
-    "answers": (("prompt", "example", "rougeL", "exact_match"), ()),
+    "answers": (("prompt", "example"), ("rougeL", "exact_match")),
     "gradients": (("prompt", "rank", "layer", "cosine"), ("task", "role", "module", "projection")),
 }
 
