@@ -128,7 +128,7 @@ def _predictions(path: Path, record: RunRecord) -> pd.DataFrame:
     """The table of predictions, sorted, with its optional columns filled in."""
     file = path / "predictions.parquet"
     # Without answers (evaluator.answers=false) there is nothing but the NLL.
-    has_answers = record.identity["evaluator"].get("answers", True)
+    has_answers = record.identity.get("evaluator", {}).get("answers", True)
     frame = read_table(file, NEEDED, NUMBERS if has_answers else ("nll",))
     # Run folders of earlier versions have no such columns: there each test example is a row of its own.
     defaults = {"column": "trained", "row": frame["example"], LABELS: np.nan, "is_unfinished": False}
