@@ -28,7 +28,7 @@ def test_workers_and_their_driver_killed(
     ray_folder: Path,
     ray_processes: Callable[[], list[str]],
 ):
-    """Workers end with their driver, and hold no lock of a stage against the next one, which does without them.
+    """Workers end with their driver, and hold no lock of a stage against the next one.
 
     A driver is terminated, one is killed, and one of the next one's two workers is, busy or idle.
     """
