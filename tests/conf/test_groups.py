@@ -100,7 +100,7 @@ def test_training_sequences_are_the_papers(row: dict[str, str]) -> None:
 
 SIZES = {
     "mini": (48, 32, 512, 12, 3, 16),
-    "small": (256, 200, 1024, 128, 3, 64),
+    "small": (48, 32, 256, 48, 3, 16),
     "paper": (1000, None, 1536, 250, 10, 128),
 }
 
