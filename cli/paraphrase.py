@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from sapo.conf.schema import Config
     from sapo.data.tasks import Task
-    from sapo.experiments.paraphrase.expand import Answer, Expansion
+    from sapo.experiments.paraphrase.chat import Reply
+    from sapo.experiments.paraphrase.expand import Expansion
     from sapo.experiments.paraphrase.writing import Pool
 
 OWN = ("instruction", "suffix", "labels")
@@ -54,7 +55,9 @@ def command(
     document = _document(task, config, pool)
     emit(document, json, lambda console: _render(console, document))
     if not document["complete"]:
-        notice(f"sapo: {len(pool.prompts)} of {config.paraphrases.count} paraphrases; {_mend(pool)}")
+        notice(
+            f"sapo: {len(pool.expansion.accepted)} of {config.paraphrases.count} paraphrases; {_mend(pool)}"
+        )
         raise typer.Exit(1)
 
 
@@ -65,10 +68,7 @@ def _tag(path: Path, overrides: list[str], json: bool) -> None:
 
     config = load_one(overrides)
     with nothing_on_stdout():
-        waits = f"sapo: another process writes {path}; waiting for it"
-        document = write_tags(
-            config, path, lambda done, of: notice(f"[{done}/{of}] rows"), lambda: notice(waits)
-        )
+        document = write_tags(config, path, lambda done, of: notice(f"[{done}/{of}] rows"))
     tagged = f"{document['tagged']} of {document['rows']} rows have tags of {document['model']}"
     line = f"{tagged}: {document['file']}"
     emit(document, json, lambda console: console.print(line, markup=False, soft_wrap=True))
@@ -121,16 +121,13 @@ def _made(task: "Task", config: "Config", write: Path | None, force: bool) -> "P
     if config.paraphrases.source in ("bank", "file"):
         return copy_pool(task, config, path, force)
 
-    def tell(answer: "Answer", expansion: "Expansion") -> None:
+    def tell(answer: "Reply", expansion: "Expansion") -> None:
         found = answer.error or (f"rejected: {answer.reason}" if answer.reason else "accepted")
         notice(f"[{len(expansion.accepted)}/{config.paraphrases.count}] {found}")
 
-    def wait() -> None:
-        notice(f"sapo: another process writes {path}; waiting for it")
-
     try:
         with nothing_on_stdout():
-            return write_paraphrases(task, config, path, force, tell, wait)
+            return write_paraphrases(task, config, path, force, tell)
     except KeyboardInterrupt:
         notice("sapo: interrupted. Accepted paraphrases are kept: the same command goes on from here.")
         raise
@@ -145,15 +142,15 @@ def _document(task: "Task", config: "Config", pool: "Pool") -> dict[str, Any]:
         "paraphraser": config.paraphrases.name,
         "model": pool.model,
         "asked": config.paraphrases.count,
-        "accepted": pool.prompts,
+        "accepted": pool.expansion.accepted,
         "rejected": expansion.rejected(),
         "failed": [{"error": error, "count": count} for error, count in expansion.errors.most_common()],
         "requests": len(expansion.answers),
         "tokens": expansion.tokens(),
-        "cost_usd": pool.cost,
+        "cost_usd": expansion.cost(config.paraphrases.prices),
         "seconds": round(pool.seconds, 3),
         "file": str(pool.path) if pool.path else None,
-        "complete": len(pool.prompts) >= config.paraphrases.count,
+        "complete": len(pool.expansion.accepted) >= config.paraphrases.count,
     }
 
 
@@ -207,7 +204,7 @@ def _shortened(text: str, longest: int = 200) -> str:
 
 
 def _mend(pool: "Pool") -> str:
-    if not pool.prompts:
+    if not pool.expansion.accepted:
         return "nothing was written. Another model, or paraphrases.temperature, may write better ones."
     if not pool.expansion.answers:
         return "there are no more in the pool that they come from."

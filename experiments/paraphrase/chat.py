@@ -7,13 +7,17 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, or why there is none; tokens are None where the model's server does not tell them."""
+    """An answer, or why there is none; tokens are None where the model's server does not tell them.
+
+    `reason` says, after the checks, why the text is no paraphrase.
+    """
 
     text: str = ""
     error: str | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
     is_cut: bool = False  # the answer ended because it had reached its longest length
+    reason: str | None = None
 
 
 OnReply = Callable[[int, Reply], None]
@@ -25,18 +29,15 @@ class Chat(Protocol):
     @property
     def name(self) -> str:
         """The model's name, for people and for records."""
-        ...
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What can change an answer, and no secret: part of a record's identity."""
-        ...
 
     def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
         """The replies to user messages, in their order, each message a conversation of its own.
 
-        `on_reply` is told of each answer and failure (its place, the reply) as soon as it is there, in this
-        thread. A failure of one request is a Reply with an error; one that every request would share raises
-        UserError or WorkError. `seed` is that of the first message, where a model's sampling can be seeded.
+        `on_reply` is told of each answer and failure (its place, the reply) as soon as it is there. A failure
+        of one request is a Reply with an error; one that every request would share raises UserError or
+        WorkError. `seed` is that of the first message, where a model's sampling can be seeded.
         """
-        ...

@@ -37,8 +37,7 @@ class LocalChat:
 
     def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
         """One answer after the other, so that none depends on the others; the i-th one's seed is seed + i."""
-        model = load_model(self._config)
-        replies = []
+        model, replies = load_model(self._config), []
         for i, text in enumerate(texts):
             replies.append(self._answer(model, text, seed + i))
             if on_reply:
@@ -72,10 +71,5 @@ class LocalChat:
             )
         answer = ids[0, n_read:].tolist()
         decoded = str(model.tokenizer.decode(answer, skip_special_tokens=True))
-        return Reply(
-            decoded,
-            None,
-            n_read,
-            len(answer),
-            is_cut=len(answer) == self._max_tokens and answer[-1] not in stops,
-        )
+        is_cut = len(answer) == self._max_tokens and answer[-1] not in stops
+        return Reply(decoded, None, n_read, len(answer), is_cut)

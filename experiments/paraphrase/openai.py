@@ -1,14 +1,12 @@
-"""Any OpenAI-compatible endpoint, asked through the `openai` client and its retries.
+"""Any OpenAI-compatible endpoint, asked through the `openai` client, its retries and its time limits.
 
 The key comes from the environment, goes into one header, and is taken out of everything that comes back.
 """
 
-import base64
+import asyncio
 import json
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +19,10 @@ from sapo.experiments.paraphrase.chat import OnReply, Reply
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_BODY = 8 << 20  # bytes of one answer: a hundred times what a long chat completion has
 SHORTEST_SECRET = 8  # servers of one's own are given keys such as `x`, which stand in any text
-REFUSED = (401, 403, 404, 405)  # what every other request would meet too
+_NO_KEY = "The key (variable: {}) was not accepted: paraphrases.key_variable=NAME takes another."
+_NO_PLACE = "Look at paraphrases.base_url (it often ends in /v1) and paraphrases.model."
+# What every other request would meet too.
+REMEDIES = {401: _NO_KEY, 403: _NO_KEY, 404: _NO_PLACE, 405: _NO_PLACE}
 FEWEST_FAILURES = 3  # in a row, each after its retries: the endpoint is down, or does not understand
 NOT_ASKED = "not asked, since the requests before had no answer"
 SHOWN = 160  # characters of an unexpected answer
@@ -36,10 +37,15 @@ class OpenAIChat:
         self._settings = settings
         self._address = address(settings)
         variable = key_variable(settings)
-        self._key = _key_in(variable) if variable else ""
-        self._spellings = _spellings(self._key)
-        is_local = _is_loopback(self._address)
-        if settings.model is None and not is_local:
+        self._key = os.environ.get(variable, "").strip() if variable else ""
+        if variable and not self._key:
+            raise UserError(
+                f"No key: the environment variable {variable} is not set. Set it (export {variable}=…), or "
+                "name another one with paraphrases.key_variable=NAME. Nothing was sent."
+            )
+        if not all("!" <= char <= "~" for char in self._key):
+            raise UserError(f"The key in {variable} holds blanks or characters that no header can.")
+        if settings.model is None and not _is_loopback(self._address):
             raise UserError("Which model? Say paraphrases.model=NAME, as the endpoint calls it.")
         self._model = settings.model or "the endpoint's only model"
         try:
@@ -49,17 +55,6 @@ class OpenAIChat:
                 "An endpoint is asked through the package `openai`: pip install 'sapo-prompts[endpoint]'"
             ) from error
         self._openai: Any = openai
-        self._client = openai.OpenAI(
-            api_key="set in the header of each request",
-            base_url=self._address,
-            timeout=settings.timeout,
-            max_retries=settings.retries,
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False,  # the key goes to the address that was given, and to no other
-                trust_env=not is_local,  # a proxy cannot reach this machine's loopback
-                event_hooks={"request": [self._set_headers], "response": [self._bound]},
-            ),
-        )
 
     @property
     def name(self) -> str:
@@ -75,23 +70,44 @@ class OpenAIChat:
     def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
         """The replies in order; `seed` does nothing, since endpoints differ in whether they know one."""
         del seed
-        replies = [Reply(error=NOT_ASKED)] * len(texts)
-        failed = 0
-        for i, reply in _at_once(self._answer, texts, self._settings.concurrency):
-            if isinstance(reply, UserError):
-                raise reply
-            if isinstance(reply, Exception):  # its traceback is left behind: a library's may show headers
-                what = f"{type(reply).__name__}: {reply}"
-                raise WorkError(f"Asking {self._address} failed: {self._hidden(what)}")
-            replies[i] = reply
-            if on_reply:
-                on_reply(i, reply)
-            failed = failed + 1 if reply.error is not None else 0
-            if failed >= max(FEWEST_FAILURES, self._settings.concurrency):
-                break
+        return asyncio.run(self._ask(texts, on_reply or (lambda *_: None)))
+
+    async def _ask(self, texts: Sequence[str], on_reply: OnReply) -> list[Reply]:
+        settings, openai = self._settings, self._openai
+        client = openai.AsyncOpenAI(
+            api_key="set in the header of each request",
+            base_url=self._address,
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,  # the key goes to the address that was given, and to no other
+                trust_env=not _is_loopback(self._address),  # a proxy cannot reach this machine's loopback
+                event_hooks={"request": [self._set_headers], "response": [self._bound]},
+            ),
+        )
+        places = asyncio.Semaphore(settings.concurrency)
+
+        async def ask_one(i: int) -> tuple[int, Reply]:
+            async with places:
+                return i, await self._answer(client, texts[i])
+
+        replies, failed = [Reply(error=NOT_ASKED)] * len(texts), 0
+        tasks = [asyncio.create_task(ask_one(i)) for i in range(len(texts))]
+        try:
+            for task in asyncio.as_completed(tasks):
+                i, replies[i] = await task
+                on_reply(i, replies[i])
+                failed = failed + 1 if replies[i].error is not None else 0
+                if failed >= max(FEWEST_FAILURES, settings.concurrency):
+                    break
+        finally:
+            for unfinished in tasks:
+                unfinished.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.close()
         return replies
 
-    def _set_headers(self, request: Any) -> None:
+    async def _set_headers(self, request: Any) -> None:
         """Sends the key that was asked for, and nothing else that the client finds in the environment."""
         for name in set(request.headers) - _HEADERS:
             del request.headers[name]
@@ -101,39 +117,33 @@ class OpenAIChat:
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
-    def _bound(self, response: Any) -> None:
-        """Bounds the time and the bytes of an answer of any status; past them it is not asked again."""
+    async def _bound(self, response: Any) -> None:
+        """Reads an answer of any status, of bounded time and bytes; past them it is not asked again."""
         failure, limit = self._openai.OpenAIError, self._settings.timeout
         deadline = response.request.extensions["begun"] + limit
         if response.headers.get("content-encoding", "identity") != "identity":
             raise failure("the answer is compressed, which it was asked not to be")
-        stream = response.stream
-        kind: Any = next(base for base in type(stream).__mro__ if base.__name__ == "SyncByteStream")
+        content, stream = bytearray(), response.stream
+        try:
+            async for chunk in stream:
+                content += chunk
+                if len(content) > LONGEST_BODY:
+                    raise failure(f"the answer is longer than {LONGEST_BODY:,} bytes")
+                if monotonic() > deadline:
+                    raise failure(f"no whole answer within {limit:g} s")
+        finally:
+            await stream.aclose()
+        # What the client reads now; the class is that of what it sent.
+        response.stream = type(response.request.stream)(bytes(content))
 
-        class Bounded(kind):
-            def __iter__(self) -> Iterator[bytes]:
-                size = 0
-                for chunk in stream:
-                    size += len(chunk)
-                    if size > LONGEST_BODY:
-                        raise failure(f"the answer is longer than {LONGEST_BODY:,} bytes")
-                    if monotonic() > deadline:
-                        raise failure(f"no whole answer within {limit:g} s")
-                    yield chunk
-
-            def close(self) -> None:
-                stream.close()
-
-        response.stream = Bounded()
-
-    def _answer(self, text: str) -> Reply:
+    async def _answer(self, client: Any, text: str) -> Reply:
         """One request and its retries; raises UserError or WorkError for what is wrong with every request."""
         openai, settings = self._openai, self._settings
-        body = {"model": openai.omit, **request_body(settings, text)}
         asked = f", asked {settings.retries + 1} times" if settings.retries else ""
         response, problem = None, ""
         try:
-            response = self._client.chat.completions.with_raw_response.create(**body)
+            body = {"model": openai.omit, **request_body(settings, text)}
+            response = await client.chat.completions.with_raw_response.create(**body)
         except openai.APIStatusError as error:
             response = error.response
         except openai.APITimeoutError:
@@ -141,7 +151,7 @@ class OpenAIChat:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             problem = f"no connection ({type(cause).__name__}: {cause}){asked}"
-        except openai.OpenAIError as error:
+        except Exception as error:
             problem = str(error)
         # From here on no exception is being handled, so that none with a header in it can be chained to ours.
         if response is None:
@@ -149,12 +159,11 @@ class OpenAIChat:
         status, content = response.status_code, self._hidden(response.text)
         line = next((line.strip() for line in content.splitlines() if line.strip()), "an empty body")
         shown = f"{self._address} answered {status}: {line[:SHOWN]}{'…' if len(line) > SHOWN else ''}"
-        if status in REFUSED:
-            raise UserError(f"{shown}\n{self._remedy(status)}")
-        if 300 <= status < 400:
-            raise UserError(
-                f"{shown}\nIt points to another address; give that one as paraphrases.base_url=URL."
+        if status in REMEDIES or 300 <= status < 400:
+            remedy = REMEDIES.get(
+                status, "It points to another address: paraphrases.base_url=URL takes that."
             )
+            raise UserError(f"{shown}\n{remedy.format(key_variable(settings))}")
         if status >= 400:  # after its retries, or about this very text, or a parameter
             return Reply(error=shown + (asked if status in (408, 409, 429) or status >= 500 else ""))
         return self._completion(content, shown)
@@ -163,35 +172,27 @@ class OpenAIChat:
         try:
             document = json.loads(content)
             choice = document["choices"][0]
-            text = choice["message"]["content"]
+            text = choice["message"]["content"] or ""
         except (ValueError, LookupError, TypeError, RecursionError):
             raise WorkError(
                 f"{shown}\nThat is no chat completion. paraphrases.base_url must be the address that "
                 "/chat/completions follows; it often ends in /v1."
             ) from None
-        if text is not None and not is_text(text):
+        if not is_text(text):
             return Reply(error=f"{shown}: its answer is not a text that can be written")
-        usage = document.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        counts = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+        usage, model = document.get("usage"), document.get("model")
+        counts = [
+            usage.get(f"{part}_tokens") if isinstance(usage, dict) else None
+            for part in ("prompt", "completion")
+        ]
         read, written = (count if type(count) is int and count >= 0 else None for count in counts)
-        model = document.get("model")
         if self._settings.model is None and model and is_text(model):
             self._model = self._hidden(model)
         # Hidden once more, since JSON may have written the key with escapes.
-        return Reply(self._hidden(text or ""), None, read, written, choice.get("finish_reason") == "length")
-
-    def _remedy(self, status: int) -> str:
-        if status not in (401, 403):
-            return "Look at paraphrases.base_url (it often ends in /v1) and paraphrases.model."
-        if variable := key_variable(self._settings):
-            return f"The key in {variable} was not accepted (paraphrases.key_variable=NAME takes another)."
-        return "No key was sent. Name the variable that holds one: paraphrases.key_variable=NAME"
+        return Reply(self._hidden(text), None, read, written, choice.get("finish_reason") == "length")
 
     def _hidden(self, text: str) -> str:
-        for spelling in self._spellings:
-            text = text.replace(spelling, "***")
-        return text
+        return text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
 
 
 def address(settings: ParaphrasesConfig) -> str:
@@ -218,11 +219,9 @@ def key_variable(settings: ParaphrasesConfig) -> str | None:
 
     UserError where a key that was not named would go over the network in clear text.
     """
-    if settings.key_variable:
-        return settings.key_variable
     url = address(settings)
-    if _is_loopback(url):
-        return None
+    if settings.key_variable or _is_loopback(url):
+        return settings.key_variable
     if not url.startswith("https:"):
         raise UserError(
             f"{url} is not encrypted. Use https, or name the variable whose value may be sent there in clear "
@@ -231,68 +230,6 @@ def key_variable(settings: ParaphrasesConfig) -> str | None:
     return KEY_VARIABLE
 
 
-def _key_in(variable: str) -> str:
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(
-            f"No key: the environment variable {variable} is not set. Set it (export {variable}=…), or name "
-            "another one with paraphrases.key_variable=NAME. Nothing was sent."
-        )
-    if not all("!" <= char <= "~" for char in key):
-        raise UserError(
-            f"The key in {variable} holds blanks or characters that no header can. Nothing was sent."
-        )
-    return key
-
-
-def _spellings(key: str) -> list[str]:
-    """The key, and what the base64 of any text that holds it has of it, by where in the text it begins."""
-    if len(key) < SHORTEST_SECRET:
-        return []
-    spellings = [key]
-    for before in range(3):
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            encoded = encode(b"\0" * before + key.encode()).decode().rstrip("=")
-            # The first and the last character depend on the neighbours too.
-            last = -1 if (before + len(key)) % 3 else None
-            spellings.append(encoded[(8 * before + 5) // 6 : last])
-    return spellings
-
-
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
-
-
-def _at_once(
-    work: Callable[[str], Reply], texts: Sequence[str], threads: int
-) -> Iterator[tuple[int, Reply | Exception]]:
-    """Place and reply of each text as it comes, some in work at a time; stops when the caller stops.
-
-    The threads are daemons: who interrupts does not wait for an endpoint that hangs.
-    """
-    waiting: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
-    stop = threading.Event()
-    for pair in enumerate(texts):
-        waiting.put(pair)
-
-    def serve() -> None:
-        while not stop.is_set():
-            try:
-                i, text = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((i, work(text)))
-            except Exception as error:  # a thread that dies silently would leave the caller waiting
-                stop.set()
-                done.put((i, error))
-
-    for _ in range(min(threads, len(texts))):
-        threading.Thread(target=serve, daemon=True).start()
-    try:
-        for _ in texts:
-            yield done.get()
-    finally:
-        stop.set()

@@ -7,7 +7,9 @@ instruction); the wording is ours.
 import ast
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sapo.data.tags import document, read_tags
 from sapo.data.tasks import digest
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
-from sapo.experiments.paraphrase.expand import locked
+from sapo.experiments.paraphrase.writing import alone
 
 QUESTION = """Below is a request to a language model: an instruction and the text that it is about. \
 Describe what the request is after with short, general tags: the kind of task, the subject, what has to be \
@@ -35,14 +37,11 @@ _QUOTED = re.compile(r"\"([^\"\n]+)\"")
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
-def write_tags(
-    config: Config, path: Path, on_answer: Callable[[int, int], None], on_wait: Callable[[], None]
-) -> dict[str, Any]:
+def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]) -> dict[str, Any]:
     """Asks for the tags of the sequence's training rows and writes them to `path`, at temperature 0.
 
     Rows that the file has already are not asked for again. `on_answer` is told how many rows are done, of how
-    many, `on_wait` is called if another process writes the file. Returns what was done; UserError if the file
-    is another model's or no model is named.
+    many. Returns what was done; UserError if the file is another model's or no model is named.
     """
     chat = chat_of(replace(config, paraphrases=replace(config.paraphrases, temperature=0.0)))
     question = digest(QUESTION)
@@ -51,34 +50,29 @@ def write_tags(
         for task in load_tasks(config)[0]
         for text in (document(task.instruction, row) for row in task.train)
     }
-    with locked(path, on_wait):
-        if path.is_file() and b"\n" in path.read_bytes():
-            known = read_tags(path)
-            if (known.writer, known.question) != (chat.name, question):
-                raise UserError(
-                    f"{path} has tags of {known.writer}, or of another question. Name another file."
-                )
-        else:
-            path.write_text(json.dumps({"writer": chat.name, "question": question}) + "\n", encoding="utf-8")
-            known = read_tags(path)
-        missing = {key: text for key, text in documents.items() if key not in known.tags}
-        errors: dict[str, int] = {}
-        keys = list(missing)
-        with path.open("r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
-            file.seek(0, 2)
+    errors: Counter[str] = Counter()
+    with alone(path), path.open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
+        if b"\n" not in content:
+            file.write(json.dumps({"writer": chat.name, "question": question}).encode() + b"\n")
+            file.flush()
+        known = read_tags(path)
+        if (known.writer, known.question) != (chat.name, question):
+            raise UserError(f"{path} has tags of {known.writer}, or of another question. Name another file.")
+        missing = [key for key in documents if key not in known.tags]
 
-            def note(place: int, reply: Reply) -> None:
-                if reply.error is not None:
-                    errors[reply.error] = errors.get(reply.error, 0) + 1
-                    return
-                line = json.dumps({"document": keys[place], "tags": tags_in(reply.text)}, ensure_ascii=False)
-                file.write(f"{line}\n".encode())
-                file.flush()
-                on_answer(len(documents) - len(missing) + place + 1, len(documents))
+        def note(place: int, reply: Reply) -> None:
+            if reply.error is not None:
+                errors[reply.error] += 1
+                return
+            line = json.dumps({"document": missing[place], "tags": tags_in(reply.text)}, ensure_ascii=False)
+            file.write(f"{line}\n".encode())
+            file.flush()
+            on_answer(len(documents) - len(missing) + place + 1, len(documents))
 
-            chat.ask([QUESTION.replace("{request}", text) for text in missing.values()], on_reply=note)
+        chat.ask([QUESTION.replace("{request}", documents[key]) for key in missing], on_reply=note)
     found = read_tags(path).tags
     return {
         "file": str(path),
@@ -96,19 +90,16 @@ def tags_in(answer: str) -> list[str] | None:
 
     Words around the list do not matter, nor thoughts before it, single quotes, or a list that breaks off.
     """
+
+    def cleaned(items: Iterable[object]) -> list[str]:
+        texts = (" ".join(_LETTERS.findall(item.casefold())) for item in items if isinstance(item, str))
+        return list(dict.fromkeys(text for text in texts if text))
+
     text = _THOUGHTS.sub("", answer)
     for found in reversed(_LIST.findall(text)):
         for read in (json.loads, ast.literal_eval):
-            try:
-                items = read(found)
-            except (ValueError, SyntaxError):
-                continue
-            if tags := _cleaned([item for item in items if isinstance(item, str)]):
-                return tags
+            with suppress(ValueError, SyntaxError):
+                if tags := cleaned(read(found)):
+                    return tags
     _, opened, rest = text.rpartition("[")
-    return _cleaned(_QUOTED.findall(rest)) or None if opened else None
-
-
-def _cleaned(items: Sequence[str]) -> list[str]:
-    tags = (" ".join(_LETTERS.findall(item.casefold())) for item in items)
-    return list(dict.fromkeys(tag for tag in tags if tag))
+    return cleaned(_QUOTED.findall(rest)) or None if opened else None

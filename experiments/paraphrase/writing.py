@@ -1,12 +1,15 @@
 """Writing a task's prompt pool: paraphrases that a model was asked for, with where they come from."""
 
-import os
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config
@@ -16,10 +19,12 @@ from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task, digest
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.paraphrase import chat_of
-from sapo.experiments.paraphrase.chat import Chat
-from sapo.experiments.paraphrase.expand import Answer, Expansion, Journal, expand
+from sapo.experiments.paraphrase.chat import Chat, Reply
+from sapo.experiments.paraphrase.expand import Expansion, expand
 from sapo.experiments.paraphrase.meta_prompts import meta_prompt
 from sapo.experiments.paraphrase.openai import address, key_variable, request_body
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,71 +33,80 @@ class Pool:
 
     path: Path | None  # None where there was nothing to write
     model: str
-    prompts: list[str]
     expansion: Expansion
     seconds: float
-    cost: float | None  # US dollars; None where prices or tokens are not known
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Held while this process writes a file: another one waits. UserError if it cannot be written."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            _log.warning("Another process writes %s; waiting for it.", path)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}. Name another file.") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it makes it anew
+        lock.release()
 
 
 def write_paraphrases(
-    task: Task,
-    config: Config,
-    path: Path,
-    force: bool,
-    on_answer: Callable[[Answer, Expansion], None],
-    on_wait: Callable[[], None],
+    task: Task, config: Config, path: Path, force: bool, on_answer: Callable[[Reply, Expansion], None]
 ) -> Pool:
     """Asks for what the pool lacks and writes it to `path`; with `force`, all anew.
 
-    A pool that the same request has written already is added to. `on_wait` is called if another process is
-    writing the pool. UserError if another pool stands there; WorkError if nobody answers: what was accepted
-    before stays in a file beside `path`, and the same call goes on from there.
+    A pool that the same request has written already is added to. What is accepted goes at once into a file
+    beside it, from which the same call goes on. UserError if another request's pool stands there; WorkError
+    if nobody answers.
     """
     if not task.instruction.strip():
         raise UserError(f"Task {task.name} has an empty instruction: there is nothing to paraphrase.")
-    folder = next(parent for parent in path.resolve().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"Cannot write a prompt pool to {path}. Name another file: --write POOL.yaml")
     begun, settings = time.monotonic(), config.paraphrases
     if settings.source == "local":
         model_folder(config.model)  # one that is not there is named before anything is written
     chat = chat_of(config)
     request = _request_digest(task, chat)
-    with Journal.open(path.with_name(f"{path.name}.partial"), request, on_wait) as journal:
+    partial = path.with_name(f"{path.name}.partial")
+    with alone(path):
         if force:
-            journal.clear()
-        earlier, source = ([], {}) if force else _earlier(path, request, task)
-        expansion = journal.read()
-        # A process killed after it wrote the pool has left its journal, whose paraphrases stand in the pool.
-        expansion.accepted = [*earlier, *(text for text in expansion.accepted if text not in earlier)]
+            partial.unlink(missing_ok=True)
+        earlier, source = (
+            ([], {}) if force else _earlier(partial if partial.exists() else path, request, task)
+        )
+        expansion = Expansion(list(earlier))
 
-        def keep(answer: Answer) -> None:
-            if answer.error is None:  # what was not answered is asked again, and was not paid for
-                journal.append(answer)
+        def write(file: Path) -> None:
+            pool = pool_of(task, expansion.accepted, settings.name)
+            write_pool(file, pool, _source(task, config, chat, request, expansion, source))
+
+        def keep(answer: Reply) -> None:
+            if answer.error is None and answer.reason is None:
+                write(partial)
             on_answer(answer, expansion)
 
-        error = expand(task, chat, settings.count, settings.rounds, config.seed, expansion, keep)
+        seed = config.seed + source.get("requests", 0)
+        error = expand(task, chat, settings.count, settings.rounds, seed, expansion, keep)
         if error is not None and not expansion.accepted:
-            journal.clear()
             raise WorkError(f"No paraphrase: {error}")
         if error is not None:
-            kept = journal.path if journal.path.stat().st_size else path
             raise WorkError(
                 f"{error}\n{len(expansion.accepted)} of {settings.count} paraphrases are accepted and kept "
-                f"in {kept}; the same command goes on from there."
+                f"in {partial if partial.exists() else path}; the same command goes on from there."
             )
-        if len(expansion.accepted) > len(earlier):
-            source = _source(task, config, chat, request, expansion, source)
-            write_pool(path, pool_of(task, expansion.accepted, settings.name), source)
-        journal.clear()
-    return Pool(
-        path if expansion.accepted else None,
-        chat.name,
-        expansion.accepted,
-        expansion,
-        time.monotonic() - begun,
-        _cost(expansion, settings.prices),
-    )
+        if partial.exists():
+            write(path)
+            partial.unlink()
+    seconds = time.monotonic() - begun
+    return Pool(path if expansion.accepted else None, chat.name, expansion, seconds)
 
 
 def copy_pool(task: Task, config: Config, path: Path, force: bool) -> Pool:
@@ -103,7 +117,7 @@ def copy_pool(task: Task, config: Config, path: Path, force: bool) -> Pool:
     texts = [prompt.text for prompt in pool.paraphrases]
     source = {"paraphraser": f"{config.paraphrases.name} ({pool.source})", "prompts_sha256": digest(texts)}
     write_pool(path, pool, source)
-    return Pool(path, pool.source, texts, Expansion(texts), 0.0, None)
+    return Pool(path, pool.source, Expansion(texts), 0.0)
 
 
 def dry_request(task: Task, config: Config) -> dict[str, Any]:
@@ -165,11 +179,3 @@ def _request_digest(task: Task, chat: Chat) -> str:
     """SHA-256 of what decides which answers can come and be accepted: message, labels, model, sampling."""
     parts = {"message": meta_prompt(task), "instruction": task.instruction, "labels": list(task.labels)}
     return digest({**parts, "language": task.language, "parameters": chat.parameters})
-
-
-def _cost(expansion: Expansion, prices: list[float]) -> float | None:
-    """US dollars for the tokens, at prices a million [IN, OUT]; None where one of them is not known."""
-    tokens = expansion.tokens()
-    if not prices or None in tokens.values():
-        return None
-    return ((tokens["in"] or 0) * prices[0] + (tokens["out"] or 0) * prices[1]) / 1e6

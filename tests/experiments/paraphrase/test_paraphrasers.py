@@ -3,34 +3,32 @@
 import gzip
 import json
 import logging
+import re
 import signal
 import sys
-from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sapo.cli.app import main
 from sapo.conf.errors import UserError, WorkError
-from sapo.conf.load import load_one
+from sapo.conf.schema import Config, ParaphrasesConfig
 from sapo.data.pool_checks import check_pool
 from sapo.data.pools import instruction_name, load_pool, write_pool, written_path
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import digest, own_task
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
-from sapo.experiments.paraphrase.expand import Expansion, Journal, checked, expand, kind_of, unrelated
+from sapo.experiments.paraphrase.expand import Expansion, checked, expand, unrelated
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
+from sapo.experiments.paraphrase.openai import OpenAIChat
 from sapo.experiments.paraphrase.writing import write_paraphrases
 
 INSTRUCTION = 'Classify the sentiment of the tweet as "positive" or "negative".'
@@ -64,8 +62,8 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.seen.append((dict(self.headers), body))
-                act = outer.acts.pop(0) if len(outer.acts) > 1 else outer.acts[0]
-                act(self)
+                self.text = body["messages"][0]["content"]
+                (outer.acts.pop(0) if len(outer.acts) > 1 else outer.acts[0])(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -97,7 +95,7 @@ def answer(status: int, body: str, **headers: str) -> Act:
     return act
 
 
-def says(text: str | None, finish: str = "stop") -> Act:
+def says(text: Any, finish: str = "stop") -> Act:
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
     usage = {"prompt_tokens": 7, "completion_tokens": 3}
     return answer(200, json.dumps({"choices": [choice], "usage": usage}))
@@ -118,37 +116,45 @@ def echoes_the_key(status: int) -> Act:
     return act
 
 
+def endless(status: int, first: bytes = b"", **headers: str) -> Act:
+    """A body of unknown length: `first`, then mebibytes without end, or until nobody reads them."""
+
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.close_connection = True
+        handler.wfile.write(first)
+        with suppress(OSError):
+            for _ in range(200):
+                handler.wfile.write(b" " * (1 << 20))
+
+    return act
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Nobody waits between two attempts."""
-    monkeypatch.setattr("openai._base_client.time.sleep", lambda _: None)
+
+    async def at_once(_: float) -> None:
+        pass
+
+    monkeypatch.setattr("openai._base_client.anyio.sleep", at_once)
     server = Server()
     yield server
     server.close()
 
 
 @pytest.fixture
-def chat(server):
-    """`chat("paraphrases.retries=0", …)` asks the server."""
-    return lambda *overrides: chat_of(load_one([*asking(server), *overrides]))
-
-
-@cache
-def chat_with_key() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MY_KEY", CANARY)
-        return chat_of(
-            load_one(["paraphrases=openai", "paraphrases.model=m", "paraphrases.key_variable=MY_KEY"])
-        )
+def chat(server) -> Callable[..., OpenAIChat]:
+    """`chat(retries=0, …)` asks the server."""
+    near = {"source": "openai", "base_url": server.url, "timeout": 5.0}
+    return lambda **settings: OpenAIChat(ParaphrasesConfig("openai", **{**near, **settings}))
 
 
 def asking(server: Server, *overrides: str) -> list[str]:
-    return [
-        "paraphrases=openai",
-        f"paraphrases.base_url={server.url}",
-        "paraphrases.timeout=5",
-        *overrides,
-    ]
+    return ["paraphrases=openai", f"paraphrases.base_url={server.url}", "paraphrases.timeout=5", *overrides]
 
 
 @pytest.fixture
@@ -171,36 +177,24 @@ def sapo(capsys, tmp_path):
 # --- requests and answers ----------------------------------------------------------------------------------
 
 
-def test_replies_keep_the_order_of_their_texts(server, chat):
-    def echo(handler: BaseHTTPRequestHandler) -> None:
-        says(f"re: {server.seen[-1][1]['messages'][0]['content']}")(handler)
+def test_replies_keep_the_order_of_their_texts_and_many_requests_are_open_at_once(server, chat):
+    together = Barrier(3)
+
+    def echo(handler: Any) -> None:
+        together.wait(30)
+        says(f"re: {handler.text}")(handler)
 
     server.acts = [echo]
-    texts = [f"text {i}" for i in range(9)]
     told: dict[int, Reply] = {}
-    replies = chat("paraphrases.concurrency=1").ask(texts, on_reply=told.__setitem__)
+    texts = [f"text {i}" for i in range(6)]
+    replies = chat(concurrency=3).ask(texts, on_reply=told.__setitem__)
     assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
-    assert [told[i] for i in range(9)] == replies
-    assert replies[0] == Reply("re: text 0", None, 7, 3, False)
+    assert [told[i] for i in range(6)] == replies
 
 
-def test_many_requests_are_open_at_once(server, chat):
-    arrived: list[int] = []
-    everybody = Event()
-
-    def wait_for_three(handler: BaseHTTPRequestHandler) -> None:
-        arrived.append(1)
-        if len(arrived) == 3:
-            everybody.set()
-        says("together" if everybody.wait(10) else "alone")(handler)
-
-    server.acts = [wait_for_three]
-    assert [reply.text for reply in chat("paraphrases.concurrency=3").ask(["a"] * 3)] == ["together"] * 3
-
-
-def test_what_is_sent(server, chat):
+def test_what_is_sent_and_read(server, chat):
     server.acts = [says("yes")]
-    chat("paraphrases.model=some/model", "paraphrases.max_tokens=50").ask(["hello"])
+    assert chat(model="some/model", max_tokens=50).ask(["hello"]) == [Reply("yes", None, 7, 3)]
     assert server.seen[0][1] == {
         "model": "some/model",
         "messages": [{"role": "user", "content": "hello"}],
@@ -213,13 +207,17 @@ def test_what_is_sent(server, chat):
     assert nameless.ask(["hello"]) == [Reply("yes")]
     assert nameless.name == "m"
     assert server.seen[1][1].keys() == {"messages", "temperature", "stream"}
+    server.acts = [says(None), says("half a sen", "length"), says("half a pair \ud83d")]
+    empty, cut, half = chat(concurrency=1).ask(["a", "b", "c"])
+    assert (empty.text, empty.error, cut.is_cut) == ("", None, True)
+    assert "its answer is not a text that can be written" in half.error
 
 
 @pytest.mark.parametrize(
     "failure",
     [
-        answer(429, "slow down", Retry_After="0"),
-        answer(500, "oops"),
+        answer(429, "slow down", Retry_After="0"),  # a back-off of hours would follow if it were not heard
+        answer(429, "wait", Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
         answer(503, "<html>busy</html>"),
         dies_half_way,
     ],
@@ -230,66 +228,25 @@ def test_what_may_pass_is_asked_again(server, chat, failure):
     assert len(server.seen) == 3
 
 
-def test_the_endpoint_says_how_long_to_wait(server, chat):
-    # A back-off of hours would follow, if the header were not heard.
-    server.acts = [answer(429, "wait", Retry_After="0"), says("fine")]
-    assert chat().ask(["a"])[0].text == "fine"
-    past = "Wed, 21 Oct 2015 07:28:00 GMT"
-    server.acts = [answer(429, "wait", Retry_After=past), says("fine")]
-    assert chat().ask(["a"])[0].text == "fine"
-    server.acts = [answer(429, "come back tomorrow", Retry_After="86400")]
-    before = len(server.seen)
-    (reply,) = chat().ask(["a"])
-    assert "answered 429: come back tomorrow" in str(reply.error)
-    assert len(server.seen) == before + 1
-
-
-def test_after_the_last_attempt_the_error_tells_the_answer(server, chat):
-    server.acts = [answer(500, "\n<html>\n<b>broken</b>")]
-    (reply,) = chat("paraphrases.retries=2").ask(["a"])
-    assert reply.error == f"{server.url} answered 500: <html>, asked 3 times"
-    assert len(server.seen) == 3
-
-
-def test_a_server_that_hangs(server, chat):
-    server.acts = [server.hang]
-    (reply,) = chat("paraphrases.timeout=0.2", "paraphrases.retries=0").ask(["a"])
-    assert reply.error == f"{server.url}: no answer within 0.2 s"
-
-
-def endless(status: int, first: bytes = b"", **headers: str) -> Act:
-    """A body of unknown length: `first`, then mebibytes without end, or until nobody reads them."""
-
-    def act(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.close_connection = True
-        handler.wfile.write(first)
-        with suppress(OSError):
-            for _ in range(200):
-                handler.wfile.write(b" " * (1 << 20))
-
-    return act
-
-
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "attempts", "error"),
     [
-        (endless(200, b'{"choices": ['), "the answer is longer than 8,388,608 bytes"),
-        (endless(500, b"oops"), "the answer is longer than 8,388,608 bytes"),
-        (endless(200, gzip.compress(b" " * (1 << 24)), Content_Encoding="gzip"), "the answer is compressed"),
+        (answer(500, "\n<html>\n<b>broken</b>"), 3, "answered 500: <html>, asked 3 times"),
+        (answer(429, "come back tomorrow", Retry_After="86400"), 1, "answered 429: come back tomorrow"),
+        (answer(400, "a bad word"), 1, "answered 400: a bad word"),
+        (endless(200, b'{"choices": ['), 1, ": the answer is longer than 8,388,608 bytes"),
+        (endless(500, b"oops"), 1, ": the answer is longer than 8,388,608 bytes"),
+        (endless(200, gzip.compress(b" " * 99), Content_Encoding="gzip"), 1, ": the answer is compressed"),
     ],
 )
-def test_a_body_without_end_is_left(server, chat, act, said):
-    server.acts = [act]
-    (reply,) = chat("paraphrases.retries=3").ask(["a"])
-    assert said in str(reply.error)
-    assert len(server.seen) == 1
+def test_a_request_without_an_answer_says_why_and_costs_no_other(server, chat, act, attempts, error):
+    server.acts = [*[act] * attempts, says("fine")]
+    failed, fine = chat(retries=2, concurrency=1).ask(["a", "b"])
+    assert (failed.error or "").replace(f"{server.url} ", server.url).startswith(f"{server.url}{error}")
+    assert (fine.text, len(server.seen)) == ("fine", attempts + 1)
 
 
-def test_a_body_that_trickles_is_left_at_the_deadline(server, chat):
+def test_a_server_that_hangs_or_trickles_or_is_not_there(server, chat):
     def trickle(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
@@ -298,133 +255,81 @@ def test_a_body_that_trickles_is_left_at_the_deadline(server, chat):
             while not server.release.wait(0.05):
                 handler.wfile.write(b" ")
 
-    server.acts = [trickle]
-    (reply,) = chat("paraphrases.timeout=0.4").ask(["a"])
-    assert reply.error == f"{server.url}: no whole answer within 0.4 s"
-
-
-def test_a_text_that_cannot_be_written_costs_one_answer(server, sapo, tmp_path):
-    half = answer(200, '{"choices": [{"message": {"content": "half a pair \\ud83d"}}]}')
-    server.acts = [half, *map(says, GOOD[:2])]
-    settings = asking(
-        server, "paraphrases.count=2", "paraphrases.concurrency=1", "--write", str(tmp_path / "p.yaml")
-    )
-    code, _, err = sapo("paraphrase", f"instruction={INSTRUCTION}", "labels=positive,negative", *settings)
-    assert (code, len(server.seen)) == (0, 3)
-    assert "its answer is not a text that can be written" in err
-    assert yaml.safe_load((tmp_path / "p.yaml").read_text(encoding="utf-8"))["prompts"] == GOOD[:2]
-
-
-def test_nobody_there(server, chat):
-    asked = chat("paraphrases.retries=0")
+    hasty = chat(timeout=0.3, retries=0)
+    for act, error in ((server.hang, "no answer within 0.3 s"), (trickle, "no whole answer within 0.3 s")):
+        server.acts = [act]
+        assert hasty.ask(["a"])[0].error == f"{server.url}: {error}"
     server.close()
-    (reply,) = asked.ask(["a"])
-    assert "no connection" in reply.error
+    assert "no connection" in hasty.ask(["a"])[0].error
 
 
 def test_a_server_that_is_down_is_not_asked_for_everything(server, chat):
     server.acts = [answer(500, "down")]
-    replies = chat("paraphrases.retries=0", "paraphrases.concurrency=2").ask(["a"] * 50)
+    replies = chat(retries=0, concurrency=2).ask(["a"] * 50)
     assert all(reply.error for reply in replies)
     assert len(server.seen) <= 3 + 2
 
 
+ELSEWHERE = answer(307, "", Location="/v1/elsewhere")
+
+
 @pytest.mark.parametrize(
-    ("body", "shown"),
+    ("act", "kind", "message"),
     [
-        ("<!doctype html>\n<title>Welcome</title>", "answered 200: <!doctype html>"),
-        ("", "answered 200: an empty body"),
-        ('{"choices": [', "answered 200: {"),
-        ('{"object": "list"}', 'answered 200: {"object": "list"}'),
-        ("[]", "answered 200: []"),
-        ('{"choices": [{"text": "old"}]}', "answered 200:"),
+        (
+            answer(200, "<!doctype html>\n<title>x</title>"),
+            WorkError,
+            "html>\nThat is no chat completion",
+        ),
+        (answer(200, ""), WorkError, "answered 200: an empty body\nThat is no chat completion"),
+        (answer(200, '{"choices": ['), WorkError, "answered 200: {"),
+        (answer(200, "[]"), WorkError, "answered 200: []"),
+        (answer(200, '{"choices": [{"text": "old"}]}'), WorkError, "no chat completion"),
+        (answer(404, '{"error": "no model x"}'), UserError, "answered 404: .*paraphrases.model"),
+        (answer(401, "who are you?"), UserError, "answered 401: .*paraphrases.key_variable=NAME"),
+        (ELSEWHERE, UserError, "answered 307: .*points to another address"),
     ],
 )
-def test_what_is_no_chat_completion(server, chat, body, shown):
-    server.acts = [answer(200, body)]
-    with pytest.raises(WorkError, match="no chat completion") as error:
-        chat("paraphrases.concurrency=1").ask(["a", "b"])
-    assert shown in str(error.value)
+def test_what_every_request_would_meet_ends_it_with_one_message(server, chat, act, kind, message):
+    server.acts = [act, says("wrong")]
+    with pytest.raises(kind) as error:
+        chat(concurrency=1).ask(["a", "b"])
+    assert re.search(message.replace("[]", r"\[\]").replace("{", r"\{"), str(error.value), re.DOTALL)
     assert len(server.seen) == 1
-
-
-def test_refusals_that_all_requests_would_meet(server, chat):
-    server.acts = [answer(404, '{"error": "no model x"}')]
-    with pytest.raises(UserError, match="answered 404") as error:
-        chat("paraphrases.concurrency=1").ask(["a", "b"])
-    assert "paraphrases.model" in str(error.value)
-    server.acts = [answer(401, "who are you?")]
-    with pytest.raises(UserError, match="No key was sent"):
-        chat().ask(["a"])
-
-
-def test_a_redirect_is_not_followed(server, chat):
-    server.acts = [answer(307, "", Location=f"{server.url}/elsewhere"), says("wrong")]
-    with pytest.raises(UserError, match="points to another address"):
-        chat().ask(["a"])
-    assert len(server.seen) == 1
-
-
-def test_a_refused_text_is_no_reason_to_stop(server, chat):
-    server.acts = [answer(400, "a bad word"), says("fine")]
-    replies = chat("paraphrases.concurrency=1").ask(["a", "b"])
-    assert [reply.error for reply in replies] == [f"{server.url} answered 400: a bad word", None]
-
-
-def test_an_answer_without_a_text_and_one_that_is_cut(server, chat):
-    server.acts = [says(None), says("half a sen", "length")]
-    empty, cut = chat("paraphrases.concurrency=1").ask(["a", "b"])
-    assert (empty.text, empty.error) == ("", None)
-    assert cut.is_cut
 
 
 # --- keys --------------------------------------------------------------------------------------------------
 
 
-def test_without_a_key_nothing_is_sent(server, chat, monkeypatch):
-    monkeypatch.delenv("MY_KEY", raising=False)
-    server.acts = [says("never")]
-    with pytest.raises(UserError, match="the environment variable MY_KEY is not set"):
-        chat("paraphrases.key_variable=MY_KEY")
-    monkeypatch.setenv("MY_KEY", "  ")
-    with pytest.raises(UserError, match="MY_KEY is not set"):
-        chat("paraphrases.key_variable=MY_KEY")
+@pytest.mark.parametrize(
+    ("settings", "key", "message"),
+    [
+        ({"key_variable": "MY_KEY"}, None, "the environment variable MY_KEY is not set"),
+        ({"key_variable": "MY_KEY"}, "  ", "MY_KEY is not set"),
+        ({"key_variable": "MY_KEY"}, f"{CANARY}\nX: y", "MY_KEY holds blanks"),
+        ({"base_url": "https://api.invalid/v1", "model": "m"}, None, "OPENAI_API_KEY is not set"),
+        ({"base_url": "http://far.invalid/v1", "model": "m"}, None, "not encrypted"),
+    ],
+)
+def test_without_a_key_or_with_a_wrong_one_nothing_is_sent(server, chat, monkeypatch, settings, key, message):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
-        chat("paraphrases.base_url=https://api.invalid/v1", "paraphrases.model=m")
-    with pytest.raises(UserError, match="GEMINI_API_KEY is not set"):
-        chat_of(load_one(["paraphrases=gemini_2_5_pro"]))
-    assert server.seen == []
-
-
-def test_a_key_is_sent_where_it_was_asked_for(server, chat, monkeypatch):
-    monkeypatch.setenv("MY_KEY", CANARY)
-    server.acts = [says("hello")]
-    chat("paraphrases.key_variable=MY_KEY").ask(["a"])
-    assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
+    if key:
+        monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(UserError, match=message) as error:
+        chat(**settings)
+    assert CANARY not in str(error.value)
 
 
 def test_a_server_on_this_machine_gets_no_secret_unasked(server, chat, monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+    for name in ("MY_KEY", "OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Token: {CANARY}")
     server.acts = [says("hello")]
     chat().ask(["a"])
     assert CANARY not in str(server.seen)
-    assert "Authorization" not in server.seen[0][0]
-
-
-def test_a_key_does_not_go_unencrypted_over_the_network_unasked(chat, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
-    with pytest.raises(UserError, match="not encrypted"):
-        chat("paraphrases.base_url=http://far.invalid/v1", "paraphrases.model=m")
-
-
-def test_a_key_that_no_header_can_hold(chat, monkeypatch):
-    monkeypatch.setenv("MY_KEY", f"{CANARY}\nX: y")
-    with pytest.raises(UserError, match="MY_KEY holds blanks") as error:
-        chat("paraphrases.key_variable=MY_KEY")
-    assert CANARY not in str(error.value)
+    chat(key_variable="MY_KEY").ask(["a"])
+    assert server.seen[1][0]["Authorization"] == f"Bearer {CANARY}"
+    assert str(server.seen).count(CANARY) == 1
 
 
 @pytest.mark.parametrize(
@@ -442,33 +347,17 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(sapo, override):
     assert CANARY not in err
 
 
-@given(st.binary(max_size=9), st.binary(max_size=9), st.sampled_from([b64encode, urlsafe_b64encode]))
-def test_a_key_in_base64_is_hidden_wherever_it_begins(before, after, encode):
-    chat = chat_with_key()
-    hidden = chat._hidden(encode(before + CANARY.encode() + after).decode())
-    assert hidden.count("***") == 1
-    # Of the key at most what its first and last character share with their neighbours is left.
-    assert len(hidden.replace("***", "")) <= (len(before) + len(after)) * 4 / 3 + 6
-    assert chat._hidden(f"a {CANARY} b") == "a *** b"
-
-
+ESCAPED = f'{CANARY} tweet sentiment "positive" "negative"'
 FAILURES: dict[str, Act] = {
     "401": echoes_the_key(401),
-    "400": echoes_the_key(400),
-    "404": echoes_the_key(404),
-    "429": echoes_the_key(429),
     "500": echoes_the_key(500),
     "307": answer(307, "", Location=f"http://127.0.0.1:9/{CANARY}"),
     "not json": echoes_the_key(200),
-    "half": dies_half_way,
+    "nobody": dies_half_way,
     "answer": says(f'Is the sentiment of the tweet {CANARY} "positive" or "negative"?'),
     "escaped": answer(
-        200,
-        json.dumps(
-            {"choices": [{"message": {"content": f'{CANARY} tweet sentiment "positive" "negative"'}}]}
-        ).replace("sk-", "sk\\u002d"),
+        200, json.dumps({"choices": [{"message": {"content": ESCAPED}}]}).replace("sk-", "sk\\u002d")
     ),
-    "base64": answer(500, b64encode(f"Bearer {CANARY}".encode()).decode()),
     "good": says(GOOD[0]),
 }
 
@@ -477,7 +366,7 @@ FAILURES: dict[str, Act] = {
 def test_the_key_is_nowhere(server, sapo, monkeypatch, caplog, tmp_path, failure):
     monkeypatch.setenv("MY_KEY", CANARY)
     monkeypatch.chdir(tmp_path)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG if failure == "nobody" else logging.INFO)
     server.acts = [FAILURES[failure]]
     few = ("paraphrases.retries=1", "paraphrases.count=2", "paraphrases.rounds=0", "--debug", "--json")
     code, out, err = sapo(
@@ -486,23 +375,12 @@ def test_the_key_is_nowhere(server, sapo, monkeypatch, caplog, tmp_path, failure
     assert code in (1, 2)
     assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
     assert CANARY not in out + err + caplog.text
-    assert b64encode(CANARY.encode()).decode()[4:-4] not in out + err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(CANARY not in path.read_text(errors="replace") for path in files)
     assert bool(files) == (failure == "good")
 
 
-def test_the_key_is_nowhere_when_nobody_is_there(sapo, server, monkeypatch, caplog):
-    monkeypatch.setenv("MY_KEY", CANARY)
-    caplog.set_level(logging.DEBUG)
-    server.close()
-    arguments = asking(server, "paraphrases.key_variable=MY_KEY", "paraphrases.retries=0")
-    code, out, err = sapo("paraphrase", f"instruction={INSTRUCTION}", *arguments, "--debug")
-    assert (code, out) == (1, "")
-    assert CANARY not in err + caplog.text
-
-
-def test_without_the_package(server, chat, monkeypatch):
+def test_without_the_package(chat, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match=r"pip install 'sapo-prompts\[endpoint\]'"):
         chat()
@@ -511,20 +389,13 @@ def test_without_the_package(server, chat, monkeypatch):
 # --- what is asked and read --------------------------------------------------------------------------------
 
 
-def test_the_message_holds_instruction_labels_and_suffix():
+def test_the_message_holds_instruction_labels_and_suffix_in_the_task_s_language():
     text = meta_prompt(TASK)
     assert text.endswith(f"<original>\n{INSTRUCTION}\n</original>")
     assert "`positive`, `negative`" in text
     assert "Output one word." in text
-    assert (
-        meta_prompt(TASK, ["Another one."]).replace(
-            "- It must also differ clearly from these wordings:\n  Another one.\n", ""
-        )
-        == text
-    )
-
-
-def test_the_message_of_a_chinese_task_is_chinese():
+    more = "- It must also differ clearly from these wordings:\n  Another one.\n"
+    assert meta_prompt(TASK, ["Another one."]).replace(more, "") == text
     task = own_task("态度", "判断文本的态度，输出{支持}或{反对}。", labels=("支持", "反对"))
     text = meta_prompt(task)
     assert "`支持`、`反对`" in text
@@ -555,33 +426,20 @@ def test_the_paraphrase_in_an_answer(text, found):
         (INSTRUCTION, "the same as the original"),
         ('Is it "positive"?', "lost the label 'negative'"),
         ('Here is a rephrased one: "positive" or "negative" sentiment of the tweet?', "paraphrasing"),
-        (
-            'I love "positive" vibes and hate "negative" people, so there you go my friend.',
-            "shares only 0 of",
-        ),
+        ('I love "positive" vibes and hate "negative" people, so there you go.', "shares only 0 of"),
         ("", "it is empty"),
+        (GOOD[0], "None"),
     ],
 )
 def test_what_is_not_let_through(text, reason):
     assert reason in str(checked(Reply(text), TASK, []).reason)
-
-
-def test_an_answer_that_reached_its_longest_length_is_not_let_through():
-    assert checked(Reply(GOOD[0], is_cut=True), TASK, []).reason == "it breaks off before its end"
-    assert checked(Reply(GOOD[0]), TASK, []).reason is None
+    assert checked(Reply(text, is_cut=True), TASK, []).reason == "it breaks off before its end"
 
 
 def test_words_shared_with_the_original():
     task = own_task("t", "Summarize the article briefly, naming persons.")  # five words that count
     assert unrelated("A summary, please!", task) is None
-    assert unrelated("What a lovely day.", task) == (
-        "it shares only 0 of 5 words with the original, and may ask for another thing"
-    )
-
-
-def test_kinds_of_reasons():
-    assert kind_of("it lost the label 'a'") == kind_of("it lost the label 'b'") == "it lost the label …"
-    assert kind_of("it is 0.10 times as long") == "it is … times as long"
+    assert unrelated("What a lovely day.", task).startswith("it shares only 0 of 5 words with the original")
 
 
 # --- asking until there are enough -------------------------------------------------------------------------
@@ -632,13 +490,9 @@ def test_what_is_rejected_is_counted_and_asked_for_again():
     assert chat.asked[3:] == [meta_prompt(TASK, GOOD[:1])] * 2 + [meta_prompt(TASK, GOOD[:2])]
 
 
-def test_there_is_a_bound():
-    chat = Scripted(*["nonsense"] * 6)
-    expansion, error = expanded(chat, 2, 2)
+def test_rounds_are_bounded_and_one_without_answers_is_the_last():
+    expansion, error = expanded(Scripted(*["nonsense"] * 6), 2, 2)
     assert (expansion.accepted, error, len(expansion.answers)) == ([], None, 6)
-
-
-def test_a_round_without_answers_is_the_last():
     expansion, error = expanded(Scripted(GOOD[0], None, None), 2, 4)
     assert (expansion.accepted, error) == (GOOD[:1], "no answer")
     assert expansion.errors == {"no answer": 2}
@@ -650,86 +504,57 @@ def test_a_round_without_answers_is_the_last():
 @pytest.fixture
 def written(monkeypatch, tmp_path):
     """`written(chat, count, …)` writes `pool.yaml` with the scripted chat's answers."""
-
-    waited = Event()
+    settings = ParaphrasesConfig("openai", source="openai", rounds=0)
 
     def write(chat: Scripted, count: int, path: Path | None = None, force: bool = False):
         monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chat)
-        config = load_one(["paraphrases=openai", f"paraphrases.count={count}", "paraphrases.rounds=0"])
-        return write_paraphrases(
-            TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None, waited.set
-        )
+        config = Config(paraphrases=replace(settings, count=count))
+        return write_paraphrases(TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None)
 
     return write
 
 
-def test_a_pool_says_where_it_comes_from(written, tmp_path):
+def test_a_pool_says_where_it_comes_from_and_that_it_was_edited(written, tmp_path):
+    path = tmp_path / "pool.yaml"
     pool = written(Scripted(GOOD[0], "nonsense", GOOD[1]), 3)
-    assert pool.prompts == GOOD[:2]
-    content = yaml.safe_load((tmp_path / "pool.yaml").read_text(encoding="utf-8"))
+    assert pool.expansion.accepted == GOOD[:2]
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     source = content["source"]
     assert (content["prompts"], content["original"], content["task"]) == (GOOD[:2], INSTRUCTION, TASK.name)
     assert (source["model"], source["parameters"]) == ("scripted", {"temperature": 0.6})
     assert source["prompts_sha256"] == digest(GOOD[:2])
     assert source["instruction_sha256"] == digest(INSTRUCTION)
     assert (source["requests"], source["rejected"], source["tokens"]) == (3, 1, {"in": 30, "out": 6})
-    assert check_pool(read_pool(tmp_path / "pool.yaml", TASK), TASK) == []
+    assert check_pool(read_pool(path, TASK), TASK) == []
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
-
-
-def test_an_edited_pool_says_so(written, tmp_path):
-    written(Scripted(*GOOD[:2]), 2)
-    path = tmp_path / "pool.yaml"
     assert "edited" not in read_pool(path, TASK).source
     path.write_text(path.read_text(encoding="utf-8").replace(GOOD[1], GOOD[2]), encoding="utf-8")
     assert read_pool(path, TASK).source.endswith("edited since")
 
 
-def test_a_killed_command_goes_on_without_asking_twice(written, tmp_path):
+def test_a_killed_command_and_a_server_that_dies_leave_what_was_accepted(written, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         written(Scripted(GOOD[0], "nonsense", GOOD[1], KeyboardInterrupt()), 5)
-    partial = tmp_path / "pool.yaml.partial"
+    with pytest.raises(WorkError, match=r"2 of 5 paraphrases are accepted and kept in .*pool\.yaml\.partial"):
+        written(Scripted(None, None, None), 5)
     assert not (tmp_path / "pool.yaml").exists()
-    with partial.open("a", encoding="utf-8") as file:
-        file.write('{"text": "half a li')
     chat = Scripted(*GOOD[2:5])
-    pool = written(chat, 5)
-    assert pool.prompts == GOOD[:5]
-    assert (len(chat.asked), len(pool.expansion.answers)) == (3, 6)
-    assert not partial.exists()
-
-
-def test_answers_after_a_half_written_line_are_not_lost(tmp_path):
-    with Journal.open(tmp_path / "j", "request", lambda: None) as journal:
-        journal.append(checked(Reply(GOOD[0]), TASK, []))
-        with journal.path.open("a", encoding="utf-8") as file:
-            file.write('{"text": "half')
-        journal.append(checked(Reply(GOOD[1]), TASK, []))
-        assert (journal.read().accepted, len(journal.read().answers)) == (GOOD[:2], 2)
-        journal.clear()
-    assert not journal.path.exists()
-
-
-def test_a_server_that_dies_leaves_what_was_accepted(written, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        written(Scripted(GOOD[0], GOOD[1], KeyboardInterrupt()), 4)
-    with pytest.raises(WorkError, match="2 of 4 paraphrases are accepted and kept in"):
-        written(Scripted(None, None), 4)
-    assert not (tmp_path / "pool.yaml").exists()
-    assert written(Scripted(*GOOD[2:4]), 4).prompts == GOOD[:4]
+    assert written(chat, 5).expansion.accepted == GOOD[:5]
+    assert (len(chat.asked), chat.seeds) == (3, [3])
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
 
 
 def test_a_larger_pool_begins_with_the_smaller_one(written):
     written(Scripted(*GOOD[:2]), 2)
     chat = Scripted(*GOOD[2:4])
-    assert written(chat, 4).prompts == GOOD[:4]
-    assert len(chat.asked) == 2
-    assert written(Scripted(), 3).prompts == GOOD[:4]
+    assert written(chat, 4).expansion.accepted == GOOD[:4]
+    assert (len(chat.asked), chat.seeds) == (2, [2])
+    assert written(Scripted(), 3).expansion.accepted == GOOD[:4]
 
 
-def test_two_at_once_ask_for_each_paraphrase_once(monkeypatch, tmp_path):
+def test_two_at_once_ask_for_each_paraphrase_once(written, tmp_path, caplog):
     """The second waits for the first, and finds its pool."""
-    asking, waits = Event(), Event()
+    asking, waits, pools = Event(), Event(), []
 
     class Slow(Scripted):
         def ask(self, texts, *, seed=0, on_reply=None):
@@ -737,20 +562,20 @@ def test_two_at_once_ask_for_each_paraphrase_once(monkeypatch, tmp_path):
             assert waits.wait(30)
             return super().ask(texts, seed=seed, on_reply=on_reply)
 
-    chats = [Slow(*GOOD[:3]), Scripted()]
-    monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chats.pop(0))
-    config = load_one(["paraphrases=openai", "paraphrases.count=3", "paraphrases.rounds=0"])
-    pools: list[Any] = []
+    class Noting(logging.Handler):
+        def emit(self, record):
+            assert record.getMessage() == f"Another process writes {tmp_path / 'pool.yaml'}; waiting for it."
+            waits.set()
 
-    def write(on_wait: Callable[[], None]) -> None:
-        pools.append(write_paraphrases(TASK, config, tmp_path / "pool.yaml", False, lambda *_: None, on_wait))
-
-    first = Thread(target=write, args=[lambda: None])
+    logger, noting = logging.getLogger("sapo.experiments.paraphrase.writing"), Noting()
+    logger.addHandler(noting)
+    first = Thread(target=lambda: pools.append(written(Slow(*GOOD[:3]), 3)))
     first.start()
     assert asking.wait(30)
-    write(waits.set)
+    pools.append(written(Scripted(), 3))
     first.join(30)
-    assert [pool.prompts for pool in pools] == [GOOD[:3]] * 2
+    logger.removeHandler(noting)
+    assert [pool.expansion.accepted for pool in pools] == [GOOD[:3]] * 2
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
 
 
@@ -762,44 +587,26 @@ def test_another_pool_is_not_overwritten(written, tmp_path):
     with pytest.raises(UserError, match="another request"):
         written(other, 2)
     assert (tmp_path / "pool.yaml").read_bytes() == before
-    assert written(other, 2, force=True).prompts == GOOD[2:4]
+    assert written(other, 2, force=True).expansion.accepted == GOOD[2:4]
 
 
-def test_a_pool_whose_journal_was_left_is_not_doubled(written, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        written(Scripted(*GOOD[:2], KeyboardInterrupt()), 3)
-    left = (tmp_path / "pool.yaml.partial").read_bytes()
-    written(Scripted(GOOD[2]), 3)
-    (tmp_path / "pool.yaml.partial").write_bytes(left)
-    assert written(Scripted(GOOD[3]), 4).prompts == GOOD[:4]
-
-
-def test_where_nothing_can_be_written_nothing_is_asked(written, tmp_path):
+def test_where_nothing_can_be_written_nothing_is_asked_and_nothing_accepted_writes_nothing(written, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "pool.yaml"):
-        with pytest.raises(UserError, match="Cannot write a prompt pool"):
+        with pytest.raises(UserError, match="Cannot write"):
             written(Scripted(), 2, path)
-
-
-def test_nothing_is_written_when_nothing_is_accepted(written, tmp_path):
-    pool = written(Scripted("nonsense", "nonsense"), 2, tmp_path / "new" / "folder" / "pool.yaml")
-    assert (pool.path, pool.prompts) == (None, [])
-    assert list(tmp_path.iterdir()) == []
-    assert written(Scripted(*GOOD[:2]), 2, tmp_path / "new" / "pool.yaml").prompts == GOOD[:2]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["pool.yaml"]
+    pool = written(Scripted("nonsense", "nonsense"), 2, tmp_path / "new" / "pool.yaml")
+    assert (pool.path, pool.expansion.accepted) == (None, [])
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 # --- runs and commands -------------------------------------------------------------------------------------
 
 
-def test_a_run_reads_the_pool_and_asks_nobody(server, sapo, tmp_path):
-    server.acts = [says(GOOD[0])]
-    arguments = ("model=tiny_llama", "sequence.tasks=[mini_city]", *asking(server))
-    code, out, err = sapo("train", *arguments)
-    assert (code, out) == (2, "")
-    assert "sapo paraphrase task=mini_city paraphrases=openai" in err
-    assert server.seen == []
-    config = load_one([*arguments, "task=mini_city"]).paraphrases
+def test_a_run_reads_the_pool_and_asks_nobody(server, tmp_path):
+    config = ParaphrasesConfig("openai", source="openai", base_url=server.url, folder=str(tmp_path))
+    with pytest.raises(UserError, match=f"sapo paraphrase task={TASK.name} paraphrases=openai"):
+        load_pool(TASK, config)
     for name in (TASK.name, instruction_name(INSTRUCTION)):
         path = written_path(replace(TASK, name=name), config)
         write_pool(path, pool_of(TASK, GOOD, "test"), {"paraphraser": "openai", "date": "2030-01-01"})
@@ -882,8 +689,9 @@ def test_a_pool_of_the_bank_can_be_written_to_a_file(sapo, tmp_path):
 # --- a model on this machine -------------------------------------------------------------------------------
 
 
-def test_a_local_model_samples_by_its_seed():
-    chat = chat_of(load_one(["paraphrases=local", "model=tiny_llama", "paraphrases.max_tokens=8"]))
+def test_a_local_model_samples_by_its_seed(tiny_config):
+    settings = ("paraphrases=local", "paraphrases.max_tokens=8")
+    chat = chat_of(tiny_config(*settings))
     told: list[int] = []
     first = chat.ask(["hello", "hello"], seed=3, on_reply=lambda i, _: told.append(i))
     assert told == [0, 1]
@@ -891,16 +699,6 @@ def test_a_local_model_samples_by_its_seed():
     assert chat.ask(["hello"], seed=4) == first[1:]
     assert all(reply.error is None and reply.tokens_out <= 8 for reply in first)
     assert chat.parameters == {"model": "tiny_llama", "temperature": 0.6, "max_tokens": 8, "seed": 0}
-
-
-def test_a_local_model_without_sampling():
-    settings = [
-        "paraphrases=local",
-        "model=tiny_llama",
-        "paraphrases.max_tokens=4",
-        "paraphrases.temperature=0",
-    ]
-    chat = chat_of(load_one(settings))
-    first, second = chat.ask(["hello", "hello"])
-    assert first == second
-    assert first.is_cut == (first.tokens_out == 4)
+    same, again = chat_of(tiny_config(*settings, "paraphrases.temperature=0")).ask(["hello", "hello"])
+    assert same == again
+    assert same.is_cut == (same.tokens_out == 8)

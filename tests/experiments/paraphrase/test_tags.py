@@ -1,7 +1,5 @@
 """`sapo paraphrase --tags FILE`: tags of a sequence's rows from a model, written beforehand."""
 
-from threading import Event, Thread
-
 import pytest
 
 from sapo.conf.errors import UserError
@@ -59,7 +57,7 @@ def chat(monkeypatch):
 def write(tiny_config, tmp_path):
     config = tiny_config("sequence.tasks=[mini_city,mini_price]", "paraphrases=openai")
     path = tmp_path / "new" / "tags.jsonl"
-    return lambda on_wait=lambda: None: write_tags(config, path, lambda *_: None, on_wait)
+    return lambda: write_tags(config, path, lambda *_: None)
 
 
 def test_every_row_is_asked_for_once_and_failures_are_asked_for_again(write, chat, tmp_path):
@@ -94,21 +92,3 @@ def test_tags_of_another_model_are_not_mixed_in(write, chat):
     chat.name = "other"
     with pytest.raises(UserError, match="has tags of some/tagger"):
         write()
-
-
-def test_two_at_once_ask_for_each_row_once(write, chat, tmp_path):
-    """The second waits until the first is done, and asks for what is missing then: nothing."""
-    waits, done = Event(), []
-    second = Thread(target=lambda: done.append(write(waits.set)))
-    ask = chat.ask
-
-    def ask_beside_another(*arguments, **named):
-        chat.ask = ask
-        second.start()
-        assert waits.wait(30)
-        return ask(*arguments, **named)
-
-    chat.ask = ask_beside_another
-    first = write()
-    second.join(30)
-    assert (first["asked"], [found["asked"] for found in done]) == (16, [0])
