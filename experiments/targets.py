@@ -30,8 +30,8 @@ class Target:
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Of SCALES those that it has: `small`, the paper's tasks on the small model, only of probes."""
-        return SCALES if self.is_probe else ("mini", "paper")
+        """Of SCALES those that it has; `small` is the paper's tasks on the small model."""
+        return SCALES if self.is_probe or self.experiment == "table1" else ("mini", "paper")
 
     @property
     def gradients(self) -> bool:

@@ -151,12 +151,12 @@ def test_every_target_has_an_experiment_at_each_scale(name):
     assert target.is_probe or target.drawing in DRAWINGS
 
 
-def test_only_probes_have_the_small_scale():
-    assert targets_of("all", "small") == ["figure1", "figure2", "figure3", "figure4"]
+def test_probes_and_table_1_have_the_small_scale():
+    assert targets_of("all", "small") == ["table1", "figure1", "figure2", "figure3", "figure4"]
     assert targets_of("figure9", "small") == ["figure9"]
     assert {"table1", "figure15", "figure1"} <= set(targets_of("all", "mini"))
     with pytest.raises(UserError, match=r"Unknown scale 'small'.*mini, paper"):
-        targets_of("table1", "small")
+        targets_of("table2", "small")
     with pytest.raises(UserError, match="Unknown scale 'tiny'"):
         targets_of("all", "tiny")
 
