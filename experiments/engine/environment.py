@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -34,7 +35,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-@lru_cache(maxsize=1)
+@cache
 def _commit() -> dict[str, Any]:
     """The git commit of the code and whether files differ from it; nothing for an installed wheel."""
     try:

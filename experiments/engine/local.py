@@ -5,11 +5,11 @@ import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from omegaconf import OmegaConf
+import yaml
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config
@@ -153,5 +153,6 @@ def _describe(
     write_record(folder / "result.json", result)
     write_json(folder / "identity.json", stage.identity())
     write_json(folder / "environment.json", environment(model.base.device))
-    read = OmegaConf.masked_copy(OmegaConf.structured(stage.config), stage.groups)
-    OmegaConf.save(read, folder / "config.yaml")
+    read = {group: value for group, value in asdict(stage.config).items() if group in stage.groups}
+    text = yaml.safe_dump(read, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
