@@ -21,7 +21,7 @@ def command(overrides: Overrides = None, json: Json = False) -> None:
     configs = load(overrides or [])
     notice_rows(configs)
     from sapo.experiments.jobs import Job
-    from sapo.experiments.run import plan_jobs
+    from sapo.experiments.plan import plan_jobs
 
     document = plan_jobs([Job(config) for config in configs])
     emit(document, json, lambda console: render_plan(console, document))

@@ -70,7 +70,7 @@ def command(
     jobs = {name: jobs_of(name, scale, overrides) for name in targets_of(target, scale)}
     every = [job for of_target in jobs.values() for job in of_target]
     notice_rows([job.config for job in every])
-    from sapo.experiments.run import plan_targets
+    from sapo.experiments.plan import plan_targets
 
     if dry_run:
         document = plan_targets(jobs)

@@ -5,16 +5,19 @@ computes those that are not in the store.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+import pandas as pd
 
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.losses import prompt_losses
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt, PromptPool, pool_of
+from sapo.data.records import Candidate
 from sapo.data.subset import subset
-from sapo.data.tasks import Task, short_name
+from sapo.data.tasks import Example, Task, short_name
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.policies import POLICIES, Offer
@@ -30,17 +33,23 @@ class Engine(Protocol):
         ...
 
 
-class CountingEngine:
-    """An engine that computes nothing and counts what it is asked for."""
+def stages_asked(work: Callable[[Engine], Coroutine[Any, Any, object]]) -> int:
+    """How many stages a work asks its engine for, at most, without computing any.
 
-    def __init__(self) -> None:
-        self.asked = 0
+    A task whose original instruction wins is tested once less than is counted.
+    """
 
-    async def run(self, stage: Stage) -> Planned:
-        """A stand-in for the stage."""
-        del stage
-        self.asked += 1
-        return Planned(str(self.asked))
+    class Counting:
+        asked = 0
+
+        async def run(self, stage: Stage) -> Planned:
+            del stage
+            self.asked += 1
+            return Planned(str(self.asked))
+
+    counting = Counting()
+    asyncio.run(work(counting))
+    return counting.asked
 
 
 async def run_sequence(config: Config, engine: Engine) -> Run:
@@ -104,38 +113,46 @@ def pool_for(task: Task, config: Config) -> PromptPool:
 
 async def choose_prompt(config: Config, engine: Engine, state: str, task: Task, pool: PromptPool) -> Choice:
     """The policy's choice, after scoring the pool in the present state if the policy needs losses."""
-    policy, original = POLICIES[config.policy.name], pool.original
+    policy = POLICIES[config.policy.name]
     paraphrases = tuple(prompt.text for prompt in pool.paraphrases)
     if not paraphrases:
-        return Choice(task.name, original)
+        return Choice(task.name, pool.original)
     candidates = pool.candidates(config.scorer.include_original)
     if not policy.needs_losses:
         prompt = policy.choose(Offer(config.policy, pool, candidates, config.seed, {}))
         return Choice(task.name, prompt, drawn=candidates if policy.draws else (), paraphrases=paraphrases)
-    examples = subset(task, config.scorer.examples, config.scorer.subset, config.seed)
     # The original is always scored, so that every result can say what it would have cost; in a race it would
     # knock out others without being able to win, so there only what can be chosen is scored.
     scored_too = pool.candidates(config.scorer.include_original or config.scorer.name != "race")
-    scored = await engine.run(Score(config, state, task, examples, scored_too))
+    scored = await engine.run(Score(config, state, task, scored_examples(task, config), scored_too))
     if isinstance(scored, Planned):
         stand_in = f"{task.instruction} [chosen by {config.policy.name} from {scored.key}]"
         return Choice(task.name, Prompt(stand_in), paraphrases=paraphrases)
+    texts = {prompt.index: prompt.text for prompt in scored_too}
     losses = prompt_losses(scored.examples(), config.scorer.reduction)
-    texts = {prompt.index: prompt.text for prompt in pool.candidates(include_original=True)}
     table = [
-        {
-            "index": row.prompt,
-            "text": texts[row.prompt],
-            "loss": row.loss,
-            "n_examples": row.n_examples,
-            "n_tokens": row.n_tokens,
-        }
+        Candidate(
+            index=row.prompt,
+            text=texts[row.prompt],
+            loss=row.loss,
+            n_examples=row.n_examples,
+            n_tokens=row.n_tokens,
+        )
         for row in losses.itertuples()
     ]
+    prompt = policy.choose(Offer(config.policy, pool, candidates, config.seed, by_prompt(losses)))
+    return Choice(task.name, prompt, tuple(table), paraphrases=paraphrases, scored=scored)
+
+
+def scored_examples(task: Task, config: Config) -> tuple[Example, ...]:
+    """The training examples of a task that its prompts are scored on."""
+    return subset(task, config.scorer.examples, config.scorer.subset, config.seed)
+
+
+def by_prompt(losses: pd.DataFrame) -> dict[int, float]:
+    """The loss of each prompt that was scored to the end, by its index, from a table of `prompt_losses`."""
     complete = losses[losses["is_complete"]]
-    by_index = dict(zip(complete["prompt"].tolist(), complete["loss"].tolist(), strict=True))
-    prompt = policy.choose(Offer(config.policy, pool, candidates, config.seed, by_index))
-    return Choice(task.name, prompt, table, paraphrases=paraphrases, scored=scored)
+    return dict(zip(complete["prompt"].tolist(), complete["loss"].tolist(), strict=True))
 
 
 def training(run: Run, state: str, position: int, choices: Sequence[Choice]) -> Train:
@@ -152,10 +169,10 @@ async def evaluate(run: Run, engine: Engine, state: State) -> list[Evaluation]:
     for task in state.tasks:
         original = Prompt(task.instruction)
         prompt = state.prompts.get(task.name, original)
-        prompts = [(prompt, "trained")]
+        columns = {"trained": prompt}
         if run.config.evaluator.common_prompt and prompt.text != original.text:
-            prompts.append((original, "common"))
-        for asked, column in prompts:
+            columns["common"] = original
+        for column, asked in columns.items():
             stored = await engine.run(Evaluate(run.config, state.key, task, asked))
             evaluations.append(Evaluation(state.after, task.name, asked, column, stored))
     return evaluations

@@ -3,19 +3,23 @@
 import asyncio
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.remembering import remembered
-from sapo.data.tasks import Example
+from sapo.data.tasks import Example, digest
+from sapo.experiments import targets
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
-from sapo.experiments.model.identity import dtype_of
+from sapo.experiments.model.identity import dtype_of, looked_at_once
 from sapo.experiments.probe import measure_all, probes_of
+from sapo.experiments.ready import plannable
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
 
@@ -51,8 +55,9 @@ class PlanEngine:
     async def run(self, stage: Stage) -> Stored | Planned:
         """The finished stage, or a stand-in."""
         self.asked += 1
-        key = stage.key
-        stored = self.store.find(stage.kind, key, stage.identity(), whole=False)
+        identity = stage.identity()
+        key = digest(identity)
+        stored = self.store.find(stage.kind, key, identity, whole=False)
         if stored is not None:
             self.done[key] = stage
             return stored
@@ -61,103 +66,137 @@ class PlanEngine:
 
 
 @dataclass(frozen=True)
-class KindPlan:
-    """Stages of one kind: how many are done and to do, and what those to do take."""
+class Cost:
+    """What a stage that is to do takes: tokens, seconds at this store's rate, and hours of one device.
 
-    kind: str
-    done: int = 0
-    to_do: int = 0
-    tokens: int = 0
-    seconds: float | None = 0.0
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """What the stages to do of one model take.
-
-    `gpu_hours` are hours of one device: at this store's rates (`measured`), at the paper's (`stated`), or at
-    both where some kind was never measured here; None where neither is known.
+    The hours are at this store's rate (`measured`), or at the paper's (`stated`). None for what is not known.
     """
 
-    stages: int = 0
-    tokens: int = 0
-    gpu_hours: float | None = 0.0
-    rates: tuple[str, ...] = ()
-    disk_bytes: int = 0
+    stage: Stage
+    tokens: int
+    seconds: float | None
+    gpu_hours: float | None
+    rate: str
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Stages by kind, what is to do by model, how many stages the runs ask for in all, and bytes on disk.
+def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> dict[str, Any]:
+    """What some runs would compute, and what is measured for probes, as JSON values; shared stages once.
 
-    `trainings` are those of kind `train` by the place of their task in its sequence: `train, task 1`.
+    A probe is given by its jobs, and whether it needs gradients. Tokens are estimated from characters;
+    seconds from the median rate of this store's finished stages of the same kind and model. None for what is
+    not known. Runs that cannot be planned are left out, and counted by their reason; UserError if none can.
     """
-
-    kinds: list[KindPlan]
-    trainings: list[KindPlan]
-    models: dict[str, ModelPlan]
-    asked: int
-    disk_bytes: int
-
-
-def plan(jobs: Sequence[Job], store: Store, probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> Plan:
-    """The stages of the runs and of what is measured for `probes`, shared ones counted once.
-
-    A probe is given by its jobs, and whether it needs gradients.
-
-    Tokens are estimated from characters; seconds from the median rate of this store's finished stages of the
-    same kind and model, None where there are none.
-    """
-    engine, disk = PlanEngine(store), 0
-    for job in jobs:  # one after another, so that one at a time is held
-        run = asyncio.run(run_sequence(job.config, engine))
-        tests = {task.name: task.test for task in (*run.tasks, *run.unseen)}
-        # A run's folder repeats the tables of the tests that it asked for.
-        disk += _RUN_FILES + sum(_table_bytes(tests[evaluation.task]) for evaluation in run.evaluations)
-    for of_probe, gradients in probes:
-        asyncio.run(measure_all(probes_of(of_probe), engine, gradients))
-    models = {job.config.model.name: ModelPlan() for job in jobs}
-    rates = measured_rates(store, set(models))
-    kinds = {kind: KindPlan(kind) for kind in KINDS}
-    trainings: dict[str, KindPlan] = {}
-    for is_done, stages in ((True, engine.done), (False, engine.to_do)):
-        for stage in stages.values():
-            tokens, name = estimated_tokens(stage), stage.config.model.name
-            rate = rates.get((stage.kind, name))
-            kinds[stage.kind] = _with_stage(kinds[stage.kind], is_done, tokens, rate)
-            if isinstance(stage, Train):
-                place = f"train, task {stage.position + 1}"
-                one = trainings.get(place, KindPlan(place))
-                trainings[place] = _with_stage(one, is_done, tokens, rate)
-            if not is_done:
-                models[name] = _with_costs(models[name], stage, tokens, rate)
-    return Plan(
+    possible, unplanned = plannable(jobs)
+    kept = {job.key for job in possible}
+    engine, run_bytes = PlanEngine(Store(Path(jobs[0].config.store.root))), 0
+    with looked_at_once():
+        for job in possible:  # one after another, so that one at a time is held
+            run = asyncio.run(run_sequence(job.config, engine))
+            tests = {task.name: task.test for task in (*run.tasks, *run.unseen)}
+            # A run's folder repeats the tables of the tests that it asked for.
+            run_bytes += _RUN_FILES + sum(_table_bytes(tests[each.task]) for each in run.evaluations)
+        for of_probe, gradients in probes:
+            found = probes_of([job for job in of_probe if job.key in kept])
+            asyncio.run(measure_all(found, engine, gradients))
+    models = {job.config.model.name: job.config for job in possible}
+    rates = measured_rates(engine.store, models)
+    costs = [_cost(stage, rates) for stage in engine.to_do.values()]
+    done = list(engine.done.values())
+    kinds = [_line(kind, done, costs) for kind in KINDS]
+    places = {stage.position for stage in (*done, *engine.to_do.values()) if isinstance(stage, Train)}
+    by_model = {name: [cost for cost in costs if cost.stage.config.model.name == name] for name in models}
+    return {
+        "runs": len(possible),
+        "unplanned": [{"runs": count, "reason": reason} for reason, count in unplanned.items()],
         # Only probes have gradients, and only where they are asked for.
-        kinds=[kind for kind in kinds.values() if kind.kind != "gradient" or kind.done + kind.to_do],
-        trainings=[trainings[name] for name in sorted(trainings, key=lambda name: (len(name), name))],
-        models=models,
-        asked=engine.asked,
-        disk_bytes=disk + sum(model.disk_bytes for model in models.values()),
-    )
+        "kinds": [kind for kind in kinds if kind["kind"] != "gradient" or kind["done"] + kind["to_do"]],
+        "trainings": [_line("train", done, costs, place) for place in sorted(places)],
+        "asked": engine.asked,
+        "shared": engine.asked - len(done) - len(costs),
+        "seconds": _total(cost.seconds for cost in costs),
+        "gpu_hours": _total(cost.gpu_hours for cost in costs),
+        "models": {
+            name: {
+                "stages": len(own),
+                "tokens": sum(cost.tokens for cost in own),
+                "gpu_hours": _total(cost.gpu_hours for cost in own),
+                "rates": list(dict.fromkeys(cost.rate for cost in own if cost.gpu_hours is not None)),
+                "disk_bytes": sum(stage_bytes(cost.stage) for cost in own),
+            }
+            for name, own in by_model.items()
+        },
+        "disk_bytes": run_bytes + sum(stage_bytes(cost.stage) for cost in costs),
+        "weight_bytes": {name: weight_bytes(config) for name, config in models.items()},
+    }
 
 
-def _with_stage(kind: KindPlan, is_done: bool, tokens: int, rate: float | None) -> KindPlan:
-    if is_done:
-        return replace(kind, done=kind.done + 1)
-    seconds = None if kind.seconds is None or rate is None else kind.seconds + tokens / rate
-    return replace(kind, to_do=kind.to_do + 1, tokens=kind.tokens + tokens, seconds=seconds)
+def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
+    """What all targets together would compute, shared stages once; of several, also each alone.
+
+    A target that cannot be planned is named with the reason; raises UserError with all if there is no other.
+    """
+    known = {name: targets.TARGETS[name] for name in jobs}
+    # Targets that show the same runs in other ways count once.
+    work_of = {name: (target.experiment, target.gradients) for name, target in known.items()}
+
+    def together(names: Sequence[str]) -> dict[str, Any]:
+        distinct = list({work_of[name]: name for name in names}.values())
+        probes = [(jobs[name], known[name].gradients) for name in distinct if known[name].is_probe]
+        every = {job.key: job for name in distinct for job in jobs[name]}
+        return plan_jobs(list(every.values()), probes)
+
+    if len(jobs) == 1:
+        return together(list(jobs))
+    shown = ("runs", "unplanned", "kinds", "trainings", "seconds", "gpu_hours")
+    alone: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, work in work_of.items():
+        if work not in alone:
+            try:
+                alone[work] = {key: value for key, value in together([name]).items() if key in shown}
+            except UserError as error:
+                alone[work] = {"error": str(error)}
+    each = {name: alone[work] for name, work in work_of.items()}
+    possible = [name for name, found in each.items() if "error" not in found]
+    if not possible:
+        raise UserError("\n".join(dict.fromkeys(found["error"] for found in each.values())))
+    return together(possible) | {"targets": each}
 
 
-def _with_costs(model: ModelPlan, stage: Stage, tokens: int, measured: float | None) -> ModelPlan:
+def _line(
+    kind: str, done: Sequence[Stage], costs: Sequence[Cost], place: int | None = None
+) -> dict[str, Any]:
+    """How many stages of a kind are done and to do, and what the latter take; of trainings at one place."""
+
+    def is_meant(stage: Stage) -> bool:
+        return stage.kind == kind and (
+            place is None or (isinstance(stage, Train) and stage.position == place)
+        )
+
+    own = [cost for cost in costs if is_meant(cost.stage)]
+    return {
+        "kind": kind if place is None else f"{kind}, task {place + 1}",
+        "done": sum(map(is_meant, done)),
+        "to_do": len(own),
+        "tokens": sum(cost.tokens for cost in own),
+        "seconds": _total(cost.seconds for cost in own),
+    }
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    """The sum, None if one of the values is not known."""
+    known = list(values)
+    return None if None in known else sum(known, 0.0)
+
+
+def _cost(stage: Stage, rates: Mapping[tuple[str, str], float]) -> Cost:
+    tokens, measured = estimated_tokens(stage), rates.get((stage.kind, stage.config.model.name))
     rate = measured or stated_rate(stage)
-    origin = "measured" if measured else "stated"
-    hours = None if model.gpu_hours is None or rate is None else model.gpu_hours + tokens / rate / 3600
-    return ModelPlan(
-        stages=model.stages + 1,
-        tokens=model.tokens + tokens,
-        gpu_hours=hours,
-        rates=model.rates if origin in model.rates or rate is None else (*model.rates, origin),
-        disk_bytes=model.disk_bytes + stage_bytes(stage),
+    return Cost(
+        stage,
+        tokens,
+        seconds=tokens / measured if measured else None,
+        gpu_hours=tokens / rate / 3600 if rate else None,
+        rate="measured" if measured else "stated",
     )
 
 
@@ -175,7 +214,7 @@ def _characters(rows: tuple[Example, ...]) -> int:
     return sum(len(example.input) + len(example.target) for example in rows)
 
 
-def measured_rates(store: Store, models: set[str]) -> dict[tuple[str, str], float]:
+def measured_rates(store: Store, models: Collection[str]) -> dict[tuple[str, str], float]:
     """Median tokens a second of finished stages by kind and model name; one that is damaged tells none."""
     rates: dict[tuple[str, str], list[float]] = defaultdict(list)
     for kind, stored in store.stages():

@@ -4,7 +4,7 @@ A new policy is an entry in `POLICIES` and `conf/policy/NAME.yaml`.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sapo.conf.schema import PolicyConfig
@@ -45,23 +45,15 @@ class Policy:
     note: str | None = None
 
 
-def _original(offer: Offer) -> Prompt:
-    return offer.pool.original
-
-
-def _at_index(offer: Offer) -> Prompt:
-    return offer.pool.at(offer.config.index)
-
-
 def _at_random(offer: Offer) -> Prompt:
     """Decided by seed and task alone."""
     return random.Random(f"random {offer.seed} {offer.pool.task}").choice(offer.candidates)  # noqa: S311
 
 
-def _lowest(offer: Offer, sign: int = 1) -> Prompt:
-    """The lowest loss (paper, Algorithm 1), or with `sign` -1 the highest; of equal ones the lowest index."""
-    measured = (prompt for prompt in offer.candidates if prompt.index in offer.losses)
-    return min(measured, key=lambda prompt: (sign * offer.losses[prompt.index], prompt.index))
+def by_loss(candidates: Iterable[Prompt], losses: Mapping[int, float], sign: int = 1) -> list[Prompt]:
+    """The candidates whose loss is known, the lowest first (with `sign` -1 the highest), then by index."""
+    measured = (prompt for prompt in candidates if prompt.index in losses)
+    return sorted(measured, key=lambda prompt: (sign * losses[prompt.index], prompt.index))
 
 
 def _reads_paraphrase(config: PolicyConfig, is_last: bool) -> bool:
@@ -69,14 +61,15 @@ def _reads_paraphrase(config: PolicyConfig, is_last: bool) -> bool:
 
 
 POLICIES = {
-    "static": Policy(_original, needs_pool=lambda *_: False),
-    "fixed": Policy(_at_index, needs_pool=_reads_paraphrase),
+    "static": Policy(lambda offer: offer.pool.original, needs_pool=lambda *_: False),
+    "fixed": Policy(lambda offer: offer.pool.at(offer.config.index), needs_pool=_reads_paraphrase),
     "random": Policy(_at_random),
-    "sapo": Policy(_lowest, needs_losses=True),
-    "sapp": Policy(lambda offer: _lowest(offer, -1), needs_losses=True),
+    # The lowest loss (paper, Algorithm 1).
+    "sapo": Policy(lambda offer: by_loss(offer.candidates, offer.losses)[0], needs_losses=True),
+    "sapp": Policy(lambda offer: by_loss(offer.candidates, offer.losses, -1)[0], needs_losses=True),
     # PAFT, EMNLP 2025.
     "paft": Policy(
-        _original,
+        lambda offer: offer.pool.original,
         draws=True,
         note="paft: every example is trained under a prompt drawn from the pool; tests use the original.",
     ),

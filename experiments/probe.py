@@ -5,7 +5,7 @@ what can be known before the last task is trained: losses, answers and gradients
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,21 @@ from typing import Any
 import pandas as pd
 
 from sapo.conf.errors import UserError, message_of
-from sapo.conf.names import DIGEST, plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
-from sapo.data.files import write_json
 from sapo.data.losses import prompt_losses
 from sapo.data.pools import load_pool
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.records import MANIFEST, ProbeRecord, RunRecord, manifest_of, read_record, write_record
-from sapo.data.subset import subset
-from sapo.data.tasks import Example, Task, digest, examples_digest
-from sapo.experiments.continual import ORDERS, CountingEngine, Engine, one_after_another
+from sapo.data.records import ProbeRecord, RunRecord, read_record
+from sapo.data.tasks import Task, digest, examples_digest
+from sapo.experiments import continual
+from sapo.experiments.continual import Engine, scored_examples
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
-from sapo.experiments.runs import Planned, Run, stage_record
+from sapo.experiments.policies import by_loss
+from sapo.experiments.runs import Planned, Run, computed, id_of, stage_record, write_last
 from sapo.experiments.stages import Evaluate, Gradient, Score
 
 LEAST_PROMPTS = 3  # the original and two others: fewer have no correlation
@@ -58,11 +57,6 @@ class Probe:
 
     def __str__(self) -> str:
         return str(self.jobs[ORIGINAL])
-
-    def scored(self, task: Task) -> tuple[Example, ...]:
-        """The training examples of a task that are measured before the second is trained."""
-        scorer = self.config.scorer
-        return subset(task, scorer.examples, scorer.subset, self.config.seed)
 
 
 @dataclass(frozen=True)
@@ -95,45 +89,49 @@ def probes_of(jobs: Sequence[Job]) -> list[Probe]:
         policy = {**asdict(job.config.policy), "index": None}
         shared = digest({**asdict(job.config), "policy": policy})
         groups.setdefault(shared, {})[job.config.policy.index] = job
-    return [_probe(dict(sorted(group.items()))) for group in groups.values()]
+    probes = []
+    for group in groups.values():
+        by_index = dict(sorted(group.items()))
+        _require_possible(by_index)
+        config = by_index[ORIGINAL].config
+        (trained, current), unseen = load_tasks(config)
+        pool = load_pool(current, config.paraphrases)
+        probes.append(Probe((trained, current), tuple(unseen), tuple(map(pool.at, by_index)), by_index))
+    return probes
 
 
-def _probe(jobs: dict[int, Job]) -> Probe:
+def _require_possible(jobs: Mapping[int, Job]) -> None:
+    """UserError unless the runs are of a pair of tasks and a fixed prompt, and enough of them."""
     config = next(iter(jobs.values())).config
-    _require_possible(config)
-    name = config.sequence.name
-    if ORIGINAL not in jobs or len(jobs) < LEAST_PROMPTS:
-        raise UserError(
-            f"A probe of {name} compares prompts: it needs the original, policy.index=-1, and at least "
-            f"{LEAST_PROMPTS - 1} paraphrases; here are policy.index={','.join(map(str, jobs))}."
-        )
-    (trained, current), unseen = load_tasks(config)
-    pool = load_pool(current, config.paraphrases)
-    prompts = tuple(pool.at(index) for index in jobs)
-    return Probe((trained, current), tuple(unseen), prompts, jobs)
-
-
-def _require_possible(config: Config) -> None:
-    sequence, policy = config.sequence, config.policy
-    if len(sequence.tasks) != 2:
-        raise UserError(
+    sequence, policy, method, scorer = config.sequence, config.policy, config.method, config.scorer
+    for is_wrong, why in (
+        (
+            len(sequence.tasks) != 2,
             f"A probe is a pair of tasks; sequence {sequence.name} has {len(sequence.tasks)}: take one of "
-            "ni_probe_g1 … ni_probe_m5 or mini_probe, or say sequence.tasks=[FIRST,SECOND]."
-        )
-    if policy.name != "fixed" or not policy.last_only:
-        raise UserError(
+            "ni_probe_g1 … ni_probe_m5 or mini_probe, or say sequence.tasks=[FIRST,SECOND].",
+        ),
+        (
+            policy.name != "fixed" or not policy.last_only,
             f"policy={policy.name}: a probe trains the second task with each prompt in turn, and the first "
             "with its original one: policy=fixed policy.last_only=true 'policy.index=range(-1,20)', as "
-            "experiment=probe_mini and probe_paper do."
-        )
-    if config.method.name in ORDERS:
-        raise UserError(
-            f"method={config.method.name} does not train one task after another, as a probe does."
-        )
-    if config.scorer.name != "full":
-        raise UserError(
-            f"scorer={config.scorer.name}: a probe needs the loss of every prompt; use scorer=full."
-        )
+            "experiment=probe_mini and probe_paper do.",
+        ),
+        (
+            method.name in continual.ORDERS,
+            f"method={method.name} does not train one task after another, as a probe does.",
+        ),
+        (
+            scorer.name != "full",
+            f"scorer={scorer.name}: a probe needs the loss of every prompt; use scorer=full.",
+        ),
+        (
+            ORIGINAL not in jobs or len(jobs) < LEAST_PROMPTS,
+            f"A probe of {sequence.name} compares prompts: it needs the original, policy.index=-1, and at "
+            f"least {LEAST_PROMPTS - 1} paraphrases; here are policy.index={','.join(map(str, jobs))}.",
+        ),
+    ):
+        if is_wrong:
+            raise UserError(why)
 
 
 def finished_part(probe: Probe, finished: Collection[str]) -> Probe | None:
@@ -172,35 +170,28 @@ def write_probes(
     """
     asked = [(probe, finished_part(probe, folders)) for probe in probes_of(jobs)]
     failed = [(f"probe of {probe}", "too many of its runs failed") for probe, part in asked if part is None]
-    probes, written, store = [part for _, part in asked if part is not None], [], engine.store
-    counter = CountingEngine()
-    asyncio.run(measure_all(probes, counter, gradients))
-    expect(counter.asked)
-    originals = [read_record(RunRecord, folders[probe.jobs[ORIGINAL].key]) for probe in probes]
-    targets = [store.probe_folder(_probe_id(*both)[0]) for both in zip(probes, originals, strict=True)]
+    probes = [part for _, part in asked if part is not None]
+    expect(continual.stages_asked(lambda counting: measure_all(probes, counting, gradients)))
 
-    async def everything() -> list[Measured | BaseException]:
-        # Gradients that were asked for once stay with their probe: by now they only have to be read.
-        measuring = (
-            _measure(probe, engine, gradients or (target / _GRADIENTS).is_file())
-            for probe, target in zip(probes, targets, strict=True)
-        )
-        return await asyncio.gather(*measuring, return_exceptions=True)
-
-    (measured,) = engine.complete([everything()])
-    for probe, found, original, target in zip(probes, measured, originals, targets, strict=True):
+    async def finish(probe: Probe) -> Path | Exception:
+        original = read_record(RunRecord, folders[probe.jobs[ORIGINAL].key])
+        name, identity = _identity(probe, original)
+        target = engine.store.probe_folder(name)
         try:
-            if isinstance(found, BaseException):
-                raise found
-            runs = {index: folders[job.key].name for index, job in probe.jobs.items()}
-            with store.lock(target.name), store.replacing(target, target.name) as folder:
-                _write(folder, probe, found, original, runs)
-                write_json(folder / MANIFEST, manifest_of(folder))
-            written.append(target)
-        except Exception as error:
-            # One probe's failure, whatever it is, leaves the others to be written.
-            failed.append((f"probe of {probe}", message_of(error)))
-    return written, failed
+            # Gradients that were asked for once stay with their probe: by now they only have to be read.
+            found = await _measure(probe, engine, gradients or (target / _GRADIENTS).is_file())
+            facts = {part: getattr(original, part) for part in _SHARED}
+            facts |= {"runs": {index: folders[job.key].name for index, job in probe.jobs.items()}}
+            with engine.store.lock(name), engine.store.replacing(target, name) as folder:
+                _write(folder, probe, found, {"id": name, "identity": identity, **facts})
+        except Exception as error:  # one probe's failure, whatever it is, leaves the others to be written
+            return error
+        return target
+
+    ends = engine.complete([finish(probe) for probe in probes])
+    errors = [(probe, end) for probe, end in zip(probes, ends, strict=True) if isinstance(end, Exception)]
+    failed += [(f"probe of {probe}", message_of(error)) for probe, error in errors]
+    return [end for end in ends if isinstance(end, Path)], failed
 
 
 async def measure_all(probes: Sequence[Probe], engine: Engine, gradients: bool = False) -> None:
@@ -210,45 +201,39 @@ async def measure_all(probes: Sequence[Probe], engine: Engine, gradients: bool =
 
 async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
     """Losses and answers of the second task's scored examples under each prompt; gradients if asked for."""
-    trained, current = probe.tasks
-    before = Run(probe.config, [trained], list(probe.unseen))
-    await one_after_another(before, engine)
-    state, examples = before.states[-1].key, probe.scored(current)
-    losses = await engine.run(Score(probe.config, state, current, examples, probe.prompts))
+    (trained, current), config = probe.tasks, probe.config
+    before = Run(config, [trained], list(probe.unseen))
+    await continual.one_after_another(before, engine)
+    state, examples = before.states[-1].key, scored_examples(current, config)
+    losses = await engine.run(Score(config, state, current, examples, probe.prompts))
     asked = replace(current, test=examples)
     answers = await asyncio.gather(
-        *(engine.run(Evaluate(probe.config, state, asked, prompt)) for prompt in probe.prompts)
+        *(engine.run(Evaluate(config, state, asked, prompt)) for prompt in probe.prompts)
     )
     measured = Measured(losses, {p.index: found for p, found in zip(probe.prompts, answers, strict=True)})
     if not gradients:
         return measured
 
     async def gradient(task: Task, prompt: Prompt, rank: int = 0) -> ProbeGradient:
-        stage = Gradient(probe.config, state, task, probe.scored(task), prompt)
+        stage = Gradient(config, state, task, scored_examples(task, config), prompt)
         return ProbeGradient(task, await engine.run(stage), prompt.index, rank)
 
-    ranked = _by_loss(probe, losses)
-    ranks = spread_ranks(len(ranked))
+    paraphrases = [prompt for prompt in probe.prompts if prompt.index != ORIGINAL]
+    if isinstance(losses, Planned):  # which prompt has which rank is not known yet
+        ranked = [replace(prompt, text=f"{prompt.text} [by {losses.key}]") for prompt in paraphrases]
+    else:
+        table = prompt_losses(losses.examples(), config.scorer.reduction)
+        ranked = by_loss(paraphrases, continual.by_prompt(table))
+    under_ranks = (gradient(current, ranked[rank - 1], rank) for rank in spread_ranks(len(ranked)))
+    others = (gradient(task, Prompt(task.instruction)) for task in (trained, *probe.unseen))
     return replace(
         measured,
-        current=tuple(await asyncio.gather(*(gradient(current, ranked[rank - 1], rank) for rank in ranks))),
-        others=tuple(
-            await asyncio.gather(*(gradient(t, Prompt(t.instruction)) for t in (trained, *probe.unseen)))
-        ),
+        current=tuple(await asyncio.gather(*under_ranks)),
+        others=tuple(await asyncio.gather(*others)),
     )
 
 
-def _by_loss(probe: Probe, losses: Stored | Planned) -> list[Prompt]:
-    """The paraphrases from the lowest loss to the highest; stand-ins where the losses are not known yet."""
-    paraphrases = [prompt for prompt in probe.prompts if prompt.index != ORIGINAL]
-    if isinstance(losses, Planned):
-        return [replace(prompt, text=f"{prompt.text} [by {losses.key}]") for prompt in paraphrases]
-    table = prompt_losses(losses.examples(), probe.config.scorer.reduction)
-    by_index = dict(zip(table["prompt"].tolist(), table["loss"].tolist(), strict=True))
-    return sorted(paraphrases, key=lambda prompt: (by_index[prompt.index], prompt.index))
-
-
-def _probe_id(probe: Probe, original: RunRecord) -> tuple[str, dict[str, Any]]:
+def _identity(probe: Probe, original: RunRecord) -> tuple[str, dict[str, Any]]:
     """The id of a probe, and the identity that its digest is of; `original` is its run with the original."""
     config, current = probe.config, probe.tasks[1]
     shared = {k: v for k, v in original.identity.items() if k not in ("policy", "prompts", "drawn")}
@@ -256,15 +241,15 @@ def _probe_id(probe: Probe, original: RunRecord) -> tuple[str, dict[str, Any]]:
         **shared,
         "unseen": [task.name for task in probe.unseen],
         "pool": [p.text for p in load_pool(current, config.paraphrases).candidates(include_original=True)],
-        "scored": examples_digest(probe.scored(current)),
+        "scored": examples_digest(scored_examples(current, config)),
     }
-    names = (config.sequence.name, config.model.name, config.method.name, f"s{config.seed}")
-    return plain("-".join((*names, digest(identity)[:DIGEST]))), identity
+    groups = (config.sequence, config.model, config.method)
+    return id_of([*(group.name for group in groups), f"s{config.seed}"], identity), identity
 
 
-def _write(folder: Path, probe: Probe, measured: Measured, original: RunRecord, runs: dict[int, str]) -> None:
-    """Writes `probe.json`, the tables and gradients; `runs` has the ids of the runs by prompt."""
-    losses = _stored(measured.losses).examples()
+def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, Any]) -> None:
+    """Writes the tables and gradients, and `probe.json` with what is known of the probe already."""
+    losses = computed(measured.losses).examples()
     # Where a target was cut off under some prompt (data.truncation=end), prompts cannot be compared.
     cut = set(losses.loc[losses["n_tokens"] == 0, "example"])
     losses = losses[~losses["example"].isin(cut)]
@@ -274,52 +259,40 @@ def _write(folder: Path, probe: Probe, measured: Measured, original: RunRecord, 
             "nothing is left to compare. Give data.max_input_tokens a larger value, or say "
             "data.truncation=input."
         )
-    tables = [_stored(found).examples().assign(prompt=index) for index, found in measured.answers.items()]
+    tables = [computed(found).examples().assign(prompt=index) for index, found in measured.answers.items()]
     answers = pd.concat(tables, ignore_index=True)
     answers = answers[~answers["example"].isin(cut)]
     losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
     if measured.current:
         pd.DataFrame(_cosine_rows(probe, measured)).to_parquet(folder / _GRADIENTS)
-    name, identity = _probe_id(probe, original)
     gradients = [gradient.stored for gradient in (*measured.current, *measured.others)]
+    stages = (measured.losses, *measured.answers.values(), *gradients)
     record = ProbeRecord(
-        id=name,
-        **{part: getattr(original, part) for part in _SHARED},
+        **facts,
         prompts={prompt.index: prompt.text for prompt in probe.prompts},
-        runs=runs,
         missing=probe.missing,
-        identity=identity,
-        stages=tuple(
-            stage_record(_stored(s)) for s in (measured.losses, *measured.answers.values(), *gradients)
-        ),
+        stages=tuple(stage_record(computed(stage)) for stage in stages),
         n_scored=int(losses["example"].nunique()),
         n_cut=len(cut),
     )
-    write_record(folder / ProbeRecord.FILE, record)
+    write_last(folder, record)
 
 
-def _cosine_rows(probe: Probe, measured: Measured) -> Iterable[dict[str, Any]]:
+def _cosine_rows(probe: Probe, measured: Measured) -> Iterator[dict[str, Any]]:
     """A row for every prompt of the second task, other task, and module."""
-    trained = probe.tasks[0].name
-    others = [(found.task.name, load_gradients(_stored(found.stored).folder)) for found in measured.others]
+    others = [(found.task, load_gradients(computed(found.stored).folder)) for found in measured.others]
     for found in measured.current:
-        own = load_gradients(_stored(found.stored).folder)
+        own = load_gradients(computed(found.stored).folder)
         for task, other in others:
             for module, cosine in cosines(own, other).items():
                 yield {
                     "prompt": found.prompt,
                     "rank": found.rank,
-                    "task": task,
-                    "role": "trained" if task == trained else "unseen",
+                    "task": task.name,
+                    "role": "trained" if task.name == probe.tasks[0].name else "unseen",
                     "module": module,
                     "projection": module.rsplit(".", 1)[-1],
                     "layer": layer_of(module),
                     "cosine": cosine,
                 }
-
-
-def _stored(found: Stored | Planned) -> Stored:
-    if not isinstance(found, Stored):
-        raise ValueError("a planned probe has nothing to write")
-    return found

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sapo.conf.errors import UserError
-from sapo.conf.names import DIGEST, run_name
+from sapo.conf.names import DIGEST, plain, run_name
 from sapo.conf.schema import Config, identity_values
 from sapo.data.files import write_json
 from sapo.data.hygiene import distinct_rows
@@ -23,6 +23,7 @@ from sapo.data.records import (
     Candidate,
     ChoiceRecord,
     PoolRecord,
+    ProbeRecord,
     RunRecord,
     StageRecord,
     StateRecord,
@@ -55,7 +56,7 @@ class Choice:
 
     task: str
     prompt: Prompt
-    candidates: list[dict[str, Any]] | None = None
+    candidates: tuple[Candidate, ...] | None = None
     drawn: tuple[Prompt, ...] = ()
     paraphrases: tuple[str, ...] = ()
     scored: Stored | Planned | None = None
@@ -128,15 +129,31 @@ def write_run(run: Run, store: Store) -> Path:
     """Writes `run.json`, `predictions.parquet`, `config.yaml` and their manifest, and returns the folder."""
     pool = _pool(run)
     identity = json.loads(json.dumps(_identity(run, pool)))
-    name = f"{run_name(run.config)}-{digest(identity)[:DIGEST]}"
-    folder = store.run_folder(name)
+    name = id_of([run_name(run.config)], identity)
     with store.lock(name), store.scratch(name) as building:
         _predictions(run).to_parquet(building / "predictions.parquet")
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
-        write_record(building / RunRecord.FILE, _record(name, run, identity, pool))
-        write_json(building / MANIFEST, manifest_of(building))
-        put_run(building, folder)
-    return folder
+        write_last(building, _record(name, run, identity, pool))
+        put_run(building, store.run_folder(name))
+    return store.run_folder(name)
+
+
+def id_of(names: Iterable[str], identity: dict[str, Any]) -> str:
+    """What a run's or probe's folder is called: names for people, and the beginning of a digest."""
+    return plain("-".join([*names, digest(identity)[:DIGEST]]))
+
+
+def write_last(folder: Path, record: RunRecord | ProbeRecord) -> None:
+    """Writes the record of a run or probe, and then the manifest of all that lies in its folder."""
+    write_record(folder / record.FILE, record)
+    write_json(folder / MANIFEST, manifest_of(folder))
+
+
+def computed(found: Stored | Planned) -> Stored:
+    """A stage that was computed: what is only planned has nothing to write."""
+    if not isinstance(found, Stored):
+        raise ValueError("what is planned has nothing to write")
+    return found
 
 
 def read_config(folder: Path) -> Config:
@@ -194,7 +211,9 @@ def _pool(run: Run) -> PoolRecord | None:
 
 def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | None) -> RunRecord:
     config = run.config
-    stages = [stored for stored in _stages(run) if isinstance(stored, Stored)]
+    asked = (*(c.scored for c in run.choices), *run.trained, *(e.stored for e in run.evaluations))
+    stages = [computed(stage) for stage in asked if stage is not None]
+    parts = {part: identity[part] for part in ("model", "evaluator", "trainer", "train")}
     return RunRecord(
         id=name,
         sequence=config.sequence.name,
@@ -214,23 +233,18 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
                 task=choice.task,
                 index=choice.prompt.index,
                 text=choice.prompt.text,
-                candidates=tuple(Candidate(**each) for each in choice.candidates)
-                if choice.candidates
-                else None,
+                candidates=choice.candidates,
                 drawn=tuple(prompt.text for prompt in choice.drawn) or None,
             )
             for choice in run.choices
         ),
-        comparable={
-            "data": identity["test"],
-            **{part: identity[part] for part in ("model", "evaluator", "trainer", "train")},
-        },
+        comparable={"data": identity["test"], **parts},
         states=tuple(
             StateRecord(after=state.after, key=state.key, tasks=tuple(task.name for task in state.tasks))
             for state in run.states
         ),
-        kept={s.key: s.result.kept or {} for s in run.trained if isinstance(s, Stored)},
-        stages=tuple(stage_record(stored) for stored in stages),
+        kept={stage.key: stage.result.kept or {} for stage in stages if stage.kind == "train"},
+        stages=tuple(map(stage_record, stages)),
         shortened=shortened(stages),
         notes=tuple(_notes(run)),
         identity=identity,
@@ -268,20 +282,12 @@ def _notes(run: Run) -> Iterator[str]:
             yield f"{task.name}: an empty instruction has no paraphrases; policy {policy} keeps it."
         if empty := sum(not example.target for example in (*task.train, *task.test)):
             yield f"{task.name}: {empty} rows have an empty target, to which the right answer is nothing."
-    trained = [
-        each.stored.result for each in run.evaluations if each.after and isinstance(each.stored, Stored)
-    ]
+    trained = [computed(each.stored).result for each in run.evaluations if each.after]
     if unfinished := sum(result.unfinished for result in trained):
         yield (
             f"{unfinished} of {sum(result.examples or 0 for result in trained)} answers of trained states "
             f"ran into evaluator.max_new_tokens={run.config.evaluator.max_new_tokens} before they ended."
         )
-
-
-def _stages(run: Run) -> list[Stored | Planned | None]:
-    """The run's stages: what was scored, trained and evaluated."""
-    scored = [choice.scored for choice in run.choices]
-    return [*scored, *run.trained, *(evaluation.stored for evaluation in run.evaluations)]
 
 
 def shortened(stages: Iterable[Stored]) -> dict[str, int]:
@@ -306,9 +312,7 @@ def _predictions(run: Run) -> pd.DataFrame:
     first_equal = {task.name: distinct_rows(task.test) for task in tasks}
     tables = []
     for evaluation in run.evaluations:
-        if not isinstance(evaluation.stored, Stored):
-            raise ValueError("a planned run has no predictions")
-        table = evaluation.stored.examples()
+        table = computed(evaluation.stored).examples()
         table.insert(0, "after", evaluation.after)
         table.insert(1, "task", evaluation.task)
         table.insert(2, "prompt_index", evaluation.prompt.index)

@@ -30,6 +30,7 @@ PARTS = {
     "plan": 5,
     "select": 5,
     "targets": 5,
+    "ready": 5,
     "doctor": 5,
 }
 TOP = 6

@@ -5,7 +5,9 @@ import json
 import os
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +29,7 @@ _LARGE = 2**20  # digests of smaller files are not worth a place on disk
 _TICK = 2_000_000_000
 
 _digests: dict[str, tuple[list[int], str]] = {}
+_held: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("held", default=None)
 
 
 def device_of(config: Config) -> torch.device:
@@ -50,8 +53,27 @@ def dtype_of(config: Config) -> str:
     return "bfloat16" if device_of(config).type == "cuda" else "float32"
 
 
+@contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Inside, a model's files are looked at once: a plan asks for thousands of stages in a few seconds."""
+    before = _held.set({})
+    try:
+        yield
+    finally:
+        _held.reset(before)
+
+
 def model_identity(config: Config) -> dict[str, Any]:
     """What of a model can change a result: weights, tokenizer, template, precision, LoRA targets."""
+    if (held := _held.get()) is None:
+        return _identity_of(config)
+    key = repr((config.model, config.engine.device))
+    if key not in held:
+        held[key] = _identity_of(config)
+    return held[key]
+
+
+def _identity_of(config: Config) -> dict[str, Any]:
     model = config.model
     identity: dict[str, Any] = {
         "weights": _weights(model),

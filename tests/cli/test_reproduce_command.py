@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sapo.conf.errors import WorkError
-from sapo.experiments import run, targets
+from sapo.experiments import plan, run, targets
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.run import Outcome
@@ -127,8 +127,8 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
         asked.append((runs, probes))
         return {"runs": len(runs), "asked": 0}
 
-    monkeypatch.setattr(run, "plan_jobs", planned)
-    document = run.plan_targets(jobs)
+    monkeypatch.setattr(plan, "plan_jobs", planned)
+    document = plan.plan_targets(jobs)
     assert document["targets"] == {name: {"runs": 1} for name in names}
     probe_runs, table_runs = runs_of["probe"], runs_of["table1"]
     *alone, together = asked

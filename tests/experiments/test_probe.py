@@ -15,11 +15,11 @@ from sapo.analysis.probes.results import load_probe
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load, load_one
 from sapo.conf.schema import Config
-from sapo.experiments.continual import run_sequence
+from sapo.experiments.continual import run_sequence, scored_examples
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
-from sapo.experiments.plan import PlanEngine, plan
+from sapo.experiments.plan import PlanEngine, plan_jobs
 from sapo.experiments.probe import (
     finished_part,
     measure_all,
@@ -112,7 +112,7 @@ def test_losses_and_answers_are_of_the_scored_examples_in_the_state_before_the_s
     folder, _ = probe
     record, (losses, answers, _) = contents(folder)
     (tested,) = probes_of(jobs())
-    examples = tested.scored(tested.tasks[1])
+    examples = scored_examples(tested.tasks[1], tested.config)
     pairs = [(index, example) for index in (-1, 0, 1, 2) for example in range(3)]
     for table in (losses, answers):
         assert list(zip(table["prompt"], table["example"], strict=True)) == pairs
@@ -308,8 +308,9 @@ def test_what_is_measured_can_be_planned(tmp_path):
     assert (kinds["train"], kinds["evaluate"], kinds["score"], kinds["gradient"]) == (5, 22, 1, 5)
     assert len(engine.to_do) == before + 4 + 1 + 5
     assert not list(tmp_path.iterdir())
-    planned = plan(asked, Store(tmp_path), [(asked, True)])
-    assert [(kind.kind, kind.to_do) for kind in planned.trainings] == [
+    asked = jobs(f"store.root='{tmp_path}'")
+    planned = plan_jobs(asked, [(asked, True)])
+    assert [(kind["kind"], kind["to_do"]) for kind in planned["trainings"]] == [
         ("train, task 1", 1),
         ("train, task 2", 4),
     ]

@@ -38,7 +38,7 @@ def plan(n_stages: int, scratch: Path) -> dict[str, float]:
     """A plan of random runs of five tasks over seeds: nothing is stored, and little is shared."""
     from sapo.conf.load import load
     from sapo.experiments.jobs import Job
-    from sapo.experiments.run import plan_jobs
+    from sapo.experiments.plan import plan_jobs
 
     seeds = max(1, n_stages // STAGES_A_RUN)
     small = ("model=tiny_llama", "sequence=mini_five_a", "policy=sapo", "engine.device=cpu")

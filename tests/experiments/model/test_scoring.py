@@ -174,7 +174,7 @@ def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config,
     assert len(both) == len(race_stage.examples()) < len(full_stage.examples())
     assert both["nll_x"].to_numpy() == pytest.approx(both["nll_y"].to_numpy(), rel=1e-4)
     assert raced.prompt == full.prompt
-    counts = {candidate["index"]: candidate["n_examples"] for candidate in raced.candidates}
+    counts = {candidate.index: candidate.n_examples for candidate in raced.candidates}
     assert counts[raced.prompt.index] == 40
     assert min(counts.values()) < 40
     assert race_stage.result.tokens < race_stage.result.full_tokens == full_stage.result.tokens

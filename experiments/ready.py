@@ -1,0 +1,107 @@
+"""What jobs need before their first stage: models, devices, data and pools that are there and fit."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from sapo.conf.errors import UserError
+from sapo.conf.schema import Config
+from sapo.data.benchmarks import load_tasks
+from sapo.data.hygiene import distinct_rows
+from sapo.data.prompts import Prompt
+from sapo.data.tasks import Task
+from sapo.experiments.continual import pool_for
+from sapo.experiments.jobs import Job
+from sapo.experiments.methods import METHODS
+from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.identity import device_of
+from sapo.experiments.model.preflight import preflight
+from sapo.experiments.model.training import require_trackers
+
+
+def require_ready(configs: Sequence[Config]) -> None:
+    """UserError with everything that the runs need and that is not there or does not fit.
+
+    Asked before the first stage, since a run late in a sweep would say so only hours later.
+    """
+    failures = dict.fromkeys(reason for reasons in _refusals(configs, is_plan=False) for reason in reasons)
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def plannable(jobs: Sequence[Job]) -> tuple[list[Job], dict[str, int]]:
+    """The runs that can be planned, and how many cannot by the reason: tasks, pools, methods that do not fit.
+
+    A plan can also be made where the model is not. UserError with every reason if none can.
+    """
+    refused = _refusals([job.config for job in jobs], is_plan=True)
+    possible = [job for job, reasons in zip(jobs, refused, strict=True) if not reasons]
+    counts = Counter(reason for reasons in refused for reason in reasons)
+    if not possible:
+        raise UserError("\n".join(counts))
+    return possible, dict(counts)
+
+
+def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
+    """What speaks against each run. What a check reads is the same in many runs, and checked once."""
+    known: dict[str, list[str]] = {}
+
+    def refusal(check: Callable[[], object], *read: object) -> list[str]:
+        key = repr(read)
+        if key not in known:
+            try:
+                check()
+                known[key] = []
+            except UserError as error:
+                known[key] = [str(error)]
+        return known[key]
+
+    def against(config: Config) -> list[str]:
+        has_model = refusal(partial(model_folder, config.model), "model", config.model)
+        reasons = []
+        if not is_plan:
+            reasons += refusal(partial(device_of, config), "device", config.engine) + has_model
+            reasons += refusal(partial(require_trackers, config.trainer), "trackers", config.trainer)
+        data = (config.sequence, config.data)
+        no_tasks = refusal(partial(_shown, config), "tasks", *data, config.paraphrases, config.policy)
+        reasons += no_tasks
+        if not no_tasks and not has_model:
+            shown = _shown(config)
+            texts = [(task.name, prompts) for task, prompts in shown]
+            read = (config.model, config.data, config.evaluator, config.sequence.benchmark, texts)
+            reasons += refusal(partial(preflight, config, shown), "preflight", *read)
+        reasons += refusal(partial(_require_possible, config), "method", config.task, *data, config.method)
+        return list(dict.fromkeys(reasons))
+
+    return [against(config) for config in configs]
+
+
+def _shown(config: Config) -> list[tuple[Task, Sequence[Prompt]]]:
+    """The tasks with the prompts that they may be shown under; UserError if one cannot be loaded."""
+    tasks, unseen = load_tasks(config)
+    trained = [(task, pool_for(task, config).candidates(True)) for task in tasks]
+    return [*trained, *((task, [Prompt(task.instruction)]) for task in unseen)]
+
+
+def _require_possible(config: Config) -> None:
+    """UserError if a `task` is named, which no run reads, or the method cannot do its work on the tasks."""
+    if config.task:
+        raise UserError(
+            f"task={config.task}: a run trains a sequence. For this task alone: "
+            f"sequence.tasks=[{config.task}], in a sequence of its benchmark."
+        )
+    method, tasks = config.method, config.sequence.tasks
+    kind = METHODS[method.name]
+    if kind.keeps and len(tasks) == 1:
+        raise UserError(
+            f"method={method.name} protects earlier tasks, and sequence {config.sequence.name} has only one: "
+            "method=sequential trains the same."
+        )
+    if kind.replays:
+        rows = sum(len(set(distinct_rows(task.train))) for task in load_tasks(config)[0][:-1])
+        if method.buffer > rows:
+            raise UserError(
+                f"method.buffer={method.buffer}: the tasks before the last have only {rows} different rows. "
+                "Set a smaller method.buffer."
+            )
+    kind.require_ready(config)
