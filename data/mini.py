@@ -78,67 +78,55 @@ def _examples(name: str, task: MiniTask, size: int, rng: Random, seen: set[str])
         yield example
 
 
-SLOTS = {
-    "name": "names", "surname": "surnames", "city": "cities", "day": "days", "month": "months",
-    "food": "foods", "sport": "sports", "instrument": "instruments", "sky": "skies", "thing": "things",
-    "product": "products", "place": "places",
-}  # fmt: skip
-
-
 def _fill(rng: Random, template: str) -> str:
     """The template with every slot filled at random; a template may leave slots out."""
-    return template.format(**{slot: rng.choice(getattr(words, listed)) for slot, listed in SLOTS.items()})
+    slots = _CONTENT["slots"].items()
+    return template.format(**{slot: rng.choice(getattr(words, listed)) for slot, listed in slots})
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _review(rng: Random, positive: bool) -> str:
+def _sentiment(rng: Random, label: str) -> Example:
     """A review whose last word on the product is clear; one in three first says the opposite of it."""
+    is_good = label == "positive"
     good, bad = rng.choice(words.good), rng.choice(words.bad)
-    adjective, opposite = (good, bad) if positive else (bad, good)
-    feeling = "feared" if positive else "hoped for"
-    reason = rng.choice(words.praise if positive else words.blame)
+    adjective, opposite = (good, bad) if is_good else (bad, good)
+    reason = rng.choice(words.praise if is_good else words.blame)
     product = rng.choice(words.products)
     forms = (
         f"The {product} is {adjective}, {reason}.",
         f"{_sentence(reason)}: this {product} is {adjective}.",
-        f"I {feeling} {'an' if opposite[0] in 'aeiou' else 'a'} {opposite} {product}, but {reason}.",
+        f"I {'feared' if is_good else 'hoped for'} {'an' if opposite[0] in 'aeiou' else 'a'} {opposite} "
+        f"{product}, but {reason}.",
     )
-    return rng.choice(forms)
-
-
-def _sentiment(rng: Random, label: str) -> Example:
-    return Example(_review(rng, label == "positive"), label)
+    return Example(rng.choice(forms), label)
 
 
 def _complaint(rng: Random, label: str) -> Example:
-    """Complaints are bad reviews; the rest is half praise, half plain questions."""
+    """Complaints are bad reviews; the rest is half praise, half plain questions.
+
+    The end of the letter says nothing on whether it is a complaint.
+    """
     if label == "yes" or rng.random() < 0.5:
-        opinions = words.blame if label == "yes" else words.praise
-        text = f"About the {rng.choice(words.products)}: {rng.choice(opinions)}, {_closing(rng)}."
-        return Example(text, label)
+        product, opinion = (
+            rng.choice(words.products),
+            rng.choice(words.blame if label == "yes" else words.praise),
+        )
+        return Example(f"About the {product}: {opinion}, {_fill(rng, rng.choice(words.closings))}.", label)
     question = _fill(rng, rng.choice(words.shop_questions))
     return Example(f"About the {rng.choice(words.products)}: {question}?", label)
 
 
-def _closing(rng: Random) -> str:
-    """The end of a letter, which says nothing on whether it is a complaint."""
-    form = rng.choice(
-        ("signed {name}", "writes {name}", "says {name} from {city}", "bought on {day} by {name}")
-    )
-    return _fill(rng, form)
-
-
 def _topic(rng: Random, label: str) -> Example:
-    templates = {
+    topics = {
         "food": words.cooking,
         "sports": words.playing,
         "music": words.tunes,
         "weather": words.forecasts,
-    }[label]
-    return Example(_sentence(_fill(rng, rng.choice(templates))) + ".", label)
+    }
+    return Example(_sentence(_fill(rng, rng.choice(topics[label]))) + ".", label)
 
 
 def _formality(rng: Random, label: str) -> Example:
@@ -209,20 +197,13 @@ def _sort(rng: Random, _: str) -> Example:
     return Example(text, f"{min(first, second)}, {max(first, second)}")
 
 
-# Tasks in the order in which they are listed, and what draws an example of each.
+# What draws an example of each task, by the task's name.
 _DRAWS = {
-    "mini_sentiment": _sentiment,
-    "mini_complaint": _complaint,
-    "mini_topic": _topic,
-    "mini_formality": _formality,
-    "mini_tense": _tense,
-    "mini_member": _member,
-    "mini_city": _city,
-    "mini_price": _price,
-    "mini_odd": _odd,
-    "mini_animals": _animals,
-    "mini_last": _last,
-    "mini_sort": _sort,
+    f"mini{draw.__name__}": draw
+    for draw in (
+        *(_sentiment, _complaint, _topic, _formality, _tense, _member),
+        *(_city, _price, _odd, _animals, _last, _sort),
+    )
 }
 _TASKS = {
     name: MiniTask(facts["instruction"], facts["suffix"], _DRAWS[name], tuple(facts.get("labels", ())))
