@@ -28,25 +28,19 @@ def fetch_benchmarks(target: Path, repository: str = REPOSITORY) -> bool:
     except OSError as error:
         raise UserError(f"Cannot write to {target}: {error}. Choose another folder with --to DIR.") from error
     try:
-        clone = scratch / "clone"
-        _clone(repository, clone)
+        clone, by_hand = scratch / "clone", f"Clone {repository} elsewhere and set SAPO_DATA to that folder."
+        command = ["git", "clone", "--quiet", "--depth", "1", repository, str(clone)]
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 (fixed command)
+        if done.returncode:
+            raise WorkError(f"git cannot clone {repository}: {done.stderr.strip()}\n{by_hand}")
         for name in missing:
             if not (clone / name / "instructions.json").is_file():
                 raise WorkError(f"{repository} has no {name}/instructions.json (any more).")
         target.mkdir(exist_ok=True)
         for name in missing:
             (clone / name).rename(target / name)
+    except FileNotFoundError as error:
+        raise WorkError(f"git is not installed. Install it, or: {by_hand}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
-
-
-def _clone(repository: str, folder: Path) -> None:
-    command = ["git", "clone", "--quiet", "--depth", "1", repository, str(folder)]
-    by_hand = f"Clone {repository} elsewhere and set SAPO_DATA to the folder that holds SUPERNI and TRACE."
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 (fixed command)
-    except FileNotFoundError as error:
-        raise WorkError(f"git is not installed. Install it, or: {by_hand}") from error
-    if done.returncode:
-        raise WorkError(f"git cannot clone {repository}: {done.stderr.strip()}\n{by_hand}")

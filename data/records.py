@@ -24,6 +24,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import why_no_name, why_no_run
 from sapo.data.files import sha256, unreadable, write_json
 from sapo.data.prompts import ORIGINAL
+from sapo.data.remembering import stamp
 
 MANIFEST = "manifest.json"
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # errors of a name that leads nowhere
@@ -321,29 +322,19 @@ def lasting_damage(folder: Path, whole: bool = True) -> list[str]:
     Another command may put new files in the place of those that are being read: it is damage only if two
     readings in a row find the same in the same place.
     """
-    before, lines = None, list(damage(folder, whole))
-    while lines and before != (now := (_place(folder), _place(folder / MANIFEST), lines)):
-        before, lines = now, list(damage(folder, whole))
-    return lines
-
-
-def _place(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+    before, now = None, (list(damage(folder, whole)), stamp(folder / MANIFEST))
+    while now[0] and now != before:
+        before, now = now, (list(damage(folder, whole)), stamp(folder / MANIFEST))
+    return now[0]
 
 
 def differences(stored: Any, asked: Any, where: str = "") -> Iterator[str]:
     """What differs between two nested JSON values, a line each: `dotted.path: stored -> asked`."""
+    if isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
+        stored, asked = dict(enumerate(stored)), dict(enumerate(asked))
     if isinstance(stored, dict) and isinstance(asked, dict):
-        for name in [*stored, *(name for name in asked if name not in stored)]:
-            path = f"{where}.{name}".lstrip(".")
-            yield from differences(stored.get(name), asked.get(name), path)
-    elif isinstance(stored, list) and isinstance(asked, list) and len(stored) == len(asked):
-        for number, pair in enumerate(zip(stored, asked, strict=True)):
-            yield from differences(*pair, f"{where}.{number}".lstrip("."))
+        for name in stored | asked:
+            yield from differences(stored.get(name), asked.get(name), f"{where}.{name}".lstrip("."))
     elif stored != asked:
         first, second = (
             text if len(text := json.dumps(v)) <= 60 else f"{text[:59]}…" for v in (stored, asked)

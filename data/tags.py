@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sapo.conf.errors import UserError
+from sapo.data.remembering import Stamp, stamp
 from sapo.data.tasks import Example
 
 
@@ -38,27 +39,24 @@ def read_tags(file: str | Path | None) -> Tags:
     if file is None:
         raise UserError("method.unit=instance needs tags: method.tags=FILE.")
     path = Path(file).expanduser()
+    return _read(path, stamp(path))
+
+
+@lru_cache(8)
+def _read(path: Path, _: Stamp) -> Tags:
     try:
-        facts = path.stat()
-        return _read(path, facts.st_mtime_ns, facts.st_size)
+        lines = path.read_bytes().split(b"\n")[:-1]  # a killed process may leave a line half-written
+        head = json.loads(lines[0])
+        tags = Tags(head["writer"], head["question"], {})
+        for entry in map(json.loads, lines[1:]):
+            if not all(isinstance(tag, str) for tag in entry["tags"] or ()):
+                raise TypeError(f"tags of {entry['document']}")
+            tags.tags[entry["document"]] = entry["tags"] and list(entry["tags"])
+        return tags
     except OSError as error:
         raise UserError(
             f"method.tags: cannot read {path} ({error.strerror or error}). Write it with "
             f"`sapo paraphrase --tags {path} sequence=NAME paraphrases=openai|local …`."
         ) from error
-
-
-@lru_cache(8)
-def _read(path: Path, *_: int) -> Tags:
-    lines = path.read_bytes().split(b"\n")[:-1]  # a line that a killed process left half-written counts not
-    try:
-        head = json.loads(lines[0])
-        tags = Tags(head["writer"], head["question"], {})
-        for line in lines[1:]:
-            entry = json.loads(line)
-            if not all(isinstance(tag, str) for tag in entry["tags"] or ()):
-                raise TypeError(f"tags of {entry['document']}")
-            tags.tags[entry["document"]] = entry["tags"] and list(entry["tags"])
-        return tags
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path} holds no tags as `sapo paraphrase --tags` writes them: {error}") from error

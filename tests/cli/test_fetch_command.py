@@ -57,10 +57,7 @@ def test_without_git(tmp_path, monkeypatch):
 
 
 def test_the_command_says_where(sapo, repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "sapo.data.fetch._clone",
-        lambda url, folder: subprocess.run(["git", "clone", "-q", repository, folder], check=True),
-    )
+    monkeypatch.setattr("sapo.data.fetch.fetch_benchmarks.__defaults__", (repository,))
     text = sapo("fetch", "benchmarks", "--to", tmp_path / "data").out
     assert f"export SAPO_DATA={tmp_path / 'data'}" in text.replace("\n", "")
     again = sapo("fetch", "benchmarks", "--to", tmp_path / "data", "--json").document
