@@ -2,11 +2,10 @@
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
-from zlib import crc32
 
 from sapo.data.tasks import Example, Task
 
@@ -16,11 +15,6 @@ LENGTH_RATIO = 1.25
 SHARE_POINTS = 5.0
 FEWEST_COMPARED = 30  # rows on either side
 SMALL_TEST = 250  # rows
-NEAR = 0.8  # share of three-word runs in common
-SKETCH = 64  # hashes kept of a row; the share is exact up to that many runs, and +-0.05 beyond
-SAME_HASH = 50  # rows remembered for one hash, so that boilerplate costs no more than linear time
-COMPARED = 5  # earlier rows that share most hashes with a row: the only ones it is compared with
-Sketch = tuple[int, ...]
 _WORDS = re.compile(r"[一-鿿]|[^\W一-鿿]+")
 
 
@@ -40,25 +34,22 @@ def findings(whole: Task, used: Task, control: Collection[str] = ()) -> list[Fin
     Faults of rows and test rows in training are looked for in all rows; the rows used tell whether the file
     is ordered, and how sure a score can be. `control` are the model's control tokens.
     """
-    sketches = {text: sketch(text) for text in dict.fromkeys(example.input for example in whole.train)}
     found = row_findings(whole.train, control)
 
     def note(check: str, rows: int, of: int, message: str) -> None:
         if rows:
             found.append(Finding(check, rows, of, f"{rows} of {of} {message}"))
 
-    near = sum(near_duplicates(list(sketches.values())))
+    inputs = dict.fromkeys(example.input for example in whole.train)
+    in_words = {tuple(words(text)) for text in inputs}
+    near = len(inputs) - len(in_words)
     note(
-        "near_duplicates",
-        near,
-        len(sketches),
-        "distinct training inputs nearly repeat an earlier one (same words, or "
-        f"{NEAR:.0%} of their three-word runs in common)",
+        "near_duplicates", near, len(inputs), "distinct training inputs are an earlier one in the same words"
     )
-    n, new = len(whole.test), [example.input for example in whole.test if example.input not in sketches]
+    n, new = len(whole.test), [example.input for example in whole.test if example.input not in inputs]
     note("test_in_train", n - len(new), n, "test rows have an input that stands in training")
-    near = sum(near_duplicates([sketch(text) for text in new], list(sketches.values())))
-    note("near_test_in_train", near, n, "test rows nearly, but not exactly, repeat a training input")
+    near = sum(tuple(words(text)) in in_words for text in new)
+    note("near_test_in_train", near, n, "test rows have a training input's words, but not to the letter")
     rest = whole.train[len(used.train) :]
     for name, other in (("the rest of the file", rest), ("the test rows", whole.test)):
         found += _order(used, name, other)
@@ -127,43 +118,6 @@ def distinct_rows(examples: Sequence[Example]) -> list[int]:
 def words(text: str) -> list[str]:
     """Words in lower case without punctuation; every Chinese character is one."""
     return _WORDS.findall(text.casefold())
-
-
-def near_duplicates(rows: Sequence[Sketch], among: Sequence[Sketch] | None = None) -> list[bool]:
-    """For each row, whether one of `among` (without: an earlier row) shares NEAR of its three-word runs.
-
-    The share is |A and B| / |A or B| over the sets of runs, estimated from the smallest hashes of both
-    (a bottom-k sketch; Broder 1997). Time is linear in the number of rows.
-    """
-    seen: list[Sketch] = []
-    rows_of: dict[int, list[int]] = defaultdict(list)
-    flags = []
-    n_known = len(among or ())
-    for place, row in enumerate((*(among or ()), *rows)):
-        if place >= n_known:
-            shared = Counter(other for value in row for other in rows_of.get(value, ()))
-            likest = (seen[other] for other, _ in shared.most_common(COMPARED))
-            flags.append(any(_share(row, other) >= NEAR for other in likest))
-        if place < n_known or among is None:
-            for value in row:
-                if len(rows_of[value]) < SAME_HASH:
-                    rows_of[value].append(len(seen))
-            seen.append(row)
-    return flags
-
-
-def sketch(text: str) -> Sketch:
-    """The SKETCH smallest hashes of the text's three-word runs; one hash of a text of fewer words."""
-    found = words(text)
-    runs = zip(found, found[1:], found[2:], strict=False) if len(found) > 2 else [found]
-    return tuple(sorted({crc32(" ".join(run).encode()) for run in runs})[:SKETCH])
-
-
-def _share(first: Sketch, second: Sketch) -> float:
-    """Estimated |A and B| / |A or B|: the part of the smallest hashes of the union that both have."""
-    both = {*first} & {*second}
-    smallest = sorted({*first, *second})[:SKETCH]
-    return sum(value in both for value in smallest) / len(smallest)
 
 
 def _order(used: Task, name: str, other: Sequence[Example]) -> Iterator[Finding]:

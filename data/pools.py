@@ -74,29 +74,22 @@ def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
 
 
 def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
+    """The file of the task's pool: the user's, the bank's, or one that was written; never asks anybody."""
     if config.source == "file":
         path = _in_folder(user_path(str(config.file)), task)
         if not path.is_file():
             raise UserError(f"paraphrases.file: no prompt pool {path}.")
         return path
-    return _bank_path(task, config) if config.source == "bank" else _frozen_path(task, config)
-
-
-def _bank_path(task: Task, config: ParaphrasesConfig) -> Path:
-    """The bank keeps other collections than its own in folders by their names."""
-    collection = BANK / config.name
-    folder, which = (collection, f" '{config.name}'") if collection.is_dir() else (BANK, "")
-    path = folder / f"{task.name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"The bank{which} has no paraphrases of task {task.name}. Write them to a YAML file with "
-            "`prompts:` (a list) and pass paraphrases.file=POOL.yaml, or use policy=static."
-        )
-    return path
-
-
-def _frozen_path(task: Task, config: ParaphrasesConfig) -> Path:
-    """The pool that was written for the task, or for its instruction alone; never asks anybody."""
+    if config.source == "bank":  # which keeps other collections than its own in folders by their names
+        collection = BANK / config.name
+        path = (collection if collection.is_dir() else BANK) / f"{task.name}.yaml"
+        if not path.is_file():
+            which = f" '{config.name}'" if collection.is_dir() else ""
+            raise UserError(
+                f"The bank{which} has no paraphrases of task {task.name}. Write them to a YAML file with "
+                "`prompts:` (a list) and pass paraphrases.file=POOL.yaml, or use policy=static."
+            )
+        return path
     path = written_path(task, config)
     of_instruction = path.with_name(f"{instruction_name(task.instruction)}.yaml")
     found = next((candidate for candidate in (path, of_instruction) if candidate.is_file()), None)

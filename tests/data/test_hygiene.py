@@ -10,9 +10,7 @@ from sapo.data.benchmarks import load_benchmark_task
 from sapo.data.hygiene import (
     distinct_rows,
     findings,
-    near_duplicates,
     row_findings,
-    sketch,
     standard_error,
     words,
 )
@@ -90,32 +88,6 @@ def test_distinct_rows_are_all_rows_once(inputs: list[str]) -> None:
     kept = [rows[index] for index in sorted(set(distinct_rows(rows)))]
     assert len(set(kept)) == len(kept)
     assert set(kept) == set(rows)
-
-
-def test_near_means_four_fifths_of_the_three_word_runs() -> None:
-    # 30 words have 28 runs. Another last word changes one of them: 27 of 29 in common; another word in the
-    # middle changes three: 25 of 31 (0.806); two far apart change six: 22 of 34 (0.65).
-    base = [f"w{n}" for n in range(30)]
-    variants = {"end": (29,), "middle": (15,), "two": (8, 20)}
-    answers = {}
-    for name, places in variants.items():
-        changed = ["other" if n in places else word for n, word in enumerate(base)]
-        answers[name] = near_duplicates([sketch(" ".join(base)), sketch(" ".join(changed))])
-    assert answers == {"end": [False, True], "middle": [False, True], "two": [False, False]}
-
-
-def test_long_texts_are_told_by_a_sketch() -> None:
-    long = [f"w{n * n % 9973}" for n in range(3000)]
-    edited = [*long[:1500], "an", "insertion", *long[1500:]]
-    half = [*long[:1500], *(f"v{n}" for n in range(1500))]
-    texts = [sketch(" ".join(text)) for text in (long, edited, half)]
-    assert near_duplicates(texts) == [False, True, False]
-    assert max(map(len, texts)) == 64
-
-
-def test_boilerplate_alone_is_no_duplicate() -> None:
-    texts = [f"please read this and answer it well: {n} {n * n} {n + 5} {n * 3} {n * 9}" for n in range(300)]
-    assert sum(near_duplicates([sketch(text) for text in texts])) == 0
 
 
 def test_chinese_characters_are_words() -> None:
