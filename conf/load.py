@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -104,68 +103,53 @@ def _choice_files(group: str) -> list[Path]:
 def _compose_all(overrides: list[str]) -> list[Config]:
     """The config of every combination of the overrides' sweeps and the experiment's; overrides win.
 
-    Composing takes a tenth of a second. So an axis that only decides its own part of the config is composed
-    once for each of its values, beside the first values of the others, and the parts are put together.
+    Composing takes a tenth of a second. So what only decides its own part of the config is not composed with
+    every value of the others: of a group each member once, and a whole number is put in its place.
     """
     compose_once = cache(_compose)
     axes = _axes(overrides)
-    given = {override.split("=", 1)[0] for override in overrides}
+    given = {override.partition("=")[0] for override in overrides}
     sweep = compose_once(tuple(axis[0] for axis in axes)).sweep
-    axes += _axes([item for item in sweep if item.split("=", 1)[0] not in given])
-    found = {place: _part_of(axis) for place, axis in enumerate(axes) if len(axis) > 1}
-    counts = Counter({} if _has_references(axes) else found.values())
-    parts = {place: part for place, part in found.items() if part and counts[part] == 1}
+    axes += _axes([item for item in sweep if item.partition("=")[0] not in given])
+    apart = _apart(axes)
     configs = []
     for combination in product(*axes):
-        plain = tuple(axes[place][0] if place in parts else value for place, value in enumerate(combination))
+        plain = tuple(axes[place][0] if place in apart else value for place, value in enumerate(combination))
         config = compose_once(plain)
-        values = {}
-        for place, part in parts.items():
-            one_other = (*plain[:place], combination[place], *plain[place + 1 :])
-            number = _with_number(config, combination[place])
-            values[part] = getattr(compose_once(one_other), part) if number is None else number
-        configs.append(replace(config, **values))
+        for place, key in apart.items():
+            group, _, setting = key.partition(".")
+            if key in GROUPS:
+                alone = compose_once((*plain[:place], combination[place], *plain[place + 1 :]))
+                config = replace(config, **{group: getattr(alone, group)})
+                continue
+            number: Any = int(combination[place].partition("=")[2])
+            if setting:
+                number = replace(getattr(config, group), **{setting: number})
+            config = replace(config, **{group: number})
+        configs.append(config)
     return configs
 
 
-def _with_number(config: Config, override: str) -> Any:
-    """The seed, or the part of the config, under an override by a whole number; None for other overrides."""
-    key, _, value = override.partition("=")
-    if not re.fullmatch(r"-?[0-9]+", value):
-        return None
-    if key == "seed":
-        return int(value)
-    group, _, setting = key.partition(".")
-    part = getattr(config, group)
-    # A number for a setting of another type is left to be converted, or refused.
-    return replace(part, **{setting: int(value)}) if type(getattr(part, setting, None)) is int else None
+def _apart(axes: list[list[str]]) -> dict[int, str]:
+    """The axes that decide a group or a number alone, and nothing else: their keys by place, groups first.
 
-
-def _part_of(axis: list[str]) -> str | None:
-    """The part of the config that alone an axis decides: a group, a group's setting, or the seed.
-
-    None for a group with a member that reaches beyond its group, by `@package` or with defaults of its own.
+    A group's member may reach beyond its group, by `@package` or with defaults of its own, and any value may
+    be made of another part's: `runs/${seed}`.
     """
-    key = axis[0].split("=", 1)[0]
-    group, _, setting = key.partition(".")
-    if key in PAIR:
-        return None
-    if key == "seed" or (setting and group in GROUPS):
-        return group
-    if key not in GROUPS:
-        return None
-    chosen = {value.split("=", 1)[1] for value in axis}
-    files = [path for path in _choice_files(key) if path.stem in chosen]
-    texts = [path.read_text(encoding="utf-8") for path in files]
-    reaches_out = any(word in text for text in texts for word in ("@package", "defaults:"))
-    return None if reaches_out else key
-
-
-def _has_references(axes: list[list[str]]) -> bool:
-    """Whether a value, given or in a file of the user's, is made of another part's: `runs/${seed}`."""
-    given = (value for axis in axes for value in axis)
-    own = (path.read_text(encoding="utf-8") for path in _own_files())
-    return any("${" in text for text in (*given, *own))
+    texts = [value for axis in axes for value in axis]
+    if any("${" in text for text in (*texts, *(path.read_text(encoding="utf-8") for path in _own_files()))):
+        return {}
+    groups, numbers = {}, {}
+    for place, axis in enumerate(axes):
+        key, values = axis[0].partition("=")[0], {value.partition("=")[2] for value in axis}
+        if len(axis) > 1 and key in GROUPS and key not in PAIR:
+            files = [path.read_text(encoding="utf-8") for path in _choice_files(key) if path.stem in values]
+            if not any(word in text for text in files for word in ("@package", "defaults:")):
+                groups[place] = key
+        is_number = key in _SETTINGS and _SETTINGS[key].type is int
+        if len(axis) > 1 and is_number and all(re.fullmatch(r"-?[0-9]+", value) for value in values):
+            numbers[place] = key
+    return groups | numbers
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
@@ -273,13 +257,8 @@ def _check_names(overrides: list[str]) -> None:
                     raise unknown(key, name, members)
 
 
-@cache
-def _register_schema() -> None:
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
 def _compose(overrides: Sequence[str]) -> Config:
-    _register_schema()
+    ConfigStore.instance().store(name="schema", node=Config)
     own = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in _own_folders())
     search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
@@ -299,10 +278,10 @@ def _compose(overrides: Sequence[str]) -> Config:
 def _paired(overrides: Sequence[str]) -> list[str]:
     """The overrides; a trainer that is named alone brings the scale of its name, and the other way round."""
     named = dict(override.partition("=")[::2] for override in overrides)
-    missing = [
-        (other, named[one]) for one, other in (PAIR, PAIR[::-1]) if one in named and other not in named
-    ]
-    return [*overrides, *(f"{other}={name}" for other, name in missing if name in choices(other))]
+    for one, other in (PAIR, PAIR[::-1]):
+        if one in named and other not in named and named[one] in choices(other):
+            return [*overrides, f"{other}={named[one]}"]
+    return [*overrides]
 
 
 def _cause(error: BaseException) -> str:

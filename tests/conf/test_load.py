@@ -8,7 +8,6 @@ import pytest
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.load import choices, load, load_one
 from sapo.conf.names import run_name
-from sapo.conf.schema import Config
 
 
 def refusal(*overrides: str) -> str:
@@ -22,13 +21,9 @@ def refusal(*overrides: str) -> str:
 
 def test_no_overrides_are_one_run_with_the_defaults() -> None:
     (config,) = load([])
-    assert isinstance(config, Config)
-    assert (config.sequence.name, config.model.name, config.method.name) == (
-        "mini_three",
-        "smollm2_135m",
-        "lorainc",
-    )
-    assert (config.policy.name, config.paraphrases.name, config.seed) == ("sapo", "bank", 0)
+    names = (config.sequence.name, config.model.name, config.method.name, config.policy.name)
+    assert names == ("mini_three", "smollm2_135m", "lorainc", "sapo")
+    assert (config.paraphrases.name, config.paraphrases.source, config.seed) == ("bank", "bank", 0)
 
 
 def test_comma_lists_and_ranges_expand_to_every_combination_in_order() -> None:
@@ -38,9 +33,8 @@ def test_comma_lists_and_ranges_expand_to_every_combination_in_order() -> None:
 
 
 def test_a_group_brings_its_values_and_a_single_override_wins() -> None:
-    paper = load_one(["trainer=paper"])
-    assert (paper.trainer.epochs, paper.trainer.global_batch, paper.trainer.learning_rate) == (10, 64, 1e-4)
-    assert load_one(["trainer=paper", "trainer.epochs=2"]).trainer.epochs == 2
+    paper = load_one(["trainer=paper", "trainer.epochs=2"]).trainer
+    assert (paper.epochs, paper.global_batch, paper.learning_rate) == (2, 64, 1e-4)
 
 
 def test_commands_for_one_run_refuse_several() -> None:
@@ -71,12 +65,11 @@ def test_a_store_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_pool_file_that_is_named_is_the_pool() -> None:
-    for overrides in ([], ["paraphrases=file"], ["paraphrases=terse"]):
+    for overrides in ([], ["paraphrases=terse"]):
         found = load_one([*overrides, "paraphrases.file=pool.yaml"]).paraphrases
         assert (found.source, found.name, found.file) == ("file", "file", "pool.yaml")
     # A file beside a paraphraser is where its paraphrases are kept.
     assert load_one(["paraphrases=local", "paraphrases.file=pool.yaml"]).paraphrases.source == "local"
-    assert load_one([]).paraphrases.source == "bank"
 
 
 def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
@@ -105,8 +98,8 @@ def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
     ],
 )
 def test_texts_are_taken_as_they_are_typed(text: str) -> None:
-    assert load_one([f"store.root={text}"]).store.root == text
-    assert load_one([f"model.revision={text}"]).model.revision == text
+    config = load_one([f"store.root={text}", f"model.revision={text}"])
+    assert (config.store.root, config.model.revision) == (text, text)
 
 
 def test_texts_in_lists_and_sweeps() -> None:
@@ -142,28 +135,19 @@ def runs(*overrides: str) -> list[tuple[str, int]]:
 def test_a_model_of_ones_own(own_conf: Path) -> None:
     assert "mine" in choices("model")
     assert load_one(["model=mine"]).model.source == "tiny:llama"
-    assert load_one(["model=tiny_qwen3"]).model.source == "tiny:qwen3"
 
 
-def test_an_experiment_expands_its_sweep(own_conf: Path) -> None:
+def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf: Path) -> None:
     assert runs("experiment=pair") == [(policy, seed) for policy in ("static", "sapo") for seed in range(3)]
-    assert {(config.model.name, config.method.rank) for config in load(["experiment=pair"])} == {("mine", 2)}
-
-
-def test_what_the_user_says_wins_over_the_experiment(own_conf: Path) -> None:
     assert runs("experiment=pair", "seed=7") == [("static", 7), ("sapo", 7)]
     assert runs("experiment=pair", "policy=random") == [("random", 0), ("random", 1), ("random", 2)]
-    (config,) = load(["experiment=pair", "seed=0", "policy=sapo", "method.rank=16", "model=tiny_llama"])
+    own = [("sapo", 5), ("sapo", 6), ("static", 5), ("static", 6)]
+    assert sorted(runs("experiment=pair", "seed=5,6")) == own
+    chosen = ["seed=0", "policy=sapo"]
+    (config,) = load(["experiment=pair", *chosen])
+    assert (config.method.rank, config.model.name) == (2, "mine")
+    (config,) = load(["experiment=pair", *chosen, "method.rank=16", "model=tiny_llama"])
     assert (config.method.rank, config.model.name) == (16, "tiny_llama")
-
-
-def test_a_users_sweep_over_an_experiment_has_no_run_twice(own_conf: Path) -> None:
-    assert sorted(runs("experiment=pair", "seed=5,6")) == [
-        ("sapo", 5),
-        ("sapo", 6),
-        ("static", 5),
-        ("static", 6),
-    ]
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -209,15 +193,10 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
         (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be above 0"),
         (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a finite number"),
         (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
-        (["data.test_examples=0"], "data.test_examples=0: must be at least 1"),
-        (["seed=-1"], "seed=-1: must be at least 0"),
         (["sequence.tasks=[]"], "sequence mini_three has no tasks: sequence.tasks=[NAME,…] names them"),
-        (["sequence=own"], "sequence own has no tasks"),
         (["sequence.tasks=[mini_city,mini_city]"], "sequence mini_three names mini_city twice"),
         (["sequence.tasks=[mini_city]", "sequence.unseen=[mini_city]"], "names mini_city twice"),
-        (["sequence.unseen=[mini_city,mini_city]"], "names mini_city twice"),
         (["data.root='~no such user/x'"], "data.root='~no such user/x': there is no such user"),
-        (["model.parameters=-7"], "model.parameters=-7.0: must be at least 0"),
         (["paraphrases=file"], "say which with paraphrases.file=POOL.yaml"),
     ],
 )
@@ -235,25 +214,20 @@ def test_all_problems_are_named_at_once_and_each_once() -> None:
     ]
 
 
-def test_a_key_in_an_own_file_that_does_not_exist(own_conf: Path) -> None:
+def test_own_files_that_do_not_fit(own_conf: Path) -> None:
     (own_conf / "model" / "typo.yaml").write_text("name: typo\nsorce: tiny:llama\n", encoding="utf-8")
     assert "sorce" in refusal("model=typo")
+    (own_conf / "model" / "bare.yaml").write_text("name: bare\n", encoding="utf-8")
+    assert refusal("model=bare") == "No value for model.source."
 
 
-@pytest.mark.parametrize("revision", ["7e10", "2024_01", "12", "true"])
+@pytest.mark.parametrize("revision", ["7e10", "true"])
 def test_a_number_for_a_text_in_an_own_file(own_conf: Path, revision: str) -> None:
     file = own_conf / "model" / "mine.yaml"
     file.write_text(f"name: mine\nsource: tiny:llama\nrevision: {revision}\n", encoding="utf-8")
     assert (
         refusal("seed=0") == f"{file}: model.revision is a text, and YAML reads a number: put it in quotes."
     )
-    file.write_text(f"name: mine\nsource: tiny:llama\nrevision: '{revision}'\n", encoding="utf-8")
-    assert load_one(["model=mine"]).model.revision == revision
-
-
-def test_an_own_model_without_a_source(own_conf: Path) -> None:
-    (own_conf / "model" / "bare.yaml").write_text("name: bare\n", encoding="utf-8")
-    assert refusal("model=bare") == "No value for model.source."
 
 
 def test_errors_know_their_exit_code() -> None:
@@ -269,45 +243,24 @@ def test_a_long_list_of_known_names_is_cut() -> None:
     assert message.endswith("run-0058, run-0059 and 1,940 more.")
 
 
-def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one():
-    axes = {
-        "model": ("tiny_llama", "qwen3_8b"),
-        "method": ("ewc", "lorainc"),
-        "trainer": ("mini", "paper"),  # writes into other groups too
-        "seed": ("0", "3"),
-        "scorer.examples": ("4", "5"),
-    }
-    swept = load([f"{key}={','.join(values)}" for key, values in axes.items()])
-    alone = [
-        load_one([f"{key}={value}" for key, value in zip(axes, chosen, strict=True)])
-        for chosen in itertools.product(*axes.values())
-    ]
-    assert swept == alone
-
-
 @pytest.mark.parametrize(
     "axes",
     [
-        # A setting of a group that is swept too, two settings of one group, one that a file of another sets.
-        {"policy": ["fixed", "random"], "policy.index": ["-1", "3"]},
-        {"method.rank": ["2", "4"], "method.alpha": ["8", "16"]},
-        {"trainer": ["mini", "paper"], "scorer.examples": ["3", "5"]},
-        {
-            "policy": ["fixed"],
-            "policy.index": ["-1", "3"],
-            "model.parameters": ["1", "2"],
-            "seed": ["0", "1"],
-        },
-        {"policy": ["static", "sapo"], "seed": ["0", "1"], "store.root": ["'runs/${policy.name}-${seed}'"]},
+        # Groups of which one writes into others, and numbers.
+        {"method": "ewc,lorainc", "trainer": "mini,paper", "seed": "0,3", "scorer.examples": "4,5"},
+        # A setting of a group that is swept too, and two settings of one group.
+        {"policy": "fixed,random", "policy.index": "-1,3", "method.rank": "2,4", "method.alpha": "8,16"},
+        {"policy": "static,sapo", "seed": "0,1", "store.root": "'runs/${policy.name}-${seed}'"},
     ],
 )
-def test_settings_of_groups_that_are_swept_equal_configs_composed_one_by_one(axes):
-    swept = load([f"{key}={','.join(values)}" for key, values in axes.items()])
-    single = [
-        load_one([f"{key}={value}" for key, value in zip(axes, chosen, strict=True)])
-        for chosen in itertools.product(*axes.values())
-    ]
-    assert swept == single
+def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one(axes: dict[str, str]) -> None:
+    values = [each.split(",") for each in axes.values()]
+    swept = load([f"{key}={each}" for key, each in axes.items()])
+    combinations = list(itertools.product(*values))
+    assert len(swept) == len(combinations)
+    for place in {0, 5 % len(swept), len(swept) // 2, len(swept) - 2, len(swept) - 1}:
+        chosen = zip(axes, combinations[place], strict=True)
+        assert swept[place] == load_one([f"{key}={value}" for key, value in chosen])
 
 
 def test_an_own_file_that_reaches_into_other_groups_is_composed_with_them(own_conf: Path) -> None:
@@ -320,7 +273,3 @@ def test_an_own_file_that_reaches_into_other_groups_is_composed_with_them(own_co
     (own_conf / "method" / "mine.yaml").write_text(rank, encoding="utf-8")
     found_ranks = [config.method.rank for config in load(["method=mine", "trainer.epochs=3,5"])]
     assert found_ranks == [3, 5]
-
-
-def test_what_is_wrong_with_a_ratio_is_said_once() -> None:
-    assert refusal("trainer.warmup_ratio=-1").count("warmup_ratio") == 1
