@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 import yaml
 
@@ -44,7 +44,6 @@ INDEX = "index.json"
 LARGEST_INDEX = 2**26
 _PIECE = 2**20
 _RESULTS = (".parquet", ".safetensors")
-_READINGS = 3  # of a stage that another command writes again meanwhile
 _STAGE = re.compile(
     rf"stages/(?:{'|'.join(KINDS)})/[0-9a-f]{{64}}/(?:\w[\w.-]*/){{0,3}}\w[\w.-]*\.(?:json|yaml|parquet|safetensors|md)",
     re.ASCII,
@@ -72,46 +71,41 @@ def export_runs(folders: Sequence[Path], target: Path) -> Archived:
     with ExitStack() as held:
         for root in dict.fromkeys(folder.parent.parent for folder in folders):
             held.enter_context(Store(root).at_work(required=False))
-        for number in range(_READINGS):
-            # What is packed is compared with its manifest; whoever has to ask again reads everything before.
-            files, n_stages = _listed(folders, whole=number > 0)
-            try:
-                replaced = _pack(files, target)
-            except OSError as error:
-                raise (WorkError if is_full(error) else UserError)(
-                    f"Cannot write {target}: {error}."
-                ) from error
-            if replaced is None:
-                n_bytes = sum(facts.bytes for _, facts in files.values())
-                return Archived([folder.name for folder in folders], n_stages, 0, n_bytes)
-    raise WorkError(f"{replaced} is written again and again by another command: export when that is done.")
+        files, n_stages = _listed(folders)
+        try:
+            changed = _pack(files, target)
+        except OSError as error:
+            kind = WorkError if is_full(error) else UserError
+            raise kind(f"Cannot write {target}: {error}.") from error
+        if changed:
+            _listed(folders, whole=True)  # says what is damaged
+            raise WorkError(f"{changed} is written again by another command: export when that is done.")
+    n_bytes = sum(facts.bytes for _, facts in files.values())
+    return Archived([folder.name for folder in folders], n_stages, 0, n_bytes)
 
 
-def _listed(folders: Sequence[Path], whole: bool) -> tuple[dict[str, tuple[Path, FileFacts]], int]:
+def _listed(folders: Sequence[Path], whole: bool = False) -> tuple[dict[str, tuple[Path, FileFacts]], int]:
     """The files of some runs and of their stages, by their names in an archive, and how many stages."""
-    parts: dict[str, Path] = {}
-    n_stages = 0
+    parts = {f"runs/{folder.name}": folder for folder in folders}
     for folder in folders:
-        store, record = Store(folder.parent.parent), read_record(RunRecord, folder)
-        parts[f"runs/{folder.name}"] = folder
-        for stage in record.stages:
+        store = Store(folder.parent.parent)
+        for stage in read_record(RunRecord, folder).stages:
             stored = store.find(stage.kind, stage.key, whole=whole)
             if stored is None:
                 raise UserError(
                     f"Stage {stage.kind}/{stage.key[:12]} of run {folder.name} is not in {store.root}. "
                     f"{mend(folder)}"
                 )
-            n_stages += f"stages/{stage.kind}/{stage.key}" not in parts
             parts[f"stages/{stage.kind}/{stage.key}"] = stored.folder
     files: dict[str, tuple[Path, FileFacts]] = {}
     for name, folder in parts.items():
         content = (folder / MANIFEST).read_bytes()
         own = FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-        listed = {**read_manifest(folder), MANIFEST: own}
-        files |= {f"{name}/{file}": (folder / file, facts) for file, facts in sorted(listed.items())}
-    if strangers := [name for name in files if not _is_known(name)]:
-        raise UserError(f"{strangers[0]} is nothing that an import would take.")
-    return files, n_stages
+        for file, facts in sorted({**read_manifest(folder), MANIFEST: own}.items()):
+            if not _is_known(f"{name}/{file}"):
+                raise UserError(f"{name}/{file} is nothing that an import would take.")
+            files[f"{name}/{file}"] = folder / file, facts
+    return files, len(parts) - len(folders)
 
 
 def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> str | None:
@@ -123,11 +117,12 @@ def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> str | None:
     sizes = {name: facts.bytes for name, (_, facts) in files.items()}
     index = json.dumps({"format": FORMAT, "files": sizes}).encode()
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        packed = Path(scratch) / "archive"
         # Weights do not compress: the fastest level is nearly as small as the best.
-        with tarfile.open(
-            Path(scratch) / "archive", "w:gz", compresslevel=1, format=tarfile.USTAR_FORMAT
-        ) as tar:
-            tar.addfile(_member(INDEX, len(index)), io.BytesIO(index))
+        with tarfile.open(packed, "w:gz", compresslevel=1, format=tarfile.USTAR_FORMAT) as tar:
+            info = tarfile.TarInfo(INDEX)
+            info.size = len(index)
+            tar.addfile(info, io.BytesIO(index))
             for name, (path, facts) in files.items():
                 try:
                     content = path.open("rb")
@@ -139,8 +134,10 @@ def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> str | None:
                     if hashlib.file_digest(content, "sha256").hexdigest() != facts.sha256:
                         return name
                     content.seek(0)
-                    tar.addfile(_member(name, facts.bytes), content)
-        (Path(scratch) / "archive").rename(target)
+                    info = tarfile.TarInfo(name)
+                    info.size = facts.bytes
+                    tar.addfile(info, content)
+        packed.rename(target)
     return None
 
 
@@ -184,12 +181,6 @@ def _put_stage(store: Store, stage: Path) -> bool:
     return True
 
 
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info
-
-
 def _is_known(name: str) -> bool:
     run = _RUN.fullmatch(name)
     return bool(_STAGE.fullmatch(name) or (run and not why_no_run(run[1])))
@@ -229,28 +220,21 @@ def _opened(file: Path) -> Iterator[tuple[gzip.GzipFile, tarfile.TarFile, dict[s
     """An archive that is read, after its index, and the sizes that this declares."""
     try:
         with gzip.open(file) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_PlainFile) as tar:
-            yield stream, tar, _index(tar)
+            member = tar.next()
+            if member is None or member.name != INDEX or member.size > LARGEST_INDEX:
+                raise ValueError("it does not begin with an index")
+            index: Any = json.loads(cast(IO[bytes], tar.extractfile(member)).read())
+            files = index.get("files") if isinstance(index, dict) and index.get("format") == FORMAT else None
+            if not isinstance(files, dict):
+                raise ValueError(f"its index is not of format {FORMAT}")
+            for name, size in files.items():
+                if not _is_known(name) or type(size) is not int or size < 0:
+                    raise ValueError(f"{name!r} is nothing that a store holds, or has no size")
+            yield stream, tar, files
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
         if is_full(error):  # the store's disk: the archive may well be whole
             raise
         raise UserError(f"{file} is no whole archive of `sapo store export`: {error}") from error
-
-
-def _index(tar: tarfile.TarFile) -> dict[str, int]:
-    member = tar.next()
-    if member is None or member.name != INDEX or member.size > LARGEST_INDEX:
-        raise ValueError("it does not begin with an index")
-    content = tar.extractfile(member)
-    index: Any = json.loads(content.read()) if content else None
-    files = index.get("files") if isinstance(index, dict) and index.get("format") == FORMAT else None
-    if not isinstance(files, dict):
-        raise ValueError(f"its index is not of format {FORMAT}")
-    for name, size in files.items():
-        if not _is_known(name):
-            raise ValueError(f"{name!r} is nothing that a store holds")
-        if type(size) is not int or size < 0:
-            raise ValueError(f"{name!r} has no size")
-    return dict(files)
 
 
 def _check_files(folder: Path) -> None:

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import unreadable
@@ -27,6 +26,7 @@ from sapo.data.records import (
 from sapo.data.tasks import digest
 from sapo.experiments.engine.store import GC, KINDS, Store, Stored, holder, try_lock
 
+_RECORDS: dict[str, type[RunRecord] | type[ProbeRecord]] = {"runs": RunRecord, "probes": ProbeRecord}
 LOCK = "lock that nobody holds"  # `what` of a leftover lock
 
 
@@ -47,27 +47,20 @@ def verify(store: Store) -> list[Problem]:
     """Reads everything in the store; what is being written meanwhile is not judged."""
     found: list[Problem] = []
     with store.at_work(required=False):
-        for kind in KINDS:
-            for folder in _folders(store.root / "stages" / kind, found):
-                found += _settled(store, folder.name, partial(_problems_of_stage, folder))
-        for part, record in (("runs", RunRecord), ("probes", ProbeRecord)):
-            for folder in _folders(store.root / part, found):
-                # A folder with neither is what a killed command left.
-                if (folder / record.FILE).exists() or (folder / MANIFEST).exists():
-                    found += _problems_of_record(store, folder, record)
+        for part in (*(f"stages/{kind}" for kind in KINDS), *_RECORDS):
+            try:
+                names = sorted(os.listdir(store.root / part))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                found.append(Problem(str(unreadable(store.root / part, error)), GC))
+                continue
+            for folder in (store.root / part / name for name in names if not name.startswith(".")):
+                if folder.is_dir():
+                    found += _settled(store, folder.name, partial(_problems, folder))
+                    if kind := _RECORDS.get(part):
+                        found += _missing(store, folder, kind)
     return found
-
-
-def _folders(parent: Path, found: list[Problem]) -> Iterator[Path]:
-    """The folders in `parent`, but for hidden ones, which are being written."""
-    try:
-        names = sorted(os.listdir(parent))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        found.append(Problem(str(unreadable(parent, error)), GC))
-        return
-    yield from (parent / name for name in names if not name.startswith(".") and (parent / name).is_dir())
 
 
 def _settled(store: Store, lock: str, look: Callable[[], list[Problem]]) -> list[Problem]:
@@ -81,71 +74,63 @@ def _settled(store: Store, lock: str, look: Callable[[], list[Problem]]) -> list
         return look() if is_mine else []
 
 
-def _problems_of_stage(folder: Path) -> list[Problem]:
-    stored = Stored(folder.name, folder)
+def _problems(folder: Path) -> list[Problem]:
+    """What is wrong with the files of a stage, run or probe."""
+    kind, key = _RECORDS.get(folder.parent.name), folder.name
     try:
+        if kind:
+            # A folder with neither is what a killed command left.
+            if (folder / kind.FILE).exists() or (folder / MANIFEST).exists():
+                read_record(kind, folder)
+            return []
+        stored = Stored(key, folder)
         if lines := lasting_damage(folder):
             # What is deleted meanwhile is no damage: runs that need it lack it.
-            return [Problem(line, stored.key, folder) for line in lines if folder.exists()]
+            return [Problem(line, key, folder) for line in lines if folder.exists()]
         listed = {folder / name for name in (*read_manifest(folder), MANIFEST)}
         paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
         if extra := sorted(set(paths) - listed):
-            return [Problem(f"{path} is not in its stage's manifest", stored.key, path) for path in extra]
-        if digest(stored.identity) != stored.key:
-            return [Problem(f"{folder} holds another stage than its name says", stored.key, folder)]
+            return [Problem(f"{path} is not in its stage's manifest", key, path) for path in extra]
+        if digest(stored.identity) != key:
+            return [Problem(f"{folder} holds another stage than its name says", key, folder)]
         _ = stored.result
     except UserError as error:
-        return [Problem(str(error), stored.key, folder if isinstance(error, WorkError) else None)]
+        is_damaged = isinstance(error, WorkError) or (kind and not (folder / kind.FILE).exists())
+        return [Problem(str(error), key, folder if is_damaged else None)]
     return []
 
 
-def _problems_of_record(
-    store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecord]
-) -> list[Problem]:
-    """A run or probe is what was stored, and every stage and run that it is made of is there."""
-
-    def look() -> list[Problem]:
-        try:
-            read_record(kind, folder)
-        except UserError as error:
-            is_damaged = isinstance(error, WorkError) or not (folder / kind.FILE).exists()
-            return [Problem(str(error), folder.name, folder if is_damaged else None)]
+def _missing(store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecord]) -> list[Problem]:
+    """Stages and runs that a run or probe is made of and that are not there."""
+    try:
+        record = parse(kind, folder / kind.FILE, mend(folder))
+    except UserError:  # it is damaged, or being written again
         return []
+    parts = {
+        stage.key: (
+            f"{stage.kind} {stage.key[:12]} of {stage.task}",
+            store.root / "stages" / stage.kind / stage.key / MANIFEST,
+        )
+        for stage in record.stages
+    }
+    for run in record.runs.values() if isinstance(record, ProbeRecord) else ():
+        parts[run] = f"run {run}", store.run_folder(run) / RunRecord.FILE
 
-    def lacks(what: str, path: Path, lock: str) -> list[Problem]:
+    def lacks(lock: str) -> list[Problem]:
+        what, path = parts[lock]
         line = f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {mend(folder)}"
         return [] if path.exists() else [Problem(line, lock)]
 
-    if problems := _settled(store, folder.name, look):
-        return problems
-    try:
-        record = parse(kind, folder / kind.FILE, mend(folder))
-    except UserError:  # it is being written again
-        return []
-    for stage in {stage.key: stage for stage in record.stages}.values():
-        what = f"{stage.kind} {stage.key[:12]} of {stage.task}"
-        path = store.root / "stages" / stage.kind / stage.key / MANIFEST
-        problems += _settled(store, stage.key, partial(lacks, what, path, stage.key))
-    for run in record.runs.values() if isinstance(record, ProbeRecord) else ():
-        path = store.run_folder(run) / RunRecord.FILE
-        problems += _settled(store, run, partial(lacks, f"run {run}", path, run))
-    return problems
+    return [problem for lock in parts for problem in _settled(store, lock, partial(lacks, lock))]
 
 
 def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
     """Deletes what is damaged, unless it has been made again meanwhile; the paths that are gone."""
+    paths = {problem.path: problem.lock for problem in problems if problem.path}
 
     def is_left(path: Path) -> bool:
-        kind: Any = {"runs": RunRecord, "probes": ProbeRecord}.get(path.parent.name)
-        if kind is None:
-            return not path.is_dir() or bool(_problems_of_stage(path))
-        try:
-            read_record(kind, path)
-        except UserError:
-            return True
-        return False
+        return not path.is_dir() or bool(_problems(path))
 
-    paths = {problem.path: problem.lock for problem in problems if problem.path}
     return [path for path, lock in paths.items() if discard(store, path, lock, partial(is_left, path))]
 
 
@@ -218,13 +203,9 @@ def collect(store: Store, items: list[Leftover]) -> list[Leftover]:
                 f"At work in {store.root}: {holder(next(iter(held.values())))} ({len(held)} locks). It may "
                 "need what no finished run refers to: wait for it, or leave out --unfinished."
             )
-        still = {item.path for item in _of_no_run(store)} | {item.path for item in _unfinished(store)}
-        gone = [
-            item
-            for item in items
-            if (not item.is_of_no_run or item.path in still)
-            and discard(store, item.path, item.lock, item.is_left)
-        ]
+        still = {item.path for item in (*_of_no_run(store), *_unfinished(store))}
+        wanted = [item for item in items if not item.is_of_no_run or item.path in still]
+        gone = [item for item in wanted if discard(store, item.path, item.lock, item.is_left)]
         (store.root / "locks" / f"{GC}.lock").unlink(missing_ok=True)
     return gone
 
@@ -282,7 +263,7 @@ def _unfinished(store: Store) -> Iterator[Leftover]:
             yield leftover(path, "run without its run.json", path.name, lacks=RunRecord.FILE)
     for path in sorted(root.glob("checkpoints/*")):
         is_done = (root / "stages" / "train" / path.name / MANIFEST).is_file()
-        what = "checkpoint of a finished training" if is_done else "checkpoint of an unfinished training"
+        what = f"checkpoint of {'a finished' if is_done else 'an unfinished'} training"
         yield leftover(path, what, path.name, path.is_dir() and not is_done)
 
 
@@ -299,7 +280,7 @@ def _of_no_run(store: Store) -> Iterator[Leftover]:
 def referred(store: Store) -> set[str]:
     """Keys of the stages that finished runs and probes refer to; WorkError if one cannot be read."""
     keys: set[str] = set()
-    for part, kind in (("runs", RunRecord), ("probes", ProbeRecord)):
+    for part, kind in _RECORDS.items():
         for path in store.root.glob(f"{part}/[!.]*/{kind.FILE}"):
             record = read_record(kind, path.parent)
             keys |= {stage.key for stage in record.stages}

@@ -31,35 +31,28 @@ class Stage(Protocol):
     @property
     def config(self) -> Config:
         """The settings that it reads."""
-        ...
 
     @property
     def state(self) -> str:
         """The key of the training that made the state, or `base`."""
-        ...
 
     @property
     def key(self) -> str:
         """The digest of its identity."""
-        ...
 
     @property
     def name(self) -> str:
         """What it works on, for people."""
-        ...
 
     @property
     def groups(self) -> list[str]:
         """The groups of the config that it reads."""
-        ...
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change its result."""
-        ...
 
     def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
         """Computes the result, writes its tables or weights to `folder`, and returns its facts."""
-        ...
 
 
 # Told a stage and `begin`, then its end, `done` or `failed`; or that it was `stored`.
@@ -147,9 +140,9 @@ def _describe(
     stage: Stage, facts: Mapping[str, Any], seconds: float, model: LanguageModel, folder: Path
 ) -> None:
     """Writes what a stage took and measured, what it is, and with what it was computed."""
-    common = {"task": stage.name, "model": stage.config.model.name}
     seconds = round(seconds + facts.get("earlier_seconds", 0.0), 3)
-    result = StageResult.model_validate({**common, "seconds": seconds, **facts}, strict=False)
+    common = {"task": stage.name, "model": stage.config.model.name, "seconds": seconds}
+    result = StageResult.model_validate({**common, **facts}, strict=False)
     write_record(folder / "result.json", result)
     write_json(folder / "identity.json", stage.identity())
     write_json(folder / "environment.json", environment(model.base.device))

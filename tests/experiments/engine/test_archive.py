@@ -10,7 +10,6 @@ import tarfile
 import threading
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from making import RUN, add_run, add_stage, record, seal
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.records import MANIFEST, StageResult, write_record
 from sapo.data.tasks import digest
-from sapo.experiments.engine import archive, garbage
+from sapo.experiments.engine import archive
 from sapo.experiments.engine.archive import INDEX, Archived, export_runs, import_archive
 from sapo.experiments.engine.garbage import collect, leftovers, verify
 from sapo.experiments.engine.store import Store
@@ -76,11 +75,14 @@ def test_a_run_arrives_with_all_its_stages_and_nothing_else(store, file, there):
         assert there.find(kind, digest({"kind": kind, "state": "base", "seed": 0}))
 
 
-def test_what_is_there_already_stays(file, there):
-    import_archive(file, there)
-    before = {path: path.stat().st_ino for path in there.root.glob("stages/*/*")}
-    assert import_archive(file, there).kept == 3
-    assert {path: path.stat().st_ino for path in there.root.glob("stages/*/*")} == before
+def test_what_is_there_already_stays_and_what_only_took_another_time_is_the_same(file, there):
+    stage = add_stage(there, "evaluate")
+    folder = there.root / "stages" / "evaluate" / stage["key"]
+    write_record(folder / "result.json", StageResult(task="t", model="m", seconds=2.0, tokens=3))
+    seal(folder)
+    before = folder.stat().st_ino
+    assert [import_archive(file, there).kept for _ in range(2)] == [1, 3]
+    assert folder.stat().st_ino == before
 
 
 def test_another_result_under_the_same_key_is_refused(store, file, there):
@@ -89,14 +91,6 @@ def test_another_result_under_the_same_key_is_refused(store, file, there):
     with pytest.raises(UserError, match=r"evaluate/.* with another result: .* --root"):
         import_archive(file, there)
     assert contents(there.root) == before
-
-
-def test_what_only_took_another_time_is_the_same_result(file, there):
-    stage = add_stage(there, "evaluate")
-    folder = there.root / "stages" / "evaluate" / stage["key"]
-    write_record(folder / "result.json", StageResult(task="t", model="m", seconds=2.0, tokens=3))
-    seal(folder)
-    assert import_archive(file, there).kept == 1
 
 
 def test_an_archive_is_an_ordinary_tar_and_the_same_every_time(store, file, tmp_path):
@@ -155,28 +149,17 @@ KEY = "a" * 64
         f"stages/train/{KEY}/../../../../outside.json",
         f"stages/train/{KEY}/adapter/../../x.json",
         f"stages/train/{KEY}/.hidden.json",
-        f"stages/train/{KEY}/weights.bin",
         f"stages/train/{KEY}/weights.pt",
-        f"stages/train/{KEY}/a/b/c/d/e.json",
         f"stages/train/{KEY}/",
         f"stages/train/{KEY.upper()}/result.json",
-        f"stages/train/{KEY[:63]}/result.json",
         f"stages/other/{KEY}/result.json",
-        f"stages//train/{KEY}/result.json",
         f"stages/train/{KEY}/a\nb.json",
-        f"stages\\train\\{KEY}\\result.json",
         "runs/../run.json",
-        "runs/./run.json",
         "runs/.hidden/run.json",
-        "runs/a/b/run.json",
         "runs/a/metrics.json",
         "runs/a\x1b[2J/run.json",
-        "runs/a b/run.json",
         "runs/a[1]/run.json",
-        "runs/-a/run.json",
         "locks/a.lock",
-        "building/a/result.json",
-        "checkpoints/a/trainer_state.json",
         INDEX,
     ],
 )
@@ -195,8 +178,13 @@ def test_names_outside_the_layout_are_refused(there, tmp_path, name):
 def test_nothing_but_plain_files_is_taken(there, tmp_path, kind):
     name = f"stages/train/{KEY}/result.json"
     bad = pack(tmp_path / "bad.tar.gz", {name: b"{}"}, kinds={name: kind})
-    with pytest.raises(UserError, match="is not a plain file"):
-        import_archive(bad, there)
+    below = tmp_path / "below.tar.gz"
+    info = tarfile.TarInfo(INDEX)
+    info.size = -1
+    below.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"{}" * 1000))
+    for archived in (bad, below):
+        with pytest.raises(UserError, match="is not a plain file"):
+            import_archive(archived, there)
     assert_untouched(there)
 
 
@@ -209,9 +197,9 @@ def test_nothing_but_plain_files_is_taken(there, tmp_path, kind):
         ({"format": 1, "files": []}, "format 1"),
         ({"format": 1, "files": {}}, "not as its index"),
         ({"format": 1, "files": {"runs/a/run.json": 3}}, "not as its index"),
-        ({"format": 1, "files": {"runs/a/run.json": -1}}, "no size"),
-        ({"format": 1, "files": {"runs/a/run.json": "2"}}, "no size"),
-        ({"format": 1, "files": {"runs/a/run.json": True}}, "no size"),
+        ({"format": 1, "files": {"runs/a/run.json": -1}}, "or has no size"),
+        ({"format": 1, "files": {"runs/a/run.json": "2"}}, "or has no size"),
+        ({"format": 1, "files": {"runs/a/run.json": True}}, "or has no size"),
         ({"format": 1, "files": {"runs/a/run.json": 2, "runs/a/config.yaml": 2}}, "config.yaml is missing"),
         ({"format": 1, "files": {"runs/a/run.json": 2, "runs/a/config.yaml": 10**15}}, "are free"),
     ],
@@ -222,14 +210,7 @@ def test_an_index_that_does_not_fit_is_refused(there, tmp_path, index, message):
     assert_untouched(there)
 
 
-def test_an_archive_larger_than_the_disk_is_refused(file, there, monkeypatch):
-    monkeypatch.setattr(archive.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match="and 10 are free"):
-        import_archive(file, there)
-    assert_untouched(there)
-
-
-@pytest.mark.parametrize("share", [0, 1, 20, 50, 90, 99])
+@pytest.mark.parametrize("share", [0, 20, 90, 99])
 def test_a_cut_archive_is_refused(file, there, share):
     content = file.read_bytes()
     file.write_bytes(content[: len(content) * share // 100])
@@ -341,14 +322,6 @@ def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, 
     assert [run.name for run in there.runs()] == [RUN]
 
 
-def test_a_size_below_nothing_is_refused(there, tmp_path):
-    info = tarfile.TarInfo(INDEX)
-    info.size = -1
-    (tmp_path / "bad").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"{}" * 1000))
-    with pytest.raises(UserError, match="is not a plain file"):
-        import_archive(tmp_path / "bad", there)
-
-
 def test_a_disk_that_fills_up_is_not_the_archive_s_fault(file, there, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -400,44 +373,31 @@ def test_an_import_and_the_collection_of_what_no_run_refers_to_wait_for_each_oth
     assert len(list(there.stages())) == 3
 
 
-@pytest.mark.parametrize("work", ["export", "verify"])
-def test_whoever_reads_the_store_keeps_collections_away(store, tmp_path, monkeypatch, work):
-    refused = []
+def test_whoever_exports_keeps_collections_away(store, tmp_path, monkeypatch):
+    pack, refused = archive._pack, []
 
-    def during(*_):
+    def during(*parts):
         with pytest.raises(UserError, match="At work"):
             collect(Store(store.root), leftovers(Store(store.root)))
         refused.append(True)
+        return pack(*parts)
 
-    if work == "export":
-        pack = archive._pack
-        monkeypatch.setattr(archive, "_pack", lambda *parts: during() or pack(*parts))
-        export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
-    else:
-        lasting = garbage.lasting_damage
-        monkeypatch.setattr(garbage, "lasting_damage", lambda *parts: during() or lasting(*parts))
-        verify(store)
+    monkeypatch.setattr(archive, "_pack", during)
+    export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
     assert refused
 
 
-def test_an_export_beside_a_stage_that_is_computed_again_takes_the_new_one(
-    store, there, tmp_path, monkeypatch
-):
-    listed, readings = archive._listed, []
+def test_an_export_beside_a_stage_that_is_computed_again_is_given_up(store, tmp_path, monkeypatch):
+    pack = archive._pack
 
-    def then_replaced(*arguments, **named):
-        found = listed(*arguments, **named)
-        if not readings:
-            add_stage(store, "evaluate", content=b"new numbers")
-        readings.append(1)
-        return found
+    def after_it_is_replaced(*arguments):
+        add_stage(store, "evaluate", content=b"new numbers")
+        return pack(*arguments)
 
-    monkeypatch.setattr(archive, "_listed", then_replaced)
-    export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
-    assert len(readings) == 2
-    import_archive(tmp_path / "new.tar.gz", there)
-    (table,) = there.root.glob("stages/evaluate/*/examples.parquet")
-    assert table.read_bytes() == b"new numbers"
+    monkeypatch.setattr(archive, "_pack", after_it_is_replaced)
+    with pytest.raises(WorkError, match=r"evaluate/.* is written again by another command"):
+        export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
+    assert not (tmp_path / "new.tar.gz").exists()
 
 
 def test_imported_files_are_as_open_as_the_umask_says(file, there):

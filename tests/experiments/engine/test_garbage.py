@@ -1,9 +1,8 @@
 """What is damaged is named, what nothing refers to any more goes, and nothing else."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,42 +53,27 @@ def lost(store: Store) -> set[str]:
 Harm = Callable[[Path, Path], object]
 # What is done to the folders of a run and of its training; what is named; whether something can go.
 HARMS: dict[str, tuple[Harm, str, bool]] = {
-    "file of a stage": (
-        lambda run, stage: (stage / "config.yaml").write_text("seed: 1"),
-        "config.yaml",
-        True,
-    ),
-    "manifest of a stage": (lambda run, stage: (stage / MANIFEST).unlink(), "manifest.json is gone", True),
-    "empty manifest": (lambda run, stage: (stage / MANIFEST).write_text("{}"), "names no files", True),
-    "extra file": (
-        lambda run, stage: (stage / "x.json").write_text(""),
-        "x.json is not in its stage's",
-        True,
-    ),
-    "stage of a run": (lambda run, stage: shutil.rmtree(stage), f"Run {RUN} lacks train", False),
-    "name of a stage": (
-        lambda run, stage: stage.rename(stage.with_name(LOST)),
-        "another stage than its",
-        True,
-    ),
-    "result of a stage": (
-        lambda run, stage: (write_json(stage / "result.json", {"task": 1}), seal(stage)),
-        "result.json: task: ",
-        True,
-    ),
-    "file of a run": (
-        lambda run, stage: (run / "config.yaml").write_text(""),
-        "config.yaml is not what",
-        True,
-    ),
-    "manifest of a run": (lambda run, stage: (run / MANIFEST).unlink(), "has no manifest.json", True),
-    "record of a run": (lambda run, stage: (run / "run.json").unlink(), "has no run.json", True),
-    "type in a record": (
-        lambda run, stage: (write_json(run / "run.json", record(RUN, [], seed="0")), seal(run)),
+    "file": (lambda run, stage: (stage / "config.yaml").write_text("seed: 1"), "config.yaml", True),
+    "manifest": (lambda run, stage: (stage / MANIFEST).unlink(), "manifest.json is gone", True),
+    "no names": (lambda run, stage: (stage / MANIFEST).write_text("{}"), "manifest.json", True),
+    "more": (lambda run, stage: (stage / "x.json").write_text(""), "x.json is not in its stage's", True),
+    "stage": (lambda run, stage: shutil.rmtree(stage), f"Run {RUN} lacks train", False),
+    "name": (lambda run, stage: stage.rename(stage.with_name(LOST)), "another stage than its", True),
+    "result": (lambda run, stage: rewrite(stage / "result.json", {"task": 1}), "result.json: task: ", True),
+    "file of run": (lambda run, stage: (run / "config.yaml").write_text(""), "config.yaml is not what", True),
+    "manifest of run": (lambda run, stage: (run / MANIFEST).unlink(), "has no manifest.json", True),
+    "record": (lambda run, stage: (run / "run.json").unlink(), "has no run.json", True),
+    "type": (
+        lambda run, stage: rewrite(run / "run.json", record(RUN, [], seed="0")),
         "run.json: seed: ",
         True,
     ),
 }
+
+
+def rewrite(path: Path, content: object) -> None:
+    write_json(path, content)
+    seal(path.parent)
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -103,11 +87,11 @@ def test_verify_names_what_is_damaged_or_missing(store, harm):
     assert (problem.path is not None) == can_go
     # A run whose stage has lost its place lacks it as well.
     assert all("lacks train" in another.line for another in more)
-    assert len(more) == (harm in ("manifest of a stage", "name of a stage"))
+    assert len(more) == (harm in ("manifest", "name"))
     gone = delete_damaged(store, [problem])
     assert gone == [problem.path] * can_go
     assert not any(path.exists() for path in gone)
-    if harm == "extra file":
+    if harm == "more":
         assert verify(store) == []
 
 
@@ -150,6 +134,8 @@ def test_what_is_written_meanwhile_is_not_judged(store, monkeypatch):
         yield from list(damage(folder, whole))
         if folder.name == key and again:
             again.pop()
+            with pytest.raises(UserError, match="At work"):  # whoever reads keeps collections away
+                collect(Store(store.root), leftovers(Store(store.root)))
             add_stage(store, "train")
 
     monkeypatch.setattr(records, "damage", late)
@@ -215,13 +201,9 @@ def test_remains_go_and_everything_else_stays(store):
     assert not list(locks.iterdir())
     assert keys(store) == before
     assert leftovers(store) == [item for item in leftovers(store) if item.is_of_no_run]
-
-
-def test_stages_of_no_run_go_when_asked_for(store):
-    kept = keys(store) - lost(store)
-    collect(store, leftovers(store))
-    assert keys(store) == kept
-    assert leftovers(store) == []
+    kept = before - lost(store)
+    collect(store, leftovers(store))  # when asked for, stages of no run go, too
+    assert (keys(store), leftovers(store)) == (kept, [])
 
 
 def test_a_symlink_in_the_place_of_a_lock_does_not_stop_a_command(store):
@@ -234,23 +216,14 @@ def test_a_symlink_in_the_place_of_a_lock_does_not_stop_a_command(store):
 def test_what_another_process_builds_is_left_alone(store):
     remains(store)
     (key,) = (key for key in lost(store) if (store.root / "stages" / "train" / key / MANIFEST).exists())
-    program = (
-        "import sys; from pathlib import Path; from sapo.experiments.engine.store import Store\n"
-        "with Store(Path(sys.argv[1])).lock(sys.argv[2]):\n"
-        "    print(flush=True); sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(store.root), key], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        other.stdout.readline()
+    with Store(store.root).lock(key):
         assert set(locked(store)) == {key}
         found = leftovers(store)
         assert not [item for item in found if key in item.path.name]
-        with pytest.raises(UserError, match=rf"At work in .*process {other.pid} on .*--unfinished"):
+        with pytest.raises(UserError, match=rf"At work in .*process {os.getpid()} on .*--unfinished"):
             collect(store, found)
         collect(store, [item for item in found if not item.is_of_no_run])
         assert store.find("train", key)
-        other.kill()
     assert locked(store) == {}  # the lock file is there, and nobody holds it
     assert (store.root / "locks" / f"{key}.lock").is_file()
     collect(store, leftovers(store))
@@ -267,7 +240,12 @@ def test_what_was_finished_since_it_was_listed_stays(store):
     stage, run = store.root / "stages" / "evaluate" / LOST, store.run_folder("half")
     stage.mkdir(parents=True)
     run.mkdir()
+    (path, *_) = remains(store)
     found = leftovers(store)
+    (away,) = [item for item in found if item.path == path]
+    shutil.rmtree(path)
+    assert away.age == 0.0
+    assert collect(store, [away]) == [away]  # what has gone by itself is no error
     with store.building("evaluate", LOST) as folder:
         write_json(folder / "identity.json", {"state": stages_of_run(store)[0]["key"]})
     write_json(run / "run.json", record("half", []))
@@ -280,14 +258,6 @@ def test_what_was_finished_since_it_was_listed_stays(store):
     assert store.find("score", wanted["key"])
     assert (run / "run.json").is_file()
     assert {item.path for item in gone}.isdisjoint({stage, run, store.root / "stages/score" / wanted["key"]})
-
-
-def test_what_is_gone_since_it_was_listed_is_no_error(store):
-    (path, *_) = remains(store)
-    (item,) = [item for item in leftovers(store) if item.path == path]
-    shutil.rmtree(path)
-    assert item.age == 0.0
-    assert collect(store, [item]) == [item]
 
 
 def test_runs_are_at_work_also_between_their_stages(store):
