@@ -19,6 +19,7 @@ from sapo.analysis.intervals import (
     joined,
     mean_off_diagonal,
     permutation_p,
+    why_undefined,
 )
 from sapo.analysis.probes.results import ProbeResult
 from sapo.analysis.results import RunResult, column_rows, require_comparable, score_matrix
@@ -57,15 +58,16 @@ class PromptEffects:
         return self.run.tasks[-1]
 
     def matrix(self, coefficient: str) -> pd.DataFrame:
-        """The symmetric matrix of a coefficient, for drawing: 1 on the diagonal, NaN where it is None."""
-        tasks = list(self.scores.columns)
-        matrix = pd.DataFrame(np.eye(len(tasks)), index=tasks, columns=tasks)
-        for cell in self.correlations:
-            value = getattr(cell, coefficient)
-            matrix.loc[cell.x_task, cell.y_task] = matrix.loc[cell.y_task, cell.x_task] = (
-                np.nan if value is None else value
-            )
-        return matrix
+        """The symmetric matrix of a coefficient, for drawing: NaN where it is not defined."""
+        table = self.scores.to_numpy(dtype=float)
+        matrix = column_correlations(table, table, coefficient)
+        matrix[...] = matrix if len(table) >= FEWEST_PROMPTS else np.nan
+        return pd.DataFrame(matrix, index=self.scores.columns, columns=self.scores.columns)
+
+    @property
+    def no_variance(self) -> list[str]:
+        """The tasks whose scores are the same for all prompts."""
+        return list(self.scores.columns[is_constant(self.scores.to_numpy(dtype=float))])
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,8 @@ def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     """
     groups: dict[tuple, dict[str | None, RunResult]] = {}
     for run in runs:
-        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(
-            run.record.prompts.get(run.tasks[-1]), run
-        )
+        own = run.record.prompts.get(run.tasks[-1])
+        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(own, run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
@@ -118,10 +119,8 @@ def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
         own = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == current), "prompt_index"]
         indexes.append(int(own.iloc[0]) if len(own) else -1)
     numbers = indexes if len(set(indexes)) == len(runs) else range(len(runs))
-    rows = {
-        number: score_matrix(run, measure).iloc[-1].drop(current)
-        for number, run in zip(numbers, runs, strict=True)
-    }
+    finals = [score_matrix(run, measure).iloc[-1].drop(current) for run in runs]
+    rows = dict(zip(numbers, finals, strict=True))
     scores = pd.DataFrame(rows).T.sort_index().rename_axis("prompt")
     return PromptEffects(runs[0], measure, scores, tuple(correlate(scores)))
 
@@ -130,12 +129,13 @@ def correlate(scores: pd.DataFrame) -> Iterator[Correlation]:
     """Pearson's and Spearman's coefficients between every two columns (rows = prompts)."""
     for x_task, y_task in combinations(scores.columns, 2):
         x, y = scores[x_task], scores[y_task]
-        reason = _why_undefined(x, y)
-        if reason:
-            yield Correlation(x_task, y_task, None, None, len(scores), reason)
-        else:
-            values = (float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic))
-            yield Correlation(x_task, y_task, *values, len(scores))
+        reason = why_undefined(x, y)
+        values = (
+            (None, None)
+            if reason
+            else (float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic))
+        )
+        yield Correlation(x_task, y_task, *values, len(scores), reason)
 
 
 def probe_effects(probe: ProbeResult, measure: str) -> PromptEffects:
@@ -155,9 +155,8 @@ def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> Ma
     n_pairs = sum(cell.reason is None for cell in effects.correlations)
     if not n_pairs:
         reason = joined(undefined) or "a correlation needs two tasks that are not current"
-        return MapSummary(
-            coefficient, Interval(None, n=len(effects.scores), reason=reason), None, 0, undefined
-        )
+        nothing = Interval(None, n=len(effects.scores), reason=reason)
+        return MapSummary(coefficient, nothing, None, 0, undefined)
     table = effects.scores.dropna(axis="columns").to_numpy(dtype=float)
     table = table[:, ~is_constant(table)]  # rounding noise would have ranks, and correlate when permuted
     mean = bootstrap_interval(table, lambda rows: mean_off_diagonal(rows, coefficient), seed=seed)
@@ -177,8 +176,7 @@ def map_caption(summary: MapSummary, adjusted: float | None) -> str:
 
 def pair_interval(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Interval:
     """One coefficient between two tasks, with its interval over prompts."""
-    reason = _why_undefined(scores[x_task], scores[y_task])
-    if reason:
+    if reason := why_undefined(scores[x_task], scores[y_task]):
         return Interval(None, n=len(scores), reason=reason)
     table = scores[[x_task, y_task]].to_numpy(dtype=float)
     return bootstrap_interval(
@@ -186,25 +184,11 @@ def pair_interval(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: s
     )
 
 
-def _why_undefined(x: pd.Series, y: pd.Series) -> str | None:
-    if len(x) < FEWEST_PROMPTS:
-        return f"{len(x)} prompts: a correlation needs {FEWEST_PROMPTS} or more"
-    for column in (x, y):
-        if column.isna().any():
-            return f"{column.name} was not evaluated for every prompt"
-        if is_constant(column.to_numpy(dtype=float)[:, None])[0]:
-            return f"scores of {column.name} are the same for all prompts"
-    return None
-
-
 def correlation_table(effects: Sequence[PromptEffects]) -> pd.DataFrame:
     """All correlations in long form; an undefined coefficient is empty and has its reason beside it."""
     rows = [
         {
-            "model": effect.run.model,
-            "sequence": effect.run.sequence,
-            "method": effect.run.method,
-            "seed": effect.run.seed,
+            **{name: getattr(effect.run, name) for name in ("model", "sequence", "method", "seed")},
             "current_task": effect.current,
             "measure": effect.measure,
             "x_task": cell.x_task,

@@ -60,6 +60,9 @@ def correlation_heatmap(
     figure, axes = _canvas(tasks, tasks, panels=2)
     for panel, coefficient in zip(axes, ("pearson", "spearman"), strict=True):
         image = _draw(panel, effects.matrix(coefficient), tasks, tasks, 1.0, "{:.2f}", "RdBu")
+        for task in effects.no_variance:
+            place = list(effects.scores).index(task)
+            panel.text(place, place, "no\nvariance", ha="center", va="center", fontsize=8)
         caption = (captions or {}).get(coefficient)
         panel.set_title("\n".join(filter(None, [coefficient.capitalize(), caption])), fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.9, label="correlation over prompts")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -25,6 +26,7 @@ FEWEST_FOR_INTERVAL = 5  # rows; fewer have too few distinct resamples
 FEWEST_PROMPTS = 3  # of a correlation or a spread
 # A range this small, against the largest value or 1, is rounding: equal means differ in their last bits.
 FLAT = 1e-9
+SAME = "the same for all prompts"
 COEFFICIENTS = ("pearson", "spearman")
 Array = NDArray[np.float64]
 
@@ -81,23 +83,11 @@ def metric_intervals(
     """AP, BWT and FWT averaged over `runs`, or their difference from the runs `against`, by metric.
 
     A metric is linear in the matrix, hence states and both sides of a difference fold into one contribution
-    an example before anything is resampled: this is what pairs them.
-
-    Args:
-        runs: one run a seed, all of the same tasks.
-        measure: the score that the metrics are of.
-        definition: of BWT and FWT, a key of DEFINITIONS.
-        against: the runs that are subtracted, seed by seed; seeds that only one side has are left out.
-        draws: resamples.
-        seed: of the resamples.
-        column: the prompt that learned tasks are tested with, a key of COLUMNS.
-
-    Returns:
-        An interval a metric, without a value where the metric is not defined for one of the runs. `n` counts
-        distinct test rows: rows that repeat another are no further evidence.
-
-    Raises:
-        UserError: the runs are not comparable, share no seed, or have two runs of one seed.
+    an example before anything is resampled: this is what pairs them. `runs` hold one run a seed; seeds that
+    only one side has are left out. `column` is the prompt that learned tasks are tested with, a key of
+    COLUMNS. A metric that is not defined for one of the runs has no value. `n` counts distinct test rows:
+    rows that repeat another are no further evidence. Raises UserError if the runs are not comparable or not
+    of the same tasks, share no seed, or have two runs of one seed.
     """
     pairs = _pairs(runs, against)
     scores = {run: example_scores(run, measure, column) for pair in pairs for run in pair}
@@ -109,15 +99,10 @@ def metric_intervals(
         if not parts:
             found[metric] = Interval(None)
             continue
-        low, high = np.percentile(bootstrap(parts, draws, seed), [2.5, 97.5])
-        value = sum(sums.sum() / (len(sums) * sizes.sum()) for sums, sizes in parts)
-        found[metric] = Interval(
-            rounded(value),
-            rounded(low),
-            rounded(high),
-            n=sum(len(sizes) for _, sizes in parts),
-            n_seeds=len(pairs),
-        )
+        low, high = map(rounded, np.percentile(bootstrap(parts, draws, seed), [2.5, 97.5]))
+        value = rounded(sum(sums.sum() / (len(sums) * sizes.sum()) for sums, sizes in parts))
+        n = sum(len(sizes) for _, sizes in parts)
+        found[metric] = Interval(value, low, high, n, n_seeds=len(pairs))
     return found
 
 
@@ -126,13 +111,11 @@ def _pairs(runs: Sequence[RunResult], against: Sequence[RunResult] | None) -> li
     require_comparable([*runs, *(against or ())])
     sides: list[dict[int, RunResult]] = []
     for side in (runs,) if against is None else (runs, against):
-        by_seed: dict[int, RunResult] = {}
+        sides.append({})
         for run in side:
-            if run.seed in by_seed:
-                same = f"Runs {by_seed[run.seed].id} and {run.id} have the same seed"
-                raise UserError(f"{same}: leave one of them out.")
-            by_seed[run.seed] = run
-        sides.append(by_seed)
+            other = sides[-1].setdefault(run.seed, run)
+            if other is not run:
+                raise UserError(f"Runs {other.id} and {run.id} have the same seed: leave one of them out.")
     pairs = [tuple(side[seed] for side in sides) for seed in sides[0] if all(seed in side for side in sides)]
     if not pairs:
         names = [[run.id for run in side] for side in (runs, against or ())]
@@ -202,12 +185,9 @@ def bootstrap(parts: Sequence[tuple[Array, Array]], draws: int, seed: int) -> Ar
     return (per_seed * of_seeds).sum(axis=1) / n_seeds
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # a table needs the same draws for many scores and policies
 def _counts(sizes: tuple[int, ...], n_seeds: int, draws: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
-    """How often each row of each task, and last each seed, comes in every draw.
-
-    Kept, since a table needs the same draws for many scores and policies.
-    """
+    """How often each row of each task, and last each seed, comes in every draw."""
     rng = np.random.default_rng(seed)
     return tuple(resample_counts(n, draws, rng).astype(np.uint16) for n in (*sizes, n_seeds))
 
@@ -271,7 +251,7 @@ def jackknife_interval(rows: Array, statistic: Callable[[Array], Array], unit: s
     n, value = len(rows), float(statistic(rows[None])[0])
     if without := _without_interval(value, n, unit):
         return without
-    left = statistic(np.stack([np.delete(rows, row, axis=0) for row in range(n)]))
+    left = statistic(_without_each(rows))
     if not (np.isfinite(left).all() and np.append(left, value).min() > 0):
         reason = f"without one of the {unit} nothing varies" if value > 0 else "nothing varies"
         return Interval(value, n=n, reason=reason)
@@ -280,16 +260,32 @@ def jackknife_interval(rows: Array, statistic: Callable[[Array], Array], unit: s
     return Interval(value, value / factor, value * factor, n)
 
 
+def lone_row(
+    rows: Array, statistic: Callable[[Array], Array], found: Interval
+) -> tuple[int, Interval] | None:
+    """The row that alone makes a jackknife interval, and what the interval is without it; or None.
+
+    Without such a row the interval ends at less than half, or nothing varies any more.
+    """
+    if not found.value or found.n < FEWEST_FOR_INTERVAL:
+        return None
+    row = int(np.argmin(np.nan_to_num(statistic(_without_each(rows)))))
+    without = jackknife_interval(np.delete(rows, row, axis=0), statistic)
+    if not without.value:
+        return row, without
+    ends = (without.high, found.high)
+    return (row, without) if None not in ends and 2 * without.high < found.high else None
+
+
+def _without_each(rows: Array) -> Array:
+    """`rows` (n x k) without each of them: n x (n - 1) x k."""
+    return np.stack([np.delete(rows, row, axis=0) for row in range(len(rows))])
+
+
 def mean_interval(values: Sequence[float], unit: str, draws: int = DRAWS, seed: int = 0) -> Interval:
     """The mean of `values` with its interval over them."""
     rows = np.asarray(values, dtype=float)[:, None]
     return bootstrap_interval(rows, lambda stack: stack[..., 0].mean(axis=1), draws, seed, unit)
-
-
-def share_interval(count: int, n: int) -> Interval:
-    """The share `count` of `n` with its exact binomial interval (Clopper & Pearson 1934)."""
-    interval = stats.binomtest(count, n).proportion_ci(0.95, method="exact")
-    return Interval(count / n, float(interval.low), float(interval.high), n)
 
 
 # --- tests -------------------------------------------------------------------------------------------------
@@ -345,6 +341,16 @@ def mean_off_diagonal(table: Array, coefficient: str) -> Array:
 
 def nan_mean(values: Array) -> Array:
     """Mean over the last axis of what is not NaN; NaN where nothing is left."""
-    known = np.isfinite(values)
-    count = known.sum(axis=-1)
-    return np.where(count, np.where(known, values, 0.0).sum(axis=-1) / np.maximum(count, 1), np.nan)
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=-1), np.nan)
+
+
+def why_undefined(*columns: pd.Series) -> str | None:
+    """Why columns of prompts have no correlation, or None if they have one."""
+    if len(columns[0]) < FEWEST_PROMPTS:
+        return f"{len(columns[0])} prompts: a correlation needs {FEWEST_PROMPTS} or more"
+    for column in columns:
+        if column.isna().any():
+            return f"{column.name} is not known for every prompt"
+        if is_constant(column.to_numpy(dtype=float)[:, None])[0]:
+            return f"{column.name} is {SAME}"
+    return None

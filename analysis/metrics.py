@@ -8,6 +8,7 @@ needs, and bootstrap intervals all follow from them.
 import csv
 import io
 import math
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -39,17 +40,15 @@ def continual_metrics(matrix: ArrayLike) -> dict[str, dict[str, float | None]]:
     evaluated, or more than the one task there is, is None.
     """
     scores = _checked(matrix)
-    found: dict[str, dict[str, float | None]] = {}
-    for definition in DEFINITIONS:
-        found[definition] = {}
-        for metric in METRICS:
-            weights = metric_weights(definition, metric, len(scores) - 1)
-            value = None
-            if weights is not None:
-                cells = scores[:, : weights.shape[1]][weights != 0]
-                value = None if np.isnan(cells).any() else rounded(weights[weights != 0] @ cells)
-            found[definition][metric] = value
-    return found
+
+    def value(definition: str, metric: str) -> float | None:
+        weights = metric_weights(definition, metric, len(scores) - 1)
+        if weights is None:
+            return None
+        cells = scores[:, : weights.shape[1]][weights != 0]
+        return None if np.isnan(cells).any() else rounded(weights[weights != 0] @ cells)
+
+    return {name: {metric: value(name, metric) for metric in METRICS} for name in DEFINITIONS}
 
 
 def unseen_gain(matrix: ArrayLike) -> float | None:
@@ -91,37 +90,25 @@ def metric_weights(definition: str, metric: str, n: int) -> Weights | None:
         return weights
     if n < 2:
         return None
-    changes = _backward_changes if metric == "BWT" else _forward_changes
-    for after, task, since, weight in changes(definition, n):
+    for after, task, since, weight in _changes(definition, metric == "BWT", n):
         weights[after, task - 1] += weight
         weights[since, task - 1] -= weight
     return weights
 
 
-def _backward_changes(definition: str, n: int) -> Iterator[tuple[int, int, int, float]]:
-    """(i, j, i', weight) of every a[i][j] - a[i'][j] in BWT."""
+def _changes(definition: str, backward: bool, n: int) -> Iterator[tuple[int, int, int, float]]:
+    """(i, j, i', weight) of every a[i][j] - a[i'][j] in BWT, or in FWT."""
     if definition == "gem":
-        yield from ((n, task, task, 1 / (n - 1)) for task in range(1, n))
+        for task in range(1, n) if backward else range(2, n + 1):
+            yield (n, task, task, 1 / (n - 1)) if backward else (task - 1, task, 0, 1 / (n - 1))
         return
-    for after in range(2, n + 1):
-        for task in range(1, after):
+    for after in range(2, n + 1) if backward else range(1, n):
+        tasks = range(1, after) if backward else range(after + 1, n + 1)
+        for task in tasks:
             if definition == "reference":
-                yield after, task, task, 1 / ((n - 1) * (after - 1))
+                yield after, task, task if backward else 0, 1 / ((n - 1) * len(tasks))
             else:
-                yield after, task, after - 1, 1 / (n * (after - 1))
-
-
-def _forward_changes(definition: str, n: int) -> Iterator[tuple[int, int, int, float]]:
-    """(i, j, i', weight) of every a[i][j] - a[i'][j] in FWT."""
-    if definition == "gem":
-        yield from ((task - 1, task, 0, 1 / (n - 1)) for task in range(2, n + 1))
-        return
-    for after in range(1, n):
-        for task in range(after + 1, n + 1):
-            if definition == "reference":
-                yield after, task, 0, 1 / ((n - 1) * (n - after))
-            else:
-                yield after, task, after - 1, 1 / (n * (n - after))
+                yield after, task, after - 1, 1 / (n * len(tasks))
 
 
 def rounded(value: float) -> float:
@@ -167,24 +154,18 @@ def read_matrix(path: Path) -> "DataFrame":
             )
         if not (fields[0].isascii() and fields[0].isdigit()):
             raise UserError(f"{where}, column after: '{fields[0]}' is not a whole number 0, 1, …, N.")
-        state, start = int(fields[0]), states[0] if states else 0
-        due = start + len(states) if states else min(int(fields[0]), 1)
-        if state != due:
-            problem = "is there twice" if state in states else f"stands where {due if states else 0} should"
+        state, due = int(fields[0]), [states[-1] + 1] if states else [0, 1]
+        if state not in due:
+            problem = "is there twice" if state in states else f"stands where {due[0]} should"
             raise UserError(f"{where}, column after: {state} {problem}. Rows are 0, 1, …, N in order.")
         states.append(state)
-        scores.append(
-            [
-                _score(f"{where}, column {task}", text, highest)
-                for task, text in zip(tasks, fields[1:], strict=True)
-            ]
-        )
+        cells = zip(tasks, fields[1:], strict=True)
+        scores.append([_score(f"{where}, column {task}", text, highest) for task, text in cells])
     if not states or states == [0]:
         raise UserError(f"{path} has no row with `after` 1 or more: metrics need at least one trained state.")
     if states[-1] > len(tasks):
-        raise UserError(
-            f"{path}, line {lines[-1][0]}: more trained states ({states[-1]}) than tasks ({len(tasks)})."
-        )
+        where = f"{path}, line {lines[-1][0]}"
+        raise UserError(f"{where}: more trained states ({states[-1]}) than tasks ({len(tasks)}).")
     if states[0] == 1:
         scores.insert(0, [math.nan] * len(tasks))
     return DataFrame(scores, columns=tasks, index=RangeIndex(len(scores), name="after"))
@@ -205,21 +186,15 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     if not rows:
         raise UserError(f"{path} is empty: a matrix has a header `after,<task>,…` and a row a state.")
     first, *tasks = rows[0][1]
-    problems = {column: "a task without a name" for column, task in enumerate(tasks, start=2) if not task}
-    problems |= {
-        column: f"task '{task}' is named twice"
-        for column, task in enumerate(tasks, start=2)
-        if task and task in tasks[: column - 2]
-    }
     if first != "after":
-        raise UserError(
-            f"{path}, line 1: the header is `after,<task>,<task>,…` with commas; "
-            f"this one begins with '{first}'."
-        )
+        form = "the header is `after,<task>,<task>,…` with commas"
+        raise UserError(f"{path}, line 1: {form}; this one begins with '{first}'.")
     if not tasks:
         raise UserError(f"{path}, line 1: the header names no task after `after`.")
-    for column, problem in problems.items():
-        raise UserError(f"{path}, line 1, column {column}: {problem}.")
+    for place, task in enumerate(tasks):
+        if not task or task in tasks[:place]:
+            problem = f"task '{task}' is named twice" if task else "a task without a name"
+            raise UserError(f"{path}, line 1, column {place + 2}: {problem}.")
     return rows
 
 
@@ -233,7 +208,7 @@ def _score(where: str, text: str, highest: float) -> float:
         score = math.nan
     if math.isnan(score):
         raise UserError(f"{where}: '{text}' is not a number. Leave a cell that was not evaluated empty.")
-    if not 0 <= score < math.inf or score > highest:
+    if not 0 <= score <= min(highest, sys.float_info.max):
         limits = "0 to 100" if math.isfinite(highest) else "finite and not negative"
         raise UserError(f"{where}: {text} is out of range: scores here are {limits}.")
     return score

@@ -26,8 +26,7 @@ from sapo.analysis.intervals import COEFFICIENTS, holm
 from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
 from sapo.analysis.page import write_page
-from sapo.analysis.probes.report import probe_report
-from sapo.analysis.probes.tables import prompt_table, prompts_title, tie_of
+from sapo.analysis.probes.report import probe_report, prompt_table, prompts_title
 from sapo.analysis.published import PAPER
 from sapo.analysis.results import (
     DRAWN,
@@ -338,7 +337,7 @@ def probes(
     report = Report(
         runs,
         chosen_prompts(runs),
-        warnings=[*warnings, *found.warnings, *filter(None, map(tie_of, found.probes))],
+        warnings=[*warnings, *found.warnings],
         notes=found.notes,
         measure=leading_measure(any(run.demonstration for run in runs)),
         name=name,

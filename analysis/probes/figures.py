@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sapo.analysis.figures import put_title
-from sapo.analysis.intervals import COEFFICIENTS, Interval
-from sapo.analysis.probes.results import ROLES, ProbeResult
-from sapo.analysis.probes.statistics import GRADIENT_ROLES, INDICATORS, Spread, alignments
+from sapo.analysis.intervals import COEFFICIENTS, SAME, Interval
+from sapo.analysis.probes.results import ROLES, ProbeResult, prompt_name
+from sapo.analysis.probes.statistics import GRADIENT_ROLES, INDICATORS, Pooled, Power, Spread, alignments
 from sapo.analysis.results import LOWER_IS_BETTER, measure_name
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -24,12 +24,7 @@ COLOURS = dict(zip(ROLES, ("#D55E00", "#0072B2", "#009E73"), strict=True))
 PROJECTION_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
 UNIT = {"nll": "nats per token", "rougeL": "0-100", "exact_match": "%", "label_match": "%"}
 GREY, BLACK = "#7f7f7f", "black"
-
-
-def coefficient_text(coefficient: str, estimate: Interval) -> str:
-    """`Pearson 0.45 [0.20, 0.61]` for a panel's title; the reason for none stands in the tables."""
-    known = estimate.value is not None
-    return f"{coefficient.capitalize()} {estimate.text() if known else 'not defined'}"
+NO_VARIANCE = "no variance"
 
 
 def good_up(measure: str, task: str) -> str:
@@ -41,85 +36,100 @@ def good_up(measure: str, task: str) -> str:
 
 def spread_figure(result: Spread, test: str, facts: str) -> Figure:
     """Relative changes a prompt and task, and beneath them each task's coefficient of variation."""
-    tasks = list(result.changes.columns)
-    names = [short_name(task) for task in tasks]
+    probe, tasks = result.probe, list(result.changes)
     figure, (points, bars) = _canvas(max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, ratios=(3, 2))
-    colours = [COLOURS[result.probe.role(task)] for task in tasks]
-    order = result.probe.pre_update_losses().sort_values(kind="stable").index
+    order = probe.pre_update_losses().sort_values(kind="stable").index
     offsets = pd.Series(np.linspace(-0.32, 0.32, len(order)), index=order)
-    for place, (task, colour) in enumerate(zip(tasks, colours, strict=True)):
-        _changes(points, place, result.changes[task], offsets, colour, result.no_change.get(task))
-        _bar(bars, place, result.variation[task], colour)
+    # Intervals that a single prompt makes do not stretch the axis.
+    ends = [cell.high for task, cell in result.variation.items() if task not in result.lone]
+    ends = [end for end in (*ends, *(cell.value for cell in result.variation.values())) if end]
+    top = max(ends, default=0) * (1.3 if result.lone else 1.05)  # with room for words above
+    for place, task in enumerate(tasks):
+        colour, variation = COLOURS[probe.role(task)], result.variation[task]
+        if reason := result.no_change.get(task):
+            _words(points, place, 0.5, f"no relative change:\n{reason}")
+        else:
+            _changes(points, place, result.changes[task], offsets, colour)
+        if variation.value:
+            _bar(bars, place, variation, colour, top, result.lone.get(task))
+        else:
+            _words(bars, place, 0.05, variation.text() if variation.value is None else NO_VARIANCE)
     points.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     direction = "up is worse" if result.measure in LOWER_IS_BETTER else "up is better"
     points.set_ylabel(f"relative change of {measure_name(result.measure)} (%)\n({direction})", fontsize=9)
     bars.set_ylabel("coefficient of\nvariation (%)", fontsize=9)
     bars.set_title(test, fontsize=9)
-    for axes, is_empty in (
-        (points, set(tasks) <= result.no_change.keys()),
-        (bars, all(cell.value is None for cell in result.variation.values())),
-    ):
-        if is_empty:
-            axes.set_yticks([])
-    long = max(map(len, names)) > 8
+    if set(tasks) <= result.no_change.keys():
+        points.set_yticks([])
+    bars.set(ylim=(0, top)) if top else bars.set_yticks([])
+    names = [short_name(task) for task in tasks]
     for axes in (points, bars):
         axes.set_xlim(-0.6, len(tasks) - 0.4)
         axes.set_xticks(range(len(tasks)), names if axes is bars else [""] * len(tasks))
         axes.tick_params(labelsize=9)
-    if long:
+    if max(map(len, names)) > 8:
         for label in bars.get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
     _legend(figure, [*COLOURS.items()], original=True)
-    said = "left to right in a column: from the lowest pre-update loss to the highest"
-    put_title(
-        figure,
-        f"{len(result.changes)} prompts of {short_name(result.probe.current)}: change against the original "
-        f"prompt\n{facts}\n{said}",
-    )
+    what = f"{len(result.changes)} prompts of {short_name(probe.current)}"
+    title = f"{what}: change against the original prompt"
+    order_text = "left to right in a column: from the lowest pre-update loss to the highest"
+    put_title(figure, f"{title}\n{facts}\n{order_text}")
     return figure
 
 
-def _changes(
-    axes: Axes, place: int, changes: pd.Series, offsets: pd.Series, colour: str, reason: str | None
-) -> None:
-    if reason:
-        where = axes.get_xaxis_transform()
-        words = f"no relative change:\n{reason}"
-        # Not on the line of no change, which runs behind it.
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
-        axes.text(
-            place, 0.5, words, transform=where, rotation=90, fontsize=8, ha="center", va="center", bbox=box
-        )
-        return
+def _words(axes: Axes, place: int, height: float, words: str) -> None:
+    """Upright words in place of a task's points or bar, and not on the line of no change behind them."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
+    placed = {"ha": "center", "va": "center" if height == 0.5 else "bottom", "bbox": box}
+    axes.text(place, height, words, transform=axes.get_xaxis_transform(), rotation=90, fontsize=8, **placed)
+
+
+def _changes(axes: Axes, place: int, changes: pd.Series, offsets: pd.Series, colour: str) -> None:
     others = changes.drop(ORIGINAL)
     axes.scatter(place + offsets[others.index], others, s=16, color=colour, alpha=0.8, linewidths=0)
     axes.scatter([place + offsets[ORIGINAL]], [changes[ORIGINAL]], s=34, marker="D", color=BLACK, zorder=3)
 
 
-def _bar(axes: Axes, place: int, estimate: Interval, colour: str) -> None:
-    if estimate.value is None:
-        where = axes.get_xaxis_transform()
-        axes.text(place, 0.05, estimate.text(), transform=where, rotation=90, fontsize=8, ha="center")
-        return
+def _bar(
+    axes: Axes, place: int, estimate: Interval, colour: str, top: float, lone: tuple[int, Interval] | None
+) -> None:
+    """A bar with its interval, which ends in an arrow and in words where it leaves the axis."""
     axes.bar(place, estimate.value, width=0.66, color=colour, alpha=0.75)
+    height = estimate.value or 0.0
+    words = [f"{prompt_name(lone[0])} alone"] if lone else []
     if estimate.low is not None and estimate.high is not None:
-        axes.vlines(place, estimate.low, estimate.high, color=BLACK, linewidth=1.2)
+        end = 0.81 * top if estimate.high > top else estimate.high
+        axes.vlines(place, estimate.low, end, color=BLACK, linewidth=1.2)
+        if estimate.high > top:
+            axes.plot([place], [end], marker="^", color=BLACK, markersize=6)
+            words.insert(0, f"to {estimate.high:,.0f} %")
+        height = max(height, end)
+    axes.text(place, height + 0.03 * top, "\n".join(words), fontsize=7, ha="center", va="bottom")
 
 
 def pairs_figure(
-    x: pd.Series, ys: pd.DataFrame, labels: Mapping[str, str], captions: Mapping[str, str], title: str
+    x: pd.Series,
+    ys: pd.DataFrame,
+    labels: Mapping[str, str],
+    cells: Mapping[tuple[str, str], Interval],
+    title: str,
 ) -> Figure:
-    """A panel a column of `ys` against `x`, a point a prompt, the original marked."""
+    """A panel a column of `ys` against `x`, a point a prompt, the original marked.
+
+    `cells` holds the coefficients by their name and column.
+    """
     figure, panels = _canvas(3.0 * len(ys.columns) + 0.4, 4.0, columns=len(ys.columns))
     for axes, task in zip(panels, ys, strict=True):
         known = ys[task].notna() & x.notna()
-        others = known & (x.index != ORIGINAL)
+        others, marked = known & (x.index != ORIGINAL), known & (x.index == ORIGINAL)
         axes.scatter(x[others], ys.loc[others, task], s=18, color=COLOURS["training"], linewidths=0)
-        marked = known & (x.index == ORIGINAL)
         axes.scatter(x[marked], ys.loc[marked, task], s=34, marker="D", color=BLACK)
         axes.set_xlabel(labels[str(x.name)], fontsize=9)
         axes.set_ylabel(labels[str(task)], fontsize=9)
-        axes.set_title(captions[str(task)], fontsize=9)
+        captions = [f"{name.capitalize()} {cells[name, task].text()}" for name in COEFFICIENTS]
+        first = cells[COEFFICIENTS[0], task]
+        axes.set_title("\n".join(captions) if first.value is not None else _why_none(first), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.locator_params(nbins=5)
     _legend(figure, [("paraphrases", COLOURS["training"])], original=True)
@@ -127,23 +137,18 @@ def pairs_figure(
     return figure
 
 
-def indicator_figure(
-    means: Mapping[tuple[str, str], Interval],
-    points: Mapping[tuple[str, str], Mapping[str, float]],
-    what: str,
-    measure: str,
-    title: str,
-    unit: str,
-) -> Figure:
-    """Bars of mean correlations by (indicator, coefficient) with intervals over `unit`, `what` as points."""
+def indicator_figure(cells: Sequence[Power] | Sequence[Pooled], what: str, title: str, unit: str) -> Figure:
+    """Bars of mean correlations by indicator and coefficient, intervals over `unit`, `what` as points."""
+    means, measure = [cell.mean for cell in cells], cells[0].measure
     bars = "no correlation is defined"
-    if any(mean.value is not None for mean in means.values()):
-        has_intervals = any(mean.low is not None for mean in means.values())
+    if any(mean.value is not None for mean in means):
+        has_intervals = any(mean.low is not None for mean in means)
         bars = f"intervals over {unit}" if has_intervals else f"too few {unit} for an interval"
     figure, panels = _canvas(9.6, 5.2, columns=2)
     for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
-        for place, indicator in enumerate(INDICATORS):
-            _indicator(axes, place, means[indicator, coefficient], points[indicator, coefficient])
+        for cell in cells:
+            if cell.coefficient == coefficient:
+                _indicator(axes, list(INDICATORS).index(cell.indicator), cell.mean, cell.points)
         axes.axvline(0, color=BLACK, linewidth=0.8)
         axes.set(xlim=(-1.05, 1.05), ylim=(len(INDICATORS) - 0.4, -0.6))
         axes.set_yticks(range(len(INDICATORS)), INDICATORS if axes is panels[0] else [""] * len(INDICATORS))
@@ -152,11 +157,8 @@ def indicator_figure(
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.6)
         axes.set_axisbelow(True)
         flipped = " (sign flipped)" if measure in LOWER_IS_BETTER else ""
-        axes.set_xlabel(
-            f"correlation with {measure_name(measure)}{flipped} after training\n"
-            "(right: the higher, the better)",
-            fontsize=9,
-        )
+        label = f"correlation with {measure_name(measure)}{flipped} after training"
+        axes.set_xlabel(f"{label}\n(right: the higher, the better)", fontsize=9)
     dot = Line2D([], [], linestyle="", marker="o", markersize=5, color=BLACK, alpha=0.6, label=what)
     line = Line2D([], [], color="#D55E00", linewidth=2, label="mean and its 95 % interval")
     figure.legend(handles=[dot, line], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
@@ -164,9 +166,13 @@ def indicator_figure(
     return figure
 
 
+def _why_none(cell: Interval) -> str:
+    return NO_VARIANCE if SAME in (cell.reason or "") else "not defined"
+
+
 def _indicator(axes: Axes, place: int, mean: Interval, points: Mapping[str, float]) -> None:
     if mean.value is None:
-        axes.text(0.02, place, "not defined", fontsize=8, va="center", color=GREY)
+        axes.text(0.02, place, _why_none(mean), fontsize=8, va="center", color=GREY)
         return
     axes.barh(place, mean.value, height=0.62, color="#56B4E9", alpha=0.6)
     offsets = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else np.zeros(1)
@@ -182,22 +188,21 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
     figure, panels = _canvas(4.4 * len(roles) + 0.8, 4.6, columns=len(roles))
     ranks = sorted(gradients["rank"].unique())
     projections = sorted(gradients["projection"].unique())
-    means = {(cell.role, cell.rank): cell for cell in alignments(probe)}
+    cosines = alignments(probe)
     for axes in panels[1:]:
         axes.sharey(panels[0])
     for axes, role in zip(panels, roles, strict=True):
         of_role = gradients[gradients["role"] == role]
         for number, projection in enumerate(projections):
             _violins(axes, of_role[of_role["projection"] == projection], ranks, number, len(projections))
-        labels = [f"rank {rank}\n{means[role, rank].cosine.text()}" for rank in ranks]
-        axes.set_xticks(range(len(ranks)), [label.replace(" [", "\n[") for label in labels], fontsize=8)
+        labels = [f"rank {rank}\n{cosines[role, rank].text()}".replace(" [", "\n[") for rank in ranks]
+        axes.set_xticks(range(len(ranks)), labels, fontsize=8)
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         axes.set_xlabel("prompt by pre-update loss (1 = lowest), mean cosine [95 %]", fontsize=9)
         axes.set_ylabel("cosine of gradients", fontsize=9)
         tasks = [short_name(task) for task in of_role["task"].unique()]
-        axes.set_title(
-            f"{GRADIENT_ROLES[role]} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})", fontsize=10
-        )
+        which = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+        axes.set_title(f"{GRADIENT_ROLES[role]} ({which})", fontsize=10)
         axes.tick_params(axis="y", labelsize=8)
     _legend(figure, list(zip(projections, PROJECTION_COLOURS, strict=False)), original=False)
     put_title(
@@ -210,16 +215,9 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
 
 def _violins(axes: Axes, rows: pd.DataFrame, ranks: Sequence[int], number: int, of: int) -> None:
     width = 0.8 / of
-    places = np.arange(len(ranks)) + (number - (of - 1) / 2) * width
-    values = [rows.loc[rows["rank"] == rank, "cosine"].to_numpy(dtype=float) for rank in ranks]
-    drawn = [(place, found) for place, found in zip(places, values, strict=True) if len(found)]
-    parts = axes.violinplot(
-        [found for _, found in drawn],
-        [place for place, _ in drawn],
-        widths=0.9 * width,
-        showmeans=True,
-        showextrema=False,
-    )
+    by_rank = rows.groupby("rank")["cosine"].apply(np.array)
+    places = [ranks.index(rank) + (number - (of - 1) / 2) * width for rank in by_rank.index]
+    parts = axes.violinplot(list(by_rank), places, widths=0.9 * width, showmeans=True, showextrema=False)
     colour = PROJECTION_COLOURS[number % len(PROJECTION_COLOURS)]
     for body in parts["bodies"]:  # type: ignore[attr-defined]
         body.set(facecolor=colour, edgecolor=colour, alpha=0.6)

@@ -5,50 +5,38 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sapo.analysis.correlations import (
-    MAP_TEST,
-    PromptEffects,
-    correlation_table,
-    map_caption,
-    pair_interval,
-    probe_effects,
-    summarize_map,
-)
+from sapo.analysis import correlations as maps
 from sapo.analysis.figures import correlation_heatmap, remark, save
 from sapo.analysis.files import write_file
-from sapo.analysis.intervals import COEFFICIENTS, FEWEST_FOR_INTERVAL, Interval, holm
-from sapo.analysis.probes import tables
-from sapo.analysis.probes.figures import (
-    coefficient_text,
-    good_up,
-    gradient_figure,
-    indicator_figure,
-    pairs_figure,
-    spread_figure,
+from sapo.analysis.intervals import (
+    COEFFICIENTS,
+    FEWEST_FOR_INTERVAL,
+    Interval,
+    holm,
+    mean_interval,
 )
-from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable, sign_of
-from sapo.analysis.probes.statistics import (
-    INDICATORS,
-    SPREAD_TEST,
-    Pooled,
-    Power,
-    change_rows,
-    indicators_of,
-    lowest_loss_choice,
-    pooled,
-    powers,
-    spread,
-)
+from sapo.analysis.probes import figures, statistics
+from sapo.analysis.probes.results import ProbeResult, load_probe, prompt_name, require_poolable, sign_of
+from sapo.analysis.probes.statistics import INDICATORS, Choice, Power
+from sapo.analysis.published import paper_csv, plain
 from sapo.analysis.render import csv
-from sapo.analysis.results import check_measure, leading_measure, measure_name
+from sapo.analysis.results import LOWER_IS_BETTER, check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError, unknown
+from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
+
+NONE = "-"
+PAPER_MEASURE = "rougeL"
+SHOWN_UNSEEN = 3  # scatter plots show the trained task and the first three unseen ones, as the paper's
+PAPER_NOTE = (
+    "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
+    "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
+)
 
 
 @dataclass
@@ -65,50 +53,61 @@ class ProbeReport:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def warn(self, text: str) -> None:
-        """Adds a warning once."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-
-    def note(self, text: str) -> None:
-        """Adds a note once."""
-        if text not in self.notes:
-            self.notes.append(text)
-
-    def note_missing(self, where: str, estimate: Interval) -> None:
-        """Warns that an estimate has no value, or no interval, and why."""
-        if estimate.reason:
-            what = "not defined" if estimate.value is None else "no interval"
-            self.warn(f"{where}: {what}: {estimate.reason}.")
-
     def draw(self, name: str, figure: Figure | None, data: pd.DataFrame) -> None:
         """Writes a figure (PNG and PDF) and its data as CSV beside it."""
         if figure is not None:
             self.files += save(figure, self.output / name)
         self.files.append(write_file(self.output / f"{name}.csv", csv(data)))
 
-    def keep(self, name: str, title: str, table: pd.DataFrame) -> None:
-        """Keeps a table under its title and writes it as `name`.csv."""
-        if len(table):
-            self.tables[title] = table
-            self.files.append(write_file(self.output / f"{name}.csv", csv(table)))
+    def keep(self, name: str, title: str, rows: Sequence[dict[str, object]]) -> None:
+        """Keeps a table, a dash where a row has no such cell, under its title and as `name`.csv."""
+        if rows:
+            self.tables[title] = pd.DataFrame(rows).fillna(NONE)
+            self.draw(name, None, self.tables[title])
 
 
-def _columns(interval: Interval, value: str) -> dict[str, Any]:
+def _who(probe: ProbeResult, measure: str) -> dict[str, object]:
+    """The first cells of a row of scores."""
+    who = {"probe": f"{probe.sequence}, seed {probe.seed}", "model, method": f"{probe.model}, {probe.method}"}
+    return {**who, "measure": measure_name(measure)}
+
+
+def _columns(interval: Interval, value: str) -> dict[str, object]:
     """An interval over prompts as the columns of a data file, its value under the name `value`."""
     numbers = {value: interval.value, "low": interval.low, "high": interval.high}
     return {**numbers, "n_prompts": interval.n, "reason": interval.reason}
 
 
-def facts(probe: ProbeResult, measure: str) -> str:
+def _gap(interval: Interval) -> str:
+    """Why an estimate has no value, or no interval; empty where it has both."""
+    what = "not defined" if interval.value is None else "no interval"
+    return f"{what}: {interval.reason}" if interval.reason else ""
+
+
+def _p_text(p: float | None) -> str:
+    return NONE if p is None else f"{p:.2g}"
+
+
+def _facts(probe: ProbeResult, measure: str) -> str:
     """The line under a figure's title: the probe's facts and the remark."""
     return " · ".join(filter(None, [probe.facts, remark(probe.demonstration, measure)]))
 
 
-PAPER_NOTE = (
-    "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
-    "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
-)
+def first_pairs(probe: ProbeResult) -> dict[str, str]:
+    """The tasks that scatter plots show, by the names that the paper's coefficients go under here."""
+    shown = probe.unseen[:SHOWN_UNSEEN]
+    return {"T1": probe.trained} | {f"T3_{place}": task for place, task in enumerate(shown, start=1)}
+
+
+def paper_values(
+    file: str, probe: ProbeResult, measure: str, coefficient: str, key: tuple[str, str], value: str
+) -> dict[str, object]:
+    """The paper's coefficients by model; a dash where it has none, or for a measure that it does not have."""
+    paper = paper_csv(file)
+    rows = paper[(paper["sequence"].map(plain) == plain(probe.sequence)) & (paper[key[0]] == key[1])]
+    rows = rows[(rows["coefficient"] == coefficient) & (measure == PAPER_MEASURE)]
+    found = {model: f"{r:.2f}" for model, r in zip(rows["model"], rows[value], strict=True)}
+    return {f"paper: {model}": found.get(model, NONE) for model in dict.fromkeys(paper["model"])}
 
 
 # --- how prompts move tasks, and whether the moves go together (Figures 1 and 2) ---------------------------
@@ -116,8 +115,8 @@ PAPER_NOTE = (
 
 def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
     """Figure 1 (5, 6 of the paper): relative changes and spreads, with the test of the spreads."""
-    results = [spread(probe, measure) for measure in measures for probe in report.probes]
-    adjusted = holm([result.p for result in results])
+    results = [statistics.spread(probe, measure) for measure in measures for probe in report.probes]
+    adjusted, rows = holm([result.p for result in results]), []
     for result, p in zip(results, adjusted, strict=True):
         probe, measure = result.probe, result.measure
         test = f"no test: {result.why_no_p}"
@@ -126,116 +125,110 @@ def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
             test += f"test that they differ: p = {result.p:.2g}, after Holm {p:.2g} (permutation test)"
         cells = [(task, probe.role(task), cell) for task, cell in result.variation.items()]
         cells += [("cross-task", "cross-task", result.cross_task), ("ratio", "ratio", result.ratio)]
-        variations = pd.DataFrame(
-            {
-                "task": task,
-                "role": role,
-                "measure": measure,
-                **_columns(cell, "coefficient_of_variation"),
-            }
-            for task, role, cell in cells
-        )
         name = f"figure1_{probe.id}_{measure}"
-        report.draw(name, spread_figure(result, test, facts(probe, measure)), change_rows(result))
-        report.draw(f"{name}_spread", None, variations)
-        where = f"{probe.sequence}, {measure_name(measure)}"
-        for task, reason in result.no_change.items():
-            report.warn(f"{where}, {short_name(task)}: no relative change ({reason}).")
-        for what in ("in_task", "cross_task", "ratio"):
-            report.note_missing(f"Figure 1, {where}, {what.replace('_', '-')}", getattr(result, what))
-    title = "Figure 1: spread over prompts, in-task against cross-task"
-    report.keep("figure1", title, tables.spread_table(results))
-    report.note(f"Spread: coefficient of variation over prompts. Test of Figure 1: {SPREAD_TEST}.")
+        drawing = figures.spread_figure(result, test, _facts(probe, measure))
+        report.draw(name, drawing, statistics.change_rows(result))
+        variations = [
+            {"task": task, "role": role, "measure": measure, **_columns(cell, "coefficient_of_variation")}
+            for task, role, cell in cells
+        ]
+        report.draw(f"{name}_spread", None, pd.DataFrame(variations))
+        rows.append(
+            _who(probe, measure)
+            | {"in-task CV (%)": result.in_task.text(2), "cross-task CV (%)": result.cross_task.text(2)}
+            | {"cross / in": result.ratio.text(2), "p": result.why_no_p or _p_text(result.p)}
+            | {"p (Holm)": _p_text(p), "prompts": len(result.changes)}
+            | {"other tasks": sum(result.variation[task].value is not None for task in probe.others)}
+        )
+        _warn_of_spread(report, result)
+    report.keep("figure1", "Figure 1: spread over prompts, in-task against cross-task", rows)
     n_tests = sum(result.p is not None for result in results)
-    report.note(f"p (Holm) of Figure 1: over the {n_tests} tests of this report.")
+    report.notes += [
+        f"Spread: coefficient of variation over prompts. Test of Figure 1: {statistics.SPREAD_TEST}.",
+        f"p (Holm) of Figure 1: over the {n_tests} tests of this report.",
+    ]
+
+
+def _warn_of_spread(report: ProbeReport, result: statistics.Spread) -> None:
+    """Which changes and intervals are not there, and which intervals a single prompt makes."""
+    where = f"{result.probe.sequence}, {measure_name(result.measure)}"
+    for task, reason in result.no_change.items():
+        report.warnings.append(f"{where}, {short_name(task)}: no relative change ({reason}).")
+    for what in ("in_task", "cross_task", "ratio"):
+        if gap := _gap(getattr(result, what)):
+            report.warnings.append(f"Figure 1, {where}, {what.replace('_', '-')}: {gap}.")
+    spreads = result.variation | {statistics.CROSS_TASK: result.cross_task}
+    for name, (prompt, without) in result.lone.items():
+        rest = f"it is {without.text(2)} % without it" if without.value else "nothing varies without it"
+        report.warnings.append(
+            f"Figure 1, {where}, {short_name(name)}: {prompt_name(prompt)} alone makes the coefficient of "
+            f"variation what it is, {spreads[name].text(2)} %: {rest}."
+        )
 
 
 def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
     """Figure 2 (7-10): correlation maps and scatter plots, with a test a map."""
-    effects = [(probe, probe_effects(probe, measure)) for measure in measures for probe in report.probes]
-    maps = [
-        (probe, found, summarize_map(found, coefficient))
-        for probe, found in effects
-        for coefficient in COEFFICIENTS
-    ]
-    adjusted = holm([found.p for *_, found in maps])
-    captions: dict[int, dict[str, str]] = {}
-    for (_, found, summary), p in zip(maps, adjusted, strict=True):
-        captions.setdefault(id(found), {})[summary.coefficient] = map_caption(summary, p)
-        where = f"Figure 2, {found.run.sequence}, {measure_name(found.measure)}, {summary.coefficient}"
-        report.note_missing(where, summary.mean)
-        for reason in summary.undefined if summary.n_pairs else ():
-            report.warn(f"Figure 2, {found.run.sequence}, {measure_name(found.measure)}: left out: {reason}.")
+    effects = [(probe, maps.probe_effects(probe, m)) for m in measures for probe in report.probes]
+    summaries = [maps.summarize_map(found, name) for _, found in effects for name in COEFFICIENTS]
+    adjusted = holm([found.p for found in summaries])
+    tests, rows, pairs = iter(zip(summaries, adjusted, strict=True)), [], []
     for probe, found in effects:
-        name = f"figure2_{probe.id}_{found.measure}"
-        drawing = (
-            correlation_heatmap(found, captions[id(found)], remark(probe.demonstration, found.measure))
-            if len(found.scores.columns) > 1
-            else None
-        )
-        report.draw(name, drawing, correlation_table([found]))
+        where, captions = f"Figure 2, {probe.sequence}, {measure_name(found.measure)}", {}
+        who, n = _who(probe, found.measure), len(found.scores)
+        for summary, p in (next(tests) for _ in COEFFICIENTS):
+            captions[summary.coefficient] = maps.map_caption(summary, p)
+            if gap := _gap(summary.mean):
+                report.warnings.append(f"{where}, {summary.coefficient}: {gap}.")
+            for reason in summary.undefined if summary.n_pairs else ():
+                report.warnings.append(f"{where}: left out: {reason}.")
+            coefficient = summary.coefficient.capitalize()
+            of_pairs = f"{summary.n_pairs} of {len(found.correlations)}"
+            row = {"coefficient": coefficient, "mean off the diagonal": summary.mean.text()}
+            row |= {"p": _p_text(summary.p), "p (Holm)": _p_text(p), "pairs of tasks": of_pairs}
+            rows.append(who | row | {"prompts": n})
+        name, line = f"figure2_{probe.id}_{found.measure}", remark(probe.demonstration, found.measure)
+        drawing = correlation_heatmap(found, captions, line) if probe.unseen else None
+        report.draw(name, drawing, maps.correlation_table([found]))
         if probe.unseen:
-            report.draw(f"{name}_pairs", _pairs(probe, found), found.scores.reset_index())
-    report.keep("figure2", "Figure 2: mean correlation between tasks", tables.map_table(maps, adjusted))
-    report.keep("figure2_pairs", "Figure 2: the trained task against unseen ones", tables.pair_table(effects))
-    report.note(f"Test of Figure 2: {MAP_TEST}. Cells are not tested: a cell rests on one point a prompt.")
-    report.note(f"p (Holm) of Figure 2: over the {sum(p is not None for p in adjusted)} maps of this report.")
-    report.note(PAPER_NOTE)
+            pairs += _pairs(report, probe, found)
+    report.keep("figure2", "Figure 2: mean correlation between tasks", rows)
+    report.keep("figure2_pairs", "Figure 2: the trained task against unseen ones", pairs)
+    report.notes += [
+        f"Test of Figure 2: {maps.MAP_TEST}. Cells are not tested: a cell rests on one point a prompt.",
+        f"p (Holm) of Figure 2: over the {sum(p is not None for p in adjusted)} maps of this report.",
+        PAPER_NOTE,
+    ]
 
 
-def _pairs(probe: ProbeResult, found: PromptEffects) -> Figure:
-    shown = [task for key, task in tables.first_pairs(probe).items() if key != "T1"]
-    unit = "nats per token; higher is worse" if found.measure == "nll" else "0-100"
-    labels = {task: f"{measure_name(found.measure)} of {short_name(task)}\n({unit})" for task in probe.others}
-    captions = {
-        task: "\n".join(
-            coefficient_text(name, pair_interval(found.scores, probe.trained, task, name))
-            for name in COEFFICIENTS
-        )
-        for task in shown
+def _pairs(report: ProbeReport, probe: ProbeResult, found: maps.PromptEffects) -> list[dict[str, object]]:
+    """Draws the trained task against the first unseen ones; their rows with the paper's coefficients."""
+    measure, n = found.measure, len(found.scores)
+    shown = {key: task for key, task in first_pairs(probe).items() if key != "T1"}
+    cells = {
+        (name, task): maps.pair_interval(found.scores, probe.trained, task, name)
+        for name in COEFFICIENTS
+        for task in shown.values()
     }
+    unit = "nats per token; higher is worse" if measure == "nll" else "0-100"
+    labels = {task: f"{measure_name(measure)} of {short_name(task)}\n({unit})" for task in probe.others}
     title = (
         f"{short_name(probe.trained)} (trained before) against unseen tasks, a point a prompt of "
-        f"{short_name(probe.current)}\n{facts(probe, found.measure)}"
+        f"{short_name(probe.current)}\n{_facts(probe, measure)}"
     )
-    return pairs_figure(found.scores[probe.trained], found.scores[shown], labels, captions, title)
+    scores = found.scores[list(shown.values())]
+    drawing = figures.pairs_figure(found.scores[probe.trained], scores, labels, cells, title)
+    report.draw(f"figure2_{probe.id}_{measure}_pairs", drawing, found.scores.reset_index())
+    return [
+        _who(probe, measure)
+        | {"tasks": f"{short_name(probe.trained)} / {short_name(task)}", "coefficient": name.capitalize()}
+        | {"ours": cells[name, task].text(), "prompts": n}
+        | paper_values("figure2_correlations", probe, measure, name, ("y_task", key), "r")
+        for name in COEFFICIENTS
+        for key, task in shown.items()
+    ]
 
 
 # --- what is known before training, against what comes after it (Figures 3 and 4) --------------------------
-
-
-def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
-    """Figure 3 (11-14): indicators before training, and what the lowest loss chooses."""
-    found = {(p.id, measure): powers(p, measure) for measure in measures for p in report.probes}
-    groups: dict[tuple[str, str], list[ProbeResult]] = {}
-    for probe in report.probes:
-        groups.setdefault((probe.model, probe.method), []).append(probe)
-    for measure in measures:
-        for probe in report.probes:
-            _draw_probe(report, probe, measure, found[probe.id, measure])
-        for who, members in groups.items():
-            if len(members) > 1:
-                _draw_pooled(report, who, members, [power for p in members for power in found[p.id, measure]])
-    pools = [
-        (", ".join(who), pooled([power for m in measures for p in members for power in found[p.id, m]]))
-        for who, members in groups.items()
-    ]
-    every = [power for members in found.values() for power in members]
-    choices = {(p, m): lowest_loss_choice(p, m) for m in measures for p in report.probes}
-    report.keep("figure3", "Figure 3: indicators before training", tables.indicator_table(pools))
-    report.keep("figure3_loss", "Figure 3: -loss against scores after training", tables.loss_table(every))
-    title = "The prompt of the lowest loss: is it good?"
-    report.keep("figure3_choice", title, tables.choice_table(choices))
-    for (probe, measure), choice in choices.items():
-        for task in () if isinstance(choice, str) else choice.missing:
-            where = f"Regret, {probe.sequence}, {measure_name(measure)}"
-            report.warn(f"{where}: without {short_name(task)}, which was not evaluated for every prompt.")
-    _warn_of_gaps(report, every, pools)
-    for note in INDICATOR_NOTES:
-        if note is not FLIPPED or "nll" in measures:
-            report.note(note)
-    report.note(PAPER_NOTE)
-
 
 FLIPPED = "Correlations with NLL have its sign flipped: positive means that more is better."
 INDICATOR_NOTES = (
@@ -248,112 +241,199 @@ INDICATOR_NOTES = (
     FLIPPED,
     "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
     "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
-    "on the same test examples, hence a regret errs to the high side. Above the median is strictly above "
-    "that of all prompts, the chosen one included; by chance: what a prompt drawn at random would give. "
-    "Behind a count over probes stands its share with the exact binomial interval.",
+    "on the same test examples, hence a regret errs to the high side.",
 )
 
 
-def _draw_probe(report: ProbeReport, probe: ProbeResult, measure: str, found: Sequence[Power]) -> None:
-    """The indicators of one probe, and a point a prompt of -loss against scores."""
-    means = {(power.indicator, power.coefficient): power.mean for power in found}
-    points = {
-        (power.indicator, power.coefficient): {
-            task: cell.value for task, cell in power.by_task.items() if cell.value is not None
-        }
-        for power in found
-    }
-    rows = pd.DataFrame(
-        {
-            **{name: getattr(power, name) for name in ("indicator", "coefficient", "measure")},
-            "task": task,
-            **_columns(cell, "r"),
-        }
-        for power in found
-        for task, cell in [*power.by_task.items(), ("mean", power.mean)]
-    )
-    current, line = short_name(probe.current), facts(probe, measure)
-    title = f"Indicators of {len(probe.prompts)} prompts of {current} before training\n{line}"
-    drawing = indicator_figure(means, points, "a task that is not current", measure, title, "prompts")
-    report.draw(f"figure3_{probe.id}_{measure}", drawing, rows)
+def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
+    """Figure 3 (11-14): indicators before training, and what the lowest loss chooses."""
+    found = {(p, measure): statistics.powers(p, measure) for measure in measures for p in report.probes}
+    groups: dict[str, list[ProbeResult]] = {}
+    for probe in report.probes:
+        groups.setdefault(f"{probe.model}, {probe.method}", []).append(probe)
+    for (probe, measure), powers in found.items():
+        _draw_probe(report, probe, measure, powers)
+        of_loss = next(power for power in powers if power.indicator == "-loss")
+        gaps = [_gap(of_loss.mean)] if of_loss.mean.reason else []
+        if of_loss.points:
+            reasons = filter(None, (cell.reason for cell in of_loss.by_task.values() if cell.value is None))
+            gaps += [f"left out of means: {reason}" for reason in reasons]
+        where = f"Figure 3, {probe.sequence}, {measure_name(measure)}"
+        report.warnings += [f"{where}: {gap}." for gap in gaps]
+    rows = []
+    for who, members in groups.items():
+        for measure in measures:
+            rows += _pool(report, who, members, [power for p in members for power in found[p, measure]])
+    losses = [
+        _who(probe, measure)
+        | {"task": short_name(task), "coefficient": power.coefficient.capitalize()}
+        | {"ours": power.by_task[task].text(), "prompts": power.by_task[task].n}
+        | paper_values(
+            "figure3_correlations",
+            probe,
+            measure,
+            power.coefficient,
+            ("target_task", key),
+            "r_negative_loss_vs_performance",
+        )
+        for (probe, measure), powers in found.items()
+        for power in powers
+        if power.indicator == "-loss"
+        for key, task in first_pairs(probe).items()
+    ]
+    report.keep("figure3", "Figure 3: indicators before training", rows)
+    report.keep("figure3_loss", "Figure 3: -loss against scores after training", losses)
+    choices = {key: statistics.lowest_loss_choice(*key) for key in found}
+    report.keep("figure3_choice", "The prompt of the lowest loss: is it good?", choice_rows(choices))
+    for (probe, measure), choice in choices.items():
+        for task in () if isinstance(choice, str) else choice.missing:
+            where = f"Regret, {probe.sequence}, {measure_name(measure)}"
+            why = f"without {short_name(task)}, which was not evaluated for every prompt"
+            report.warnings.append(f"{where}: {why}.")
+    report.notes += [note for note in INDICATOR_NOTES if note is not FLIPPED or "nll" in measures]
+    report.notes.append(PAPER_NOTE)
 
-    scores = sign_of(measure) * probe.outcomes(measure)[list(tables.first_pairs(probe).values())]
-    values = indicators_of(probe)
-    cells = {power.coefficient: power.by_task for power in found if power.indicator == "-loss"}
-    captions = {
-        task: "\n".join(coefficient_text(name, cell[task]) for name, cell in cells.items()) for task in scores
-    }
-    labels = {task: good_up(measure, task) for task in scores}
+
+def _draw_probe(report: ProbeReport, probe: ProbeResult, measure: str, powers: Sequence[Power]) -> None:
+    """The indicators of one probe, and a point a prompt of -loss against scores."""
+    rows = [
+        {"indicator": power.indicator, "coefficient": power.coefficient, "measure": measure}
+        | {"task": task, **_columns(cell, "r")}
+        for power in powers
+        for task, cell in [*power.by_task.items(), ("mean", power.mean)]
+    ]
+    current, line = short_name(probe.current), _facts(probe, measure)
+    title = f"Indicators of {len(probe.prompts)} prompts of {current} before training\n{line}"
+    drawing = figures.indicator_figure(powers, "a task that is not current", title, "prompts")
+    report.draw(f"figure3_{probe.id}_{measure}", drawing, pd.DataFrame(rows))
+
+    scores = sign_of(measure) * probe.outcomes(measure)[list(first_pairs(probe).values())]
+    values = statistics.indicators_of(probe)
+    of_loss = [power for power in powers if power.indicator == "-loss"]
+    cells = {(power.coefficient, task): power.by_task[task] for power in of_loss for task in scores}
+    labels = {task: figures.good_up(measure, task) for task in scores}
     labels |= {"-loss": "minus pre-update loss\n(nats per token)"}
     title = f"Pre-update loss of prompts of {current} and scores after training\n{line}"
-    drawing = pairs_figure(values["-loss"], scores, labels, captions, title)
-    sign = "-" if sign_of(measure) < 0 else ""
+    drawing = figures.pairs_figure(values["-loss"], scores, labels, cells, title)
+    sign = "-" if measure in LOWER_IS_BETTER else ""
     beside = values.join(scores.add_suffix(f" {sign}{measure}")).reset_index()
     report.draw(f"figure3_{probe.id}_{measure}_loss", drawing, beside)
 
 
-def _draw_pooled(
-    report: ProbeReport, who: tuple[str, str], members: Sequence[ProbeResult], every: Sequence[Power]
-) -> None:
-    """The indicators of several probes of one model and method: a point a pair of tasks."""
-    pool = pooled(every)
-    means = {(cell.indicator, cell.coefficient): cell.mean for cell in pool}
-    points = {(cell.indicator, cell.coefficient): cell.points for cell in pool}
-    pairs, measure = len({probe.pair for probe in members}), pool[0].measure
-    title = f"Indicators before training over {pairs} pair{'s' if pairs > 1 else ''} of tasks"
-    title += f"\n{', '.join(who)}, {len(members)} probes"
-    rows = [
-        {
-            **{name: getattr(cell, name) for name in ("indicator", "coefficient", "measure")},
-            "pair": pair,
-            "r": value,
-        }
-        for cell in pool
-        for pair, value in [*cell.points.items(), ("mean", cell.mean.value)]
-    ]
-    drawing = indicator_figure(means, points, "a pair of tasks", measure, title, "pairs")
-    names = ["-".join(re.findall(r"[\w.+-]+", name)) for name in who]  # `inscl-lexical` of `inscl (lexical)`
-    report.draw("_".join(["figure3", *names, measure]), drawing, pd.DataFrame(rows))
-
-
-def _warn_of_gaps(
-    report: ProbeReport, every: Sequence[Power], pools: Sequence[tuple[str, Sequence[Pooled]]]
-) -> None:
-    """Why means have no value or no interval, and which tasks they leave out."""
-    undefined: dict[str, list[str]] = {}
-    for power in every:
-        if power.coefficient != COEFFICIENTS[0]:  # what one lacks, both lack
-            continue
-        if power.mean.value is None:
-            gaps = [f"not defined: {power.mean.reason}"]
-        else:
-            gaps = [f"no interval: {power.mean.reason}"] if power.mean.reason else []
-            cells = power.by_task.values()
-            gaps += [f"left out of means: {cell.reason}" for cell in cells if cell.value is None]
-        for gap in gaps:
-            where = f"Figure 3, {power.probe.sequence}, {measure_name(power.measure)}: {gap}"
-            undefined.setdefault(where, []).append(power.indicator)
-    for text, names in undefined.items():
-        report.warn(f"{text} ({'all indicators' if len(names) == len(INDICATORS) else ', '.join(names)}).")
-    for who, pool in pools:
+def _pool(
+    report: ProbeReport, who: str, members: Sequence[ProbeResult], powers: Sequence[Power]
+) -> list[dict[str, object]]:
+    """The indicators of the probes of one model and method: drawn if there are several; a row each."""
+    pool, measure = statistics.pooled(powers), powers[0].measure
+    if len(members) > 1:
+        n_pairs = len({probe.pair for probe in members})
+        title = f"Indicators before training over {n_pairs} pair{'s' if n_pairs > 1 else ''} of tasks"
+        title += f"\n{who}, {len(members)} probes"
+        rows = [
+            {"indicator": cell.indicator, "coefficient": cell.coefficient, "measure": measure}
+            | {"pair": pair, "r": value}
+            for cell in pool
+            for pair, value in [*cell.points.items(), ("mean", cell.mean.value)]
+        ]
+        drawing = figures.indicator_figure(pool, "a pair of tasks", title, "pairs")
+        # `inscl-lexical` of `inscl (lexical)`
+        names = ["-".join(re.findall(r"[\w.+-]+", name)) for name in who.split(", ")]
+        report.draw("_".join(["figure3", *names, measure]), drawing, pd.DataFrame(rows))
         for reason in dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason):
-            report.warn(f"Figure 3, over the pairs of {who}: {reason}.")
+            report.warnings.append(f"Figure 3, over the pairs of {who}: {reason}.")
+    found = {(cell.indicator, cell.coefficient): cell for cell in pool}
+    rows = []
+    for indicator in INDICATORS:
+        row: dict[str, object] = {"model, method": who, "measure": measure_name(measure)}
+        row["indicator"] = indicator
+        row |= {name.capitalize(): found[indicator, name].mean.text() for name in COEFFICIENTS}
+        cell = found[indicator, COEFFICIENTS[0]]
+        rows.append(row | {"pairs": len(cell.points), "tasks": f"{cell.n_defined} of {cell.n_tasks}"})
+    return rows
+
+
+def choice_rows(choices: dict[tuple[ProbeResult, str], Choice | str]) -> list[dict[str, object]]:
+    """What the lowest loss chooses, by probe and measure: a row each, and over a model's and method's."""
+    rows: list[dict[str, object]] = []
+    for measure in dict.fromkeys(measure for _, measure in choices):
+        digits = 3 if measure in LOWER_IS_BETTER else 2
+        groups: dict[tuple[str, str], list[Choice]] = {}
+        for (probe, name), choice in choices.items():
+            if name != measure:
+                continue
+            row = _who(probe, measure)
+            if isinstance(choice, str):
+                row["best"] = choice
+            else:
+                row |= {"lowest loss": prompt_name(choice.chosen), "best": prompt_name(choice.best)}
+                row |= {"regret": choice.regret.text(digits)}
+                row |= {"of the original": f"{choice.of_original:.{digits}f}"}
+                row |= {"of a random prompt": f"{choice.of_random:.{digits}f}"}
+                groups.setdefault((probe.model, probe.method), []).append(choice)
+            rows.append(row | {"prompts": str(len(probe.prompts))})
+        for members in groups.values():
+            # Each pair of tasks counts once, as the mean of its probes.
+            values = [(found.regret.value, found.of_original, found.of_random) for found in members]
+            frame = pd.DataFrame(values, columns=["regret", "of the original", "of a random prompt"])
+            by_pair = frame.groupby([found.probe.pair for found in members], sort=False).mean()
+            n_pairs = f"{len(by_pair)} pair{'s' if len(by_pair) > 1 else ''}"
+            row = _who(members[0].probe, measure) | {"probe": f"{len(members)} probes of {n_pairs}"}
+            row |= {name: mean_interval(list(by_pair[name]), "pairs").text(digits) for name in by_pair}
+            rows += [row] if len(members) > 1 else []
+    return rows
 
 
 def figure4(report: ProbeReport, measures: Sequence[str]) -> None:
     """Figure 4: cosines of gradients, where a probe has them; measures of scores play no part."""
-    del measures
+    rows = []
     for probe in report.probes:
         if probe.gradients is None or probe.gradients.empty:
-            report.warn(f"Figure 4: probe {probe.id} has no gradients; make it again with them.")
+            lacks = f"Figure 4: probe {probe.id} has no gradients; make it again with them."
+            report.warnings.append(lacks)
             continue
-        report.draw(f"figure4_{probe.id}", gradient_figure(probe, probe.gradients), probe.gradients)
-    report.keep(
-        "figure4", "Figure 4: cosines of gradients by loss rank", tables.gradient_table(report.probes)
-    )
-    report.note(
+        report.draw(f"figure4_{probe.id}", figures.gradient_figure(probe, probe.gradients), probe.gradients)
+        who = {name: cell for name, cell in _who(probe, measures[0]).items() if name != "measure"}
+        cells = statistics.alignments(probe)
+        for role, name in statistics.GRADIENT_ROLES.items():
+            by_rank = {rank: cosine for (of_role, rank), cosine in cells.items() if of_role == role}
+            if by_rank:
+                row = who | {"other tasks": name}
+                row |= {f"rank {rank}": cosine.text(3, signed=True) for rank, cosine in by_rank.items()}
+                difference = statistics.rank_difference(probe, role).text(3, signed=True)
+                n = next(iter(by_rank.values())).n
+                rows.append(row | {"lowest - highest loss": difference, "modules x tasks": n})
+    report.keep("figure4", "Figure 4: cosines of gradients by loss rank", rows)
+    report.notes.append(
         "Figure 4: intervals are over modules (and tasks), which are not independent: they describe these "
         "modules and are no test."
+    )
+
+
+# --- prompts ----------------------------------------------------------------------------------------------
+
+
+def prompts_title(probe: ProbeResult) -> str:
+    """The title of `prompt_table`."""
+    where = f"{probe.sequence}, {probe.model}, {probe.method}, seed {probe.seed}"
+    return f"Prompts of {short_name(probe.current)} and their losses before training: {where}"
+
+
+def prompt_table(probe: ProbeResult) -> pd.DataFrame:
+    """Every prompt of the current task, the lowest loss first; cells are ready to print.
+
+    Losses are in nats, of the scored training examples in the state before the task.
+    """
+    losses = probe.pre_update_losses().sort_values(kind="stable")
+    examples = probe.losses.groupby("prompt")["example"].nunique()
+    return pd.DataFrame(
+        {
+            "prompt": prompt_name(index),
+            "loss": f"{loss:.4f}",
+            "against the original": f"{loss - losses[ORIGINAL]:+.4f}",
+            "examples": str(examples[index]),
+            "text": probe.prompts[index],
+        }
+        for index, loss in losses.items()
     )
 
 
@@ -373,60 +453,60 @@ INTERVALS = (
     "somewhat narrow with few prompts. Those over prompts speak of other prompts for these tasks, model and "
     "seed only."
 )
+SHARED_PAIRS = (
+    "Probes of one pair of tasks (NI-Probe-M1 and M2 share theirs; seeds do too) are averaged to one "
+    "where pairs are averaged. Holm's adjustment counts each."
+)
 
 
 def probe_report(
     folders: Sequence[Path],
-    figures: Sequence[str],
+    names: Sequence[str],
     output: Path,
     measures: Sequence[str] = PROBE_MEASURES,
 ) -> ProbeReport:
-    """Draws `figures` (of FIGURES) of the probes in `folders` into `output`, each for every measure.
+    """Draws the figures `names` (of FIGURES) of the probes in `folders` into `output`, for every measure.
 
     Demonstrations lead with NLL, others with the paper's ROUGE-L. Raises UserError, before anything is
     written, for unknown names, damaged probes, and probes of one model and method that cannot be compared.
     """
-    for figure in figures:
-        if figure not in FIGURES:
-            raise unknown("probe figure", figure, FIGURES)
+    for name in names:
+        if name not in FIGURES:
+            raise unknown("probe figure", name, FIGURES)
     for measure in measures:
         check_measure(measure)
-    if not folders or not figures or not measures:
+    if not folders or not names or not measures:
         raise UserError("Name at least one probe, one figure and one measure.")
     probes = [load_probe(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     require_poolable(probes)
     report = ProbeReport(probes, output)
-    leads = leading_measure(any(probe.demonstration for probe in probes))
+    demonstration = any(probe.demonstration for probe in probes)
+    leads = leading_measure(demonstration)
     ordered = sorted(dict.fromkeys(measures), key=lambda measure: measure != leads)
-    _notes(report, ordered)
-    for figure in dict.fromkeys(figures):
-        FIGURES[figure](report, ordered)
+    report.warnings += [DEMONSTRATION] * demonstration
+    report.notes += [NLL_LEADS] * (demonstration and len(ordered) > 1)
+    for probe in probes:
+        report.warnings += _lacks(probe)
+    pairs = Counter((probe.model, probe.method, probe.pair) for probe in probes)
+    report.notes += [SHARED_PAIRS] * (max(pairs.values()) > 1) + [INTERVALS]
+    for name in dict.fromkeys(names):
+        FIGURES[name](report, ordered)
+    report.warnings, report.notes = [*dict.fromkeys(report.warnings)], [*dict.fromkeys(report.notes)]
     return report
 
 
-def _notes(report: ProbeReport, measures: Sequence[str]) -> None:
-    """What holds for all figures, and what a probe lacks: examples that are left out, runs that failed."""
-    if any(probe.demonstration for probe in report.probes):
-        report.warn(DEMONSTRATION)
-        if len(measures) > 1:
-            report.note(NLL_LEADS)
-    for probe in report.probes:
-        if probe.n_cut:
-            n_all = probe.losses["example"].nunique() + probe.n_cut
-            report.warn(
-                f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} "
-                "are left out of losses and answers: their targets are cut off under some prompt."
-            )
-        if probe.missing:
-            missing = ", ".join(map(str, probe.missing))
-            report.warn(
-                f"Probe {probe.id} lacks prompt {missing}, whose run failed: the same command tries again."
-            )
-    pairs = Counter((probe.model, probe.method, probe.pair) for probe in report.probes)
-    if max(pairs.values()) > 1:
-        report.note(
-            "Probes of one pair of tasks (NI-Probe-M1 and M2 share theirs; seeds do too) are averaged to one "
-            "where pairs are averaged. Counts over probes and Holm's adjustment count each: the intervals of "
-            "such counts are somewhat narrow."
+def _lacks(probe: ProbeResult) -> list[str]:
+    """What a probe lacks: examples that are left out, runs that failed."""
+    found = []
+    if probe.n_cut:
+        n_all = probe.losses["example"].nunique() + probe.n_cut
+        found.append(
+            f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} "
+            "are left out of losses and answers: their targets are cut off under some prompt."
         )
-    report.note(INTERVALS)
+    if probe.missing:
+        missing = ", ".join(map(str, probe.missing))
+        found.append(
+            f"Probe {probe.id} lacks prompt {missing}, whose run failed: the same command tries again."
+        )
+    return found

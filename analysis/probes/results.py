@@ -119,6 +119,11 @@ def sign_of(measure: str) -> int:
     return -1 if measure in LOWER_IS_BETTER else 1
 
 
+def prompt_name(index: int) -> str:
+    """`original`, or `prompt 3`."""
+    return "original" if index == ORIGINAL else f"prompt {index}"
+
+
 def load_probe(folder: Path) -> ProbeResult:
     """The probe in `folder` (ROOT/probes/ID) with its runs (ROOT/runs/…).
 
@@ -128,19 +133,15 @@ def load_probe(folder: Path) -> ProbeResult:
     record = read_record(ProbeRecord, folder)
     store = folder.resolve().parent.parent / "runs"
     runs = {index: load_run(store / name) for index, name in sorted(record.runs.items())}
-    _check_runs(folder, record, runs)
-    tables: dict[str, pd.DataFrame | None] = {}
+    finals = _finals(folder, record, runs)
+    tables: dict[str, Any] = {}
     for name, (numbers, texts) in TABLES.items():
         file = folder / f"{name}.parquet"
         is_optional = name == "gradients" and not file.is_file()
         tables[name] = None if is_optional else read_table(file, (*numbers, *texts), numbers)
-    for name in ("losses", "answers"):
-        problem = _problem(tables[name], sorted(record.prompts))
+        problem = None if name == "gradients" else _problem(tables[name], sorted(record.prompts))
         if problem:
-            raise damaged(folder / f"{name}.parquet", problem)
-    finals = pd.concat(
-        [column_rows(run, "trained").assign(prompt=index) for index, run in runs.items()], ignore_index=True
-    )
+            raise damaged(file, problem)
     names = ("id", "sequence", "model", "seed", "demonstration", "n_cut", "unseen", "missing", "comparable")
     trained, current = record.tasks
     return ProbeResult(
@@ -152,51 +153,38 @@ def load_probe(folder: Path) -> ProbeResult:
         **{name: getattr(record, name) for name in names},
         prompts=dict(sorted(record.prompts.items())),
         runs=runs,
-        finals=finals.loc[finals["after"] == 2, ["prompt", "task", "example", *MEASURES]].reset_index(
-            drop=True
-        ),
-        **tables,  # type: ignore[arg-type]
+        finals=finals,
+        **tables,
     )
 
 
-def _check_runs(folder: Path, record: ProbeRecord, runs: dict[int, RunResult]) -> None:
-    """UserError unless the runs are the probe's: its tasks, prompts and seed, and comparable."""
-    first, *_ = runs.values()
+def _finals(folder: Path, record: ProbeRecord, runs: dict[int, RunResult]) -> pd.DataFrame:
+    """The scores after training; UserError unless the runs are the probe's, comparable, and tested alike."""
+    first = next(iter(runs.values()))
     require_comparable(list(runs.values()))
     trained, current = record.tasks
     expected = {name: getattr(record, name) for name in ("sequence", "model", "seed", "tasks", "unseen")}
     expected["method"] = first.method  # in full, as `inscl (lexical)`
     for index, run in runs.items():
-        wrong = [
-            f"{name} {getattr(run, name)} instead of {value}"
-            for name, value in expected.items()
-            if getattr(run, name) != value
-        ]
+        facts = {name: getattr(run, name) for name in expected}
+        wrong = [f"{key} {facts[key]} instead of {it}" for key, it in expected.items() if facts[key] != it]
         if run.record.prompts.get(current) != record.prompts[index]:
             wrong.append(f"another text than prompt {index} of {current}")
+        if run.record.prompts.get(trained) != first.record.prompts.get(trained):
+            wrong.append(f"another prompt of {trained} than run {first.id}")
         if wrong:
             raise UserError(f"Run {run.id} is not of the probe {folder}: {'; '.join(wrong)}. {mend(folder)}")
-    for task in (*record.tasks, *record.unseen):
-        tested = set()
-        for run in runs.values():
-            frame = column_rows(run, "trained")
-            rows = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == task), "example"]
-            tested |= {tuple(rows)} if len(rows) else set()
-        if len(tested) > 1:
-            raise UserError(
-                f"The runs of the probe {folder} were tested on different rows of {task}. {mend(folder)}"
-            )
-    earlier = {run.record.prompts.get(trained) for run in runs.values()}
-    if len(earlier) > 1:
-        raise UserError(
-            f"The runs of the probe {folder} trained {trained} with {len(earlier)} prompts: "
-            f"only the prompt of {current} may differ. {mend(folder)}"
-        )
+    rows = [column_rows(run, "trained").assign(prompt=index) for index, run in runs.items()]
+    finals = pd.concat(rows).query("after == 2")[["prompt", "task", "example", *MEASURES]]
+    tested = finals.groupby(["task", "prompt"])["example"].agg(tuple).groupby("task").nunique()
+    if tested.max() > 1:
+        tested_on = f"were tested on different rows of {tested.idxmax()}"
+        raise UserError(f"The runs of the probe {folder} {tested_on}. {mend(folder)}")
+    return finals.reset_index(drop=True)
 
 
-def _problem(frame: pd.DataFrame | None, prompts: list[int]) -> str | None:
+def _problem(frame: pd.DataFrame, prompts: list[int]) -> str | None:
     """What is wrong with a table of what was measured for every prompt on the same examples, or None."""
-    assert frame is not None  # noqa: S101
     found = sorted(map(int, set(frame["prompt"])))
     if found != prompts:
         return f"it holds prompts {found} instead of {prompts}"
@@ -212,25 +200,21 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
     They train and test different tasks: the data of tasks that two of them share must be the same.
     """
     for first, other in combinations(probes, 2):
-        if first.id == other.id:
-            raise UserError(
-                f"{first.path} and {other.path} are both probe {first.id}: leave one of them out."
-            )
-        if (first.model, first.method) != (other.model, other.method):
-            continue
+        is_twin = (first.sequence, first.seed) == (other.sequence, other.seed)
+        are_alike = (first.model, first.method) == (other.model, other.method)
+        if first.id == other.id or (are_alike and is_twin):
+            why = f"are both probe {first.id}"
+            if first.id != other.id:
+                why = "have the same sequence, model, method and seed"
+            raise UserError(f"{first.path} and {other.path} {why}: leave one of them out.")
         sides = [first.comparable, other.comparable]
         for name in ("data", "train"):
-            shared = sorted(set.intersection(*(set(side.get(name) or ()) for side in sides)))
-            sides = [side | {name: {task: side[name][task] for task in shared}} for side in sides]
-        found = differences(sides[0], sides[1])
+            shared = set.intersection(*(set(side.get(name) or ()) for side in sides))
+            sides = [side | {name: {task: side[name][task] for task in sorted(shared)}} for side in sides]
+        found = differences(*sides) if are_alike else []
         if found:
             raise UserError(
                 f"Probes {first.id} and {other.id} cannot be compared:\n  "
                 + "\n  ".join(found)
                 + "\nDraw them apart, or make one of them again with the settings of the other."
-            )
-        if (first.sequence, first.seed) == (other.sequence, other.seed):
-            raise UserError(
-                f"Probes {first.id} and {other.id} have the same sequence, model, method and seed: "
-                "leave one of them out."
             )

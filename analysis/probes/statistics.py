@@ -20,11 +20,13 @@ from sapo.analysis.intervals import (
     is_constant,
     jackknife_interval,
     joined,
+    lone_row,
     mean_interval,
     nan_mean,
     permutation_p,
     resample_counts,
     resampled,
+    why_undefined,
 )
 from sapo.analysis.probes.results import ProbeResult, sign_of
 from sapo.conf.errors import UserError
@@ -46,7 +48,8 @@ class Spread:
 
     `changes`: relative change (%) against the original prompt, prompts x tasks, NaN for the tasks named in
     `no_change`. `variation`: coefficient of variation (%) of each task. `in_task`, `cross_task` (mean over
-    the other tasks) and `ratio` (cross-task over in-task) are of the same coefficients.
+    the other tasks) and `ratio` (cross-task over in-task) are of the same coefficients. `lone`: by task, and
+    for the cross-task mean, the prompt that alone makes an interval, and the interval without it.
     """
 
     probe: ProbeResult
@@ -57,8 +60,12 @@ class Spread:
     in_task: Interval
     cross_task: Interval
     ratio: Interval
+    lone: dict[str, tuple[int, Interval]]
     p: float | None
     why_no_p: str | None
+
+
+CROSS_TASK = "cross-task"
 
 
 def spread(probe: ProbeResult, measure: str) -> Spread:
@@ -67,21 +74,26 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
     if scores.isna().all(axis=None):
         raise UserError(f"Probe {probe.id} has no {measure}: choose another measure.")
     changes, no_change = relative_changes(scores)
-    variation = {task: _variation(scores, task) for task in scores.columns}
-    usable = [task for task in probe.others if variation[task].value is not None]
+    variation = {task: _variation(scores[task]) for task in scores}
     in_task = variation[probe.current]
-    if not usable or in_task.value is None:
-        reason = in_task.reason if usable else variation[probe.trained].reason
-        none = Interval(None, n=len(scores), reason=reason or "no other task has a spread")
-        return Spread(probe, measure, changes, no_change, variation, in_task, none, none, None, none.reason)
-    table = scores[[probe.current, *usable]].to_numpy(dtype=float)
-    cross = jackknife_interval(table[:, 1:], lambda rows: variation_of(rows).mean(axis=-1))
-    ratio = jackknife_interval(table, ratio_of)
-    if ratio.value is None:
-        ratio = replace(ratio, reason="no in-task spread to divide by")
-    p = spread_test(table)
-    why = None if p is not None else "the scores do not vary"
-    return Spread(probe, measure, changes, no_change, variation, in_task, cross, ratio, p, why)
+    usable = [task for task in probe.others if variation[task].value is not None]
+    reason = (in_task if usable else variation[probe.trained]).reason or "no other task has a spread"
+    p, why_no_p, cross, ratio = None, reason, *[Interval(None, n=len(scores), reason=reason)] * 2
+    tables = {task: scores[[task]].to_numpy(dtype=float) for task in scores}
+    intervals = dict(variation)
+    if usable and in_task.value is not None:
+        table = scores[[probe.current, *usable]].to_numpy(dtype=float)
+        cross, ratio = jackknife_interval(table[:, 1:], mean_variation), jackknife_interval(table, ratio_of)
+        if ratio.value is None:
+            ratio = replace(ratio, reason="no in-task spread to divide by")
+        p = spread_test(table)
+        why_no_p = None if p is not None else "the scores do not vary"
+        tables[CROSS_TASK], intervals[CROSS_TASK] = table[:, 1:], cross
+    lone = {}
+    for name, rows in tables.items():
+        if found := lone_row(rows, mean_variation, intervals[name]):
+            lone[name] = int(scores.index[found[0]]), found[1]
+    return Spread(probe, measure, changes, no_change, variation, in_task, cross, ratio, lone, p, why_no_p)
 
 
 def relative_changes(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -97,7 +109,35 @@ def relative_changes(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]
 def variation_of(rows: Array) -> Array:
     """Coefficient of variation (%) of the columns (... x n x k -> ... x k), NaN where the mean is 0."""
     mean = np.abs(rows.mean(axis=-2))
-    return 100 * rows.std(axis=-2, ddof=1) / np.where(mean > 0, mean, np.nan)
+    deviation = np.where(is_constant(rows), 0.0, rows.std(axis=-2, ddof=1))  # without the noise of rounding
+    return 100 * deviation / np.where(mean > 0, mean, np.nan)
+
+
+def mean_variation(rows: Array) -> Array:
+    """Mean coefficient of variation (%) over the columns (... x n x k -> ...)."""
+    return variation_of(rows).mean(axis=-1)
+
+
+def ratio_of(rows: Array) -> Array:
+    """Mean variation of the columns but the first over that of the first (... x n x k -> ...)."""
+    in_task = variation_of(rows)[..., 0]
+    return mean_variation(rows[..., 1:]) / np.where(in_task > 0, in_task, np.nan)
+
+
+def _variation(column: pd.Series) -> Interval:
+    reason = _missing(column)
+    if not reason and len(column) < FEWEST_PROMPTS:
+        reason = f"{len(column)} prompts: a spread needs {FEWEST_PROMPTS} or more"
+    if not reason and column.mean() == 0:
+        reason = "0 under every prompt"
+    if reason:
+        return Interval(None, n=len(column), reason=reason)
+    return jackknife_interval(column.to_numpy(dtype=float)[:, None], mean_variation)
+
+
+def _missing(column: pd.Series) -> str | None:
+    missing = [str(index) for index in column.index[column.isna()]]
+    return f"not evaluated for prompt {', '.join(missing)}" if missing else None
 
 
 def spread_test(table: Array, permutations: int = PERMUTATIONS, seed: int = 0) -> float | None:
@@ -120,31 +160,6 @@ def spread_test(table: Array, permutations: int = PERMUTATIONS, seed: int = 0) -
     return permutation_p(observed, np.abs((in_task - cross).mean(axis=1)))
 
 
-def ratio_of(rows: Array) -> Array:
-    """Mean variation of the columns but the first over that of the first (... x n x k -> ...)."""
-    variation = variation_of(rows)
-    in_task = variation[..., 0]
-    return variation[..., 1:].mean(axis=-1) / np.where(in_task > 0, in_task, np.nan)
-
-
-def _variation(scores: pd.DataFrame, task: str) -> Interval:
-    column = scores[task]
-    reason = _missing(column)
-    if not reason and len(column) < FEWEST_PROMPTS:
-        reason = f"{len(column)} prompts: a spread needs {FEWEST_PROMPTS} or more"
-    if not reason and column.mean() == 0:
-        reason = "0 under every prompt"
-    if reason:
-        return Interval(None, n=len(column), reason=reason)
-    table = column.to_numpy(dtype=float)[:, None]
-    return jackknife_interval(table, lambda rows: variation_of(rows)[..., 0])
-
-
-def _missing(column: pd.Series) -> str | None:
-    missing = [str(index) for index in column.index[column.isna()]]
-    return f"not evaluated for prompt {', '.join(missing)}" if missing else None
-
-
 def change_rows(result: Spread) -> pd.DataFrame:
     """The points of the figure: a row per task and prompt, with the score and why a change is missing."""
     probe, losses = result.probe, result.probe.pre_update_losses()
@@ -155,13 +170,13 @@ def change_rows(result: Spread) -> pd.DataFrame:
             "role": probe.role(task),
             "prompt": index,
             "measure": result.measure,
-            "score": scores.at[index, task],
+            "score": score,
             "relative_change_percent": result.changes.at[index, task],
             "pre_update_loss": losses[index],
             "reason": result.no_change.get(task),
         }
         for task in scores
-        for index in scores.index
+        for index, score in scores[task].items()
     ]
     return pd.DataFrame(rows)
 
@@ -225,6 +240,11 @@ class Power:
     by_task: dict[str, Interval]
     mean: Interval
 
+    @property
+    def points(self) -> dict[str, float]:
+        """The coefficients that are defined, by task."""
+        return {task: cell.value for task, cell in self.by_task.items() if cell.value is not None}
+
 
 def powers(probe: ProbeResult, measure: str) -> list[Power]:
     """Every indicator and coefficient of a probe. Scores where lower is better are flipped: up is good."""
@@ -239,12 +259,12 @@ def powers(probe: ProbeResult, measure: str) -> list[Power]:
         cells = column_correlations(stack[..., :k], stack[..., k:], coefficient)
         for place, indicator in enumerate(table):
             (values, *_), draws = cells[:, place], cells[1:, place]
-            reasons = [_why_undefined(table[indicator], scores[task]) for task in scores]
+            reasons = [why_undefined(table[indicator], scores[task]) for task in scores]
             by_task = {
-                task: Interval(None, n=n, reason=reasons[number])
-                if reasons[number]
+                task: Interval(None, n=n, reason=reason)
+                if reason
                 else interval_of(values[number], draws[:, number], n)
-                for number, task in enumerate(scores)
+                for number, (task, reason) in enumerate(zip(scores, reasons, strict=True))
             }
             usable = np.array([reason is None for reason in reasons])
             mean = Interval(None, n=n, reason=joined(reasons))
@@ -252,17 +272,6 @@ def powers(probe: ProbeResult, measure: str) -> list[Power]:
                 mean = interval_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
             found.append(Power(probe, measure, indicator, coefficient, by_task, mean))
     return found
-
-
-def _why_undefined(indicator: pd.Series, scores: pd.Series) -> str | None:
-    if len(scores) < FEWEST_PROMPTS:
-        return f"{len(scores)} prompts: a correlation needs {FEWEST_PROMPTS} or more"
-    for column, why in ((indicator, "not defined"), (scores, "not evaluated")):
-        if column.isna().any():
-            return f"{column.name} is {why} for every prompt"
-        if is_constant(column.to_numpy(dtype=float)[:, None])[0]:
-            return f"{column.name} is the same for all prompts"
-    return None
 
 
 @dataclass(frozen=True)
@@ -300,9 +309,8 @@ def pooled(all_powers: Sequence[Power]) -> list[Pooled]:
         if len(members) > 1:
             mean = Interval(None, reason=joined(power.mean.reason for power in members))
             mean = mean_interval(list(points.values()), "pairs") if points else mean
-        cells = [cell for power in members for cell in power.by_task.values()]
-        n_defined = sum(cell.value is not None for cell in cells)
-        found.append(Pooled(*key, points, mean, n_defined, len(cells)))
+        n_defined = sum(len(power.points) for power in members)
+        found.append(Pooled(*key, points, mean, n_defined, sum(len(power.by_task) for power in members)))
     return found
 
 
@@ -311,22 +319,14 @@ class Choice:
     """What choosing the lowest pre-update loss gives in one probe, over the tasks that are not current.
 
     Scores are means over those tasks, good up. `regret`: best prompt minus the chosen; `of_original` and
-    `of_random` the same for the original prompt and for a prompt drawn at random. `above_median`: whether the
-    chosen one is strictly above the median of all prompts; `tasks_above`: in how many tasks it is. By chance:
-    the same of a prompt drawn at random from those that SAPO can choose. Tasks that were not evaluated for
-    every prompt are `missing` from all of these.
+    `of_random` the same for the original prompt and for a prompt drawn at random. Tasks that were not
+    evaluated for every prompt are `missing` from all of these.
     """
 
     probe: ProbeResult
     measure: str
     chosen: int
     best: int
-    above_median: bool
-    above_by_chance: float
-    tasks_above: int
-    tasks_above_by_chance: float
-    n_tasks: int
-    n_prompts: int
     regret: Interval
     of_original: float
     of_random: float
@@ -348,32 +348,23 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
     if is_constant(means.to_numpy(dtype=float)[:, None])[0]:
         return "all prompts score alike"
     chosen = int(probe.pre_update_losses()[probe.candidates].idxmin())
-    is_above, tasks_above = means > means.median(), (whole > whole.median()).sum(axis=1)
-    rng = np.random.default_rng(seed)
-    resampled_means, n_rows = np.zeros((draws, len(means))), 0
+    rng, drawn, n_rows = np.random.default_rng(seed), np.zeros((draws, len(means))), 0
     for task in whole:
         values = sign_of(measure) * probe.final_examples(measure, task)
         sums, sizes = by_distinct_row(values, probe.row_numbers(task))
         counts = resample_counts(len(sizes), draws, rng)
-        resampled_means += counts @ sums.T / ((counts @ sizes)[:, None] * len(whole.columns))
+        drawn += counts @ sums.T / ((counts @ sizes)[:, None] * len(whole.columns))
         n_rows += len(sizes)
-    regrets = resampled_means.max(axis=1) - resampled_means[:, sorted(probe.runs).index(chosen)]
-    low, high = np.percentile(regrets, [2.5, 97.5])
-    regret = Interval(float(means.max() - means[chosen]), float(low), float(high), n_rows)
+    regrets = drawn.max(axis=1) - drawn[:, sorted(probe.runs).index(chosen)]
+    best = means.max()
     return Choice(
-        probe=probe,
-        measure=measure,
-        chosen=chosen,
+        probe,
+        measure,
+        chosen,
         best=int(means.idxmax()),
-        above_median=bool(is_above[chosen]),
-        above_by_chance=float(is_above[probe.candidates].mean()),
-        tasks_above=int(tasks_above[chosen]),
-        tasks_above_by_chance=float(tasks_above[probe.candidates].mean()),
-        n_tasks=len(whole.columns),
-        n_prompts=len(whole),
-        regret=regret,
-        of_original=float(means.max() - means[ORIGINAL]),
-        of_random=float(means.max() - means[probe.candidates].mean()),
+        regret=interval_of(float(best - means[chosen]), regrets, n_rows, "test rows"),
+        of_original=float(best - means[ORIGINAL]),
+        of_random=float(best - means[probe.candidates].mean()),
         missing=tuple(task for task in scores if task not in whole),
     )
 
@@ -383,32 +374,22 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
 GRADIENT_ROLES = {"trained": "T1, trained before", "unseen": "T3, unseen"}
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """Mean cosine between the current task's gradient under one prompt and other tasks' gradients.
+def alignments(probe: ProbeResult) -> dict[tuple[str, int], Interval]:
+    """Mean cosine between the current task's gradient under a prompt and other tasks' gradients.
 
-    `rank`: place of the prompt by loss, 1 = lowest. `cosine` is over (task, module); modules of one model are
-    not independent, hence its interval describes these modules and is not a test.
+    By role of GRADIENT_ROLES and the prompt's rank by loss, 1 = lowest; empty without gradients. An interval
+    is over (task, module); modules of one model are not independent: it describes these and is no test.
     """
-
-    role: str
-    rank: int
-    prompt: int
-    cosine: Interval
-
-
-def alignments(probe: ProbeResult) -> list[Alignment]:
-    """The mean cosine for each role of GRADIENT_ROLES and each ranked prompt; empty without gradients."""
     if probe.gradients is None:
-        return []
-    groups = probe.gradients.groupby(["role", "rank", "prompt"], sort=True)["cosine"]
+        return {}
+    groups = probe.gradients.groupby(["role", "rank"])["cosine"]
     found = {key: mean_interval(list(values), "modules") for key, values in groups}
-    return [
-        Alignment(role, int(rank), int(prompt), cosine)
+    return {
+        (role, int(rank)): found[of_role, rank]
         for role in GRADIENT_ROLES
-        for (of_role, rank, prompt), cosine in found.items()
+        for of_role, rank in found
         if of_role == role
-    ]
+    }
 
 
 def rank_difference(probe: ProbeResult, role: str) -> Interval:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from made_up import write_probe, write_run
 
+from sapo.analysis.probes.results import ProbeResult, load_probe
+
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
@@ -26,16 +28,22 @@ def probe_folder(tmp_path: Path) -> Callable[..., Path]:
     return partial(write_probe, tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stored_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole probe of 21 prompts and ten tasks that tests of a file read and leave as it is."""
+    """A whole probe of 21 prompts and ten tasks that tests read and leave as it is."""
     return write_probe(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mini_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A probe of six prompts and five tasks, named as those of the generated benchmark."""
     tasks = ("mini_reverse_words", "mini_last_word")
     unseen = ("mini_first_letter", "mini_count_vowels", "mini_sort_numbers")
     facts = {"sequence": "mini_probe", "n_prompts": 6}
     return write_probe(tmp_path_factory.mktemp("mini"), tasks=tasks, unseen=unseen, **facts)
+
+
+@pytest.fixture(scope="session")
+def whole(stored_probe: Path) -> ProbeResult:
+    """The stored probe, read; tests that change its tables copy them first."""
+    return load_probe(stored_probe)

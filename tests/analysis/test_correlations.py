@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from made_up import edit_run
 from scipy import stats
 
@@ -18,7 +16,6 @@ from sapo.analysis.correlations import (
     prompt_variants,
     summarize_map,
 )
-from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
 from sapo.conf.errors import UserError
 
@@ -52,41 +49,32 @@ def probe(run_folder, finals: dict[str, list[float]], **changes):
 FINALS = {"T1": [50.0, 60.0, 55.0, 70.0], "X": [1.0, 3.0, 2.0, 9.0], "Y": [8.0, 5.0, 7.0, 6.0]}
 
 
-@pytest.mark.parametrize("measure", ["rougeL", "nll"])
-def test_effects_are_final_scores_and_correlations_those_of_pandas(run_folder, measure):
-    effects = prompt_effects(probe(run_folder, FINALS), measure)
-    assert effects.current == "T2"
-    expected = pd.DataFrame(FINALS, index=[-1, 0, 1, 2])
-    expected = expected if measure == "rougeL" else 5.0 - expected / 25.0
-    pd.testing.assert_frame_equal(effects.scores, expected, check_names=False)
-    for coefficient in ("pearson", "spearman"):
-        pd.testing.assert_frame_equal(effects.matrix(coefficient), expected.corr(coefficient))
-    assert [(cell.x_task, cell.y_task) for cell in effects.correlations] == [
-        ("T1", "X"),
-        ("T1", "Y"),
-        ("X", "Y"),
-    ]
+def test_effects_are_final_scores_and_correlations_those_of_pandas(run_folder):
+    runs = probe(run_folder, FINALS)
+    scores = pd.DataFrame(FINALS, index=[-1, 0, 1, 2])
+    for measure, expected in (("rougeL", scores), ("nll", 5.0 - scores / 25.0)):
+        effects = prompt_effects(runs, measure)
+        assert effects.current == "T2"
+        pd.testing.assert_frame_equal(effects.scores, expected, check_names=False)
+        for coefficient in ("pearson", "spearman"):
+            correlations = expected.corr(coefficient)
+            pd.testing.assert_frame_equal(effects.matrix(coefficient), correlations)
+            cells = {(cell.x_task, cell.y_task): getattr(cell, coefficient) for cell in effects.correlations}
+            assert list(cells) == [("T1", "X"), ("T1", "Y"), ("X", "Y")]
+            assert list(cells.values()) == pytest.approx([correlations.loc[pair] for pair in cells])
 
 
-def test_spearman_by_hand():
-    # Ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8
-    (cell,) = correlate(pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [10.0, 20, 40, 30]}))
-    assert cell.spearman == pytest.approx(0.8)
-    assert cell.pearson == pytest.approx(0.8)
-    assert (cell.n_prompts, cell.reason) == (4, None)
-
-
-def test_constant_scores_and_too_few_prompts_say_so(run_folder):
-    constant = prompt_effects(probe(run_folder, FINALS | {"Y": [0.1 + 0.2, 0.3, 0.3, 0.3]}), "rougeL")
-    cells = {(cell.x_task, cell.y_task): cell for cell in constant.correlations}
+def test_constant_scores_and_too_few_prompts_say_so():
+    scores = pd.DataFrame(FINALS | {"Y": [0.1 + 0.2, 0.3, 0.3, 0.3]})
+    cells = {(cell.x_task, cell.y_task): cell for cell in correlate(scores)}
     assert cells["T1", "X"].reason is None
     assert cells["X", "Y"].pearson is cells["X", "Y"].spearman is None
-    assert cells["X", "Y"].reason == "scores of Y are the same for all prompts"
+    assert cells["X", "Y"].reason == "Y is the same for all prompts"
     (few,) = correlate(pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]}))
     assert (few.pearson, few.spearman) == (None, None)
     assert few.reason == "2 prompts: a correlation needs 3 or more"
     (missing,) = correlate(pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [2.0, 1.0, np.nan]}))
-    assert missing.reason == "b was not evaluated for every prompt"
+    assert missing.reason == "b is not known for every prompt"
 
 
 def test_the_long_table_keeps_undefined_cells_with_their_reason(run_folder):
@@ -95,16 +83,6 @@ def test_the_long_table_keeps_undefined_cells_with_their_reason(run_folder):
     undefined = table[table["y_task"] == "Y"]
     assert undefined["r"].isna().all()
     assert undefined["reason"].str.contains("same for all prompts").all()
-
-
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=3, max_size=12))
-def test_coefficients_are_symmetric_and_bounded(pairs):
-    scores = pd.DataFrame(pairs, columns=["a", "b"])
-    (forward,), (backward,) = correlate(scores), correlate(scores[["b", "a"]])
-    assert (forward.pearson is None) == (forward.reason is not None)
-    if forward.pearson is not None:
-        assert -1 <= forward.pearson <= 1
-        assert (forward.pearson, forward.spearman) == pytest.approx((backward.pearson, backward.spearman))
 
 
 def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
@@ -125,8 +103,8 @@ def effects_of(scores: pd.DataFrame) -> PromptEffects:
     return PromptEffects(None, "rougeL", scores, tuple(correlate(scores)))
 
 
-def test_a_map_of_a_planted_probe_is_above_chance(stored_probe):
-    effects = probe_effects(load_probe(stored_probe), "nll")
+def test_a_map_of_a_planted_probe_is_above_chance(whole):
+    effects = probe_effects(whole, "nll")
     assert len(effects.scores.columns) == 9
     for coefficient in ("pearson", "spearman"):
         summary = summarize_map(effects, coefficient)
@@ -136,12 +114,11 @@ def test_a_map_of_a_planted_probe_is_above_chance(stored_probe):
         assert summary.mean.low > 0
         assert (summary.n_pairs, summary.undefined) == (36, ())
         assert summary.p < 0.001
-        assert summarize_map(effects, coefficient) == summary
 
 
 def test_unrelated_tasks_are_rarely_called_related():
     rng = np.random.default_rng(0)
-    frames = [pd.DataFrame(rng.normal(size=(8, 3)), columns=list("abc")) for _ in range(25)]
+    frames = [pd.DataFrame(rng.normal(size=(8, 3)), columns=list("abc")) for _ in range(20)]
     p_values = np.array([summarize_map(effects_of(scores), "pearson").p for scores in frames])
     assert np.mean(p_values <= 0.05) <= 0.2
     assert p_values.mean() == pytest.approx(0.5, abs=0.15)
@@ -163,8 +140,8 @@ def test_a_map_leaves_undefined_tasks_out_and_says_so():
     assert summary.mean.value == pytest.approx(scores["a"].corr(scores["b"], method="spearman"))
     assert summary.n_pairs == 1
     assert summary.undefined == (
-        "scores of c are the same for all prompts",
-        "d was not evaluated for every prompt",
+        "c is the same for all prompts",
+        "d is not known for every prompt",
     )
     none = summarize_map(effects_of(scores[["c", "d"]]), "pearson")
     assert (none.mean.value, none.p, none.n_pairs) == (None, None, 0)
@@ -180,7 +157,7 @@ def test_one_pair_has_an_interval_or_a_reason():
     assert found.value == pytest.approx(scores["a"].corr(scores["b"], method="spearman"))
     assert found.low < found.value < found.high
     constant = pair_interval(scores.assign(b=2.0), "a", "b", "pearson")
-    assert (constant.value, constant.reason) == (None, "scores of b are the same for all prompts")
+    assert (constant.value, constant.reason) == (None, "b is the same for all prompts")
 
 
 def test_rounding_noise_takes_no_part_in_the_test_of_a_map():

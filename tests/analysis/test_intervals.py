@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import edit_run
+from made_up import edit_run, write_run
 from scipy import stats
 
 from sapo.analysis.intervals import (
@@ -19,19 +19,19 @@ from sapo.analysis.intervals import (
     holm,
     jackknife_interval,
     joined,
+    lone_row,
     mean_interval,
     mean_off_diagonal,
     metric_intervals,
     permutation_p,
     resample_counts,
     resampled,
-    share_interval,
 )
-from sapo.analysis.metrics import METRICS, continual_metrics
+from sapo.analysis.metrics import continual_metrics
 from sapo.analysis.results import example_scores, load_run, score_matrix
 from sapo.conf.errors import UserError
 
-DRAWS = 40
+DRAWS = 12
 
 
 def plain_loop(pairs, definition, metric, draws, seed):
@@ -58,13 +58,20 @@ def plain_loop(pairs, definition, metric, draws, seed):
     return np.percentile(values, [2.5, 97.5])
 
 
-@pytest.fixture
-def runs(run_folder):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
     """Two policies, two seeds each."""
+    folder = tmp_path_factory.mktemp("runs")
     return {
         policy: [
             load_run(
-                run_folder(f"{policy}{seed}", policy=policy, seed=10 * seed + (policy == "sapo"), shift=shift)
+                write_run(
+                    folder,
+                    f"{policy}{seed}",
+                    policy=policy,
+                    seed=10 * seed + (policy == "sapo"),
+                    shift=shift,
+                )
             )
             for seed in (0, 1)
         ]
@@ -78,17 +85,17 @@ def same_seeds(runs):
 
 
 @pytest.mark.parametrize("definition", ["paper", "reference", "gem"])
-@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("difference", [False, True])
-def test_equals_a_plain_loop_over_resampled_matrices(runs, definition, metric, difference):
+def test_equals_a_plain_loop_over_resampled_matrices(runs, definition, difference):
     sapo, static = same_seeds(runs["sapo"]), runs["static"]
     against = static if difference else None
-    interval = metric_intervals(sapo, "rougeL", definition, against, draws=DRAWS, seed=3)[metric]
+    intervals = metric_intervals(sapo, "rougeL", definition, against, draws=DRAWS, seed=3)
     pairs = list(zip(sapo, static, strict=True)) if difference else [(run,) for run in sapo]
-    low, high = plain_loop(pairs, definition, metric, DRAWS, seed=3)
-    assert (interval.low, interval.high) == pytest.approx((low, high))
-    assert interval.n_seeds == 2
-    assert interval.n == (60 if metric == "AP" else 40)
+    for metric, interval in intervals.items():
+        low, high = plain_loop(pairs, definition, metric, DRAWS, seed=3)
+        assert (interval.low, interval.high) == pytest.approx((low, high))
+        assert interval.n_seeds == 2
+        assert interval.n == (60 if metric == "AP" else 40)
 
 
 def test_the_estimate_is_the_mean_over_seeds_of_the_metric(runs):
@@ -108,21 +115,6 @@ def test_a_shift_of_all_scores_is_a_difference_without_width(run_folder):
     for metric, expected in {"AP": 2.0, "BWT": 0.0, "FWT": 2.0}.items():
         interval = intervals[metric]
         assert (interval.low, interval.value, interval.high) == pytest.approx((expected,) * 3)
-
-
-def test_pairing_narrows_a_difference(runs):
-    alone = metric_intervals(runs["static"][:1], "rougeL", "reference")["AP"]
-    against_itself = metric_intervals(runs["static"][:1], "rougeL", "reference", runs["static"][:1])["AP"]
-    assert alone.high - alone.low > 0.5
-    assert (against_itself.low, against_itself.high) == (0, 0)
-
-
-def test_counts_are_draws_with_replacement():
-    counts = resample_counts(7, 5000, np.random.default_rng(0))
-    assert counts.shape == (5000, 7)
-    assert (counts.sum(axis=1) == 7).all()
-    np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=0.06)
-    np.testing.assert_allclose(counts.var(axis=0), 6 / 7, atol=0.08)
 
 
 def test_only_common_seeds_are_paired(run_folder):
@@ -170,14 +162,13 @@ def test_rows_twenty_times_give_the_interval_of_the_distinct_ones(run_folder):
     often = [repeated(run_folder(f"{name}20", shift=shift), 20) for name, shift in (("a", 0.0), ("b", 1.0))]
     for runs, against in (([sapo], None), ([sapo], [static])):
         copies = [often[1]], None if against is None else [often[0]]
-        for measure in ("rougeL", "nll"):
-            once = metric_intervals(runs, measure, "reference", against)
-            found = metric_intervals(copies[0], measure, "reference", copies[1])
-            for metric, interval in once.items():
-                other = found[metric]
-                expected = (interval.low, interval.value, interval.high)
-                assert (other.low, other.value, other.high) == pytest.approx(expected)
-                assert other.n == interval.n == (60 if metric == "AP" else 40)
+        once = metric_intervals(runs, "nll", "reference", against)
+        found = metric_intervals(copies[0], "nll", "reference", copies[1])
+        for metric, interval in once.items():
+            other = found[metric]
+            expected = (interval.low, interval.value, interval.high)
+            assert (other.low, other.value, other.high) == pytest.approx(expected)
+            assert other.n == interval.n == (60 if metric == "AP" else 40)
 
 
 def test_a_row_that_is_there_more_often_weighs_more_in_the_score_and_is_one_observation():
@@ -192,8 +183,6 @@ def test_a_row_that_is_there_more_often_weighs_more_in_the_score_and_is_one_obse
 
 
 # --- a handful of rows -------------------------------------------------------------------------------------
-
-tables = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).normal(size=(8, 4)))
 
 
 @pytest.mark.parametrize(("name", "of_scipy"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)])
@@ -214,15 +203,6 @@ def test_the_mean_off_the_diagonal_is_that_of_pandas_and_leaves_constant_columns
     matrix = pd.DataFrame(table[:, [0, 1, 3]]).corr(name).to_numpy()
     assert mean_off_diagonal(table, name) == pytest.approx(matrix[np.triu_indices(3, 1)].mean())
     assert np.isnan(mean_off_diagonal(table[:, [0, 2]], name))
-
-
-@given(tables, st.permutations(range(8)), st.floats(0.1, 50), st.floats(-100, 100))
-@settings(max_examples=30)
-def test_coefficients_do_not_change_with_order_or_scale(table, order, scale, shift):
-    for name in ("pearson", "spearman"):
-        expected = mean_off_diagonal(table, name)
-        assert mean_off_diagonal(table[list(order)], name) == pytest.approx(expected)
-        assert mean_off_diagonal(scale * table + shift, name) == pytest.approx(expected)
 
 
 def test_an_interval_is_that_of_a_plain_loop_and_near_scipys():
@@ -254,9 +234,17 @@ def test_a_spread_that_hangs_on_one_row_has_no_interval():
     def spread(rows):
         return rows[..., 0].std(axis=1, ddof=1)
 
-    lone = jackknife_interval(np.array([[7.0]] * 5 + [[8.0]]), spread)
+    rows = np.array([[7.0]] * 5 + [[8.0]])
+    lone = jackknife_interval(rows, spread)
     assert lone.value == pytest.approx(1 / np.sqrt(6))
     assert (lone.low, lone.reason) == (None, "without one of the prompts nothing varies")
+    assert lone_row(rows, spread, lone)[0] == 5
+    # Of values that are evenly spread no row alone makes the interval; one far away does.
+    even = np.arange(9.0)[:, None]
+    assert lone_row(even, spread, jackknife_interval(even, spread)) is None
+    even[2] = 500.0
+    row, without = lone_row(even, spread, jackknife_interval(even, spread))
+    assert (row, without) == (2, jackknife_interval(np.delete(even, 2, axis=0), spread))
     nothing = jackknife_interval(np.ones((6, 1)), spread)
     assert (nothing.value, nothing.low, nothing.reason) == (0.0, None, "nothing varies")
     few = jackknife_interval(np.arange(4.0)[:, None], spread, "pairs")
@@ -265,7 +253,7 @@ def test_a_spread_that_hangs_on_one_row_has_no_interval():
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=25))
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_the_interval_of_a_mean_holds_the_mean_and_lies_within_the_values(values):
     estimate = mean_interval(values, "prompts", draws=500)
     slack = 1e-9 * max(1.0, *map(abs, values))
@@ -295,20 +283,6 @@ def test_resamples_keep_rows_whole_and_seeds_repeat_them():
     assert drawn.shape == (50, 6, 2)
     np.testing.assert_array_equal(drawn[..., 1], 10 * drawn[..., 0])
     np.testing.assert_array_equal(drawn, resampled(rows, draws=50, seed=1))
-
-
-@given(st.floats(-5, 5), st.lists(st.floats(-5, 5), min_size=1, max_size=20))
-def test_a_permutation_p_is_above_0_and_at_most_1(observed, permuted):
-    assert 0 < permutation_p(observed, np.array(permuted)) <= 1
-
-
-def test_a_share_has_the_exact_binomial_interval():
-    # Of 0 of 10 the upper end is where 10 misses still have a probability of 2.5 %: 1 - 0.025 ** (1 / 10)
-    none = share_interval(0, 10)
-    assert (none.value, none.low, none.high) == pytest.approx((0.0, 0.0, 1 - 0.025**0.1))
-    some = share_interval(9, 15)
-    assert stats.binom.sf(8, 15, some.low) == pytest.approx(0.025)
-    assert stats.binom.cdf(9, 15, some.high) == pytest.approx(0.025)
 
 
 def test_permutation_and_holm_by_hand():

@@ -23,7 +23,8 @@ from sapo.analysis.metrics import (
 from sapo.conf.errors import UserError
 
 NAN = math.nan
-SMALL = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25)
+SMALL = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CELLS = st.sampled_from(["", "0", "50", "99.5", "100", "-1", "nan", "inf", "x", "1e2", "after", "1_0", " 7 "])
 TABLES = st.lists(st.lists(CELLS, min_size=1, max_size=4).map(",".join), max_size=5).map("\n".join)
 
@@ -76,13 +77,7 @@ def test_vector_of_the_specification():
     assert metrics["gem"] == {"AP": 76.0, "BWT": -5.0, "FWT": 2.5}
 
 
-def test_two_tasks_by_hand():
-    metrics = continual_metrics([[10, 20], [50, 26], [44, 60]])
-    assert metrics["reference"] == {"AP": 52.0, "BWT": -6.0, "FWT": 6.0}
-    assert metrics["paper"] == {"AP": 52.0, "BWT": -3.0, "FWT": 3.0}
-    assert metrics["gem"] == {"AP": 52.0, "BWT": -6.0, "FWT": 6.0}
-
-
+@FEW
 @given(matrices())
 def test_equals_the_formulas_written_out(matrix):
     expected = plain(matrix, len(matrix) - 1)
@@ -90,31 +85,7 @@ def test_equals_the_formulas_written_out(matrix):
         assert values == pytest.approx(expected[definition], abs=1e-6)
 
 
-@given(matrices(), st.floats(-50, 50))
-def test_a_constant_added_to_all_scores_moves_ap_only(matrix, shift):
-    before, after = continual_metrics(matrix), continual_metrics(matrix + shift)
-    for definition in before:
-        assert after[definition]["AP"] == pytest.approx(before[definition]["AP"] + shift, abs=1e-6)
-        for metric in ("BWT", "FWT"):
-            assert after[definition][metric] == pytest.approx(before[definition][metric], abs=1e-6)
-
-
-@given(matrices(), st.floats(-3, 3))
-def test_metrics_scale_with_the_scores(matrix, factor):
-    before, after = continual_metrics(matrix), continual_metrics(matrix * factor)
-    for definition in before:
-        for metric in METRICS:
-            assert after[definition][metric] == pytest.approx(before[definition][metric] * factor, abs=1e-6)
-
-
-@given(matrices(1), st.randoms())
-def test_ap_does_not_depend_on_the_order_of_tasks(matrix, random):
-    order = list(range(matrix.shape[1]))
-    random.shuffle(order)
-    expected = continual_metrics(matrix)["paper"]["AP"]
-    assert continual_metrics(matrix[:, order])["paper"]["AP"] == pytest.approx(expected, abs=1e-6)
-
-
+@FEW
 @given(matrices(), st.data())
 def test_a_metric_is_none_exactly_if_changing_the_missing_cell_would_change_it(matrix, data):
     row = data.draw(st.integers(0, len(matrix) - 1))
@@ -166,6 +137,7 @@ def test_what_is_not_a_score_matrix_is_refused(matrix):
         continual_metrics(matrix)
 
 
+@FEW
 @given(matrices(1))
 def test_a_matrix_survives_its_file(tmp_path_factory, matrix):
     matrix[0, 0] = NAN
@@ -241,14 +213,6 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path):
             read_matrix(path)
 
 
-def test_an_unwritable_place_is_named_and_nothing_half_is_left(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
-        write_matrix(pd.DataFrame({"a": [1.0, 2.0]}), tmp_path / "file" / "M.csv")
-    write_matrix(pd.DataFrame({"a": [1.0, 2.0]}), tmp_path / "M.csv")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["M.csv", "file"]
-
-
 def test_importing_metrics_loads_neither_pandas_nor_torch():
     heavy = "('pandas', 'torch', 'scipy', 'rich')"
     code = f"import sys, sapo.analysis.metrics; print([m for m in {heavy} if m in sys.modules])"
@@ -261,14 +225,13 @@ def test_importing_metrics_loads_neither_pandas_nor_torch():
 def test_any_text_gives_numbers_or_a_user_error(tmp_path, text):
     path = tmp_path / "m.csv"
     path.write_bytes(text.encode("utf-8", errors="replace"))
-    said, found = "", None
     try:
-        found = continual_metrics(read_matrix(path))
+        matrix = read_matrix(path)
     except UserError as error:
-        said = str(error)
-    if found is None:
-        assert str(path) in said
+        message = str(error)
+        assert str(path) in message  # an error is one of two right outcomes
         return
+    found = continual_metrics(matrix)
     assert set(found) == {"paper", "reference", "gem"}
     for values in found.values():
         assert all(value is None or abs(value) <= 200 for value in values.values())
