@@ -4,6 +4,7 @@
 Nothing is written, and a model is left as it was found.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from safetensors import SafetensorError
 from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,15 +29,15 @@ from sapo.data.render import Renderer, control_tokens, user_turn
 from sapo.data.subset import draw
 from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments.engine.local import ignore
-from sapo.experiments.model.adapters import plain
-from sapo.experiments.model.budgets import reading_tokens
+from sapo.experiments.model.adapters import WEIGHTS, plain
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.preflight import preflight, require_known_tokens, require_shown
-from sapo.experiments.model.scoring import example_losses, require_finite
+from sapo.experiments.model.scoring import pool_losses
+from sapo.experiments.policies import by_loss
 
 LEVEL = 0.05
+REDUCTIONS = ("token", "example")  # that of the published code cannot be tested row by row
 TEST = "paired t-test over distinct examples"
 Array = NDArray[np.float64]
 
@@ -117,7 +118,7 @@ class Selection:
         return [first, f"{name.capitalize()} leads the next, {_named(second)}, by more than noise: {found}."]
 
     def render(self, examples: Iterable[Any], index: int | None = None) -> list[dict[str, Any]]:
-        """Examples, in any form that `select_prompt` takes, as TRL's conversational prompt and completion.
+        """Examples, as `select_prompt` takes them, as TRL's prompt and completion: turns of a conversation.
 
         Under the chosen prompt, or under the candidate `index`.
         """
@@ -157,7 +158,7 @@ def select_prompt(
     template_options: Mapping[str, Any] | None = None,
     max_input_tokens: int = 1536,
     batch_tokens: int | None = None,
-    on_scored: Callable[[Prompt], object] | None = None,
+    on_scored: Callable[[Prompt], object] = ignore,
 ) -> Selection:
     """Ranks prompts for one instruction by the loss that `model`, as it is now, has under each.
 
@@ -193,7 +194,7 @@ def select_prompt(
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
     require_shown(renderer, task, prompts)
     require_known_tokens(model, renderer, [(task, prompts)])
-    losses = _losses(model, renderer, task, prompts, reading_tokens(model, batch_tokens), on_scored)
+    losses = _losses(model, renderer, task, prompts, batch_tokens, on_scored)
     return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
 
 
@@ -220,22 +221,29 @@ def select(
         UserError: For what is wrong with rows, pool, model or adapter, and for settings of runs that a
             ranking would silently not follow.
     """
-    scorer, adapter = config.scorer, given.get("adapter")
-    _require_supported(config)
+    scorer, data = config.scorer, config.data
+    for name, value, possible, why in (
+        ("scorer", scorer.name, ("full",), "scores every prompt on all rows drawn"),
+        ("data.truncation", data.truncation, ("input",), "shortens inputs only"),
+        ("data.separator", data.separator, ("task",), "takes the task's own"),
+        ("scorer.reduction", scorer.reduction, REDUCTIONS, "takes token or example"),
+    ):
+        if value not in possible:
+            raise UserError(f"{name}={value}: `sapo select` {why}.")
     material = gather(given, config)
     if more := material.pool.left_out:
         used = len(material.pool.paraphrases)
         tell(f"sapo: {used:,} of {used + more:,} paraphrases of the pool are used (paraphrases.count)")
-    folder = Path(adapter).expanduser() if adapter else None
-    if folder:
-        _require_adapter(folder)
-        _tell_other_base(folder, config, tell)
+    adapter = Path(given["adapter"]).expanduser() if given.get("adapter") else None
+    if adapter and (base := _other_base(adapter, config)):
+        here = model_folder(config.model)
+        tell(f"sapo: the adapter in {adapter} says it was trained on {base}; it is used on {here}.")
     task, prompts = material.task, material.pool.candidates(include_original=True)
     preflight(config, [(task, prompts)], trains=False, answers=False)
     tell("Loading the model …")
     expect(len(prompts))
     language_model = load_model(config)
-    with with_adapter(language_model.base, folder) as model:
+    with with_adapter(language_model.base, adapter) as model:
         selection = select_prompt(
             model,
             language_model.tokenizer,
@@ -248,25 +256,12 @@ def select(
             reduction=scorer.reduction,
             include_original=scorer.include_original,
             template_options=config.model.template_options,
-            max_input_tokens=config.data.max_input_tokens,
+            max_input_tokens=data.max_input_tokens,
             batch_tokens=config.evaluator.batch_tokens,
             on_scored=on_scored,
         )
     found = row_findings(material.rows, control_tokens(language_model.tokenizer))
     return material, replace(selection, findings=tuple(finding.message for finding in found))
-
-
-def _require_supported(config: Config) -> None:
-    """UserError for settings of runs that a ranking would silently not follow."""
-    scorer = config.scorer
-    if scorer.name != "full":
-        raise UserError(f"scorer={scorer.name}: `sapo select` scores every prompt on all rows drawn.")
-    if config.data.truncation != "input":
-        raise UserError(f"data.truncation={config.data.truncation}: `sapo select` shortens inputs only.")
-    if config.data.separator != "task":
-        raise UserError(f"data.separator={config.data.separator}: in `sapo select` the task's own decides.")
-    if scorer.reduction not in ("token", "example"):
-        raise UserError(f"scorer.reduction={scorer.reduction}: `sapo select` takes token or example.")
 
 
 def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
@@ -278,8 +273,8 @@ def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: s
         )
     if not tokenizer.chat_template:
         raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
-    if reduction not in ("token", "example"):
-        raise unknown("reduction", reduction, ("token", "example"))
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
 
 
 def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
@@ -300,32 +295,24 @@ def _losses(
     renderer: Renderer,
     task: Task,
     prompts: Sequence[Prompt],
-    budget: int,
-    on_scored: Callable[[Prompt], object] | None,
+    batch_tokens: int | None,
+    on_scored: Callable[[Prompt], object],
 ) -> pd.DataFrame:
-    """A row a prompt and example: `prompt`, `example`, `nll` summed over target tokens, `n_tokens`, …"""
-    tables = []
-    with _evaluating(model), torch.inference_mode():
-        for prompt in prompts:
-            rendered = renderer.render(task, prompt.text, task.train)
-            table = example_losses(model, rendered, budget, shared_prefix(model, rendered))
-            require_finite(table, task, prompt)
-            tables.append(table.assign(prompt=prompt.index))
-            if on_scored:
-                on_scored(prompt)
-    return pd.concat(tables, ignore_index=True)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode in which it was."""
+    """A row a prompt and example, as a run scores them; modules are afterwards in the mode that they had."""
+    config = Config()
+    config = replace(config, evaluator=replace(config.evaluator, batch_tokens=batch_tokens))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    tables = []
     try:
-        yield
+        for prompt in prompts:
+            rendered = renderer.render(task, prompt.text, task.train)
+            tables.append(pool_losses(model, task, [prompt], [rendered], config))
+            on_scored(prompt)
     finally:
         for module, mode in modes:
             module.training = mode
+    return pd.concat(tables, ignore_index=True)
 
 
 # --- statistics --------------------------------------------------------------------------------------------
@@ -340,40 +327,44 @@ def _selection(
     reduction: str,
     include_original: bool,
 ) -> Selection:
-    indices = [prompt.index for prompt in prompts]
-    means, residuals = _mean_losses(losses, indices, reduction, distinct_rows(task.train))
-    order = sorted(range(len(prompts)), key=lambda i: (means[i], i))
-    best, *others = [i for i in order if include_original or i]
-    differences = [_difference(means, residuals, i, 0, len(prompts) - 1) for i in order]
-    halves = np.array([_half_width(residuals[i], 1) for i in order])
+    original, n_paraphrases = prompts[0], len(prompts) - 1
+    means, errors = _mean_losses(losses, prompts, reduction, distinct_rows(task.train))
+
+    def difference(first: Prompt, second: Prompt, comparisons: int) -> Difference:
+        estimate = means[first.index] - means[second.index]
+        return _tested(estimate, errors[first.index] - errors[second.index], comparisons)
+
+    order = by_loss(prompts, means)
+    best, *others = by_loss(prompts if include_original else prompts[1:], means)
+    own = [_tested(means[prompt.index], errors[prompt.index], 1) for prompt in order]
+    found = [difference(prompt, original, n_paraphrases) for prompt in order]
+    ids = renderer.tokenizer([prompt.text for prompt in order], add_special_tokens=False)["input_ids"]
+    n_tokens = losses.groupby("prompt")["n_tokens"].sum()
     ranking = pd.DataFrame(
         {
             "rank": range(1, len(order) + 1),
-            "index": [prompts[i].index for i in order],
-            "text": [prompts[i].text for i in order],
-            "loss": means[order],
-            "loss_low": means[order] - halves,
-            "loss_high": means[order] + halves,
-            "difference": [difference.estimate for difference in differences],
-            "difference_low": [difference.low for difference in differences],
-            "difference_high": [difference.high for difference in differences],
-            "p": [difference.p for difference in differences],
+            "index": [prompt.index for prompt in order],
+            "text": [prompt.text for prompt in order],
+            "loss": [each.estimate for each in own],
+            "loss_low": [each.low for each in own],
+            "loss_high": [each.high for each in own],
+            "difference": [each.estimate for each in found],
+            "difference_low": [each.low for each in found],
+            "difference_high": [each.high for each in found],
+            "p": [each.p for each in found],
+            "n_examples": len(task.train),
+            "n_tokens": [int(n_tokens[prompt.index]) for prompt in order],
+            "prompt_tokens": [len(tokens) for tokens in ids],
         }
     )
-    ids = renderer.tokenizer(ranking["text"].tolist(), add_special_tokens=False)["input_ids"]
-    n_tokens = losses.groupby("prompt")["n_tokens"].sum()
     return Selection(
-        chosen=prompts[best],
-        runner_up=prompts[others[0]] if others else None,
-        ranking=ranking.assign(
-            n_examples=len(task.train),
-            n_tokens=ranking["index"].map(n_tokens),
-            prompt_tokens=[len(tokens) for tokens in ids],
-        ),
-        gain=_difference(means, residuals, best, 0, len(prompts) - 1),
+        chosen=best,
+        runner_up=others[0] if others else None,
+        ranking=ranking,
+        gain=difference(best, original, n_paraphrases),
         # Uncorrected: for the winner against the runner-up this is valid though both were picked by the data
         # (Gutmann and Maymin 1987, "Is the selected population the best?").
-        lead=_difference(means, residuals, best, others[0], 1) if others else None,
+        lead=difference(best, others[0], 1) if others else None,
         losses=losses,
         task=task,
         columns=columns,
@@ -382,49 +373,37 @@ def _selection(
 
 
 def _mean_losses(
-    losses: pd.DataFrame, indices: Sequence[int], reduction: str, groups: Sequence[int]
-) -> tuple[Array, Array]:
-    """Each prompt's loss (K), and what each distinct row adds to its error (K, m); rows of these sum to 0.
+    losses: pd.DataFrame, prompts: Sequence[Prompt], reduction: str, groups: Sequence[int]
+) -> tuple[dict[int, float], dict[int, Array]]:
+    """Each prompt's loss, and what each distinct row adds to its error; these sum to 0. Both by index.
 
     A loss by `token` is a ratio of two sums over examples; it is linearized for its error. What equal rows
     add is summed, since they say the same thing again (Liang and Zeger 1986: errors of clustered data): a row
     that stands there k times is one observation of weight k.
     """
-    by_prompt = [losses[losses["prompt"] == index].sort_values("example") for index in indices]
-    nll = np.stack([table["nll"].to_numpy(float) for table in by_prompt])
-    tokens = np.stack([table["n_tokens"].to_numpy(float) for table in by_prompt])
-    if reduction == "example":
-        nll, tokens = nll / tokens, np.ones_like(tokens)
-    means = nll.sum(1) / tokens.sum(1)
-    residuals = (nll - means[:, None] * tokens) / tokens.mean(1, keepdims=True)
     _, group = np.unique(groups, return_inverse=True)
-    m = group.max() + 1
-    summed = np.zeros((len(indices), m))
-    np.add.at(summed, (slice(None), group), residuals)  # type: ignore[arg-type]  # a slice is an index
-    return means, summed * (m / len(group))
+    means, errors = {}, {}
+    for prompt in prompts:
+        table = losses[losses["prompt"] == prompt.index].sort_values("example")
+        nll, tokens = table["nll"].to_numpy(float), table["n_tokens"].to_numpy(float)
+        if reduction == "example":
+            nll, tokens = nll / tokens, np.ones_like(tokens)
+        mean = float(nll.sum() / tokens.sum())
+        summed = np.bincount(group, (nll - mean * tokens) / tokens.mean())
+        means[prompt.index], errors[prompt.index] = mean, summed * (len(summed) / len(group))
+    return means, errors
 
 
-def _difference(means: Array, residuals: Array, first: int, second: int, comparisons: int) -> Difference:
-    """The loss of `first` minus that of `second`; interval and p-value hold for all comparisons at once."""
-    estimate = float(means[first] - means[second])
-    difference = residuals[first] - residuals[second]
-    error, half = _standard_error(difference), _half_width(difference, comparisons)
+def _tested(estimate: float, errors: Array, comparisons: int) -> Difference:
+    """An estimate with its t-interval and p-value, which hold for all comparisons at once (Bonferroni)."""
+    n = len(errors)
+    error = float(np.sqrt((errors**2).sum() / (n * (n - 1))))
+    half = float(student.ppf(1 - LEVEL / (2 * comparisons), n - 1)) * error
     if error == 0:
         p = 1.0 if estimate == 0 else 0.0
     else:
-        p = min(1.0, comparisons * float(2 * student.sf(abs(estimate) / error, len(difference) - 1)))
+        p = min(1.0, comparisons * float(2 * student.sf(abs(estimate) / error, n - 1)))
     return Difference(estimate, estimate - half, estimate + half, p)
-
-
-def _half_width(residuals: Array, comparisons: int) -> float:
-    """Half of a 95 % t-interval, widened (Bonferroni) so that `comparisons` of them hold together."""
-    quantile = student.ppf(1 - LEVEL / (2 * comparisons), len(residuals) - 1)
-    return float(quantile * _standard_error(residuals))
-
-
-def _standard_error(residuals: Array) -> float:
-    n = len(residuals)
-    return float(np.sqrt((residuals**2).sum() / (n * (n - 1))))
 
 
 def _named(prompt: Prompt) -> str:
@@ -442,7 +421,17 @@ def with_adapter(base: PreTrainedModel, folder: Path | None) -> Iterator[Any]:
         return
     _require_adapter(folder)
     with plain(base):
-        yield _adapted(base, folder)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model = PeftModel.from_pretrained(base, str(folder))
+        except (ValueError, TypeError, RuntimeError, OSError, KeyError, SafetensorError) as error:
+            reason = " ".join(map(str.strip, str(error).strip().splitlines()[:2]))
+            raise UserError(f"adapter={folder} does not fit this model: {reason}") from error
+        for warning in caught:
+            if "missing adapter keys" in str(warning.message):
+                raise UserError(f"adapter={folder} does not fit this model: {str(warning.message)[:200]}")
+        yield model
 
 
 def _require_adapter(folder: Path) -> None:
@@ -450,40 +439,19 @@ def _require_adapter(folder: Path) -> None:
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"adapter={folder}: no adapter_config.json there, so it is no PEFT adapter's folder.")
     # An `adapter_model.bin` is a pickle, which can run code of whoever wrote it.
-    if not (folder / "adapter_model.safetensors").is_file():
+    if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"adapter={folder}: no weights there: adapter_model.safetensors; other formats are not loaded. "
+            f"adapter={folder}: no weights there: {WEIGHTS}; other formats are not loaded. "
             "PEFT writes one with save_pretrained(FOLDER)."
         )
 
 
-def _adapted(base: PreTrainedModel, folder: Path) -> Any:
-    import warnings
-
-    from peft import PeftModel
-
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model = PeftModel.from_pretrained(base, str(folder))
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[:2]
-        raise UserError(
-            f"adapter={folder} does not fit this model: {' '.join(map(str.strip, reason))}"
-        ) from error
-    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
-    if missing:
-        raise UserError(f"adapter={folder} does not fit this model: {missing[0][:200]}")
-    return model
-
-
-def _tell_other_base(folder: Path, config: Config, tell: Callable[[str], object]) -> None:
-    """Says if an adapter was trained on another model by what it says itself, as one of like shapes fits."""
-    path = folder / "adapter_config.json"
-    facts = read_json(path)
+def _other_base(folder: Path, config: Config) -> str | None:
+    """The model that an adapter says it was trained on if it is another, as one of like shapes would fit."""
+    _require_adapter(folder)
+    facts = read_json(folder / "adapter_config.json")
     if not isinstance(facts, dict):
-        raise UserError(f"adapter={folder}: {path} is no JSON object.")
-    trained_on, here = facts.get("base_model_name_or_path"), model_folder(config.model)
-    named = config.model.source.partition(":")[2]
-    if trained_on and trained_on != named and Path(trained_on).resolve() != here.resolve():
-        tell(f"sapo: the adapter in {folder} says it was trained on {trained_on}; it is used on {here}.")
+        raise UserError(f"adapter={folder}: {folder / 'adapter_config.json'} is no JSON object.")
+    base, named = facts.get("base_model_name_or_path"), config.model.source.partition(":")[2]
+    is_this = not base or base == named or Path(base).resolve() == model_folder(config.model).resolve()
+    return None if is_this else base
