@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -36,70 +37,51 @@ class Check:
 
 def checks(config: Config) -> Iterator[Check]:
     """Everything that the config's job needs, in the order in which one would mend it."""
-    yield Check(
-        "python", sys.version_info >= (3, 11), platform.python_version(), "Install Python 3.11 or newer"
-    )
-    yield from _packages()
-    yield _ray(config)
-    yield _device(config)
-    yield _model(config)
-    yield _benchmarks(config)
-    yield _pools(config)
-    yield _disk(Path(config.store.root))
-
-
-def _packages() -> Iterator[Check]:
+    is_new = sys.version_info >= (3, 11)
+    yield Check("python", is_new, platform.python_version(), "Install Python 3.11 or newer")
     for requirement in requires(DISTRIBUTION) or ():
-        if "extra ==" in requirement:
-            continue
-        name = _name(requirement)
-        try:
-            yield Check(name, True, version(name))
-        except PackageNotFoundError:
-            yield Check(name, False, "not installed", f"pip install '{requirement}'")
+        name = re.match(r"[\w.-]*", requirement)
+        if name and "extra ==" not in requirement:
+            yield _installed(name[0], requirement)
+    yield _installed("ray", f"{DISTRIBUTION}[ray]", required=config.engine.name == "ray")
+    yield _tried("device", lambda: _device(config))
 
-
-def _ray(config: Config) -> Check:
-    """Needed only by engine=ray."""
-    required = config.engine.name == "ray"
-    try:
-        return Check("ray", True, version("ray"), required=required)
-    except PackageNotFoundError:
-        return Check("ray", False, "not installed", "pip install 'sapo-prompts[ray]'", required)
-
-
-def _name(requirement: str) -> str:
-    return next(
-        (requirement[:i] for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), requirement
-    )
-
-
-def _device(config: Config) -> Check:
-    def look() -> str:
-        device = device_of(config)
-        if device.type == "cuda":
-            facts = torch.cuda.get_device_properties(device)
-            kind, memory = facts.name, facts.total_memory
-        else:
-            kind = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else device.type
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return f"{kind}, {memory / 2**30:.0f} GiB, {dtype_of(config)}"
-
-    return _tried("device", look)
-
-
-def _model(config: Config) -> Check:
-    def look() -> str:
+    def model() -> str:
         preflight(config)
         return str(model_folder(config.model))
 
-    return _tried(f"model {config.model.name}", look)
+    def pools() -> str:
+        tasks = [task for group in load_tasks(config) for task in group]
+        found = [load_pool(task, config.paraphrases) for task in tasks]
+        return f"{sum(len(pool.paraphrases) for pool in found)} valid paraphrases of {len(found)} tasks"
+
+    yield _tried(f"model {config.model.name}", model)
+    yield _benchmarks(config)
+    yield _tried(f"data and prompt pools of {config.sequence.name}", pools)
+    yield _disk(Path(config.store.root))
+
+
+def _installed(name: str, requirement: str, required: bool = True) -> Check:
+    try:
+        return Check(name, True, version(name), required=required)
+    except PackageNotFoundError:
+        return Check(name, False, "not installed", f"pip install '{requirement}'", required)
+
+
+def _device(config: Config) -> str:
+    device = device_of(config)
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        kind, memory = facts.name, facts.total_memory
+    else:
+        kind = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else device.type
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{kind}, {memory / 2**30:.0f} GiB, {dtype_of(config)}"
 
 
 def _benchmarks(config: Config) -> Check:
     """Needed only by a sequence of SuperNI or TRACE."""
-    root = config.data.root
-    required = config.sequence.benchmark in FOLDERS
+    root, required = config.data.root, config.sequence.benchmark in FOLDERS
     missing = [
         name
         for name in FOLDERS.values()
@@ -111,19 +93,9 @@ def _benchmarks(config: Config) -> Check:
     return Check("benchmarks", False, detail, "sapo fetch benchmarks", required)
 
 
-def _pools(config: Config) -> Check:
-    def look() -> str:
-        tasks = [task for group in load_tasks(config) for task in group]
-        pools = [load_pool(task, config.paraphrases) for task in tasks]
-        return f"{sum(len(pool.paraphrases) for pool in pools)} valid paraphrases of {len(pools)} tasks"
-
-    return _tried(f"data and prompt pools of {config.sequence.name}", look)
-
-
 def _disk(root: Path) -> Check:
     existing = next(folder for folder in (root.resolve(), *root.resolve().parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    writable = os.access(existing, os.W_OK)
+    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
     detail = f"{free / 2**30:.0f} GiB free at {root}" if writable else f"cannot write to {existing}"
     return Check("store", writable and free >= LEAST_FREE, detail, "Set store.root=FOLDER or SAPO_STORE")
 

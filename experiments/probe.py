@@ -61,7 +61,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeGradient:
-    """The gradient of a task under one prompt; `rank` is the prompt's place by loss, 1 = lowest."""
+    """The gradient of a task under one prompt.
+
+    Of the second task under several: `rank` is the prompt's place by loss, 1 = lowest. 0 for other tasks.
+    """
 
     task: Task
     stored: Stored | Planned
@@ -75,8 +78,7 @@ class Measured:
 
     losses: Stored | Planned
     answers: dict[int, Stored | Planned]
-    current: tuple[ProbeGradient, ...] = ()
-    others: tuple[ProbeGradient, ...] = ()
+    gradients: tuple[ProbeGradient, ...] = ()
 
 
 def probes_of(jobs: Sequence[Job]) -> list[Probe]:
@@ -156,17 +158,9 @@ def write_probes(
 ) -> tuple[list[Path], list[tuple[str, str]]]:
     """Measures what can be known before the second task is trained, and writes `ROOT/probes/ID`.
 
-    Prompts whose runs failed are left out, and a probe that lacks the original or has too few others.
-
-    Args:
-        jobs: The runs of all probes.
-        folders: The folder of each finished run by the key of its job.
-        engine: Where it is measured.
-        gradients: Whether gradients are measured too.
-        expect: Told how many stages are asked for.
-
-    Returns:
-        The probes' folders; name and message of each probe that is left out or could not be measured.
+    `jobs` are the runs of all probes, `folders` those of the finished ones by the key of the job. Prompts
+    whose runs failed are left out, and a probe that lacks the original or has too few others. Returns the
+    probes' folders, and name and message of each probe that is left out or could not be measured.
     """
     asked = [(probe, finished_part(probe, folders)) for probe in probes_of(jobs)]
     failed = [(f"probe of {probe}", "too many of its runs failed") for probe, part in asked if part is None]
@@ -226,11 +220,7 @@ async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
         ranked = by_loss(paraphrases, continual.by_prompt(table))
     under_ranks = (gradient(current, ranked[rank - 1], rank) for rank in spread_ranks(len(ranked)))
     others = (gradient(task, Prompt(task.instruction)) for task in (trained, *probe.unseen))
-    return replace(
-        measured,
-        current=tuple(await asyncio.gather(*under_ranks)),
-        others=tuple(await asyncio.gather(*others)),
-    )
+    return replace(measured, gradients=tuple(await asyncio.gather(*under_ranks, *others)))
 
 
 def _identity(probe: Probe, original: RunRecord) -> tuple[str, dict[str, Any]]:
@@ -264,9 +254,9 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
     answers = answers[~answers["example"].isin(cut)]
     losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
-    if measured.current:
+    if measured.gradients:
         pd.DataFrame(_cosine_rows(probe, measured)).to_parquet(folder / _GRADIENTS)
-    gradients = [gradient.stored for gradient in (*measured.current, *measured.others)]
+    gradients = [gradient.stored for gradient in measured.gradients]
     stages = (measured.losses, *measured.answers.values(), *gradients)
     record = ProbeRecord(
         **facts,
@@ -281,10 +271,10 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
 
 def _cosine_rows(probe: Probe, measured: Measured) -> Iterator[dict[str, Any]]:
     """A row for every prompt of the second task, other task, and module."""
-    others = [(found.task, load_gradients(computed(found.stored).folder)) for found in measured.others]
-    for found in measured.current:
-        own = load_gradients(computed(found.stored).folder)
-        for task, other in others:
+    read = [(found, load_gradients(computed(found.stored).folder)) for found in measured.gradients]
+    others = [(found.task, gradients) for found, gradients in read if not found.rank]
+    for found, own in read:
+        for task, other in others if found.rank else ():
             for module, cosine in cosines(own, other).items():
                 yield {
                     "prompt": found.prompt,

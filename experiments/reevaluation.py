@@ -125,35 +125,36 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Evaluates states of a finished run on tasks, and returns a row of scores for each pair.
 
-    Args:
-        run: The run, as `open_run` gives it.
-        names: Tasks, also ones that the run does not have; the run's own if there are none.
-        prompt: `original`, `trained` (the original where a state has not learned the task), or an index into
-            the task's pool.
-        state: `all`, `base`, `last`, or a number of trained tasks.
-        watch: Told a stage and what becomes of it.
-        expect: Told how many stages are asked for.
+    `names` are tasks, also ones that the run does not have; the run's own if there are none. `prompt` is
+    `original`, `trained` (the original where a state has not learned the task), or an index into the task's
+    pool; `state` is `all`, `base`, `last`, or a number of trained tasks. `expect` is told how many stages are
+    asked for, `watch` a stage and what becomes of it.
 
-    Raises:
-        UserError: For what is not there: a task, a prompt, a state, or the model that was trained.
+    Raises UserError for what is not there: a task, a prompt, a state, or the model that was trained.
     """
-    states = _states(run, state)
+    last = run.record.states[-1].after
+    number = {"base": 0, "last": last}.get(state, int(state) if state.isdecimal() else -1)
+    states = [each for each in run.record.states if state == "all" or each.after == number]
+    if not states:
+        raise UserError(f"--state {state}: run {run.record.id} has states 0 (base) to {last} (last), or all.")
     tasks = [load_task(name, run.config) for name in names or [*run.record.tasks, *run.record.unseen]]
-    pairs = [(each, task) for each in states for task in tasks if names or task.name in each.tasks]
-    prompts = [_prompt(run, task, each, prompt) for each, task in pairs]
-    preflight(
-        run.config, [(task, [chosen]) for (_, task), chosen in zip(pairs, prompts, strict=True)], trains=False
-    )
+    asked = [
+        (each, task, _prompt(run, task, each, prompt))
+        for each in states
+        for task in tasks
+        if names or task.name in each.tasks
+    ]
+    preflight(run.config, [(task, [chosen]) for _, task, chosen in asked], trains=False)
     for each in states:
         if each.key != BASE and run.store.find("train", each.key) is None:
             raise run.missing(each.after)
     run.require_same_base()
-    expect(len(pairs))
+    expect(len(asked))
     engine = LocalEngine(run.store, watch)
 
     async def rows() -> list[dict[str, Any]]:
         found = []
-        for (each, task), chosen in zip(pairs, prompts, strict=True):
+        for each, task, chosen in asked:
             stored = await engine.run(Evaluate(run.config, each.key, task, chosen))
             scores = {name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")}
             found.append(
@@ -171,20 +172,6 @@ def evaluate(
 
     with run.store.at_work():
         return asyncio.run(rows())
-
-
-def _states(run: FinishedRun, wanted: str) -> Sequence[StateRecord]:
-    states = run.record.states
-    last = states[-1].after
-    if wanted == "all":
-        return states
-    number = {"base": 0, "last": last}.get(wanted, int(wanted) if wanted.isdecimal() else -1)
-    found = [state for state in states if state.after == number]
-    if not found:
-        raise UserError(
-            f"--state {wanted}: run {run.record.id} has states 0 (base) to {last} (last), or all."
-        )
-    return found
 
 
 def _prompt(run: FinishedRun, task: Task, state: StateRecord, wanted: str) -> Prompt:

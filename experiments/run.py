@@ -28,11 +28,8 @@ def open_engine(
 ) -> Iterator[LocalEngine]:
     """The engine that all the jobs share, on their store; what it has started is gone when it is left.
 
-    Args:
-        jobs: What is to be run. UserError if they are not for one engine, or it is not installed.
-        watch: Told a stage and what becomes of it: see `Watcher`.
-        tell: Gets lines for people: a worker died, and its stage is run again.
-        force: Compute stored stages again.
+    `watch` is told a stage and what becomes of it, `tell` gets lines for people; `force` computes stored
+    stages again. UserError if the jobs are not for one engine, or it is not installed.
     """
     engines = [job.config.engine for job in jobs]
     if any(engine != engines[0] for engine in engines) and any(engine.name == "ray" for engine in engines):
@@ -86,19 +83,12 @@ def run(
     keep_going: bool = True,
     expect: Callable[[int], object] = ignore,
 ) -> list[Outcome]:
-    """Runs jobs on one engine, and writes the folder of each run as soon as it is finished.
+    """Runs jobs on one engine, writes the folder of each run as soon as it is finished, and says what came.
 
-    Args:
-        jobs: What to run, as in `run([Job(config) for config in load(["policy=sapo", …])])`.
-        engine: Where the stages are computed; if not given, the engine of the jobs' configs.
-        keep_going: Whether an error ends only its own job, or is raised.
-        expect: Told how many stages the jobs ask for, at most, before the first is computed.
-
-    Returns:
-        What became of each job, in order.
-
-    Raises:
-        UserError: If something that the jobs need is not there or does not fit. Nothing was computed then.
+    As in `run([Job(config) for config in load(["policy=sapo", …])])`. Without `engine`, the one that the
+    configs name. With `keep_going` an error ends only its own job, else it is raised. `expect` is told how
+    many stages the jobs ask for, at most. UserError, before anything is computed, if something that the jobs
+    need is not there or does not fit.
     """
     if engine is None:
         with open_engine(jobs) as engine:
@@ -165,18 +155,11 @@ def reproduce(
     *,
     expect: Callable[[int], object] = ignore,
 ) -> Reproduction:
-    """Runs what a table or figure of the paper needs; `analysis.report.draw` shows it.
+    """Runs what a table or figure of the paper, a name in `TARGETS`, needs; `analysis.report.draw` shows it.
 
-    Args:
-        target: A name in `TARGETS`.
-        scale: `mini`, `small` or `paper`.
-        overrides: Settings as on the command line.
-        engine: Where the stages are computed; if not given, the engine of the jobs' configs.
-        expect: Told how many stages are asked for, before runs and before what probes measure beside them.
-
-    Raises:
-        UserError: If something is not there or does not fit.
-        WorkError: If no run finished, or there is nothing to draw.
+    `overrides` are settings as on the command line. `expect` is told how many stages are asked for, before
+    runs and before what probes measure beside them. UserError if something is not there or does not fit,
+    WorkError if no run finished, or there is nothing to draw.
     """
     what, begun = targets.TARGETS[target], time.monotonic()
     jobs = targets.jobs_of(target, scale, overrides)
