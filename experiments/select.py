@@ -207,19 +207,10 @@ def select(
 ) -> tuple[Material, Selection]:
     """Ranks the prompts of an instruction or a task on rows and model that settings name.
 
-    Args:
-        given: `data`, `instruction` and the like, as in `data.own.ARGUMENTS`; nothing beside `config.task`.
-        config: Which model, pool, rows and reduction.
-        tell: Gets lines for people.
-        on_scored: Called after each prompt.
-        expect: Told how many prompts are scored.
-
-    Returns:
-        What was read, and the ranking.
-
-    Raises:
-        UserError: For what is wrong with rows, pool, model or adapter, and for settings of runs that a
-            ranking would silently not follow.
+    `given` holds `data`, `instruction` and the like, as in `data.own.ARGUMENTS`; nothing beside
+    `config.task`. `tell` gets lines for people, `expect` how many prompts are scored, `on_scored` each of
+    them. Returns what was read, and the ranking. UserError for what is wrong with rows, pool, model or
+    adapter, and for settings of runs that a ranking would silently not follow.
     """
     scorer, data = config.scorer, config.data
     for name, value, possible, why in (
