@@ -14,13 +14,14 @@ from sapo.conf.schema import Config
 from sapo.data.benchmarks import (
     benchmark_of,
     load_benchmark_task,
+    load_own_task,
     load_task,
     load_tasks,
     read_examples,
     rows_taken,
 )
 from sapo.data.mini import generate
-from sapo.data.tasks import Example, Task, short_name
+from sapo.data.tasks import Example, Task
 
 ROWS = [{"sentence": "so happy", "label": "good"}, {"sentence": "so sad", "label": "bad"}]
 FACTS = {"instruction": "Name the mood.", "suffix": "Answer:", "labels": ["good", "bad"], "size": [2, 0, 2]}
@@ -142,7 +143,7 @@ def test_names_tell_the_benchmark(name: str, benchmark: str) -> None:
     assert benchmark_of(name, default="trace") == benchmark
 
 
-@pytest.mark.parametrize("name", ["mini_city", "NI007", "task007_moods", "FOMC", "task1"])
+@pytest.mark.parametrize("name", ["mini_city", "NI007", "FOMC"])
 def test_in_a_sequence_of_users_tasks_their_names_come_first(root: Path, name: str) -> None:
     config = config_of(root, "sequence=own", f"sequence.tasks=[{name}]")
     (root / f"{name}.yaml").write_text("instruction: Sweet or sour?\ndata: dishes.csv\n", encoding="utf-8")
@@ -158,11 +159,6 @@ def test_in_a_sequence_of_users_tasks_their_names_come_first(root: Path, name: s
         refusal(load_task, name, config)
 
 
-def test_a_short_name_is_of_a_benchmarks_folder_alone() -> None:
-    names = ("task195_sentiment140", "NI195", "task1", "task", "tasks_1", "mini_city")
-    assert [short_name(name) for name in names] == ["NI195", "NI195", "task1", "task", "tasks_1", "mini_city"]
-
-
 def test_mini_tasks_need_no_folder() -> None:
     config = config_of(None, "data.train_examples=4", "data.test_examples=2")
     trained, unseen = load_tasks(config)
@@ -176,9 +172,11 @@ def test_rows_are_cut_to_what_is_configured(root: Path) -> None:
 
 
 def test_numbers_and_padded_labels_become_texts(tmp_path: Path) -> None:
-    rows = [{"sentence": "6 x 7", "label": 42}, {"sentence": " kept ", "label": " good\n"}]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    assert read_examples(tmp_path / "rows.json") == (Example("6 x 7", "42"), Example(" kept ", "good"))
+    rows = {"6 x 7": 42, " kept ": " good\n", "10^400": 10**400}
+    content = [{"sentence": text, "label": label} for text, label in rows.items()]
+    (tmp_path / "rows.json").write_text(json.dumps(content), encoding="utf-8")
+    read = {example.input: example.target for example in read_examples(tmp_path / "rows.json")}
+    assert read == {"6 x 7": "42", " kept ": "good", "10^400": f"1{'0' * 400}"}
 
 
 def test_the_published_code_keeps_blanks_around_labels(root: Path) -> None:
@@ -199,11 +197,6 @@ def test_labels_with_blanks_are_in_the_published_files(benchmarks: Path) -> None
         for split in ("train", "test")
     ]
     assert (sum(differ[0][:1000]), sum(differ[1])) == (14, 8)
-
-
-def test_a_label_may_be_a_number_that_no_float_can_hold(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text(json.dumps([{"sentence": "10^400", "label": 10**400}]))
-    assert read_examples(tmp_path / "rows.json") == (Example("10^400", f"1{'0' * 400}"),)
 
 
 def test_two_names_of_one_task_are_refused(root: Path) -> None:
@@ -258,57 +251,34 @@ def test_rows_in_the_working_folder_are_read_again_when_they_change(
     ],
 )
 def test_faults_of_an_own_task_file(tmp_path: Path, text: str, said: str) -> None:
-    assert said in refusal(load_tasks, own(tmp_path, text))
-
-
-def test_an_own_task_that_is_not_there(tmp_path: Path) -> None:
-    own(tmp_path, "instruction: Do.\ndata: dishes.csv\n")
-    config = config_of(tmp_path, "sequence.benchmark=own", "sequence.tasks=[dishs]")
-    assert "Unknown own task 'dishs'. Did you mean dishes?" in refusal(load_tasks, config)
+    own(tmp_path, text)
+    assert said in refusal(load_own_task, "dishes", tmp_path)
+    assert "Unknown own task 'dishs'. Did you mean dishes?" in refusal(load_own_task, "dishs", tmp_path)
 
 
 # --- faults ------------------------------------------------------------------------------------------------
 
 
-def test_no_folder_is_set() -> None:
+def test_a_task_that_cannot_be_found_is_named_with_the_way_on(root: Path, tmp_path: Path) -> None:
+    base = root / "SUPERNI"
     message = refusal(load_task, "NI195", config_of(None))
-    assert "superni" in message
-    assert "no folder is set" in message
-    assert "SAPO_DATA" in message
-    assert "sapo fetch benchmarks" in message
-
-
-def test_the_folder_has_no_such_benchmark(tmp_path: Path) -> None:
+    for part in ("superni", "no folder is set", "SAPO_DATA", "sapo fetch benchmarks"):
+        assert part in message
     assert f"No folder SUPERNI in {tmp_path}." in refusal(load_task, "NI195", config_of(tmp_path))
-
-
-def test_the_benchmark_has_no_such_task(root: Path) -> None:
     assert "Unknown SUPERNI task 'NI008'. Did you mean NI007?" in refusal(load_task, "NI008", config_of(root))
-
-
-def test_the_tasks_folder_is_missing(root: Path) -> None:
-    (root / "SUPERNI" / "task007_moods").rename(root / "elsewhere")
-    assert f"no folder {root / 'SUPERNI' / 'task007_moods'}." in refusal(load_task, "NI007", config_of(root))
-
-
-def test_a_split_is_missing(root: Path) -> None:
-    path = root / "SUPERNI" / "task007_moods" / "test.json"
-    path.unlink()
-    assert f"No file {path}." in refusal(load_task, "NI007", config_of(root))
-
-
-def test_instructions_without_a_suffix(root: Path) -> None:
-    path = root / "SUPERNI" / "instructions.json"
-    path.write_text('{"task007_moods": {"instruction": "Do."}}', encoding="utf-8")
-    message = refusal(load_task, "NI007", config_of(root))
-    assert message == f"{path}: task007_moods: a task needs `instruction` and `suffix`."
-
-
-def test_all_faulty_tasks_of_a_sequence_are_named_at_once(root: Path) -> None:
     message = refusal(load_tasks, config_of(root, "sequence.tasks=[NI007,NI008,mini_ciy]"))
     assert message.count("\n") == 1
     assert "'NI008'" in message
     assert "'mini_ciy'. Did you mean mini_city" in message
+    (base / "task007_moods" / "test.json").unlink()
+    assert f"No file {base / 'task007_moods' / 'test.json'}." in refusal(load_task, "NI007", config_of(root))
+    (base / "instructions.json").write_text('{"task007_moods": {"instruction": "Do."}}', encoding="utf-8")
+    where = f"{base / 'instructions.json'}: task007_moods"
+    assert (
+        refusal(load_task, "NI007", config_of(root)) == f"{where}: a task needs `instruction` and `suffix`."
+    )
+    (base / "task007_moods").rename(root / "elsewhere")
+    assert f"no folder {base / 'task007_moods'}." in refusal(load_task, "NI007", config_of(root))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sapo.data.benchmarks import load_benchmark_task
 from sapo.data.hygiene import (
@@ -82,14 +80,6 @@ def test_a_rows_group_is_the_first_that_equals_it() -> None:
     assert distinct_rows([]) == []
 
 
-@given(st.lists(st.sampled_from("abc")))
-def test_distinct_rows_are_all_rows_once(inputs: list[str]) -> None:
-    rows = [Example(text, "1") for text in inputs]
-    kept = [rows[index] for index in sorted(set(distinct_rows(rows)))]
-    assert len(set(kept)) == len(kept)
-    assert set(kept) == set(rows)
-
-
 def test_chinese_characters_are_words() -> None:
     assert words("态度: 支持 OK!") == ["态", "度", "支", "持", "ok"]
 
@@ -137,15 +127,6 @@ def test_trace_repeats_its_rows(benchmarks: Path, name: str, expected: dict[str,
     assert {check: found[check] for check in expected} == expected
 
 
-def test_the_numbers_of_the_whole_trace_files(benchmarks: Path) -> None:
-    """Whole, FOMC has 16 test sentences in training, and NumGLUE-cm 282 distinct problems in 3000 rows."""
-    tasks = {name: load_benchmark_task(name, "trace", benchmarks) for name in ("FOMC", "NumGLUE-cm")}
-    if min(len(task.train) for task in tasks.values()) < 3000:
-        pytest.skip("TRACE's training files at hand are not whole")
-    assert counts(tasks["FOMC"])["test_in_train"] == (16, 496)
-    assert len({example.input for example in tasks["NumGLUE-cm"].train[:3000]}) == 282
-
-
 def test_ni273_is_ordered(benchmarks: Path) -> None:
     task = load_benchmark_task("NI273", "superni", benchmarks)
     found = [
@@ -156,7 +137,7 @@ def test_ni273_is_ordered(benchmarks: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["NI195", "NI363", "NI1343", "NI1292"])
+@pytest.mark.parametrize("name", ["NI195", "NI1343"])
 def test_files_in_no_order_pass(benchmarks: Path, name: str) -> None:
     task = load_benchmark_task(name, "superni", benchmarks)
     assert not {"order", "duplicates", "test_in_train", "small_test"} & set(

@@ -17,29 +17,17 @@ from sapo.data.benchmarks import load_benchmark_task, load_own_task, read_exampl
 from sapo.data.own import OwnExamples
 from sapo.data.own_files import read_splits
 from sapo.data.pool_checks import check_pool
-from sapo.data.prompts import PromptPool, read_pool
+from sapo.data.prompts import read_pool
 from sapo.data.remembering import remembered, stamp
 from sapo.data.tasks import Example, Task, examples_digest
 
 TASK = Task("mine", "Sort it.", "Answer:", (), ())
-SMALL = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SMALL = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Also half surrogates, NUL, and names that the readers look for.
 TEXTS = st.text(max_size=8) | st.sampled_from(["\ud800", "\0", "a", "../x", "", " "])
-KEYS = st.sampled_from(
-    [
-        "sentence",
-        "label",
-        "instruction",
-        "suffix",
-        "labels",
-        "data",
-        "columns",
-        "prompts",
-        "original",
-        "source",
-    ]
-)
+NAMES = "sentence label instruction suffix labels data columns prompts original source"
+KEYS = st.sampled_from(NAMES.split())
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 VALUES = st.recursive(
     PLAIN,
@@ -96,15 +84,11 @@ def test_any_yaml_gives_a_task_or_a_user_error(tmp_path, content):
     assert task is None or isinstance(task, Task)
 
 
-@SMALL
-@given(
-    text=st.text(max_size=40)
-    | st.sampled_from(["!!int x", "a: !!bool x", "!!binary x", "2001-13-01", "&a [*a]"])
-)
+@pytest.mark.parametrize("text", ["!!int x", "a: !!bool x", "!!binary x", "2001-13-01", "&a [*a]", "\x00"])
 def test_any_yaml_text_gives_a_pool_or_a_user_error(tmp_path, text):
     path = tmp_path / "pool.yaml"
-    path.write_bytes(text.encode("utf-8", errors="replace"))
-    assert isinstance(outcome(read_pool, path, TASK), PromptPool | None)
+    path.write_text(text)
+    assert outcome(read_pool, path, TASK) is None
 
 
 @SMALL
@@ -223,8 +207,8 @@ def test_base_models_are_loaded_from_safetensors_alone():
 
 
 def test_remote_code_is_off_unless_asked_for():
-    from sapo.conf.load import choices, load_one
+    from sapo.conf.load import FOLDER
+    from sapo.conf.schema import ModelConfig
 
-    for name in choices("model"):
-        assert load_one([f"model={name}"]).model.trust_remote_code is False
-    assert load_one(["model.trust_remote_code=true"]).model.trust_remote_code is True
+    assert ModelConfig.trust_remote_code is False
+    assert not [path for path in FOLDER.rglob("*.yaml") if "trust_remote_code" in path.read_text()]

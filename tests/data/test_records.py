@@ -67,10 +67,6 @@ PROBE = SHARED | {
 }
 
 
-def without(name: str) -> dict[str, Any]:
-    return {field: value for field, value in RUN.items() if field != name}
-
-
 def sealed(folder: Path, name: str, content: Any) -> Path:
     """A folder with a record and a manifest that fits."""
     folder.mkdir(parents=True)

@@ -157,31 +157,20 @@ EXAMPLES = [
 ]
 
 
-def test_text_and_tokens_are_those_of_the_conversation(real: Renderer) -> None:
+def test_text_and_tokens_are_those_of_the_conversation_and_of_generation(real: Renderer) -> None:
     for example, rendered in zip(EXAMPLES, real.render(TASK, TASK.instruction, EXAMPLES), strict=True):
         text = conversation(real, TASK, example)
         assert real.full_text(TASK, TASK.instruction, example) == text
         assert rendered.input_ids == ids_of(real, text)
-
-
-def test_prompt_ids_are_those_that_generation_sees(real: Renderer) -> None:
-    for example, rendered in zip(EXAMPLES, real.render(TASK, TASK.instruction, EXAMPLES), strict=True):
         assert rendered.prompt_ids == ids_of(real, real.prompt_text(TASK, TASK.instruction, example.input))
-
-
-def test_one_example_at_a_time_gives_the_same(real: Renderer) -> None:
-    alone = [real.render(TASK, TASK.instruction, [example])[0] for example in EXAMPLES]
-    assert alone == real.render(TASK, TASK.instruction, EXAMPLES)
+        assert real.render(TASK, TASK.instruction, [example]) == [rendered]
+    assert real.render(TASK, TASK.instruction, []) == []
 
 
 def test_braces_in_the_instruction_keep_the_input(real: Renderer) -> None:
     (rendered,) = real.render(TASK, "Fill {text} with {} and {0!r}.", [EXAMPLE])
     text = real.tokenizer.decode(rendered.input_ids)
     assert "Fill {text} with {} and {0!r}.\n\nText:\nso happy\n\nAnswer:" in text
-
-
-def test_nothing_to_render(real: Renderer) -> None:
-    assert real.render(TASK, TASK.instruction, []) == []
 
 
 # --- too long ----------------------------------------------------------------------------------------------
