@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "bench"
 
 
+@cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    return load_one([*overrides])
+
+
 def config_of(root: Path | None, *overrides: str) -> Config:
-    return load_one([f"data.root='{root}'" if root else "data.root=null", *overrides])
+    config = deepcopy(composed(overrides))
+    config.data.root = str(root) if root else None
+    return config
 
 
 def refusal(call: Callable[..., Any], *arguments: Any) -> str:

@@ -106,24 +106,24 @@ def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
     assert task.test == (Example("lemon", "sour"),)
     split.save_to_disk(tmp_path / "one")
     assert len(load(tmp_path / "one").train) == 1
+    datasets.DatasetDict({"all": split}).save_to_disk(tmp_path / "all")
+    assert "has no split 'train'; it has all" in refusal(tmp_path / "all")
+    (tmp_path / "one" / "state.json").write_text("{}")
+    assert "the saved dataset cannot be loaded" in refusal(tmp_path / "one")
 
 
-def test_a_dataset_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = datasets.Dataset.from_list(RECORDS)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": split}))
+def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hub(name: str) -> datasets.DatasetDict:
+        if name == "someone/dishes":
+            return datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)})
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
     task = load_own("someone/dishes", INSTRUCTION)
     assert (task.name, len(task.train)) == ("someone_dishes", 4)
-
-
-def test_given_columns_and_numbers(tmp_path: Path) -> None:
-    records = [
-        {"text": "x", "label": "y", "sum": "2+2", "is": 4},
-        {"text": "x", "label": "y", "sum": "1+2", "is": 3},
-    ]
-    path = write(tmp_path / "sums.json", records)
-    task = load(path, columns=("sum", "is"))
-    assert set(task.train + task.test) == {Example("2+2", "4"), Example("1+2", "3")}
-    assert task.notes == (f"{path}: input from column 'sum', target from column 'is'",)
+    message = r"else/x: there is no such file, .*ConnectionError: no route"
+    with pytest.raises(UserError, match=message):
+        load_own("else/x", INSTRUCTION)
 
 
 def test_duplicates_across_the_split_are_warned_of(tmp_path: Path) -> None:
@@ -144,18 +144,16 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("names", "pair"),
     [
-        (["input", "output"], ("input", "output")),
-        (["id", "Prompt", "Completion"], ("Prompt", "Completion")),
-        (["answer", "question"], ("question", "answer")),
-        (["sentence", "label"], ("sentence", "label")),
-        (["text", "label", "input"], ("text", "label")),
-        (["text", "label", "messages"], ("messages", "messages")),
-        (["instruction", "input", "output"], ("instruction+input", "output")),
-        (["prompt", "chosen", "rejected"], ("prompt", "chosen")),
+        ("id Prompt Completion", ("Prompt", "Completion")),
+        ("answer question", ("question", "answer")),
+        ("text label input", ("text", "label")),
+        ("text label messages", ("messages", "messages")),
+        ("instruction input output", ("instruction+input", "output")),
+        ("prompt chosen rejected", ("prompt", "chosen")),
     ],
 )
-def test_guessing_columns(names: list[str], pair: tuple[str, str]) -> None:
-    assert guess_columns(names, "a file") == pair
+def test_guessing_columns(names: str, pair: tuple[str, str]) -> None:
+    assert guess_columns(names.split(), "a file") == pair
 
 
 # --- forms that people have --------------------------------------------------------------------------------
@@ -269,7 +267,9 @@ def test_named_columns_are_joined_and_the_rest_is_the_users_business() -> None:
     row = {"context": "Ann is in Oslo.", "question": "Where?", "answer": "Oslo", "a+b": "c"}
     examples = examples_of([row], ("context+question", "answer"))
     assert list(examples) == [Example("Ann is in Oslo.\n\nWhere?", "Oslo")]
-    assert len(examples.notes) == 1
+    assert examples.notes == [
+        "examples: input from column 'context' and 'question', target from column 'answer'"
+    ]
     assert list(examples_of([row], ("a+b", "answer"))) == [Example("c", "Oslo")]
 
 
@@ -329,23 +329,18 @@ def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
     assert [example.target for example in examples_of([("a", 1.10), ("b", 2.5)])] == ["1.1", "2.5"]
 
 
-@pytest.mark.parametrize("name", ["a[1] b", "what?*", "it's #1=2", "données~", "~x", "表"])
+@pytest.mark.parametrize("name", ["a[1] b?*", "it's #1=2", "données~", "~x"])
 def test_any_name_of_a_file_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    train = write(folder / "train.jsonl", RECORDS)
+    write(folder / "train.jsonl", RECORDS)
     assert load(write(folder / f"{name}.csv", RECORDS)).name == name
-    assert len(load(train).train) == 4
-    assert load(folder).name == name
     monkeypatch.chdir(tmp_path)
     assert load_own(name, INSTRUCTION).name == name
     datasets.Dataset.from_list(RECORDS).save_to_disk(folder / "saved")
     assert len(load(folder / "saved").train) == 4
     (folder / "mine.yaml").write_text("instruction: Sort.\ndata: train.jsonl\n")
     assert len(load_own_task("mine", folder).train) == 4
-    with pytest.raises(UserError, match="there is such a file already"):
-        require_writable(train)
-    require_writable(folder / "new.jsonl")
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -447,27 +442,9 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     assert "more than one train file: train.csv, train.json" in refusal(tmp_path)
 
 
-def test_damaged_parquet_and_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hole_in_a_parquet_file_is_no_number(tmp_path: Path) -> None:
     table = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
     assert f"{table}: column 'label' is empty or absent in row 2." in refusal(table)
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "state.json").write_text("{}")
-    assert "the saved dataset cannot be loaded" in refusal(tmp_path / "saved")
-
-    def offline(name: str) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        UserError, match=r"someone/dishes: there is no such file, .*ConnectionError: no route"
-    ):
-        load_own("someone/dishes", INSTRUCTION)
-
-
-def test_a_dataset_without_a_train_split(tmp_path: Path) -> None:
-    split = datasets.Dataset.from_list(RECORDS)
-    datasets.DatasetDict({"all": split}).save_to_disk(tmp_path / "all")
-    assert "has no split 'train'; it has all" in refusal(tmp_path / "all")
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -519,6 +496,7 @@ def test_objects_are_named_by_their_place() -> None:
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
+    require_writable(path)
 
     def breaking() -> Iterator[dict]:
         yield {"a": 1}
@@ -532,3 +510,5 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_jsonl(path, breaking())
     assert path.read_text(encoding="utf-8").count("\n") == 2
+    with pytest.raises(UserError, match="there is such a file already"):
+        require_writable(path)

@@ -4,8 +4,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
 from sapo.data.pool_checks import (
@@ -60,29 +58,23 @@ def test_a_sound_text_passes() -> None:
     ("text", "reason"),
     [
         ("", "it is empty"),
-        (" \n\t", "it is empty"),
         (SOUND + " ", "begins or ends with blanks"),
-        ("\u3000" + SOUND, "begins or ends with blanks"),
         (SOUND.replace(". ", ".\n"), "line breaks"),
         (SOUND.replace("tweet", "tw\x00eet"), "control"),
         (SOUND.replace("tweet", "tw\u200beet"), "invisible"),
         (f"“{SOUND}”", "stands in quotes"),
         ("'Tell POS from NEG, given the sentiment of some tweet.'", "stands in quotes"),
         (SOUND + " {input}", "braces"),
-        (SOUND.replace("POS", "positive"), "lost the label 'POS'"),
         (SOUND.replace("POS", "Pos"), "lost the label 'POS'"),
         (SOUND.replace('"POS"', "POSITIVE"), "lost the label 'POS'"),
         ("Read the tweet below. Is its sentiment good or bad?", "lost the labels 'POS', 'NEG'"),
         ("Paraphrase: " + SOUND, "'Paraphrase'"),
         ("Here is the instruction in other words. " + SOUND, "'Here is the instruction'"),
-        ("Here's a shorter version: " + SOUND, "Here's a shorter version"),
         ("Reworded, the task is this. " + SOUND, "'Reworded'"),
         ("The rewritten instruction: " + SOUND, "'rewritten instruction'"),
         ("Sure, " + SOUND, "'Sure,'"),
         (f"<paraphrase>{SOUND}</paraphrase>", "'paraphrase'"),
-        (f"<answer>{SOUND}</answer>", "'<answer>'"),
         ("1. " + SOUND, "'1.'"),
-        ("2) " + SOUND, "'2)'"),
         ("- " + SOUND, "'-'"),
         ("Option 3: " + SOUND, "'Option 3:'"),
         ("**Task** " + SOUND, "'**'"),
@@ -121,12 +113,10 @@ def test_nearness_to_accepted_texts() -> None:
     ("label", "text", "kept"),
     [
         ("a", "Write a or b.", True),
-        ("a", "Choose between a and b.", True),
         ("a", "Options: (a), (b).", True),
         ("a", "Pick 'a' if the first fits.", True),
         ("a", "Pick a title, not b.", False),
         ("A", "A. dovish, B. hawkish", True),
-        ("A", "Pick option A whenever it fits, B otherwise.", True),
         ("A", "A text is given. Choose B.", False),
         ("A", "Read it. A text is given. Choose B.", False),
         ("A", "选择A或者B", True),
@@ -136,8 +126,6 @@ def test_nearness_to_accepted_texts() -> None:
         ("1", "1表示很差", True),
         ("Positive Review", "is it a 'Positive Review' or not", True),
         ("Positive Review", "is it a positive review or not", False),
-        ("no", "nothing", False),
-        ("MadeOf", "type MadeOf,", True),
     ],
 )
 def test_labels_count_as_whole_words(label: str, text: str, kept: bool) -> None:
@@ -215,28 +203,17 @@ def test_chinese() -> None:
     assert "改写" in str(check_text("改写：" + text, about, []))
 
 
-@pytest.mark.parametrize(("size", "fine"), [(11, False), (12, True), (60, True), (360, True), (361, False)])
-def test_short_originals_leave_more_room(size: int, fine: bool) -> None:
-    words = ["".join(letters) for letters in product("abcdefgh", repeat=3)]
-    original = " ".join(words[-15:]) + "s"
-    assert len(original) == 60
-    text = " ".join(words)[: size - 1] + "."
-    assert ("times as long" not in str(check_text(text, task(original), []))) == fine
-
-
-@pytest.mark.parametrize(("size", "fine"), [(29, False), (30, True), (300, True), (301, False)])
-def test_long_originals_leave_less(size: int, fine: bool) -> None:
-    words = ["".join(letters) for letters in product("abcdefgh", repeat=3)]
-    original = " ".join(words[-25:]) + "s"
-    assert len(original) == 100
-    text = " ".join(words)[: size - 1] + "."
-    assert ("times as long" not in str(check_text(text, task(original), []))) == fine
-
-
-@given(st.text(max_size=200))
-def test_any_text_gets_an_answer(text: str) -> None:
-    reason = check_text(text, TASK, [SOUND])
-    assert reason is None or reason.startswith("it ")
+@pytest.mark.parametrize(
+    ("of", "low", "high"),
+    [(60, 12, 360), (100, 30, 300)],
+    ids=["short originals leave more room", "long ones less"],
+)
+def test_a_length_must_be_like_the_originals(of: int, low: int, high: int) -> None:
+    words = " ".join("".join(letters) for letters in product("abcdefgh", repeat=3))
+    about = task("x" + words[1 - of :])
+    for size, is_fine in ((low - 1, False), (low, True), (high, True), (high + 1, False)):
+        reason = str(check_text(words[: size - 1] + ".", about, []))
+        assert ("times as long" not in reason) == is_fine
 
 
 # --- other languages ---------------------------------------------------------------------------------------
@@ -302,15 +279,13 @@ def test_chinese_is_not_japanese_and_words_of_an_alphabet_are_whole() -> None:
 
 
 def test_outer_blanks_of_a_block_scalar_are_no_part_of_a_text(tmp_path: Path) -> None:
-    path = tmp_path / "pool.yaml"
+    path, about = tmp_path / "pool.yaml", task("Answer the request.\n")
     path.write_text(
-        "original: |\n  Answer the request.\nprompts:\n  - >\n    Write the response\n    that fits.\n",
-        encoding="utf-8",
+        "original: |\n  Answer the request.\nprompts:\n  - >\n    Write the response\n    that fits.\n"
     )
-    for instruction in ("Answer the request.", "Answer the request.\n"):
-        pool = read_pool(path, task(instruction))
-        assert [prompt.text for prompt in pool.paraphrases] == ["Write the response that fits."]
-        assert check_pool(pool, task(instruction)) == []
+    pool = read_pool(path, about)
+    assert [prompt.text for prompt in pool.paraphrases] == ["Write the response that fits."]
+    assert check_pool(pool, about) == []
 
 
 # --- sizes -------------------------------------------------------------------------------------------------
@@ -324,12 +299,6 @@ def test_a_prompt_of_any_size_is_refused_by_its_size_alone() -> None:
 
 
 # --- a pool ------------------------------------------------------------------------------------------------
-
-
-def test_a_valid_pool() -> None:
-    pool = pool_of(TASK, [SOUND, "Sort the tweet: POS when it sounds happy, NEG when it does not."], "here")
-    assert check_pool(pool, TASK) == []
-    require_valid(pool, TASK)
 
 
 def test_all_problems_of_a_pool_are_listed_at_once() -> None:
@@ -354,6 +323,7 @@ def test_empty_pools() -> None:
     """Py150 has no instruction, and so nothing to paraphrase."""
     without = task("", suffix="Answer:")
     assert check_pool(pool_of(without, [], ""), without) == []
+    require_valid(pool_of(TASK, [SOUND, "Sort the tweet: POS when it sounds happy, NEG when not."], ""), TASK)
     assert check_pool(pool_of(TASK, [], ""), TASK) == [Problem(-1, "it holds no paraphrases")]
     assert check_pool(pool_of(without, ["Complete the code."], ""), without) == [
         Problem(-1, "the task has no instruction that could be paraphrased")
