@@ -16,22 +16,21 @@ _SETTINGS = settings()
 
 
 def problems(config: Config) -> Iterator[str]:
-    """A line for each value of the config that cannot work."""
+    """A line for each value of the config that cannot work, alone or beside another."""
     for key, setting in _SETTINGS.items():
         value = reduce(getattr, key.split("."), config)
         for item in value if isinstance(value, list) else [value]:
-            if item is not None and not is_dataclass(item) and (reason := _why_not(setting, item)):
-                yield (
-                    f"{key}: {reason}"
-                    if "is_secret" in setting.metadata
-                    else f"{key}={_typed(item)}: {reason}"
-                )
-    yield from _together(config)
-    yield from _engine_problems(config.engine)
-    yield from _method_problems(config.method)
+            if item is None or is_dataclass(item) or not (reason := _why_not(setting, item)):
+                continue
+            typed = str(item)
+            if not re.fullmatch(r"[\w.,:=/+@%-]{1,60}", typed):
+                typed = shown(typed)  # in quotes, as it could not be read otherwise
+            yield f"{key}: {reason}" if "is_secret" in setting.metadata else f"{key}={typed}: {reason}"
+    yield from _of_tasks_and_prompts(config)
+    yield from _of_engine_and_method(config.engine, config.method)
 
 
-def _together(config: Config) -> Iterator[str]:
+def _of_tasks_and_prompts(config: Config) -> Iterator[str]:
     """What each can be alone, but not beside another value."""
     if config.policy.last_only and config.policy.name != "fixed":
         yield f"policy.last_only=true with policy={config.policy.name}: only policy=fixed gives a prompt"
@@ -72,27 +71,16 @@ def _why_not(setting: Field[Any], value: Any) -> str | None:
     return None if fits(setting, value) else f"must {limits_of(setting)}"
 
 
-def _typed(value: Any) -> str:
-    """A value as it is typed; in quotes where it could not be read otherwise, and not too long."""
-    text = str(value)
-    return text if re.fullmatch(r"[\w.,:=/+@%-]{1,60}", text) else shown(text)
-
-
-def _engine_problems(engine: EngineConfig) -> Iterator[str]:
+def _of_engine_and_method(engine: EngineConfig, method: MethodConfig) -> Iterator[str]:
     gpus = engine.gpus or 0.0
     if 1 < gpus < math.inf and gpus % 1:
         yield f"engine.gpus={gpus:g}: must be a part of one GPU, or a whole number of them"
     given = engine.address or engine.workers or engine.gpus
     if engine.name != "ray" and given is not None:
         yield f"engine.address, engine.workers and engine.gpus are for engine=ray, not engine={engine.name}"
-
-
-def _method_problems(method: MethodConfig) -> Iterator[str]:
-    if method.name != "inscl":
-        return
-    if method.unit != "instance" and method.tags is not None:
+    if method.name == "inscl" and method.unit != "instance" and method.tags is not None:
         yield f"method.tags={method.tags}: only method.unit=instance reads tags"
-    elif method.unit == "instance" and method.tags is None:
+    if method.name == "inscl" and method.unit == "instance" and method.tags is None:
         yield (
             "method.unit=instance needs tags of all training rows: write them with `sapo paraphrase --tags "
             "FILE sequence=NAME paraphrases=openai|local …`, and say method.tags=FILE. "

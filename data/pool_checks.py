@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -155,7 +155,7 @@ def _reasons(text: str, task: Task, earlier: Sequence[str]) -> Iterator[str]:
     elif len(text) > LONGEST:
         yield f"it has {len(text):,} characters; a prompt may have {LONGEST:,}"
     else:
-        for check in _CHECKS:
+        for check in (_layout, _what_is_lost, _what_is_added, _likeness):
             yield from check(text, task)
         if found := near(text, earlier):
             yield f"it is {found}"
@@ -185,15 +185,13 @@ def kept_words(task: Task) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*labels, *quoted_literals(task.instruction))))
 
 
-def _labels(text: str, task: Task) -> Iterator[str]:
+def _what_is_lost(text: str, task: Task) -> Iterator[str]:
+    """Labels that the original names must stand as they are, what it quotes in any case."""
     lost = [label for label in task.labels if _stands(label, task.instruction) and not _stands(label, text)]
     if lost:
         yield f"it lost {'the label' if len(lost) == 1 else 'the labels'} {', '.join(map(repr, lost))}"
-    missing = [
-        literal
-        for literal in quoted_literals(task.instruction)
-        if literal not in task.labels and not _contains(literal, text)
-    ]
+    quoted = (literal for literal in quoted_literals(task.instruction) if literal not in task.labels)
+    missing = [each for each in quoted if not re.search(_bounded(each), text, re.IGNORECASE)]
     if missing:
         yield f"it lost {', '.join(map(repr, missing))}, which the original quotes"
 
@@ -222,54 +220,36 @@ def _stands(label: str, text: str) -> bool:
     return bool(re.search(_bounded(label), text))
 
 
-def _contains(literal: str, text: str) -> bool:
-    return bool(re.search(_bounded(literal), text, re.IGNORECASE))
+def _what_is_added(text: str, task: Task) -> Iterator[str]:
+    """Words of the paraphraser's own, and the suffix, which follows every prompt anyway.
 
-
-def _markers(text: str, task: Task) -> Iterator[str]:
+    A suffix of one or two words counts only at the very end.
+    """
     for marker in _MARKERS:
         found = marker.search(text)
         if found and not marker.search(task.instruction):
             yield f"it says {found[0].strip()!r}, which belongs to the work of paraphrasing, not to the task"
-
-
-def _suffix(text: str, task: Task) -> Iterator[str]:
-    """The suffix follows every prompt anyway. A suffix of one or two words counts only at the very end."""
     words = words_of(task.suffix)
     if len(words) < 3:
-        repeated = bool(words) and text.lower().endswith(task.suffix.strip().lower())
+        is_repeated = bool(words) and text.lower().endswith(task.suffix.strip().lower())
     else:
-        repeated = f" {' '.join(words)} " in f" {' '.join(words_of(text))} "
-    if repeated:
+        is_repeated = f" {' '.join(words)} " in f" {' '.join(words_of(text))} "
+    if is_repeated:
         yield f"it repeats the suffix {task.suffix!r}"
 
 
-def _script(text: str, task: Task) -> Iterator[str]:
-    """The original's commonest script must be half as common here, and others may be few."""
+def _likeness(text: str, task: Task) -> Iterator[str]:
+    """The commonest script of the original must be half as common here, others few, and the length alike."""
     original, here = scripts(task.instruction), scripts(text)
-    if not original or not here:
-        return
-    main = next(iter(original))
-    if here.get(main, 0.0) < original[main] / 2:
+    main = next(iter(original), "")
+    foreign = {name: share for name, share in here.items() if name not in original}
+    if main and here and here.get(main, 0.0) < original[main] / 2:
         name = "Chinese" if main == "CJK" else main.title()
         yield f"it is not {name} as the original: {here.get(main, 0.0):.0%} of its letters are"
-    elif (foreign := sum(share for name, share in here.items() if name not in original)) > MAX_FOREIGN:
-        name = next(name for name in here if name not in original).title()
-        yield f"it has {foreign:.0%} of its letters in a script that the original has not: {name}"
-
-
-def _length(text: str, task: Task) -> Iterator[str]:
-    original = len(task.instruction.strip())
-    low, high = LONG_RATIOS if original > SHORT_ORIGINAL else SHORT_RATIOS
-    if original and not low <= len(text) / original <= high:
-        yield f"it is {len(text) / original:.2f} times as long as the original (allowed: {low} to {high})"
-
-
-_CHECKS: tuple[Callable[[str, Task], Iterator[str]], ...] = (
-    _layout,
-    _labels,
-    _markers,
-    _suffix,
-    _script,
-    _length,
-)
+    elif main and (share := sum(foreign.values())) > MAX_FOREIGN:
+        name = next(iter(foreign)).title()
+        yield f"it has {share:.0%} of its letters in a script that the original has not: {name}"
+    size = len(task.instruction.strip())
+    low, high = LONG_RATIOS if size > SHORT_ORIGINAL else SHORT_RATIOS
+    if size and not low <= len(text) / size <= high:
+        yield f"it is {len(text) / size:.2f} times as long as the original (allowed: {low} to {high})"
