@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 import yaml
 
@@ -52,7 +52,7 @@ def user_path(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Whether a value is a text that can be written: JSON and YAML can spell half of a surrogate pair."""
     if not isinstance(value, str):
         return False

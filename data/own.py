@@ -241,7 +241,7 @@ class OwnExamples:
             return None
         self.kinds.setdefault(name, {}).setdefault(kind, where)
         if self.is_chat or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
-            return self._turn(value, name, role)
+            return self._turn(value or [], name, role)
         if isinstance(value, list) and all(kind_of(item) == "text" for item in value):
             if len(value) > 1 and role == "assistant":
                 self.left_out["rows' further targets (the first is taken)"] += 1
