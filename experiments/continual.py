@@ -71,15 +71,14 @@ async def one_after_another(run: Run, engine: Engine) -> None:
     """Each task goes on from the state that the last one left (paper, Algorithm 1)."""
     state = BASE
     for position, task in enumerate(run.tasks):
-        pool = pool_for(task, run.config)
-        choice = await choose_prompt(run.config, engine, state, task, pool)
+        choice = await choose_prompt(run.config, engine, state, task)
         trained = await engine.run(training(run, state, position, [choice]))
         state = run.add_state(trained, position + 1, run.choices)
 
 
 async def _all_at_once(run: Run, engine: Engine) -> None:
     """`multitask`: one training on the union of all tasks, an upper bound."""
-    choices = [await choose_prompt(run.config, engine, BASE, t, pool_for(t, run.config)) for t in run.tasks]
+    choices = [await choose_prompt(run.config, engine, BASE, task) for task in run.tasks]
     trained = await engine.run(training(run, BASE, 0, choices))
     run.add_state(trained, len(run.tasks), run.choices)
 
@@ -87,7 +86,7 @@ async def _all_at_once(run: Run, engine: Engine) -> None:
 async def _each_alone(run: Run, engine: Engine) -> None:
     """`single`: every task from the untouched model; each resulting model is evaluated on its own task."""
     for position, task in enumerate(run.tasks):
-        choice = await choose_prompt(run.config, engine, BASE, task, pool_for(task, run.config))
+        choice = await choose_prompt(run.config, engine, BASE, task)
         trained = await engine.run(training(run, BASE, position, [choice]))
         run.add_state(trained, len(run.tasks), [choice], [task])
 
@@ -95,7 +94,7 @@ async def _each_alone(run: Run, engine: Engine) -> None:
 async def _none(run: Run, engine: Engine) -> None:
     """`zero_shot`: nothing is trained; the tasks are only evaluated with the prompts that are chosen."""
     for task in run.tasks:
-        run.choices.append(await choose_prompt(run.config, engine, BASE, task, pool_for(task, run.config)))
+        run.choices.append(await choose_prompt(run.config, engine, BASE, task))
     run.add_state(None, len(run.tasks), run.choices)
 
 
@@ -111,9 +110,9 @@ def pool_for(task: Task, config: Config) -> PromptPool:
     return load_pool(task, config.paraphrases)
 
 
-async def choose_prompt(config: Config, engine: Engine, state: str, task: Task, pool: PromptPool) -> Choice:
-    """The policy's choice, after scoring the pool in the present state if the policy needs losses."""
-    policy = POLICIES[config.policy.name]
+async def choose_prompt(config: Config, engine: Engine, state: str, task: Task) -> Choice:
+    """The policy's choice from the pool, after scoring it in the present state if the policy needs losses."""
+    pool, policy = pool_for(task, config), POLICIES[config.policy.name]
     paraphrases = tuple(prompt.text for prompt in pool.paraphrases)
     if not paraphrases:
         return Choice(task.name, pool.original)

@@ -71,7 +71,7 @@ def test_a_run_select_and_select_prompt_score_the_same_rows(tiny_config, tmp_pat
 
     task = load_task("digits", config)
     pool = load_pool(task, config.paraphrases)
-    asyncio.run(choose_prompt(config, Watched(), "base", task, pool))
+    asyncio.run(choose_prompt(config, Watched(), "base", task))
     (scored,) = asked
 
     by_name = gather({}, replace(config, task="digits")).task.train

@@ -19,6 +19,7 @@ from sapo.experiments.continual import run_sequence, scored_examples
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
+from sapo.experiments.model.identity import looked_at_once
 from sapo.experiments.plan import PlanEngine, plan_jobs
 from sapo.experiments.probe import (
     finished_part,
@@ -35,9 +36,9 @@ SMALL = (
     "sequence.unseen=[mini_topic]",
     "trainer.epochs=1",
     "data.train_examples=4",
-    "data.test_examples=2",
+    "data.test_examples=1",
     "scorer.examples=3",
-    "evaluator.max_new_tokens=3",
+    "evaluator.max_new_tokens=1",
     "engine.device=cpu",
 )
 TABLES = ("losses", "answers", "gradients")
@@ -79,6 +80,17 @@ def probe(tmp_path_factory, run_probes) -> tuple[Path, Counter]:
     engine, computed = engine_on(tmp_path_factory.mktemp("probe") / "store")
     (folder,) = run_probes(configs(), engine, gradients=True)
     return folder, computed
+
+
+@pytest.fixture
+def copy(probe, tmp_path) -> tuple[Path, Path, list[Job], dict[str, Path], LocalEngine, Counter]:
+    """The probe's store again: the folder, its runs' jobs, their folders, an engine and its counts."""
+    folder, _ = probe
+    root = tmp_path / "copy"
+    shutil.copytree(folder.parent.parent, root)
+    asked, runs = jobs(), contents(folder)[0]["runs"]
+    folders = {job.key: root / "runs" / runs[str(job.config.policy.index)] for job in asked}
+    return root / "probes" / folder.name, root, asked, folders, *engine_on(root)
 
 
 def contents(folder: Path) -> tuple[dict, list[pd.DataFrame]]:
@@ -151,33 +163,21 @@ def test_gradients_are_compared_for_prompts_by_rank_of_their_loss(probe):
     assert gradients["cosine"].abs().max() <= 1 + 1e-9
 
 
-def test_the_same_again_computes_nothing_and_keeps_gradients_that_are_not_asked_for(probe):
-    folder, _ = probe
+def test_the_same_again_computes_nothing_and_keeps_gradients_that_are_not_asked_for(copy):
+    folder, _, asked, folders, engine, computed = copy
     before = contents(folder)
-    engine, computed = engine_on(folder.parent.parent)
-    asked = jobs()
-    runs = zip(asked, before[0]["runs"].values(), strict=True)
-    folders = {job.key: folder.parent.parent / "runs" / name for job, name in runs}
     assert write_probes(asked, folders, engine) == ([folder], [])
     assert computed.total() == 0
     same(contents(folder), before)
 
 
-def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(probe, tmp_path):
-    folder, _ = probe
-    root = tmp_path / "copy"
-    shutil.copytree(folder.parent.parent, root)
-    record, (losses, _, _) = contents(folder)
-    asked = jobs()
-    folders = {
-        job.key: root / "runs" / record["runs"][str(job.config.policy.index)]
-        for job in asked
-        if job.config.policy.index != 1
-    }
-    engine, computed = engine_on(root)
+def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(copy):
+    folder, _, asked, folders, engine, computed = copy
+    _, (losses, _, _) = contents(folder)
+    del folders[asked[2].key]
     # Gradients that lie there are kept: with one prompt less, they are of other ranks.
     (found,), _ = write_probes(asked, folders, engine)
-    assert (found.name, found.parent) == (folder.name, root / "probes")
+    assert found == folder
     assert computed["train"] == computed["evaluate"] == 0
     result = load_probe(found)
     assert (list(result.prompts), result.missing) == ([-1, 0, 2], (1,))
@@ -189,14 +189,11 @@ def test_a_probe_goes_on_without_prompts_whose_runs_failed_and_names_them(probe,
     assert finished_part(whole, [job.key for job in asked]) == whole
 
 
-def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, monkeypatch):
-    folder, _ = probe
-    root = tmp_path / "copy"
-    shutil.copytree(folder.parent.parent, root)
-    record, _ = contents(folder)
-    asked = [job for seed in (0, 1) for job in jobs(f"seed={seed}")]
-    folders = {job.key: root / "runs" / record["runs"][str(job.config.policy.index)] for job in asked}
-    engine, _ = engine_on(root)
+def test_one_probe_that_cannot_be_measured_leaves_the_others(copy, monkeypatch):
+    folder, _, first, folders, engine, _ = copy
+    second = jobs("seed=1")
+    asked = [*first, *second]
+    folders |= {other.key: folders[job.key] for job, other in zip(first, second, strict=True)}
 
     async def run(stage):
         if stage.config.seed == 1:
@@ -206,24 +203,16 @@ def test_one_probe_that_cannot_be_measured_leaves_the_others(probe, tmp_path, mo
     monkeypatch.setattr(engine, "run", run)
     name = "probe of mini_probe tiny_llama lorainc fixed seed 1"
     written = write_probes(asked, folders, engine, gradients=True)
-    assert written == ([root / "probes" / folder.name], [(name, "The gradient is zero.")])
-    other = {
-        job.key: folders[job.key] for job in asked if job.config.seed == 0 or job.config.policy.index < 1
-    }
+    assert written == ([folder], [(name, "The gradient is zero.")])
+    other = {key: folder for key, folder in folders.items() if key not in {job.key for job in second[2:]}}
     written = write_probes(asked, other, engine)
-    assert written == ([root / "probes" / folder.name], [(name, "too many of its runs failed")])
+    assert written == ([folder], [(name, "too many of its runs failed")])
 
 
 def test_examples_whose_target_is_cut_are_counted_and_a_probe_of_none_else_says_why(
-    probe, tmp_path, monkeypatch
+    copy, tmp_path, monkeypatch
 ):
-    folder, _ = probe
-    root = tmp_path / "copy"
-    shutil.copytree(folder.parent.parent, root)
-    record, _ = contents(folder)
-    asked = jobs()
-    folders = {job.key: root / "runs" / record["runs"][str(job.config.policy.index)] for job in asked}
-    engine, _ = engine_on(root)
+    _, _, asked, folders, engine, _ = copy
 
     def write(cut):
         """With the targets of the examples `cut` cut off under one prompt."""
@@ -258,10 +247,8 @@ class Killed(Exception):  # noqa: N818
     """In the place of a kill."""
 
 
-def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, run_probes, tmp_path, monkeypatch):
-    folder, _ = probe
-    root = tmp_path / "half"
-    shutil.copytree(folder.parent.parent, root)
+def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, copy, run_probes, monkeypatch):
+    folder, (_, root, _, _, engine, _) = probe[0], copy
     shutil.rmtree(root / "probes")
     shutil.rmtree(root / "runs")
     for kind in ("evaluate", "gradient", "score", "train"):
@@ -277,7 +264,6 @@ def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, run_p
         return building(store, kind, key)
 
     monkeypatch.setattr(Store, "building", killed)
-    engine, _ = engine_on(root)
     with pytest.raises(Killed):
         run_probes(configs(), engine, gradients=True)
     assert not (root / "probes").exists()
@@ -370,10 +356,11 @@ def test_the_papers_15_pairs_train_9_first_and_294_second_tasks(benchmarks, tmp_
     every = [Job(config) for pair in alone for config in variants(pair, range(-1, 20))]
     assert [len(probe.prompts) for probe in probes_of(every)] == [21] * 15
     engine = PlanEngine(Store(tmp_path))
-    plan_runs(every, engine)
+    with looked_at_once():
+        plan_runs(every, engine)
+        asyncio.run(measure_all(probes_of(every), engine))
     trainings = Counter(stage.state == BASE for stage in engine.to_do.values() if stage.kind == "train")
     assert trainings == {True: 9, False: 294}
     assert not any(config.evaluator.common_prompt for config in originals)
     # Two of the pairs are one and the same, and differ in their unseen tasks only.
-    asyncio.run(measure_all(probes_of(every), engine))
     assert Counter(stage.kind for stage in engine.to_do.values())["score"] == 14

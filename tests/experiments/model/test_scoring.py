@@ -162,7 +162,7 @@ def scored(config, root):
     """The first task's scored pool: the choice, its candidates, and the stage's facts."""
     (task, *_), _ = load_tasks(config)
     store = Store(root)
-    choice = asyncio.run(choose_prompt(config, LocalEngine(store), BASE, task, pool_for(task, config)))
+    choice = asyncio.run(choose_prompt(config, LocalEngine(store), BASE, task))
     (stage,) = (stored for kind, stored in store.stages() if kind == "score")
     return choice, stage
 
