@@ -66,20 +66,9 @@ def correlation_heatmap(
         caption = (captions or {}).get(coefficient)
         panel.set_title("\n".join(filter(None, [coefficient.capitalize(), caption])), fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.9, label="correlation over prompts")
-    run = effects.run
-    facts = [
-        run.model,
-        run.sequence,
-        run.method,
-        f"seed {run.seed}",
-        *(["demonstration"] if run.demonstration else []),
-        *filter(None, [remark]),
-    ]
-    put_title(
-        figure,
-        f"Effects of {len(effects.scores)} prompts of {short_name(effects.current)} on other tasks "
-        f"({measure_name(effects.measure)})\n{' · '.join(facts)}",
-    )
+    what = f"Effects of {len(effects.scores)} prompts of {short_name(effects.current)} on other tasks"
+    facts = [effects.run.setting, "demonstration" if effects.run.demonstration else "", remark]
+    put_title(figure, f"{what} ({measure_name(effects.measure)})\n{' · '.join(filter(None, facts))}")
     return figure
 
 
@@ -92,25 +81,17 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
     FigureCanvasAgg(figure)
     lines = list(points.groupby(["group", "policy"], sort=False))
     sizes = sorted(points["pool_size"].unique())
-    for place, metric in enumerate(METRICS):
-        axes = figure.add_subplot(1, len(METRICS), place + 1)
+    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
         axes.axhline(0, color="#999999", linewidth=1, zorder=0)
-        for number, ((group, policy), rows) in enumerate(lines):
+        for number, (names, rows) in enumerate(lines):
             colour, marker = STYLES[number % len(STYLES)]
             own = rows[rows["metric"] == metric].sort_values("pool_size")
             bars = [own["estimate"] - own["low"], own["high"] - own["estimate"]]
             # Lines stand beside each other, so that bars of one size do not hide each other.
             beside = (number - (len(lines) - 1) / 2) * 0.02 * (sizes[-1] - sizes[0] or 1)
-            axes.errorbar(
-                own["pool_size"] + beside,
-                own["estimate"],
-                yerr=bars,
-                color=colour,
-                marker=marker,
-                capsize=3,
-                linewidth=1.5,
-                label=f"{group} · {policy}",
-            )
+            style = {"color": colour, "marker": marker, "capsize": 3, "linewidth": 1.5}
+            places = own["pool_size"] + beside
+            axes.errorbar(places, own["estimate"], yerr=bars, label=" · ".join(names), **style)
         counts = points.loc[points["metric"] == metric, "n_examples"]
         most = f" to {counts.max()}" if counts.min() < counts.max() else ""
         axes.set_title(f"{metric} (n = {counts.min()}{most})", fontsize=10)
@@ -120,10 +101,8 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
     against = "difference from static" if points["is_difference"].all() else "score"
     better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
     figure.axes[0].set_ylabel(f"{measure_name(measure)}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=2, title=title, fontsize=9, frameon=False
-    )
+    legend = {"loc": "outside upper center", "ncols": 2, "fontsize": 9, "frameon": False}
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), title=title, **legend)
     return figure
 
 

@@ -1,7 +1,6 @@
 """Score, forgetting and generalization matrices of a run, and the files that hold them."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,6 @@ from sapo.analysis.results import (
     LOWER_IS_BETTER,
     MEASURES,
     RunResult,
-    load_run,
     n_examples,
     score_matrix,
     why_no_labels,
@@ -45,38 +43,32 @@ def generalization(scores: pd.DataFrame) -> pd.DataFrame:
 
 EFFECTS = {
     "forgetting": (forgetting, "Forgetting: change since the task was trained"),
-    "generalization": (
-        generalization,
-        "Generalization: change since the untouched model",
-    ),
+    "generalization": (generalization, "Generalization: change since the untouched model"),
 }
 
 
-def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]:
+def summarize_run(run: RunResult, measure: str = PAPER_MEASURE) -> dict[str, Any]:
     """Writes matrices, effects, metrics, and heat maps of DRAWN and `measure` into the run's folder.
 
     Returns `{"files": [path, …], "metrics": {measure: {definition: {metric: value or None}}},
     "metrics_common": the same with learned tasks tested under their original instruction, or None}`.
     """
-    run = load_run(run_dir)
     files = []
-    for name in MEASURES:
-        scores = score_matrix(run, name)
+    matrices = {name: score_matrix(run, name) for name in MEASURES}
+    for name, scores in matrices.items():
         if scores.isna().all(axis=None):
             continue  # no task has such a score
         files.append(write_matrix(scores, run.path / f"matrix_{name}.csv"))
-        for effect, (compute, _) in EFFECTS.items():
-            files.append(write_matrix(compute(scores), run.path / f"{effect}_{name}.csv"))
+        for effect, (compute, title) in EFFECTS.items():
+            changes = compute(scores)
+            files.append(write_matrix(changes, run.path / f"{effect}_{name}.csv"))
+            # One trained task forgets nothing: there is no figure to draw.
+            if name in (*DRAWN, measure) and not changes.isna().all(axis=None):
+                stem = run.path / (effect if name == PAPER_MEASURE else f"{effect}_{name}")
+                files += save(effect_heatmap(changes, run, title, name), stem)
         if run.has_common:
             common = score_matrix(run, name, "common")
             files.append(write_matrix(common, run.path / f"matrix_{name}_common.csv"))
-    for effect, (compute, title) in EFFECTS.items():
-        for name in dict.fromkeys((*DRAWN, measure)):
-            changes = compute(score_matrix(run, name))
-            if changes.isna().all(axis=None):
-                continue  # one trained task forgets nothing: there is no figure to draw
-            stem = run.path / (effect if name == PAPER_MEASURE else f"{effect}_{name}")
-            files += save(effect_heatmap(changes, run, title, name), stem)
     reason = why_no_labels(run)
     content = {
         "run": run.id,
@@ -86,7 +78,7 @@ def summarize_run(run_dir: Path, measure: str = PAPER_MEASURE) -> dict[str, Any]
         "metrics": metrics_of(run),
         "metrics_common": metrics_of(run, "common"),
         "not_defined": {LABELS: reason} if reason else {},
-        "unseen_gain": {name: unseen_gain(score_matrix(run, name)) for name in MEASURES},
+        "unseen_gain": {name: unseen_gain(scores) for name, scores in matrices.items()},
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     files.append(write_file(run.path / "metrics.json", text + "\n"))

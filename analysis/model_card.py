@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,10 @@ import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
+from sapo.analysis.render import NONE, markdown
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, n_examples, score_matrix
 from sapo.analysis.tables import DEMONSTRATION
 from sapo.conf.text import markdown_safe
-
-NONE = "-"
 
 
 def model_card(run: RunResult, exported: dict[str, Any]) -> str:
@@ -35,38 +36,31 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     what = f"{name} with a {adapter} merged into its weights" if is_merged else f"A {adapter} for {name}"
     tasks = [markdown_safe(task["task"]) for task in exported["tasks"]]
     together = "together" if run.method == "multitask" else "one after the other"
-    environment = run.record.environment
-    packages = [f"{package} {number}" for package, number in environment["packages"].items()]
-    counts, definition = n_examples(run), exported["definition"]
-    comparable = run.record.comparable
+    counts, environment, comparable = n_examples(run), run.record.environment, run.record.comparable
     scores, metrics = _scores(run, exported, counts)
+    digests = [
+        [task, *(comparable.get(part, {}).get(task, NONE) for part in ("train", "data"))]
+        for task in exported["tested"]
+    ]
     values = {
         "run": run,
         "record": run.record,
         "environment": environment,
         "demonstration": DEMONSTRATION,
         "summary": f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}.",
-        "facts": _facts(run, exported),
+        "adapter": {name: run.record.identity["method"][name] for name in ("rank", "alpha", "dropout")},
         "options": "".join(f", {key}={value!r}" for key, value in exported["template_options"].items()),
-        "parts_used": {key: _literal(value) for key, value in _parts(exported["tasks"][-1]).items()},
-        "literal": _literal,
         "scores": scores,
-        "definition_text": DEFINITIONS[definition],
+        "definition_text": DEFINITIONS[exported["definition"]],
         "n_examples": sum(counts.get(task, 0) for task in run.tasks),
         "metrics": metrics,
-        "data": _table(
-            ("data", "SHA-256 of the training rows", "SHA-256 of the test rows"),
-            [
-                [task, *(comparable.get(part, {}).get(task, NONE) for part in ("train", "data"))]
-                for task in exported["tested"]
-            ],
-        ),
-        "packages": ", ".join([environment["python"], *packages]),
+        "data": _table(("data", "SHA-256 of the training rows", "SHA-256 of the test rows"), digests),
+        "packages": ", ".join([environment["python"], _listed(environment["packages"])]),
         "safe": markdown_safe,
         "code": code,
         "fenced": fenced,
-        "as_json": lambda content: json.dumps(content, ensure_ascii=False, indent=1),
-        "parts": _parts,
+        "listed": _listed,
+        "as_json": partial(json.dumps, ensure_ascii=False),
     }
     template = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
     card = ModelCard.from_template(hub, template_str=template, **(exported | values))
@@ -91,29 +85,14 @@ def _backticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
-def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(map(markdown_safe, cells))} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:], ""])
+def _listed(facts: Mapping[str, Any]) -> str:
+    """`rank 8, alpha 32`."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def _facts(run: RunResult, exported: dict[str, Any]) -> str:
-    base, identity = exported["base"], run.record.identity
-    source = base["load"] if exported["is_on_hub"] else base["source"]
-    revision = f", revision {base['revision']}" if base["revision"] else ""
-    trainer = ", ".join(f"{name} {value}" for name, value in identity["trainer"].items())
-    method = ", ".join(f"{name} {identity['method'][name]}" for name in ("rank", "alpha", "dropout"))
-    facts = {
-        "Base model": f"{run.model} ({source}{revision})",
-        "State": f"after {exported['state']['after']} of {len(run.tasks)} tasks",
-        "Sequence": run.sequence,
-        "Method": f"{run.method} (each adapter: {method})",
-        "Prompt policy": run.policy,
-        "Seed": str(run.seed),
-        "Parity": run.record.parity,
-        "Trainer": f"{run.record.trainer} ({trainer})",
-        "Precision in training": identity["model"]["dtype"],
-    }
-    return _table(("", ""), [list(fact) for fact in facts.items()])
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts without headings of numbers."""
+    return markdown(pd.DataFrame(rows, columns=header), len(header))
 
 
 def _scores(run: RunResult, exported: dict[str, Any], counts: dict[str, int]) -> tuple[str, str]:
@@ -142,13 +121,3 @@ def _number(value: float | None, measure: str) -> str:
     if value is None or pd.isna(value):
         return NONE
     return f"{value:.4f}" if measure == "nll" else f"{value:.2f}"
-
-
-def _parts(task: dict[str, Any]) -> dict[str, str]:
-    """What a task's prompt is made of."""
-    return {name: task[name] for name in ("instruction", "separator", "suffix")}
-
-
-def _literal(text: str) -> str:
-    """A text as a Python string."""
-    return json.dumps(text, ensure_ascii=False)

@@ -1,13 +1,13 @@
 """The report as one HTML page that needs nothing else: no network, no other file, no script to be read.
 
-The template `page.jinja` shows plain dicts and lists; it escapes every text.
+The template `page.jinja` shows tables of texts, and escapes every text.
 """
 
 import base64
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,8 @@ from pandas.api.types import is_bool, is_bool_dtype, is_numeric_dtype
 from sapo.analysis.files import write_file
 from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
-from sapo.analysis.render import cell_texts, constant_columns
-from sapo.analysis.results import (
-    LOWER_IS_BETTER,
-    MEASURES,
-    RunResult,
-    column_rows,
-    row_remarks,
-    score_matrix,
-)
+from sapo.analysis.render import are_numbers, constant_columns, score_texts
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, column_rows, row_remarks, score_matrix
 from sapo.analysis.tables import DEMONSTRATION, score_table
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
@@ -38,89 +31,68 @@ if TYPE_CHECKING:
     from sapo.analysis.report import Report
 
 NONE = "–"
-DIGEST = 64  # letters of a SHA-256
-PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 FEW = 1e-3  # a number below this is written with an exponent
 MOST_ROWS = 50  # answers of one task and run
 FEWEST_ROWS = 5
 PAGE_ROWS = 8000  # answers of a whole page, so that a browser opens it
 LONGEST = 600  # letters of one answer
 CHANGES = ("lost", "gained", "reworded", "same")
-Table = dict[str, Any]  # `caption`, `columns` and `rows` of cells; see `shown`
 
 
-def write_page(
-    report: "Report",
-    output: Path,
-    figures: Sequence[Path] = (),
-    tables: Mapping[str, pd.DataFrame] | None = None,
-) -> Path:
+def write_page(report: "Report", output: Path, tables: Mapping[str, pd.DataFrame] | None = None) -> Path:
     """Writes `output`/report.html and returns its path.
 
-    `figures` (SVG or PNG; other files are passed over) and `tables` (by title) stand beside what the report
-    itself holds. Text from data and models is escaped, and the page's policy lets the browser load nothing
-    and run no script but its own.
+    `tables` (by title) stand beside what the report itself holds, and the PNGs of its files, but for those in
+    the folders of runs. Text from data and models is escaped, and the page's policy lets the browser load
+    nothing and run no script but its own.
     """
-    return write_file(output / "report.html", html(report, figures, tables or {}))
+    return write_file(output / "report.html", html(report, tables or {}))
 
 
-def html(
-    report: "Report", figures: Sequence[Path] = (), tables: Mapping[str, pd.DataFrame] | None = None
-) -> str:
+def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> str:
     """The page of write_page."""
-    runs = report.runs
+    runs, table = report.runs, report.table
     labels = run_labels(runs)
+    if table is None and len(runs) == 1:  # which analyze() prints as plain metrics
+        table = score_table(runs, report.measure, report.definition)
     correlations = []
     for effects in report.correlations:
-        rows = [
-            vars(cell) | {"x_task": short_name(cell.x_task), "y_task": short_name(cell.y_task)}
-            for cell in effects.correlations
-        ]
         title = f"{len(effects.scores)} prompts of {short_name(effects.current)}, {MEASURES[effects.measure]}"
-        correlations.append((f"{title} ({effects.run.setting})", shown(pd.DataFrame(rows))))
-    titled = {}
-    for title, frame in (tables or {}).items():
-        caption, rest = constant_columns(frame)
-        titled[title] = shown(rest) | {"caption": caption}
+        cells = pd.DataFrame(effects.correlations)
+        cells = cells.assign(**{name: cells[name].map(short_name) for name in ("x_task", "y_task")})
+        correlations.append((f"{title} ({effects.run.setting})", texts_of(cells)))
+    folders = {run.path for run in runs}
+    pictures = [path for path in report.files if path.suffix == ".png" and path.parent not in folders]
+    order = sorted(MEASURES, key=lambda name: name != report.measure)  # the one asked for first
+    facts = pd.DataFrame([_facts(run) for run in runs], index=labels).T.fillna(NONE)
+    is_shared = facts.nunique(axis=1) == 1
     return _template().render(
-        **(_of_runs(report, labels) if runs else {}),
+        title=report.title,
         runs=list(zip((run.id for run in runs), labels, strict=True)),
         warnings=list(dict.fromkeys([*run_warnings(runs, labels), *report.warnings])),
-        notes=report.notes,
-        figures=pictures([*report.files, *figures], {run.path for run in runs}),
-        tables=titled,
-        correlations=correlations,
+        overview=overview(runs, labels) if runs else None,
+        shared=list(facts[is_shared].iloc[:, :1].itertuples()),
+        differing=facts[~is_shared].rename_axis("setting").reset_index(),
+        table=table,
+        texts=score_texts(table) if table else None,
         metrics=METRICS,
         definition=report.definition,
         definition_text=DEFINITIONS[report.definition],
+        tables={title: constant_columns(texts_of(frame)) for title, frame in (tables or {}).items()},
+        figures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
+        correlations=correlations,
+        notes=report.notes,
+        matrices=[
+            (label, [(MEASURES[name], found) for name in order if (found := matrix_tables(run, name))])
+            for label, run in zip(labels, runs, strict=True)
+        ],
+        choices=[
+            (label, list(map(choice_facts, run.record.choices)))
+            for label, run in zip(labels, runs, strict=True)
+        ],
+        answers=answers(runs, labels),
         changes=CHANGES,
-        title=report.title,
     )
-
-
-def _of_runs(report: "Report", labels: Sequence[str]) -> dict[str, Any]:
-    """What the template shows of the runs."""
-    runs, table = report.runs, report.table
-    if table is None and len(runs) == 1:  # which analyze() prints as plain metrics
-        table = score_table(runs, report.measure, report.definition)
-    groups = table.lines.groupby("group", sort=False) if table else ()
-    labelled = list(zip(labels, runs, strict=True))
-    order = sorted(MEASURES, key=lambda name: name != report.measure)  # the one asked for first
-    return {
-        "table": table,
-        "groups": [
-            (title, [lines for _, lines in group.groupby("score", sort=False)]) for title, group in groups
-        ],
-        "overview": overview(runs, labels),
-        "shared": shared_facts(runs),
-        "differing": other_facts(runs, labels),
-        "matrices": [
-            (label, [(MEASURES[name], tables) for name in order if (tables := matrix_tables(run, name))])
-            for label, run in labelled
-        ],
-        "choices": [(label, list(map(choice_facts, run.record.choices))) for label, run in labelled],
-        "answers": answers(runs, labels),
-    }
 
 
 @cache
@@ -140,57 +112,38 @@ def _template() -> jinja2.Template:
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
-    environment.filters |= {"interval": cell_texts, "short": short_name, "code": code, "digest": digest}
-    environment.tests["missing"] = pd.isna
+    environment.filters |= {"short": short_name, "code": code, "digest": digest, "are_numbers": are_numbers}
+    environment.filters["dash"] = lambda text: NONE if text == "-" else text
+    environment.tests |= {
+        "missing": pd.isna,
+        "hash": lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None,
+    }
     return environment.get_template("page.jinja")
 
 
-def pictures(paths: Iterable[Path], passed_over: Iterable[Path] = ()) -> list[tuple[str, str]]:
-    """(name, data URI) of the SVG and PNG files, one of each name, none from the folders `passed_over`."""
-    skipped = set(passed_over)
-    best: dict[Path, Path] = {}
-    for path in paths:
-        if path.suffix in PICTURES and path.parent not in skipped:
-            stem = path.with_suffix("")
-            best[stem] = path if path.suffix == ".svg" else best.get(stem, path)
-    return [
-        (stem.name, f"data:{PICTURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}")
-        for stem, path in best.items()
-    ]
+def texts_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table as texts, its index too where that says something; what is missing is a dash.
 
-
-def shown(frame: pd.DataFrame) -> Table:
-    """A table of texts, its index too where that says something; what is missing is a dash.
-
-    A column is `text`, `is_number` and `title`; so is a cell. Numbers have as many decimals as the size of
-    their column needs.
+    Numbers have as many decimals as the size of their column needs.
     """
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index()
-    columns = [{"text": str(name), "is_number": False, "title": ""} for name in frame]
-    cells = []
-    for place, column in enumerate(columns):
-        values = frame.iloc[:, place]
-        column["is_number"] = is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype)
-        known = values.dropna().astype(float) if column["is_number"] else values
-        digits = (
-            0 if not column["is_number"] or (known % 1 == 0).all() else 3 if known.abs().max() < 10 else 2
-        )
-        texts = []
-        for value in values:
-            if value is None or (not isinstance(value, list | tuple | dict) and pd.isna(value)):
-                texts.append(NONE)
-            elif column["is_number"]:
-                is_small = 0 < abs(value) < FEW
-                texts.append(f"{value:.1e}" if is_small else f"{float(value):.{digits}f}")
-            else:
-                texts.append(("yes" if value else "no") if is_bool(value) else str(value))
-        cells.append(texts)
-    rows = [
-        [{**column, "text": text, "title": ""} for column, text in zip(columns, row, strict=True)]
-        for row in zip(*cells, strict=True)
-    ]
-    return {"caption": "", "columns": columns, "rows": rows}
+
+    def text(value: Any, digits: int | None) -> str:
+        if value is None or (not isinstance(value, list | tuple | dict) and pd.isna(value)):
+            return NONE
+        if digits is None:
+            return ("yes" if value else "no") if is_bool(value) else str(value)
+        return f"{value:.1e}" if 0 < abs(value) < FEW else f"{float(value):.{digits}f}"
+
+    def column(values: pd.Series) -> list[str]:
+        digits = None
+        if is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype):
+            known = values.dropna().astype(float)
+            digits = 0 if (known % 1 == 0).all() else 3 if known.abs().max() < 10 else 2
+        return [text(value, digits) for value in values]
+
+    return pd.DataFrame({str(name): column(values) for name, values in frame.items()}, dtype=object)
 
 
 # --- what ran ----------------------------------------------------------------------------------------------
@@ -198,87 +151,50 @@ def shown(frame: pd.DataFrame) -> Table:
 
 def run_labels(runs: Sequence[RunResult]) -> list[str]:
     """Short names of runs, of what tells them apart: settings, else prompts too, else the run's id too."""
-
-    def settings(run: RunResult) -> dict[str, Any]:
-        size = f"K={run.pool_size}" if run.pool_size else None
-        pool = run.record.pool.name if run.record.pool else None
-        return {
-            "model": run.model,
-            "sequence": run.sequence,
-            "method": run.method,
-            "pool": pool,
-            "size": size,
-        }
-
-    def prompts(run: RunResult) -> str:
-        return "prompts " + ", ".join(prompt_name(choice.index) for choice in run.record.choices)
-
-    every = [settings(run) for run in runs]
-    varying = [name for name in (every[0] if runs else ()) if len({facts[name] for facts in every}) > 1]
-    labels = []
-    for run, facts in zip(runs, every, strict=True):
-        labels.append(
-            " · ".join([*filter(None, (facts[n] for n in varying)), run.policy, f"seed {run.seed}"])
-        )
-    for more in (prompts, lambda run: run.id):
+    settings = pd.DataFrame(
+        [
+            {
+                **{name: getattr(run, name) for name in ("model", "sequence", "method")},
+                "pool": run.record.pool.name if run.record.pool else "",
+                "size": f"K={run.pool_size}" if run.pool_size else "",
+            }
+            for run in runs
+        ]
+    )
+    varying = settings.loc[:, settings.nunique() > 1].to_numpy()
+    labels = [
+        " · ".join([*filter(None, facts), run.policy, f"seed {run.seed}"])
+        for run, facts in zip(runs, varying, strict=True)
+    ]
+    prompts = ["prompts " + ", ".join(prompt_name(c.index) for c in run.record.choices) for run in runs]
+    for more in (prompts, [run.id for run in runs]):
         labels = [
-            label if labels.count(label) == 1 else f"{label} · {more(run)}"
-            for run, label in zip(runs, labels, strict=True)
+            label if labels.count(label) == 1 else f"{label} · {own}"
+            for label, own in zip(labels, more, strict=True)
         ]
     return labels
 
 
-def overview(runs: Sequence[RunResult], labels: Sequence[str]) -> Table:
+def overview(runs: Sequence[RunResult], labels: Sequence[str]) -> pd.DataFrame:
     """A row a run: what was run, on how many tasks, and how long its stages took."""
     rows = []
     for run, label in zip(runs, labels, strict=True):
-        row: dict[str, Any] = {"run": label}
-        row |= {name: getattr(run, name) for name in ("sequence", "model", "method", "policy", "seed")}
-        row |= {"tasks": len(run.tasks), "unseen": len(run.unseen)}
-        stages = run.record.stages
-        row["stages took"] = f"{sum(stage.seconds for stage in stages):.0f} s" if stages else NONE
-        rows.append(row | {"id": run.id})
-    table = shown(pd.DataFrame(rows))
-    place = [column["text"] for column in table["columns"]].index("stages took")
-    for cells in (table["columns"], *table["rows"]):
-        cells[place]["is_number"] = True
-    return table
-
-
-def shared_facts(runs: Sequence[RunResult]) -> list[tuple[str, Table]]:
-    """Settings, versions and data that all the runs have in common, by name."""
-    first, *others = [_facts(run) for run in runs]
-    return [
-        (name, _cell(value))
-        for name, value in first.items()
-        if all(facts.get(name) == value for facts in others)
-    ]
-
-
-def other_facts(runs: Sequence[RunResult], labels: Sequence[str]) -> Table | None:
-    """The settings, versions and data in which the runs differ; None where there is no such thing."""
-    every = [_facts(run) for run in runs]
-    names = list(dict.fromkeys(name for facts in every for name in facts))
-    rows = [
-        [_cell(name), *(_cell(facts.get(name, NONE)) for facts in every)]
-        for name in names
-        if any(facts.get(name) != every[0].get(name) for facts in every)
-    ]
-    heads = [_cell(label) | {"title": run.id} for run, label in zip(runs, labels, strict=True)]
-    return {"caption": "", "columns": [_cell("setting"), *heads], "rows": rows} if rows else None
-
-
-def _cell(text: str) -> Table:
-    """A text as a cell. Digests are cut; the page shows them whole where the pointer rests."""
-    is_digest = len(text) == DIGEST and " " not in text
-    return {
-        "text": f"{text[:12]}…" if is_digest else text,
-        "title": text if is_digest else "",
-        "is_number": False,
-    }
+        seconds = sum(stage.seconds for stage in run.record.stages)
+        rows.append(
+            {
+                "run": label,
+                **{name: getattr(run, name) for name in ("sequence", "model", "method", "policy", "seed")},
+                "tasks": len(run.tasks),
+                "unseen": len(run.unseen),
+                "stages took": f"{seconds:.0f} s" if seconds else NONE,
+                "id": run.id,
+            }
+        )
+    return texts_of(pd.DataFrame(rows))
 
 
 def _facts(run: RunResult) -> dict[str, str]:
+    """Settings, versions and data of a run by name: `trainer.epochs`, `3`."""
     record, environment = run.record, run.record.environment
     changed = " with uncommitted changes" if environment.get("dirty") else ""
     facts = {
@@ -289,23 +205,19 @@ def _facts(run: RunResult) -> dict[str, str]:
         "git commit": str(environment.get("commit") or NONE) + changed,
         "python": environment.get("python", NONE),
         **(environment.get("packages") or {}),
+        "pool": record.pool.model_dump() if record.pool else None,
     }
     groups = ("model", "method", "policy", "scorer", "trainer", "evaluator", "common_prompt")
-    facts |= dict(_flat(record.pool.model_dump() if record.pool else None, "pool"))
-    facts |= {name: text for group in groups for name, text in _flat(record.identity.get(group), group)}
+    facts |= {group: record.identity.get(group) for group in groups}
     data = {"test data": record.comparable.get("data"), "training data": record.identity.get("train")}
     for name, of_task in data.items():
-        facts |= {f"{name}, {task}": str(digest) for task, digest in (of_task or {}).items()}
-    return facts
-
-
-def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """`trainer.epochs`, `3` and so on of nested settings."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}")
-    elif value is not None:
-        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        facts |= {f"{name}, {task}": digest for task, digest in (of_task or {}).items()}
+    (flat,) = pd.json_normalize(facts).to_dict("records")
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in flat.items()
+        if value is not None
+    }
 
 
 def run_warnings(runs: Sequence[RunResult], labels: Sequence[str]) -> list[str]:
@@ -335,52 +247,30 @@ def run_warnings(runs: Sequence[RunResult], labels: Sequence[str]) -> list[str]:
 # --- matrices ----------------------------------------------------------------------------------------------
 
 
-def matrix_tables(run: RunResult, measure: str) -> list[Table]:
-    """The score matrix of a measure, forgetting, generalization, and metrics; none where no task has it."""
+def matrix_tables(run: RunResult, measure: str) -> list[dict[str, Any]]:
+    """The score matrix of a measure, forgetting, generalization, and metrics; none where no task has it.
+
+    The cells of a matrix (`values`, written as `form`) are coloured by their size against `top`: as an
+    `amount`, or for changes by what is better, `higher` or `lower` (`kind`).
+    """
     scores = score_matrix(run, measure)
     if scores.isna().all(axis=None):
         return []
     is_lower = measure in LOWER_IS_BETTER
-    digits = 3 if is_lower else 1
+    digits, better = (3, "lower") if is_lower else (1, "higher")
     top = float(scores.max(axis=None)) if is_lower else 100.0
-    tables = [_heat(run, scores, "Scores", f".{digits}f", top, "amount")]
+    tables = [{"caption": "Scores", "values": scores, "form": f"%.{digits}f", "top": top, "kind": "amount"}]
     for compute, title in EFFECTS.values():
         changes = compute(scores)
         if not changes.isna().all(axis=None):
-            better, limit = "lower" if is_lower else "higher", float(changes.abs().max(axis=None))
-            caption = f"{title} ({better} is better)"
-            tables.append(_heat(run, changes, caption, f"+.{digits}f", limit, better))
-    number = {"is_number": True, "title": ""}
-    rows = [
-        [
-            _cell(definition),
-            *(
-                number | {"text": NONE if value is None else f"{value:.{3 if is_lower else 2}f}"}
-                for value in values.values()
-            ),
-        ]
-        for definition, values in continual_metrics(scores).items()
-    ]
-    columns = [_cell("definition"), *(number | {"text": metric} for metric in METRICS)]
-    return [*tables, {"caption": "AP, BWT and FWT", "columns": columns, "rows": rows}]
-
-
-def _heat(run: RunResult, values: pd.DataFrame, caption: str, form: str, top: float, kind: str) -> Table:
-    """A matrix whose cells have a `tone` (good, bad, amount) and a `shade`, 0 to 1.
-
-    `kind`: amount, or for changes what is better, `higher` or `lower`.
-    """
-
-    def cell(value: float) -> Table:
-        if math.isnan(value):
-            return {"text": "", "is_number": True, "title": ""}
-        tone = kind if kind == "amount" else "good" if (value > 0) == (kind == "higher") else "bad"
-        shade = round(min(abs(value) / top, 1.0) if top > 0 else 0.0, 3)
-        return {"text": format(value, form), "is_number": True, "title": "", "tone": tone, "shade": shade}
-
-    columns = [{"text": short_name(task), "is_number": True, "title": task} for task in values.columns]
-    rows = [[_cell(state_name(run, after)), *map(cell, row)] for after, *row in values.itertuples()]
-    return {"caption": caption, "columns": [_cell("state"), *columns], "rows": rows}
+            limit = float(changes.abs().max(axis=None))
+            shown = {"form": f"%+.{digits}f", "top": limit, "kind": better}
+            tables.append({"caption": f"{title} ({better} is better)", "values": changes, **shown})
+    for table in tables:
+        table["states"] = [state_name(run, after) for after in table["values"].index]
+    values = pd.DataFrame(continual_metrics(scores), dtype=float).T.rename_axis("definition")
+    texts = values.map(lambda value: NONE if math.isnan(value) else f"{value:.{3 if is_lower else 2}f}")
+    return [*tables, {"caption": "AP, BWT and FWT", "texts": texts.reset_index()}]
 
 
 def state_name(run: RunResult, after: int) -> str:
@@ -391,10 +281,8 @@ def state_name(run: RunResult, after: int) -> str:
 # --- prompts -----------------------------------------------------------------------------------------------
 
 
-def prompt_name(index: int | None) -> str:
+def prompt_name(index: int) -> str:
     """`original`, or the number of a paraphrase."""
-    if index is None:
-        return NONE
     return "original" if index == ORIGINAL else str(index)
 
 
@@ -468,21 +356,18 @@ def _answers(run: RunResult, task: str, tested: pd.DataFrame, most: int) -> dict
     first = next((state for state in (trained, 0) if state in states), None)
     rows = tested[tested["after"] == last][["example", "target", "prediction", "rougeL"]]
     rows = rows.set_axis(["example", "target", "after", "after_score"], axis=1)
-    if first is None:
-        rows = rows.assign(before="", before_score=rows["after_score"], change="same")
-    else:
+    rows = rows.assign(before=rows["after"], before_score=rows["after_score"], change="reworded")
+    if first is not None:
         before = tested[tested["after"] == first].set_index("example").loc[rows["example"]]
         rows["before"], rows["before_score"] = before["prediction"].array, before["rougeL"].array
-        rows["change"] = "reworded"
-        difference = rows["after_score"] - rows["before_score"]
-        rows.loc[(difference == 0) & (rows["after"] == rows["before"]), "change"] = "same"
-        rows.loc[difference > 0, "change"] = "gained"
-        rows.loc[difference < 0, "change"] = "lost"
+    difference = rows["after_score"] - rows["before_score"]
+    rows.loc[(difference == 0) & (rows["after"] == rows["before"]), "change"] = "same"
+    rows.loc[difference > 0, "change"] = "gained"
+    rows.loc[difference < 0, "change"] = "lost"
     # The largest losses first, then gains, then other texts of the same score.
-    place = rows["change"].map(CHANGES.index)
-    size = -(rows["after_score"] - rows["before_score"]).abs()
     counts = rows["change"].value_counts()
-    rows = rows.assign(place=place, size=size).sort_values(["place", "size", "example"])
+    rows = rows.assign(place=rows["change"].map(CHANGES.index), size=-difference.abs())
+    rows = rows.sort_values(["place", "size", "example"])
     kept = rows.drop(columns=["place", "size"]).head(most)
     for column in ("target", "before", "after"):
         kept[column] = [

@@ -1,7 +1,7 @@
 """Tables as text: for the terminal, Markdown, LaTeX (booktabs) and CSV."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,20 +12,31 @@ from rich.table import Table
 from rich.text import Text
 
 from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
-from sapo.analysis.results import DRAWN, LOWER_IS_BETTER
-from sapo.analysis.tables import ScoreTable
+from sapo.analysis.results import LOWER_IS_BETTER
+from sapo.analysis.tables import ScoreTable, count_texts
 from sapo.conf.text import csv_safe, markdown_safe, printable
 from sapo.data.tasks import short_name
 
 NONE = "-"
 NAMES = ("Model", "Sequence", "Method", "Policy", "Score")
-VALUES = {"estimate": "value", "low": "low", "high": "high"}  # names in files -> attributes of Interval
+COUNTS = ("n_examples", "n_seeds", "pool_size")
+CSV_COLUMNS = (
+    *("source", "model", "sequence", "method", "policy", "quantity", "metric", "estimate", "low", "high"),
+    *(*COUNTS, "measure", "tested_with", "definition", "demonstration"),
+)
 # Cells that need no escape: numbers with their intervals, a dash, and names of our own such as `-loss`.
 _NUMBER = r"[-+]?\d+(\.\d+)?"
 _OWN = re.compile(rf"{_NUMBER}( %)?( \[{_NUMBER}, {_NUMBER}\])?|-|-[a-z_]+|")
+_SHOWN_NUMBER = re.compile(rf"{_NUMBER}(e-\d+)?( (%|s|h))?(\s\[{_NUMBER}, {_NUMBER}\])?|[-–]|")
 
 
 # --- any table ---------------------------------------------------------------------------------------------
+
+
+def are_numbers(frame: pd.DataFrame) -> list[bool]:
+    """Of each column of a table of texts whether it holds nothing but numbers and dashes."""
+    columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
+    return [all(_SHOWN_NUMBER.fullmatch(text) for text in column) for column in columns]
 
 
 def markdown(frame: pd.DataFrame, n_left: int = 1, left_last: bool = False) -> str:
@@ -40,29 +51,29 @@ def markdown(frame: pd.DataFrame, n_left: int = 1, left_last: bool = False) -> s
     return "\n".join([*lines, ""])
 
 
-def latex(frame: pd.DataFrame, columns: str | None = None, rules: Mapping[int, str] | None = None) -> str:
-    """A table of texts as a LaTeX `tabular` for the booktabs package.
+def latex(frame: pd.DataFrame, columns: str | None = None, notes: Sequence[str] = ()) -> str:
+    """A table of texts as LaTeX for the booktabs package: a `tabular`, or with notes a `table`.
 
-    `columns` aligns them (default: the first left, the others right); `rules` are drawn above rows by number.
+    `columns` aligns them (default: numbers right, others left).
     """
-    columns = columns or "l" + "r" * (len(frame.columns) - 1)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"{' & '.join(map(_tex, frame.columns))} \\"]
-    above = {0: r"\midrule", **(rules or {})}
-    for place, row in enumerate(frame.itertuples(index=False)):
-        # Braces keep a cell that begins with [ from being read as the optional argument of \\.
-        cells = " & ".join("{" + _tex(cell) + "}" for cell in row)
-        lines += [*filter(None, [above.get(place)]), rf"{cells} \\"]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+    def safe(text: str) -> str:
+        escapes: dict[str, str | int | None] = {character: "\\" + character for character in "&%$#_{}"}
+        escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+        escaped = printable(text).translate(str.maketrans(escapes))
+        return re.sub("`([^`]*)`", r"\\texttt{\1}", escaped).replace("·", r"$\cdot$")
+
+    # Braces keep a cell that begins with [ from being read as the optional argument of \\.
+    cells = frame.map(lambda text: f"{{{safe(text)}}}").set_axis(list(map(safe, frame.columns)), axis=1)
+    columns = columns or "".join("r" if is_number else "l" for is_number in are_numbers(frame))
+    style = cells.style.hide(axis="index")
+    if not notes:
+        return style.to_latex(hrules=True, column_format=columns)
+    caption = " ".join(map(safe, notes))
+    return style.to_latex(hrules=True, column_format=columns, position_float="centering", caption=caption)
 
 
-def _tex(text: str) -> str:
-    escapes: dict[str, str | int | None] = {character: "\\" + character for character in "&%$#_{}"}
-    escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
-    escaped = printable(text).translate(str.maketrans(escapes))
-    return re.sub("`([^`]*)`", r"\\texttt{\1}", escaped).replace("·", r"$\cdot$")
-
-
-def csv(frame: pd.DataFrame, index: bool = False) -> str:
+def csv(frame: pd.DataFrame) -> str:
     """A table as CSV, in full precision; no spreadsheet takes a cell for a formula."""
 
     def cell(value: Any) -> Any:
@@ -70,16 +81,19 @@ def csv(frame: pd.DataFrame, index: bool = False) -> str:
 
     texts = [name for name, column in frame.items() if column.dtype == object or column.dtype == "str"]
     safe = frame.assign(**{str(name): frame[name].map(cell) for name in texts})
-    return safe.to_csv(index=index, lineterminator="\n")
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
-def terminal(frame: pd.DataFrame, title: str) -> RenderableType:
-    """A table of texts for a terminal; all columns but the first are numbers."""
-    facts, shown = constant_columns(frame)
-    block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in shown:
-        justify: Any = "left" if name == shown.columns[0] else "right"
-        block.add_column(Text(name), justify=justify, overflow="fold")
+def terminal(frame: pd.DataFrame, title: str, is_narrow: bool = False) -> RenderableType:
+    """A table of texts for a terminal, with what is the same in all rows above it.
+
+    One that is narrow, which fits in 80 columns, stays whole: no column is taken out, no number broken.
+    """
+    facts, shown = ("", frame) if is_narrow else constant_columns(frame)
+    block = Table(box=box.SIMPLE_HEAD, padding=0 if is_narrow else (0, 1, 0, 0))
+    for name, is_number in zip(shown.columns, are_numbers(shown), strict=True):
+        justify: Any = "right" if is_number else "left"
+        block.add_column(Text(name), justify=justify, overflow="fold", no_wrap=is_number and is_narrow)
     for row in shown.itertuples(index=False):
         block.add_row(*map(Text, row))
     # Not as the title of the table, which would be broken to its width.
@@ -93,24 +107,26 @@ def constant_columns(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return "; ".join(facts), frame.drop(columns=same)
 
 
+def notes_markdown(warnings: Sequence[str], notes: Sequence[str]) -> list[str]:
+    """Warnings, marked as such, and notes as paragraphs of Markdown."""
+    return [f"Warning: {markdown_safe(text)}\n" for text in warnings] + [f"{text}\n" for text in notes]
+
+
 # --- AP, BWT and FWT ---------------------------------------------------------------------------------------
 
 
 def score_texts(table: ScoreTable) -> pd.DataFrame:
-    """The table's cells as texts; the columns of NAMES, then numbers."""
+    """The table's cells as texts; the columns of NAMES, then numbers with their intervals, then counts."""
     lines = table.lines
-    texts = lines[["model", "sequence", "shown_method", "label", "score"]].set_axis(list(NAMES), axis=1)
+    texts = lines[["model", "sequence", "method", "label", "score"]].set_axis(list(NAMES), axis=1)
     for metric in METRICS:
-        texts[metric] = [" ".join(filter(None, cell_texts(line, metric))) for _, line in lines.iterrows()]
-    for column, name in (("n_examples", "Examples"), ("n_seeds", "Seeds")):
-        texts[name] = [NONE if pd.isna(count) else str(count) for count in lines[column]]
-    return texts
-
-
-def cell_texts(line: pd.Series, metric: str) -> tuple[str, str]:
-    """A line's value of a metric and its interval, signed for a difference."""
-    digits = 3 if line["measure"] in LOWER_IS_BETTER else 2
-    return line[metric].texts(digits, signed=bool(line["difference"]))
+        texts[metric] = [
+            " ".join(filter(None, interval.texts(3 if measure in LOWER_IS_BETTER else 2, signed)))
+            for interval, measure, signed in zip(
+                lines[metric], lines["measure"], lines["difference"], strict=True
+            )
+        ]
+    return texts.assign(Examples=count_texts(lines["n_examples"]), Seeds=count_texts(lines["n_seeds"]))
 
 
 def score_markdown(table: ScoreTable) -> str:
@@ -118,42 +134,9 @@ def score_markdown(table: ScoreTable) -> str:
     return "\n".join([markdown(score_texts(table), len(NAMES)), *(f"{note}\n" for note in table.notes)])
 
 
-def score_latex(table: ScoreTable) -> str:
-    """The table as a LaTeX `table` for the booktabs package."""
-    texts, lines = score_texts(table), table.lines
-    is_group = lines["group"] != lines["group"].shift()
-    is_score = lines["score"] != lines["score"].shift()
-    rules = {
-        place: r"\midrule" if is_group[place] else r"\addlinespace"
-        for place in lines.index[is_group | is_score]
-    }
-    tabular = latex(texts, "l" * len(NAMES) + "r" * (len(texts.columns) - len(NAMES)), rules)
-    caption = " ".join(map(_tex, table.notes))
-    return "\n".join(
-        [r"\begin{table}", r"\centering", tabular.rstrip(), rf"\caption{{{caption}}}", r"\end{table}", ""]
-    )
-
-
 def score_csv(table: ScoreTable) -> pd.DataFrame:
     """The table in long form: a row a line and metric, with definition, counts and demonstration mark."""
-    demonstration = any(note.startswith("Demonstration") for note in table.notes)
-    rows = [
-        {
-            **{name: line[name] for name in ("source", "model", "sequence")},
-            "method": line["shown_method"],
-            "policy": line["policy"],
-            "quantity": "difference from static" if line["difference"] else "score",
-            "metric": metric,
-            **{name: getattr(line[metric], part) for name, part in VALUES.items()},
-            **{name: line[name] for name in ("n_examples", "n_seeds", "pool_size", "measure")},
-            "tested_with": line["column"],
-            "definition": table.definition,
-            "demonstration": demonstration and line["source"] == "ours",
-        }
-        for _, line in table.lines.iterrows()
-        for metric in METRICS
-    ]
-    return pd.DataFrame(rows).astype(dict.fromkeys(("n_examples", "n_seeds", "pool_size"), "Int64"))
+    return table.long()[list(CSV_COLUMNS)].reset_index(drop=True)
 
 
 def score_json(table: ScoreTable) -> dict[str, Any]:
@@ -162,17 +145,16 @@ def score_json(table: ScoreTable) -> dict[str, Any]:
     def cell(interval: Any, source: str) -> Any:
         if interval.value is None or source != "ours":
             return interval.value
-        values = {name: getattr(interval, part) for name, part in VALUES.items()}
+        values = {"estimate": interval.value, "low": interval.low, "high": interval.high}
         return values | {"n_examples": interval.n, "n_seeds": interval.n_seeds}
 
     names = ("source", "model", "sequence", "method", "policy", "difference")
-    counts = ("n_examples", "n_seeds", "pool_size")
     rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    for _, line in table.lines.iterrows():
+    for line in table.lines.to_dict("records"):
         row = {name: line[name] for name in names}
         row |= {"cells": {metric: cell(line[metric], line["source"]) for metric in METRICS}}
-        row |= {name: None if pd.isna(line[name]) else int(line[name]) for name in counts}
-        rows[bool(line["is_first"])].append(row | {name: line[name] for name in ("measure", "column")})
+        row |= {name: None if pd.isna(line[name]) else int(line[name]) for name in COUNTS}
+        rows[line["is_first"]].append(row | {"measure": line["measure"], "column": line["tested_with"]})
     return {
         "measure": table.measure,
         "definition": table.definition,
@@ -183,51 +165,29 @@ def score_json(table: ScoreTable) -> dict[str, Any]:
 
 
 def score_terminal(table: ScoreTable) -> RenderableType:
-    """The table for 80 columns or more: a block a group, intervals under values of the score asked for."""
-    texts = score_texts(table)
-    blocks = [_block(lines, texts) for _, lines in table.lines.groupby("group", sort=False)]
+    """The table for 80 columns or more: a block a group and score, intervals under their values."""
+    texts = score_texts(table).drop(columns=[name for name in NAMES if name != "Policy"])
+    texts = texts.map(lambda text: text.replace(" [", "\n[")).rename(
+        columns={"Examples": "n", "Seeds": "seeds"}
+    )
+    blocks: list[RenderableType] = []
+    for (group, score), lines in table.lines.groupby(["group", "score"], sort=False):
+        blocks.append(terminal(texts.loc[lines.index], f"{group}: {score}", is_narrow=True))
+        for row in lines[lines["elsewhere"]].head(1).itertuples():
+            blocks.append(Text(f"* {row.model} · {row.sequence} · {row.method}\n"))
     return Lines(*blocks, *map(Text, table.notes))
-
-
-def _block(lines: pd.DataFrame, texts: pd.DataFrame) -> Table:
-    """One group: the scores after the first are headed by their names, the paper's rows set apart."""
-    first = lines.iloc[0]
-    title = Text(f"{first['group']}: {first['score']}")
-    block = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=0)
-    block.add_column("policy", min_width=15)
-    for name in (*METRICS, "n", "seeds"):
-        block.add_column(name, justify="right", no_wrap=True)
-    before = first
-    for place, line in lines.iterrows():
-        if (line["score"], line["source"]) != (before["score"], before["source"]):
-            block.add_section()
-        if line["score"] != before["score"]:
-            block.add_row(Text(f"{line['score']}:".replace(", ", ",\n").replace(" (", "\n(")))
-        # Of the scores beside the one asked for, the other that is drawn has intervals too; files hold all.
-        has_intervals = line["is_first"] or (line["measure"] in DRAWN and line["column"] == "trained")
-        cells = [texts.at[place, name] for name in METRICS]
-        cells = [cell.replace(" [", "\n[") if has_intervals else cell.split(" [")[0] for cell in cells]
-        counts = [texts.at[place, name] for name in ("Examples", "Seeds")]
-        block.add_row(*map(Text, (line["label"], *cells, *counts)))
-        before = line
-    elsewhere = lines[lines["elsewhere"]]
-    if len(elsewhere):
-        block.caption = Text("* " + " · ".join(elsewhere.iloc[0][["model", "sequence", "method"]]))
-        block.caption_justify = "left"
-    return block
 
 
 def metrics_terminal(scores: pd.DataFrame) -> RenderableType:
     """AP, BWT and FWT of a score matrix in three definitions, what they mean, and why a value is missing."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"Trained tasks: {len(scores) - 1}", title_justify="left")
-    table.add_column("definition")
-    for metric in METRICS:
-        table.add_column(metric, justify="right")
-    table.add_column("what BWT / FWT are", ratio=1)
-    for definition, values in continual_metrics(scores).items():
-        mark = " *" if definition == DEFAULT_DEFINITION else ""
-        cells = [NONE if values[metric] is None else f"{values[metric]:.2f}" for metric in METRICS]
-        table.add_row(definition + mark, *cells, DEFINITIONS[definition])
+    rows = [
+        {
+            "definition": name + (" *" if name == DEFAULT_DEFINITION else ""),
+            **{metric: NONE if value is None else f"{value:.2f}" for metric, value in values.items()},
+            "what BWT / FWT are": DEFINITIONS[name],
+        }
+        for name, values in continual_metrics(scores).items()
+    ]
     note = "* the definition that the paper's tables hold (by the size of their values), and ours beside them"
     missing = []  # a line for each reason why metrics are missing
     for metric in METRICS:
@@ -235,7 +195,8 @@ def metrics_terminal(scores: pd.DataFrame) -> RenderableType:
         for reason in dict.fromkeys(filter(None, reasons.values())):
             which = ", ".join(name for name in DEFINITIONS if reasons[name] == reason)
             missing.append(f"{NONE} {metric} ({which}): {reason}")
-    return Lines(table, *map(Text, [note, *missing]))
+    title = f"Trained tasks: {len(scores) - 1}"
+    return Lines(terminal(pd.DataFrame(rows), title, is_narrow=True), *map(Text, [note, *missing]))
 
 
 # --- chosen prompts ----------------------------------------------------------------------------------------
@@ -252,25 +213,8 @@ def prompt_texts(prompts: pd.DataFrame) -> pd.DataFrame:
 
 def prompts_terminal(prompts: pd.DataFrame) -> RenderableType:
     """The chosen prompts for a terminal, a block a run."""
-    blocks = []
-    for run, rows in prompt_texts(prompts).groupby("Run", sort=False):
-        block = Table(box=box.SIMPLE_HEAD, title=Text(f"Prompts of {run}"), title_justify="left")
-        block.add_column("task", overflow="fold")
-        for name in ("index", "loss", "original"):
-            block.add_column(name, justify="right", no_wrap=True)
-        block.add_column("text", ratio=1)
-        for row in rows.drop(columns="Run").itertuples(index=False):
-            block.add_row(*map(Text, row))
-        blocks.append(block)
-    return Lines(*blocks)
-
-
-def prompts_latex(prompts: pd.DataFrame) -> str:
-    """The chosen prompts as a LaTeX `tabular` for the booktabs package."""
     texts = prompt_texts(prompts).rename(columns={"Loss of the original": "Original"})
-    return latex(texts, r"llrrrp{0.5\linewidth}")
-
-
-def notes_markdown(warnings: Sequence[str], notes: Sequence[str]) -> list[str]:
-    """Warnings, marked as such, and notes as paragraphs of Markdown."""
-    return [f"Warning: {markdown_safe(text)}\n" for text in warnings] + [f"{text}\n" for text in notes]
+    runs = texts.groupby("Run", sort=False)
+    return Lines(
+        *(terminal(rows.drop(columns="Run"), f"Prompts of {run}", is_narrow=True) for run, rows in runs)
+    )

@@ -30,11 +30,13 @@ from sapo.analysis.probes.report import probe_report, prompt_table, prompts_titl
 from sapo.analysis.published import PAPER
 from sapo.analysis.results import (
     DRAWN,
+    MEASURES,
     RunResult,
     check_measure,
     leading_measure,
     load_run,
     row_remarks,
+    score_matrix,
     shown_measures,
 )
 from sapo.analysis.tables import (
@@ -55,11 +57,11 @@ class Report:
     """What was read out of some runs, and the files that hold it.
 
     `metrics` has a run's `metrics` and `metrics_common`, as summarize_run returns them. `warnings` say what
-    to beware of and what is left out, `notes` how to read the rest. The table's files are called `name`.
+    to beware of and what is left out, `notes` how to read the rest; `parts` are for a terminal, `tables`
+    for other programs. The table's files are called `name`.
     """
 
     runs: list[RunResult]
-    prompts: pd.DataFrame
     metrics: list[dict[str, Any]] = field(default_factory=list)
     table: ScoreTable | None = None
     correlations: list[PromptEffects] = field(default_factory=list)
@@ -69,11 +71,24 @@ class Report:
     measure: str = "rougeL"
     definition: str = DEFAULT_DEFINITION
     name: str = "table1"
+    parts: list[RenderableType] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The table's name for people: `Table 1`."""
         return " ".join(re.findall("[a-z]+|[0-9]+", self.name)).capitalize()
+
+    @property
+    def remarks(self) -> list[str]:
+        """The warnings, then the notes."""
+        return [*self.warnings, *self.notes]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Files, tables and notes as JSON values; None for what is undefined."""
+        tables = {title: json.loads(frame.to_json(orient="records")) for title, frame in self.tables.items()}
+        return {"files": list(map(str, self.files)), "tables": tables, "notes": self.remarks}
 
 
 # --- runs --------------------------------------------------------------------------------------------------
@@ -106,47 +121,51 @@ def analyze(
     check_definition(definition)
     runs = [load_run(folder) for folder in folders]
     leading = measure or leading_measure(any(run.demonstration for run in runs))
-    report = Report(runs, chosen_prompts(runs), measure=leading, definition=definition, name=name)
-    report.warnings += warnings
-    _compare(report)
-    if not report.table:  # whose notes say so
-        report.warnings += row_remarks(runs)
-    for run in runs:
-        summary = summarize_run(run.path, leading)
-        report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})
-        report.files += summary["files"]
-    _write(report, output)
-    return report
-
-
-def _compare(report: Report) -> None:
-    """Fills in the table and the correlations, where the runs allow them."""
+    report = Report(runs, measure=leading, definition=definition, name=name, warnings=[*warnings])
     report.correlations = [
-        prompt_effects(group, report.measure)
-        for group in prompt_variants(report.runs)
+        prompt_effects(group, leading)
+        for group in prompt_variants(runs)
         if len(group[0].tasks) + len(group[0].unseen) > 1
     ]
     for_table = []
-    for (model, sequence, method, _), policies in grouped(report.runs).items():
-        twice = [policy for policy, runs in policies.items() if len({run.seed for run in runs}) < len(runs)]
-        for_table += [] if twice else [run for runs in policies.values() for run in runs]
+    for (model, sequence, method, _), policies in grouped(runs).items():
+        twice = [
+            policy for policy, members in policies.items() if len({r.seed for r in members}) < len(members)
+        ]
+        for_table += [] if twice else [run for members in policies.values() for run in members]
         report.warnings += [
             f"{model} · {sequence} · {method} is not in {report.title}: several {policy} runs have one seed."
             for policy in twice
         ]
     if len(for_table) > 1:
-        paper = report.name if report.name in PAPER else "table1"
-        report.table = score_table(for_table, report.measure, report.definition, paper=paper)
+        paper = name if name in PAPER else "table1"
+        report.table = score_table(for_table, leading, definition, paper=paper)
+        report.tables[name] = render.score_csv(report.table)
+        report.parts.append(render.score_terminal(report.table))
+    else:  # a table's notes say so
+        report.warnings += row_remarks(runs)
+    for run in runs:
+        summary = summarize_run(run, leading)
+        report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})
+        report.files += summary["files"]
+        if not report.table:
+            report.parts.append(f"{run.id}: {run.facts}")
+            for shown in shown_measures(leading):
+                report.parts += [f"By {MEASURES[shown]}:", render.metrics_terminal(score_matrix(run, shown))]
+    prompts = chosen_prompts(runs)
+    report.parts.append(render.prompts_terminal(prompts))
+    _write(report, prompts, output)
+    return report
 
 
-def _write(report: Report, output: Path) -> None:
+def _write(report: Report, prompts: pd.DataFrame, output: Path) -> None:
     """Tables, correlations and the summary `report.md` in `output`."""
     figures = _draw_correlations(report, output)
-    prompts = render.markdown(render.prompt_texts(report.prompts), 2, left_last=True)
+    prompt_texts = render.prompt_texts(prompts)
     texts = {
-        "prompts.csv": render.csv(report.prompts),
-        "prompts.md": prompts,
-        "prompts.tex": render.prompts_latex(report.prompts),
+        "prompts.csv": render.csv(prompts),
+        "prompts.md": render.markdown(prompt_texts, 2, left_last=True),
+        "prompts.tex": render.latex(prompt_texts, r"llrrrp{0.5\linewidth}"),
     }
     remarks = render.notes_markdown(report.warnings, report.notes)
     parts = ["# Analysis", ""]
@@ -154,16 +173,16 @@ def _write(report: Report, output: Path) -> None:
     if report.table:
         table = render.score_markdown(report.table)
         texts |= {
-            f"{report.name}.csv": render.csv(render.score_csv(report.table)),
+            f"{report.name}.csv": render.csv(report.tables[report.name]),
             f"{report.name}.md": "\n".join([table, *remarks]),
-            f"{report.name}.tex": render.score_latex(report.table),
+            f"{report.name}.tex": render.latex(render.score_texts(report.table), notes=report.table.notes),
         }
         parts += [f"## {report.title}", "", table]
     else:
         for name in shown_measures(report.measure):
             lines = json.dumps([values["metrics"][name] for values in report.metrics], indent=2)
             parts += [f"## AP, BWT, FWT ({name})", "", "```json", lines, "```", ""]
-    parts += ["## Prompts", "", prompts]
+    parts += ["## Prompts", "", texts["prompts.md"]]
     if report.correlations:
         texts[f"correlation_{report.measure}.csv"] = render.csv(correlation_table(report.correlations))
         for effects, suffix in _numbered(report):
@@ -213,7 +232,7 @@ def as_json(report: Report) -> dict[str, Any]:
             for run, metrics in zip(report.runs, report.metrics, strict=True)
         ],
         "table1": render.score_json(report.table) if report.table else None,
-        "prompts": report.prompts.to_dict("records"),
+        "prompts": chosen_prompts(report.runs).to_dict("records"),
         "correlations": [
             {
                 "runs": {name: getattr(effects.run, name) for name in ("model", "sequence", "method")},
@@ -224,44 +243,29 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for effects in report.correlations
         ],
-        "files": [str(path) for path in report.files],
-        "notes": [*report.warnings, *report.notes],
+        "files": list(map(str, report.files)),
+        "notes": report.remarks,
     }
 
 
 # --- the paper's tables and figures ------------------------------------------------------------------------
 
 
-@dataclass
-class Reproduced:
-    """A target: `parts` for a terminal, `tables` by title, `notes` with the warnings first, and all files."""
-
-    parts: list[RenderableType]
-    tables: dict[str, pd.DataFrame]
-    notes: list[str]
-    files: list[Path] = field(default_factory=list)
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """Files, tables and notes as JSON values; None for what is undefined."""
-        tables = {title: json.loads(frame.to_json(orient="records")) for title, frame in self.tables.items()}
-        return {"files": [str(path) for path in self.files], "tables": tables, "notes": self.notes}
-
-
 def scores(
     target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
-) -> Reproduced:
+) -> Report:
     """Tables 1, 2, 3 and 11: AP, BWT and FWT of policies and pools, and the prompts that were chosen.
 
     `warnings`, here and in every other drawing, are what went wrong on the way: they are kept with the rest.
     """
     report = analyze(folders, output, None, definition, target, warnings)
-    return _of_scores(report, output, [])
+    report.files.append(write_page(report, output))
+    return report
 
 
 def pool_sizes(
     target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
-) -> Reproduced:
+) -> Report:
     """Figure 15: the same against the size of the pool, drawn for NLL and for ROUGE-L."""
     report = analyze(folders, output, None, definition, target, warnings)
     seeds = sorted({run.seed for run in report.runs})
@@ -283,40 +287,31 @@ def pool_sizes(
         report.notes.append("The paper's rows are of 20 paraphrases; of its Figure 15 no values are at hand.")
     else:
         report.warnings.append(f"No {report.title}: it needs runs of a policy that chooses from a pool.")
-    return _of_scores(report, output, drawn)
-
-
-def _of_scores(report: Report, output: Path, drawn: list[Path]) -> Reproduced:
-    files = [*report.files, *drawn, write_page(report, output, drawn)]
-    table: RenderableType = "One run only: a table needs more. Its matrix and metrics are in its folder."
-    if report.table:
-        table = render.score_terminal(report.table)
-    tables = {report.name: render.score_csv(report.table)} if report.table else {}
-    parts = [table, render.prompts_terminal(report.prompts)]
-    return Reproduced(parts, tables, [*report.warnings, *report.notes], files)
+    report.files += drawn
+    report.files.append(write_page(report, output))
+    return report
 
 
 def wall_time(
     target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
-) -> Reproduced:
+) -> Report:
     """Table 10: wall time with and without selection."""
     del definition  # of metrics, which have no part in times
     runs = [load_run(folder) for folder in folders]
-    leading = leading_measure(any(run.demonstration for run in runs))
-    report = Report(runs, chosen_prompts(runs), measure=leading, name=target)
-    frame, left_out, report.notes = timings(runs)
-    report.warnings += [*warnings, *left_out]
+    frame, left_out, notes = timings(runs)
+    report = Report(runs, warnings=[*warnings, *left_out], notes=notes, name=target, tables={target: frame})
+    report.measure = leading_measure(any(run.demonstration for run in runs))
     text = timing_text(frame)
-    notes = render.notes_markdown(report.warnings, report.notes)
-    files = [
+    remarks = render.notes_markdown(report.warnings, report.notes)
+    report.files = [
         _write_csv(frame, output / target),
-        write_file(output / f"{target}.md", "\n".join([render.markdown(text), *notes])),
+        write_file(output / f"{target}.md", "\n".join([render.markdown(text), *remarks])),
         write_file(output / f"{target}.tex", render.latex(text)),
-        write_page(report, output, tables={report.title: text}),
+        write_page(report, output, {report.title: text}),
     ]
     where = dict.fromkeys(f"{run.model} · {run.sequence}" for run in runs)
-    part = render.terminal(text, f"{report.title}: {', '.join(where)}")
-    return Reproduced([part], {target: frame}, [*report.warnings, *report.notes], files)
+    report.parts.append(render.terminal(text, f"{report.title}: {', '.join(where)}"))
+    return report
 
 
 def probes(
@@ -327,7 +322,7 @@ def probes(
     warnings: Sequence[str] = (),
     measures: Sequence[str] = DRAWN,
     with_page: bool = True,
-) -> Reproduced:
+) -> Report:
     """Figures 1 to 14: what `drawings` show of the probes in `folders`, for each measure.
 
     Files of texts and tables are called `name`; the page is `report.html`.
@@ -336,11 +331,12 @@ def probes(
     runs = [run for probe in found.probes for run in probe.runs.values()]
     report = Report(
         runs,
-        chosen_prompts(runs),
         warnings=[*warnings, *found.warnings],
         notes=found.notes,
         measure=leading_measure(any(run.demonstration for run in runs)),
         name=name,
+        tables=found.tables,
+        files=[*found.files],
     )
     prompts = {prompts_title(probe): prompt_table(probe) for probe in found.probes}
     tables = {title: frame.astype(str) for title, frame in found.tables.items()}
@@ -348,18 +344,17 @@ def probes(
         f"## {markdown_safe(title)}\n\n{render.markdown(frame)}"
         for title, frame in (tables | prompts).items()
     ]
-    notes = render.notes_markdown(report.warnings, report.notes)
-    files = [*found.files]
+    remarks = render.notes_markdown(report.warnings, report.notes)
     for probe, frame in zip(found.probes, prompts.values(), strict=True):
-        files.append(_write_csv(frame, output / f"prompts_{probe.id}"))
-    files += [
-        write_file(output / f"{name}.md", "\n".join([*lines, *notes])),
+        report.files.append(_write_csv(frame, output / f"prompts_{probe.id}"))
+    report.files += [
+        write_file(output / f"{name}.md", "\n".join([*lines, *remarks])),
         write_file(output / f"{name}.tex", "\n".join(map(render.latex, tables.values()))),
     ]
     if with_page:
-        files.append(write_page(report, output, found.files, found.tables | prompts))
-    parts: list[RenderableType] = [render.terminal(frame, title) for title, frame in tables.items()]
-    return Reproduced(parts, found.tables, [*report.warnings, *report.notes], files)
+        report.files.append(write_page(report, output, found.tables | prompts))
+    report.parts += [render.terminal(frame, title) for title, frame in tables.items()]
+    return report
 
 
 def _write_csv(frame: pd.DataFrame, stem: Path) -> Path:
@@ -367,7 +362,7 @@ def _write_csv(frame: pd.DataFrame, stem: Path) -> Path:
     return write_file(stem.with_name(f"{stem.name}.csv"), render.csv(frame))
 
 
-DRAWINGS: dict[str, Callable[[str, Sequence[Path], Path, str, Sequence[str]], Reproduced]] = {
+DRAWINGS: dict[str, Callable[[str, Sequence[Path], Path, str, Sequence[str]], Report]] = {
     "scores": scores,
     "pool_sizes": pool_sizes,
     "timings": wall_time,
@@ -381,7 +376,7 @@ def draw(
     output: Path,
     definition: str = "reference",
     warnings: Sequence[str] = (),
-) -> Reproduced:
+) -> Report:
     """A target's `drawing`, as `experiments.targets` names it, of its runs or probes, into `output`."""
     if drawing in DRAWINGS:
         return DRAWINGS[drawing](target, folders, output, definition, warnings)

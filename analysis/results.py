@@ -1,10 +1,10 @@
 """Finished runs as they lie on disk: what was run, and every prediction with its scores."""
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import RunRecord, mend, read_record
+from sapo.data.records import RunRecord, differences, mend, read_record
 from sapo.data.tasks import short_name
 
 MEASURES = {
@@ -26,7 +26,10 @@ DRAWN = ("rougeL", "nll")  # figures are drawn for the paper's measure, and for 
 LOWER_IS_BETTER = frozenset({"nll"})
 RUN, PROBE = "run.json", "probe.json"  # the file that makes a folder a finished run, or a finished probe
 NUMBERS = ("rougeL", "exact_match", "nll")  # the measures that every prediction has
-NEEDED = ("after", "task", "prompt_index", "example", "prediction", "target", *NUMBERS, "target_tokens")
+NEEDED = (
+    *("after", "task", "column", "prompt_index", "example", "row", "prediction", "target"),
+    *(*NUMBERS, LABELS, "is_unfinished"),
+)
 # The prompt that learned tasks are tested with.
 COLUMNS = {"trained": "the prompt it was trained with", "common": "its original instruction"}
 
@@ -125,42 +128,32 @@ def damaged(file: Path, problem: str) -> WorkError:
 
 
 def _predictions(path: Path, record: RunRecord) -> pd.DataFrame:
-    """The table of predictions, sorted, with its optional columns filled in."""
+    """The table of predictions, sorted; WorkError if it does not fit the run, or says a thing twice."""
     file = path / "predictions.parquet"
     # Without answers (evaluator.answers=false) there is nothing but the NLL.
     has_answers = record.identity.get("evaluator", {}).get("answers", True)
     frame = read_table(file, NEEDED, NUMBERS if has_answers else ("nll",))
-    # Run folders of earlier versions have no such columns: there each test example is a row of its own.
-    defaults = {"column": "trained", "row": frame["example"], LABELS: np.nan, "is_unfinished": False}
-    frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame})
     frame[LABELS] = frame[LABELS].astype(float)
-    problem = _problem(frame, record)
-    if problem:
-        raise damaged(file, problem)
-    return frame.sort_values(["after", "task", "column", "example"], ignore_index=True)
-
-
-def _problem(frame: pd.DataFrame, record: RunRecord) -> str | None:
-    """What is wrong with a table of predictions, or None."""
     n = len(record.tasks)
-    strangers = sorted(set(frame["task"]) - {*record.tasks, *record.unseen})
-    if strangers:
-        return f"task {strangers[0]} is not in {RUN}"
-    if not frame["after"].isin(range(n + 1)).all():
-        return f"a state `after` outside 0..{n}"
-    if not frame["column"].isin(COLUMNS).all():
-        return f"`column` is none of {', '.join(COLUMNS)}"
-    if frame.duplicated(["after", "task", "column", "example"]).any():
-        return "an example is scored twice for one state and task"
+    cells = ["after", "task", "column"]
+    strange = frame.loc[~frame["task"].isin([*record.tasks, *record.unseen]), "task"]
     # No example comes twice: equal numbers are equal rows.
-    whole = frame.groupby("task")["example"].nunique()
-    found = frame.groupby(["after", "task", "column"])["example"].nunique().reset_index()
-    uneven = found[found["example"] != found["task"].map(whole)]
-    if len(uneven):
-        return f"task {uneven['task'].iloc[0]} has other test rows in one state than in another"
+    rows = frame.groupby(cells)["example"].nunique().reset_index()
+    uneven = rows.loc[rows["example"] != rows["task"].map(frame.groupby("task")["example"].nunique()), "task"]
     labelled = frame.groupby("task")[LABELS].agg(lambda values: values.notna().mean())
-    partly = labelled[(labelled > 0) & (labelled < 1)]
-    return f"{LABELS} is missing in some rows of task {partly.index[0]}" if len(partly) else None
+    partly = labelled.index[(labelled > 0) & (labelled < 1)]
+    problems = {
+        f"task {next(iter(strange), '')} is not in {RUN}": len(strange),
+        f"a state `after` outside 0..{n}": not frame["after"].isin(range(n + 1)).all(),
+        f"`column` is none of {', '.join(COLUMNS)}": not frame["column"].isin(COLUMNS).all(),
+        "an example is scored twice for one state and task": frame.duplicated([*cells, "example"]).any(),
+        f"task {next(iter(uneven), '')} has other test rows in one state than in another": len(uneven),
+        f"{LABELS} is missing in some rows of task {next(iter(partly), '')}": len(partly),
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise damaged(file, problem)
+    return frame.sort_values([*cells, "example"], ignore_index=True)
 
 
 # --- folders -----------------------------------------------------------------------------------------------
@@ -171,16 +164,21 @@ def find_runs(names: Sequence[str], root: Path) -> list[Path]:
 
     Each folder once, in the order of the names. Raises UserError for a name that means no run.
     """
-    found: dict[Path, Path] = {}
+    store = root / "runs"
+    found: list[Path] = []
     for name in names:
-        try:
-            paths = _named(name, root / "runs", RUN)
-            if not paths:
-                raise _no_run(name, root)
-        except OSError as error:  # such as a name that is too long for any file
-            raise UserError(f"No run '{name[:60]}': {error.strerror or error}.") from error
-        found |= {path.resolve(): path for path in paths if path.resolve() not in found}
-    return list(found.values())
+        paths = _named(name, store, RUN)
+        if not paths and glob.has_magic(name):
+            raise UserError(f"No run matches '{name}', neither here nor in {store}.")
+        for probe in [] if paths else _named(name, root / "probes", PROBE):
+            raise UserError(f"{probe} is a probe, not a run: `sapo analyze {probe}` draws it.")
+        for path in [] if paths else (Path(name), store / name):
+            if os.path.isdir(path):
+                raise UserError(f"{path} holds no finished run (no {RUN}). {mend(path)}")
+        if not paths:
+            raise unknown("run", name[:80], [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
+        found += paths
+    return list({path.resolve(): path for path in found}.values())
 
 
 def find_probes(names: Sequence[str], root: Path) -> list[Path]:
@@ -188,53 +186,34 @@ def find_probes(names: Sequence[str], root: Path) -> list[Path]:
 
     Raises UserError if some of the names mean probes and others do not.
     """
-    found: dict[Path, Path] = {}
-    others = []
-    for name in names:
-        try:
-            is_run = _named(name, root / "runs", RUN)
-            paths = [] if is_run else _named(name, root / "probes", PROBE)
-        except OSError:
-            paths = []  # find_runs says what is wrong with the name
-        found |= {path.resolve(): path for path in paths}
-        others += [] if paths else [name]
-    if found and others:
+    is_run = {name: bool(_named(name, root / "runs", RUN)) for name in names}
+    found = {name: [] if is_run[name] else _named(name, root / "probes", PROBE) for name in names}
+    others = [name for name, paths in found.items() if not paths]
+    if others and len(others) < len(found):
         raise UserError(f"Not of a probe: {', '.join(others)}. Probes and runs are analyzed apart.")
-    return list(found.values())
+    return list({path.resolve(): path for paths in found.values() for path in paths}.values())
 
 
 def _named(name: str, store: Path, record: str) -> list[Path]:
-    """The folders with a file `record` that a name means: itself, here or in `store`, or those within."""
-    if "\0" in name:  # no file system has such a name, and from Python 3.13 on asking for it is an error
+    """The folders with a file `record` that a name means: itself, here or in `store`, or those within.
+
+    A name that no file can have means none: the functions of `os.path` and `glob` take it for absent.
+    """
+    if "\0" in name:  # but for this one
         return []
-    paths = [Path(name), store / name]
-    for path in paths:
-        if (path / record).is_file():
+    for path in (Path(name), store / name):
+        if os.path.isfile(path / record):
             return [path]
         # Names with a leading dot are being written.
         patterns = (f"[!.]*/{record}", f"{store.name}/[!.]*/{record}")
-        inside = [file.parent for pattern in patterns for file in sorted(path.glob(pattern))]
-        if inside:
-            return inside
+        files = [f for pattern in patterns for f in sorted(glob.glob(f"{glob.escape(str(path))}/{pattern}"))]
+        if files:
+            return [Path(file).parent for file in files]
     if not glob.has_magic(name):
         return []
     patterns = (name, f"{glob.escape(str(store))}/{name}")
     matches = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern, recursive=True))]
-    return [path for path in matches if (path / record).is_file()]
-
-
-def _no_run(name: str, root: Path) -> UserError:
-    """Why a name means no run."""
-    store = root / "runs"
-    if glob.has_magic(name):
-        return UserError(f"No run matches '{name}', neither here nor in {store}.")
-    probes = _named(name, root / "probes", PROBE)
-    if probes:
-        return UserError(f"{probes[0]} is a probe, not a run: `sapo analyze {probes[0]}` draws it.")
-    for path in (Path(name), store / name):
-        if path.is_dir():
-            return UserError(f"{path} holds no finished run (no {RUN}). {mend(path)}")
-    return unknown("run", name, [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
+    return [path for path in matches if os.path.isfile(path / record)]
 
 
 # --- scores ------------------------------------------------------------------------------------------------
@@ -336,26 +315,13 @@ def row_remarks(runs: Sequence[RunResult]) -> list[str]:
 def require_comparable(runs: Sequence[RunResult]) -> None:
     """UserError, with every difference, unless the runs share model, test data and evaluator."""
     for other in runs[1:]:
-        found = differences(runs[0].record.comparable, other.record.comparable)
+        found = list(differences(runs[0].record.comparable, other.record.comparable))
         if found:
             raise UserError(
                 f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "
                 + "\n  ".join(found)
                 + "\nAnalyze them apart, or run one of them again with the settings of the other."
             )
-
-
-def differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """What differs between two nested records, a line each: `where: this against that`."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = [*first, *(key for key in second if key not in first)]
-        parts = [differences(first.get(key), second.get(key), f"{where} {key}".strip()) for key in keys]
-        return [difference for part in parts for difference in part]
-    if first == second:
-        return []
-    texts = ("nothing" if value is None else str(value) for value in (first, second))
-    shown = [text if len(text) <= 40 else f"{text[:12]}…" for text in texts]
-    return [f"{where}: {shown[0]} against {shown[1]}"]
 
 
 def leading_measure(is_demonstration: bool) -> str:

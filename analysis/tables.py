@@ -47,17 +47,29 @@ class ScoreTable:
 
     `lines` has a row a line; lines of one model, sequence and method (`group`) stand together, score by
     score, the one asked for first (`is_first`). Columns: `group`, `source` (ours, paper), `model`,
-    `sequence`, `method` (`shown_method` with its parity), `policy` (with the pool where several are compared:
-    `sapo (terse)`), `difference` (from `static`), `label` (of policy, difference and source), `score`,
-    `measure`, `column` (the prompt of learned tasks), an Interval for each of METRICS, `n_examples` (distinct
-    test rows), `n_seeds`, `pool_size` (paraphrases), and `elsewhere` (the paper's row is of another model or
-    sequence).
+    `sequence`, `method` (with its parity where that is not the paper's), `policy` (with the pool where
+    several are compared: `sapo (terse)`), `difference` (from `static`), `label` (of policy, difference and
+    source), `score`, `measure`, `tested_with` (the prompt of learned tasks), an Interval for each of METRICS,
+    `n_examples` (distinct test rows), `n_seeds`, `pool_size` (paraphrases), and `elsewhere` (the paper's row
+    is of another model or sequence).
     """
 
     lines: pd.DataFrame
     measure: str
     definition: str
     notes: tuple[str, ...]
+
+    def long(self) -> pd.DataFrame:
+        """A row a line and metric: `estimate`, `low` and `high` of `metric`, over `n` test rows."""
+        names = [name for name in self.lines if name not in METRICS]
+        long = self.lines.melt(names, list(METRICS), "metric", "interval", ignore_index=False)
+        long = long.sort_index(kind="stable")
+        parts = {"estimate": "value", "low": "low", "high": "high", "n": "n"}
+        for name, part in parts.items():
+            long[name] = [getattr(interval, part) for interval in long["interval"]]
+        long["quantity"] = long["difference"].map({True: f"difference from {BASE}", False: "score"})
+        is_ours = long["source"] == "ours"
+        return long.assign(definition=self.definition, demonstration=is_ours & (DEMONSTRATION in self.notes))
 
 
 def score_table(
@@ -77,40 +89,45 @@ def score_table(
     notes = _notes(runs, measure, definition, draws, paper if with_paper else None)
     lines: list[dict[str, Any]] = []
     for (model, sequence, method, parity), variants in grouped(runs).items():
-        first = _lines(variants, measure, "trained", definition, draws, notes)
-        of_group = [line | {"is_first": True} for line in first]
-        for score in _beside(measure, [run for members in variants.values() for run in members], notes):
-            of_group += _lines(variants, *score, definition, draws, notes)
+        require_comparable([run for run in runs if (run.model, run.sequence) == (model, sequence)])
+        shown = method if parity == "paper" else f"{method}, parity {parity}"
+        members = [run for of_variant in variants.values() for run in of_variant]
+        of_group = [
+            {"source": "ours", "model": model, "sequence": sequence, "method": shown, "elsewhere": False}
+            | line
+            for score in _scores(measure, members, notes)
+            for line in _lines(variants, *score, definition, draws, notes)
+        ]
         theirs = published(paper, model, sequence, method) if with_paper else []
         of_group += [
             {
                 "source": "paper",
                 **{name: getattr(row, name) for name in ("model", "sequence", "method", "policy")},
+                "elsewhere": (plain(row.model), plain(row.sequence)) != (plain(model), plain(sequence)),
                 "difference": row.policy != BASE,
                 **{metric: Interval(row.cells.get(metric)) for metric in METRICS},
                 "measure": "rougeL",
-                "column": "trained",
-                "is_first": measure == "rougeL",
-                "shown_method": row.method,
-                "elsewhere": (plain(row.model), plain(row.sequence)) != (plain(model), plain(sequence)),
+                "tested_with": "trained",
             }
             for row in theirs
         ]
         if with_paper and not theirs:
             notes.append(f"The paper has no rows for {method}.")
-        shown = method if parity == "paper" else f"{method}, parity {parity}"
-        constant = {"group": " · ".join([model, sequence, shown]), "shown_method": shown}
-        scores = list(dict.fromkeys((line["measure"], line["column"]) for line in of_group))
-        of_group.sort(key=lambda line: scores.index((line["measure"], line["column"])))
-        lines += [{**constant, "elsewhere": False, "is_first": False, **line} for line in of_group]
-        require_comparable([run for run in runs if (run.model, run.sequence) == (model, sequence)])
+        scores = list(dict.fromkeys((line["measure"], line["tested_with"]) for line in of_group))
+        of_group.sort(key=lambda line: scores.index((line["measure"], line["tested_with"])))
+        lines += [{"group": f"{model} · {sequence} · {shown}"} | line for line in of_group]
     frame = pd.DataFrame(lines).astype(dict.fromkeys(("n_examples", "n_seeds", "pool_size"), "Int64"))
-    lower = frame["measure"].isin(LOWER_IS_BETTER).map({True: " (lower is better)", False: ""})
-    frame["score"] = list(map(score_name, frame["measure"], frame["column"])) + lower
-    difference = frame["difference"].map({True: f" - {BASE}", False: ""})
-    is_ours = frame["source"] == "ours"
-    mark = frame["elsewhere"].map({True: " *", False: ""})
-    frame["label"] = is_ours.map({True: "", False: PAPER_LABEL}) + frame["policy"] + difference + mark
+    frame["is_first"] = (frame["measure"] == measure) & (frame["tested_with"] == "trained")
+    frame["score"] = [
+        score_name(name, column) + (" (lower is better)" if name in LOWER_IS_BETTER else "")
+        for name, column in zip(frame["measure"], frame["tested_with"], strict=True)
+    ]
+    frame["label"] = (
+        frame["source"].map({"ours": "", "paper": PAPER_LABEL})
+        + frame["policy"]
+        + frame["difference"].map({True: f" - {BASE}", False: ""})
+        + frame["elsewhere"].map({True: " *", False: ""})
+    )
     return ScoreTable(frame, measure, definition, tuple(dict.fromkeys(notes)))
 
 
@@ -137,14 +154,23 @@ def grouped(runs: Sequence[RunResult]) -> dict[tuple[str, str, str, str], dict[s
     return found
 
 
+def count_texts(counts: pd.Series) -> list[str]:
+    """Counts as texts, a dash where there is none."""
+    return ["-" if pd.isna(count) else str(int(count)) for count in counts]
+
+
 def score_name(measure: str, column: str) -> str:
     """A score for people: `ROUGE-L`, or `exact match, common prompt`."""
     name = measure_name(measure)
     return name if column == "trained" else f"{name}, common prompt"
 
 
-def _beside(measure: str, runs: Sequence[RunResult], notes: list[str]) -> list[tuple[str, str]]:
-    """The (measure, column)s shown beside `measure`, as far as all the runs have them; notes say why not."""
+def _scores(measure: str, runs: Sequence[RunResult], notes: list[str]) -> Iterator[tuple[str, str]]:
+    """The (measure, column)s to show, as far as all the runs have them; `notes` say why not.
+
+    `measure` by the prompts of training comes first, and its lines are made before anything is noted.
+    """
+    yield measure, "trained"
     measures = shown_measures(measure)
     if measure in DRAWN:
         reason = next(filter(None, map(why_no_labels, runs)), None)
@@ -153,14 +179,14 @@ def _beside(measure: str, runs: Sequence[RunResult], notes: list[str]) -> list[t
         else:
             measures.append(LABELS)
             notes.append("Label match: 100 for an answer that names the right label and no other, else 0.")
-    beside = [(name, "trained") for name in measures[1:]]
+    scores = [(name, "trained") for name in measures[1:]]
     without = [run.id for run in runs if not run.has_common]
     if without:
         notes.append(f"No common-prompt rows with {', '.join(without)}: tested with training prompts only.")
     elif any(map(tests_apart, runs)):
-        beside += [(name, "common") for name in measures]
+        scores += [(name, "common") for name in measures]
         notes.append("Common prompt: learned tasks are tested with their original instruction.")
-    return beside
+    yield from scores
 
 
 def _lines(
@@ -185,15 +211,13 @@ def _lines(
         cells = metric_intervals(runs, measure, definition, against, draws, column=column)
         known = [cell for cell in cells.values() if cell.value is not None]
         yield {
-            "source": "ours",
-            **{name: getattr(runs[0], name) for name in ("model", "sequence", "method")},
             "policy": policy,
             "difference": against is not None,
             **cells,
             "n_examples": known[0].n if known else None,
             "n_seeds": known[0].n_seeds if known else None,
             "measure": measure,
-            "column": column,
+            "tested_with": column,
             "pool_size": runs[0].pool_size,
         }
         if runs[0].method in BOUNDS:
@@ -255,38 +279,27 @@ def size_points(table: ScoreTable, measure: str) -> pd.DataFrame:
 
     Without a `static` run the metric itself. Empty where no policy of the table reads a pool.
     """
-    lines = table.lines
-    lines = lines[lines["pool_size"].notna() & (lines["measure"] == measure) & (lines["column"] == "trained")]
-    rows = [
-        {
-            "group": line["group"],
-            # `sapo` of `sapo (K=10)`, and `sapo (terse)` of `sapo (terse, K=10)`: pools keep a line each.
-            "policy": line["policy"].replace(f" (K={size})", "").replace(f", K={size})", ")"),
-            "pool_size": size,
-            "is_difference": line["difference"],
-            "metric": metric,
-            "estimate": line[metric].value,
-            "low": line[metric].low,
-            "high": line[metric].high,
-            "n_examples": line[metric].n,
-            "n_seeds": line[metric].n_seeds,
-        }
-        for _, line in lines.iterrows()
-        for size in [int(line["pool_size"])]
-        for metric in METRICS
-        if line[metric].value is not None
+    long = table.long()
+    long = long[long["pool_size"].notna() & (long["measure"] == measure) & (long["tested_with"] == "trained")]
+    long = long[long["estimate"].notna()]
+    # `sapo` of `sapo (K=10)`, and `sapo (terse)` of `sapo (terse, K=10)`: pools keep a line each.
+    policies = [
+        policy.replace(f" (K={size})", "").replace(f", K={size})", ")")
+        for policy, size in zip(long["policy"], long["pool_size"], strict=True)
     ]
-    return pd.DataFrame(rows)
+    points = long[
+        ["group", "policy", "pool_size", "difference", "metric", "estimate", "low", "high", "n", "n_seeds"]
+    ]
+    points = points.assign(policy=policies).rename(columns={"difference": "is_difference", "n": "n_examples"})
+    return points.astype({"pool_size": int}).reset_index(drop=True)
 
 
 # --- wall time (Table 10) ----------------------------------------------------------------------------------
 
 HOUR = 3600.0
-TIMES = ("base_seconds", "extra_seconds", "overhead_percent", "low", "high", "test_seconds")
 TIMING_COLUMNS = (
-    *("source", "model", "sequence", "hardware", "method", "policy"),
-    *TIMES,
-    *("n_tasks", "n_seeds"),
+    *("source", "model", "sequence", "hardware", "method", "policy", "base_seconds", "extra_seconds"),
+    *("overhead_percent", "low", "high", "test_seconds", "n_tasks", "n_seeds"),
 )
 TIMING_NOTE = (
     "Training: the trainings of `static`, which selects nothing. Selection: what scoring the candidates took "
@@ -308,33 +321,28 @@ def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame
     for (model, sequence, method, _), variants in grouped(runs).items():
         bases = {run.seed: run for run in variants.get(BASE, [])}
         for policy, members in variants.items():
-            scored = [run for run in members if _seconds(run, "score")]
-            matched = [(bases[run.seed], run) for run in scored if run.seed in bases]
-            mixed = [run.id for base, run in matched if len(_hardware(base, run)) > 1]
+            scored = [run for run in members if len(_seconds(run, "score"))]
             alone = [run.id for run in scored if run.seed not in bases]
+            pairs = [(bases[run.seed], run) for run in scored if run.seed in bases]
+            mixed = [run.id for base, run in pairs if len(_hardware(base, run)) > 1]
             for left, reason in (
                 (alone, f"no {BASE} run has their seed"),
                 (mixed, f"they or their {BASE} run were computed on several kinds of hardware"),
             ):
                 warnings += [f"Left out, since {reason}: {', '.join(left)}."] if left else []
-            pairs = [(base, run) for base, run in matched if run.id not in mixed]
+            pairs = [(base, run) for base, run in pairs if run.id not in mixed]
             if pairs:
                 names = {"model": model, "sequence": sequence, "method": method, "policy": policy}
                 rows.append({"source": "ours", **names, **_times(pairs, draws)})
         paper = paper_csv("table10")
-        rows += [
-            {
-                "source": "paper",
-                **{name: row[name] for name in ("model", "sequence", "hardware", "method")},
-                "policy": "sapo",
-                "base_seconds": row["base_hours"] * HOUR,
-                "extra_seconds": row["sapo_extra_hours"] * HOUR,
-                "overhead_percent": row["overhead_percent"],
-            }
-            for _, row in paper[paper["method"].map(plain) == plain(method.partition(" (")[0])].iterrows()
-        ]
+        paper = paper[paper["method"].map(plain) == plain(method.partition(" (")[0])]
+        seconds = {
+            "base_seconds": paper["base_hours"] * HOUR,
+            "extra_seconds": paper["sapo_extra_hours"] * HOUR,
+        }
+        rows += paper.assign(source="paper", policy="sapo", **seconds).to_dict("records")
     frame = pd.DataFrame(rows, columns=TIMING_COLUMNS).drop_duplicates(ignore_index=True)
-    if not any(row["source"] == "ours" for row in rows):
+    if "ours" not in set(frame["source"]):
         warnings.append("No run here has both a scoring policy's times and those of a `static` run.")
     hardware = "; ".join(sorted({device for run in runs for device in run.devices()}))
     where = f"Hardware: {hardware}. The paper's: 8x H20, marked *: another setting than ours."
@@ -346,36 +354,35 @@ def _hardware(base: RunResult, run: RunResult) -> set[str]:
     return base.devices("train") | run.devices("score", "evaluate")
 
 
-def _seconds(run: RunResult, kind: str) -> dict[str, float]:
+def _seconds(run: RunResult, kind: str) -> pd.Series:
     """Seconds of the run's stages of a kind, by task."""
-    seconds: dict[str, float] = {}
-    for stage in run.record.stages:
-        if stage.kind == kind:
-            seconds[stage.task] = seconds.get(stage.task, 0.0) + stage.seconds
-    return seconds
+    stages = [(stage.task, stage.seconds) for stage in run.record.stages if stage.kind == kind]
+    return pd.DataFrame(stages, columns=["task", "seconds"]).groupby("task")["seconds"].sum()
 
 
 def _times(pairs: Sequence[tuple[RunResult, RunResult]], draws: int) -> dict[str, object]:
     """The times of (static run, scoring run) pairs of equal seed."""
-    tasks = sorted(_seconds(pairs[0][0], "train"))
-    base, extra = (
-        np.array([[_seconds(pair[side], kind).get(task, 0.0) for task in tasks] for pair in pairs])
-        for side, kind in ((0, "train"), (1, "score"))
-    )
+    base = pd.DataFrame([_seconds(static, "train") for static, _ in pairs])
+    extra = pd.DataFrame([_seconds(run, "score") for _, run in pairs]).reindex(columns=base.columns)
+    base, extra = base.fillna(0.0).to_numpy(), extra.fillna(0.0).to_numpy()
+    n_tasks = base.shape[1]
     low = high = None
-    if len(tasks) > 1:  # tasks are resampled within seeds
+    if n_tasks > 1:  # tasks are resampled within seeds
         rng = np.random.default_rng(0)
         sums = np.zeros((2, draws))
         for seconds in zip(base, extra, strict=True):
-            counts = resample_counts(len(tasks), draws, rng)
+            counts = resample_counts(n_tasks, draws, rng)
             sums += np.stack([counts @ side for side in seconds])
         low, high = map(rounded, np.percentile(100 * sums[1] / sums[0], [2.5, 97.5]))
-    tested = [sum(_seconds(run, "evaluate").values()) for run, _ in pairs]
-    values = (base.sum() / len(pairs), extra.sum() / len(pairs), 100 * extra.sum() / base.sum())
     return {
         "hardware": "; ".join(sorted(_hardware(*pairs[0]))),
-        **dict(zip(TIMES, (*map(rounded, values), low, high, rounded(float(np.mean(tested)))), strict=True)),
-        "n_tasks": len(tasks),
+        "base_seconds": rounded(base.sum() / len(pairs)),
+        "extra_seconds": rounded(extra.sum() / len(pairs)),
+        "overhead_percent": rounded(100 * extra.sum() / base.sum()),
+        "low": low,
+        "high": high,
+        "test_seconds": rounded(float(np.mean([_seconds(static, "evaluate").sum() for static, _ in pairs]))),
+        "n_tasks": n_tasks,
         "n_seeds": len(pairs),
     }
 
@@ -388,20 +395,21 @@ def timing_text(frame: pd.DataFrame) -> pd.DataFrame:
             return "-"
         return f"{seconds / HOUR:.2f} h" if seconds >= 0.1 * HOUR else f"{seconds:.1f} s"
 
-    rows = [
+    def overhead(row: Any) -> str:
+        bounds = "" if pd.isna(row.low) else f" [{row.low:.1f}, {row.high:.1f}]"
+        return f"{row.overhead_percent:.1f} %{bounds}"
+
+    is_ours = frame["source"] == "ours"
+    return pd.DataFrame(
         {
-            "Method": f"{row['method']}, {row['policy']}"
-            if row["source"] == "ours"
-            else f"{PAPER_LABEL}{row['method']} *",
-            "Training": time(row["base_seconds"]),
-            "Selection": time(row["extra_seconds"]),
-            "Overhead": f"{row['overhead_percent']:.1f} %"
-            + ("" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"),
-            "Testing": time(row["test_seconds"]),
-            "Tasks": "-" if pd.isna(row["n_tasks"]) else str(int(row["n_tasks"])),
-            "Seeds": "-" if pd.isna(row["n_seeds"]) else str(int(row["n_seeds"])),
+            "Method": (frame["method"] + ", " + frame["policy"]).where(
+                is_ours, PAPER_LABEL + frame["method"] + " *"
+            ),
+            "Training": frame["base_seconds"].map(time),
+            "Selection": frame["extra_seconds"].map(time),
+            "Overhead": [overhead(row) for row in frame.itertuples()],
+            "Testing": frame["test_seconds"].map(time),
+            "Tasks": count_texts(frame["n_tasks"]),
+            "Seeds": count_texts(frame["n_seeds"]),
         }
-        for _, row in frame.iterrows()
-    ]
-    columns = ["Method", "Training", "Selection", "Overhead", "Testing", "Tasks", "Seeds"]
-    return pd.DataFrame(rows, columns=columns)
+    )

@@ -1,6 +1,5 @@
 """`sapo analyze RUNS…`: matrices, figures, Table 1 and correlations of finished runs, or probes' figures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,34 +41,21 @@ def command(
     found = find_probes(runs, store_root())
     if found:
         measures = [*DRAWN, measure]
-        shown = probes("probes", list(FIGURES), found, output, measures=measures, with_page=with_page)
-        document = {"probes": [{"id": path.name, "dir": str(path)} for path in found]} | shown.document
-        emit(document, json, lambda console: _render(console, shown.parts, shown.notes, shown.files))
-        return
-    report = analyze(find_runs(runs, store_root()), output, measure, definition)
-    if with_page:
-        report.files.append(write_page(report, output))
-    notes = [*report.warnings, *report.notes]
-    emit(as_json(report), json, lambda console: _render(console, _parts(report), notes, report.files))
+        report = probes("probes", list(FIGURES), found, output, measures=measures, with_page=with_page)
+        document = {"probes": [{"id": path.name, "dir": str(path)} for path in found]} | report.document
+    else:
+        report = analyze(find_runs(runs, store_root()), output, measure, definition)
+        if with_page:
+            report.files.append(write_page(report, output))
+        document = as_json(report)
+    emit(document, json, lambda console: _render(console, report))
 
 
-def _parts(report: "Report") -> Sequence[object]:
-    from sapo.analysis import render
-    from sapo.analysis.results import MEASURES, score_matrix, shown_measures
-
-    parts: list[object] = [render.score_terminal(report.table)] if report.table else []
-    for run in [] if report.table else report.runs:
-        parts.append(f"{run.id}: {run.facts}")
-        for name in shown_measures(report.measure):
-            parts += [f"By {MEASURES[name]}:", render.metrics_terminal(score_matrix(run, name))]
-    return [*parts, render.prompts_terminal(report.prompts)]
-
-
-def _render(console: Console, parts: Sequence[object], notes: Sequence[str], files: Sequence[Path]) -> None:
-    for part in [*parts, *notes]:
+def _render(console: Console, report: "Report") -> None:
+    for part in [*report.parts, *report.remarks]:
         console.print(part)
     names: dict[Path, list[str]] = {}
-    for path in files:
+    for path in report.files:
         names.setdefault(path.parent, []).append(path.name)
     # Run folders that hold the same files share a line.
     alike: dict[tuple[Path, str], list[Path]] = {}

@@ -25,7 +25,7 @@ from sapo.cli.plan import render_plan
 from sapo.conf.errors import UserError
 
 if TYPE_CHECKING:
-    from sapo.analysis.report import Reproduced
+    from sapo.analysis.report import Report
     from sapo.experiments.jobs import Job
     from sapo.experiments.run import Reproduction
 
@@ -125,7 +125,7 @@ def _run(
     return done, lost
 
 
-def _shown(found: "Reproduction", scale: str, overrides: list[str]) -> tuple["Reproduced", dict[str, Any]]:
+def _shown(found: "Reproduction", scale: str, overrides: list[str]) -> tuple["Report", dict[str, Any]]:
     """Draws a target into its folder of the store; what it shows, and that as JSON values."""
     from sapo.analysis.report import draw
     from sapo.experiments.targets import TARGETS
@@ -152,13 +152,13 @@ def _stages(counts: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(count[name] for count in counts) for name in ("computed", "stored")}
 
 
-def _render(console: Console, document: dict[str, Any], shown: "Reproduced") -> None:
+def _render(console: Console, document: dict[str, Any], shown: "Report") -> None:
     console.rule(document["target"], align="left")
     for part in shown.parts:
         console.print(part)
     say(
         console,
-        *shown.notes,
+        *shown.remarks,
         f"Written to {document['output']}; matrices and figures lie in the folders of the "
         f"{len(document['runs'])} runs.",
         f"Took {duration(document['seconds'])}.",

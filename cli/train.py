@@ -63,8 +63,8 @@ def _summary(run: "Outcome") -> dict[str, Any]:
     from sapo.analysis.results import load_run
     from sapo.analysis.tables import chosen_prompts
 
-    summary = summarize_run(run.folder)
     result = load_run(run.folder)
+    summary = summarize_run(result)
     return {
         "id": result.id,
         "dir": str(run.folder),

@@ -16,7 +16,6 @@ from sapo.analysis.results import (
     RunResult,
     column_rows,
     damaged,
-    differences,
     load_run,
     read_table,
     require_comparable,
@@ -25,7 +24,7 @@ from sapo.analysis.results import (
 from sapo.conf.errors import UserError
 from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import ProbeRecord, mend, read_record
+from sapo.data.records import ProbeRecord, differences, mend, read_record
 
 ROLES = ("forgetting", "training", "generalization")
 # The columns of a probe's tables, those of numbers first.
@@ -211,7 +210,7 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
         for name in ("data", "train"):
             shared = set.intersection(*(set(side.get(name) or ()) for side in sides))
             sides = [side | {name: {task: side[name][task] for task in sorted(shared)}} for side in sides]
-        found = differences(*sides) if are_alike else []
+        found = list(differences(*sides)) if are_alike else []
         if found:
             raise UserError(
                 f"Probes {first.id} and {other.id} cannot be compared:\n  "

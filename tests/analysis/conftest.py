@@ -1,13 +1,22 @@
 """Fixtures that write made-up runs and probes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from made_up import write_probe, write_run
+from matplotlib.figure import Figure
 
 from sapo.analysis.probes.results import ProbeResult, load_probe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Files of figures hold no picture: to draw them is most of what an analysis takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, file, **options: file.write(options["format"].encode()))
+        yield
 
 
 @pytest.fixture

@@ -34,14 +34,17 @@ def predictions_of(scores: dict[tuple[int, str], np.ndarray]) -> pd.DataFrame:
         columns = {
             "after": after,
             "task": task,
+            "column": "trained",
             "prompt_index": -1,
             "example": range(n),
+            "row": range(n),
             "prediction": ["yes"] * n,
             "target": ["no"] * n,
             "rougeL": values,
             "exact_match": 100.0 * (values > 50),
             "nll": 5.0 - values / 25.0,
-            "target_tokens": 3,
+            "label_match": np.nan,
+            "is_unfinished": False,
         }
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
@@ -137,9 +140,8 @@ def with_columns(path: Path, loss: float, labels: bool = True) -> Path:
     tasks = json.loads((path / "run.json").read_text())["tasks"]
 
     def change(frame: pd.DataFrame) -> pd.DataFrame:
-        frame["column"] = "trained"
         if labels:
-            frame["label_match"] = frame["exact_match"].astype("Float64")
+            frame["label_match"] = frame["exact_match"]
         learned = frame["task"].map({task: number for number, task in enumerate(tasks)}) < frame["after"]
         common = frame[learned].assign(column="common", rougeL=frame["rougeL"] - loss, exact_match=0.0)
         frame.loc[learned, "prompt_index"] = 1

@@ -1,4 +1,4 @@
-"""`sapo metrics` and `sapo analyze` through a small Typer app."""
+"""`sapo metrics` and `sapo analyze`: what the commands promise, and how `analyze` puts runs together."""
 
 import json
 import subprocess
@@ -8,72 +8,66 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from made_up import TASKS, edit_run
+from made_up import TASKS, edit_run, write_run
 from typer.testing import CliRunner
 
-from sapo.cli import analyze, metrics
+from sapo.analysis.report import analyze, as_json
+from sapo.cli import analyze as analyze_command
+from sapo.cli import metrics
 from sapo.conf.errors import UserError
 
 app = typer.Typer()
 app.command("metrics")(metrics.command)
-app.command("analyze")(analyze.command)
-MATRIX = "after,a,b\n0,10,20\n1,50,26\n2,44,60\n"
+app.command("analyze")(analyze_command.command)
 
 
-def call(*arguments: object):
+def call(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result
+    return result.stdout
 
 
 def refuse_nan(name: str):
     raise AssertionError(f"{name} in JSON")
 
 
-def document(result) -> dict:
-    return json.loads(result.stdout, parse_constant=refuse_nan)
+def document(*arguments: object) -> dict:
+    return json.loads(call(*arguments, "--json"), parse_constant=refuse_nan)
 
 
 def test_metrics_as_json_and_as_a_table(tmp_path):
-    (tmp_path / "M.csv").write_text(MATRIX)
-    assert document(call("metrics", tmp_path / "M.csv", "--json")) == {
+    (tmp_path / "M.csv").write_text("after,a,b\n0,10,20\n1,50,26\n2,44,60\n")
+    assert document("metrics", tmp_path / "M.csv") == {
         "paper": {"AP": 52.0, "BWT": -3.0, "FWT": 3.0},
         "reference": {"AP": 52.0, "BWT": -6.0, "FWT": 6.0},
         "gem": {"AP": 52.0, "BWT": -6.0, "FWT": 6.0},
     }
-    table = call("metrics", tmp_path / "M.csv").stdout
+    table = call("metrics", tmp_path / "M.csv")
     assert "reference *" in table
     assert "Lopez-Paz" in table
 
 
-def test_metrics_of_one_task_are_null(tmp_path):
-    (tmp_path / "M.csv").write_text("after,a\n0,10\n1,50\n")
-    assert document(call("metrics", tmp_path / "M.csv", "--json"))["gem"] == {
-        "AP": 50.0,
-        "BWT": None,
-        "FWT": None,
-    }
-
-
-def test_a_wrong_matrix_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="Cannot read"):
-        call("metrics", tmp_path / "none.csv")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a store of static and SAPO runs of two seeds."""
+    folder = tmp_path_factory.mktemp("analyzed")
+    for policy, shift in (("static", 0.0), ("sapo", 2.0)):
+        for seed in (0, 1):
+            write_run(folder, f"store/runs/{policy}{seed}", policy=policy, seed=seed, shift=shift, n=8)
+    return folder
 
 
 @pytest.fixture
-def store(tmp_path, run_folder, monkeypatch):
-    """A store with static and SAPO runs of two seeds; the working folder is beside it."""
-    for policy, shift in (("static", 0.0), ("sapo", 2.0)):
-        for seed in (0, 1):
-            run_folder(f"store/runs/{policy}{seed}", policy=policy, seed=seed, shift=shift)
-    monkeypatch.setenv("SAPO_STORE", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "store"
+def store(folder, monkeypatch):
+    monkeypatch.setenv("SAPO_STORE", str(folder / "store"))
+    monkeypatch.chdir(folder)
+    return folder / "store"
 
 
 def test_analyze_several_runs(store, tmp_path):
-    result = document(call("analyze", "*", "--output", tmp_path / "out", "--json"))
+    out = tmp_path / "out"
+    result = document("analyze", "*", "--output", out, "--report")
     assert [run["dir"].split("/")[-1] for run in result["runs"]] == ["sapo0", "sapo1", "static0", "static1"]
     labels = [(row["source"], row["policy"], row["difference"]) for row in result["table1"]["rows"]]
     ours = [("ours", "static", False), ("ours", "sapo", True)]
@@ -84,68 +78,26 @@ def test_analyze_several_runs(store, tmp_path):
     measures = [row["measure"] for row in result["table1"]["more_rows"]]
     assert measures == ["nll", "nll", "exact_match", "exact_match"]
     assert result["table1"]["rows"][1]["cells"]["AP"]["estimate"] == pytest.approx(2.0)
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {
-        f"{name}.{kind}" for name in ("table1", "prompts") for kind in ("csv", "md", "tex")
-    } | {"report.md"}
+    names = {f"{name}.{kind}" for name in ("table1", "prompts") for kind in ("csv", "md", "tex")}
+    assert {path.name for path in out.iterdir()} == names | {"report.md", "report.html"}
     assert (store / "runs" / "sapo0" / "forgetting.png").is_file()
-    assert all((tmp_path / file).is_file() for file in result["files"])
+    assert all((store.parent / file).is_file() for file in result["files"])
+    assert result["files"][-1] == str(out / "report.html")
 
 
-def test_analyze_prints_the_table_and_where_files_are(store):
-    text = call("analyze", "static0", "sapo0").stdout
+def test_analyze_prints_tables_and_where_files_are(store):
+    text = call("analyze", "static0", "sapo0")
     for part in ("mini_three", "sapo", "Demonstration", "Prompts of static0", "results/analysis"):
         assert part in text
-
-
-def test_analyze_one_run_shows_its_metrics(store):
-    text = call("analyze", "sapo1").stdout
-    assert "By ROUGE-L" in text
-    assert "By exact match" in text
-    assert "reference *" in text
-    assert document(call("analyze", "sapo1", "--json"))["table1"] is None
-
-
-def test_analyze_runs_that_differ_in_one_prompt(tmp_path, run_folder):
-    rng = np.random.default_rng(1)
-    for index in range(6):
-        level, tasks = rng.normal(0, 10), ("T1", "T2", "X")
-        scores = {(after, task): 50 + level + rng.normal(0, 1, 5) for after in range(3) for task in tasks}
-        facts = {"policy": "fixed", "prompts": {"T1": "first", "T2": f"wording {index}"}}
-        run_folder(f"runs/probe/v{index}", scores, tasks=["T1", "T2"], unseen=["X"], **facts)
-    folder, out = tmp_path / "runs" / "probe", tmp_path / "out"
-    result = document(call("analyze", folder, "-o", out, "--measure", "nll", "--json"))
-    (correlation,) = result["correlations"]
-    assert correlation["current_task"] == "T2"
-    (cell,) = correlation["cells"]
-    assert (cell["x_task"], cell["y_task"], cell["n_prompts"]) == ("T1", "X", 6)
-    suffixes = {path.suffix for path in out.glob("correlation_nll.*")}
-    assert suffixes == {".csv", ".png", ".pdf"}
-    assert (out / "prompt_effects_nll.csv").is_file()
-    assert result["table1"] is None
-    left_out, test = result["notes"]
-    assert left_out.endswith("lorainc is not in Table 1: several fixed runs have one seed.")
-    assert test.startswith("Test of a correlation map: prompts permuted")
-    assert "Holm: over the 2 maps" in test
-
-
-def test_a_map_of_nothing_is_not_drawn_and_why_is_said(store, tmp_path):
-    folders = [store / "runs" / name for name in ("static0", "sapo0")]
-    for folder in folders:
-        prompts = json.loads((folder / "run.json").read_text())["prompts"]
-        edit_run(folder, prompts=prompts | {TASKS[-1]: folder.name})  # they differ in the last prompt only
-    result = document(call("analyze", *folders, "--output", tmp_path / "out", "--json"))
-    assert not list((tmp_path / "out").glob("correlation*.p*"))
-    reason = "2 prompts: a correlation needs 3 or more"
-    where = "smollm2_135m · mini_three · lorainc · seed 0"
-    assert result["notes"] == [f"No correlation map of prompts of NI1343 ({where}): {reason}."]
-    assert result["notes"][0] in (tmp_path / "out" / "report.md").read_text()
+    text = call("analyze", "sapo1")
+    for part in ("By ROUGE-L", "By exact match", "reference *"):
+        assert part in text
 
 
 def test_analyze_draws_probes(tmp_path, probe_folder, run_folder, monkeypatch):
     probe = probe_folder("p", n_prompts=5, unseen=["task618_x"])
     monkeypatch.setenv("SAPO_STORE", str(tmp_path))
-    result = document(call("analyze", "p", "--output", tmp_path / "out", "--report", "--json"))
+    result = document("analyze", "p", "--output", tmp_path / "out", "--report")
     assert result["probes"] == [{"id": "p", "dir": str(probe)}]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     for number in (1, 2, 3):
@@ -157,19 +109,54 @@ def test_analyze_draws_probes(tmp_path, probe_folder, run_folder, monkeypatch):
         call("analyze", "p", "r")
 
 
-def test_analyze_refuses_before_it_writes(store, run_folder):
-    run_folder("store/runs/other", policy="random", comparable={"model": "another"})
-    with pytest.raises(UserError, match="cannot be compared"):
-        call("analyze", "*")
-    assert not (store / "runs" / "sapo0" / "metrics.json").exists()
+def test_runs_that_differ_in_one_prompt_are_correlated(tmp_path, run_folder):
+    rng = np.random.default_rng(1)
+    folders = []
+    for index in range(6):
+        level, tasks = rng.normal(0, 10), ("T1", "T2", "X")
+        scores = {(after, task): 50 + level + rng.normal(0, 1, 5) for after in range(3) for task in tasks}
+        facts = {"policy": "fixed", "prompts": {"T1": "first", "T2": f"wording {index}"}}
+        folders.append(run_folder(f"v{index}", scores, tasks=["T1", "T2"], unseen=["X"], **facts))
+    out = tmp_path / "out"
+    result = as_json(analyze(folders, out, "nll", "reference"))
+    (correlation,) = result["correlations"]
+    assert correlation["current_task"] == "T2"
+    (cell,) = correlation["cells"]
+    assert (cell["x_task"], cell["y_task"], cell["n_prompts"]) == ("T1", "X", 6)
+    assert {path.suffix for path in out.glob("correlation_nll.*")} == {".csv", ".png", ".pdf"}
+    assert (out / "prompt_effects_nll.csv").is_file()
+    assert result["table1"] is None
+    left_out, test = result["notes"]
+    assert left_out.endswith("lorainc is not in Table 1: several fixed runs have one seed.")
+    assert test.startswith("Test of a correlation map: prompts permuted")
+    assert "Holm: over the 2 maps" in test
 
 
-@pytest.mark.parametrize("options", [["--measure", "rouge"], ["--definition", "gems"]])
-def test_unknown_measures_and_definitions_are_refused_before_anything_is_written(store, options):
-    for names in (["sapo0"], ["sapo0", "static0"]):
-        with pytest.raises(UserError, match="Unknown"):
-            call("analyze", *names, *options)
-    assert not (store / "runs" / "sapo0" / "metrics.json").exists()
+def test_a_map_of_nothing_is_not_drawn_and_why_is_said(run_folder, tmp_path):
+    folders = []
+    for policy in ("static", "sapo"):  # they differ in the last prompt only
+        prompts = dict.fromkeys(TASKS, "Answer.") | {TASKS[-1]: policy}
+        folders.append(run_folder(policy, policy=policy, prompts=prompts))
+    report = analyze(folders, tmp_path / "out", "rougeL", "reference")
+    assert not list((tmp_path / "out").glob("correlation*.p*"))
+    reason = "2 prompts: a correlation needs 3 or more"
+    where = "smollm2_135m · mini_three · lorainc · seed 0"
+    assert report.remarks == [f"No correlation map of prompts of NI1343 ({where}): {reason}."]
+    assert report.remarks[0] in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_what_is_wrong_is_refused_before_anything_is_written(run_folder, tmp_path):
+    one, other = run_folder("one"), run_folder("other", policy="sapo")
+    edit_run(other, comparable={"model": "another"})
+    for folders, measure, definition, message in (
+        ([one], "rouge", "reference", "Unknown measure"),
+        ([one], "nll", "gems", "Unknown metric definition"),
+        ([one, other], "nll", "gem", "cannot be compared"),
+    ):
+        with pytest.raises(UserError, match=message):
+            analyze(folders, tmp_path / "out", measure, definition)
+    assert not (one / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_modules_are_light():

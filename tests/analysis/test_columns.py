@@ -32,7 +32,7 @@ def test_learned_tasks_take_their_common_rows_and_the_others_count_for_both(run_
 
 def test_metrics_and_files_of_both_columns(run_folder):
     path = with_columns(run_folder(tasks=TASKS), loss=3.0)
-    summary = summarize_run(path)
+    summary = summarize_run(load_run(path))
     trained, common = (summary[name]["rougeL"]["reference"] for name in ("metrics", "metrics_common"))
     assert common["AP"] == pytest.approx(trained["AP"] - 3)
     assert (common["BWT"], common["FWT"]) == pytest.approx((trained["BWT"], trained["FWT"]))
@@ -53,11 +53,11 @@ def test_a_run_without_the_column_has_none_unless_all_its_prompts_are_original(r
     )
     with pytest.raises(UserError, match="training prompts only"):
         score_matrix(load_run(old), "rougeL", "common")
-    summary = summarize_run(old)
+    summary = summarize_run(load_run(old))
     assert summary["metrics_common"] is None
     assert not list(old.glob("*_common.csv"))
     table = score_table([load_run(static), load_run(old)], draws=20)
-    assert set(table.lines["column"]) == {"trained"}
+    assert set(table.lines["tested_with"]) == {"trained"}
     assert any(note.startswith("No common-prompt rows with old:") for note in table.notes)
 
 
@@ -84,7 +84,7 @@ def test_damaged_columns_are_refused(run_folder, damage, message):
 def pair(run_folder):
     """Static, and SAPO that is 5 points better with its own prompts, of which 3 are the test prompt's."""
     static = run_folder("static", tasks=TASKS)
-    edit_run(static, lambda frame: frame.assign(column="trained", label_match=frame["exact_match"]))
+    edit_run(static, lambda frame: frame.assign(label_match=frame["exact_match"]))
     sapo = with_columns(run_folder("sapo", tasks=TASKS, policy="sapo", shift=5.0), loss=3.0)
     return [load_run(static), load_run(sapo)]
 
@@ -100,7 +100,7 @@ def test_table_1_shows_every_score_by_both_columns_in_all_renderings(pair):
     assert gains.at["ROUGE-L", "AP"].value == pytest.approx(5.0)
     assert gains.at["ROUGE-L, common prompt", "AP"].value == pytest.approx(2.0)
     assert gains.at["ROUGE-L", "FWT"].value == pytest.approx(gains.at["ROUGE-L, common prompt", "FWT"].value)
-    for text in (render.score_markdown(table), render.score_latex(table)):
+    for text in (render.score_markdown(table), render.latex(render.score_texts(table))):
         for name in ("ROUGE-L, common prompt", "exact match", "label match"):
             assert name in text
     long = render.score_csv(table)
@@ -112,7 +112,7 @@ def test_label_match_of_mixed_sequences_is_empty_and_says_why(run_folder):
     paths = [with_columns(run_folder(name, tasks=TASKS, policy=name), 1.0) for name in ("static", "sapo")]
     for path in paths:
         edit_run(path, lambda f: f.assign(label_match=f["label_match"].where(f["task"] != "b")))
-    summary = summarize_run(paths[0])
+    summary = summarize_run(load_run(paths[0]))
     assert set(summary["metrics"]["label_match"]["reference"].values()) == {None}
     content = json.loads((paths[0] / "metrics.json").read_text())
     assert content["not_defined"] == {"label_match": "no label set: b"}

@@ -39,7 +39,7 @@ def test_reference_metrics_are_means_of_these_matrices():
 
 def test_summary_writes_the_files_of_the_contract(run_folder):
     path = run_folder(unseen=["x"])
-    summary = summarize_run(path)
+    summary = summarize_run(load_run(path))
     names = {file.name for file in summary["files"]}
     measures = ("rougeL", "exact_match", "nll")
     expected = {
@@ -62,7 +62,7 @@ def test_summary_writes_the_files_of_the_contract(run_folder):
 
 def test_metrics_json_holds_all_definitions_of_all_measures(run_folder):
     path = run_folder()
-    summary = summarize_run(path)
+    summary = summarize_run(load_run(path))
     content = json.loads((path / "metrics.json").read_text())
     assert content["metrics"] == summary["metrics"]
     assert set(content["metrics"]) == set(MEASURES)
@@ -82,13 +82,13 @@ def test_metrics_json_holds_all_definitions_of_all_measures(run_folder):
 
 def test_one_task_has_null_transfer_and_no_figure(run_folder):
     path = run_folder(tasks=["a"])
-    summary = summarize_run(path)
+    summary = summarize_run(load_run(path))
     assert summary["metrics"]["rougeL"]["reference"]["BWT"] is None
     assert not [file for file in summary["files"] if file.suffix == ".png"]
     assert "NaN" not in (path / "metrics.json").read_text()
 
 
 def test_figures_of_another_measure_have_its_name(run_folder):
-    names = {file.name for file in summarize_run(run_folder(), "exact_match")["files"]}
+    names = {file.name for file in summarize_run(load_run(run_folder()), "exact_match")["files"]}
     assert {"forgetting_exact_match.png", "generalization_exact_match.pdf"} <= names
     assert {"forgetting.png", "forgetting_nll.png"} <= names

@@ -98,7 +98,7 @@ def test_a_record_that_does_not_fit_is_refused(copy, changes, said):
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"comparable": {"evaluator": {"max_new": 64}}}, "evaluator max_new: 128 against 64"),
+        ({"comparable": {"evaluator": {"max_new": 64}}}, "evaluator.max_new: 128 -> 64"),
         ({"label": "ewc"}, "method ewc instead of lorainc"),
         ({"prompts": {"task589_amazon": "other"}}, "another prompt of task589_amazon than run probe--1"),
     ],
@@ -144,7 +144,7 @@ def test_only_probes_that_agree_on_shared_data_are_pooled(small):
     other = replace(one, id="other", sequence="ni_probe_g2", comparable=one.comparable | {"data": data})
     require_poolable([one, other])
     changed = other.comparable | {"data": data | {"task339_record": "sha-changed"}}
-    with pytest.raises(UserError, match="data task339_record: sha-task339_record against sha-changed"):
+    with pytest.raises(UserError, match=r'data\.task339_record: "sha-task339_record" -> "sha-changed"'):
         require_poolable([one, replace(other, comparable=changed)])
     require_poolable([one, replace(other, comparable=changed, model="another")])
     with pytest.raises(UserError, match="same sequence, model, method and seed"):

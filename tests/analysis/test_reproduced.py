@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_up import edit_run, seal
 
-from sapo.analysis.report import DRAWINGS, Reproduced, probes
+from sapo.analysis.report import DRAWINGS, Report, draw, probes
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices
 from sapo.experiments.targets import TARGETS, jobs_of, targets_of
@@ -40,16 +40,19 @@ def _without_heat_maps(monkeypatch):
     monkeypatch.setattr("sapo.analysis.report.summarize_run", lambda *_: summary)
 
 
-def render(name: str, output, run_folder, probe_folder) -> Reproduced:
-    target = TARGETS[name]
-    if target.is_probe:
-        probe = probe_folder(n_prompts=5, unseen=["task618_x", "task511_x"])
-        return probes(name, [target.drawing], [probe], output, [FAILURE])
+@pytest.fixture(scope="module")
+def small_probe(probe_writer, tmp_path_factory):
+    return probe_writer(tmp_path_factory.mktemp("small"), n_prompts=5, unseen=["task618_x", "task511_x"])
+
+
+def render(name: str, output, run_folder, probe) -> Report:
+    if TARGETS[name].is_probe:
+        return draw(TARGETS[name].drawing, name, [probe], output, warnings=[FAILURE])
     folders = [
-        run_folder(f"run{number}", tasks="ab", stages=STAGES, **changes)
+        run_folder(f"run{number}", tasks="ab", stages=STAGES, n=8, **changes)
         for number, changes in enumerate(RUNS[name][0])
     ]
-    return DRAWINGS[target.drawing](name, folders, output, "reference", [FAILURE])
+    return draw(TARGETS[name].drawing, name, folders, output, warnings=[FAILURE])
 
 
 def check_table3(shown, output):
@@ -73,9 +76,9 @@ CHECKS = {"table3": check_table3, "figure15": check_figure15}
 
 
 @pytest.mark.parametrize("name", targets_of("all", "mini"))
-def test_every_target_renders(name, run_folder, probe_folder, tmp_path):
+def test_every_target_renders(name, run_folder, small_probe, tmp_path):
     output = tmp_path / "out"
-    shown = render(name, output, run_folder, probe_folder)
+    shown = render(name, output, run_folder, small_probe)
     names = {path.name for path in shown.files if path.parent == output}
     assert {f"{name}.md", f"{name}.tex", "report.html"} <= names
     assert {path.suffix for path in shown.files} >= {".csv", ".md", ".tex", ".html"}
@@ -84,7 +87,7 @@ def test_every_target_renders(name, run_folder, probe_folder, tmp_path):
         assert {path.suffix for path in shown.files if path.parent == output} >= {".png", ".pdf"}
     text = (output / f"{name}.md").read_text()
     page = (output / "report.html").read_text()
-    assert FAILURE in shown.notes
+    assert FAILURE in shown.remarks
     for said in ("Demonstration", FAILURE):
         assert said in text
         assert said in page.partition('id="warnings"')[2].partition("</section>")[0]
@@ -100,10 +103,10 @@ def test_every_target_renders(name, run_folder, probe_folder, tmp_path):
 def test_demonstrations_lead_with_nll_and_the_papers_runs_with_rouge_l(name, run_folder, tmp_path):
     for is_demonstration, leading in ((True, "nll"), (False, "rougeL")):
         folders = [
-            run_folder(f"{leading}{number}", demonstration=is_demonstration, **changes)
+            run_folder(f"{leading}{number}", demonstration=is_demonstration, tasks="ab", n=6, **changes)
             for number, changes in enumerate(RUNS[name][0])
         ]
-        shown = DRAWINGS[TARGETS[name].drawing](name, folders, tmp_path / leading, "reference")
+        shown = draw(TARGETS[name].drawing, name, folders, tmp_path / leading)
         other = {"nll": "rougeL", "rougeL": "nll"}[leading]
         measures = list(dict.fromkeys(shown.tables[name]["measure"]))
         assert measures[:3] == [leading, other, "exact_match"]
@@ -130,7 +133,7 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
         "NI618: 2 inputs were too long and have been shortened.",
         f"NI339: original, prompt {lowest} tie",
     ):
-        assert part in page or part in shown.notes, part
+        assert part in page or part in shown.remarks, part
     written = pd.read_csv(tmp_path / "out" / "prompts_probe.csv")
     assert list(written["prompt"][:2]) == ["original", f"prompt {lowest}"]
     assert written["loss"].is_monotonic_increasing
@@ -139,16 +142,15 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
 
 def test_no_pools_no_figure_15(run_folder, tmp_path):
     runs = [run_folder(policy, policy=policy) for policy in ("static", "random")]
-    shown = DRAWINGS["pool_sizes"]("figure15", runs, tmp_path / "out", "reference")
-    assert "No Figure 15: it needs runs of a policy that chooses from a pool." in shown.notes
+    shown = draw("pool_sizes", "figure15", runs, tmp_path / "out")
+    assert "No Figure 15: it needs runs of a policy that chooses from a pool." in shown.remarks
     assert not list((tmp_path / "out").glob("figure15_*"))
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_every_target_has_an_experiment_at_each_scale(name):
-    target = TARGETS[name]
-    assert {f"{target.experiment}_{scale}" for scale in target.scales} <= set(choices("experiment"))
-    assert target.is_probe or target.drawing in DRAWINGS
+def test_every_target_has_an_experiment_at_each_scale():
+    for target in TARGETS.values():
+        assert {f"{target.experiment}_{scale}" for scale in target.scales} <= set(choices("experiment"))
+        assert target.is_probe or target.drawing in DRAWINGS
 
 
 def test_probes_and_table_1_have_the_small_scale():

@@ -125,10 +125,10 @@ def comparable(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "other"}, "model: m against other"),
-        ({"data": {"a": "1", "b": "3"}}, "data b: 2 against 3"),
-        ({"data": {"a": "1"}}, "data b: 2 against nothing"),
-        ({"evaluator": {"max_new": 64}}, "evaluator max_new: 128 against 64"),
+        ({"model": "other"}, 'model: "m" -> "other"'),
+        ({"data": {"a": "1", "b": "3"}}, 'data.b: "2" -> "3"'),
+        ({"data": {"a": "1"}}, 'data.b: "2" -> null'),
+        ({"evaluator": {"max_new": 64}}, "evaluator.max_new: 128 -> 64"),
     ],
 )
 def test_runs_that_differ_in_model_data_or_evaluator_are_not_compared(run_folder, changes, message):

@@ -76,9 +76,9 @@ def test_a_demonstration_shows_nll_too_with_intervals(runs, run_folder):
     assert list(nll["label"]) == ["static", "sapo - static", "random - static"]
     assert [nll.iloc[1][name].value for name in METRICS] == pytest.approx([-0.08, 0.0, -0.08])
     shown = " ".join(text_of(render.score_terminal(table), 80).split())
-    for part in ("NLL (lower is better):", "-0.080", "[-0.080, -0.080]", "See NLL too: at this size"):
+    for part in (": NLL (lower is better)", "-0.080", "[-0.080, -0.080]", "See NLL too: at this size"):
         assert part in shown
-    for text in (render.score_markdown(table), render.score_latex(table)):
+    for text in (render.score_markdown(table), render.latex(render.score_texts(table))):
         assert "NLL (lower is better)" in text
         assert "-0.080 [-0.080, -0.080]" in text
     whole = score_table([load_run(run_folder("whole", demonstration=False))], draws=50)
@@ -95,13 +95,17 @@ def test_where_nll_leads_rouge_l_follows_with_the_papers_rows(runs):
         "exact match": ["ours"] * 3,
     }
     assert table.notes[:2] == (DEMONSTRATION, NLL_LEADS)
-    texts = [render.score_markdown(table), render.score_latex(table), render.csv(render.score_csv(table))]
+    texts = [
+        render.score_markdown(table),
+        render.latex(render.score_texts(table)),
+        render.csv(render.score_csv(table)),
+    ]
     for text in texts:
         places = [text.index(part) for part in ("nll" if text.startswith("source") else "NLL (lo", "65.41")]
         assert places == sorted(places)
         assert text.count("65.41") == 1
     shown = text_of(render.score_terminal(table), 80)
-    assert shown.index("NLL (lower is better)") < shown.index("ROUGE-L:") < shown.index("65.41")
+    assert shown.index("NLL (lower is better)") < shown.index(": ROUGE-L") < shown.index("65.41")
     assert "[+2.00, +2.00]" in shown
 
 
@@ -187,7 +191,8 @@ def test_markdown(runs):
 
 
 def test_latex(runs):
-    text = render.score_latex(score_table(runs, draws=50))
+    table = score_table(runs, draws=50)
+    text = render.latex(render.score_texts(table), notes=table.notes)
     for part in (r"\toprule", r"\midrule", r"\bottomrule", r"{smollm2\_135m} & {mini\_three}", r"95 \%"):
         assert part in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -217,12 +222,7 @@ def test_names_are_compared_without_case_and_punctuation():
 def test_chosen_prompts(runs, run_folder):
     choices = [
         {"task": "t|1", "index": -1, "text": "Say {x} & 50 %\nplainly", "candidates": None},
-        {
-            "task": "t2",
-            "index": 1,
-            "text": "[red]b",
-            "candidates": [candidate(1, 0.5)],
-        },
+        {"task": "t2", "index": 1, "text": "[red]b", "candidates": [candidate(1, 0.5)]},
     ]
     run = load_run(run_folder("own", choices=choices))
     prompts = chosen_prompts([runs[0], run])
@@ -231,7 +231,7 @@ def test_chosen_prompts(runs, run_folder):
     assert r"| own | t\|1 | -1 | - | - | Say {x} & 50 % plainly |" in render.markdown(
         render.prompt_texts(prompts), 2, left_last=True
     )
-    assert r"Say \{x\} \& 50 \%" in render.prompts_latex(prompts)
+    assert r"Say \{x\} \& 50 \%" in render.latex(render.prompt_texts(prompts))
     text = text_of(render.prompts_terminal(prompts), 80)
     assert "[red]b" in text
     assert "NI1343" in text
@@ -339,11 +339,7 @@ def test_runs_without_pools_make_no_points(run_folder):
 
 def test_the_figure_has_a_panel_a_metric_and_a_tick_a_size(sizes):
     figure = size_figure(size_points(sizes, "rougeL"), "rougeL", "Sizes")
-    assert [axes.get_title() for axes in figure.axes] == [
-        "AP (n = 60)",
-        "BWT (n = 40)",
-        "FWT (n = 40)",
-    ]
+    assert [axes.get_title() for axes in figure.axes] == ["AP (n = 60)", "BWT (n = 40)", "FWT (n = 40)"]
     for axes in figure.axes:
         assert list(axes.get_xticks()) == [10, 20]
     assert list(figure.axes[0].containers[0].lines[0].get_ydata()) == pytest.approx([1.0, 2.0])

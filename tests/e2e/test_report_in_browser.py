@@ -66,14 +66,17 @@ def write_run(folder: Path, policy: str) -> None:
         {
             "after": after,
             "task": task,
+            "column": "trained",
             "prompt_index": -1,
             "example": example,
+            "row": example,
             "prediction": f"{HOSTILE} {LONG_WORD} {after if example < 2 else ''}",
             "target": LONG_WORD,
             "rougeL": 50.0 + {0: -20, 1: 20}.get(example, 0) * after,
             "exact_match": 0.0,
             "nll": 1.0,
-            "target_tokens": 3,
+            "label_match": None,
+            "is_unfinished": False,
         }
         for after in range(3)
         for task in (*TASKS, *UNSEEN)
