@@ -122,7 +122,7 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
     losses.to_parquet(probe / "losses.parquet")
     seal(probe)
     edit_run(tmp_path / "runs" / "probe-0", shortened={"task618_x": 2})
-    shown = probes("figure1", ["figure1"], [probe], tmp_path / "out")
+    probes("figure1", ["figure1"], [probe], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     for part in (
         "5 runs",
@@ -131,9 +131,8 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
         "Prompts of NI339 and their losses before training",
         f"Wording {lowest}: ",
         "NI618: 2 inputs were too long and have been shortened.",
-        f"NI339: original, prompt {lowest} tie",
     ):
-        assert part in page or part in shown.remarks, part
+        assert part in page, part
     written = pd.read_csv(tmp_path / "out" / "prompts_probe.csv")
     assert list(written["prompt"][:2]) == ["original", f"prompt {lowest}"]
     assert written["loss"].is_monotonic_increasing
