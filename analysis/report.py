@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sapo.analysis.intervals import COEFFICIENTS, holm
 from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
 from sapo.analysis.page import write_page
-from sapo.analysis.probes.report import probe_report, prompt_table, prompts_title
+from sapo.analysis.probes.report import FIGURES, probe_report, prompt_table, prompts_title
 from sapo.analysis.published import PAPER
 from sapo.analysis.results import (
     DRAWN,
@@ -104,17 +104,10 @@ def analyze(
 ) -> Report:
     """Summarizes each run in its own folder and, into `output`, what several runs say together.
 
-    Args:
-        folders: of the runs.
-        output: the folder for what runs say together.
-        measure: the one that leads; None: the paper's ROUGE-L, or NLL where a run is a demonstration.
-        definition: of BWT and FWT.
-        name: of the table. It holds the rows of the paper's table of that name, or of Table 1 if that one is
-            not of scores.
-        warnings: are kept with the report.
-
-    Raises:
-        UserError: a run is damaged, or runs of one model and sequence cannot be compared. Nothing is written.
+    `measure` leads; without it the paper's ROUGE-L does, or NLL where a run is a demonstration. The table is
+    called `name` and holds the rows of the paper's table of that name, or of Table 1 if that one is not of
+    scores; `warnings` are kept with the report. Raises UserError, before anything is written, if a run is
+    damaged or runs of one model and sequence cannot be compared.
     """
     if measure is not None:
         check_measure(measure)
@@ -127,40 +120,43 @@ def analyze(
         for group in prompt_variants(runs)
         if len(group[0].tasks) + len(group[0].unseen) > 1
     ]
+    _put_in_table(report)
+    for run in runs:
+        summary = summarize_run(run, leading)
+        report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})
+        report.files += summary["files"]
+    _write(report, output)
+    return report
+
+
+def _put_in_table(report: Report) -> None:
+    """The table of the runs of which there is one a seed, or where it has no two the metrics of each run."""
     for_table = []
-    for (model, sequence, method, _), policies in grouped(runs).items():
-        twice = [
-            policy for policy, members in policies.items() if len({r.seed for r in members}) < len(members)
-        ]
-        for_table += [] if twice else [run for members in policies.values() for run in members]
+    for (model, sequence, method, _), variants in grouped(report.runs).items():
+        twice = [name for name, runs in variants.items() if len({run.seed for run in runs}) < len(runs)]
+        for_table += [] if twice else [run for runs in variants.values() for run in runs]
         report.warnings += [
             f"{model} · {sequence} · {method} is not in {report.title}: several {policy} runs have one seed."
             for policy in twice
         ]
     if len(for_table) > 1:
-        paper = name if name in PAPER else "table1"
-        report.table = score_table(for_table, leading, definition, paper=paper)
-        report.tables[name] = render.score_csv(report.table)
+        paper = report.name if report.name in PAPER else "table1"
+        report.table = score_table(for_table, report.measure, report.definition, paper=paper)
+        report.tables[report.name] = render.score_csv(report.table)
         report.parts.append(render.score_terminal(report.table))
-    else:  # a table's notes say so
-        report.warnings += row_remarks(runs)
-    for run in runs:
-        summary = summarize_run(run, leading)
-        report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})
-        report.files += summary["files"]
-        if not report.table:
+    else:
+        report.warnings += row_remarks(report.runs)  # which are among the notes of a table
+        for run in report.runs:
             report.parts.append(f"{run.id}: {run.facts}")
-            for shown in shown_measures(leading):
-                report.parts += [f"By {MEASURES[shown]}:", render.metrics_terminal(score_matrix(run, shown))]
-    prompts = chosen_prompts(runs)
-    report.parts.append(render.prompts_terminal(prompts))
-    _write(report, prompts, output)
-    return report
+            for name in shown_measures(report.measure):
+                report.parts += [f"By {MEASURES[name]}:", render.metrics_terminal(score_matrix(run, name))]
+    report.parts.append(render.prompts_terminal(chosen_prompts(report.runs)))
 
 
-def _write(report: Report, prompts: pd.DataFrame, output: Path) -> None:
+def _write(report: Report, output: Path) -> None:
     """Tables, correlations and the summary `report.md` in `output`."""
     figures = _draw_correlations(report, output)
+    prompts = chosen_prompts(report.runs)
     prompt_texts = render.prompt_texts(prompts)
     texts = {
         "prompts.csv": render.csv(prompts),
@@ -251,23 +247,31 @@ def as_json(report: Report) -> dict[str, Any]:
 # --- the paper's tables and figures ------------------------------------------------------------------------
 
 
-def scores(
-    target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
+def draw(
+    drawing: str,
+    target: str,
+    folders: Sequence[Path],
+    output: Path,
+    definition: str = DEFAULT_DEFINITION,
+    warnings: Sequence[str] = (),
 ) -> Report:
-    """Tables 1, 2, 3 and 11: AP, BWT and FWT of policies and pools, and the prompts that were chosen.
+    """A target's `drawing`, as `experiments.targets` names it, of its runs or probes, into `output`.
 
-    `warnings`, here and in every other drawing, are what went wrong on the way: they are kept with the rest.
+    `warnings` are what went wrong on the way: they are kept with the rest.
     """
+    if drawing in FIGURES:
+        return probes(target, [drawing], folders, output, warnings)
+    if drawing == "timings":
+        return _wall_time(target, folders, output, warnings)
     report = analyze(folders, output, None, definition, target, warnings)
+    if drawing == "pool_sizes":
+        _draw_sizes(report, output)
     report.files.append(write_page(report, output))
     return report
 
 
-def pool_sizes(
-    target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
-) -> Report:
-    """Figure 15: the same against the size of the pool, drawn for NLL and for ROUGE-L."""
-    report = analyze(folders, output, None, definition, target, warnings)
+def _draw_sizes(report: Report, output: Path) -> None:
+    """Figure 15: the table against the size of the pool, drawn for NLL and for ROUGE-L."""
     seeds = sorted({run.seed for run in report.runs})
     is_demonstration = any(run.demonstration for run in report.runs)
     drawn: list[Path] = []
@@ -281,36 +285,27 @@ def pool_sizes(
             remark(is_demonstration, measure),
         ]
         title = f"Size of the prompt pool (bars: 95 % intervals)\n{' · '.join(filter(None, facts))}"
-        stem = output / f"{report.name}_{measure}"
-        drawn += [*save(size_figure(points, measure, title), stem), _write_csv(points, stem)]
+        name = f"{report.name}_{measure}"
+        drawn += save(size_figure(points, measure, title), output / name)
+        drawn.append(write_file(output / f"{name}.csv", render.csv(points)))
     if drawn:
         report.notes.append("The paper's rows are of 20 paraphrases; of its Figure 15 no values are at hand.")
     else:
         report.warnings.append(f"No {report.title}: it needs runs of a policy that chooses from a pool.")
     report.files += drawn
-    report.files.append(write_page(report, output))
-    return report
 
 
-def wall_time(
-    target: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
-) -> Report:
+def _wall_time(name: str, folders: Sequence[Path], output: Path, warnings: Sequence[str]) -> Report:
     """Table 10: wall time with and without selection."""
-    del definition  # of metrics, which have no part in times
     runs = [load_run(folder) for folder in folders]
     frame, left_out, notes = timings(runs)
-    report = Report(runs, warnings=[*warnings, *left_out], notes=notes, name=target, tables={target: frame})
+    report = Report(runs, warnings=[*warnings, *left_out], notes=notes, name=name, tables={name: frame})
     report.measure = leading_measure(any(run.demonstration for run in runs))
     text = timing_text(frame)
-    remarks = render.notes_markdown(report.warnings, report.notes)
-    report.files = [
-        _write_csv(frame, output / target),
-        write_file(output / f"{target}.md", "\n".join([render.markdown(text), *remarks])),
-        write_file(output / f"{target}.tex", render.latex(text)),
-        write_page(report, output, {report.title: text}),
-    ]
     where = dict.fromkeys(f"{run.model} · {run.sequence}" for run in runs)
     report.parts.append(render.terminal(text, f"{report.title}: {', '.join(where)}"))
+    _write_texts(report, output, {f"{name}.csv": frame}, render.markdown(text), render.latex(text))
+    report.files.append(write_page(report, output, {report.title: text}))
     return report
 
 
@@ -329,55 +324,27 @@ def probes(
     """
     found = probe_report(folders, drawings, output, measures)
     runs = [run for probe in found.probes for run in probe.runs.values()]
-    report = Report(
-        runs,
-        warnings=[*warnings, *found.warnings],
-        notes=found.notes,
-        measure=leading_measure(any(run.demonstration for run in runs)),
-        name=name,
-        tables=found.tables,
-        files=[*found.files],
-    )
+    report = Report(runs, notes=found.notes, name=name, tables=found.tables, files=[*found.files])
+    report.warnings = [*warnings, *found.warnings]
+    report.measure = leading_measure(any(run.demonstration for run in runs))
     prompts = {prompts_title(probe): prompt_table(probe) for probe in found.probes}
     tables = {title: frame.astype(str) for title, frame in found.tables.items()}
-    lines = [
-        f"## {markdown_safe(title)}\n\n{render.markdown(frame)}"
-        for title, frame in (tables | prompts).items()
-    ]
-    remarks = render.notes_markdown(report.warnings, report.notes)
-    for probe, frame in zip(found.probes, prompts.values(), strict=True):
-        report.files.append(_write_csv(frame, output / f"prompts_{probe.id}"))
-    report.files += [
-        write_file(output / f"{name}.md", "\n".join([*lines, *remarks])),
-        write_file(output / f"{name}.tex", "\n".join(map(render.latex, tables.values()))),
-    ]
+    report.parts += [render.terminal(frame, title) for title, frame in tables.items()]
+    shown = (tables | prompts).items()
+    texts = [f"## {markdown_safe(title)}\n\n{render.markdown(frame)}" for title, frame in shown]
+    files = [f"prompts_{probe.id}.csv" for probe in found.probes]
+    frames = dict(zip(files, prompts.values(), strict=True))
+    _write_texts(report, output, frames, "\n".join(texts), "\n".join(map(render.latex, tables.values())))
     if with_page:
         report.files.append(write_page(report, output, found.tables | prompts))
-    report.parts += [render.terminal(frame, title) for title, frame in tables.items()]
     return report
 
 
-def _write_csv(frame: pd.DataFrame, stem: Path) -> Path:
-    """`frame` as `stem`.csv."""
-    return write_file(stem.with_name(f"{stem.name}.csv"), render.csv(frame))
-
-
-DRAWINGS: dict[str, Callable[[str, Sequence[Path], Path, str, Sequence[str]], Report]] = {
-    "scores": scores,
-    "pool_sizes": pool_sizes,
-    "timings": wall_time,
-}
-
-
-def draw(
-    drawing: str,
-    target: str,
-    folders: Sequence[Path],
-    output: Path,
-    definition: str = "reference",
-    warnings: Sequence[str] = (),
-) -> Report:
-    """A target's `drawing`, as `experiments.targets` names it, of its runs or probes, into `output`."""
-    if drawing in DRAWINGS:
-        return DRAWINGS[drawing](target, folders, output, definition, warnings)
-    return probes(target, [drawing], folders, output, warnings)
+def _write_texts(
+    report: Report, output: Path, frames: dict[str, pd.DataFrame], markdown: str, latex: str
+) -> None:
+    """Tables by the names of their CSV files, and the report's Markdown, with its remarks, and LaTeX."""
+    remarks = render.notes_markdown(report.warnings, report.notes)
+    texts = {name: render.csv(frame) for name, frame in frames.items()}
+    texts |= {f"{report.name}.md": "\n".join([markdown, *remarks]), f"{report.name}.tex": latex}
+    report.files += [write_file(output / name, text) for name, text in texts.items()]
