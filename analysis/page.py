@@ -22,7 +22,7 @@ from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import are_numbers, constant_columns, score_texts
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, column_rows, row_remarks, score_matrix
-from sapo.analysis.tables import DEMONSTRATION, score_table
+from sapo.analysis.tables import DEMONSTRATION, comparable_losses, score_table
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
 from sapo.data.tasks import short_name
@@ -228,12 +228,6 @@ def run_warnings(runs: Sequence[RunResult], labels: Sequence[str]) -> list[str]:
         for task, count in run.record.shortened.items():
             if count:
                 texts.append(f"{short_name(task)}: {count} inputs were too long and have been shortened.")
-        for choice in run.record.choices:
-            tied = ", ".join(map(prompt_name, ties(choice)))
-            if "," in tied:
-                texts.append(
-                    f"{short_name(choice.task)}: candidates {tied} tie: one loss, of which one was taken."
-                )
         texts += [*row_remarks([run]), *run.record.notes]
         if run.record.environment.get("dirty"):
             texts.append("Run with uncommitted changes: the git commit does not say all of the code.")
@@ -286,45 +280,28 @@ def prompt_name(index: int) -> str:
     return "original" if index == ORIGINAL else str(index)
 
 
-def ties(choice: ChoiceRecord) -> list[int]:
-    """The candidates whose loss is the chosen one's, read on as many examples; itself among them."""
-    candidates = choice.candidates or ()
-    chosen = next((c for c in candidates if c.index == choice.index), None)
-    return [
-        c.index
-        for c in candidates
-        if chosen and c.n_examples == chosen.n_examples and math.isclose(c.loss, chosen.loss, rel_tol=1e-12)
-    ]
-
-
 def choice_facts(choice: ChoiceRecord) -> dict[str, Any]:
     """The prompt that a task was trained with, and all that could have been, the lowest loss first.
 
     A candidate's `change` is against the original's loss; one read on fewer examples (`is_partial`) has none.
     """
-    candidates = choice.candidates or ()
-    most = max((c.n_examples for c in candidates), default=0)
-    whole = {c.index: c.loss for c in candidates if c.n_examples == most}
+    whole = comparable_losses(choice)
     original = whole.get(ORIGINAL)
     rows = [
         {
-            "name": prompt_name(c.index),
-            "text": c.text,
-            "loss": f"{c.loss:.4f}",
-            "change": f"{c.loss - original:+.4f}" if original is not None and c.index in whole else NONE,
-            "n_examples": c.n_examples or NONE,
-            "is_chosen": c.index == choice.index,
-            "is_partial": c.index not in whole,
+            "name": prompt_name(candidate.index),
+            "text": candidate.text,
+            "loss": f"{candidate.loss:.4f}",
+            "change": NONE if is_partial or original is None else f"{candidate.loss - original:+.4f}",
+            "n_examples": candidate.n_examples or NONE,
+            "is_chosen": candidate.index == choice.index,
+            "is_partial": is_partial,
         }
-        for c in sorted(candidates, key=lambda c: (c.loss, c.index))
+        for candidate in sorted(choice.candidates or (), key=lambda each: (each.loss, each.index))
+        for is_partial in [candidate.index not in whole]
     ]
-    return {
-        "task": short_name(choice.task),
-        "name": prompt_name(choice.index),
-        "text": choice.text,
-        "candidates": rows,
-        "n_tied": len(ties(choice)),
-    }
+    name = prompt_name(choice.index)
+    return {"task": short_name(choice.task), "name": name, "text": choice.text, "candidates": rows}
 
 
 # --- predictions to browse ---------------------------------------------------------------------------------

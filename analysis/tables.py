@@ -28,6 +28,7 @@ from sapo.analysis.results import (
     why_no_labels,
 )
 from sapo.data.prompts import ORIGINAL
+from sapo.data.records import ChoiceRecord
 
 DEMONSTRATION = (
     "Demonstration on a small model or small generated data: not a reproduction of the paper's numbers."
@@ -91,31 +92,25 @@ def score_table(
     for (model, sequence, method, parity), variants in grouped(runs).items():
         require_comparable([run for run in runs if (run.model, run.sequence) == (model, sequence)])
         shown = method if parity == "paper" else f"{method}, parity {parity}"
-        members = [run for of_variant in variants.values() for run in of_variant]
-        of_group = [
-            {"source": "ours", "model": model, "sequence": sequence, "method": shown, "elsewhere": False}
-            | line
-            for score in _scores(measure, members, notes)
-            for line in _lines(variants, *score, definition, draws, notes)
-        ]
+        ours = {"source": "ours", "model": model, "sequence": sequence, "method": shown, "elsewhere": False}
+        group = {"group": f"{model} · {sequence} · {shown}"}
         theirs = published(paper, model, sequence, method) if with_paper else []
-        of_group += [
-            {
-                "source": "paper",
-                **{name: getattr(row, name) for name in ("model", "sequence", "method", "policy")},
-                "elsewhere": (plain(row.model), plain(row.sequence)) != (plain(model), plain(sequence)),
-                "difference": row.policy != BASE,
-                **{metric: Interval(row.cells.get(metric)) for metric in METRICS},
-                "measure": "rougeL",
-                "tested_with": "trained",
-            }
-            for row in theirs
-        ]
+        for score in _scores(measure, [run for members in variants.values() for run in members], notes):
+            lines += [group | ours | line for line in _lines(variants, *score, definition, draws, notes)]
+            lines += [
+                {
+                    **group,
+                    "source": "paper",
+                    **{name: getattr(row, name) for name in ("model", "sequence", "method", "policy")},
+                    "elsewhere": (plain(row.model), plain(row.sequence)) != (plain(model), plain(sequence)),
+                    "difference": row.policy != BASE,
+                    **{metric: Interval(row.cells.get(metric)) for metric in METRICS},
+                    **dict(zip(("measure", "tested_with"), score, strict=True)),
+                }
+                for row in (theirs if score == ("rougeL", "trained") else ())
+            ]
         if with_paper and not theirs:
             notes.append(f"The paper has no rows for {method}.")
-        scores = list(dict.fromkeys((line["measure"], line["tested_with"]) for line in of_group))
-        of_group.sort(key=lambda line: scores.index((line["measure"], line["tested_with"])))
-        lines += [{"group": f"{model} · {sequence} · {shown}"} | line for line in of_group]
     frame = pd.DataFrame(lines).astype(dict.fromkeys(("n_examples", "n_seeds", "pool_size"), "Int64"))
     frame["is_first"] = (frame["measure"] == measure) & (frame["tested_with"] == "trained")
     frame["score"] = [
@@ -262,13 +257,17 @@ def chosen_prompts(runs: Sequence[RunResult]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for choice in run.record.choices:
-            candidates = choice.candidates or ()
-            # What a race has dropped was read on fewer examples: its loss is not comparable.
-            most = max((candidate.n_examples for candidate in candidates), default=0)
-            losses = {c.index: c.loss for c in candidates if c.n_examples == most}
+            losses = comparable_losses(choice)
             own, original = losses.get(choice.index), losses.get(ORIGINAL)
             rows.append((run.id, choice.task, choice.index, own, original, choice.text))
     return pd.DataFrame(rows, columns=["run", "task", "index", "loss", "original_loss", "text"], dtype=object)
+
+
+def comparable_losses(choice: ChoiceRecord) -> dict[int, float]:
+    """The losses of a choice's candidates by index, without those that a race read on fewer examples."""
+    candidates = choice.candidates or ()
+    most = max((candidate.n_examples for candidate in candidates), default=0)
+    return {candidate.index: candidate.loss for candidate in candidates if candidate.n_examples == most}
 
 
 # --- the size of the pool (Figure 15) ----------------------------------------------------------------------

@@ -22,7 +22,6 @@ from sapo.analysis.page import (
     run_labels,
     run_warnings,
     texts_of,
-    ties,
     write_page,
 )
 from sapo.analysis.report import Report
@@ -268,28 +267,19 @@ def test_runs_are_told_apart_by_settings_then_by_prompts_then_by_id(run_folder):
 
 
 def test_warnings_name_the_runs_that_they_are_about(run_folder):
-    tied = [candidate(index, loss) for index, loss in ((-1, 2.0), (4, 1.0), (7, 1.0))]
     first = run_folder(
         "one",
         demonstration=False,
         shortened={"task195_sentiment": 3, "task363_sst2": 0},
         notes=["A note."],
-        choices=[{"task": "task195_sentiment", "index": 4, "text": "t", "candidates": tied}],
     )
     second = run_folder("two", demonstration=False, seed=1, notes=["A note."], environment={"dirty": True})
     runs = [load_run(first), load_run(second)]
     assert run_warnings(runs, run_labels(runs)) == [
         "NI195: 3 inputs were too long and have been shortened. (static · seed 0)",
-        "NI195: candidates 4, 7 tie: one loss, of which one was taken. (static · seed 0)",
         "A note.",
         "Run with uncommitted changes: the git commit does not say all of the code. (static · seed 1)",
     ]
-
-
-def test_only_losses_of_as_many_examples_tie():
-    assert ties(choice_of((0, 1.0, 4), (1, 1.0, 2), (2, 1.1, 4), index=0)) == [0]
-    assert ties(choice_of((0, 1.0, 4), (1, 1.0, 4), index=0)) == [0, 1]
-    assert ties(choice_of((0, 1.0, 4)).model_copy(update={"candidates": None})) == []
 
 
 # --- predictions -------------------------------------------------------------------------------------------
