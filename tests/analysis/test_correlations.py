@@ -1,5 +1,8 @@
 """Correlation of prompt effects across tasks, against pandas."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,30 +22,22 @@ from sapo.analysis.correlations import (
 from sapo.analysis.results import load_run
 from sapo.conf.errors import UserError
 
-
-def is_current(frame):
-    return (frame["after"] == 2) & (frame["task"] == "T2")
-
-
 TRAINED, UNSEEN = ("T1", "T2"), ("X", "Y")
 
 
-def probe(run_folder, finals: dict[str, list[float]], **changes):
-    """One run a prompt; `finals`: final scores a prompt of each non-current task."""
+def probe(run_folder, seed=0):
+    """One run a prompt, with the final scores of FINALS on the tasks that are not current."""
     runs = []
-    for index in range(len(next(iter(finals.values())))):
+    for index in range(-1, 3):
         scores = {(after, task): np.full(4, 30.0) for after in range(3) for task in (*TRAINED, *UNSEEN)}
-        scores |= {(2, task): np.full(4, values[index]) for task, values in finals.items()}
-        prompts = {"T1": "first", "T2": f"wording {index}"}
-        name = f"probe{index}{changes.get('seed', '')}"
-        path = run_folder(
-            name, scores, tasks=TRAINED, unseen=UNSEEN, policy="fixed", prompts=prompts, **changes
-        )
-        place = index - 1
-        edit_run(
-            path, lambda f, place=place: f.assign(prompt_index=f["prompt_index"].mask(is_current(f), place))
-        )
-        runs.append(load_run(path))
+        scores |= {(2, task): np.full(4, values[index + 1]) for task, values in FINALS.items()}
+        facts = {"prompts": {"T1": "first", "T2": f"wording {index}"}, "policy": "fixed", "seed": seed}
+        path = run_folder(f"probe{index}{seed}", scores, tasks=TRAINED, unseen=UNSEEN, **facts)
+
+        def number(frame, index=index):
+            frame.loc[(frame["after"] == 2) & (frame["task"] == "T2"), "prompt_index"] = index
+
+        runs.append(load_run(edit_run(path, number)))
     return runs
 
 
@@ -50,7 +45,7 @@ FINALS = {"T1": [50.0, 60.0, 55.0, 70.0], "X": [1.0, 3.0, 2.0, 9.0], "Y": [8.0, 
 
 
 def test_effects_are_final_scores_and_correlations_those_of_pandas(run_folder):
-    runs = probe(run_folder, FINALS)
+    runs = probe(run_folder)
     scores = pd.DataFrame(FINALS, index=[-1, 0, 1, 2])
     for measure, expected in (("rougeL", scores), ("nll", 5.0 - scores / 25.0)):
         effects = prompt_effects(runs, measure)
@@ -65,29 +60,22 @@ def test_effects_are_final_scores_and_correlations_those_of_pandas(run_folder):
 
 
 def test_constant_scores_and_too_few_prompts_say_so():
-    scores = pd.DataFrame(FINALS | {"Y": [0.1 + 0.2, 0.3, 0.3, 0.3]})
+    scores = pd.DataFrame(FINALS | {"Y": [0.1 + 0.2, 0.3, 0.3, 0.3], "Z": [1.0, np.nan, 2.0, 3.0]})
     cells = {(cell.x_task, cell.y_task): cell for cell in correlate(scores)}
     assert cells["T1", "X"].reason is None
     assert cells["X", "Y"].pearson is cells["X", "Y"].spearman is None
     assert cells["X", "Y"].reason == "Y is the same for all prompts"
+    assert cells["X", "Z"].reason == "Z is not known for every prompt"
     (few,) = correlate(pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]}))
-    assert (few.pearson, few.spearman) == (None, None)
-    assert few.reason == "2 prompts: a correlation needs 3 or more"
-    (missing,) = correlate(pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [2.0, 1.0, np.nan]}))
-    assert missing.reason == "b is not known for every prompt"
-
-
-def test_the_long_table_keeps_undefined_cells_with_their_reason(run_folder):
-    table = correlation_table([prompt_effects(probe(run_folder, FINALS | {"Y": [7.0] * 4}), "rougeL")])
-    assert len(table) == 6
-    undefined = table[table["y_task"] == "Y"]
-    assert undefined["r"].isna().all()
-    assert undefined["reason"].str.contains("same for all prompts").all()
+    assert (few.pearson, few.reason) == (None, "2 prompts: a correlation needs 3 or more")
+    table = correlation_table([replace(effects_of(scores), run=SimpleNamespace(**FACTS))])
+    assert len(table) == 12
+    assert table["r"].notna().tolist() == table["reason"].isna().tolist()
 
 
 def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
-    runs = probe(run_folder, FINALS)
-    other_seed = probe(run_folder, FINALS, seed=1)
+    runs = probe(run_folder)
+    other_seed = probe(run_folder, seed=1)
     alone = load_run(run_folder("alone"))
     twin = load_run(run_folder("twin", tasks=TRAINED, unseen=UNSEEN, prompts=runs[0].record.prompts))
     groups = prompt_variants([*runs, *other_seed, alone, twin])
@@ -97,6 +85,9 @@ def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
     ]
     with pytest.raises(UserError, match="more than the prompt of their last task"):
         prompt_effects([runs[0], other_seed[1]], "rougeL")
+
+
+FACTS = {"model": "m", "sequence": "s", "method": "lorainc", "seed": 0, "tasks": TRAINED}
 
 
 def effects_of(scores: pd.DataFrame) -> PromptEffects:
@@ -139,10 +130,7 @@ def test_a_map_leaves_undefined_tasks_out_and_says_so():
     summary = summarize_map(effects_of(scores), "spearman")
     assert summary.mean.value == pytest.approx(scores["a"].corr(scores["b"], method="spearman"))
     assert summary.n_pairs == 1
-    assert summary.undefined == (
-        "c is the same for all prompts",
-        "d is not known for every prompt",
-    )
+    assert summary.undefined == ("c is the same for all prompts", "d is not known for every prompt")
     none = summarize_map(effects_of(scores[["c", "d"]]), "pearson")
     assert (none.mean.value, none.p, none.n_pairs) == (None, None, 0)
     alone = summarize_map(effects_of(scores[["a"]]), "pearson")

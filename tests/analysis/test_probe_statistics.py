@@ -12,7 +12,6 @@ from sapo.analysis.probes.results import load_probe
 from sapo.analysis.probes.statistics import (
     INDICATORS,
     alignments,
-    change_rows,
     indicators_of,
     lowest_loss_choice,
     pooled,
@@ -152,18 +151,9 @@ def test_the_choice_is_the_one_that_sapo_would_make_with_the_probe_s_scorer(smal
     assert chosen() == -1
     assert chosen(include_original=False) == 1
     assert chosen(include_original=False, reduction="example") == 0
-    by_examples = replace(small, reduction="example").pre_update_losses()
-    assert by_examples[[0, 1]].tolist() == pytest.approx([0.5, 4.0])
 
 
-def test_nothing_to_choose_where_all_prompts_score_alike(small):
-    for task in small.others:
-        set_scores(small, task, dict.fromkeys(range(-1, 5), 0.0))
-    assert lowest_loss_choice(small, "rougeL") == "all prompts score alike"
-    assert not isinstance(lowest_loss_choice(small, "nll"), str)
-
-
-def test_tasks_that_some_prompt_lacks_are_missing_from_a_choice(small):
+def test_a_choice_needs_tasks_with_scores_of_every_prompt_that_differ(small):
     set_scores(small, small.trained, dict(zip(range(-1, 5), range(6), strict=True)))
     gap = (small.finals["task"] == "task618_x") & (small.finals["prompt"] == 2)
     small.finals.loc[gap, "rougeL"] = np.nan
@@ -171,6 +161,8 @@ def test_tasks_that_some_prompt_lacks_are_missing_from_a_choice(small):
     assert (choice.best, choice.missing) == (4, ("task618_x",))
     small.finals.loc[small.finals["prompt"] == 2, "rougeL"] = np.nan
     assert lowest_loss_choice(small, "rougeL") == "no other task was evaluated for every prompt"
+    small.finals["rougeL"] = 7.0
+    assert lowest_loss_choice(small, "rougeL") == "all prompts score alike"
 
 
 def test_a_lower_nll_is_the_better_one(whole):
@@ -199,7 +191,6 @@ def test_variation_by_hand():
     assert np.isnan(variation_of(np.zeros((3, 1)))).all()
 
 
-@pytest.mark.parametrize("n_prompts", [8, 21])
 @pytest.mark.parametrize(
     ("statistic", "true"),
     [
@@ -209,13 +200,13 @@ def test_variation_by_hand():
     ],
     ids=["variation", "cross-task", "ratio"],
 )
-def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_time(n_prompts, statistic, true):
+def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_time(statistic, true):
     # In-task spread 2 %, that of three other tasks 2, 4 and 6 %; a share of each is common to all tasks.
-    rng = np.random.default_rng(n_prompts)
+    rng = np.random.default_rng(8)
     spreads = np.array([1.0, 1.0, 2.0, 3.0])
     held = 0
     for _ in range(150):
-        common, own = rng.normal(size=(n_prompts, 1)), rng.normal(size=(n_prompts, 4))
+        common, own = rng.normal(size=(8, 1)), rng.normal(size=(8, 4))
         found = jackknife_interval(50 + spreads * (0.6 * common + 0.8 * own), statistic)
         held += found.low <= true <= found.high
     assert 0.88 <= held / 150 <= 0.99
@@ -233,11 +224,6 @@ def test_with_one_other_task_the_test_is_the_sign_flip_of_paired_deviations():
     )
     assert 0.02 < exact.pvalue < 0.9
     assert spread_test(table, permutations=20000) == pytest.approx(exact.pvalue, abs=0.02)
-
-
-def test_p_does_not_change_with_units():
-    table = 50 + np.random.default_rng(3).normal(size=(9, 4))
-    assert spread_test(7.0 * table, 400) == pytest.approx(spread_test(table, 400), abs=0.01)
 
 
 def test_equal_spreads_are_rarely_called_different():
@@ -258,16 +244,6 @@ def test_a_planted_spread_is_found(whole):
         assert result.ratio.low < result.ratio.value < result.ratio.high
         assert result.ratio.low > 2
         assert result.p < 0.01
-        assert spread(whole, measure).ratio == result.ratio
-
-
-def test_the_points_keep_every_prompt_and_task_with_roles_and_losses(whole):
-    rows = change_rows(spread(whole, "rougeL"))
-    assert len(rows) == 21 * 10
-    assert rows.groupby("role").size().to_dict() == {"forgetting": 21, "training": 21, "generalization": 168}
-    original = rows[rows["prompt"] == -1]
-    assert (original["relative_change_percent"] == 0).all()
-    assert rows.groupby("prompt")["pre_update_loss"].nunique().eq(1).all()
 
 
 def test_scores_that_are_0_or_alike_have_reasons(small):
@@ -300,20 +276,17 @@ def test_means_by_role_and_rank_are_those_of_pandas(whole):
     assert [cell.n for cell in cells.values()] == [12] * 4 + [36] * 4
 
 
-def test_the_difference_pairs_modules(whole):
+def test_the_difference_pairs_modules_of_two_ranks(whole):
     rows = [
         {"prompt": rank, "rank": rank, "task": "t", "role": "trained", "module": module, "cosine": cosine}
         for module, (first, last) in enumerate([(0.5, 0.1), (0.3, 0.1), (0.9, 0.6)])
         for rank, cosine in ((1, first), (4, last), (2, 0.0))
     ]
-    difference = rank_difference(replace(whole, gradients=pd.DataFrame(rows)), "trained")
+    gradients = pd.DataFrame(rows)
+    difference = rank_difference(replace(whole, gradients=gradients), "trained")
     assert difference.value == pytest.approx((0.4 + 0.2 + 0.3) / 3)
     assert difference.reason == "3 modules: an interval needs 5 or more"
-
-
-def test_nothing_to_compare_says_so(whole):
-    without = replace(whole, gradients=None)
-    assert alignments(without) == {}
-    assert rank_difference(without, "trained").reason == "a difference needs two ranked prompts"
-    one_rank = replace(whole, gradients=whole.gradients[whole.gradients["rank"] == 1])
-    assert rank_difference(one_rank, "unseen").value is None
+    assert alignments(replace(whole, gradients=None)) == {}
+    for frame in (None, gradients[gradients["rank"] == 1]):
+        none = rank_difference(replace(whole, gradients=frame), "trained")
+        assert none.reason == "a difference needs two ranked prompts"
