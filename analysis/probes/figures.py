@@ -49,7 +49,11 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
         if reason := result.no_change.get(task):
             _words(points, place, 0.5, f"no relative change:\n{reason}")
         else:
-            _changes(points, place, result.changes[task], offsets, colour)
+            changes = result.changes[task]
+            others = changes.drop(ORIGINAL)
+            points.scatter(place + offsets[others.index], others, s=16, color=colour, alpha=0.8, linewidths=0)
+            of_original = ([place + offsets[ORIGINAL]], [changes[ORIGINAL]])
+            points.scatter(*of_original, s=34, marker="D", color=BLACK, zorder=3)
         if variation.value:
             _bar(bars, place, variation, colour, top, result.lone.get(task))
         else:
@@ -83,12 +87,6 @@ def _words(axes: Axes, place: int, height: float, words: str) -> None:
     box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
     placed = {"ha": "center", "va": "center" if height == 0.5 else "bottom", "bbox": box}
     axes.text(place, height, words, transform=axes.get_xaxis_transform(), rotation=90, fontsize=8, **placed)
-
-
-def _changes(axes: Axes, place: int, changes: pd.Series, offsets: pd.Series, colour: str) -> None:
-    others = changes.drop(ORIGINAL)
-    axes.scatter(place + offsets[others.index], others, s=16, color=colour, alpha=0.8, linewidths=0)
-    axes.scatter([place + offsets[ORIGINAL]], [changes[ORIGINAL]], s=34, marker="D", color=BLACK, zorder=3)
 
 
 def _bar(

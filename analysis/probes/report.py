@@ -24,7 +24,7 @@ from sapo.analysis.probes.results import ProbeResult, load_probe, prompt_name, r
 from sapo.analysis.probes.statistics import INDICATORS, Choice, Power
 from sapo.analysis.published import paper_csv, plain
 from sapo.analysis.render import csv
-from sapo.analysis.results import LOWER_IS_BETTER, check_measure, leading_measure, measure_name
+from sapo.analysis.results import DRAWN, LOWER_IS_BETTER, check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError, unknown
 from sapo.data.prompts import ORIGINAL
@@ -32,6 +32,10 @@ from sapo.data.tasks import short_name
 
 NONE = "-"
 PAPER_MEASURE = "rougeL"
+PAPER_COLUMNS = {  # of the files of its coefficients: the task, and the coefficient
+    "figure2": ("y_task", "r"),
+    "figure3": ("target_task", "r_negative_loss_vs_performance"),
+}
 SHOWN_UNSEEN = 3  # scatter plots show the trained task and the first three unseen ones, as the paper's
 PAPER_NOTE = (
     "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
@@ -100,11 +104,12 @@ def first_pairs(probe: ProbeResult) -> dict[str, str]:
 
 
 def paper_values(
-    file: str, probe: ProbeResult, measure: str, coefficient: str, key: tuple[str, str], value: str
+    figure: str, probe: ProbeResult, measure: str, coefficient: str, key: str
 ) -> dict[str, object]:
     """The paper's coefficients by model; a dash where it has none, or for a measure that it does not have."""
-    paper = paper_csv(file)
-    rows = paper[(paper["sequence"].map(plain) == plain(probe.sequence)) & (paper[key[0]] == key[1])]
+    task, value = PAPER_COLUMNS[figure]
+    paper = paper_csv(f"{figure}_correlations")
+    rows = paper[(paper["sequence"].map(plain) == plain(probe.sequence)) & (paper[task] == key)]
     rows = rows[(rows["coefficient"] == coefficient) & (measure == PAPER_MEASURE)]
     found = {model: f"{r:.2f}" for model, r in zip(rows["model"], rows[value], strict=True)}
     return {f"paper: {model}": found.get(model, NONE) for model in dict.fromkeys(paper["model"])}
@@ -222,7 +227,7 @@ def _pairs(report: ProbeReport, probe: ProbeResult, found: maps.PromptEffects) -
         _who(probe, measure)
         | {"tasks": f"{short_name(probe.trained)} / {short_name(task)}", "coefficient": name.capitalize()}
         | {"ours": cells[name, task].text(), "prompts": n}
-        | paper_values("figure2_correlations", probe, measure, name, ("y_task", key), "r")
+        | paper_values("figure2", probe, measure, name, key)
         for name in COEFFICIENTS
         for key, task in shown.items()
     ]
@@ -268,14 +273,7 @@ def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
         _who(probe, measure)
         | {"task": short_name(task), "coefficient": power.coefficient.capitalize()}
         | {"ours": power.by_task[task].text(), "prompts": power.by_task[task].n}
-        | paper_values(
-            "figure3_correlations",
-            probe,
-            measure,
-            power.coefficient,
-            ("target_task", key),
-            "r_negative_loss_vs_performance",
-        )
+        | paper_values("figure3", probe, measure, power.coefficient, key)
         for (probe, measure), powers in found.items()
         for power in powers
         if power.indicator == "-loss"
@@ -440,12 +438,8 @@ def prompt_table(probe: ProbeResult) -> pd.DataFrame:
 # --- all of them -------------------------------------------------------------------------------------------
 
 FIGURES: dict[str, Callable[[ProbeReport, Sequence[str]], None]] = {
-    "figure1": figure1,
-    "figure2": figure2,
-    "figure3": figure3,
-    "figure4": figure4,
+    drawing.__name__: drawing for drawing in (figure1, figure2, figure3, figure4)
 }
-PROBE_MEASURES = ("nll", "rougeL")
 INTERVALS = (
     "In brackets: 95 % intervals over prompts (of a regret: over test examples; of a mean over pairs: over "
     f"pairs), none for fewer than {FEWEST_FOR_INTERVAL}. Of a coefficient of variation, its mean over tasks "
@@ -460,10 +454,7 @@ SHARED_PAIRS = (
 
 
 def probe_report(
-    folders: Sequence[Path],
-    names: Sequence[str],
-    output: Path,
-    measures: Sequence[str] = PROBE_MEASURES,
+    folders: Sequence[Path], names: Sequence[str], output: Path, measures: Sequence[str] = DRAWN
 ) -> ProbeReport:
     """Draws the figures `names` (of FIGURES) of the probes in `folders` into `output`, for every measure.
 

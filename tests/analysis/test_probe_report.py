@@ -91,12 +91,11 @@ def test_a_demonstration_leads_with_nll_whatever_the_order(probe_folder, drawn, 
 def test_the_papers_values_stand_beside_the_same_pair_in_its_measure_only(whole):
     def paper(measure, sequence="ni_probe_g1"):
         probe = replace(whole, sequence=sequence)
-        key, value = ("target_task", "T3_1"), "r_negative_loss_vs_performance"
-        return paper_values("figure3_correlations", probe, measure, "pearson", key, value)
+        return paper_values("figure3", probe, measure, "pearson", "T3_1")
 
     assert paper("rougeL")["paper: Llama-2-7b-chat"] == "0.82"
     assert set(paper("nll").values()) == set(paper("rougeL", "mini_probe").values()) == {"-"}
-    found = paper_values("figure2_correlations", whole, "rougeL", "pearson", ("y_task", "T3_3"), "r")
+    found = paper_values("figure2", whole, "rougeL", "pearson", "T3_3")
     assert found == {"paper: Llama-2-7b-chat": "0.51", "paper: Qwen3-8B": "0.35"}
 
 
