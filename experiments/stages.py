@@ -270,7 +270,7 @@ class Evaluate(Stage):
     def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
         """A row a test example."""
         renderer = self.renderer(language_model)
-        rendered = language_model.rendered_test(renderer, self.task, self.prompt.text)
+        rendered = renderer.render(self.task, self.prompt.text, self.task.test, for_test=True)
         with in_state(language_model, store, self.state) as model:
             table = evaluation.evaluate(language_model, model, self.task.test, rendered, self.config)
         scoring.require_finite(table, self.task, self.prompt)

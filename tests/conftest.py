@@ -4,6 +4,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ settings.register_profile("sapo", deadline=None)
 settings.load_profile("sapo")
 
 
+SOMEWHERE = "/somewhere/store"  # in place of each test's own store
 SLOW = ("e2e", "faults", "scale")  # folders of tests with real models, Ray, browsers, kills
 
 
@@ -111,6 +114,20 @@ def run_probes() -> Callable[..., list[Path]]:
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[..., Config]:
     """`tiny_config("method=olora", …)`: a config of the random two-layer model with a few examples."""
+    root = str(tmp_path / "store")
+
+    def config(*overrides: str) -> Config:
+        made = deepcopy(_composed(overrides))
+        made.store.root = root
+        made.paraphrases.folder = made.paraphrases.folder.replace(SOMEWHERE, root)
+        return made
+
+    return config
+
+
+@lru_cache(maxsize=64)
+def _composed(overrides: tuple[str, ...]) -> Config:
+    """Composing takes longer than most tests of the tiny model."""
     small = (
         "model=tiny_llama",
         "trainer.epochs=1",
@@ -119,6 +136,6 @@ def tiny_config(tmp_path: Path) -> Callable[..., Config]:
         "scorer.examples=4",
         "evaluator.max_new_tokens=4",
         "engine.device=cpu",
-        f"store.root='{tmp_path / 'store'}'",
+        f"store.root={SOMEWHERE}",
     )
-    return lambda *overrides: load_one([*small, *overrides])
+    return load_one([*small, *overrides])

@@ -1,15 +1,29 @@
 """Continual-learning methods: how weights change from task to task, and what is kept between tasks.
 
-One file a method; `method.py` says what each of them does around a training. A new one is a file here, with a
-class that names itself, and a YAML file in `conf/method/`.
+One file a method; `method.py` says what each of them does around a training. A new one is a file here, a line
+in `METHODS`, and a YAML file in `conf/method/`.
 """
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-from sapo.experiments.methods.method import METHODS, Context, Method, method_of
+from sapo.experiments.methods.ewc import EWC
+from sapo.experiments.methods.inscl import InsCL
+from sapo.experiments.methods.lorainc import LoraInc
+from sapo.experiments.methods.method import Context, Method
+from sapo.experiments.methods.olora import OLora
+from sapo.experiments.methods.replay import Replay
+from sapo.experiments.methods.sequential import Sequential
 
 __all__ = ["METHODS", "Context", "Method", "method_of"]
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+METHODS: dict[str, type[Method]] = {
+    "lorainc": LoraInc,
+    "olora": OLora,
+    "ewc": EWC,
+    "inscl": InsCL,
+    "replay": Replay,
+    **dict.fromkeys(("sequential", "single", "multitask", "zero_shot"), Sequential),
+}
+
+
+def method_of(context: Context) -> Method:
+    """The configured method, for one training."""
+    return METHODS[context.config.method.name](context)

@@ -3,14 +3,14 @@
 After each task the Fisher information F of the trained weights θ is taken from some of its training rows:
 the mean over rows of the squared gradient of each row's own loss (empirical, labels from the data; as
 DeepLearnXMU/SSR, src/llmtuner/tuner/sftreg). From the second task on, weight · Σ F (θ − θ*)² is added to the
-loss, without a factor ½. `method.fisher` says how tasks add up: `half` stands beside the weight of 4,000 in
-the code of Jiang et al. (GangweiJiang/FvForgetting), `last` is SSR's, `online` Schwarz et al. (2018).
+loss, without a factor ½. `method.fisher` says how tasks add up: `half`, F ← (F + F_t) / 2, stands beside the
+weight of 4,000 in the code of Jiang et al. (GangweiJiang/FvForgetting); `last`, F ← F_t, is SSR's; `online`,
+F ← decay · F + F_t, is that of Schwarz et al. (2018). Each is around the last task's weights.
 
 F and the anchor θ* have the shapes of the adapter's A (r, d_in) and B (d_out, r), one of each module, in
 float32. One F and one θ* are kept, however many tasks there were.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from sapo.conf.schema import MethodConfig
 from sapo.data.render import Rendered
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.sequential import Sequential
-from sapo.experiments.model.adapters import CURRENT
+from sapo.experiments.model.adapters import trained_weights
 from sapo.experiments.model.budgets import one_example
 from sapo.experiments.model.forward import target_logits, target_nll
 from sapo.experiments.model.rows import training_rows
@@ -48,14 +48,12 @@ class Memory:
 class EWC(Sequential):
     """Trains the same adapter on, its weights held where earlier tasks need them."""
 
-    names = ("ewc",)
     keeps = True
     reads = ("weight", "fisher", "fisher_decay", "fisher_examples")
 
     @classmethod
-    def stored_adapters(cls, position: int) -> int:
+    def stored_adapters(cls, position: int) -> int:  # noqa: ARG003
         """The adapter, its Fisher information and its anchor."""
-        del position
         return 3
 
     @cached_property
@@ -65,22 +63,21 @@ class EWC(Sequential):
             return None
         folder = self.context.previous / KEPT
         device = str(self.context.language_model.base.device)
-        for path in (folder / FISHER, folder / ANCHOR):
-            if not path.is_file():
-                raise WorkError(
-                    f"EWC: {path} is not there, and without it earlier tasks would not be protected. "
-                    f"Delete {self.context.previous} to train that task again."
-                )
-        return Memory(load_file(folder / FISHER, device=device), load_file(folder / ANCHOR, device=device))
+        try:
+            return Memory(*(load_file(folder / name, device=device) for name in (FISHER, ANCHOR)))
+        except FileNotFoundError as error:
+            raise WorkError(
+                f"EWC: {error}. Without it earlier tasks would not be protected. "
+                f"Delete {self.context.previous} to train that task again."
+            ) from error
 
     def start(self) -> PeftModel:
         """The adapter as the last task left it, and the memory that belongs to it."""
         model = super().start()
-        if self.memory is not None:
-            expected = {key: value.shape for key, value in trained_weights(model).items()}
-            for tensors in (self.memory.fisher, self.memory.anchor):
-                if {key: value.shape for key, value in tensors.items()} != expected:
-                    raise WorkError(f"EWC: {self.context.previous}/{KEPT} is of other weights.")
+        expected = {key: value.shape for key, value in trained_weights(model).items()}
+        for tensors in vars(self.memory).values() if self.memory else ():
+            if {key: value.shape for key, value in tensors.items()} != expected:
+                raise WorkError(f"EWC: {self.context.previous}/{KEPT} is of other weights.")
         return model
 
     def penalty(self, model: PeftModel) -> Tensor | None:
@@ -108,20 +105,13 @@ class EWC(Sequential):
         (folder / KEPT).mkdir()
         save_file(memory.fisher, folder / KEPT / FISHER)
         save_file(memory.anchor, folder / KEPT / ANCHOR)
-        facts = {"examples": len(examples), "task": spread(fisher), "kept": spread(memory.fisher)}
-        (folder / KEPT / "fisher.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def trained_weights(model: PeftModel) -> Tensors:
-    """The trainable parameters by the names that PEFT saves them under."""
-    mark = f".{CURRENT}.weight"
-    return {k.replace(mark, ".weight"): p for k, p in model.named_parameters() if p.requires_grad}
 
 
 def fisher_information(model: PeftModel, examples: Sequence[Rendered]) -> Tensors:
     """Mean over examples of the squared gradient of each example's mean loss a target token, dropout off.
 
-    One backward pass an example: the square of an averaged gradient would be something else.
+    Float32, of the shapes of A (r, d_in) and B (d_out, r). One backward pass an example: the square of an
+    averaged gradient would be something else.
     """
     model.eval()
     weights = trained_weights(model)
@@ -136,35 +126,18 @@ def fisher_information(model: PeftModel, examples: Sequence[Rendered]) -> Tensor
 
 
 def add_task(method: MethodConfig, earlier: Memory | None, task: Memory) -> Memory:
-    """The memory after a task, given its own Fisher information and final weights.
-
-    half: F ← (F + F_t) / 2; last: F ← F_t; online: F ← decay · F + F_t; each around the last task's weights.
-    """
+    """The memory after a task, given its own Fisher information and final weights."""
     if earlier is None or method.fisher == "last":
         return task
     old, new = (0.5, 0.5) if method.fisher == "half" else (method.fisher_decay, 1.0)
-    return Memory(
-        {key: old * earlier.fisher[key] + new * task.fisher[key] for key in task.fisher}, task.anchor
-    )
+    fisher = {key: old * earlier.fisher[key] + new * own for key, own in task.fisher.items()}
+    return Memory(fisher, task.anchor)
 
 
 def distance(memory: Memory, weights: Tensors) -> Tensor:
-    """Σ F (θ − θ*)², in float32."""
+    """Σ F (θ − θ*)² over all A (r, d_in) and B (d_out, r): a scalar in float32."""
     parts = [
         (memory.fisher[key] * (value.float() - memory.anchor[key]).square()).sum()
         for key, value in weights.items()
     ]
     return torch.stack(parts).sum()
-
-
-def spread(fisher: Tensors) -> dict[str, dict[str, float]]:
-    """Least, median and greatest Fisher information of the A and of the B matrices, which differ by far."""
-    found = {}
-    for part in ("lora_A", "lora_B"):
-        values = torch.cat([value.flatten() for key, value in fisher.items() if part in key])
-        found[part] = {
-            "min": values.min().item(),
-            "median": values.median().item(),
-            "max": values.max().item(),
-        }
-    return found

@@ -37,9 +37,8 @@ from sapo.data.files import write_json
 from sapo.data.hygiene import words
 from sapo.data.tags import document, read_tags
 from sapo.data.tasks import Example, digest
-from sapo.experiments.methods.lorainc import LoraInc
-from sapo.experiments.methods.method import KEPT, Context
-from sapo.experiments.methods.replay import Kept, at_random, learned, quotas, read_kept, write_kept
+from sapo.experiments.methods.method import KEPT
+from sapo.experiments.methods.replay import Replay, only, quotas, rows_of
 from sapo.experiments.model.budgets import one_example
 from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import TrainingTask
@@ -49,7 +48,6 @@ RULES = {
     "lexical": "rows of highest InsInfo, with content words in place of tags, so long rows above all",
     "instance": "rows of highest InsInfo, with tags from a language model",
 }
-EMBEDDING = "mean-pooled last hidden states of the untouched base model"
 MOST_UNTAGGED = 0.2  # share of rows without tags above which the choice would not be one by tags (our choice)
 # Words that say nothing of what a text is about; a Chinese character is a word.
 _STOP_WORDS = """
@@ -63,13 +61,10 @@ would you your
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
-class InsCL(LoraInc):
+class InsCL(Replay):
     """Trains on the task's own rows and the chosen ones; what it draws is decided by (seed, position)."""
 
-    names = ("inscl",)
     reads = ("buffer", "unit", "access")
-    keeps = True
-    replays = True
 
     @classmethod
     def identity(cls, config: MethodConfig, is_first: bool) -> dict[str, Any]:
@@ -98,57 +93,45 @@ class InsCL(LoraInc):
             for task in load_tasks(config)[0]:
                 _require_tags(config.method, [document(task.instruction, row) for row in task.train])
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._earlier = read_kept(context.previous)
-        self._tasks = [*self._earlier, *map(learned, context.tasks)]
-        self._replayed: list[dict[str, Any]] = []
+    @cached_property
+    def amounts(self) -> list[tuple[float, int]]:
+        """Each earlier task's distance from the present one, and how many of its rows are replayed."""
+        if not self.earlier:
+            return []
+        model = self.context.language_model
+        present = _embeddings(model, self.context.tasks)
+        distances = [wasserstein(_embeddings(model, [one]), present) for one in self.earlier]
+        counts = quotas(self.earlier, self.config.buffer, distances)
+        return list(zip(distances, counts, strict=True))
 
     def replayed(self) -> Sequence[tuple[TrainingTask, Example]]:
         """The chosen rows of earlier tasks."""
-        if not self._earlier:
-            return ()
-        tasks = [kept.learned for kept in self._earlier]
-        distances = task_distances(self.context.language_model, tasks, self.context.tasks)
-        counts = quotas(distances, [len(kept.examples) for kept in self._earlier], self.config.buffer)
-        self._replayed = [
-            {"task": one.task.name, "distance": distance, "replayed": count}
-            for one, distance, count in zip(tasks, distances, counts, strict=True)
-        ]
-        return [pair for kept in self._chosen(self._earlier, counts) for pair in kept.pairs()]
+        return rows_of(self.chosen(self.earlier, [count for _, count in self.amounts]))
+
+    def kept(self) -> list[TrainingTask]:
+        """All rows so far, or with `method.access=buffer` as many of every task."""
+        return self.tasks if self.config.access == "full" else super().kept()
 
     def save(self, model: PeftModel, folder: Path) -> None:
-        """The adapter, the rows that later tasks can choose from, and what was replayed."""
+        """What later tasks need, and what was replayed."""
         super().save(model, folder)
-        kept = self._tasks
-        if self.config.access == "buffer":
-            counts = quotas([1] * len(kept), [len(one.examples) for one in kept], self.config.buffer)
-            kept = self._chosen(kept, counts)
-        write_kept(folder, kept)
-        facts = {
-            "method": self.label(self.config),
-            "quotas": f"by distance of {EMBEDDING}",
-            "rows": RULES[self.config.unit],
-            "tasks": self._replayed,
-        }
-        write_json(folder / KEPT / "selection.json", facts)
+        amounts = zip(self.earlier, self.amounts, strict=True)
+        tasks = [{"task": one.task.name, "distance": d, "replayed": count} for one, (d, count) in amounts]
+        write_json(folder / KEPT / "selection.json", {"method": self.label(self.config), "tasks": tasks})
 
-    def _chosen(self, tasks: Sequence[Kept], counts: Sequence[int]) -> list[Kept]:
+    def chosen(self, tasks: Sequence[TrainingTask], counts: Sequence[int]) -> list[TrainingTask]:
         """The first of the present tasks with as many rows of each as `counts` says."""
-        if self.config.unit == "quota":
-            rng = f"{self.context.seed} {self.context.position}"
-            return [at_random(kept, count, rng) for kept, count in zip(tasks, counts, strict=True)]
+        if self.config.unit == "quota" or not tasks:
+            return super().chosen(tasks, counts)
         return [
-            kept.only(highest(values, count))
-            for kept, values, count in zip(tasks, self._values, counts, strict=False)
+            only(one, highest(values, count))
+            for one, values, count in zip(tasks, self._values, counts, strict=False)
         ]
 
     @cached_property
     def _values(self) -> list[list[float]]:
         """InsInfo of every row that is there, by task: rows kept of earlier tasks and all of this one."""
-        texts = [
-            [document(kept.learned.task.instruction, row) for row in kept.examples] for kept in self._tasks
-        ]
+        texts = [[document(one.task.instruction, row) for row in one.task.train] for one in self.tasks]
         everything = [text for task in texts for text in task]
         by_model = self.config.unit == "instance"
         tags = _require_tags(self.config, everything) if by_model else map(lexical_tags, everything)
@@ -185,14 +168,6 @@ def ins_info(tags: Sequence[Set[str]]) -> list[float]:
 def highest(values: Sequence[float], count: int) -> list[int]:
     """The indices of the `count` highest values; of equal ones the earlier come first."""
     return sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
-
-
-def task_distances(
-    model: LanguageModel, earlier: Sequence[TrainingTask], new: Sequence[TrainingTask]
-) -> list[float]:
-    """Distance of each earlier task from the new one, by the prompts that they are trained with."""
-    present = _embeddings(model, new)
-    return [wasserstein(_embeddings(model, [task]), present) for task in earlier]
 
 
 @torch.inference_mode()

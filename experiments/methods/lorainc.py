@@ -14,15 +14,13 @@ from sapo.experiments.model.adapters import (
     adapter_tensors,
     concatenate,
     save_adapter,
-    trained_tensors,
+    trained_weights,
     with_new_adapter,
 )
 
 
 class LoraInc(Method):
     """Trains a fresh adapter beside the frozen ones."""
-
-    names = ("lorainc",)
 
     @classmethod
     def stored_adapters(cls, position: int) -> int:
@@ -31,14 +29,12 @@ class LoraInc(Method):
 
     def start(self) -> PeftModel:
         """The base with all earlier adapters, frozen, and a new one."""
-        base = self.context.language_model.base
-        return with_new_adapter(base, self.previous_adapter, self.config, self.targets)
+        return with_new_adapter(self.context.language_model.base, self.previous_adapter, self.context.config)
 
     def save(self, model: PeftModel, folder: Path) -> None:
         """All adapters so far as one ordinary PEFT adapter."""
-        weights = trained_tensors(model)
-        rank = self.config.rank
+        weights, rank = trained_weights(model), self.config.rank
         if EARLIER in model.peft_config:
             weights = concatenate(adapter_tensors(model, EARLIER), weights)
             rank += model.peft_config[EARLIER].r  # type: ignore[attr-defined]
-        save_adapter(self.config, self.targets, rank, weights, folder / FOLDER)
+        save_adapter(self.context.config, rank, weights, folder / FOLDER)

@@ -18,7 +18,6 @@ from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import TrainingTask
 
 KEPT = "kept"
-METHODS: dict[str, type["Method"]] = {}
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,12 @@ class Method(ABC):
     optimizer step; `save`.
     """
 
-    names: ClassVar[tuple[str, ...]] = ()
-    """What `method=` calls it."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Settings of the method's config that it reads beside rank, alpha and dropout."""
     keeps: ClassVar[bool] = False
     """Whether it keeps more between tasks than the adapter."""
     replays: ClassVar[bool] = False
     """Whether it trains on rows of earlier tasks too, `method.buffer` of them."""
-
-    def __init_subclass__(cls) -> None:
-        METHODS.update(dict.fromkeys(cls.__dict__.get("names", ()), cls))
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -83,9 +77,8 @@ class Method(ABC):
         return config.name
 
     @classmethod
-    def note(cls, config: MethodConfig) -> str | None:
+    def note(cls, config: MethodConfig) -> str | None:  # noqa: ARG003
         """What a reader of the results must know of the method; None if its name says it."""
-        del config
         return None
 
     @classmethod
@@ -94,20 +87,14 @@ class Method(ABC):
         del config
 
     @classmethod
-    def stored_adapters(cls, position: int) -> int:
+    def stored_adapters(cls, position: int) -> int:  # noqa: ARG003
         """How many adapters of the method's rank the values that it stores after a training would fill."""
-        del position
         return 1
 
     @property
     def config(self) -> MethodConfig:
         """The method's settings."""
         return self.context.config.method
-
-    @property
-    def targets(self) -> list[str]:
-        """Modules that get an adapter."""
-        return list(self.context.config.model.lora_targets)
 
     @property
     def previous_adapter(self) -> Path | None:
@@ -122,16 +109,10 @@ class Method(ABC):
     def start(self) -> PeftModel:
         """The model to train. In evaluation mode its logits are those of the last state, to the bit."""
 
-    def penalty(self, model: PeftModel) -> Tensor | None:
+    def penalty(self, model: PeftModel) -> Tensor | None:  # noqa: ARG002
         """Added to the loss of each optimizer step, a scalar; None where there is nothing to add."""
-        del model
         return None
 
     @abstractmethod
     def save(self, model: PeftModel, folder: Path) -> None:
         """Writes `adapter/`, one ordinary PEFT adapter that on the base is the trained model, and `kept/`."""
-
-
-def method_of(context: Context) -> Method:
-    """The configured method, for one training."""
-    return METHODS[context.config.method.name](context)

@@ -21,7 +21,6 @@ from sapo.experiments.model.adapters import CURRENT, EARLIER
 class OLora(LoraInc):
     """Trains a fresh adapter beside the frozen ones, orthogonal to them."""
 
-    names = ("olora",)
     reads = ("weight", "penalty_factor")
 
     def penalty(self, model: PeftModel) -> Tensor | None:

@@ -5,33 +5,30 @@ alone, and for all tasks at once. `zero_shot` is none at all.
 """
 
 from pathlib import Path
-from typing import ClassVar
 
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
 from sapo.experiments.methods.method import Method
 from sapo.experiments.model.adapters import (
     CURRENT,
     FOLDER,
     load_adapter,
-    lora_config,
     save_adapter,
-    trained_tensors,
+    trained_weights,
+    with_new_adapter,
 )
 
 
 class Sequential(Method):
     """Trains the same adapter on, task after task."""
 
-    names: ClassVar[tuple[str, ...]] = ("sequential", "single", "multitask", "zero_shot")
-
     def start(self) -> PeftModel:
         """The base with the adapter as the last task left it, trainable; a fresh one for the first task."""
         base = self.context.language_model.base
         if self.previous_adapter is None:
-            return get_peft_model(base, lora_config(self.config, self.targets), adapter_name=CURRENT)
+            return with_new_adapter(base, None, self.context.config)
         return load_adapter(base, self.previous_adapter, trainable=True, name=CURRENT)
 
     def save(self, model: PeftModel, folder: Path) -> None:
         """The adapter."""
-        save_adapter(self.config, self.targets, self.config.rank, trained_tensors(model), folder / FOLDER)
+        save_adapter(self.context.config, self.config.rank, trained_weights(model), folder / FOLDER)

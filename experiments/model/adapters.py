@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sapo.conf.errors import WorkError
-from sapo.conf.schema import MethodConfig
+from sapo.conf.schema import Config
 
 FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
@@ -22,32 +22,29 @@ EARLIER = "earlier"  # the frozen adapters of earlier tasks, as one
 ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the output layer
 
 
-def lora_config(method: MethodConfig, targets: list[str]) -> LoraConfig:
-    """PEFT's configuration of the adapter that a method trains."""
+def lora_config(config: Config) -> LoraConfig:
+    """PEFT's configuration of the adapter that the config's method trains."""
+    method, targets = config.method, list(config.model.lora_targets)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=method.dropout,
-        target_modules=ALL_LINEAR if list(targets) == [ALL_LINEAR] else sorted(targets),
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else sorted(targets),
         bias="none",
     )
 
 
-def with_new_adapter(
-    base: PreTrainedModel, earlier: Path | None, method: MethodConfig, targets: list[str]
-) -> PeftModel:
+def with_new_adapter(base: PreTrainedModel, earlier: Path | None, config: Config) -> PeftModel:
     """The base with the adapter saved in `earlier`, frozen, and a new one whose B is zero."""
-    new = lora_config(method, targets)
     if earlier is None:
-        return get_peft_model(base, new, adapter_name=CURRENT)
+        return get_peft_model(base, lora_config(config), adapter_name=CURRENT)
     model = load_adapter(base, earlier, name=EARLIER)
-    model.add_adapter(CURRENT, new)
+    model.add_adapter(CURRENT, lora_config(config))
     model.base_model.set_adapter([EARLIER, CURRENT])  # type: ignore[operator]
     # PEFT makes everything trainable that it activates.
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(f".{CURRENT}." in key)
-    trained_tensors(model)
     return model
 
 
@@ -73,14 +70,13 @@ def scale_adapter(model: PeftModel, factor: float) -> None:
             module.scale_layer(factor)
 
 
-def save_adapter(method: MethodConfig, targets: list[str], rank: int, weights: dict, folder: Path) -> None:
+def save_adapter(config: Config, rank: int, weights: dict[str, Tensor], folder: Path) -> None:
     """Writes an ordinary PEFT adapter of the given rank; its scale stays the method's alpha / rank."""
-    config: Any = lora_config(method, targets)
-    config.r = rank
-    config.lora_alpha = method.alpha / method.rank * rank
-    config.inference_mode = True
+    own: Any = lora_config(config)
+    own.lora_alpha = own.lora_alpha / own.r * rank
+    own.r, own.inference_mode = rank, True
     folder.mkdir(parents=True)
-    config.save_pretrained(str(folder))
+    own.save_pretrained(str(folder))
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)
 
 
@@ -94,21 +90,17 @@ def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
     }
 
 
-def trained_tensors(model: PeftModel) -> dict[str, Tensor]:
-    """The weights of the adapter in training; WorkError unless these are all values that training changes."""
-    tensors = adapter_tensors(model, CURRENT)
-    n_saved, n_trained = sum(tensor.numel() for tensor in tensors.values()), trainable_parameters(model)
-    if n_saved != n_trained:
-        raise WorkError(
-            f"Training changes {n_trained} values, and the adapter's files would hold {n_saved}: "
-            "model.lora_targets names something else than linear layers."
-        )
-    return tensors
+def trained_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The parameters in training, A (r, d_in) and B (d_out, r), by the names that PEFT saves them under.
 
-
-def trainable_parameters(model: PeftModel) -> int:
-    """Number of values that training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    WorkError if training changes anything else, which the adapter's files would not hold.
+    """
+    mark = f".{CURRENT}.weight"
+    found = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    for key in found:
+        if "lora_" not in key or not key.endswith(mark):
+            raise WorkError(f"model.lora_targets: {key} would be trained, and is no linear layer's adapter.")
+    return {key.replace(mark, ".weight"): p for key, p in found.items()}
 
 
 def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +123,7 @@ def plain(base: PreTrainedModel) -> Iterator[PreTrainedModel]:
         yield base
     finally:
         unwrap(base)
-        if base.is_gradient_checkpointing:
+        if any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
             base.gradient_checkpointing_disable()
 
 

@@ -12,14 +12,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sapo.conf.errors import WorkError
 
 # On a CPU larger batches are hardly faster, and these take about the memory of padded batches of 8 with all
-# logits, or less (tests/scale/bench.py measures it).
+# logits, or less (measured by tests/scale/bench.py; docs/performance.md has the figures).
 CPU_TRAINING, CPU_READING = 2048, 4096
-LARGEST = 65_536  # keeps any GPU busy
-SHARE = 0.8  # of what is free: estimates err
-# Activations that a layer keeps for the backward pass, in hidden and intermediate sizes a token: attention,
-# norms with their float32 copies, and the inputs of LoRA, which dropout copies; gate, up, and their product.
+LARGEST = 65_536  # assumed to keep any GPU busy
+SHARE = 0.8  # of what is free: estimates err; assumed
+# Activations that a layer keeps for the backward pass, in hidden and intermediate sizes a token, counted in a
+# Llama layer: attention, norms with their float32 copies, and the inputs of LoRA, which dropout copies; gate,
+# up, and their product.
 HIDDEN_KEPT, INTERMEDIATE_KEPT = 24, 6
-LOGIT_BYTES = 10  # of a target token and a word of the vocabulary: bfloat16, float32, and its gradient
+LOGIT_BYTES = (
+    10  # of a target token and a word of the vocabulary: bfloat16 (2), float32 (4), its gradient (4)
+)
 # What devices without an exception of their own say when no memory is left.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator:",

@@ -2,6 +2,10 @@
 
 A checkpoint is whole when it has its manifest, which is written last, and its files are those of it. Nothing
 is read before that was checked, and `state.pt` with `weights_only=True`: tensors and plain values, no code.
+
+`trainable.safetensors` holds the parameters in training, A (r, d_in) and B (d_out, r) of each module;
+`state.pt` AdamW's two moments of each in the same shapes and float32, the schedule's step, and the states of
+the random generators: Python's, NumPy's (624), PyTorch's on the CPU (5056 bytes) and of each GPU.
 """
 
 import io
@@ -33,13 +37,13 @@ def newest(scratch: Path) -> Path | None:
     """The checkpoint to go on from, None to begin anew; deletes those that are not whole."""
     whole = []
     for folder in _checkpoints(scratch):
-        if not (folder / MANIFEST).is_file():  # a killed process was just writing it
-            shutil.rmtree(folder)
-        elif lines := list(damage(folder)):
-            _log.warning("Damaged: %s. The training goes on without this checkpoint.", lines[0])
-            shutil.rmtree(folder)
-        else:
+        lines = list(damage(folder))
+        if not lines:
             whole.append(folder)
+            continue
+        if (folder / MANIFEST).is_file():  # else a killed process was just writing it
+            _log.warning("Damaged: %s. The training goes on without this checkpoint.", lines[0])
+        shutil.rmtree(folder)
     # Told by its number: a clock can jump.
     return max(whole, key=lambda folder: int(folder.name.removeprefix(PREFIX)), default=None)
 
@@ -56,8 +60,8 @@ def save(
 
     Args:
         scratch: The folder of the training's checkpoints.
-        weights: The trainable parameters by name, of any shape; what is frozen does not change.
-        optimizer: The optimizer: two moments of each parameter's shape, float32 as the parameter.
+        weights: The trainable parameters by name; what is frozen does not change.
+        optimizer: The optimizer.
         schedule: The learning rate's schedule.
         history: What was measured at every step so far; the checkpoint is named by their number.
         seconds: How long the training took until here, its earlier parts included.

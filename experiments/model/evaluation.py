@@ -3,7 +3,7 @@
 import re
 import string
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import groupby
 from unicodedata import category, name
 
@@ -84,16 +84,15 @@ def _answers(
 ) -> list[tuple[list[int], bool, float]]:
     """Token ids of each answer, whether it came to its end, and the target's summed NLL (nats)."""
     limit, stops = config.evaluator.max_new_tokens, language_model.stop_ids()
-    prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
+    prefix = shared_prefix(model, rendered, config.trainer.shared_prefix)
 
     def work(batch: list[int]) -> list[tuple[list[int], bool, float]]:
         return answer_and_nll(model, [rendered[i] for i in batch], limit, stops, prefix)
 
-    skip = prefix.length if prefix else 0
-    lengths = [len(each.input_ids) - skip + limit for each in rendered]
+    lengths = [len(each.input_ids) + limit for each in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    found = dict(in_batches(lengths, budget, budget, work, skip))
+    found = dict(in_batches(lengths, budget, budget, work, prefix.length))
     return [found[i] for i in range(len(rendered))]
 
 
@@ -109,18 +108,18 @@ def target_losses(
     is kept for the states that are evaluated after this one, as far as `language_model.untouched` has room.
     """
     is_trained = isinstance(model, PeftModel)
-    prefix = shared_prefix(model, rendered) if config.trainer.shared_prefix else None
-    skip = prefix.length if prefix else 0
-    untouched_prefix: list[Prefix | None] = []
+    prefix = shared_prefix(model, rendered, config.trainer.shared_prefix)
+
+    @cache
+    def untouched_prefix() -> Prefix:
+        return shared_prefix(model, rendered, prefix.length > 0)
 
     def read_untouched(rows: list[Rendered]) -> list[Tensor]:
         kept = [language_model.untouched.get(row) for row in rows]
         if all(logits is not None for logits in kept):
             return kept
         with model.disable_adapter():
-            if not untouched_prefix:
-                untouched_prefix.append(shared_prefix(model, rendered) if prefix else None)
-            read, _ = target_logits(model, rows, untouched_prefix[0])
+            read, _ = target_logits(model, rows, untouched_prefix())
         found = [logits[-len(row.target_ids) :] for row, logits in zip(rows, read, strict=True)]
         for row, logits in zip(rows, found, strict=True):
             language_model.untouched.put(row, logits)
@@ -136,9 +135,9 @@ def target_losses(
         kl = [float(kl_divergence(before, after[-len(before) :])) for before, after in pairs]
         return list(zip(nll, kl, strict=True))
 
-    lengths = [len(each.input_ids) - skip for each in rendered]
+    lengths = [len(each.input_ids) for each in rendered]
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    found = dict(in_batches(lengths, budget, pass_tokens(model.device), work, skip))
+    found = dict(in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length))
     return pd.DataFrame([found[i] for i in range(len(rendered))], columns=["nll", "kl"])
 
 

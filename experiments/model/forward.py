@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -27,7 +27,7 @@ from sapo.experiments.model.budgets import DoesNotFitError, is_out_of_memory, on
 
 IGNORED = -100
 # What a forward pass costs beside its tokens, since weights are read and kernels started; as a number of
-# tokens. Measured with SmolLM2-135M on one CPU core; a guess elsewhere.
+# tokens. Measured with SmolLM2-135M on one CPU core (docs/performance.md); assumed, not measured, elsewhere.
 CPU_PASS, OTHER_PASS = 40, 512
 
 Result = TypeVar("Result")
@@ -45,21 +45,16 @@ def takes_positions(model: Any) -> bool:
     Others (ALiBi, recurrent and state-space models) count the padding of a batch too, so that rows which go
     on from a padded beginning would come out differently.
     """
-    kind, config = _plain_kind(model), model.config
-    if hasattr(config, "is_decoder") and hasattr(config, "add_cross_attention"):
+    if hasattr(model.config, "is_decoder") and hasattr(model.config, "add_cross_attention"):
         return False  # an encoder made to read one way: RoBERTa's positions do not begin at 0
-    return not kind._is_stateful and {"position_ids", "past_key_values"} <= _forward_names(kind)
+    return not model._is_stateful and len(accepted(model, position_ids=None, past_key_values=None)) == 2
 
 
 def accepted(model: Any, **options: Any) -> dict[str, Any]:
     """Those of the options that the model's forward takes."""
-    names = _forward_names(_plain_kind(model))
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = inspect.signature(type(inner).forward).parameters
     return {name: value for name, value in options.items() if name in names}
-
-
-def _plain_kind(model: Any) -> Any:
-    """The class of the model, or of that which adapters were put on."""
-    return type(model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def can_share_prefix(model: Any) -> bool:
@@ -69,11 +64,6 @@ def can_share_prefix(model: Any) -> bool:
     """
     layers = DynamicCache(config=model.config).layers
     return takes_positions(model) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-@lru_cache(maxsize=64)
-def _forward_names(kind: type[PreTrainedModel]) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 class _PrefixLayer(DynamicLayer):
@@ -99,30 +89,32 @@ class _PrefixLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class Prefix:
-    """The tokens that all examples begin with, as a model has read them."""
+    """The tokens that all examples begin with, as a model has read them; there may be none."""
 
-    layers: Sequence[tuple[Tensor, Tensor]]  # keys and values (1, H, P, D)
+    layers: Sequence[tuple[Tensor, Tensor]] = ()  # keys and values (1, H, P, D)
 
     @property
     def length(self) -> int:
         """How many tokens."""
-        return int(self.layers[0][0].shape[-2])
+        return int(self.layers[0][0].shape[-2]) if self.layers else 0
 
-    def cache(self) -> Cache:
+    def cache(self) -> Cache | None:
         """A new cache for a batch that goes on from here; the prefix itself is not changed."""
-        return Cache(layers=[_PrefixLayer(keys, values) for keys, values in self.layers])
+        return Cache(layers=[_PrefixLayer(*pair) for pair in self.layers]) if self.layers else None
 
 
-def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered]) -> Prefix | None:
+NO_PREFIX = Prefix()
+
+
+def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered], wanted: bool = True) -> Prefix:
     """What all examples begin with, read once; differentiable.
 
-    None if the model's cache cannot be repeated, or if sharing saves less than one more forward pass costs.
-    DoesNotFitError if it alone does not.
+    Nothing if it is not `wanted`, if the model's cache cannot be repeated, or if sharing saves less than one
+    more forward pass costs. DoesNotFitError if it alone does not.
     """
-    length = prefix_length(examples)
-    saved = length * (len(examples) - 1)
-    if saved <= pass_tokens(model.device) or not can_share_prefix(model):
-        return None
+    length = prefix_length(examples) if wanted else 0
+    if length * (len(examples) - 1) <= pass_tokens(model.device) or not can_share_prefix(model):
+        return NO_PREFIX
     ids = torch.tensor([examples[0].input_ids[:length]], device=model.device)
     with one_example(min(len(example.input_ids) for example in examples)):
         layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
@@ -141,41 +133,34 @@ def prefix_length(examples: Sequence[Rendered]) -> int:
 
 
 @contextmanager
-def gathered_gradients(prefix: Prefix | None) -> Iterator[Prefix | None]:
+def gathered_gradients(prefix: Prefix) -> Iterator[Prefix]:
     """The prefix for several backward passes: their gradients add up at it, and go through it at the end."""
-    if prefix is None:
-        yield None
-        return
     tensors = [tensor for pair in prefix.layers for tensor in pair]
     leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
     yield Prefix(list(zip(leaves[::2], leaves[1::2], strict=True)))
-    reached = [
-        (tensor, leaf.grad) for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.requires_grad
-    ]
+    reached = [pair for pair in zip(tensors, leaves, strict=True) if pair[1].requires_grad]
     if reached:
-        torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
+        torch.autograd.backward([tensor for tensor, _ in reached], [leaf.grad for _, leaf in reached])
 
 
 def target_logits(
-    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None = None
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix = NO_PREFIX
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) that predict the targets, and the targets (B, T), right-aligned, -100 before them."""
-    longest = max(len(example.target_ids) for example in batch)
-    targets = torch.full((len(batch), longest), IGNORED)
-    for row, example in enumerate(batch):
-        targets[row, longest - len(example.target_ids) :] = torch.tensor(example.target_ids)
-    targets = targets.to(model.device)
+    targets = padded([example.target_ids for example in batch], IGNORED).to(model.device)
+    longest = targets.shape[1]
     if not can_share_prefix(model):
         return _logits_padded_right(model, batch, longest), targets
-    skip = prefix.length if prefix else 0
     # Nothing is predicted from the last token.
-    ids, mask, positions = pad_left([e.input_ids[skip:-1] for e in batch], skip, model.device)
+    ids, mask, positions = pad_left(
+        [e.input_ids[prefix.length : -1] for e in batch], prefix.length, model.device
+    )
     logits = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=prefix.cache() if prefix else None,
-        use_cache=prefix is not None,
+        past_key_values=prefix.cache(),
+        use_cache=prefix.length > 0,
         logits_to_keep=last_places(ids, longest),
     ).logits
     return logits, targets
@@ -183,22 +168,22 @@ def target_logits(
 
 def _logits_padded_right(model: Any, batch: Sequence[Rendered], longest: int) -> Tensor:
     """Logits (B, T, V) before each row's last T tokens, by any model: padding after a row cannot reach it."""
-    lengths = torch.tensor([len(example.input_ids) - 1 for example in batch])
-    ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
-    for row, example in enumerate(batch):
-        ids[row, : lengths[row]] = torch.tensor(example.input_ids[:-1])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    ids = padded([example.input_ids[:-1] for example in batch], side="right")
+    lengths = torch.tensor([[len(example.input_ids) - 1] for example in batch])  # (B, 1)
+    mask = (torch.arange(ids.shape[1]) < lengths).long()
     first = max(0, int(lengths.min()) - longest)
-    kept = torch.arange(first, ids.shape[1], device=model.device)
-    only = accepted(model, logits_to_keep=kept)
+    only = accepted(model, logits_to_keep=torch.arange(first, ids.shape[1], device=model.device))
     logits = model(
         input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **only
     ).logits
     logits = logits if only else logits[:, first:]
-    places = (
-        (lengths[:, None] - longest + torch.arange(longest) - first).clamp(min=0).to(model.device)
-    )  # (B, T)
+    places = (lengths - longest + torch.arange(longest) - first).clamp(min=0).to(model.device)  # (B, T)
     return logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int = 0, side: str = "left") -> Tensor:
+    """Rows of token ids as one tensor (B, longest row), filled up on one side."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, fill, side)
 
 
 def last_places(ids: Tensor, count: int) -> Tensor:
@@ -214,12 +199,7 @@ def pad_left(
     sequences: Sequence[Sequence[int]], prefix: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (B, L), mask (B, P + L) and positions (B, L) of the sequences that follow a prefix."""
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-        mask[row, longest - len(sequence) :] = 1
+    ids, mask = padded(sequences), padded([[1] * len(sequence) for sequence in sequences])
     positions = (mask.cumsum(-1) - 1).clamp(min=0) + prefix
     mask = torch.cat([torch.ones(len(sequences), prefix, dtype=torch.long), mask], dim=1)
     return ids.to(device), mask.to(device), positions.to(device)
@@ -263,10 +243,10 @@ def in_batches(
 ) -> Iterator[tuple[int, Result]]:
     """Index and result of every item, worked on in batches as `by_tokens` makes them.
 
-    Where one does not fit in memory, it and all that are left are halved, which is said in the log;
-    DoesNotFitError if a single item does not. `skip` tokens of each item, read before, are not in its length.
+    `skip` tokens of each item are the prefix, which was read before. Where a batch does not fit in memory, it
+    and all that are left are halved, which is said in the log; DoesNotFitError if a single item does not.
     """
-    waiting = by_tokens(lengths, budget, overhead)
+    waiting = by_tokens([length - skip for length in lengths], budget, overhead)
     while waiting:
         batch = waiting.pop(0)
         try:
@@ -275,7 +255,7 @@ def in_batches(
             if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise DoesNotFitError(skip + lengths[batch[0]]) from error
+                raise DoesNotFitError(lengths[batch[0]]) from error
             torch.cuda.empty_cache()
             _log.warning("A batch of %d examples does not fit in memory: on with halves.", len(batch))
             halves = [(whole, len(whole) // 2) for whole in [batch, *waiting]]

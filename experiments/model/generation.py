@@ -16,18 +16,21 @@ from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
 from sapo.experiments.model.forward import (
     IGNORED,
+    NO_PREFIX,
     Prefix,
     accepted,
     can_share_prefix,
     last_places,
     pad_left,
+    padded,
     pass_tokens,
     takes_positions,
     target_logits,
     target_nll,
 )
 
-# Target tokens in one piece: enough to keep a processor busy, and few enough that their logits are small.
+# Target tokens in one piece: enough to keep a processor busy, and few enough that their logits are small
+# (128 of a vocabulary of 49,152 in float32 are 25 MB). Assumed, not measured.
 TARGETS_AT_ONCE = 128
 
 
@@ -80,7 +83,7 @@ def answer_and_nll(
     batch: Sequence[Rendered],
     max_new_tokens: int,
     stop_ids: Sequence[int],
-    prefix: Prefix | None = None,
+    prefix: Prefix = NO_PREFIX,
 ) -> list[tuple[list[int], bool, float]]:
     """Each example's greedy answer, whether it came to its end, and the target's summed NLL (nats).
 
@@ -91,38 +94,32 @@ def answer_and_nll(
     """
     if not takes_positions(model) and len(batch) > 1:  # padding would be counted
         return [answer_and_nll(model, [row], max_new_tokens, stop_ids)[0] for row in batch]
-    skip = prefix.length if prefix else 0
-    lengths = [len(example.input_ids) - skip for example in batch]
+    lengths = [len(example.input_ids) - prefix.length for example in batch]
     parts = [list(range(len(batch)))]
     if can_share_prefix(model):
         parts = by_tokens(lengths, sum(lengths), pass_tokens(model.device))
     read = [_read(model, [batch[i] for i in part], prefix) for part in parts]
     nll = [loss for _, _, losses in read for loss in losses]
     begun = [answer for _, answers, _ in read for answer in answers]
-    reading = _joined([reading for reading, _, _ in read], skip)
+    reading = _joined([reading for reading, _, _ in read], prefix.length)
     answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model))
-    order = [i for part in parts for i in part]
     rows = [(*answer, loss) for answer, loss in zip(answers, nll, strict=True)]
-    found = dict(zip(order, rows, strict=True))
+    found = dict(zip((i for part in parts for i in part), rows, strict=True))
     return [found[i] for i in range(len(batch))]
 
 
 def _read(
-    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix
 ) -> tuple[_Reading, list[list[int]], list[float]]:
     """The prompts read; how each answer begins; the summed NLL of each target.
 
     The targets are read for their NLL anyway, and the prediction after each of their tokens shows how much of
     them the model would have answered itself. Answers go on from there: a right answer takes no more passes.
     """
-    longest = max(len(example.target_ids) for example in batch)
-    targets = torch.full((len(batch), longest), IGNORED)
-    for row, example in enumerate(batch):
-        targets[row, : len(example.target_ids)] = torch.tensor(example.target_ids)
-    targets = targets.to(model.device)
+    targets = padded([example.target_ids for example in batch], IGNORED, "right").to(model.device)
     if can_share_prefix(model):
         width = max(1, TARGETS_AT_ONCE // len(batch))
-        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, longest - 1)])
+        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
         return reading, *_read_targets(reading, logits, targets, width)
     # Other caches cannot leave out what they have read, and some cannot go on with several tokens.
     reading, _ = _read_prompts(model, batch, prefix, targets[:, :0])
@@ -155,12 +152,12 @@ def _padded_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _read_prompts(
-    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix | None, begun: Tensor
+    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix, begun: Tensor
 ) -> tuple[_Reading, Tensor]:
     """The prompts and how their targets begin (B, W), and the logits (B, W + 1, V) after the prompts."""
-    skip = prefix.length if prefix else 0
+    skip = prefix.length
     ids, mask, positions = pad_left([e.prompt_ids[skip:] for e in batch], skip, model.device)
-    reading = _Reading(model, prefix.cache() if prefix else None, mask[:, :skip], positions[:, -1:], ids)
+    reading = _Reading(model, prefix.cache(), mask[:, :skip], positions[:, -1:], ids)
     logits = reading.read(
         torch.cat([ids, begun.clamp(min=0)], dim=1),
         torch.cat([mask[:, skip:], (begun != IGNORED).long()], dim=1),

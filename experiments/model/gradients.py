@@ -1,7 +1,7 @@
 """Gradients of a fresh adapter, and how far those of two tasks point the same way (paper, Figure 4).
 
-No weight is updated. The adapter's A is random and its B zero, so that the gradient of A is zero, and only
-that of B says in which direction a task would pull.
+No weight is updated. The adapter's A (r, d_in) is random and its B (d_out, r) zero, so that the gradient of A
+is zero, and only that of B (d_out, r), one of each module, says in which direction a task would pull.
 """
 
 import re
@@ -24,7 +24,8 @@ from sapo.experiments.model.budgets import training_tokens
 from sapo.experiments.model.forward import in_batches, pass_tokens, shared_prefix, target_logits, target_nll
 
 FILE = "gradients.safetensors"
-PAPER_RANKS = 4  # of the prompts by loss: 1, 7, 13 and 20 of 20
+# Of the paper's Figure 4: ranks of the prompts by loss (1, 7, 13 and 20 of 20), and which part of the layers.
+PAPER_RANKS, TOP_PART = 4, 4
 _B = re.compile(rf"base_model\.model\.(?P<module>.+)\.lora_B\.{CURRENT}\.weight")
 
 
@@ -34,15 +35,15 @@ def spread_ranks(count: int) -> list[int]:
 
 
 def with_fresh_adapter(base: PreTrainedModel, earlier: Path | None, config: Config) -> PeftModel:
-    """The model of a state, frozen, with a new adapter beside its own; only B of the top quarter's is free.
+    """The model of a state, frozen, with a new adapter beside its own; only B in the top quarter is free.
 
     `earlier` is the folder of the state's adapter. A is drawn from the seed alone, so that the gradients of
     all tasks and prompts in a state lie in one space.
     """
     torch.manual_seed(int(digest(["gradient", config.seed])[:8], 16))
-    model = with_new_adapter(base, earlier, config.method, list(config.model.lora_targets)).eval()
+    model = with_new_adapter(base, earlier, config).eval()
     layers = base.config.num_hidden_layers
-    first = layers - max(1, layers // 4)
+    first = layers - max(1, layers // TOP_PART)
     for key, parameter in model.named_parameters():
         name = _B.fullmatch(key)
         parameter.requires_grad_(name is not None and layer_of(name["module"]) >= first)
@@ -57,31 +58,28 @@ def adapter_gradients(
     `model` is what `with_fresh_adapter` gave. Raises WorkError naming `what` if a gradient is zero or not
     finite: it then has no direction.
     """
-    free = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    sums = {key: torch.zeros_like(p, dtype=torch.float32) for key, p in free.items()}
+    free = {_B.sub(r"\g<module>", key): p for key, p in model.named_parameters() if p.requires_grad}
+    sums = {module: torch.zeros_like(p, dtype=torch.float32) for module, p in free.items()}
     n_tokens = sum(len(row.target_ids) for row in rows)
-    prefix = shared_prefix(model, rows) if config.shared_prefix else None
+    prefix = shared_prefix(model, rows, config.shared_prefix)
 
     def work(batch: list[int]) -> list[int]:
         logits, targets = target_logits(model, [rows[i] for i in batch], prefix)
         loss = target_nll(logits, targets).sum() / n_tokens
-        parts = torch.autograd.grad(loss, list(free.values()), retain_graph=prefix is not None)
+        parts = torch.autograd.grad(loss, list(free.values()), retain_graph=prefix.length > 0)
         # Added when the whole batch is through: one that does not fit in memory begins again in halves.
         for total, part in zip(sums.values(), parts, strict=True):
             total += part
         return batch
 
-    skip = prefix.length if prefix else 0
-    lengths = [len(row.input_ids) - skip for row in rows]
+    lengths = [len(row.input_ids) for row in rows]
     budget = training_tokens(model, config.micro_batch_tokens)
-    for _ in in_batches(lengths, budget, pass_tokens(model.device), work, skip):
+    for _ in in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length):
         pass
-    modules = [key.removeprefix("base_model.model.").partition(".lora_B.")[0] for key in sums]
-    found = dict(zip(modules, (total.cpu() for total in sums.values()), strict=True))
-    for module, gradient in found.items():
+    for module, gradient in sums.items():
         if not 0 < gradient.norm().item() < float("inf"):
             raise WorkError(f"The gradient of {what} at {module} is zero or not finite: it has no direction.")
-    return found
+    return {module: gradient.cpu() for module, gradient in sums.items()}
 
 
 def cosines(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config, ModelConfig
+from sapo.data.files import sha256, write_json
 from sapo.data.render import CLOCK
 from sapo.experiments.model.fetch import cache_folder, model_folder
 
@@ -24,11 +24,10 @@ INDEX = "model.safetensors.index.json"
 # What configs, tokenizers, templates and code that comes with a model are kept in.
 _SUFFIXES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".bpe", ".codes", ".spm"}
 _TEMPLATE_FOLDER = "additional_chat_templates"  # Transformers' name
-_LARGE = 2**20  # digests of smaller files are not worth a place on disk
-# A file may change again within one tick of its file system's clock.
+_LARGE = 2**20  # hashed in milliseconds: digests of smaller files are not worth a place on disk
+# A file may change again within one tick of its file system's clock; the coarsest, FAT's, has 2 seconds.
 _TICK = 2_000_000_000
 
-_digests: dict[str, tuple[list[int], str]] = {}
 _held: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("held", default=None)
 
 
@@ -156,40 +155,29 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _file_digest(path: Path) -> str:
-    """SHA-256 of a file; that of a large one is remembered, by path, size, time and inode."""
+    """SHA-256 of a file, remembered by path, size, time and inode."""
     real = path.resolve()
     facts = real.stat()
-    mark = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
-    memory = cache_folder() / "digests.json"
-    for known in (_digests, *([_remembered(memory)] if facts.st_size > _LARGE else [])):
-        if str(real) in known and list(known[str(real)][0]) == mark:
-            _digests[str(real)] = (mark, known[str(real)][1])
-            return known[str(real)][1]
-    with real.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - facts.st_mtime_ns > _TICK:
-        _digests[str(real)] = (mark, digest)
-        if facts.st_size > _LARGE:
-            _remember(memory, {**_remembered(memory), str(real): (mark, digest)})
-    return digest
+    if time.time_ns() - facts.st_mtime_ns <= _TICK:
+        return sha256(real)
+    return _remembered_digest(real, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
-def _remembered(memory: Path) -> dict[str, Any]:
-    """Digests that an earlier process left; none where they cannot be read."""
-    try:
-        content = json.loads(memory.read_bytes())
-        return {path: (list(mark), str(digest)) for path, (mark, digest) in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def _remember(memory: Path, digests: dict[str, Any]) -> None:
-    """Writes digests at once or not at all: they only save time."""
-    with suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memory.parent, delete=False) as file:
-            json.dump(digests, file)
-        os.replace(file.name, memory)
+@cache
+def _remembered_digest(path: Path, size: int, *mark: int) -> str:
+    """SHA-256 of a file that stays as it is; that of a large one is remembered on disk, too."""
+    if size <= _LARGE:
+        return sha256(path)
+    memory, known = cache_folder() / "digests.json", {}
+    with suppress(OSError, ValueError, AttributeError):  # it only saves time
+        known = {name: str(digest) for name, digest in json.loads(memory.read_bytes()).items()}
+    name = f"{path} {size} {mark}"
+    if name not in known:
+        known[name] = sha256(path)
+        with suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, known)
+    return known[name]
 
 
 def template_text(model: ModelConfig) -> str:

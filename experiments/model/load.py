@@ -1,8 +1,7 @@
 """Language models and tokenizers, read whole or refused, and loaded once a process."""
 
 import logging
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from transformers.utils import logging as transformers_logging
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ModelConfig
 from sapo.data.render import Rendered, Renderer
-from sapo.data.tasks import Task
 from sapo.experiments.model.budgets import is_out_of_memory
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import (
@@ -34,7 +32,6 @@ from sapo.experiments.model.identity import (
     weight_files,
 )
 
-KEPT_TESTS = 32  # token ids of so many tasks under a prompt stay in memory
 _NAMED = 3  # weights named in a message
 _log = logging.getLogger(__name__)
 
@@ -71,24 +68,10 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
     untouched: Untouched = field(default_factory=Untouched, repr=False, compare=False)
-    _tests: OrderedDict[Hashable, list[Rendered]] = field(
-        default_factory=OrderedDict, repr=False, compare=False
-    )
 
     def renderer(self, max_input_tokens: int, *rest: str) -> Renderer:
         """How this model sees examples; `rest` are the renderer's truncation and separator."""
         return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens, *rest)
-
-    def rendered_test(self, renderer: Renderer, task: Task, prompt: str) -> list[Rendered]:
-        """The task's test examples; kept, since every state of a run is tested on the same ones."""
-        limits = (renderer.max_input_tokens, renderer.truncation, renderer.separator)
-        key = (prompt, task.suffix, task.separator, task.test, limits)
-        if key not in self._tests:
-            self._tests[key] = renderer.render(task, prompt, task.test, for_test=True)
-            while len(self._tests) > KEPT_TESTS:
-                self._tests.popitem(last=False)
-        self._tests.move_to_end(key)
-        return self._tests[key]
 
     def stop_ids(self) -> Sequence[int]:
         """Tokens that end an answer."""
@@ -195,8 +178,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_renderer(config: Config) -> Renderer:
     """How the config's model sees examples; loads its tokenizer only."""
-    options = dict(config.model.template_options)
-    data = config.data
+    data, options = config.data, dict(config.model.template_options)
     tokenizer = load_tokenizer(config.model)
     return Renderer(tokenizer, options, data.max_input_tokens, data.truncation, data.separator)
 
@@ -211,9 +193,8 @@ def load_model(config: Config) -> LanguageModel:
         _loaded.clear()
         _log.info("loading %s", config.model.name)
         base: Any = read_model(config.model, getattr(torch, dtype_of(config)))
-        with _loading(
-            f"model {config.model.name}", model_folder(config.model)
-        ):  # memory can run out here, too
+        # Memory can run out here, too.
+        with _loading(f"model {config.model.name}", model_folder(config.model)):
             base = base.to(device_of(config)).eval().requires_grad_(False)
         _loaded[key] = LanguageModel(base, load_tokenizer(config.model), config.model)
     return _loaded[key]

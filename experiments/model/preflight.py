@@ -27,7 +27,8 @@ from sapo.experiments.model.load import load_renderer, read_model, stop_ids
 Shown = tuple[Task, Sequence[Prompt]]  # a task and the prompts that it is shown under
 _log = logging.getLogger(__name__)
 _read: dict[str, tuple[PreTrainedModel, Renderer]] = {}
-MOST_TARGETS = 2000  # different targets of a task that are read back; more show the same
+MOST_TARGETS = 2000  # different targets of a task that are read back, in about a second; more show the same
+LINEAR = (nn.Linear, Conv1D)
 
 
 def preflight(
@@ -64,7 +65,7 @@ def preflight(
     for task, shown in prompts:
         require_shown(renderer, task, shown)
         if answers:
-            for note in _notes_of(task, key, config.evaluator.clean_up_spaces):
+            for note in target_notes(task, key, config.evaluator.clean_up_spaces):
                 _warn(note)
 
 
@@ -81,11 +82,6 @@ def _read_once(config: Config) -> str:
         _read.clear()
         _read[key] = (read_model(model, "auto", "meta"), load_renderer(config))
     return key
-
-
-@remembered(256)
-def _notes_of(task: Task, key: str, clean_up_spaces: bool) -> tuple[str, ...]:
-    return tuple(target_notes(*_read[key], task, clean_up_spaces))
 
 
 @lru_cache(maxsize=256)
@@ -108,36 +104,21 @@ def require_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
     if list(targets) == [ALL_LINEAR]:
         return
     modules = dict(model.named_modules())
-    linear = {
-        name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)
-    }
+    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, LINEAR)}
     for target in targets:
         found = [module for name, module in modules.items() if f".{name}".endswith(f".{target}")]
-        others = [module for module in found if not isinstance(module, nn.Linear | Conv1D)]
+        others = [type(module).__name__ for module in found if not isinstance(module, LINEAR)]
         if found and not others:
             continue
-        known = f"Its linear layers: {', '.join(sorted(linear))}."
+        near = get_close_matches(target, linear, 1)
+        reason = f"no layer of {type(model).__name__} is called {target}"
+        reason += f" (did you mean {near[0]}?)" if near else ""
         if others:
-            reason = (
-                f"{target} is {type(others[0]).__name__}, not a linear layer, and its adapter would be lost"
-            )
-        elif any(
-            parameter.dim() == 3 and f".{name}".endswith(f".{target}") for name, parameter in _weights(model)
-        ):
-            reason = f"{target} is one tensor for all experts of a layer, which LoRA does not adapt here"
-        else:
-            near = get_close_matches(target, linear, 1)
-            reason = f"no layer of {type(model).__name__} is called {target}"
-            reason += f" (did you mean {near[0]}?)" if near else ""
+            reason = f"{target} is {others[0]}, not a linear layer, and its adapter would be lost"
         raise UserError(
-            f"model.lora_targets: {reason}. {known} [{ALL_LINEAR}] means all but the output layer."
+            f"model.lora_targets: {reason}. Its linear layers: {', '.join(sorted(linear))}. "
+            f"[{ALL_LINEAR}] means all but the output layer."
         )
-
-
-def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    for name, parameter in model.named_parameters():
-        yield name, parameter
-        yield name.rpartition(".")[0], parameter  # by the module that holds it
 
 
 def template_notes(renderer: Renderer) -> Iterator[str]:
@@ -168,10 +149,13 @@ def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> 
                 )
 
 
-def target_notes(
-    model: PreTrainedModel, renderer: Renderer, task: Task, clean_up_spaces: bool = False
-) -> Iterator[str]:
-    """What the user should know of targets that cannot be answered; UserError if none of the task's can."""
+@remembered(256)
+def target_notes(task: Task, key: str, clean_up_spaces: bool) -> tuple[str, ...]:
+    """What the user should know of targets that cannot be answered; UserError if none of the task's can.
+
+    The model and its renderer are those that `_read` has under the key.
+    """
+    model, renderer = _read[key]
     stops = set(stop_ids(model, renderer))
 
     def read_back(target: str) -> str:
@@ -183,16 +167,16 @@ def target_notes(
     targets = list(dict.fromkeys(example.target for example in (*task.test, *task.train)))[:MOST_TARGETS]
     lost = [target for target in targets if read_back(target).split() != target.split()]
     if not lost:
-        return
+        return ()
     shown = f"{lost[0][:40]!r} comes back as {read_back(lost[0])[:60]!r}"
     if len(lost) == len(targets):
         raise UserError(
             f"Task {task.name}: no target can be answered: {shown}, through chat template and tokenizer. "
             "model.template_options={enable_thinking: false} or model.chat_template=FILE.jinja may help."
         )
-    yield (
+    return (
         f"Task {task.name}: {len(lost)} of {len(targets)} different targets change through the tokenizer, so "
-        f"that the right answer does not score 100: {shown}."
+        f"that the right answer does not score 100: {shown}.",
     )
 
 

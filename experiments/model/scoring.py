@@ -4,7 +4,8 @@ In a race candidates are compared on the same examples in growing rounds, and th
 
 A round ends with a look: every candidate left is compared with the leader by a one-sided paired t-test on the
 examples read so far, with the finite-population correction for drawing them without replacement. Let N be the
-size of the subset, K the number of candidates, R the number of looks: each test has the level
+size of the subset, n of them read at a look, K the number of candidates, R the number of looks: values are
+(K, n), differences to the leader's row (K, n), their means, spreads and verdicts (K). Each test has the level
 (1 - confidence) / ((K - 1) R).
 
 What is guaranteed: the candidate that wins on the whole subset is lost only if a test against one of its
@@ -14,11 +15,11 @@ subset decides. The level is approximate, not exact: the t-distribution takes me
 which those of 8 examples of a skewed loss are not. Where a few rare examples decide a mean (an outlier in 50,
 a label of 10 %), early looks may not see them, and the winner is lost more often than promised. Bounds that
 hold exactly (empirical Bernstein: Audibert, Munos and Szepesvari 2009; without replacement: Bardenet and
-Maillard 2015) need a bounded loss and many more examples.
+Maillard 2015) need a bounded loss and many more examples. Nothing is saved between candidates that are nearly
+tied: they are all read to the end.
 
 Sources: Maron and Moore 1994 (racing); Moore and Lee 1994 (paired comparisons); Cochran, Sampling Techniques,
-1977, Section 2.6 (finite-population correction). Nothing is saved between candidates that are nearly tied:
-they are all read to the end.
+1977, Section 2.6 (finite-population correction).
 """
 
 import random
@@ -39,6 +40,7 @@ from sapo.data.render import Rendered
 from sapo.data.tasks import Task
 from sapo.experiments.model.budgets import reading_tokens
 from sapo.experiments.model.forward import (
+    NO_PREFIX,
     Prefix,
     in_batches,
     nll_and_entropy,
@@ -47,22 +49,17 @@ from sapo.experiments.model.forward import (
     target_logits,
 )
 
-FIRST_ROUND = 8
-GROWTH = 2
-# A look later than this saves less than the round costs.
-LAST_LOOK = 0.75
-
-NOTHING = (0.0, 0.0)
+# Chosen on two SuperNI tasks, tried on two others (docs/performance.md, Racing). A look after three quarters
+# could save no more than the last quarter.
+FIRST_ROUND, GROWTH, LAST_LOOK = 8, 2, 0.75
 
 # Candidates and examples to their values, a row a candidate; a row's mean over the subset is its loss.
 Read = Callable[[Sequence[int], Sequence[int]], NDArray[np.float64]]
-# A candidate and examples to a table with a row an example, its `nll` among them.
-ReadTable = Callable[[int, Sequence[int]], pd.DataFrame]
 
 
 @torch.inference_mode()
 def example_losses(
-    model, examples: Sequence[Rendered], budget: int, prefix: Prefix | None = None
+    model: Any, examples: Sequence[Rendered], budget: int, prefix: Prefix = NO_PREFIX
 ) -> pd.DataFrame:
     """Per example: `nll` and `entropy` summed over its target tokens (nats), and `n_tokens`.
 
@@ -70,33 +67,25 @@ def example_losses(
     target was cut off (`data.truncation=end`).
     """
     with_target = [i for i, rendered in enumerate(examples) if rendered.target_ids]
-    skip = prefix.length if prefix else 0
 
     def work(batch: list[int]) -> list[tuple[float, float]]:
         rendered = [examples[with_target[i]] for i in batch]
         nll, entropy = nll_and_entropy(*target_logits(model, rendered, prefix))
         return list(zip(nll.tolist(), entropy.tolist(), strict=True))
 
-    lengths = [len(examples[i].input_ids) - skip for i in with_target]
-    found = in_batches(lengths, budget, pass_tokens(model.device), work, skip)
-    sums = {with_target[i]: pair for i, pair in found}
-    return pd.DataFrame(
-        [
-            {
-                "example": i,
-                "nll": sums.get(i, NOTHING)[0],
-                "entropy": sums.get(i, NOTHING)[1],
-                "n_tokens": len(rendered.target_ids),
-                "is_shortened": rendered.is_shortened,
-            }
-            for i, rendered in enumerate(examples)
-        ]
-    )
+    sums = [(0.0, 0.0)] * len(examples)
+    lengths = [len(examples[i].input_ids) for i in with_target]
+    for i, pair in in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length):
+        sums[with_target[i]] = pair
+    table = pd.DataFrame(sums, columns=["nll", "entropy"])
+    table.insert(0, "example", range(len(examples)))
+    n_tokens = [len(rendered.target_ids) for rendered in examples]
+    return table.assign(n_tokens=n_tokens, is_shortened=[rendered.is_shortened for rendered in examples])
 
 
 def require_finite(losses: pd.DataFrame, task: Task, prompt: Prompt) -> None:
     """WorkError naming task and prompt if a loss is NaN or infinite."""
-    bad = losses[~losses["nll"].map(lambda value: abs(value) < float("inf"))]
+    bad = losses[~np.isfinite(losses["nll"])]
     if len(bad):
         raise WorkError(
             f"The loss of task {task.name} under prompt {prompt.index} is not finite "
@@ -105,7 +94,7 @@ def require_finite(losses: pd.DataFrame, task: Task, prompt: Prompt) -> None:
 
 
 def race(read: Read, n_candidates: int, order: Sequence[int], confidence: float) -> NDArray[np.int64]:
-    """How many examples were read of each candidate, in the order given: all of them of those that were left.
+    """How many examples were read of each candidate (K), in the order given: all N of those that were left.
 
     The candidate with the lowest mean over the whole order is among these with probability `confidence`, as
     the module says. A single candidate is read at once.
@@ -123,8 +112,11 @@ def race(read: Read, n_candidates: int, order: Sequence[int], confidence: float)
         seen[left] = end
         if end == n:
             break
+        so_far = values[left, :end]
+        differences = so_far - so_far[so_far.mean(axis=1).argmin()]  # to the leader
+        errors = differences.std(axis=1, ddof=1) * np.sqrt((1 - end / n) / end)  # of their means
         level = (1 - confidence) / ((n_candidates - 1) * len(looks))
-        left = left[_can_win(values[left, :end], n, level)]
+        left = left[differences.mean(axis=1) <= student.ppf(1 - level, end - 1) * errors]
         begin = end
     return seen
 
@@ -136,14 +128,6 @@ def look_sizes(n: int) -> list[int]:
         sizes.append(size)
         size *= GROWTH
     return sizes
-
-
-def _can_win(values: NDArray[np.float64], n: int, level: float) -> NDArray[np.bool_]:
-    """Which rows (candidates, examples read) are not significantly above the one with the lowest mean."""
-    read = values.shape[1]
-    differences = values - values[values.mean(axis=1).argmin()]
-    spread = differences.std(axis=1, ddof=1) * np.sqrt((1 - read / n) / read)
-    return differences.mean(axis=1) <= student.ppf(1 - level, read - 1) * spread
 
 
 def weights(n_tokens: Sequence[int], reduction: str) -> NDArray[np.float64]:
@@ -164,14 +148,15 @@ def pool_losses(
 ) -> pd.DataFrame:
     """The table of `example_losses` of every prompt, with column `prompt`: in full, or what a race has read.
 
-    `rendered` holds the same examples under each prompt. Raises WorkError if a loss is not finite.
+    `rendered` holds the same examples under each prompt; seed and task alone decide in which order a race
+    reads them. Raises WorkError if a loss is not finite.
     """
     is_race = config.scorer.name == "race"
     budget = reading_tokens(model, config.evaluator.batch_tokens)
 
     @lru_cache(maxsize=len(prompts) if is_race else 1)  # a race comes back to its candidates
-    def prefix_of(candidate: int) -> Prefix | None:
-        return shared_prefix(model, rendered[candidate]) if config.trainer.shared_prefix else None
+    def prefix_of(candidate: int) -> Prefix:
+        return shared_prefix(model, rendered[candidate], config.trainer.shared_prefix)
 
     def read(candidate: int, examples: Sequence[int]) -> pd.DataFrame:
         batch = [rendered[candidate][i] for i in examples]
@@ -180,19 +165,11 @@ def pool_losses(
         require_finite(losses, task, prompts[candidate])
         return losses.assign(prompt=prompts[candidate].index)
 
-    if is_race:
-        tables = _race_tables(read, rendered, config, task.name)
-    else:
-        tables = [read(candidate, range(len(rows))) for candidate, rows in enumerate(rendered)]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _race_tables(
-    read: ReadTable, rendered: Sequence[Sequence[Rendered]], config: Config, task: str
-) -> list[pd.DataFrame]:
-    """What a race has read of each candidate; seed and task alone decide the order of reading."""
+    if not is_race:
+        everything = [read(candidate, range(len(rows))) for candidate, rows in enumerate(rendered)]
+        return pd.concat(everything, ignore_index=True)
     order = list(range(len(rendered[0])))
-    random.Random(f"race {config.seed} {task}").shuffle(order)  # noqa: S311
+    random.Random(f"race {config.seed} {task.name}").shuffle(order)  # noqa: S311
     scales = [weights([len(r.target_ids) for r in rows], config.scorer.reduction) for rows in rendered]
     parts: list[list[pd.DataFrame]] = [[] for _ in rendered]
 
@@ -202,4 +179,4 @@ def _race_tables(
         return np.array([parts[c][-1]["nll"].to_numpy() * scales[c][list(examples)] for c in candidates])
 
     race(values, len(rendered), order, config.scorer.confidence)
-    return [pd.concat(tables).sort_values("example") for tables in parts]
+    return pd.concat([pd.concat(own).sort_values("example") for own in parts], ignore_index=True)

@@ -8,7 +8,7 @@ devices average 8 token means a step (D19); here a step's loss is one token mean
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,6 @@ CODE_BATCH = 8  # rows that the official code's 8 devices take at once, one each
 Penalty = Callable[[PeftModel], Tensor | None]
 
 
-def no_penalty(model: PeftModel) -> None:
-    """The penalty of a method that has none."""
-    del model
-
-
 def train(
     model: PeftModel,
     rows: Sequence[Row],
@@ -58,29 +53,21 @@ def train(
     draws: Draws,
     scratch: Path,
     what: str,
-    penalty: Penalty = no_penalty,
+    penalty: Penalty | None = None,
 ) -> dict[str, Any]:
-    """Trains the model in place and returns the loss of every step and what the training took.
+    """Trains the model's free parameters in place; the loss of every step, and what the training took.
 
-    Args:
-        model: The model; its parameters that require gradients are trained.
-        rows: The training examples under every prompt that they can be shown under.
-        config: The trainer's settings.
-        draws: Has the seed, and decides which prompt a row is shown under when it has several.
-        scratch: Folder of the checkpoints; one that is found there is continued.
-        what: Names the training in messages.
-        penalty: Is added to the loss of every optimizer step.
+    `rows` are the examples under every prompt that they can be shown under, and `draws` has the seed and
+    decides which it is when. A checkpoint that is found in `scratch` is continued. `what` names the training
+    in messages. The penalty is added to the loss of every step.
 
-    Returns:
-        `losses`, `penalties` and `gradient_norms` (before clipping) by step, `steps`, `tokens`,
-        `trainable_parameters`, and after a checkpoint the `earlier_seconds` that it took to get there.
-
-    Raises:
-        WorkError: A loss or a weight is not finite, or a single example does not fit in memory.
+    Returns `losses`, `penalties` and `gradient_norms` (before clipping) by step, `steps`, `tokens`,
+    `trainable_parameters`, and after a checkpoint the `earlier_seconds` that it took to get there. Raises
+    WorkError if a loss or a weight is not finite, or a single example does not fit in memory.
     """
     begun = time.monotonic()
     set_seed(draws.seed)
-    accelerator = _accelerator(config, scratch, what, model.device.type == "cpu")
+    accelerator = _accelerator(model, config, scratch, what)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -107,21 +94,16 @@ def train(
     accelerator.end_training()
     if not all(torch.isfinite(p).all() for p in weights.values()):
         raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
-    facts = _facts(history, rows, config) | {"trainable_parameters": sum(p.numel() for p in weights.values())}
-    return {**facts, "earlier_seconds": earlier} if earlier else facts
-
-
-def _facts(
-    history: Sequence[Mapping[str, float]], rows: Sequence[Row], config: TrainerConfig
-) -> dict[str, Any]:
-    passes = len(history) / math.ceil(len(rows) / config.global_batch)
     lengths = (sum(len(one.input_ids) for one in row.rendered) / len(row.rendered) for row in rows)
+    passes = len(history) / math.ceil(len(rows) / config.global_batch)
     return {
         "losses": [facts["loss"] for facts in history],
         "penalties": [facts["penalty"] for facts in history if "penalty" in facts],
         "gradient_norms": [facts["gradient_norm"] for facts in history],
         "steps": len(history),
         "tokens": round(passes * sum(lengths)),
+        "trainable_parameters": sum(p.numel() for p in weights.values()),
+        **({"earlier_seconds": earlier} if earlier else {}),
     }
 
 
@@ -152,21 +134,21 @@ def rate_schedule(optimizer: Optimizer, config: TrainerConfig, steps: int) -> LR
     return LambdaLR(optimizer, lambda k: 1.0 if steps <= 2 else min(1.0, math.log(max(k, 1)) / scale))
 
 
-def _accelerator(config: TrainerConfig, scratch: Path, what: str, on_cpu: bool) -> Accelerator:
+def _accelerator(model: PeftModel, config: TrainerConfig, scratch: Path, what: str) -> Accelerator:
     """Accelerate for this training, with the trackers that `trainer.report_to` names."""
     require_trackers(config)
     AcceleratorState._reset_state(reset_partial_state=True)  # the last training may have had another device
     logs = scratch.parent.parent / "trackers" / scratch.name[:12]
+    on_cpu = model.device.type == "cpu"
     accelerator = Accelerator(cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=logs)
-    if config.report_to:
-        values = {k: v for k, v in vars(config).items() if isinstance(v, bool | str | float | int)}
-        accelerator.init_trackers("sapo", {**values, "what": what})
+    values = {k: v for k, v in vars(config).items() if isinstance(v, bool | str | float | int)}
+    accelerator.init_trackers("sapo", {**values, "what": what})
     return accelerator
 
 
 def require_trackers(config: TrainerConfig) -> None:
     """UserError if a tracker of `trainer.report_to` is not installed, which Accelerate would leave out."""
-    there = [str(tracker) for tracker in get_available_trackers()]
+    there = list(map(str, get_available_trackers())) if config.report_to else []
     if missing := [name for name in config.report_to if name not in there]:
         raise UserError(
             f"trainer.report_to={','.join(missing)}: not installed, or not a tracker of Accelerate. "
@@ -197,7 +179,7 @@ class Backward:
     """
 
     def __init__(
-        self, model: Any, accelerator: Accelerator, config: TrainerConfig, penalty: Penalty, what: str
+        self, model: Any, accelerator: Accelerator, config: TrainerConfig, penalty: Penalty | None, what: str
     ) -> None:
         self.model, self.accelerator, self.penalty, self.what = model, accelerator, penalty, what
         self.tokens = training_tokens(model, config.micro_batch_tokens)
@@ -228,24 +210,19 @@ class Backward:
     def _accumulate(self, groups: Sequence[Sequence[Rendered]]) -> dict[str, float]:
         n_tokens = sum(len(example.target_ids) for group in groups for example in group)
         total = torch.zeros((), device=self.model.device)
-        for group in groups:
-            total += self._of_one_prompt(group, n_tokens)
-        penalty = self.penalty(self.model)
+        for group in groups:  # examples under one prompt, whose beginning is read once for all of them
+            part = torch.zeros_like(total)
+            prefix = shared_prefix(self.model, group, self.shares_prefix)
+            lengths = [len(example.input_ids) - prefix.length for example in group]
+            with gathered_gradients(prefix) as beginning:
+                for batch in by_tokens(lengths, self.tokens, pass_tokens(self.model.device)):
+                    logits, targets = target_logits(self.model, [group[i] for i in batch], beginning)
+                    loss = target_nll(logits, targets).sum() / n_tokens
+                    self.accelerator.backward(loss)
+                    part += loss.detach()
+            total += part
+        penalty = self.penalty(self.model) if self.penalty else None
         if penalty is None:
             return {"loss": total.item()}
         self.accelerator.backward(penalty)
         return {"loss": (total + penalty.detach()).item(), "penalty": penalty.item()}
-
-    def _of_one_prompt(self, examples: Sequence[Rendered], n_tokens: int) -> Tensor:
-        """Examples under one prompt, whose beginning is read once for all of them."""
-        prefix = shared_prefix(self.model, examples) if self.shares_prefix else None
-        skip = prefix.length if prefix else 0
-        lengths = [len(example.input_ids) - skip for example in examples]
-        total = torch.zeros((), device=self.model.device)
-        with gathered_gradients(prefix) as beginning:
-            for batch in by_tokens(lengths, self.tokens, pass_tokens(self.model.device)):
-                logits, targets = target_logits(self.model, [examples[i] for i in batch], beginning)
-                loss = target_nll(logits, targets).sum() / n_tokens
-                self.accelerator.backward(loss)
-                total += loss.detach()
-        return total

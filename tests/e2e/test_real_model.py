@@ -10,7 +10,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.forward import shared_prefix, target_logits, target_nll
+from sapo.experiments.model.forward import NO_PREFIX, shared_prefix, target_logits, target_nll
 from sapo.experiments.model.generation import answer_and_nll
 from sapo.experiments.model.load import load_model
 
@@ -34,8 +34,8 @@ def test_the_shared_prefix_changes_no_number(config, task, request):
     loaded = load_task(task, config)
     rendered = model.renderer(512).render(loaded, loaded.instruction, loaded.train)
     with torch.inference_mode():
-        prefixes = (shared_prefix(model.base, rendered), None)
-        assert prefixes[0] is not None
+        prefixes = (shared_prefix(model.base, rendered), NO_PREFIX)
+        assert prefixes[0].length > 0
         shared, plain = (
             target_nll(*target_logits(model.base, rendered, prefix)).sum(-1) for prefix in prefixes
         )

@@ -24,7 +24,7 @@ SMALL = (*EXPERIMENT[1:], "trainer.epochs=1", "data.train_examples=4", "data.tes
 PROBE = ("policy=fixed", "policy.last_only=true", "policy.index=-1", "trainer.epochs=1", "scorer.examples=3")
 # What methods keep between tasks, and what probes are made of.
 KEPT = {
-    "ewc": ("fisher.safetensors", "anchor.safetensors", "fisher.json"),
+    "ewc": ("fisher.safetensors", "anchor.safetensors"),
     "replay": ("tasks.json", "examples.jsonl"),
     "inscl": ("selection.json",),
 }

@@ -5,11 +5,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from trainings import method_for
 
 from sapo.conf.errors import WorkError
-from sapo.data.benchmarks import load_tasks
-from sapo.data.prompts import Prompt
-from sapo.experiments.methods import METHODS, Context, method_of
+from sapo.experiments.methods import METHODS
 from sapo.experiments.model.adapters import (
     FOLDER,
     WEIGHTS,
@@ -18,11 +17,11 @@ from sapo.experiments.model.adapters import (
     load_adapter,
     plain,
     scale_adapter,
-    trainable_parameters,
+    trained_weights,
 )
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.rows import TrainingTask
 
+KINDS = [name for name in METHODS if name not in ("single", "multitask", "zero_shot")]  # sequential, those
 IDS = torch.arange(3, 40).unsqueeze(0)
 
 
@@ -39,14 +38,9 @@ def logits(model):
 @pytest.fixture
 def method(tiny_config):
     """A method with a task's state before it, as a training would make it."""
-
-    def build(name, previous=None, position=0, **settings):
-        config = tiny_config(f"method={name}", *(f"method.{key}={value}" for key, value in settings.items()))
-        tasks, _ = load_tasks(config)
-        task = TrainingTask(tasks[position], (Prompt(tasks[position].instruction),))
-        return method_of(Context(config, load_model(config), (task,), previous, position, 7))
-
-    return build
+    return lambda name, previous=None, position=0: method_for(
+        tiny_config(f"method={name}"), position, previous
+    )
 
 
 def trained(method, folder, seed):
@@ -64,10 +58,15 @@ def trained(method, folder, seed):
     return found
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_what_is_saved_opens_with_plain_peft_and_gives_the_same_logits(method, base, tmp_path, name):
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_saved_opens_with_plain_peft_and_training_starts_from_it(method, base, tmp_path, name):
     previous = None
     for task in range(3):
+        if previous:
+            with plain(base):
+                scored = logits(load_adapter(base, previous / FOLDER))
+            with plain(base):
+                assert torch.equal(scored, logits(method(name, previous, task).start()))
         folder = tmp_path / str(task)
         expected = trained(method(name, previous, task), folder, task)
         with plain(base):
@@ -77,15 +76,8 @@ def test_what_is_saved_opens_with_plain_peft_and_gives_the_same_logits(method, b
         previous = folder
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_training_starts_from_exactly_the_model_that_was_scored(method, base, tmp_path, name):
-    trained(method(name), tmp_path / "0", 0)
-    trained(method(name, tmp_path / "0", 1), tmp_path / "1", 1)
-    with plain(base):
-        scored = logits(load_adapter(base, tmp_path / "1" / FOLDER))
-    with plain(base):
-        started = logits(method(name, tmp_path / "1", 2).start())
-    assert torch.equal(scored, started)
+def n_trained(model):
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_lorainc_keeps_earlier_adapters_to_the_bit_and_trains_only_the_new_one(method, base, tmp_path):
@@ -94,7 +86,8 @@ def test_lorainc_keeps_earlier_adapters_to_the_bit_and_trains_only_the_new_one(m
         with plain(base):
             model = method("lorainc", previous, task).start()
             new = sum(value.numel() for value in adapter_tensors(model, "current").values())
-            assert trainable_parameters(model) == new
+            assert n_trained(model) == new
+            assert trained_weights(model).keys() == adapter_tensors(model, "current").keys()
         trained(method("lorainc", previous, task), tmp_path / str(task), task)
         previous = tmp_path / str(task)
     two, three = (load_file(tmp_path / name / FOLDER / WEIGHTS) for name in "12")
@@ -109,7 +102,7 @@ def test_sequential_goes_on_with_one_adapter(method, base, tmp_path):
     with plain(base):
         model = method("sequential", tmp_path / "0", 1).start()
         saved = load_file(tmp_path / "0" / FOLDER / WEIGHTS)
-        assert trainable_parameters(model) == sum(value.numel() for value in saved.values())
+        assert n_trained(model) == sum(value.numel() for value in saved.values())
 
 
 def test_a_shrunk_state_counts_earlier_adapters_by_one_over_their_number(method, base, tmp_path):
@@ -147,6 +140,15 @@ def test_an_adapter_whose_weights_do_not_arrive_is_an_error(method, base, tmp_pa
     save_file({key.replace("layers.1", "layers.7"): v for key, v in load_file(path).items()}, path)
     with plain(base), pytest.warns(match="missing adapter"), pytest.raises(WorkError, match="did not load"):
         load_adapter(base, tmp_path / FOLDER)
+
+
+def test_what_the_files_would_not_hold_is_not_trained(method, base):
+    with plain(base):
+        model = method("lorainc").start()
+        base.lm_head.weight.requires_grad_(True)
+        with pytest.raises(WorkError, match=r"lm_head\.weight would be trained"):
+            trained_weights(model)
+        base.lm_head.weight.requires_grad_(False)
 
 
 def test_the_base_is_plain_again_afterwards(method, base, tmp_path):

@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapo.analysis.published import published
@@ -24,10 +25,10 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import METHODS, Context, method_of
 from sapo.experiments.methods.inscl import highest, ins_info, lexical_tags, wasserstein
-from sapo.experiments.methods.replay import balanced, learned, quotas, read_kept, write_kept
+from sapo.experiments.methods.replay import only, quotas, read_kept, write_kept
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.rows import TrainingTask, training_rows
+from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.run import require_ready
 from sapo.experiments.runs import write_run
 
@@ -40,11 +41,11 @@ def task(name: str, inputs, prompts=("Do it.",), **facts) -> TrainingTask:
 
 
 def task_of(name: str, n: int):
-    return learned(task(name, [f"{name}{i}" for i in range(n)]))
+    return task(name, [f"{name}{i}" for i in range(n)])
 
 
 def sizes(kept):
-    return [len(one.examples) for one in kept]
+    return [len(one.task.train) for one in kept]
 
 
 # --- how many of each task ---------------------------------------------------------------------------------
@@ -53,13 +54,9 @@ def sizes(kept):
 @pytest.mark.parametrize(
     ("weights", "available", "budget", "expected"),
     [
-        (
-            [1, 2, 3],
-            [99, 99, 99],
-            10,
-            [1, 3, 6],
-        ),  # 1.67, 3.33, 5: the odd one to the largest
+        ([1, 2, 3], [99, 99, 99], 10, [1, 3, 6]),  # 1.67, 3.33, 5: the odd one to the largest
         ([1, 1, 1], [99, 99, 99], 50, [17, 17, 16]),  # equal shares: to the earliest
+        (None, [99, 99, 99], 50, [17, 17, 16]),
         ([0, 0, 0], [99, 99, 99], 50, [17, 17, 16]),
         ([1, 1, 2], [99, 99, 20], 100, [40, 40, 20]),  # 25, 25, 50: the 30 that are missing go to the others
         ([0, 1], [50, 20], 40, [20, 20]),
@@ -68,67 +65,38 @@ def sizes(kept):
     ],
 )
 def test_quotas_by_hand(weights, available, budget, expected):
-    assert quotas(weights, available, budget) == expected
+    assert quotas([task_of("a", n) for n in available], budget, weights) == expected
 
 
-@given(st.lists(st.tuples(st.floats(0, 2), st.integers(0, 300)), min_size=1, max_size=8), st.integers(1, 500))
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.floats(0, 2), st.integers(0, 30)), min_size=1, max_size=8), st.integers(1, 60))
 def test_quotas_sum_to_the_budget_and_ask_no_task_for_more_than_it_has(tasks, budget):
     weights, available = zip(*tasks, strict=True)
-    counts = quotas(weights, available, budget)
+    counts = quotas([task_of("a", n) for n in available], budget, weights)
     assert sum(counts) == min(budget, sum(available))
     assert all(0 <= count <= size for count, size in zip(counts, available, strict=True))
 
 
-@given(st.lists(st.floats(0, 2), min_size=1, max_size=8), st.integers(1, 500))
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=8), st.integers(1, 60))
 def test_a_more_distant_task_never_gives_fewer_rows(weights, budget):
-    counts = quotas(weights, [budget] * len(weights), budget)
+    counts = quotas([task_of("a", budget)] * len(weights), budget, weights)
     for (weight, count), (greater, others) in pairwise(sorted(zip(weights, counts, strict=True))):
         assert weight == greater or count <= others
 
 
-# --- which of them, at random ------------------------------------------------------------------------------
-
-
-def test_a_buffer_is_full_shrinks_by_task_and_holds_only_rows_of_training():
-    kept = []
-    for position, n in enumerate((9, 7, 30)):
-        before = {row for one in kept for row in one.examples}
-        new = task_of("abc"[position], n)
-        kept = balanced(kept, [new], 8, f"0 {position}")
-        assert sum(sizes(kept)) == 8
-        assert {row for one in kept for row in one.examples} <= before | set(new.examples)
-        assert all(row.input != "test" for one in kept for row in one.examples)
-    assert [one.distinct for one in kept] == [9, 7, 30]
-    assert sizes(kept) == [3, 3, 2]
-
-
-def test_a_balanced_draw_is_uniform_over_seeds():
-    counts = Counter(
-        row.input for seed in range(400) for row in balanced([], [task_of("a", 10)], 5, f"{seed}")[0].examples
-    )
-    assert len(counts) == 10
-    assert all(abs(count - 200) < 50 for count in counts.values())  # five standard deviations
-
-
-def test_no_row_is_kept_twice_and_what_is_missing_comes_from_the_others():
-    repeated = learned(task("a", ["x", "y", "x", "x", "y"]))
-    assert [row.input for row in repeated.examples] == ["x", "y"]
-    kept = balanced([], [repeated], 6, "0")
-    assert sizes(kept) == [2]
-    kept = balanced(kept, [task_of("b", 9)], 6, "1")
-    assert sizes(kept) == [2, 4]
-    assert len({row for one in kept for row in one.examples}) == 6
+# --- what is kept ------------------------------------------------------------------------------------------
 
 
 def test_what_is_kept_comes_back_from_disk_as_it_was(tmp_path):
     odd = 'line\u2028break "quoted" {brace}\nnext\r\n'
     kept = [
-        learned(task("a", [odd, "中文"], ("Do it.", "So it."), separator="文本:", language="zh")),
+        task("a", [odd, "中文"], ("Do it.", "So it."), separator="文本:", language="zh"),
         task_of("b", 3),
-        learned(task("none", [])),
+        task("none", []),
     ]
     write_kept(tmp_path, kept)
-    assert read_kept(tmp_path) == kept
+    assert read_kept(tmp_path) == [only(one, range(len(one.task.train))) for one in kept]
     assert (tmp_path / "kept/examples.jsonl").read_text(encoding="utf-8").count("\n") == 5
     assert read_kept(None) == []
 
@@ -170,11 +138,10 @@ def test_wasserstein_by_hand():
 
 
 def test_wasserstein_of_equal_numbers_is_the_best_assignment():
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 5, 3))
+    first, second = np.random.default_rng(0).normal(size=(2, 4, 3))
     units = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (first, second)]
     cost = 1 - units[0] @ units[1].T
-    best = min(sum(cost[i, j] for i, j in enumerate(order)) / 5 for order in permutations(range(5)))
+    best = min(sum(cost[i, j] for i, j in enumerate(order)) / 4 for order in permutations(range(4)))
     assert wasserstein(first, second) == pytest.approx(best)
     assert wasserstein(second, first) == pytest.approx(best)
 
@@ -188,15 +155,14 @@ def learn(tiny_config, tmp_path):
 
     def run(tasks, *overrides, folder=tmp_path / "states", seed=7):
         config = tiny_config(*overrides)
+        model = load_model(config)
         previous, replayed = None, []
         for position, one in enumerate(tasks):
-            model = load_model(config)
             method = method_of(Context(config, model, (one,), previous, position, seed + position))
-            state = folder / str(position)
+            previous = folder / str(position)
             with plain(model.base):
                 replayed.append(list(method.replayed()))
-                method.save(method.start(), state)
-            previous = state
+                method.save(method.start(), previous)
         return replayed, previous
 
     return run
@@ -210,30 +176,42 @@ LEARNED = [
 
 
 @pytest.mark.parametrize("method", ["replay", "inscl"])
-def test_replayed_rows_keep_the_frame_and_the_prompts_of_their_own_training(learn, tiny_config, method):
+def test_replayed_rows_keep_the_frame_and_the_prompts_of_their_own_training(learn, method):
     replayed, _ = learn([*LEARNED[::-1], LEARNED[0]][:3], f"method={method}", "method.buffer=4")
-    renderer = load_model(tiny_config()).renderer(1536)
+    own = {one.task.name: one for one in LEARNED}
     for pairs in replayed[1:]:
         assert len(pairs) == len({(one.task.name, row) for one, row in pairs}) == min(4, len(pairs))
-        rows = training_rows(renderer, [], pairs)
-        expected = {}
-        for one in LEARNED:
-            columns = [renderer.render(one.task, prompt.text, one.task.train) for prompt in one.prompts]
-            for example, rendered in zip(one.task.train, zip(*columns, strict=True), strict=True):
-                expected[one.task.name, example] = rendered
-        assert {row.rendered for row in map(frozen, rows)} == {
-            tuple(map(token_ids, expected[one.task.name, example])) for one, example in pairs
-        }
+        for one, row in pairs:
+            task = own[one.task.name].task
+            assert one.prompts == own[one.task.name].prompts
+            assert replace(one.task, train=task.train, test=task.test) == task
+            assert row in task.train
     assert {one.task.name for one, _ in replayed[2]} == {"b", "c"}
-    assert all(len(one.prompts) == (2 if one.task.name == "c" else 1) for one, _ in replayed[2])
 
 
-def token_ids(rendered):
-    return tuple(rendered.input_ids)
+def test_a_buffer_is_shared_by_all_tasks_and_draws_uniformly(learn, tmp_path):
+    """Of 9, 7 and 30 rows; a row that comes twice is one, and what is missing comes from the others."""
+    tasks = [task("a", ["x", "y", "x", "x", "y"]), task_of("b", 9), task_of("c", 30)]
+    replayed, state = learn(tasks, "method=replay", "method.buffer=8")
+    assert [Counter(one.task.name for one, _ in pairs) for pairs in replayed[1:]] == [
+        {"a": 2},
+        {"a": 2, "b": 6},
+    ]
+    kept = read_kept(state)
+    assert sizes(kept) == [2, 3, 3]
+    assert {row for _, row in replayed[2]} >= {row for one in kept[:2] for row in one.task.train}
+    drawn = Counter(
+        row.input
+        for seed in range(400)
+        for row in method_of(replay_context(task_of("a", 10), seed)).kept()[0].task.train
+    )
+    assert len(drawn) == 10
+    assert all(abs(count - 200) < 50 for count in drawn.values())  # five standard deviations
 
 
-def frozen(row):
-    return replace(row, rendered=tuple(map(token_ids, row.rendered)))
+def replay_context(one, seed):
+    config = SimpleNamespace(method=SimpleNamespace(name="replay", buffer=5))
+    return Context(config, None, (one,), None, 0, seed)
 
 
 @pytest.mark.parametrize("settings", [("method=replay",), ("method=inscl", "method.unit=quota")])
@@ -264,7 +242,7 @@ def test_full_access_keeps_every_distinct_row_and_a_buffer_only_its_size(learn, 
     _, state = learn(tasks, *overrides, "method.access=buffer", folder=tmp_path / "buffer")
     kept = read_kept(state)
     assert sizes(kept) == [2, 2, 1]
-    rows = [(one.name, row) for one in kept for row in one.examples]
+    rows = [(one.task.name, row) for one in kept for row in one.task.train]
     assert (state / "kept/examples.jsonl").stat().st_size == expected(rows)
 
 
@@ -411,9 +389,7 @@ def test_labels_say_which_inscl_it_is(tiny_config, tmp_path):
 # --- whole runs --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "label"), [("replay", "replay"), ("inscl", "inscl (lexical)")]
-)  # fmt: skip
+@pytest.mark.parametrize(("method", "label"), [("replay", "replay"), ("inscl", "inscl (lexical)")])
 def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, method, label):
     config = tiny_config(
         f"method={method}", "method.buffer=5", "policy=fixed", "policy.index=1", "trainer.global_batch=4",
@@ -425,20 +401,14 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, me
     assert [fact.replayed for fact in facts] == [0, 5, 5]
     assert [fact.examples for fact in facts] == [8, 13, 13]
     assert [fact.steps for fact in facts] == [2 * math.ceil(n / 4) for n in (8, 13, 13)]
-    tasks = load_tasks(config)[0]
-    for n, stored in enumerate(run.trained, start=1):
-        kept = read_kept(stored.folder)
-        assert [one.name for one in kept] == [task.name for task in tasks[:n]]
-        assert all(one.learned.prompts == (run.prompts[one.name],) for one in kept)
-        assert all(prompt.index == 1 for one in kept for prompt in one.learned.prompts)
-        path = stored.folder / "kept/examples.jsonl"
-        assert stored.result.kept["kept/examples.jsonl"] == path.stat().st_size
+    kept = read_kept(run.trained[-1].folder)
+    assert [one.task.name for one in kept] == [one.name for one in load_tasks(config)[0]]
+    assert all(one.prompts == (run.prompts[one.task.name],) and one.prompts[0].index == 1 for one in kept)
     folder = write_run(run, store)
     record = json.loads((folder / "run.json").read_text())
     assert (record["method"], record["label"]) == (method, label)
     assert any(label in note for note in record["notes"]) == (method == "inscl")
     result = load_run(folder)
     assert result.method == label
-    assert [row.method for row in published("table1", "m", "s", result.method)] == ["InsCL"] * 2 * (
-        method == "inscl"
-    )
+    rows = published("table1", "m", "s", result.method)
+    assert [row.method for row in rows] == ["InsCL"] * 2 * (method == "inscl")

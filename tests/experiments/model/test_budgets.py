@@ -18,14 +18,8 @@ from sapo.conf.load import load_one
 from sapo.experiments.model import budgets
 from sapo.experiments.model.budgets import reading_tokens, training_tokens
 
-CONFIG = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=1000,
-)
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000}
+CONFIG = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2)
 # By hand: 2 layers x (24 x 64 + 6 x 128) elements x 2 bytes + 10 bytes x 1000 words.
 TRAINING_BYTES = 2 * (24 * 64 + 6 * 128) * 2 + 10 * 1000
 # 2 (keys, values) x 2 (joined) x 2 layers x 2 heads x 16, one layer's 2304, 1000 words; 2 bytes each.
@@ -49,12 +43,9 @@ def gpu(monkeypatch):
     return set_memory
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_what_is_asked_for_is_taken(device):
-    assert training_tokens(model(device), 77) == reading_tokens(model(device), 77) == 77
-
-
-def test_a_cpu_has_its_own():
+def test_what_is_asked_for_is_taken_and_a_cpu_has_its_own():
+    for device in ("cpu", "cuda:0"):
+        assert training_tokens(model(device), 77) == reading_tokens(model(device), 77) == 77
     assert training_tokens(model("cpu"), None) == budgets.CPU_TRAINING
     assert reading_tokens(model("cpu"), None) == budgets.CPU_READING
 
@@ -65,11 +56,8 @@ def test_a_gpu_takes_what_most_of_its_free_memory_holds(gpu):
     assert reading_tokens(gpu(free), None) == 8_000_000 // READING_BYTES
     # What PyTorch holds and does not use is free, too.
     assert training_tokens(gpu(free - 3_000_000, 5_000_000, 2_000_000), None) == 8_000_000 // TRAINING_BYTES
-
-
-def test_a_gpu_s_batches_have_bounds(gpu):
-    assert training_tokens(gpu(10**12), None) == reading_tokens(gpu(10**12), None) == budgets.LARGEST
-    assert training_tokens(gpu(0), None) == reading_tokens(gpu(0), None) == 1
+    for size in (training_tokens, reading_tokens):
+        assert (size(gpu(10**12), None), size(gpu(0), None)) == (budgets.LARGEST, 1)
 
 
 @pytest.mark.parametrize("family", [BloomConfig, FalconConfig, GPT2Config, GPTNeoXConfig, OPTConfig])

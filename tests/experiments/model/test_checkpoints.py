@@ -12,113 +12,66 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from trainings import learn, price_method, same
 
 from sapo.conf.errors import WorkError
 from sapo.data.files import write_json
-from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments.engine import local
 from sapo.experiments.engine.store import Store
-from sapo.experiments.methods import Context, method_of
 from sapo.experiments.model import checkpoints, training
-from sapo.experiments.model.adapters import adapter_tensors, plain
-from sapo.experiments.model.load import load_model
-from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
-from sapo.experiments.model.training import train
 
-HARD = (  # everything that draws: dropout, the order of the rows, a prompt for every example
-    "method.dropout=0.3",
-    "policy=paft",
-    "trainer.epochs=2",
-    "trainer.global_batch=4",
-    "trainer.checkpoint_steps=1",
+HARD = (  # everything that draws: dropout, the order of the rows, a prompt for every second example
+    "method.dropout=0.3", "trainer.epochs=2", "trainer.global_batch=4", "trainer.checkpoint_steps=1",
     "trainer.schedule=cosine",
-)
+)  # fmt: skip
+PROMPTS = (Prompt("Name the price.", 0), Prompt("Cost:", 1))
 
 
-class KillError(Exception):
-    """In the place of a kill."""
-
-
-def run(config, scratch):
-    language_model = load_model(config)
-    task = generate("mini_price", 10, 2, 0)
-    learned = TrainingTask(
-        task, tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "Cost:")))
-    )
-    context = Context(config, language_model, (learned,), None, 0, 3)
-    rows = training_rows(context.renderer, (learned,))
-    with plain(language_model.base):
-        torch.manual_seed(3)
-        model = method_of(context).start()
-        facts = train(model, rows, config.trainer, draws=Draws(3, 2), scratch=scratch, what="Task t")
-        return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
-
-
-def killed_at(config, scratch, step, monkeypatch):
-    """Trains until a step, and dies before it."""
-
-    def dies(rows, config, draws, number, batch=training.global_batch):
-        if number == step:
-            raise KillError
-        return batch(rows, config, draws, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "global_batch", dies)
-        with pytest.raises(KillError):
-            run(config, scratch)
-
-
-def refuse(*_, **__):
-    raise OSError("no rename")
+def hard(tiny_config):
+    return price_method(tiny_config(*HARD), prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """What a training that nothing disturbs leaves: made once, by the first test's config."""
-    return {"scratch": tmp_path_factory.mktemp("undisturbed")}
+def undisturbed(tmp_path_factory):
+    """`undisturbed(method)`: what a training leaves that nothing disturbs, made once; and its scratch."""
+    found = []
+
+    def run(method):
+        if not found:
+            scratch = tmp_path_factory.mktemp("undisturbed")
+            found.extend((*learn(method, scratch, 2), scratch))
+        return found
+
+    return run
 
 
-def undisturbed(expected, config):
-    if "facts" not in expected:
-        expected["facts"], expected["weights"] = run(config, expected["scratch"])
-    return expected["facts"], expected["weights"]
-
-
-@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize("step", [2, 3, 5, None])
 def test_the_resumed_training_is_the_undisturbed_one_to_the_bit(
-    tiny_config, tmp_path, monkeypatch, expected, step
+    tiny_config, tmp_path, killed, undisturbed, step
 ):
-    """Killed within an epoch, between epochs (three steps each) and before the last step."""
-    config = tiny_config(*HARD)
-    facts, weights = undisturbed(expected, config)
+    """Killed within an epoch, between epochs (three steps each), before the last step and after it."""
+    facts, weights, scratch = undisturbed(hard(tiny_config))
     assert facts["steps"] == 6
-    killed_at(config, tmp_path, step, monkeypatch)
-    assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-{step}"]
-    resumed, others = run(config, tmp_path)
+    if step:
+        scratch = tmp_path
+        killed(step, hard(tiny_config), scratch, 2)
+    assert [path.name for path in scratch.iterdir()] == [f"checkpoint-{step or 6}"]
+    resumed, others = learn(hard(tiny_config), scratch, 2)
     assert resumed.pop("earlier_seconds") > 0
     assert resumed == facts
-    assert all(torch.equal(others[key], value) for key, value in weights.items())
+    assert same(others, weights)
 
 
-def test_a_training_that_was_killed_after_its_last_step_only_has_to_be_stored(tiny_config, expected):
-    config = tiny_config(*HARD)
-    facts, weights = undisturbed(expected, config)
-    assert [path.name for path in expected["scratch"].iterdir()] == ["checkpoint-6"]
-    resumed, others = run(config, expected["scratch"])
-    assert resumed.pop("earlier_seconds") > 0
-    assert resumed == facts
-    assert all(torch.equal(others[key], value) for key, value in weights.items())
-
-
-def test_the_seconds_of_earlier_parts_count_up_to_their_last_checkpoint(tiny_config, tmp_path, monkeypatch):
+def test_the_seconds_of_earlier_parts_count_up_to_their_last_checkpoint(
+    tiny_config, tmp_path, monkeypatch, killed
+):
     """A second passes from one look at the clock to the next: at the start, and at each checkpoint."""
     clock = itertools.count(100.0)
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    config = tiny_config(*HARD)
-    killed_at(config, tmp_path, 2, monkeypatch)
-    killed_at(config, tmp_path, 3, monkeypatch)
-    facts, _ = run(config, tmp_path)
+    killed(2, hard(tiny_config), tmp_path)
+    killed(3, hard(tiny_config), tmp_path)
+    facts, _ = learn(hard(tiny_config), tmp_path)
     assert facts["earlier_seconds"] == 2 + 1
 
 
@@ -135,6 +88,10 @@ def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypa
     monkeypatch.setattr(local, "load_model", lambda config: None)
     monkeypatch.setattr(local, "_describe", lambda *facts: write_json(facts[-1] / "identity.json", {}))
     engine = local.LocalEngine(store)
+
+    def refuse(*_, **__):
+        raise OSError("no rename")
+
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
         with pytest.raises(OSError, match="no rename"):
@@ -152,32 +109,15 @@ class Evil:
         return print, ("run",)
 
 
-def test_a_checkpoint_runs_no_code_and_holds_these_files(tiny_config, tmp_path, monkeypatch, capsys):
-    killed_at(tiny_config(*HARD), tmp_path, 1, monkeypatch)
+def test_a_checkpoint_runs_no_code_and_holds_these_files(tiny_config, tmp_path, killed, capsys):
+    killed(1, hard(tiny_config), tmp_path)
     folder = tmp_path / "checkpoint-1"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "trainable.safetensors", "state.pt"}
     torch.save({"optimizer": Evil()}, folder / "state.pt")
     (folder / "manifest.json").write_text(json.dumps(checkpoints.manifest_of(folder)))
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
-        run(tiny_config(*HARD), tmp_path)
+        learn(hard(tiny_config), tmp_path)
     assert "run" not in capsys.readouterr().out
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def test_a_damaged_checkpoint_is_named_and_never_used(tiny_config, tmp_path, monkeypatch, expected, caplog):
-    config = tiny_config(*HARD)
-    facts, weights = undisturbed(expected, config)
-    killed_at(config, tmp_path, 2, monkeypatch)
-    flip(tmp_path / "checkpoint-2" / "state.pt")
-    resumed, others = run(config, tmp_path)
-    assert "state.pt is not what was stored" in caplog.text
-    assert resumed == facts
-    assert all(torch.equal(others[key], value) for key, value in weights.items())
 
 
 def folder_of(scratch: Path, step: int) -> Path:
@@ -187,7 +127,7 @@ def folder_of(scratch: Path, step: int) -> Path:
     return folder
 
 
-def test_the_latest_is_told_by_its_number_and_only_whole_ones_count(tmp_path):
+def test_the_latest_is_told_by_its_number_and_only_whole_ones_count(tmp_path, caplog):
     assert checkpoints.newest(tmp_path / "none") is None
     ninth, tenth = folder_of(tmp_path, 9), folder_of(tmp_path, 10)
     assert checkpoints.newest(tmp_path) is None  # neither is sealed: a kill left them
@@ -198,8 +138,11 @@ def test_the_latest_is_told_by_its_number_and_only_whole_ones_count(tmp_path):
     (other := tmp_path / "checkpoint-9 (copy)").mkdir()
     assert checkpoints.newest(tmp_path) == tenth
     assert other.is_dir()  # somebody else's
+    assert not caplog.records
     (tenth / "state.json").write_text("{}")
     assert checkpoints.newest(tmp_path) == ninth
+    assert "Damaged: " in caplog.text
+    assert not tenth.exists()
 
 
 def step(weight, optimizer, schedule):
@@ -209,9 +152,9 @@ def step(weight, optimizer, schedule):
     schedule.step()
 
 
-def new(kind=torch.optim.AdamW, size=3):
-    weight = torch.arange(1.0, size + 1).requires_grad_()
-    optimizer = kind([weight], lr=0.1, weight_decay=0.01)
+def new():
+    weight = torch.arange(1.0, 4).requires_grad_()
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.01)
     return weight, optimizer, LambdaLR(optimizer, lambda n: 1 / (n + 1))
 
 
@@ -224,19 +167,18 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path, other):
         checkpoints.resume(tmp_path, weights, *rest)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
-def test_optimizer_schedule_and_random_numbers_go_on(tmp_path, kind):
+def test_optimizer_schedule_and_random_numbers_go_on(tmp_path):
     def draw():
         return random.gauss(0, 1), float(np.random.normal()), torch.rand(3).tolist()
 
-    first = new(kind)
+    first = new()
     for _ in range(3):
         step(*first)
     draw()
     history = [{"loss": 0.1}] * 3
     checkpoints.save(tmp_path, {"a": first[0]}, *first[1:], history, 2.5)
     expected = [draw() for _ in range(3)]
-    second = new(kind)
+    second = new()
     assert checkpoints.resume(tmp_path, {"a": second[0]}, *second[1:]) == (history, 2.5)
     assert [draw() for _ in range(3)] == expected
     for _ in range(3):

@@ -1,11 +1,7 @@
 """Gradients of a fresh adapter against a plain computation, and the angles between them."""
 
-import math
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sapo.conf.errors import WorkError
 from sapo.conf.load import load_one
@@ -15,8 +11,6 @@ from sapo.experiments.model.gradients import (
     adapter_gradients,
     cosines,
     layer_of,
-    load_gradients,
-    save_gradients,
     spread_ranks,
     with_fresh_adapter,
 )
@@ -45,7 +39,7 @@ def state(config, tmp_path_factory):
             weights[f"{key}.lora_A.weight"] = torch.randn(4, 32) * 0.1
             weights[f"{key}.lora_B.weight"] = torch.randn(size, 4) * 0.1
     folder = tmp_path_factory.mktemp("state")
-    save_adapter(config.method, list(config.model.lora_targets), 4, weights, folder / FOLDER)
+    save_adapter(config, 4, weights, folder / FOLDER)
     return folder
 
 
@@ -119,12 +113,6 @@ def test_a_gradient_without_a_direction_is_an_error_that_names_task_and_module(c
             adapter_gradients(model, ROWS, config.trainer, "sums")
 
 
-def test_gradients_are_read_as_they_were_written(tmp_path):
-    gradients = {"layers.3.q_proj": torch.arange(6.0).view(3, 2)}
-    save_gradients(gradients, tmp_path)
-    assert torch.equal(load_gradients(tmp_path)["layers.3.q_proj"], gradients["layers.3.q_proj"])
-
-
 def test_cosines_by_hand():
     first = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[1.0, 0.0]])}
     second = {"a": torch.tensor([[4.0, 3.0]]), "b": torch.tensor([[-2.0, 0.0]])}
@@ -133,14 +121,10 @@ def test_cosines_by_hand():
         cosines(first, {"a": second["a"]})
 
 
-@given(
-    st.lists(st.floats(-10, 10), min_size=2, max_size=6).filter(lambda v: math.hypot(*v) > 0.1),
-    st.floats(0.1, 9),
-)
-def test_a_cosine_does_not_depend_on_lengths(values, factor):
-    gradient = {"m": torch.tensor(values)}
-    assert cosines(gradient, {"m": gradient["m"] * factor})["m"] == pytest.approx(1, abs=1e-6)
-    assert cosines(gradient, {"m": gradient["m"] * -factor})["m"] == pytest.approx(-1, abs=1e-6)
+@pytest.mark.parametrize(("factor", "cosine"), [(3.0, 1), (-0.2, -1)])
+def test_a_cosine_does_not_depend_on_lengths(factor, cosine):
+    gradient = {"m": torch.tensor([0.3, -2.0, 5.0])}
+    assert cosines(gradient, {"m": gradient["m"] * factor})["m"] == pytest.approx(cosine, abs=1e-6)
 
 
 def test_ranks_are_spread_over_the_paraphrases_as_in_the_paper():

@@ -71,9 +71,9 @@ def test_smaller_batches_give_the_same_run(tiny_config, tmp_path, monkeypatch, c
     for kind, values in stages.items():
         assert len(values) == len(other_stages[kind]) == 1
         assert other_stages[kind][0] == pytest.approx(values[0], rel=1e-4)
-    measured = ["nll", "rougeL"]
+    measured = ["nll", "kl", "rougeL"]
     pd.testing.assert_frame_equal(others.drop(columns=measured), predictions.drop(columns=measured))
-    pd.testing.assert_frame_equal(others[measured], predictions[measured], rtol=1e-4)
+    pd.testing.assert_frame_equal(others[measured], predictions[measured], rtol=1e-3)
 
 
 @pytest.mark.parametrize("policy", ["sapo", "static"])
@@ -95,29 +95,24 @@ def test_the_error_of_this_machines_cpu_is_known():
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:40] or type(error).__name__)
-def test_batches_are_halved_whatever_device_says_so(error):
+def test_whatever_device_says_so(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "message"),
+    [
+        (RuntimeError("size mismatch"), RuntimeError, "size mismatch"),
+        (MemoryError(), WorkError, "One example of 33 tokens"),  # the whole example, its beginning included
+    ],
+)
+def test_what_no_halving_mends(error, found, message):
     def work(batch):
-        if len(batch) > 1:
-            raise error
-        return batch
+        raise error
 
-    assert dict(in_batches([3, 3, 3], 100, 0, work)) == {0: 0, 1: 1, 2: 2}
-
-
-def test_other_errors_are_not_taken_for_it():
-    def work(batch):
-        raise RuntimeError("size mismatch")
-
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        list(in_batches([3, 3], 100, 0, work))
-
-
-def test_the_length_is_that_of_the_whole_example():
-    def work(batch):
-        raise MemoryError
-
-    with pytest.raises(WorkError, match="One example of 33 tokens"):
-        list(in_batches([3], 100, 0, work, skip=30))
+    with pytest.raises(found, match=message):
+        list(in_batches([33], 100, 0, work, skip=30))
 
 
 # --- what has no batches -----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     MptConfig,
     Qwen3MoeConfig,
@@ -44,7 +43,13 @@ def warned(monkeypatch):
 @pytest.fixture
 def config(tiny_config, tiny_folder):
     """A config of the copied model."""
-    return lambda *overrides: tiny_config(f"model.path='{tiny_folder}'", *overrides)
+
+    def made(*overrides):
+        config = tiny_config(*overrides)
+        config.model.path = str(tiny_folder)
+        return config
+
+    return made
 
 
 def refused(config, **work) -> str:
@@ -60,38 +65,30 @@ def put(folder, config):
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-def test_the_tiny_model_and_task_fit(config, warned):
-    preflight(config(), SHOWN)
-    assert warned == []
-
-
 # --- weights -----------------------------------------------------------------------------------------------
+
+
+def renamed(change):
+    return lambda tensors: {change(key): value for key, value in tensors.items()}
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda key: f"_orig_mod.{key}", "missing lm_head.weight"),
-        (lambda key: f"_orig_mod.{key}", "unexpected _orig_mod.lm_head.weight"),
-        (lambda key: None if ".layers.1." in key else key, "missing model.layers.1.input_layernorm.weight"),
-        (lambda key: None if key == "lm_head.weight" else key, "missing lm_head.weight."),
-        (lambda key: f"{key}s" if key == "lm_head.weight" else key, "unexpected lm_head.weights"),
+        (renamed("_orig_mod.{}".format), "missing lm_head.weight"),
+        (renamed("_orig_mod.{}".format), "unexpected _orig_mod.lm_head.weight"),
+        (lambda tensors: tensors.pop("lm_head.weight") is None or tensors, "missing lm_head.weight."),
+        (lambda tensors: {**tensors, "model.norm.weight": torch.ones(16)}, "mismatched model.norm.weight"),
     ],
 )
-def test_weights_of_other_names_are_refused_before_and_at_loading(config, tiny_folder, change, named):
-    tensors = {change(key): value for key, value in load_file(tiny_folder / "model.safetensors").items()}
-    tensors.pop(None, None)
+def test_weights_of_other_names_or_shapes_are_refused_before_and_at_loading(
+    config, tiny_folder, change, named
+):
+    tensors = change(load_file(tiny_folder / "model.safetensors"))
     save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
     assert named in refused(config(), trains=False, answers=False)
     with pytest.raises(UserError, match="would be drawn at random"):
         load_model(config())
-
-
-def test_weights_of_another_shape_are_refused(config, tiny_folder):
-    tensors = load_file(tiny_folder / "model.safetensors")
-    tensors["model.norm.weight"] = torch.ones(16)
-    save_file(tensors, tiny_folder / "model.safetensors", metadata={"format": "pt"})
-    assert "mismatched model.norm.weight" in refused(config())
 
 
 def test_a_tied_head_may_be_absent(config, tiny_folder, edit_json):
@@ -128,16 +125,16 @@ def test_every_lora_target_is_a_linear_layer(config, targets, reason):
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "lm_head", "layers.0.self_attn.q_proj,down_proj"])
-def test_lora_targets_that_fit(config, targets):
+def test_lora_targets_that_fit(config, warned, targets):
     preflight(config(f"model.lora_targets=[{targets}]"), SHOWN)
+    assert warned == []
 
 
-def test_fused_experts_are_named(config, tiny_folder):
+def test_fused_experts_are_no_linear_layers(config, tiny_folder):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
     put(tiny_folder, Qwen3MoeConfig(**SIZES, **experts, intermediate_size=64, num_attention_heads=4))
     preflight(config(), SHOWN)
-    for target in ("gate_up_proj", "down_proj"):
-        assert f"{target} is one tensor for all experts" in refused(config(f"model.lora_targets=[{target}]"))
+    assert "is called gate_up_proj" in refused(config("model.lora_targets=[gate_up_proj]"))
     assert "experts is Qwen3MoeExperts, not a linear layer" in refused(config("model.lora_targets=[experts]"))
 
 
@@ -150,12 +147,9 @@ def test_a_model_that_keeps_no_keys_and_values_can_only_be_scored(config, tiny_f
 # --- chat template -----------------------------------------------------------------------------------------
 
 
-def template(*edits: tuple[str, str]) -> str:
-    text = CHAT
-    for old, new in edits:
-        assert old in text
-        text = text.replace(old, new)
-    return text
+def template(old: str, new: str) -> str:
+    assert old in CHAT
+    return CHAT.replace(old, new)
 
 
 PARTS = (
@@ -169,13 +163,13 @@ THINKING = "{{ '<think>\n\n</think>\n\n' if message['role'] == 'assistant' }}"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (template((CONTENT, PARTS)), "leaves out the instruction"),
-        (template((CONTENT, CONTENT.replace("}}", "if message['role'] == 'assistant' }}"))), "instruction"),
-        (template((CONTENT, CONTENT.replace("}}", "if message['role'] == 'user' }}"))), "no target can be"),
-        (template((CONTENT, "{{ message['content'][:40] }}")), "leaves out the in"),
-        (template(("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")), "open a block of thoughts"),
+        (template(CONTENT, PARTS), "leaves out the instruction"),
+        (template(CONTENT, CONTENT.replace("}}", "if message['role'] == 'assistant' }}")), "instruction"),
+        (template(CONTENT, CONTENT.replace("}}", "if message['role'] == 'user' }}")), "no target can be"),
+        (template(CONTENT, "{{ message['content'][:40] }}"), "leaves out the in"),
+        (template("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"), "open a block of thoughts"),
         (
-            template((CONTENT, THINKING + CONTENT)),
+            template(CONTENT, THINKING + CONTENT),
             "no target can be answered: 'sports' comes back as '<think>",
         ),
         ("{{ raise_exception('no turns') }}", "no turns"),
@@ -190,7 +184,9 @@ def test_templates_that_lose_what_they_are_given(config, tiny_folder, tmp_path, 
     assert "model.chat_template=FILE.jinja" in str(error.value)
     way_out = tmp_path / "way-out.jinja"
     way_out.write_text(CHAT)
-    preflight(config(f"model.chat_template='{way_out}'"), [(task, [Prompt(task.instruction)])])
+    mended = config()
+    mended.model.chat_template = str(way_out)
+    preflight(mended, [(task, [Prompt(task.instruction)])])
 
 
 @pytest.mark.parametrize(
@@ -198,8 +194,8 @@ def test_templates_that_lose_what_they_are_given(config, tiny_folder, tmp_path, 
     [
         "{% for message in messages %}{% if not message['content'] | trim %}{{ raise_exception('empty') }}"
         "{% endif %}{% endfor %}" + CHAT,
-        template((CONTENT, "{{ message['content'] | trim }}")),
-        template((CONTENT, "{{ message['content'].split('</think>')[-1] }}")),
+        template(CONTENT, "{{ message['content'] | trim }}"),
+        template(CONTENT, "{{ message['content'].split('</think>')[-1] }}"),
     ],
 )
 def test_templates_that_only_look_odd_are_taken(config, tiny_folder, warned, text):
@@ -216,37 +212,28 @@ def test_a_template_with_several_forms_and_no_default_needs_one(config, tiny_fol
 
 
 def test_a_template_without_an_end_of_turn_is_told(config, tiny_folder, warned):
-    (tiny_folder / "chat_template.jinja").write_text(template(("<|im_end|>\n", END)))
+    (tiny_folder / "chat_template.jinja").write_text(template("<|im_end|>\n", END))
     preflight(config(), SHOWN)
     assert len(warned) == 1
     assert "writes no end after an answer" in warned[0]
 
 
-@pytest.mark.parametrize("form", ["%d %b %Y", "%H:%M:%S", "%-d. %B"])
-def test_a_clock_in_a_template_stands_still(config, tiny_folder, warned, form):
-    clock = f"{{% set now = strftime_now('{form}') if strftime_now is defined %}}Today: {{{{ now }}}}\n"
-    (tiny_folder / "chat_template.jinja").write_text(clock + CHAT)
+def test_a_clock_in_a_template_stands_still_and_changes_nothing_else(config, tiny_folder, warned):
+    forms = {"%d %b %Y": "26 Jul 2024", "%H:%M:%S": "00:00:00", "%-d. %B": "26. July"}
+    clock = "{{% set now = strftime_now('{}') if strftime_now is defined %}}Today: {{{{ now }}}}\n"
+    (tiny_folder / "chat_template.jinja").write_text(clock.format("%d %b %Y") + CHAT)
     preflight(config(), SHOWN)
     assert warned == ["The chat template writes the date: it is given 26 July 2024 always."]
-    shown = {"%d %b %Y": "26 Jul 2024", "%H:%M:%S": "00:00:00", "%-d. %B": "26. July"}[form]
-    text = load_renderer(config()).prompt_text(TASK, "Which topic?", "text")
-    assert text.startswith(f"Today: {shown}\n<|im_start|>user\nWhich topic?")
+    tokenizer = load_renderer(config()).tokenizer
 
-
-def test_a_clock_changes_nothing_else_of_a_template():
-    tokenizer = AutoTokenizer.from_pretrained(load_model_folder())
-    for text in (f"\n  {CHAT}", f"{{%- if true -%}}\n x {{%- endif %}}{CHAT}"):
+    def written(text):
         tokenizer.chat_template = text
-        plain = Renderer(tokenizer, {}, 100).prompt_text(TASK, "Which?", "text")
-        tokenizer.chat_template = f"{text}{{# strftime_now #}}"
-        assert Renderer(tokenizer, {}, 100).prompt_text(TASK, "Which?", "text") == plain
+        return Renderer(tokenizer, {}, 100).prompt_text(TASK, "Which topic?", "text")
 
-
-def load_model_folder():
-    from sapo.conf.load import load_one
-    from sapo.experiments.model.fetch import model_folder
-
-    return model_folder(load_one(["model=tiny_llama"]).model)
+    for form, shown in forms.items():
+        assert written(clock.format(form) + CHAT) == f"Today: {shown}\n{written(CHAT)}"
+    for text in (f"\n  {CHAT}", f"{{%- if true -%}}\n x {{%- endif %}}{CHAT}"):
+        assert written(f"{text}{{# strftime_now #}}") == written(text)
 
 
 # --- tokens ------------------------------------------------------------------------------------------------
@@ -295,7 +282,7 @@ def test_targets_that_a_tokenizer_changes_are_counted(config, tiny_folder, warne
 
 
 def test_losses_are_not_refused_for_what_only_answers_need(config, tiny_folder):
-    (tiny_folder / "chat_template.jinja").write_text(template((CONTENT, THINKING + CONTENT)))
+    (tiny_folder / "chat_template.jinja").write_text(template(CONTENT, THINKING + CONTENT))
     preflight(config(), SHOWN, answers=False)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError, WorkError
@@ -44,9 +44,9 @@ def test_losses_equal_a_plain_computation_whatever_the_batches(tiny_config, budg
     task = generate("mini_price", 6, 2, 0)
     rendered = model.renderer(512).render(task, task.instruction, task.train)
     with torch.inference_mode():
-        prefix = shared_prefix(model.base, rendered)
-    assert prefix is not None
-    found = example_losses(model.base, rendered, budget, prefix if share else None)
+        prefix = shared_prefix(model.base, rendered, share)
+    assert (prefix.length > 0) == share
+    found = example_losses(model.base, rendered, budget, prefix)
     for i, example in enumerate(rendered):
         ids = torch.tensor([example.input_ids])
         labels = ids.clone()
@@ -101,22 +101,22 @@ def test_the_look_is_the_t_test_worked_by_hand():
     assert race(reader(values), 2, range(11), 0.99999).tolist() == [11, 11]
 
 
-def test_equal_candidates_stay_together():
-    values = np.tile(np.random.default_rng(0).normal(size=250), (3, 1))
-    assert race(reader(values), 3, range(250), 0.95).tolist() == [250] * 3
-
-
-def test_one_candidate_is_read_at_once():
+@pytest.mark.parametrize(
+    ("values", "rounds"),
+    [
+        (np.tile(np.random.default_rng(0).normal(size=250), (3, 1)), 6),  # equal ones stay together
+        (np.ones((1, 250)), 1),  # one alone is read at once
+        (np.arange(30.0).reshape(3, 10), 1),  # and so is a small subset
+    ],
+)
+def test_what_cannot_be_told_apart_is_read_completely(values, rounds):
     log = []
-    assert race(reader(np.ones((1, 250)), log), 1, range(250), 0.95).tolist() == [250]
-    assert len(log) == 1
+    n = values.shape[1]
+    assert race(reader(values, log), len(values), range(n), 0.95).tolist() == [n] * len(values)
+    assert len(log) == rounds
 
 
-def test_too_few_examples_are_read_completely():
-    values = np.arange(30.0).reshape(3, 10)
-    assert race(reader(values), 3, range(10), 0.95).tolist() == [10] * 3
-
-
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 120), st.floats(0.0, 2.0))
 def test_whoever_is_left_was_read_whole_and_nothing_was_read_twice(seed, n_candidates, n_examples, spread):
     rng = np.random.default_rng(seed)
@@ -184,9 +184,9 @@ def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config,
 def test_the_beginning_of_each_prompt_is_read_once(tiny_config, tmp_path, monkeypatch, scorer):
     read = []
 
-    def note(model, examples):
+    def note(model, examples, wanted):
         read.append(examples[0].input_ids[:20])
-        return shared_prefix(model, examples)
+        return shared_prefix(model, examples, wanted)
 
     monkeypatch.setattr(scoring, "shared_prefix", note)
     _, stage = scored(tiny_config(*RACE, f"scorer={scorer}"), tmp_path)

@@ -1,4 +1,4 @@
-"""Training one task: the loss of a step, its independence of the split, and going on after a kill."""
+"""Training one task: the loss of a step, its independence of the split, and what a training counts."""
 
 import math
 from pathlib import Path
@@ -9,67 +9,51 @@ import torch
 from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
+from trainings import close, learn, price_method
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import TrainerConfig
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
-from sapo.experiments.methods import Context, method_of
+from sapo.data.render import Rendered
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import Draws, Row, TrainingTask, training_rows
-from sapo.experiments.model.training import optimizer_steps, rate_schedule, train
+from sapo.experiments.model.training import optimizer_steps, rate_schedule
 from sapo.experiments.run import require_ready
 
 SMALL = ("method.dropout=0.0", "trainer.epochs=2", "trainer.global_batch=4", "trainer.learning_rate=1e-2")
+TWO = (Prompt("Name the price.", 0), Prompt("How much is it?", 1))
 
 
-def run(config, scratch, n=10, seed=3, prompts=None, redraw=1):
-    """Facts of a training from scratch, and the trained weights."""
-    language_model = load_model(config)
-    task = generate("mini_price", n, 2, 0)
-    learned = TrainingTask(task, prompts or (Prompt(task.instruction),))
-    context = Context(config, language_model, (learned,), None, 0, seed)
-    rows = training_rows(context.renderer, (learned,))
-    with plain(language_model.base):
-        torch.manual_seed(seed)
-        model = method_of(context).start()
-        draws = Draws(seed, redraw)
-        facts = train(model, rows, config.trainer, draws=draws, scratch=scratch, what="Task t, prompt 2")
-        return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """`whole(config)`: what `SMALL` leaves, trained once."""
+    found = []
+
+    def run(config):
+        if not found:
+            found.append(learn(price_method(config), tmp_path_factory.mktemp("whole")))
+        return found[0]
+
+    return run
 
 
-def test_the_first_loss_is_the_token_mean_of_the_whole_global_batch(tiny_config, tmp_path):
-    config = tiny_config(*SMALL, "trainer.global_batch=10", "trainer.epochs=1")
-    language_model = load_model(config)
-    task = generate("mini_price", 10, 2, 0)
-    total, tokens = 0.0, 0
-    for example in language_model.renderer(512).render(task, task.instruction, task.train):
-        ids = torch.tensor([example.input_ids])
-        labels = ids.clone()
-        labels[:, : example.target_start] = -100
-        with torch.inference_mode():
-            mean = language_model.base(input_ids=ids, labels=labels).loss.item()
-        total += mean * len(example.target_ids)
-        tokens += len(example.target_ids)
-    facts, _ = run(config, tmp_path / "scratch")
-    assert facts["losses"] == [pytest.approx(total / tokens, rel=1e-5)]
+def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, whole):
+    """What the figures mean, in plain PyTorch: no cache, no padding, no Accelerate.
 
-
-def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, tmp_path):
-    """What the figures mean, in plain PyTorch: no cache, no padding, no Accelerate."""
+    The loss of a step is the token mean of the whole global batch.
+    """
     config = tiny_config(*SMALL)
-    facts, weights = run(config, tmp_path)
-    language_model = load_model(config)
-    task = generate("mini_price", 10, 2, 0)
-    rows = language_model.renderer(config.data.max_input_tokens).render(task, task.instruction, task.train)
-    learned = (TrainingTask(task, (Prompt(task.instruction),)),)
+    facts, weights = whole(config)
+    method = price_method(config)
+    rows = [row.rendered[0] for row in training_rows(method.context.renderer, method.context.tasks)]
     losses = []
-    with plain(language_model.base):
+    with plain(method.context.language_model.base):
         torch.manual_seed(3)
-        model = method_of(Context(config, language_model, learned, None, 0, 3)).start().train()
+        model = method.start().train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)
         for step in range(6):
             epoch, batch = divmod(step, 3)
@@ -90,10 +74,11 @@ def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, tmp_path):
             optimizer.param_groups[0]["lr"] = 1e-2 * rate
             optimizer.step()
             optimizer.zero_grad()
-        others = {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+        others = adapter_tensors(model, "current")
+        assert close(others, weights)
     assert facts["losses"] == pytest.approx(losses, rel=1e-5)
-    for key, value in weights.items():
-        assert (others[key] - value).norm() <= 1e-3 * value.norm()
+    assert facts["steps"] == 6
+    assert facts["trainable_parameters"] == 2 * (8 * (32 + 32) + 8 * (32 + 16))  # two layers: q and v
 
 
 @pytest.mark.parametrize(
@@ -105,14 +90,13 @@ def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, tmp_path):
         "trainer.gradient_checkpointing=true",
     ],
 )
-def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tmp_path, change):
-    facts, weights = run(tiny_config(*SMALL), tmp_path / "a")
-    other_facts, other = run(tiny_config(*SMALL, change), tmp_path / "b")
+def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tmp_path, whole, change):
+    facts, weights = whole(tiny_config(*SMALL))
+    other_facts, other = learn(price_method(tiny_config(*SMALL, change)), tmp_path)
     assert other_facts["losses"] == pytest.approx(facts["losses"], rel=1e-4)
-    again, _ = run(tiny_config(*SMALL), tmp_path / "c")  # on the same loaded model: nothing stays switched on
-    assert again["losses"] == facts["losses"]
-    for key, value in weights.items():
-        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+    assert close(other, weights)
+    base = load_model(tiny_config()).base
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
 @pytest.mark.parametrize(
@@ -126,99 +110,43 @@ def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tm
 def test_the_beginning_is_read_once_a_global_batch(tiny_config, tmp_path, monkeypatch, change, times):
     read = []
 
-    def note(model, examples):
-        prefix = shared_prefix(model, examples)
-        read.append(prefix is not None)
+    def note(model, examples, wanted):
+        prefix = shared_prefix(model, examples, wanted)
+        read.append(prefix.length > 0)
         return prefix
 
     monkeypatch.setattr(training, "shared_prefix", note)
-    run(tiny_config(*SMALL, change), tmp_path / "a", n=12)
-    assert read == [True] * times
+    learn(price_method(tiny_config(*SMALL, change), n=12), tmp_path)
+    assert sum(read) == times
 
 
-def test_a_training_of_one_step_is_not_all_warm_up(tiny_config, tmp_path):
-    config = tiny_config(*SMALL, "trainer.global_batch=10", "trainer.epochs=1", "trainer.warmup_ratio=0.5")
-    facts, weights = run(config, tmp_path / "scratch")
-    assert facts["steps"] == 1
-    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
-
-
-def test_training_lowers_the_loss_and_counts_its_work(tiny_config, tmp_path):
-    facts, _ = run(tiny_config(*SMALL, "trainer.epochs=6"), tmp_path / "a")
-    assert facts["steps"] == len(facts["losses"]) == 6 * 3
+def test_training_lowers_the_loss(tiny_config, tmp_path):
+    facts, _ = learn(price_method(tiny_config(*SMALL, "trainer.epochs=6")), tmp_path)
     assert sum(facts["losses"][-3:]) < 0.9 * sum(facts["losses"][:3])
-    assert facts["trainable_parameters"] == 2 * (8 * (32 + 32) + 8 * (32 + 16))  # two layers: q and v
 
 
-class KillError(Exception):
-    """In the place of a kill."""
-
-
-@pytest.fixture
-def killed(monkeypatch):
-    """`killed(step, …)`: a training that dies before a step."""
-
-    def until(step, *args, **kwargs):
-        def dies(rows, config, draws, number, batch=training.global_batch):
-            if number == step:
-                raise KillError
-            return batch(rows, config, draws, number)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "global_batch", dies)
-            with pytest.raises(KillError):
-                run(*args, **kwargs)
-
-    return until
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(tiny_config, tmp_path, killed):
-    config = tiny_config(*SMALL, "method.dropout=0.3", "trainer.checkpoint_steps=2")
-    expected, weights = run(config, tmp_path / "undisturbed")
-    killed(3, config, tmp_path / "killed")
-    assert (tmp_path / "killed" / "checkpoint-2").is_dir()
-    # A second kill, while a later checkpoint was being written.
-    (tmp_path / "killed" / "checkpoint-4").mkdir()
-    (tmp_path / "killed" / "checkpoint-4" / "trainable.safetensors").write_bytes(b"")
-    resumed, other = run(config, tmp_path / "killed")
-    assert resumed["losses"] == expected["losses"]
-    assert all(torch.equal(other[key], value) for key, value in weights.items())
-
-
-def test_drawn_prompts_change_with_epoch_and_block_and_survive_a_kill(
-    tiny_config, tmp_path, monkeypatch, killed
-):
-    config = tiny_config(*SMALL, "trainer.checkpoint_steps=2")
-    prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much?", "Cost:")))
-    seen: list[tuple[int, int, int]] = []
-    drawn_prompt = Draws.prompt
-
-    def note(self, row, epoch, place):
-        seen.append((epoch, place, drawn_prompt(self, row, epoch, place)))
-        return seen[-1][2]
-
-    monkeypatch.setattr(Draws, "prompt", note)
-    expected, weights = run(config, tmp_path / "a", prompts=prompts, redraw=2)
-    assert [pair[:2] for pair in seen] == [(epoch, place) for epoch in range(2) for place in range(10)]
-    drawn = {pair[:2]: pair[2] for pair in seen}
-    assert all(
-        drawn[epoch, place] == drawn[epoch, place + 1] for epoch in range(2) for place in range(0, 10, 2)
-    )
-    assert [drawn[0, place] for place in range(10)] != [drawn[1, place] for place in range(10)]
-    assert set(drawn.values()) == {0, 1, 2}
-    killed(4, config, tmp_path / "b", prompts=prompts, redraw=2)
-    resumed, other = run(config, tmp_path / "b", prompts=prompts, redraw=2)
-    assert resumed["losses"] == expected["losses"]
-    assert all(torch.equal(other[key], value) for key, value in weights.items())
+def test_prompts_are_drawn_anew_each_block_and_epoch():
+    """By the place in training order: equal rows show which prompt stands where."""
+    config = TrainerConfig("t", global_batch=4)
+    rows = [Row(tuple(Rendered([prompt], 0) for prompt in range(3)), 0)] * 8
+    drawn: list[list] = [[None, None], [None, None]]
+    for step in range(4):
+        groups = training.global_batch(rows, config, Draws(3, 4), step)
+        assert [len(group) for group in groups] == [4]  # a block has one prompt
+        drawn[step // 2][step % 2] = groups[0][0].input_ids
+    epochs = [[Draws(3, 4).prompt(rows[0], epoch, place) for place in (0, 4)] for epoch in (0, 1)]
+    assert drawn == [[[prompt] for prompt in epoch] for epoch in epochs]
+    many = [Draws(3, 1).prompt(rows[0], epoch, place) for epoch in range(2) for place in range(20)]
+    assert set(many) == {0, 1, 2}
+    assert many[:20] != many[20:]
 
 
 def test_rows_under_several_prompts_train_as_the_plain_path_does(tiny_config, tmp_path):
-    prompts = tuple(Prompt(text, i) for i, text in enumerate(("Name the price.", "How much is it?")))
-    facts, weights = run(tiny_config(*SMALL), tmp_path / "a", prompts=prompts)
-    plainly, other = run(tiny_config(*SMALL, "trainer.shared_prefix=false"), tmp_path / "b", prompts=prompts)
+    facts, weights = learn(price_method(tiny_config(*SMALL), prompts=TWO), tmp_path / "a")
+    config = tiny_config(*SMALL, "trainer.shared_prefix=false")
+    plainly, other = learn(price_method(config, prompts=TWO), tmp_path / "b")
     assert plainly["losses"] == pytest.approx(facts["losses"], rel=1e-4)
-    for key, value in weights.items():
-        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+    assert close(other, weights)
 
 
 def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
@@ -234,26 +162,25 @@ def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
     assert rows == [Row((rendered,), group) for rendered, group in zip(expected, (0, 0, 0, 1), strict=True)]
 
 
-def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch):
-    expected, weights = run(tiny_config(*SMALL), tmp_path / "a")
-    whole = training.target_logits
+def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch, whole):
+    expected, weights = whole(tiny_config(*SMALL))
+    target_logits = training.target_logits
 
     def small_memory(model, batch, prefix):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("too large")
-        return whole(model, batch, prefix)
+        return target_logits(model, batch, prefix)
 
     monkeypatch.setattr(training, "target_logits", small_memory)
-    facts, other = run(tiny_config(*SMALL), tmp_path / "b")
+    facts, other = learn(price_method(tiny_config(*SMALL)), tmp_path)
     assert facts["losses"] == pytest.approx(expected["losses"], rel=1e-4)
-    for key, value in weights.items():
-        assert (other[key] - value).norm() <= 1e-3 * value.norm()
+    assert close(other, weights)
 
 
 def test_a_loss_that_is_not_finite_stops_with_task_prompt_and_step(tiny_config, tmp_path):
     config = tiny_config(*SMALL, "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
     with pytest.raises(WorkError, match=r"Task t, prompt 2: the loss at step \d+ is (nan|inf)"):
-        run(config, tmp_path / "a")
+        learn(price_method(config), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +197,8 @@ def test_steps_are_counted_as_the_paper_or_its_code_does(n_rows, global_batch, c
 def test_with_fewer_steps_the_last_pass_ends_early(tiny_config, tmp_path):
     """24 rows in steps of 16: 3 batches of 8 are one whole accumulation a pass: 2 steps in all."""
     small = (*SMALL, "trainer.global_batch=16", "trainer.schedule=constant")
-    facts, _ = run(tiny_config(*small), tmp_path / "a", n=24)
-    fewer, _ = run(tiny_config(*small, "trainer.step_count=floor"), tmp_path / "b", n=24)
+    facts, _ = learn(price_method(tiny_config(*small), n=24), tmp_path / "a")
+    fewer, _ = learn(price_method(tiny_config(*small, "trainer.step_count=floor"), n=24), tmp_path / "b")
     assert (facts["steps"], fewer["steps"]) == (4, 2)
     assert fewer["losses"] == facts["losses"][:2]
     assert fewer["tokens"] == facts["tokens"] / 2
@@ -344,7 +271,7 @@ def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
     monkeypatch.setattr(Tracker, "seen", [])
     config = tiny_config(*SMALL, "trainer.report_to=[tensorboard]")
-    facts, _ = run(config, tmp_path / "checkpoints" / ("a" * 64))
+    facts, _ = learn(price_method(config), tmp_path / "checkpoints" / ("a" * 64))
     begun, values, *steps = Tracker.seen
     assert begun == ("sapo", tmp_path / "trackers" / ("a" * 12))
     assert (values["learning_rate"], values["what"]) == (1e-2, "Task t, prompt 2")
@@ -355,6 +282,6 @@ def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
 def test_a_tracker_that_is_not_there_is_named(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "_available_trackers", [])
     config = tiny_config(*SMALL, "trainer.report_to=[wandb]", "policy=static")
-    for refuse in (lambda: run(config, tmp_path), lambda: require_ready([config])):
+    for refuse in (lambda: learn(price_method(config), tmp_path), lambda: require_ready([config])):
         with pytest.raises(UserError, match=r"trainer\.report_to=wandb: not installed"):
             refuse()

@@ -1,0 +1,31 @@
+"""What tests of trainings share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from trainings import learn
+
+from sapo.experiments.model import training
+
+
+class KillError(Exception):
+    """In the place of a kill."""
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`killed(step, method, scratch, …)`: `learn`, dead before a step."""
+
+    def until(step: int, *args: Any, **kwargs: Any) -> None:
+        def dies(rows: Any, config: Any, draws: Any, number: int, batch: Any = training.global_batch) -> Any:
+            if number == step:
+                raise KillError
+            return batch(rows, config, draws, number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "global_batch", dies)
+            with pytest.raises(KillError):
+                learn(*args, **kwargs)
+
+    return until

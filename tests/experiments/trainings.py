@@ -1,0 +1,59 @@
+"""Trainings of the tiny model as a stage makes them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sapo.conf.schema import Config
+from sapo.data.benchmarks import load_tasks
+from sapo.data.mini import generate
+from sapo.data.prompts import Prompt
+from sapo.experiments.methods import Context, Method, method_of
+from sapo.experiments.model import training
+from sapo.experiments.model.adapters import adapter_tensors, plain
+from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
+
+
+def method_for(config: Config, position: int = 0, previous: Path | None = None, seed: int = 7) -> Method:
+    """The config's method before it learns the task at `position` under its original prompt."""
+    task = load_tasks(config)[0][position]
+    learned = (TrainingTask(task, (Prompt(task.instruction),)),)
+    return method_of(Context(config, load_model(config), learned, previous, position, seed))
+
+
+def price_method(config: Config, n: int = 10, prompts: tuple[Prompt, ...] = ()) -> Method:
+    """The config's method before it learns `n` rows of mini_price from the untouched model."""
+    task = generate("mini_price", n, 2, 0)
+    learned = (TrainingTask(task, prompts or (Prompt(task.instruction),)),)
+    return method_of(Context(config, load_model(config), learned, None, 0, 3))
+
+
+def learn(method: Method, scratch: Path, redraw: int = 1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Trains as a stage does: the facts, and the trained weights."""
+    context = method.context
+    with plain(context.language_model.base):
+        rows = training_rows(context.renderer, context.tasks)
+        torch.manual_seed(context.seed)
+        model = method.start()
+        facts = training.train(
+            model,
+            rows,
+            context.config.trainer,
+            draws=Draws(context.seed, redraw),
+            scratch=scratch,
+            what="Task t, prompt 2",
+            penalty=method.penalty,
+        )
+        return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two states have equal weights, to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two states have the same weights but for rounding."""
+    return all((first[key] - second[key]).norm() <= 1e-3 * second[key].norm() for key in second)
