@@ -1,4 +1,4 @@
-"""This machine: ours against plain Transformers, PEFT and Trainer, and what choosing a prompt costs.
+"""This machine: ours against plain Transformers, PEFT and Trainer.
 
 The two ways work in turn on one loaded model, as docs/performance.md describes. `make bench` runs `all`.
 """
@@ -6,7 +6,6 @@ The two ways work in turn on one loaded model, as docs/performance.md describes.
 import argparse
 import ctypes
 import gc
-import json
 import math
 import sys
 import tempfile
@@ -19,7 +18,6 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from peft import get_peft_model
@@ -29,18 +27,16 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from sapo.conf.errors import UserError
 from sapo.conf.load import load
 from sapo.data.benchmarks import load_task
-from sapo.data.files import stored_json
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
-from sapo.experiments.engine.store import Store
 from sapo.experiments.model.adapters import CURRENT, adapter_tensors, lora_config, plain
 from sapo.experiments.model.evaluation import evaluate
-from sapo.experiments.model.forward import IGNORED, pad_left
+from sapo.experiments.model.forward import IGNORED, pad_left, padded
 from sapo.experiments.model.identity import device_of, dtype_of
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import Draws, Row
-from sapo.experiments.model.scoring import look_sizes, pool_losses, race, weights
+from sapo.experiments.model.scoring import pool_losses
 from sapo.experiments.model.training import train
 
 TASKS = ("NI195", "NI360", "NI363", "NI589", "NI1310", "NI488")
@@ -50,7 +46,6 @@ SIZES = [  # what two CPU cores do with a small model in some minutes; each can 
     "trainer.epochs=1", "trainer.global_batch=32", "trainer.warmup_ratio=0", "trainer.checkpoint_steps=0",
     "evaluator.max_new_tokens=16",
 ]  # fmt: skip
-PAPER_TRAIN, PAPER_EPOCHS, PAPER_SCORED = 1000, 10, 250  # the paper's setting (Section 5.1, Appendix C)
 BATCH = 8  # of the plain way
 KINDS = ("scoring", "training", "evaluation")
 Facts = dict[str, Any]
@@ -119,17 +114,12 @@ def batches(rendered: Sequence[Rendered]) -> Iterator[Sequence[Rendered]]:
         yield rendered[begin : begin + BATCH]
 
 
-def padded(batch: Sequence[Rendered]) -> dict[str, torch.Tensor]:
+def collated(batch: Sequence[Rendered]) -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask` and `labels` (B, L), padded on the right."""
-    longest = max(len(example.input_ids) for example in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    for row, example in enumerate(batch):
-        length = len(example.input_ids)
-        ids[row, :length] = torch.tensor(example.input_ids)
-        mask[row, :length] = 1
-        labels[row, example.target_start : length] = torch.tensor(example.target_ids)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    ids = padded([example.input_ids for example in batch], side="right")
+    mask = padded([[1] * len(example.input_ids) for example in batch], side="right")
+    labels = [[IGNORED] * example.target_start + example.target_ids for example in batch]
+    return {"input_ids": ids, "attention_mask": mask, "labels": padded(labels, IGNORED, "right")}
 
 
 def padded_tokens(rendered: Sequence[Rendered]) -> int:
@@ -142,7 +132,7 @@ def plain_nll(model: Any, rendered: Sequence[Rendered]) -> list[float]:
     """Summed target NLL of each example, with all logits."""
     sums: list[float] = []
     for batch in batches(rendered):
-        inputs = {name: value.to(model.device) for name, value in padded(batch).items()}
+        inputs = {name: value.to(model.device) for name, value in collated(batch).items()}
         labels = inputs.pop("labels")
         logits = model(**inputs).logits[:, :-1].float()  # (B, L - 1, V)
         nll = functional.cross_entropy(
@@ -169,7 +159,7 @@ def plain_train(
         dataloader_pin_memory=False,
     )  # fmt: skip
     arguments._n_gpu = min(1, arguments.n_gpu)
-    trainer = Trainer(model=model, args=arguments, train_dataset=rendered, data_collator=padded)  # type: ignore[arg-type]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rendered, data_collator=collated)  # type: ignore[arg-type]
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -261,7 +251,7 @@ class Bench:
             table = evaluate(self.language_model, self.base, examples, rows, self.config)
             return table["prediction"].tolist()
 
-        rendered = self.language_model.rendered_test(self.renderer, self.task, self.prompt.text)
+        rendered = self.renderer.render(self.task, self.prompt.text, self.task.test, for_test=True)
         row, (expected, found) = self._compare("evaluation", rendered, (plainly, ours))
         return {**row, "difference": {"answers": sum(a != b for a, b in zip(expected, found, strict=True))}}
 
@@ -280,33 +270,9 @@ class Bench:
         sizes = {"prompts": len(prompts), "examples": len(examples)}
         return {**vars(usage), **sizes, "read": read / full, "plain_tokens": plain_tokens}
 
-    def overhead(self) -> Facts:
-        """Seconds of choosing a prompt, and of the training that follows at the paper's setting.
-
-        Rates of the plain way and of our training are measured on the bench's sizes and multiplied by the
-        tokens of 1,000 examples x 10 epochs. Selection is really run: one candidate on 250 examples, times
-        the number of candidates; and a whole race on as many.
-        """
-        scoring, training, raced = self.scoring(), self.training(), self.race(PAPER_SCORED)
-        one = self.rendered(PAPER_SCORED)
-        with measured(self.base) as candidate:
-            self.losses([self.prompt], [one], "full")
-        whole = PAPER_EPOCHS * padded_tokens(self.rendered(PAPER_TRAIN)) / training["plain"]["rate"]
-        seconds = {
-            "plain": raced["prompts"] * padded_tokens(one) / scoring["plain"]["rate"],
-            "full": raced["prompts"] * candidate.seconds,
-            "race": raced["seconds"],
-        }
-        return {
-            "task": self.task.short_name, "prompts": raced["prompts"], "race_read": raced["read"],
-            "training_seconds": {"plain": whole, "ours": whole / training["ratio"]},
-            "selection_seconds": seconds,
-            "of_plain_training": {name: value / whole for name, value in seconds.items()},
-        }  # fmt: skip
-
     def _trained(self, work: Callable[[Any, str], list[float]]) -> tuple[list[float], Any, Any]:
         """Losses of all steps, and the adapter's weights before and after them."""
-        adapter = lora_config(replace(self.config.method, dropout=0.0), list(self.config.model.lora_targets))
+        adapter = lora_config(replace(self.config, method=replace(self.config.method, dropout=0.0)))
 
         def flat(model: Any) -> torch.Tensor:
             tensors = adapter_tensors(model, CURRENT)
@@ -340,90 +306,35 @@ class Bench:
         return row, results
 
 
-def replay(table: Any, n_orders: int, confidence: float, reduction: str) -> Facts:
-    """Would racing have chosen the same? A full loss table raced again in many random orders.
-
-    `agreement`: orders whose choice is the full winner or within 0.1 % of its loss; `worst`: largest relative
-    excess loss of a choice; `read`: share of (prompt, example) pairs read; `gap`: of the second-best prompt.
-    """
-    by_prompt = table.pivot(index="prompt", columns="example")
-    counts = by_prompt["n_tokens"].to_numpy()
-    values = by_prompt["nll"].to_numpy() * np.array([weights(row, reduction) for row in counts])
-    losses, draw = values.mean(axis=1), np.random.default_rng(0)
-    chosen, read = [], []
-    for _ in range(n_orders):
-        order = draw.permutation(values.shape[1]).tolist()
-        seen = race(lambda c, e: values[np.ix_(c, e)], len(values), order, confidence)
-        left = np.flatnonzero(seen == len(order))
-        chosen.append(left[losses[left].argmin()])
-        read.append(seen.sum() / values.size)
-    excess = losses[np.array(chosen)] / losses.min() - 1
-    ranked = np.sort(losses)
-    gap, winner = float(ranked[1] / ranked[0] - 1), int(by_prompt.index[losses.argmin()])
-    return {
-        "prompts": len(values), "examples": values.shape[1], "winner": winner, "loss": float(losses.min()),
-        "gap": gap, "agreement": float((excess < 1e-3).mean()), "worst": float(excess.max()),
-        "read": float(np.mean(read)),
-    }  # fmt: skip
-
-
-def racing(root: Path, n_orders: int, confidence: float, reduction: str) -> list[Facts]:
-    """A row for each pool of a store that is scored in full on enough examples; UserError if none is."""
-    rows = []
-    for kind, stored in Store(root).stages():
-        if kind == "score" and stored_json(stored.folder / "identity.json")["scorer"]["name"] == "full":
-            table = stored.examples()
-            if look_sizes(table["example"].nunique()):
-                rows.append({"task": stored.result.task, **replay(table, n_orders, confidence, reduction)})
-    if not rows:
-        made = "sapo train policy=sapo scorer=full scorer.examples=250 data.train_examples=1000"
-        raise UserError(f"{root} holds no pool scored in full on enough examples to race. Make one: {made}")
-    return rows
-
-
 # --- the table ---------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Facts]:
-    """Measures, prints a table (or JSON lines), and returns its rows."""
+    """Measures, prints a table, and returns its rows."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("kind", choices=(*KINDS, "all", "overhead", "racing"))
-    parser.add_argument("overrides", nargs="*", help="as of other commands; racing: store.root=FOLDER")
+    parser.add_argument("kind", choices=(*KINDS, "all"))
+    parser.add_argument("overrides", nargs="*", help="as of other commands")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side is measured, in turn")
     parser.add_argument("--race-examples", type=int, default=100, help="scoring: of a race; 0: none")
-    parser.add_argument("--orders", type=int, default=200, help="racing: random orders of each pool's rows")
-    parser.add_argument("--json", action="store_true", help="a JSON object a row")
-    said = parser.parse_intermixed_args(arguments)
-    if said.kind == "racing":
-        config = load(said.overrides)[0]
-        rows = racing(Path(config.store.root), said.orders, config.scorer.confidence, config.scorer.reduction)
-    else:
-        configs, rows = bench_configs(said.overrides), []
-        for config in configs:
-            bench = Bench(config, said.rounds)
-            for kind in KINDS if said.kind == "all" else (said.kind,):
-                row = getattr(bench, kind)()
-                if kind == "scoring" and said.race_examples:
-                    raced = bench.race(said.race_examples)
-                    raced["plain_seconds"] = raced["plain_tokens"] / row["plain"]["rate"]
-                    row["race"] = {**raced, "ratio": raced["plain_seconds"] / raced["seconds"]}
-                rows.append(row)
-        sys.stdout.write(
-            f"{config.model.name} on {device_of(config)}, {dtype_of(config)}; rounds: {said.rounds}\n"
-        )
-    lines = map(json.dumps, rows) if said.json else tables(said.kind, rows)
-    sys.stdout.write("\n".join(lines) + "\n")
+    given = parser.parse_intermixed_args(arguments)
+    rows = []
+    for config in bench_configs(given.overrides):
+        bench = Bench(config, given.rounds)
+        for kind in KINDS if given.kind == "all" else (given.kind,):
+            row = getattr(bench, kind)()
+            if kind == "scoring" and given.race_examples:
+                raced = bench.race(given.race_examples)
+                raced["plain_seconds"] = raced["plain_tokens"] / row["plain"]["rate"]
+                row["race"] = {**raced, "ratio": raced["plain_seconds"] / raced["seconds"]}
+            rows.append(row)
+    where = f"{config.model.name} on {device_of(config)}, {dtype_of(config)}; rounds: {given.rounds}"
+    sys.stdout.write("\n".join([where, *tables(rows)]) + "\n")
     return rows
 
 
-def tables(kind: str, rows: Sequence[Facts]) -> Iterator[str]:
+def tables(rows: Sequence[Facts]) -> Iterator[str]:
     """A table of each kind; a race stands against the plain way's tokens at its measured rate."""
-    if kind in ("overhead", "racing"):
-        frame = pd.json_normalize(list(rows))
-        yield frame.to_string(index=False, float_format="{:.4g}".format)
-        yield f"medians:\n{frame.select_dtypes('number').median().to_string()}"
-        return
     for one in dict.fromkeys(row["kind"] for row in rows):
         own = [row for row in rows if row["kind"] == one]
         cells = [

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sapo.cli.app import main as sapo
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 
@@ -38,27 +37,6 @@ def test_both_ways_do_the_same_work(capsys):
     assert 8 / 24 <= race["read"] <= 1
     table = capsys.readouterr().out
     assert all(word in table for word in ("tiny_llama on cpu", "scoring", "training", "evaluation", "race"))
-
-
-def test_overhead_divides_selection_by_training():
-    (row,) = bench.main(["overhead", *SMALL, "--rounds", "1", "--json"])
-    for name, seconds in row["selection_seconds"].items():
-        assert row["of_plain_training"][name] == seconds / row["training_seconds"]["plain"]
-    assert 8 / 250 <= row["race_read"] <= 1
-
-
-def test_racing_replays_what_the_store_holds(tmp_path, monkeypatch):
-    root = f"store.root={tmp_path / 'scored'}"
-    monkeypatch.setattr(bench, "look_sizes", lambda n: [n])
-    with pytest.raises(UserError, match=r"scored in full.*sapo train policy=sapo scorer=full"):
-        bench.main(["racing", root])
-    overrides = ("sequence.tasks=[mini_price]", "scorer.examples=24", "data.train_examples=24")
-    with pytest.raises(SystemExit):
-        sapo(["train", *SMALL[:2], *overrides, "paraphrases.count=3", "policy=sapo", root])
-    (row,) = bench.main(["racing", root, "--orders", "5"])
-    assert (row["prompts"], row["examples"]) == (4, 24)
-    assert row["loss"] > 0
-    assert 8 / 24 <= row["read"] <= 1
 
 
 def test_what_the_plain_way_cannot_do_is_refused():
