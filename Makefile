@@ -33,7 +33,7 @@ test-fast: setup ## Run the tests that neither train nor evaluate the real small
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 test-faults: setup ## Kill a small experiment 200 times, starve it, damage what it stored
-	$(BIN)/pytest tests/faults --kills 200 --report build/faults.md
+	$(BIN)/pytest tests/faults --kills 200
 
 bench: setup model ## Time scoring, training and evaluation against plain Transformers and PEFT
 	$(BIN)/python tests/scale/bench.py all

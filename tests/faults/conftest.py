@@ -1,12 +1,11 @@
-"""The short and the long version of the faults, the experiment that nothing disturbs, and the tally."""
+"""The short and the long version of the faults, and the experiment that nothing disturbs."""
 
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from disturbing import Drivers, Tally, Whole, outcome, stages_noted, until
+from disturbing import Drivers, Whole, outcome, stages_noted, until
 
 KILLS = 8  # of the short version
 
@@ -14,7 +13,6 @@ KILLS = 8  # of the short version
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--kills", type=int, default=KILLS, help="How often the experiment is killed")
-    group.addoption("--report", type=Path, help="Write the table of faults to this file")
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +25,6 @@ def kills(request: pytest.FixtureRequest) -> int:
 def is_long(kills: int) -> bool:
     """Whether this is the long version."""
     return kills > KILLS
-
-
-@pytest.fixture(scope="session")
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """Filled by the tests, and written at the end if a report is asked for."""
-    tally = Tally()
-    yield tally
-    report = request.config.getoption("--report", default=None)
-    if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(tally.table() + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

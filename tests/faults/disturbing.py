@@ -1,4 +1,4 @@
-"""A small experiment, processes that run it and are disturbed, and the tally of what became of it."""
+"""A small experiment, and processes that run it and are disturbed."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +37,6 @@ EXPERIMENT = (
     "engine.device=cpu",
 )
 LONGEST_WAIT = 600  # seconds; everything that is waited for takes seconds
-ROWS = ("tried", "survived", "refused", "begun", "lost", "recomputed")
-
-
-@dataclass
-class Tally:
-    """What became of each kind of fault."""
-
-    rows: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def add(self, fault: str, **counts: int) -> None:
-        """Adds to a fault's row."""
-        assert set(counts) <= set(ROWS)
-        self.rows.setdefault(fault, Counter()).update(counts)
-
-    def table(self) -> str:
-        """A Markdown table."""
-        head = ["fault", *ROWS]
-        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [
-            f"| {fault} | {' | '.join(str(counts.get(name, '')) for name in ROWS)} |"
-            for fault, counts in self.rows.items()
-        ]
-        return "\n".join(lines)
 
 
 class Drivers:
@@ -101,9 +78,6 @@ class Drivers:
         assert self.server.stdin
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
         assert self.server.stdout
         return json.loads(self.server.stdout.readline())
 

@@ -11,19 +11,17 @@ from pathlib import Path
 
 import pytest
 from damaging import DAMAGES, cut, flip, stored_files
-from disturbing import Driver, Drivers, Tally, Whole, log_of, stages_noted, until
+from disturbing import Driver, Drivers, Whole, log_of, stages_noted, until
 
 from sapo.data.records import MANIFEST
 from sapo.experiments.engine.garbage import verify
 from sapo.experiments.engine.store import Store
 
 
-def count(root: Path, tally: Tally, fault: str, n_stages: int, tried: int, **counts: int) -> None:
-    """Notes what became of faults: nothing that was stored may be lost to any of them."""
-    begun, stored = stages_noted(root, "begin"), stages_noted(root, "stored")
-    lost = sum(times - 1 for times in stored.values())
-    again = begun.total() - n_stages
-    tally.add(fault, tried=tried, survived=tried, begun=begun.total(), lost=lost, recomputed=again, **counts)
+def assert_same_and_nothing_lost(whole: Whole, root: Path) -> None:
+    """The numbers are those of the undisturbed experiment, and nothing that was stored was computed again."""
+    whole.assert_same(root)
+    assert set(stages_noted(root, "stored").values()) == {1}
 
 
 def kill(driver: Driver) -> None:
@@ -31,7 +29,7 @@ def kill(driver: Driver) -> None:
     assert driver.signal(signal.SIGKILL) == -signal.SIGKILL, driver.text
 
 
-def test_killed_at_random_moments(drivers: Drivers, whole: Whole, kills: int, tally: Tally, tmp_path: Path):
+def test_killed_at_random_moments(drivers: Drivers, whole: Whole, kills: int, tmp_path: Path):
     """SIGKILL, and the same command again, until the experiment is done; then from the beginning."""
     draw = random.Random(20)  # noqa: S311
     left = kills
@@ -51,31 +49,31 @@ def test_killed_at_random_moments(drivers: Drivers, whole: Whole, kills: int, ta
                 break
             assert code == -signal.SIGKILL, driver.text
             killed += 1
-        whole.assert_same(root)
-        begun, stored = stages_noted(root, "begin"), stages_noted(root, "stored")
-        assert max(stored.values()) == 1  # what was stored is never computed again
+        assert_same_and_nothing_lost(whole, root)
+        begun = stages_noted(root, "begin")
         assert begun.keys() == whole.outcome.digests.keys()
         assert begun.total() <= len(begun) + killed  # a kill loses the one stage that it strikes
-        count(root, tally, "SIGKILL at a random moment", len(begun), killed)
         left -= killed
         shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, number: signal.Signals):
-    root = tmp_path / "store"
-    driver = drivers.start(root)
-    until(lambda: stages_noted(root, "begin").total() >= 5, driver)
-    assert driver.signal(number) == 130, driver.text
-    assert "the same command goes on from here" in driver.text
-    assert drivers.run(root).code == 0
-    whole.assert_same(root)
-    count(root, tally, number.name, len(whole.outcome.digests), 1)
+def test_interrupted_by_a_clock_that_jumps(drivers: Drivers, whole: Whole, tmp_path: Path):
+    """By SIGINT, SIGTERM and SIGKILL in turn, decades apart for the experiment."""
+    root, year = tmp_path / "store", 365 * 86400.0
+    ends = {signal.SIGINT: 30 * year, signal.SIGTERM: -20 * year, signal.SIGKILL: 10 * year}
+    for place, (number, clock) in enumerate(ends.items(), start=1):
+        driver = drivers.start(root, clock=clock)
+        until(lambda n=place: stages_noted(root, "begin").total() >= 3 * n, driver)
+        if number == signal.SIGKILL:
+            kill(driver)
+        else:
+            assert driver.signal(number) == 130, driver.text
+            assert "the same command goes on from here" in driver.text
+    assert drivers.run(root, clock=-year).code == 0
+    assert_same_and_nothing_lost(whole, root)
 
 
-def test_a_file_that_cannot_be_written_whole(
-    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, is_long: bool
-):
+def test_a_file_that_cannot_be_written_whole(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
     """As a full disk or a quota would have it: writing fails in the midst of a file."""
     root = tmp_path / "store"
     sizes = [path.stat().st_size for path in whole.root.glob("stages/*/*/**/*") if path.is_file()]
@@ -89,9 +87,6 @@ def test_a_file_that_cannot_be_written_whole(
         assert not verify(Store(root))
     assert drivers.run(root).code == 0
     whole.assert_same(root)
-    tally.add(
-        "file that cannot be written whole", tried=len(limits), survived=len(limits), refused=len(limits)
-    )
 
 
 @pytest.fixture
@@ -111,39 +106,26 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-def test_a_full_disk(drivers: Drivers, whole: Whole, tally: Tally, disk: Path, is_long: bool):
+def test_a_full_disk_and_one_that_is_read_only(drivers: Drivers, whole: Whole, disk: Path, is_long: bool):
     root = disk / "store"
     room = sum(path.stat().st_blocks * 512 for path in whole.root.rglob("*"))
-    full = [room // 1024 * share // 10 for share in ((2, 5, 8) if is_long else (5,))]
-    for kilobytes in full:
-        remount(disk, f"size={kilobytes}k")
+    for share in (2, 5, 8) if is_long else (5,):
+        remount(disk, f"size={room // 1024 * share // 10}k")
         driver = drivers.run(root)
         assert driver.code == 1, driver.text
         assert "No space left" in driver.text
         assert not verify(Store(root))
-    remount(disk, "size=64m")
-    assert drivers.run(root).code == 0
-    whole.assert_same(root)
-    tally.add("full disk", tried=len(full), survived=len(full), refused=len(full))
-
-
-def test_a_store_that_is_read_only(drivers: Drivers, whole: Whole, tally: Tally, disk: Path):
-    root = disk / "store"
-    driver = drivers.start(root)
-    until(lambda: stages_noted(root, "stored").total() >= 4, driver)
-    kill(driver)
-    remount(disk, "ro")
+    remount(disk, "size=64m,ro")
     driver = drivers.run(root)
     assert (driver.code, "Cannot write to the store" in driver.text) == (2, True)
     remount(disk, "rw")
     assert drivers.run(root).code == 0
     whole.assert_same(root)
-    tally.add("read-only store", tried=1, survived=1, refused=1)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_refused_when_it_is_read_and_mended_by_one_command(
-    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, damage: str, is_long: bool
+    drivers: Drivers, whole: Whole, tmp_path: Path, damage: str, is_long: bool
 ):
     draw = random.Random(22)  # noqa: S311
     root = whole.copy(tmp_path / "store")
@@ -158,11 +140,10 @@ def test_damage_is_refused_when_it_is_read_and_mended_by_one_command(
         assert drivers.run(root, "store", "verify", "--delete", "--root", str(root)).code == 0
         assert drivers.run(root).code == 0
         whole.assert_same(root)
-        tally.add(f"{damage}: read by a run", tried=1, survived=1, refused=1, recomputed=1)
     assert stages_noted(root, "begin").total() == stages_noted(root, "stored").total() == len(victims)
 
 
-def test_a_damaged_run_folder_is_written_again(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
+def test_a_damaged_run_folder_is_written_again(drivers: Drivers, whole: Whole, tmp_path: Path):
     root = whole.copy(tmp_path / "store")
     (run,) = Store(root).runs()
     flip(run / "predictions.parquet", random.Random(23))  # noqa: S311
@@ -171,10 +152,9 @@ def test_a_damaged_run_folder_is_written_again(drivers: Drivers, whole: Whole, t
     assert drivers.run(root).code == 0
     whole.assert_same(root)
     assert not stages_noted(root, "begin")
-    tally.add("damaged run folder", tried=1, survived=1, refused=1)
 
 
-def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, is_long: bool):
+def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
     """Killed inside a training, whose checkpoint is then damaged or half-written."""
     draw = random.Random(24)  # noqa: S311
     for number in range(9 if is_long else 1):
@@ -186,27 +166,18 @@ def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tally: Tally, tmp_
         if files:  # the kill may have come just after the training
             draw.choice([flip, cut])(files[number % len(files)], draw)
         assert drivers.run(root).code == 0
-        whole.assert_same(root)
-        count(root, tally, "damaged checkpoint", len(whole.outcome.digests), 1)
+        assert_same_and_nothing_lost(whole, root)
 
 
-@pytest.mark.parametrize("number", [2, 8])
-def test_several_drivers_on_one_store(
-    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path, number: int, is_long: bool
-):
-    if number > 2 and not is_long:
-        number = 3
-    root = tmp_path / "store"
+def test_several_drivers_on_one_store(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
+    root, number = tmp_path / "store", 8 if is_long else 3
     several = [drivers.start(root) for _ in range(number)]
     assert [driver.wait() for driver in several] == [0] * number, several[0].text
-    whole.assert_same(root)
-    assert (
-        stages_noted(root, "begin") == stages_noted(root, "stored") == dict.fromkeys(whole.outcome.digests, 1)
-    )
-    count(root, tally, f"{number} drivers on one store", len(whole.outcome.digests), number)
+    assert_same_and_nothing_lost(whole, root)
+    assert stages_noted(root, "begin") == dict.fromkeys(whole.outcome.digests, 1)
 
 
-def test_a_dead_process_holds_no_lock(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
+def test_a_dead_process_holds_no_lock(drivers: Drivers, whole: Whole, tmp_path: Path):
     """One of two drivers is killed inside a stage that the other waits for."""
     root = tmp_path / "store"
     several = [drivers.start(root), drivers.start(root)]
@@ -215,40 +186,10 @@ def test_a_dead_process_holds_no_lock(drivers: Drivers, whole: Whole, tally: Tal
     several.sort(key=lambda driver: driver.id != at_work)
     kill(several[0])
     assert several[1].wait() == 0, several[1].text
-    whole.assert_same(root)
-    count(root, tally, "driver killed beside another", len(whole.outcome.digests), 1)
+    assert_same_and_nothing_lost(whole, root)
 
 
-def test_a_clock_that_jumps(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
-    root = tmp_path / "store"
-    year = 365 * 86400.0
-    jumps = (30 * year, -20 * year, 10 * year)
-    for number, jump in enumerate(jumps, start=1):
-        driver = drivers.start(root, clock=jump)
-        until(lambda n=number: stages_noted(root, "begin").total() >= 3 * n, driver)
-        kill(driver)
-    assert drivers.run(root, clock=-year).code == 0
-    whole.assert_same(root)
-    count(root, tally, "clock that jumps by years", len(whole.outcome.digests), len(jumps))
-
-
-def test_stages_that_were_copied_half_way(drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path):
-    """Their manifests are not there yet: they are no stages, and are computed again."""
-    root = whole.copy(tmp_path / "store")
-    folders = [min(root.glob(f"stages/{kind}/*")) for kind in ("score", "train", "evaluate")]
-    for folder in folders:
-        names = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-        for path in (folder / MANIFEST, *names[len(names) // 2 :]):
-            path.unlink()
-    assert drivers.run(root).code == 0
-    whole.assert_same(root)
-    assert stages_noted(root, "begin") == {f"{folder.parent.name} {folder.name}": 1 for folder in folders}
-    tally.add("stage copied half-way", tried=3, survived=3, begun=3, recomputed=3)
-
-
-def test_what_is_killed_leaves_nothing_but_what_gc_finds(
-    drivers: Drivers, whole: Whole, tally: Tally, tmp_path: Path
-):
+def test_what_is_killed_leaves_nothing_but_what_gc_finds(drivers: Drivers, whole: Whole, tmp_path: Path):
     """Killed and never started again: `gc` takes the remains, and leaves what was stored."""
     root = tmp_path / "store"
     driver: Driver = drivers.start(root)
@@ -260,5 +201,4 @@ def test_what_is_killed_leaves_nothing_but_what_gc_finds(
     assert not list(root.glob("locks/*"))
     assert [folder.key for _, folder in Store(root).stages()] == stored
     assert drivers.run(root).code == 0
-    whole.assert_same(root)
-    count(root, tally, "killed, then `sapo store gc --yes`", len(whole.outcome.digests), 1)
+    assert_same_and_nothing_lost(whole, root)

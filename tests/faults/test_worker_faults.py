@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from disturbing import EXPERIMENT, Driver, Drivers, Tally, Whole, stages_noted, until, workers_noted
+from disturbing import EXPERIMENT, Driver, Drivers, Whole, stages_noted, until, workers_noted
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'sapo-prompts[ray]'")
 
@@ -23,7 +23,6 @@ def test_workers_and_their_driver_killed(
     drivers: Drivers,
     whole: Whole,
     kills: int,
-    tally: Tally,
     tmp_path: Path,
     ray_folder: Path,
     ray_processes: Callable[[], list[str]],
@@ -60,10 +59,6 @@ def test_workers_and_their_driver_killed(
     assert driver.text.count(" died while ") <= killed  # an idle one may never be missed
     whole.assert_same(root)
     assert not workers_noted(root)
-    begun, stored = stages_noted(root, "begin"), stages_noted(root, "stored")
-    lost = sum(times - 1 for times in stored.values())
-    assert lost == 0
-    assert begun.total() <= n_stages + 2 * len(ends) + killed  # one of each worker
-    tried, again = len(ends) + killed, begun.total() - n_stages
-    fault = "`SIGTERM`, `SIGKILL` to the driver of workers on Ray, `SIGKILL` to its workers"
-    tally.add(fault, tried=tried, survived=tried, begun=begun.total(), lost=lost, recomputed=again)
+    assert set(stages_noted(root, "stored").values()) == {1}  # nothing is lost
+    # What was begun again was at work with a driver's two workers, or with one that was killed.
+    assert stages_noted(root, "begin").total() <= n_stages + 2 * len(ends) + killed
