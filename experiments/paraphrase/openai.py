@@ -163,7 +163,7 @@ class OpenAIChat:
             remedy = REMEDIES.get(
                 status, "It points to another address: paraphrases.base_url=URL takes that."
             )
-            raise UserError(f"{shown}\n{remedy.format(key_variable(settings))}")
+            raise UserError(f"{shown}\n{remedy.format(key_variable(settings) or 'none')}")
         if status >= 400:  # after its retries, or about this very text, or a parameter
             return Reply(error=shown + (asked if status in (408, 409, 429) or status >= 500 else ""))
         return self._completion(content, shown)

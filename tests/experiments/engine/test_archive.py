@@ -305,11 +305,6 @@ def test_forged_archives_are_refused(store, there, tmp_path, message, part, name
     assert_untouched(there)
 
 
-def test_a_change_that_forges_nothing_is_taken(store, there, tmp_path):
-    file = forged(store, tmp_path / "good.tar.gz", "stage", "config.yaml", b"seed: 0", fits=True)
-    assert import_archive(file, there).stages == 4
-
-
 def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, monkeypatch):
     put_run = archive.put_run
     monkeypatch.setattr(archive, "put_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

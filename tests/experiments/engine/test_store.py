@@ -165,13 +165,16 @@ def test_a_store_that_cannot_be_made_or_is_deleted_meanwhile_says_so(tmp_path):
         pass
 
 
+def raising(error: BaseException) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise error
+
+    return refuse
+
+
 def test_a_file_system_without_locks_is_refused(store, monkeypatch):
     """What stands in for a lock there would outlive a process that is killed."""
-
-    def missing(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", missing)
+    monkeypatch.setattr("fcntl.flock", raising(OSError(errno.ENOSYS, "Function not implemented")))
     with pytest.raises(UserError, match=r"without file locks \(flock: .*store\.root=FOLDER"), store.lock("a"):
         pass
 
@@ -193,11 +196,7 @@ def test_a_stage_is_in_its_place_on_the_disk_before_it_counts(store, tmp_path, m
 
 def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-
-    def refuse(descriptor):
-        raise OSError(errno.EINVAL, "Invalid argument")
-
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", raising(OSError(errno.EINVAL, "Invalid argument")))
     sync(tmp_path)
     with pytest.raises(OSError, match="Invalid argument"):
         sync(tmp_path / "file")
@@ -245,29 +244,27 @@ def test_whoever_computes_a_stage_has_it_alone(tmp_path):
     assert count.read_text() == "100"
 
 
-def test_whoever_waits_for_a_lock_says_for_whom_and_since_when(store, monkeypatch, caplog):
+def test_whoever_waits_for_a_lock_says_for_whom_and_since_when(store, monkeypatch):
     monkeypatch.setattr(store_module, "PATIENCE", 0)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sapo", "train", "secret=1"])
-    said, got = threading.Event(), threading.Event()
-    monkeypatch.setattr(
-        store_module._log, "warning", lambda text, *parts: (lines.append(text % parts), said.set())
-    )
-    lines: list[str] = []
+    lines, warned, got = [], threading.Event(), threading.Event()
+    warn = lambda text, *parts: (lines.append(text % parts), warned.set())  # noqa: E731
+    monkeypatch.setattr(store_module._log, "warning", warn)
 
     def wait():
         with Store(store.root).lock("a"):
             got.set()
 
+    waiting = threading.Thread(target=wait)
     with store.lock("a"):
-        waiting = threading.Thread(target=wait)
         waiting.start()
-        assert said.wait(60)
+        assert warned.wait(60)
         assert not got.is_set()
     waiting.join(60)
     assert got.is_set()
     (line,) = lines
-    host = os.uname().nodename
-    assert line.startswith(f"Waiting for `sapo train` (process {os.getpid()} on {host}, since 20")
+    process = f"process {os.getpid()} on {os.uname().nodename}, since 20"
+    assert line.startswith(f"Waiting for `sapo train` ({process}")
     assert line.endswith(f", which holds {store.root / 'locks' / 'a.lock'}.")
 
 
@@ -341,6 +338,7 @@ def test_two_users_of_a_group_share_a_store(shared):
 
 def test_a_store_of_another_user_is_read_or_refused_with_path_and_remedy(shared):
     root = shared / "store"
+    weights = root / "stages" / "train" / "a" / "adapter" / "weights"
     assert as_user(50001, 0o022, lambda: put(Store(root), "a")) == ""
 
     def lock():
@@ -348,12 +346,11 @@ def test_a_store_of_another_user_is_read_or_refused_with_path_and_remedy(shared)
             pass
 
     assert as_user(50002, 0o022, lambda: Store(root).find("train", "a").result) == ""
-    said = as_user(50002, 0o022, lock)
-    assert said.startswith(f"UserError: Cannot write to the store {root}: [Errno 13] Permission denied")
-    assert "store.root=FOLDER" in said
-    (root / "stages" / "train" / "a" / "adapter" / "weights").chmod(0o600)
-    said = as_user(50002, 0o022, lambda: Store(root).find("train", "a"))
-    weights = root / "stages" / "train" / "a" / "adapter" / "weights"
-    assert said.startswith(f"UserError: Cannot read {weights}: Permission denied. Have its owner")
-    assert f"`chmod -R g+rX {weights.parent}`" in said
-    assert "Delete" not in said
+    error = as_user(50002, 0o022, lock)
+    assert error.startswith(f"UserError: Cannot write to the store {root}: [Errno 13] Permission denied")
+    assert "store.root=FOLDER" in error
+    weights.chmod(0o600)
+    error = as_user(50002, 0o022, lambda: Store(root).find("train", "a"))
+    assert error.startswith(f"UserError: Cannot read {weights}: Permission denied. Have its owner")
+    assert f"`chmod -R g+rX {weights.parent}`" in error
+    assert "Delete" not in error

@@ -309,6 +309,7 @@ def test_what_every_request_would_meet_ends_it_with_one_message(server, chat, ac
         ({"key_variable": "MY_KEY"}, f"{CANARY}\nX: y", "MY_KEY holds blanks"),
         ({"base_url": "https://api.invalid/v1", "model": "m"}, None, "OPENAI_API_KEY is not set"),
         ({"base_url": "http://far.invalid/v1", "model": "m"}, None, "not encrypted"),
+        ({"base_url": None}, None, "Which endpoint"),
     ],
 )
 def test_without_a_key_or_with_a_wrong_one_nothing_is_sent(server, chat, monkeypatch, settings, key, message):
@@ -330,21 +331,6 @@ def test_a_server_on_this_machine_gets_no_secret_unasked(server, chat, monkeypat
     chat(key_variable="MY_KEY").ask(["a"])
     assert server.seen[1][0]["Authorization"] == f"Bearer {CANARY}"
     assert str(server.seen).count(CANARY) == 1
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        f"paraphrases.key_variable={CANARY}",
-        f"paraphrases.base_url=https://me:{CANARY}@host/v1",
-        f"paraphrases.base_url='https://host/v1?key={CANARY}'",
-    ],
-)
-def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(sapo, override):
-    code, out, err = sapo("paraphrase", f"instruction={INSTRUCTION}", "paraphrases=openai", override)
-    assert (code, out) == (2, "")
-    assert override.split("=")[0] in err
-    assert CANARY not in err
 
 
 ESCAPED = f'{CANARY} tweet sentiment "positive" "negative"'
@@ -632,18 +618,13 @@ def test_the_command_writes_a_pool_and_tells_what_happened(server, sapo, tmp_pat
     assert (document["file"], document["complete"]) == (str(write), True)
     assert yaml.safe_load(write.read_text(encoding="utf-8"))["prompts"] == GOOD[:3]
     assert server.seen[0][1]["messages"][0]["content"] == meta_prompt(TASK)
-
-
-def test_too_few_are_a_failure_that_keeps_what_there_is(server, sapo, tmp_path):
-    server.acts = [says(GOOD[0]), says("nonsense")]
-    settings = ("paraphrases.count=2", "paraphrases.rounds=1", "paraphrases.concurrency=1")
-    code, out, err = sapo(
-        "paraphrase", f"instruction={INSTRUCTION}", "labels=positive,negative", *asking(server), *settings
-    )
+    server.acts = [says(GOOD[3]), says("nonsense")]  # too few are a failure that keeps what there is
+    more = ("paraphrases.count=5", "paraphrases.rounds=0", "paraphrases.concurrency=1")
+    code, out, err = sapo("paraphrase", *own, *asking(server), *more, "--write", str(write))
     assert code == 1
-    assert "1 of 2 paraphrases" in out
-    assert "2 rejected: it lost the labels 'positive', 'negative'" in out
-    assert "1 of 2 paraphrases; the pool holds these" in err
+    assert "4 of 5 paraphrases" in out
+    assert "1 rejected: it lost the labels 'positive', 'negative'" in out
+    assert "4 of 5 paraphrases; the pool holds these" in err
 
 
 def test_a_dry_run_shows_the_request_and_sends_nothing(server, sapo, monkeypatch):
@@ -657,25 +638,6 @@ def test_a_dry_run_shows_the_request_and_sends_nothing(server, sapo, monkeypatch
     code, out, _ = sapo("paraphrase", f"instruction={INSTRUCTION}", *settings, "--dry-run")
     assert INSTRUCTION in out
     assert server.seen == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["paraphrases=openai"], "instruction=TEXT or task=NAME"),
-        (["task=mini_city", "instruction=Hi"], "instruction=TEXT or task=NAME"),
-        (["task=mini_city", "labels=a,b"], "labels= belongs to instruction=TEXT"),
-        (["instruction=Name it.", "paraphrases=opnai"], "Did you mean openai"),
-        (["instruction=Name it.", "paraphrases=openai", "paraphrases.base_url=nowhere"], "http(s)://HOST"),
-        (["instruction=Name it.", "paraphrases=openai", "paraphrases.base_url=null"], "Which endpoint?"),
-        (["instruction=Name it.", "paraphrases.prices=[1]"], "[IN, OUT]"),
-        (["instruction=Name it."], "The bank has no paraphrases"),
-    ],
-)
-def test_wrong_commands(sapo, arguments, message):
-    code, out, err = sapo("paraphrase", *arguments)
-    assert (code, out) == (2, "")
-    assert message in err
 
 
 def test_a_pool_of_the_bank_can_be_written_to_a_file(sapo, tmp_path):
