@@ -94,16 +94,10 @@ class Store:
     ) -> Stored | None:
         """The finished stage, or None.
 
-        Args:
-            kind: One of KINDS.
-            key: The digest of the stage's identity.
-            identity: What the stage is asked as; a stored one that was computed as another is refused.
-            whole: Every file is read and compared the first time that a stage is found; without, which is for
-                those that only ask what there is, files are compared by size alone.
-
-        Raises:
-            WorkError: Its files are not those of its manifest, or its identity is another.
-            UserError: Its files may not be read.
+        A stored one that was computed as another than `identity` is refused. `whole`: every file is read and
+        compared the first time that a stage is found; without, which is for those that only ask what there
+        is, files are compared by size alone. WorkError if its files are not those of its manifest, or its
+        identity is another, UserError if they may not be read.
         """
         stored = Stored(key, self.root / "stages" / kind / key)
         try:

@@ -74,7 +74,9 @@ def write_paraphrases(
     if settings.source == "local":
         model_folder(config.model)  # one that is not there is named before anything is written
     chat = chat_of(config)
-    request = _request_digest(task, chat)
+    # What decides which answers can come and be accepted.
+    parts = {"message": meta_prompt(task), "instruction": task.instruction, "labels": list(task.labels)}
+    request = digest({**parts, "language": task.language, "parameters": chat.parameters})
     partial = path.with_name(f"{path.name}.partial")
     with alone(path):
         if force:
@@ -173,9 +175,3 @@ def _source(
         "rejected": earlier.get("rejected", 0) + sum(row["count"] for row in expansion.rejected()),
         "tokens": tokens,
     }
-
-
-def _request_digest(task: Task, chat: Chat) -> str:
-    """SHA-256 of what decides which answers can come and be accepted: message, labels, model, sampling."""
-    parts = {"message": meta_prompt(task), "instruction": task.instruction, "labels": list(task.labels)}
-    return digest({**parts, "language": task.language, "parameters": chat.parameters})
