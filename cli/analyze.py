@@ -1,15 +1,11 @@
 """`sapo analyze RUNS…`: matrices, figures, Table 1 and correlations of finished runs, or probes' figures."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from sapo.cli.console import Json, emit, say, store_root
-
-if TYPE_CHECKING:
-    from sapo.analysis.report import Report
+from sapo.cli.console import Json, emit, store_root
 
 
 def command(
@@ -38,8 +34,7 @@ def command(
     from sapo.analysis.report import analyze, as_json, probes
     from sapo.analysis.results import DRAWN, find_probes, find_runs
 
-    found = find_probes(runs, store_root())
-    if found:
+    if found := find_probes(runs, store_root()):
         measures = [*DRAWN, measure]
         report = probes("probes", list(FIGURES), found, output, measures=measures, with_page=with_page)
         document = {"probes": [{"id": path.name, "dir": str(path)} for path in found]} | report.document
@@ -48,19 +43,8 @@ def command(
         if with_page:
             report.files.append(write_page(report, output))
         document = as_json(report)
-    emit(document, json, lambda console: _render(console, report))
-
-
-def _render(console: Console, report: "Report") -> None:
-    for part in [*report.parts, *report.remarks]:
-        console.print(part)
     names: dict[Path, list[str]] = {}
     for path in report.files:
         names.setdefault(path.parent, []).append(path.name)
-    # Run folders that hold the same files share a line.
-    alike: dict[tuple[Path, str], list[Path]] = {}
-    for folder, found in names.items():
-        alike.setdefault((folder.parent, ", ".join(sorted(found))), []).append(folder)
-    for (parent, listed), folders in alike.items():
-        where = folders[0] if len(folders) == 1 else f"{parent}, each of {len(folders)} runs"
-        say(console, f"{where}: {listed}")
+    written = (f"{folder}: {', '.join(sorted(found))}" for folder, found in names.items())
+    emit(document, json, [*report.parts, *report.remarks, *written])

@@ -4,27 +4,12 @@ import os
 import signal
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from sapo.cli import (
-    analyze,
-    doctor,
-    eval,  # noqa: A004
-    export,
-    fetch,
-    ls,
-    metrics,
-    paraphrase,
-    plan,
-    reproduce,
-    select,
-    show,
-    store,
-    train,
-)
 from sapo.cli.console import notice
 from sapo.conf.errors import UserError, is_full, system_error
 
@@ -36,49 +21,38 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
 )
-app.command("train")(train.command)
-app.command("eval")(eval.command)
-app.command("export")(export.command)
-app.command("analyze")(analyze.command)
-app.command("reproduce")(reproduce.command)
-app.command("plan")(plan.command)
-app.command("select")(select.command)
-app.command("paraphrase")(paraphrase.command)
-app.command("metrics")(metrics.command)
-app.command("ls")(ls.command)
-app.add_typer(show.group, name="show")
-app.add_typer(fetch.group, name="fetch")
-app.command("doctor")(doctor.command)
-app.add_typer(store.group, name="store")
+WORKING = ("train", "eval", "export", "analyze", "reproduce", "plan", "select", "paraphrase")
+LOOKING = ("metrics", "ls", "show", "fetch", "doctor", "store")
+for _name in WORKING + LOOKING:
+    _module = import_module(f"sapo.cli.{_name}")  # a file a command, or a group of them
+    if hasattr(_module, "group"):
+        app.add_typer(_module.group, name=_name)
+    else:
+        app.command(_name)(_module.command)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 the work failed, 2 the command is wrong, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = DEBUG in arguments
-    _quiet(debug, "fetch" in arguments[:1])
     try:
-        _require_folder()
+        _prepare(debug, downloads="fetch" in arguments[:1])
         # `--debug` is taken wherever it stands, since people add it to the end of what has failed.
         app([argument for argument in arguments if argument != DEBUG], prog_name="sapo")
-    except UserError as error:
-        _fail(error, str(error), error.exit_code, debug)
-    except Exception as error:  # the last line of defence: one legible line
-        if isinstance(error, OSError) or is_full(error):
-            refused = system_error(error)
-            _fail(error, str(refused), refused.exit_code, debug)
+    except Exception as error:  # one legible line
+        known = error if isinstance(error, UserError) else None
+        if known is None and (isinstance(error, OSError) or is_full(error)):
+            known = system_error(error)
+        if debug:
+            import traceback
+
+            notice("".join(traceback.format_exception(error)).rstrip())
         hint = "" if debug else "; run again with --debug for the traceback"
         message = " ".join(str(error).split()) or "no message"
-        _fail(error, f"{type(error).__name__}: {message}{hint}", 1, debug)
-
-
-def _require_folder() -> None:
-    """UserError if the folder in which the command was called has been deleted."""
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise UserError("The present folder has been deleted: `cd` to one that is there.") from error
+        notice(f"sapo: {known or f'{type(error).__name__}: {message}{hint}'}")
+        raise SystemExit(known.exit_code if known else 1) from None
 
 
 @app.callback()
@@ -87,38 +61,33 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version", callback=lambda asked: _version(asked), is_eager=True
+            "--version", help="Print the version", callback=lambda is_asked: _version(is_asked), is_eager=True
         ),
     ] = False,
 ) -> None:
     del debug, version  # `main` and the callback have dealt with them
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         from importlib.metadata import version
 
         typer.echo(f"sapo {version('sapo-prompts')}")
         raise typer.Exit
 
 
-def _fail(error: Exception, message: str, code: int, debug: bool) -> NoReturn:
-    if debug:
-        import traceback
-
-        notice("".join(traceback.format_exception(error)).rstrip())
-    notice(f"sapo: {message}")
-    raise SystemExit(code)
-
-
-def _quiet(debug: bool, downloads: bool) -> None:
-    """Keeps libraries from talking; a download's progress is worth showing."""
+def _prepare(debug: bool, downloads: bool) -> None:
+    """Lets interrupts stop at once, and keeps libraries from talking but of downloads' progress."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not have fails nothing
             stream.reconfigure(errors="backslashreplace")
     # asyncio would put Ctrl-C off to the next `await`, behind a training; with a handler of ours it does not.
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)  # how a scheduler takes a machine back
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)  # how a scheduler takes a machine back
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("The present folder has been deleted: `cd` to one that is there.") from error
     if debug:
         import logging
 
@@ -131,5 +100,6 @@ def _quiet(debug: bool, downloads: bool) -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
-def _interrupt(*_: Any) -> None:
+def interrupt(*_: Any) -> None:
+    """What a signal to stop does: the command ends where it stands, and what is finished is kept."""
     raise KeyboardInterrupt

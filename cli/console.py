@@ -4,11 +4,11 @@ import codecs
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich import box
@@ -26,33 +26,17 @@ if TYPE_CHECKING:
     from sapo.experiments.jobs import Job
     from sapo.experiments.stages import Stage
 
-
-def complete_override(incomplete: str) -> list[str]:
-    """Shell completion of an override: names of groups, after a dot of settings; then what they can be."""
-    from sapo.conf.load import GROUPS, choices
-    from sapo.conf.schema import settings
-
-    key, equals, _ = incomplete.partition("=")
-    known = settings()
-    if not equals:
-        names = [name for name in known if name not in GROUPS] if "." in incomplete else GROUPS
-        return [f"{name}=" for name in names if name.startswith(incomplete)]
-    members = (
-        choices(key) if key in GROUPS else known[key].metadata.get("choices", ()) if key in known else ()
-    )
-    found = [f"{key}={name}" for name in members]
-    return [override for override in found if override.startswith(incomplete)]
-
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[GROUP=NAME|KEY=VALUE]…",
         help="Hydra overrides; `seed=range(2)` makes two runs. See `sapo ls` and `sapo show config`.",
-        autocompletion=complete_override,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else")]
+
+
+# --- results -----------------------------------------------------------------------------------------------
 
 
 class Terminal(Console):
@@ -70,96 +54,29 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
+    def show(self, parts: Iterable[RenderableType]) -> None:
+        """Prints all parts; lines of a plain text are whole in a file, a terminal breaks them."""
+        for part in parts:
+            self.print(part, soft_wrap=isinstance(part, str), crop=False)
 
-def emit(document: Any, as_json: bool, render: Callable[[Console], None]) -> None:
-    """Prints a result on stdout: the document as JSON, or what `render` makes of it."""
-    if as_json:
-        encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
-        text = dumps(document, ensure_ascii=not encoding.startswith("utf"), allow_nan=False)
-        render = lambda _: typer.echo(json_safe(text))  # noqa: E731
+
+def emit(document: Any, as_json: bool, shown: Iterable[RenderableType]) -> None:
+    """Prints a result on stdout: the document as JSON, or what people are shown of it."""
     try:
-        render(Terminal())
+        if as_json:
+            encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+            text = dumps(document, ensure_ascii=not encoding.startswith("utf"), allow_nan=False)
+            typer.echo(json_safe(text))
+        else:
+            Terminal().show(shown)
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.filename:
             raise
-        # What lies in the buffer would fail again when Python ends.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise WorkError(
             f"Cannot write the result to the output: {error.strerror or error}. "
             "What was computed is kept: the same command shows it again."
         ) from error
-
-
-def take(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """The values of a command's own KEY=VALUE arguments, and the overrides."""
-    # Hydra would not know the former.
-    pairs = [argument.partition("=") for argument in arguments]
-    own = {key: value for key, equals, value in pairs if equals and key in names}
-    return own, [argument for argument, pair in zip(arguments, pairs, strict=True) if pair[0] not in names]
-
-
-def notice(text: str) -> None:
-    """A line on stderr; where nothing can be written, the work goes on without."""
-    with suppress(OSError):
-        typer.echo(printable(text), err=True)
-
-
-def notice_rows(configs: "Sequence[Config]") -> None:
-    """Lines on stderr, each once: what was left out of users' own tasks; how many rows are taken of how many.
-
-    None where data is missing, which is said where the tasks are needed.
-    """
-    from sapo.data.benchmarks import load_whole_task, rows_taken
-
-    different = {repr((config.sequence, config.data, config.scale)): config for config in configs}
-    lines: dict[str, str] = {}
-    notes: dict[str, None] = {}
-    for config in different.values():
-        with suppress(UserError):
-            lines.setdefault(rows_taken(config), config.sequence.name)
-            tasks = [load_whole_task(name, config) for name in config.sequence.tasks]
-            notes.update(dict.fromkeys(note for task in tasks for note in task.notes))
-    for note in notes:
-        notice(f"sapo: {note}")
-    for line, sequence in lines.items():
-        notice(f"sapo: {line}" if len(lines) == 1 else f"sapo: {sequence}: {line}")
-
-
-@contextmanager
-def nothing_on_stdout() -> Iterator[None]:
-    """Sends to stderr what libraries print while the work goes on: stdout is for results."""
-    with redirect_stdout(sys.stderr):
-        yield
-
-
-def store_root(overrides: Sequence[str] | None = None) -> Path:
-    """The store that commands about finished runs look in: `store.root=`, else SAPO_STORE, else `runs`."""
-    given = [override for override in overrides or () if override.startswith("store.root=")]
-    if given:
-        from sapo.conf.load import load_one
-
-        return Path(load_one(given).store.root)
-    return Path(os.environ.get("SAPO_STORE") or "runs").expanduser()
-
-
-def find_run(name: str, overrides: Sequence[str] | None = None) -> Path:
-    """The one run folder that a folder or a run id means; UserError otherwise."""
-    from sapo.analysis.results import find_runs
-
-    folders = find_runs([name], store_root(overrides))
-    if len(folders) != 1:
-        raise UserError(
-            f"'{name}' means {len(folders)} runs; this command takes one: "
-            + ", ".join(f.name for f in folders)
-        )
-    return folders[0]
-
-
-def say(console: Console, *lines: object) -> None:
-    """Lines of their own length: a terminal breaks them where it will, a file has them whole."""
-    for line in lines:
-        console.print(str(line), soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
@@ -182,83 +99,151 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def amount(n_bytes: float | None) -> str:
-    """`512 B`, `3.4 kB`, `1.2 GB`."""
-    if n_bytes is None:
-        return "unknown"
-    units = ["B", "kB", "MB", "GB"]
-    while n_bytes >= 1000 and len(units) > 1:
-        n_bytes, _ = n_bytes / 1000, units.pop(0)
-    return f"{n_bytes:.0f} B" if units[0] == "B" else f"{n_bytes:,.1f} {units[0]}"
+# --- arguments ---------------------------------------------------------------------------------------------
+
+
+def take(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The values of a command's own KEY=VALUE arguments, which Hydra would not know, and the overrides."""
+    own, overrides = {}, []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in names:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    return own, overrides
+
+
+def store_root(overrides: Sequence[str] | None = None) -> Path:
+    """The store that commands about finished runs look in: `store.root=`, else SAPO_STORE, else `runs`."""
+    given = [override for override in overrides or () if override.startswith("store.root=")]
+    if given:
+        from sapo.conf.load import load_one
+
+        return Path(load_one(given).store.root)
+    return Path(os.environ.get("SAPO_STORE") or "runs").expanduser()
+
+
+def find_run(name: str, overrides: Sequence[str] | None = None) -> Path:
+    """The one run folder that a folder or a run id means; UserError otherwise."""
+    from sapo.analysis.results import find_runs
+
+    folders = find_runs([name], store_root(overrides))
+    if len(folders) != 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise UserError(f"'{name}' means {len(folders)} runs; this command takes one: {names}")
+    return folders[0]
+
+
+# --- while a command works ---------------------------------------------------------------------------------
+
+
+def notice(text: str) -> None:
+    """A line on stderr; where nothing can be written, the work goes on without."""
+    try:
+        typer.echo(printable(text), err=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """What lies in the buffer of a stream that is full would fail again when Python ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def notice_rows(configs: "Sequence[Config]") -> None:
+    """Lines on stderr, each once: what was left out of users' own tasks; how many rows are taken of how many.
+
+    None where data is missing, which is said where the tasks are needed.
+    """
+    from sapo.data.benchmarks import load_whole_task, rows_taken
+
+    lines: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    for config in {repr((each.sequence, each.data, each.scale)): each for each in configs}.values():
+        with suppress(UserError):
+            lines.setdefault(rows_taken(config), config.sequence.name)
+            for name in config.sequence.tasks:
+                notes.update(dict.fromkeys(load_whole_task(name, config).notes))
+    for note in notes:
+        notice(f"sapo: {note}")
+    for line, sequence in lines.items():
+        notice(f"sapo: {line}" if len(lines) == 1 else f"sapo: {sequence}: {line}")
 
 
 class Progress:
     """How many pieces of how many are finished, on stderr: a bar on a terminal, a line a piece elsewhere.
 
-    As an engine's watcher it shows the stages; those of many runs may be under way at once.
+    As an engine's watcher it shows the stages. Stdout is for results: what libraries print meanwhile goes to
+    stderr as well.
     """
 
-    def __init__(self, total: int = 0) -> None:
+    def __init__(self) -> None:
         from rich import progress
 
         console = Terminal(stderr=True)
-        self.total, self.finished = total, 0
-        self._running: dict[int, tuple[float, str]] = {}
         columns = (
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
             progress.TextColumn("{task.description}", markup=False),
         )
-        self._bar = None
-        if console.is_terminal:
-            # Libraries' prints are sent to stderr already.
-            self._bar = progress.Progress(*columns, console=console, transient=True, redirect_stdout=False)
-            self._row = self._bar.add_task("", total=total)
+        self._bar = progress.Progress(
+            *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
+        )
+        self._row = self._bar.add_task("", total=0)
+        self._redirected = redirect_stdout(sys.stderr)
+        self._begun: dict[int, float] = {}
+        self.total, self.finished = 0, 0
 
     def __enter__(self) -> "Progress":
-        if self._bar:
-            self._bar.start()
+        self._redirected.__enter__()
+        self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+        self._redirected.__exit__(*error)
 
     def __call__(self, stage: "Stage", event: str) -> None:
         """Gets a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
         if event == "begin":
-            self._running[id(stage)] = time.monotonic(), str(stage)
-        else:
-            begun, _ = self._running.pop(id(stage), (0.0, ""))
-            if event != "failed":
-                line = f"{stage}: {time.monotonic() - begun:.1f} s" if event == "done" else ""
-                self.advance(line)
-        if self._bar and self._running:
-            _, first = min(self._running.values())
-            more = f" and {len(self._running) - 1} more" if len(self._running) > 1 else ""
-            self._bar.update(self._row, description=first + more)
+            self._begun[id(stage)] = time.monotonic()
+            self._bar.update(self._row, description=str(stage))
+            return
+        begun = self._begun.pop(id(stage), 0.0)
+        if event != "failed":
+            self.advance(f"{stage}: {time.monotonic() - begun:.1f} s" if event == "done" else "")
 
     def expect(self, pieces: int) -> None:
         """So many more are to come."""
         self.total += pieces
-        if self._bar:
-            self._bar.update(self._row, total=self.total)
+        self._bar.update(self._row, total=self.total)
 
     def advance(self, line: str) -> None:
         """A piece is finished; where there is no bar the line says which, unless it is empty."""
         self.finished += 1
-        if self._bar:
-            self._bar.advance(self._row)
-        elif line:
+        self._bar.advance(self._row)
+        if line and self._bar.disable:
             notice(f"[{self.finished}/{self.total}] {line}")
 
     def tell(self, line: str) -> None:
         """A line for people, above the bar."""
-        if self._bar:
-            self._bar.console.out(line)
-        else:
+        if self._bar.disable:
             notice(line)
+        else:
+            self._bar.console.out(line)
+
+
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Says of an interrupted command what is kept of its work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        notice(f"sapo: interrupted. {what} are kept: the same command goes on from here.")
+        raise
 
 
 @contextmanager
@@ -266,10 +251,6 @@ def computing(jobs: "Sequence[Job]", force: bool) -> Iterator[tuple["LocalEngine
     """The one engine of a command and what it shows: what is computed by force is so once for all jobs."""
     from sapo.experiments.run import open_engine
 
-    try:
-        progress = Progress()
-        with open_engine(jobs, progress, progress.tell, force) as engine:
-            yield engine, progress
-    except KeyboardInterrupt:
-        notice("sapo: interrupted. Finished stages are kept: the same command goes on from here.")
-        raise
+    progress = Progress()
+    with keeping("Finished stages"), open_engine(jobs, progress, progress.tell, force) as engine:
+        yield engine, progress

@@ -1,9 +1,8 @@
 """`sapo doctor`: what is here, what is missing, and how to get it."""
 
 import typer
-from rich.console import Console
 
-from sapo.cli.console import Json, Overrides, emit, say
+from sapo.cli.console import Json, Overrides, emit
 
 
 def command(overrides: Overrides = None, json: Json = False) -> None:
@@ -17,15 +16,13 @@ def command(overrides: Overrides = None, json: Json = False) -> None:
 
     found = list(checks(config))
     ready = all(check.ok for check in found if check.required)
-
-    def render(console: Console) -> None:
-        for check in found:
-            mark = "ok" if check.ok else "missing" if check.required else "absent"
-            say(console, f"{mark:<8}{check.name}: {check.detail}")
-            if not check.ok and check.mend:
-                say(console, f"        {check.mend}")
-        console.print("Ready." if ready else "Not ready: see what is missing.")
-
-    emit({"ready": ready, "checks": [asdict(check) for check in found]}, json, render)
+    lines = []
+    for check in found:
+        mark = "ok" if check.ok else "missing" if check.required else "absent"
+        lines.append(f"{mark:<8}{check.name}: {check.detail}")
+        if not check.ok and check.mend:
+            lines.append(f"        {check.mend}")
+    lines.append("Ready." if ready else "Not ready: see what is missing.")
+    emit({"ready": ready, "checks": [asdict(check) for check in found]}, json, lines)
     if not ready:
         raise typer.Exit(1)

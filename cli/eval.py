@@ -3,9 +3,8 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from sapo.cli.console import Json, Progress, emit, find_run, nothing_on_stdout, table
+from sapo.cli.console import Json, Progress, emit, find_run, table
 
 
 def command(
@@ -33,23 +32,19 @@ def command(
     overrides = [argument for argument in tasks or [] if "=" in argument]
     names = [argument for argument in tasks or [] if "=" not in argument]
     folder = find_run(run, overrides)
-    with Progress() as progress, nothing_on_stdout():
-        opened = open_run(folder, overrides)
-        rows = evaluate(opened, names, prompt, state, progress, progress.expect)
-    document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
-    emit(document, json, lambda console: _render(console, rows))
+    with Progress() as progress:
+        rows = evaluate(open_run(folder, overrides), names, prompt, state, progress, progress.expect)
 
-
-def _render(console: Console, rows: list[dict[str, Any]]) -> None:
     def cells(row: dict[str, Any]) -> tuple[object, ...]:
         index = row["prompt"]["index"]
         label = "-" if row["label_match"] is None else f"{row['label_match']:.2f}"
         scores = f"{row['rougeL']:.2f}", f"{row['exact_match']:.2f}", label, f"{row['nll']:.4f}"
         return row["task"], row["after"], "original" if index == -1 else index, *scores, row["examples"]
 
-    names = ("task", "after", "prompt", "ROUGE-L", "exact", "label", "NLL", "n")
-    console.print(table(names, map(cells, rows)))
-    console.print(
+    columns = ("task", "after", "prompt", "ROUGE-L", "exact", "label", "NLL", "n")
+    legend = (
         "after: tasks trained so far (0: untouched model). exact, label: exact and label match in % (-: the "
         "task has no labels). NLL: nats per target token, lower is better. n: test examples."
     )
+    document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
+    emit(document, json, [table(columns, map(cells, rows)), legend])

@@ -1,16 +1,14 @@
 """`sapo export RUN --to FOLDER`: a trained state for other programs, with its model card."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from shlex import join
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.filesize import decimal
 
-from sapo.cli.console import Json, Overrides, amount, emit, find_run, nothing_on_stdout, say
-
-if TYPE_CHECKING:
-    from sapo.experiments.reevaluation import FinishedRun
+from sapo.cli.console import Json, Overrides, emit, find_run
 
 
 def command(
@@ -26,6 +24,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Write a trained state as one PEFT adapter, or as a merged model, with tokenizer and model card."""
+    from shlex import join
+
     from sapo.analysis.model_card import model_card
     from sapo.analysis.results import load_run
     from sapo.experiments.export import export, exportable, require_free
@@ -34,41 +34,25 @@ def command(
     to = to.expanduser()
     require_free(to)
     folder = find_run(run, overrides)
-    with nothing_on_stdout():
+    with redirect_stdout(sys.stderr):
         opened = open_run(folder, overrides or [])
         source = exportable(opened, state)
         facts = source.facts(merge)
-        card = model_card(load_run(folder), facts)
-        difference = export(source, to, merge, card)
+        difference = export(source, to, merge, model_card(load_run(folder), facts))
     files = sorted(path for path in to.rglob("*") if path.is_file())
-    document = {
-        **facts,
-        "dir": str(to),
-        "files": {path.relative_to(to).as_posix(): path.stat().st_size for path in files},
-        "logits_difference": difference,
-        "test": _test(opened, to) if merge else None,
-    }
-    emit(document, json, lambda console: _render(console, document))
-
-
-def _test(run: "FinishedRun", merged: Path) -> str:
-    """The command that evaluates a merged model on the run's tasks."""
-    model = join([f"model={run.record.model}", f"model.path={merged}"])
-    return f"sapo train {run.sequence} method=zero_shot policy=static {model}"
-
-
-def _render(console: Console, document: dict[str, Any]) -> None:
-    base, rank = document["base"], document["rank"]
-    tasks = ", ".join(learned["task"] for learned in document["tasks"])
-    size = amount(sum(document["files"].values()))
-    say(console, f"{document['run']} after {tasks}: {size} in {document['dir']}")
-    if document["kind"] == "merged":
-        say(
-            console,
+    sizes = {path.relative_to(to).as_posix(): path.stat().st_size for path in files}
+    base, rank = facts["base"], facts["rank"]
+    test, what = None, [f"An adapter of rank {rank} for {base['load']}"]
+    if merge:
+        model = join([f"model={opened.record.model}", f"model.path={to}"])
+        test = f"sapo train {opened.sequence} method=zero_shot policy=static {model}"
+        what = [
             f"{base['model']} with an adapter of rank {rank} merged into its weights; its logits differ "
-            f"from the adapter's by at most {document['logits_difference']:.1g} of the largest one",
-            f"Test it: {document['test']}",
-        )
-    else:
-        say(console, f"An adapter of rank {rank} for {base['load']}")
-    say(console, "README.md there has the prompts that it needs, and Python code to use it.")
+            f"from the adapter's by at most {difference:.1g} of the largest one",
+            f"Test it: {test}",
+        ]
+    document = {**facts, "dir": str(to), "files": sizes, "logits_difference": difference, "test": test}
+    tasks = ", ".join(learned["task"] for learned in facts["tasks"])
+    head = f"{facts['run']} after {tasks}: {decimal(sum(sizes.values()))} in {to}"
+    end = "README.md there has the prompts that it needs, and Python code to use it."
+    emit(document, json, [head, *what, end])

@@ -1,14 +1,11 @@
 """`sapo metrics MATRIX.csv`: AP, BWT and FWT of any score matrix."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sapo.cli.console import Json, emit
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def command(
@@ -19,12 +16,7 @@ def command(
 ) -> None:
     """AP, BWT and FWT of a score matrix in three definitions: paper, reference, gem."""
     from sapo.analysis.metrics import continual_metrics, read_matrix
+    from sapo.analysis.render import metrics_terminal
 
     scores = read_matrix(matrix)
-
-    def render(console: "Console") -> None:
-        from sapo.analysis.render import metrics_terminal
-
-        console.print(metrics_terminal(scores))
-
-    emit(continual_metrics(scores), json, render)
+    emit(continual_metrics(scores), json, [metrics_terminal(scores)])

@@ -1,12 +1,12 @@
 """`sapo reproduce TARGET`: a table or figure of the paper, run and rendered beside the paper's numbers."""
 
-from functools import partial
 from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import RenderableType
+from rich.rule import Rule
 
 from sapo.cli.console import (
     Json,
@@ -15,35 +15,21 @@ from sapo.cli.console import (
     computing,
     duration,
     emit,
-    nothing_on_stdout,
     notice,
     notice_rows,
-    say,
-    table,
 )
-from sapo.cli.plan import render_plan
+from sapo.cli.plan import plan_parts
 from sapo.conf.errors import UserError
 
 if TYPE_CHECKING:
-    from sapo.analysis.report import Report
     from sapo.experiments.jobs import Job
     from sapo.experiments.run import Reproduction
-
-
-def _targets() -> list[str]:
-    from sapo.experiments.targets import ALL, TARGETS
-
-    return [*TARGETS, ALL]
 
 
 def command(
     target: Annotated[
         str,
-        typer.Argument(
-            help="table1, table2, table3, table10, table11, figure1 to figure15, or all",
-            autocompletion=_targets,
-            show_default=False,
-        ),
+        typer.Argument(help="table1, table2, table3, table10, table11, figure1 to figure15, or all"),
     ],
     overrides: Overrides = None,
     scale: Annotated[
@@ -61,31 +47,34 @@ def command(
     ] = False,
 ) -> None:
     """Run what a table or figure of the paper needs, and render it beside the paper's numbers."""
-    from sapo.experiments.targets import jobs_of, require_gpu, targets_of
+    from sapo.experiments.targets import TARGETS, jobs_of, require_gpu, targets_of
 
-    overrides = overrides or []
-    named = [override.removeprefix("scale=") for override in overrides if override.startswith("scale=")]
-    scale = named[-1] if named else scale  # `scale=paper` is `--scale paper`
-    overrides = [override for override in overrides if not override.startswith("scale=")]
-    jobs = {name: jobs_of(name, scale, overrides) for name in targets_of(target, scale)}
+    for override in overrides or []:
+        if override.startswith("scale="):  # `scale=paper` is `--scale paper`
+            scale = override.removeprefix("scale=")
+    overrides = [override for override in overrides or [] if not override.startswith("scale=")]
+    experiments = {TARGETS[name].experiment: name for name in targets_of(target, scale)}
+    composed = {what: jobs_of(name, scale, overrides) for what, name in experiments.items()}
+    jobs = {name: composed[TARGETS[name].experiment] for name in targets_of(target, scale)}
     every = [job for of_target in jobs.values() for job in of_target]
     notice_rows([job.config for job in every])
     from sapo.experiments.plan import plan_targets
 
     if dry_run:
         document = plan_targets(jobs)
-        emit(document, json, lambda console: render_plan(console, document))
+        emit(document, json, plan_parts(document))
         return
     if not yes:
         try:
             require_gpu(scale, every[0].config)
         except UserError:
             try:
-                render_plan(Terminal(stderr=True), plan_targets(jobs))
+                Terminal(stderr=True).show(plan_parts(plan_targets(jobs)))
             except UserError as error:  # the data is missing too: then there is no plan to show
                 notice(f"No plan: {error}")
             raise
-    done, lost = _run(jobs, scale, overrides, force, json)
+    with computing(every, force) as (engine, progress):
+        done, lost = _run(jobs, scale, overrides, engine, progress, json)
     failed = [run for document in done for run in document["failed"]]
     for run in failed:
         notice(f"sapo: {run['run']} failed: {run['error']}")
@@ -94,7 +83,7 @@ def command(
 
 
 def _run(
-    jobs: dict[str, list["Job"]], scale: str, overrides: list[str], force: bool, json: bool
+    jobs: dict[str, list["Job"]], scale: str, overrides: list[str], engine: Any, progress: Any, json: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Every target in turn, each shown when it is done: their documents, and which failed with why.
 
@@ -104,29 +93,36 @@ def _run(
 
     done: list[dict[str, Any]] = []
     lost: list[dict[str, str]] = []
-    with computing([job for of_target in jobs.values() for job in of_target], force) as (engine, progress):
-        for name in jobs:
-            try:
-                with progress, nothing_on_stdout():
-                    found = reproduce(name, scale, overrides, engine, expect=progress.expect)
-                shown, document = _shown(found, scale, overrides)
-            except Exception as error:
-                if len(jobs) == 1:
-                    raise
-                lost.append({"target": name, "error": f"{error}" or type(error).__name__})
-                notice(f"sapo: {name} failed: {lost[-1]['error']}")
-                continue
-            done.append(document)
-            if len(jobs) == 1 or not json:
-                emit(document, json, partial(_render, document=document, shown=shown))
+    for name in jobs:
+        try:
+            with progress:
+                found = reproduce(name, scale, overrides, engine, expect=progress.expect)
+            document, parts = _drawn(found, scale, overrides)
+        except Exception as error:
+            if len(jobs) == 1:
+                raise
+            lost.append({"target": name, "error": f"{error}" or type(error).__name__})
+            notice(f"sapo: {name} failed: {lost[-1]['error']}")
+            continue
+        done.append(document)
+        if len(jobs) == 1 or not json:
+            emit(document, json, parts)
     if len(jobs) > 1:
-        summary = _summary(scale, done, lost)
-        emit(summary, json, lambda console: _render_summary(console, summary))
+        seconds = round(sum(document["seconds"] for document in done), 3)
+        stages = _total([document["stages"] for document in done])
+        summary = {"target": "all", "scale": scale, "targets": done, "failed": lost}
+        lines = [
+            f"{len(done)} of {len(jobs)} targets",
+            *(f"{e['target']} failed: {e['error']}" for e in lost),
+        ]
+        emit({**summary, "seconds": seconds, "stages": stages}, json, lines)
     return done, lost
 
 
-def _shown(found: "Reproduction", scale: str, overrides: list[str]) -> tuple["Report", dict[str, Any]]:
-    """Draws a target into its folder of the store; what it shows, and that as JSON values."""
+def _drawn(
+    found: "Reproduction", scale: str, overrides: list[str]
+) -> tuple[dict[str, Any], list[RenderableType]]:
+    """Draws a target into its folder of the store: what it says as JSON values, and what people are shown."""
     from sapo.analysis.report import draw
     from sapo.experiments.targets import TARGETS
 
@@ -135,56 +131,30 @@ def _shown(found: "Reproduction", scale: str, overrides: list[str]) -> tuple["Re
     warnings = [f"{name} failed: {message}" for name, message in found.failed]
     drawing = TARGETS[found.target].drawing
     shown = draw(drawing, found.target, found.folders, output, config.parity.definition, warnings)
-    return shown, {
+    stages = _total([{"computed": run.computed, "stored": run.stored} for run in found.finished])
+    again = join(["sapo", "reproduce", found.target, "--scale", scale, *overrides])
+    document = {
         "target": found.target,
         "scale": scale,
         **shown.document,
         "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in found.finished],
         "failed": [{"run": name, "error": message} for name, message in found.failed],
         "seconds": round(found.seconds, 3),
-        "stages": _stages([{"computed": run.computed, "stored": run.stored} for run in found.finished]),
-        "command": join(["sapo", "reproduce", found.target, "--scale", scale, *overrides]),
+        "stages": stages,
+        "command": again,
         "output": str(output),
     }
-
-
-def _stages(counts: list[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(count[name] for count in counts) for name in ("computed", "stored")}
-
-
-def _render(console: Console, document: dict[str, Any], shown: "Report") -> None:
-    console.rule(document["target"], align="left")
-    for part in shown.parts:
-        console.print(part)
-    say(
-        console,
+    n_runs = len(found.finished)
+    return document, [
+        Rule(found.target, align="left"),
+        *shown.parts,
         *shown.remarks,
-        f"Written to {document['output']}; matrices and figures lie in the folders of the "
-        f"{len(document['runs'])} runs.",
-        f"Took {duration(document['seconds'])}.",
-        f"Stages: {document['stages']['computed']} computed, {document['stages']['stored']} from the store.",
-        f"Again with: {document['command']}",
-    )
+        f"Written to {output}; matrices and figures lie in the folders of the {n_runs} runs.",
+        f"Took {duration(found.seconds)}.",
+        f"Stages: {stages['computed']} computed, {stages['stored']} from the store.",
+        f"Again with: {again}",
+    ]
 
 
-def _summary(scale: str, done: list[dict[str, Any]], lost: list[dict[str, str]]) -> dict[str, Any]:
-    return {
-        "target": "all",
-        "scale": scale,
-        "targets": done,
-        "failed": lost,
-        "seconds": round(sum(document["seconds"] for document in done), 3),
-        "stages": _stages([document["stages"] for document in done]),
-    }
-
-
-def _render_summary(console: Console, summary: dict[str, Any]) -> None:
-    def cells(document: dict[str, Any]) -> tuple[object, ...]:
-        missing = f" ({len(document['failed'])} failed)" if document["failed"] else ""
-        runs = f"{len(document['runs'])}{missing}"
-        return document["target"], runs, *document["stages"].values(), duration(document["seconds"])
-
-    done, lost = summary["targets"], summary["failed"]
-    columns = ("target", "runs", "computed", "stored", "took")
-    console.print(table(columns, map(cells, done), f"{len(done)} of {len(done) + len(lost)} targets"))
-    say(console, *(f"{each['target']} failed: {each['error']}" for each in lost))
+def _total(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(count[name] for count in counts) for name in ("computed", "stored")}

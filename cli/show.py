@@ -1,25 +1,23 @@
 """`sapo show …`: one thing, looked at closely."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import RenderableType
+from rich.rule import Rule
 from rich.text import Text
 
-from sapo.cli.console import Json, Overrides, duration, emit, find_run, notice, say, take
+from sapo.cli.console import Json, Overrides, duration, emit, find_run, take
 from sapo.conf.errors import UserError, unknown
-from sapo.conf.text import printable
 
 if TYPE_CHECKING:
     from sapo.conf.schema import Config
 
-group = typer.Typer(help="A config, run, task, pool, model, or example token by token.", no_args_is_help=True)
-SPLITS = ("train", "test")
+group = typer.Typer(help="A config, run, task, model, or example token by token.", no_args_is_help=True)
 
 
 @group.command("config")
@@ -28,25 +26,24 @@ def show_config(overrides: Overrides = None, json: Json = False) -> None:
     from sapo.conf.load import load_one
 
     config = load_one(overrides or [])
-    emit(asdict(config), json, lambda console: say(console, commented_yaml(config).rstrip()))
+    emit(asdict(config), json, _commented(config))
 
 
-def commented_yaml(config: Any, indent: str = "") -> str:
-    """The config's fields as YAML, each with its doc as a comment; read back, it is the same config."""
+def _commented(config: Any, indent: str = "") -> Iterator[str]:
+    """The config's fields as lines of YAML with comments; read back, they are the same config."""
     import yaml
 
     from sapo.conf.schema import described
 
-    lines = []
     for field in fields(config):
         value, doc = getattr(config, field.name), described(field)
         if is_dataclass(value):
-            lines.append(f"{indent}{field.name}:  # {doc}\n{commented_yaml(value, indent + '  ')}")
+            yield f"{indent}{field.name}:  # {doc}"
+            yield from _commented(value, f"{indent}  ")
         else:
             text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
             text = text.removesuffix("...\n").strip()
-            lines.append(f"{indent}{field.name}: {text}  # {doc}\n")
-    return "".join(lines)
+            yield f"{indent}{field.name}: {text}  # {doc}"
 
 
 @group.command("run")
@@ -58,30 +55,18 @@ def show_run(
     """A finished run: its settings, chosen prompts, metrics, stages and environment."""
     from sapo.analysis.matrices import metrics_of
     from sapo.analysis.results import load_run
+    from sapo.cli.views import run_parts
 
     folder = find_run(run, overrides)
     result = load_run(folder)
     record = result.record
-    document = {
-        **record.model_dump(mode="json"),
-        "dir": str(folder),
-        "metrics": metrics_of(result),
-        "metrics_common": metrics_of(result, "common"),
-    }
-
-    def render(console: Console) -> None:
-        from sapo.cli.views import render_run
-
-        render_run(console, result, "reference")
-        seconds = duration(sum(stage.seconds for stage in record.stages))
-        say(console, f"{len(record.stages)} stages, computed in {seconds}, on {record.environment['device']}")
-        for after, (key, files) in enumerate(record.kept.items(), start=1):
-            sizes = ", ".join(f"{Path(name).name} {size:,} bytes" for name, size in files.items())
-            say(console, f"Kept after training {after} ({key[:12]}): {sizes}")
-        shortened = [f"{task}: {n} inputs shortened" for task, n in record.shortened.items() if n]
-        say(console, *shortened, *record.notes, f"In {folder}")
-
-    emit(document, json, render)
+    metrics = {"metrics": metrics_of(result), "metrics_common": metrics_of(result, "common")}
+    seconds = duration(sum(stage.seconds for stage in record.stages))
+    lines = [f"{len(record.stages)} stages, computed in {seconds}, on {record.environment['device']}"]
+    lines += [f"{task}: {n} inputs shortened" for task, n in record.shortened.items() if n]
+    lines += [*record.notes, f"In {folder}"]
+    document = {**record.model_dump(mode="json"), "dir": str(folder), **metrics}
+    emit(document, json, [*run_parts(result, "reference"), *lines])
 
 
 @group.command("task")
@@ -93,8 +78,8 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
     from sapo.data.render import control_tokens
     from sapo.experiments.model.load import load_tokenizer
 
-    config = _config_of_task(overrides)
-    whole = load_whole_task(config.task or "", config)
+    config, name = _config_and_task(overrides or [])
+    whole = load_whole_task(name, config)
     task = cut(whole, config)
     paraphrases, control, notes = None, [], list(task.notes)
     with suppress(UserError):
@@ -104,6 +89,10 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
     except UserError:
         notes.append(f"control tokens are not looked for: no tokenizer of {config.model.name} here")
     found = findings(whole, task, control)
+
+    def spread(lengths: list[int]) -> dict[str, int]:
+        return {"shortest": min(lengths), "median": round(median(lengths)), "longest": max(lengths)}
+
     document = {
         "name": task.name,
         "kind": task.kind,
@@ -113,63 +102,13 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
         "labels": list(task.labels),
         "instruction": task.instruction,
         "suffix": task.suffix,
-        "input_characters": _spread([len(example.input) for example in task.train]),
-        "target_characters": _spread([len(example.target) for example in task.train]),
+        "input_characters": spread([len(example.input) for example in task.train]),
+        "target_characters": spread([len(example.target) for example in task.train]),
         "paraphrases": paraphrases,
     }
-
-    def render(console: Console) -> None:
-        _render_facts(console, document)
-        messages = notes + [finding.message for finding in found] or ["nothing amiss"]
-        for number, message in enumerate(messages):
-            say(console, f"{'' if number else 'rows checked':<20} {message}")
-
-    emit({**document, "notes": notes, "findings": [asdict(finding) for finding in found]}, json, render)
-
-
-def _spread(lengths: list[int]) -> dict[str, int]:
-    return {"shortest": min(lengths), "median": round(median(lengths)), "longest": max(lengths)}
-
-
-@group.command("pool")
-def show_pool(overrides: Overrides = None, json: Json = False) -> None:
-    """The prompt pool of a task (task=NAME), with what the validator says; exit 1 if it refuses any."""
-    from sapo.data.benchmarks import load_task, without_rows
-    from sapo.data.pool_checks import WHOLE_POOL, check_pool
-    from sapo.data.pools import unchecked_pool
-
-    config = _config_of_task(overrides)
-    name = config.task or ""
-    task = None if config.data.root else without_rows(name)
-    if task:
-        notice(f"sapo: without data (data.root, SAPO_DATA) the labels of {name} are not known, nor checked.")
-    task = task or load_task(name, config)
-    pool = unchecked_pool(task, config.paraphrases)
-    problems: dict[int, list[str]] = {}
-    for problem in check_pool(pool, task) if task.instruction.strip() else []:
-        problems.setdefault(problem.index, []).append(problem.reason)
-    of_pool = problems.pop(WHOLE_POOL, [])
-    document = {
-        "task": task.name,
-        "source": pool.source,
-        "valid": not problems and not of_pool,
-        "problems": of_pool,
-        "prompts": [
-            {"index": prompt.index, "text": prompt.text, "problems": problems.get(prompt.index, [])}
-            for prompt in pool.candidates(include_original=True)
-        ],
-    }
-    emit(document, json, lambda console: _render_pool(console, document))
-    if not document["valid"]:
-        raise typer.Exit(1)
-
-
-def _render_pool(console: Console, document: dict[str, Any]) -> None:
-    for row in document["prompts"]:
-        mark = "original" if row["index"] == -1 else row["index"]
-        say(console, f"{mark:>8}  {row['text']}", *(f"{'':>8}  not valid: {why}" for why in row["problems"]))
-    verdict = "valid" if document["valid"] else "; ".join(["not valid", *document["problems"]])
-    say(console, f"{len(document['prompts']) - 1} paraphrases ({document['source']}): {verdict}")
+    checked = "; ".join([*notes, *(finding.message for finding in found)])
+    lines = _facts({**document, "rows checked": checked or "nothing amiss"})
+    emit({**document, "notes": notes, "findings": [asdict(finding) for finding in found]}, json, lines)
 
 
 @group.command("model")
@@ -194,17 +133,17 @@ def show_model(
         "lora_targets": list(config.model.lora_targets),
         "parameters_billions": config.model.parameters or None,
     }
-    emit(document, json, lambda console: _render_facts(console, document))
+    emit(document, json, _facts(document))
 
 
-def _render_facts(console: Console, facts: Mapping[str, Any]) -> None:
+def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
     """A line a fact: its name and its value."""
     for name, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {number}" for key, number in value.items())
         elif isinstance(value, list):
             value = ", ".join(value)
-        say(console, f"{name.replace('_', ' '):<20} {'-' if value in (None, '') else value}")
+        yield f"{name.replace('_', ' '):<20} {'-' if value in (None, '') else value}"
 
 
 @group.command("example")
@@ -228,23 +167,23 @@ def show_example(
     from sapo.experiments.model.load import load_renderer
 
     own, overrides = take(arguments, ("index", "prompt", "split"))
-    config = _config_of_task(overrides)
-    split, index, number = (
-        own.get("split", "train"),
-        _number(own, "index", 0),
-        _number(own, "prompt", ORIGINAL),
-    )
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    task = load_task(config.task or "", config)
+    config, name = _config_and_task(overrides)
+    split = own.get("split", "train")
+    if split not in ("train", "test"):
+        raise unknown("split", split, ("train", "test"))
+    try:
+        index, number = int(own.get("index", 0)), int(own.get("prompt", ORIGINAL))
+    except ValueError as error:
+        raise UserError(f"index= and prompt= must be a whole number each: {error}.") from error
+    task = load_task(name, config)
     rows = task.train if split == "train" else task.test
     if not 0 <= index < len(rows):
         raise UserError(
             f"index={index}: task {task.name} has {split} rows 0 to {len(rows) - 1} here "
             f"(data.{split}_examples={len(rows)})."
         )
-    pool = None if number == ORIGINAL else load_pool(task, config.paraphrases)
-    prompt = pool.at(number) if pool else Prompt(task.instruction)
+    is_original = number == ORIGINAL
+    prompt = Prompt(task.instruction) if is_original else load_pool(task, config.paraphrases).at(number)
     document = {
         "task": task.name,
         "split": split,
@@ -254,51 +193,41 @@ def show_example(
         "target": rows[index].target,
         **explained(load_renderer(config), task, prompt.text, rows[index], for_test=split == "test"),
     }
-    emit(document, json, lambda console: _render_example(console, document))
+    emit(document, json, _tokens(document))
 
 
-def _number(own: Mapping[str, str], name: str, default: int) -> int:
-    try:
-        return int(own.get(name, default))
-    except ValueError as error:
-        raise UserError(f"{name}={own[name]}: must be a whole number.") from error
-
-
-def _render_example(console: Console, document: dict[str, Any]) -> None:
+def _tokens(document: dict[str, Any]) -> Iterator[RenderableType]:
     """The tokens between bars, then the target's tokens with their places and ids."""
     start, tokens, index = document["target_start"], document["tokens"], document["prompt"]["index"]
     which = "the original prompt" if index == -1 else f"prompt {index}"
-    say(
-        console,
-        f"{document['task']}, {document['split']} row {document['index']}, {which}, {document['model']}",
-    )
+    yield f"{document['task']}, {document['split']} row {document['index']}, {which}, {document['model']}"
     shortened = ", input shortened" if document["shortened"] else ""
-    console.rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left")
-    console.print(_between_bars(tokens[:start], "dim"), soft_wrap=True)
-    console.rule(f"target: tokens {start} to {len(tokens) - 1}, the only ones with a loss", align="left")
-    console.print(_between_bars(tokens[start:], "bold green"), soft_wrap=True)
+    yield Rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left")
+    yield _between_bars(tokens[:start], "dim")
+    yield Rule(f"target: tokens {start} to {len(tokens) - 1}, the only ones with a loss", align="left")
+    yield _between_bars(tokens[start:], "bold green")
     for place, (token, text) in enumerate(zip(document["target_ids"], tokens[start:], strict=True), start):
-        say(console, f"{place:>6} {token:>7}  {text!r}")
+        yield f"{place:>6} {token:>7}  {text!r}"
 
 
-def _between_bars(tokens: Sequence[str], style: str) -> Text:
+def _between_bars(tokens: list[str], style: str) -> Text:
     """Tokens with a bar between them; a line break is shown as a sign and kept."""
-    text = Text()
+    text = Text(no_wrap=True, overflow="ignore")
     for number, token in enumerate(tokens):
         if number and not tokens[number - 1].endswith("\n"):
             text.append("|", style="red")
-        text.append(printable(token).replace("\n", "⏎\n"), style=style)
+        text.append(token.replace("\n", "⏎\n"), style=style)
     return text
 
 
-def _config_of_task(overrides: list[str] | None) -> "Config":
-    """The config, which names a task: `task=NAME`, or NAME alone."""
+def _config_and_task(overrides: list[str]) -> tuple["Config", str]:
+    """The config and the task that it names: `task=NAME`, or NAME alone."""
     from sapo.conf.load import load_one
 
-    config = load_one(_overrides(overrides or [], "task"))
+    config = load_one(_overrides(overrides, "task"))
     if not config.task:
         raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
-    return config
+    return config, config.task
 
 
 def _overrides(parts: list[str], name: str) -> list[str]:

@@ -1,12 +1,13 @@
 """`sapo store ls|verify|gc|export|import`: what lies in the store, its soundness, and moving it elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.filesize import decimal
 
-from sapo.cli.console import Json, amount, duration, emit, notice, say, store_root
+from sapo.cli.console import Json, duration, emit, notice, store_root, table
+from sapo.conf.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     from sapo.experiments.engine.store import Store
@@ -33,7 +34,6 @@ def verify(
     Files have the SHA-256 of their manifest, stages are what their names say, and runs and probes have all of
     theirs.
     """
-    from sapo.conf.errors import WorkError
     from sapo.experiments.engine import garbage
 
     store = _store(root)
@@ -41,63 +41,36 @@ def verify(
     count, runs = sum(1 for _ in store.stages()), sum(1 for _ in store.runs())
     gone = garbage.delete_damaged(store, found) if delete else []
     left = [problem for problem in found if problem.path is None or problem.path not in gone]
-
-    def render(console: Console) -> None:
-        for path in gone:
-            say(console, f"Deleted {path}")
-        damaged = f"{len(gone)} damaged and deleted" if gone else "none damaged"
-        say(console, f"{count} stages and {runs} runs in {store.root}, {damaged}.")
-
     if json or not left:
+        damaged = f"{len(gone)} damaged and deleted" if gone else "none damaged"
+        lines = [
+            *(f"Deleted {path}" for path in gone),
+            f"{count} stages and {runs} runs in {store.root}, {damaged}.",
+        ]
         document = {"root": str(store.root), "stages": count, "runs": runs, "deleted": [str(p) for p in gone]}
-        emit(document | {"damaged": [problem.line for problem in found]}, json, render)
+        emit(document | {"damaged": [problem.line for problem in found]}, json, lines)
     if left:
-        lines = "\n".join(f"  {problem.line}" for problem in left)
-        mend = ""
+        lines = [f"{len(left)} damaged, missing or not readable in {store.root}:"]
+        lines += [f"  {problem.line}" for problem in left]
         if any(problem.path for problem in left):
-            mend = (
-                "\nDelete it with `sapo store verify --delete`; the commands that made it then make it again."
+            lines.append(
+                "Delete it with `sapo store verify --delete`; the commands that made it then make it again."
             )
-        raise WorkError(f"{len(left)} damaged, missing or not readable in {store.root}:\n{lines}{mend}")
+        raise WorkError("\n".join(lines))
 
 
 @group.command("ls")
 def list_stages(root: Root = None, json: Json = False) -> None:
     """Every finished stage (kind, key, task, model, seconds, size), and what each kind takes on the disk."""
-    from sapo.cli.ls import stages
-    from sapo.experiments.engine.garbage import size_of
+    from sapo.experiments.engine.garbage import contents
 
-    store = _store(root)
-    sizes = {(kind, stored.key): size_of(stored.folder) for kind, stored in store.stages()}
-    entries: list[dict[str, Any]] = [
-        entry | {"bytes": sizes[kind, entry["key"]]}
-        for entry in stages(store.root)
-        for kind in [entry["name"].split("/")[0]]
+    document = contents(_store(root))
+    lines = [
+        f"{entry['name']}  {entry['description']}, {decimal(entry['bytes'])}" for entry in document["stages"]
     ]
-    kinds = _kinds(store, sizes)
-    total = sum(kind["bytes"] for kind in kinds.values())
-
-    def render(console: Console) -> None:
-        for entry in entries:
-            line = f"{entry['name']}  {entry['description']}, {amount(entry['bytes'])}"
-            say(console, line)
-        for kind, facts in kinds.items():
-            console.print(f"{facts['count']:>7} {kind:<12} {amount(facts['bytes']):>9}")
-        console.print(f"{'':>7} {'all':<12} {amount(total):>9}")
-
-    emit({"stages": entries, "kinds": kinds, "bytes": total}, json, render)
-
-
-def _kinds(store: "Store", sizes: dict[tuple[str, str], int]) -> dict[str, dict[str, int]]:
-    """How many there are of each kind of stage and of everything else, and their bytes."""
-    from sapo.experiments.engine.garbage import size_of
-
-    lists: dict[str, list[int]] = {}
-    for (kind, _), size in sizes.items():
-        lists.setdefault(kind, []).append(size)
-    for kind in ("runs", "probes", "checkpoints", "building"):
-        lists[kind] = [size_of(folder) for folder in store.root.glob(f"{kind}/*")]
-    return {kind: {"count": len(found), "bytes": sum(found)} for kind, found in lists.items()}
+    rows = [(kind, facts["count"], decimal(facts["bytes"])) for kind, facts in document["kinds"].items()]
+    rows.append(("all", "", decimal(document["bytes"])))
+    emit(document, json, [*lines, table(("kind", "number", "size"), rows)])
 
 
 @group.command()
@@ -125,33 +98,26 @@ def gc(
     found = leftovers(store)
     items = [item for item in found if unfinished or not item.is_of_no_run]
     kept = [item for item in found if item not in items]
-    entries: list[dict[str, Any]] = [
+    gone = collect(store, items) if yes else []
+    size = sum(item.bytes for item in (gone if yes else items))
+    entries = [
         {"path": str(item.path), "what": item.what, "bytes": item.bytes, "age_seconds": round(item.age)}
         for item in items
     ]
-    gone = collect(store, items) if yes else []
-    size = sum(item.bytes for item in (gone if yes else items))
-
-    def render(console: Console) -> None:
-        locks = [entry for entry in entries if entry["what"] == LOCK]
-        for entry in entries:
-            if entry in locks:
-                continue
-            facts = f"{entry['what']}, {amount(entry['bytes'])}, {duration(entry['age_seconds'])} old"
-            say(console, f"{entry['path']}  {facts}")
-        if locks:
-            oldest = duration(max(entry["age_seconds"] for entry in locks))
-            facts = f"{len(locks)} locks that nobody holds, the oldest {oldest} old"
-            say(console, f"{store.root / 'locks'}  {facts}")
-        if kept:
-            kept_bytes = amount(sum(item.bytes for item in kept))
-            console.print(f"Kept: {len(kept)} that no finished run refers to ({kept_bytes}): --unfinished.")
-        what = (
-            f"Deleted {len(gone)}" if yes else f"{len(items)} would go (nothing was deleted; --yes deletes)"
-        )
-        console.print(f"{what}: {amount(size)}.")
-
-    emit({"items": entries, "bytes": size, "deleted": len(gone), "kept": len(kept)}, json, render)
+    lines = [
+        f"{item.path}  {item.what}, {decimal(item.bytes)}, {duration(item.age)} old"
+        for item in items
+        if item.what != LOCK
+    ]
+    if locks := [item.age for item in items if item.what == LOCK]:
+        oldest = duration(max(locks))
+        lines.append(f"{store.root / 'locks'}  {len(locks)} locks that nobody holds, the oldest {oldest} old")
+    if kept:
+        of_kept = decimal(sum(item.bytes for item in kept))
+        lines.append(f"Kept: {len(kept)} that no finished run refers to ({of_kept}): --unfinished.")
+    would = f"{len(items)} would go (nothing was deleted; --yes deletes)"
+    lines.append(f"{f'Deleted {len(gone)}' if yes else would}: {decimal(size)}.")
+    emit({"items": entries, "bytes": size, "deleted": len(gone), "kept": len(kept)}, json, lines)
 
 
 @group.command("export")
@@ -171,9 +137,9 @@ def export_runs(
     from sapo.experiments.engine import archive
 
     done = archive.export_runs(find_runs(runs, root or store_root()), out)
-    text = f"{len(done.runs)} runs with {done.stages} stages, {amount(done.bytes)}, in {out}"
     document = {"file": str(out), "runs": done.runs, "stages": done.stages, "bytes": done.bytes}
-    emit(document, json, lambda console: say(console, text))
+    text = f"{len(done.runs)} runs with {done.stages} stages, {decimal(done.bytes)}, in {out}"
+    emit(document, json, [text])
 
 
 @group.command("import")
@@ -193,13 +159,11 @@ def import_archive(
     done = archive.import_archive(file, store)
     notice("sapo: an archive shows that it is whole, not who made it: import only from people you trust.")
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
-    lines = [text, *(f"  {run}" for run in done.runs)]
     document = {"root": str(store.root), "runs": done.runs, "stages": done.stages, "kept": done.kept}
-    emit(document, json, lambda console: say(console, "\n".join(lines)))
+    emit(document, json, [text, *(f"  {run}" for run in done.runs)])
 
 
 def _store(root: Path | None) -> "Store":
-    from sapo.conf.errors import UserError
     from sapo.experiments.engine.store import Store
 
     root = (root or store_root()).expanduser()

@@ -4,19 +4,10 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import RenderableType
 
 from sapo.cli import plan
-from sapo.cli.console import (
-    Json,
-    Overrides,
-    computing,
-    emit,
-    nothing_on_stdout,
-    notice,
-    notice_rows,
-    say,
-)
+from sapo.cli.console import Json, Overrides, computing, emit, notice, notice_rows
 
 if TYPE_CHECKING:
     from sapo.experiments.run import Outcome
@@ -43,29 +34,30 @@ def command(
     from sapo.experiments.run import require_some, run
 
     begun, jobs = time.monotonic(), [Job(config) for config in configs]
-    with computing(jobs, force) as (engine, progress), progress, nothing_on_stdout():
+    with computing(jobs, force) as (engine, progress), progress:
         outcomes = run(jobs, engine, keep_going=keep_going, expect=progress.expect)
     require_some(outcomes)
-    finished = [outcome for outcome in outcomes if not outcome.error]
+    finished = [_summary(outcome) for outcome in outcomes if not outcome.error]
     failed = [{"run": str(out.job), "error": out.message} for out in outcomes if out.error]
     seconds = round(time.monotonic() - begun, 3)
-    document = {"runs": [_summary(run) for run in finished], "failed": failed, "seconds": seconds}
-    emit(document, json, lambda console: _render(console, finished))
+    document = {"runs": [run for run, _ in finished], "failed": failed, "seconds": seconds}
+    emit(document, json, [part for _, parts in finished for part in parts])
     for each in failed:
         notice(f"sapo: {each['run']} failed: {each['error']}")
     if failed:
         raise typer.Exit(1)
 
 
-def _summary(run: "Outcome") -> dict[str, Any]:
-    """One run as JSON values; writes its matrices, figures and metrics beside it."""
+def _summary(run: "Outcome") -> tuple[dict[str, Any], list[RenderableType]]:
+    """One run as JSON values, and as people see it; writes its matrices, figures and metrics beside it."""
     from sapo.analysis.matrices import summarize_run
     from sapo.analysis.results import load_run
     from sapo.analysis.tables import chosen_prompts
+    from sapo.cli.views import run_parts
 
     result = load_run(run.folder)
     summary = summarize_run(result)
-    return {
+    document = {
         "id": result.id,
         "dir": str(run.folder),
         "sequence": result.sequence,
@@ -82,18 +74,9 @@ def _summary(run: "Outcome") -> dict[str, Any]:
         "metrics_common": summary["metrics_common"],
         "stages": {"computed": run.computed, "stored": run.stored},
     }
-
-
-def _render(console: Console, finished: "list[Outcome]") -> None:
-    from sapo.analysis.results import load_run
-    from sapo.cli.views import render_run
-
-    for run in finished:
-        result = load_run(run.folder)
-        render_run(console, result, run.job.config.parity.definition)
-        say(
-            console,
-            *result.record.notes,
-            f"Stages: {run.computed} computed, {run.stored} from the store.",
-            f"Written to {run.folder}",
-        )
+    return document, [
+        *run_parts(result, run.job.config.parity.definition),
+        *result.record.notes,
+        f"Stages: {run.computed} computed, {run.stored} from the store.",
+        f"Written to {run.folder}",
+    ]

@@ -3,30 +3,25 @@
 from collections.abc import Iterator
 
 import pandas as pd
-from rich.console import Console
+from rich.console import RenderableType
+from rich.rule import Rule
 
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import NONE, prompts_terminal
 from sapo.analysis.results import COLUMNS, LABELS, RunResult, score_matrix, tests_apart, why_no_labels
 from sapo.analysis.tables import chosen_prompts, score_name
-from sapo.cli.console import say, table
+from sapo.cli.console import table
 from sapo.data.tasks import short_name
 
 
-def render_run(console: Console, run: RunResult, definition: str) -> None:
+def run_parts(run: RunResult, definition: str) -> Iterator[RenderableType]:
     """ROUGE-L and exact match after each task, metrics by every score and tested prompt, and the prompts."""
-    console.rule(run.facts, align="left")
+    yield Rule(run.facts, align="left")
     for measure in ("rougeL", "exact_match"):
         scores = score_matrix(run, measure)
         rows = [(after, *map(_number, row)) for after, row in scores.iterrows()]
         columns = ("after", *map(short_name, scores.columns))
-        console.print(table(columns, rows, f"{score_name(measure, 'trained')} after each task"))
-    say(console, *_metrics_lines(run, definition))
-    console.print(prompts_terminal(chosen_prompts([run])))
-
-
-def _metrics_lines(run: RunResult, definition: str) -> Iterator[str]:
-    """`ROUGE-L  AP 51.20   BWT -3.10   FWT 4.00` a score, what the definition says, and what is missing."""
+        yield table(columns, rows, f"{score_name(measure, 'trained')} after each task")
     reason = why_no_labels(run)
     columns = list(COLUMNS) if tests_apart(run) else ["trained"]
     for column in columns:
@@ -41,6 +36,7 @@ def _metrics_lines(run: RunResult, definition: str) -> Iterator[str]:
         yield "Common prompt: learned tasks are tested with their original instruction."
     elif not run.has_common:
         yield "Learned tasks were tested with the prompts they were trained with only."
+    yield prompts_terminal(chosen_prompts([run]))
 
 
 def _number(value: float | None) -> str:

@@ -297,11 +297,3 @@ def catalogue(root: Path | None) -> list[Entry]:
         return order.index(entry.benchmark), letters, int(entry.name[len(letters) :] or 0)
 
     return sorted((Entry(name, *facts, name in at_hand) for name, facts in found.items()), key=place)
-
-
-def without_rows(name: str) -> Task | None:
-    """A benchmark's task with nothing but the instruction that the bank has; None if it has none."""
-    path = BANK / f"{short_name(name)}.yaml"
-    if path.stem in mini_tasks() or not path.is_file():
-        return None
-    return own_task(path.stem, read_yaml(path)["original"] or "")

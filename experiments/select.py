@@ -7,7 +7,7 @@ Nothing is written, and a model is left as it was found.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,35 @@ def select(
         )
     found = row_findings(material.rows, control_tokens(language_model.tokenizer))
     return material, replace(selection, findings=tuple(finding.message for finding in found))
+
+
+def as_json(material: Material, selection: Selection, config: Config, adapter: str | None) -> dict[str, Any]:
+    """What was read and how it was ranked, as JSON values."""
+    columns, lead, second = material.columns, selection.lead, selection.runner_up
+    return {
+        "task": material.task.name,
+        "model": config.model.path or config.model.name,
+        "adapter": adapter,
+        "chosen": {"index": selection.chosen.index, "text": selection.chosen.text},
+        "candidates": selection.ranking.to_dict("records"),
+        "difference_to_original": asdict(selection.gain),
+        "lead": {**asdict(lead), "over": second.index} if lead and second else None,
+        "is_noise": {"to_original": selection.gain.is_noise, "lead": lead.is_noise if lead else None},
+        "verdict": selection.verdict,
+        "data": {
+            "source": material.source,
+            "columns": {"input": columns[0], "target": columns[1]} if columns else None,
+            "rows": material.n_rows,
+            "scored": len(selection.task.train),
+            "distinct": selection.n_distinct,
+            "shortened": selection.n_shortened,
+            "notes": list(material.task.notes),
+            "findings": list(selection.findings),
+        },
+        "pool": material.pool.source,
+        "reduction": config.scorer.reduction,
+        "seed": config.seed,
+    }
 
 
 def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:

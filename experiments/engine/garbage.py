@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import unreadable
@@ -234,6 +235,24 @@ def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) ->
         # Whoever waits for this lock sees that the name is gone, and makes the file anew.
         (locks / f"{lock}.lock").unlink(missing_ok=True)
     return True
+
+
+def contents(store: Store) -> dict[str, Any]:
+    """Every finished stage, how many things there are of each kind, and what they take on the disk."""
+    entries: list[dict[str, Any]] = []
+    sizes: dict[str, list[int]] = {}
+    for kind, stored in store.stages():
+        try:
+            text = f"{stored.result.task}, {stored.result.model}, {stored.result.seconds:.1f} s"
+        except UserError as error:
+            text = f"not readable ({type(error).__name__})"
+        entry = {"name": f"{kind}/{stored.key[:12]}", "description": text, "key": stored.key}
+        entries.append({**entry, "bytes": size_of(stored.folder)})
+        sizes.setdefault(kind, []).append(entries[-1]["bytes"])
+    for kind in ("runs", "probes", "checkpoints", "building"):
+        sizes[kind] = [size_of(folder) for folder in store.root.glob(f"{kind}/*")]
+    kinds = {kind: {"count": len(found), "bytes": sum(found)} for kind, found in sizes.items()}
+    return {"stages": entries, "kinds": kinds, "bytes": sum(kind["bytes"] for kind in kinds.values())}
 
 
 def size_of(path: Path) -> int:

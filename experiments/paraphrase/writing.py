@@ -36,6 +36,27 @@ class Pool:
     expansion: Expansion
     seconds: float
 
+    def as_json(self, task: Task, config: Config) -> dict[str, Any]:
+        """What was accepted, rejected and spent, as JSON values."""
+        found, settings = self.expansion, config.paraphrases
+        return {
+            "task": task.name,
+            "original": task.instruction,
+            "language": task.language,
+            "paraphraser": settings.name,
+            "model": self.model,
+            "asked": settings.count,
+            "accepted": found.accepted,
+            "rejected": found.rejected(),
+            "failed": [{"error": error, "count": count} for error, count in found.errors.most_common()],
+            "requests": len(found.answers),
+            "tokens": found.tokens(),
+            "cost_usd": found.cost(settings.prices),
+            "seconds": round(self.seconds, 3),
+            "file": str(self.path) if self.path else None,
+            "complete": len(found.accepted) >= settings.count,
+        }
+
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:

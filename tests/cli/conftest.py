@@ -42,9 +42,29 @@ class Done:
         assert self.code == 0, self.err
         return json.loads(self.out, parse_constant=_refuse)
 
+    def refused(self, code: int = 2) -> str:
+        """The one legible message of a refused command, which wrote nothing else."""
+        assert (self.code, self.out) == (code, ""), self
+        assert self.err.startswith("sapo: ")
+        # But for the line on how many rows are taken.
+        assert [" training rows a task" in line for line in self.err.split("sapo: ")[1:]].count(False) == 1
+        assert "Traceback" not in self.err
+        assert len(self.err) < 6000
+        return self.err
+
 
 def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} in JSON")
+
+
+def short(value: object) -> str:
+    """A readable id of a test's parameter, of any size."""
+    return ascii(" ".join(value) if isinstance(value, tuple) else value)[:60]
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Files' contents and commands as ids: the parameters of these tests are texts of any kind."""
+    return short(val) if isinstance(val, str | bytes | tuple) else None
 
 
 def call(*arguments: object) -> Done:
@@ -69,7 +89,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sapo() -> Callable[..., Done]:
     """`sapo("train", …)` runs the command."""
     return call

@@ -1,33 +1,20 @@
 """The frame around all commands: help, exit codes, and what errors look like."""
 
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from sapo.cli.app import interrupt
 from sapo.conf.errors import UserError, WorkError
 
-COMMANDS = (
-    "paraphrase",
-    "train",
-    "eval",
-    "export",
-    "analyze",
-    "reproduce",
-    "plan",
-    "select",
-    "metrics",
-    "ls",
-    "show",
-    "fetch",
-    "doctor",
-    "store",
-)
-GROUPS = {
-    "show": ("config", "run", "task", "pool", "model", "example"),
+COMMANDS = {
+    "show": ("config", "run", "task", "model", "example"),
     "fetch": ("model", "benchmarks"),
+    "store": ("verify", "ls", "gc", "export", "import"),
+    **dict.fromkeys(("train", "eval", "export", "analyze", "reproduce", "plan", "select"), ()),
+    **dict.fromkeys(("paraphrase", "metrics", "ls", "doctor"), ()),
 }
 
 
@@ -47,11 +34,12 @@ print("LOADED", [name for name in heavy if name in sys.modules])
     assert all(command in done.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"{g} {c}" for g, cs in GROUPS.items() for c in cs)])
-def test_every_command_explains_itself(sapo, command):
-    done = sapo(*command.split(), "--help")
-    assert done.code == 0
-    assert f"Usage: sapo {command}" in done.out
+def test_every_command_explains_itself(sapo):
+    for command, parts in COMMANDS.items():
+        for words in ([command], *([command, part] for part in parts)):
+            done = sapo(*words, "--help")
+            assert done.code == 0
+            assert f"Usage: sapo {' '.join(words)}" in done.out
 
 
 def test_version(sapo):
@@ -64,35 +52,34 @@ def test_no_command_shows_help(sapo):
     assert "Usage: sapo" in done.out + done.err
 
 
-@pytest.mark.parametrize(
-    "arguments", [["frobnicate"], ["train", "--frobnicate"], ["eval"], ["show", "tasks"]]
-)
-def test_a_wrong_command_line_is_exit_code_2(sapo, arguments):
-    done = sapo(*arguments)
-    assert done.code == 2
-    assert not done.out
+ERRORS = [
+    (UserError("say it so"), 2, "sapo: say it so\n"),
+    (WorkError("it broke"), 1, "sapo: it broke\n"),
+    (
+        ZeroDivisionError("division\nby zero"),
+        1,
+        "sapo: ZeroDivisionError: division by zero; run again with --debug for the traceback\n",
+    ),
+    (KeyboardInterrupt(), 130, ""),
+    (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied. Name a folder that you"),
+    (OSError(30, "Read-only file system", "/a"), 2, "/a: Read-only file system. Name a folder"),
+    (OSError(28, "No space left on device", "/a"), 1, "/a: No space left on device. Make room, and run"),
+    (OSError("I/O error: No space left on device (os error 28)"), 1, "(os error 28). Make room"),
+    (FileNotFoundError(2, "No such file or directory", "/a"), 2, "/a: No such file or directory."),
+    (ConnectionResetError(104, "Connection reset by peer"), 1, "Connection reset by peer."),
+]
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (UserError("say it so"), 2, "sapo: say it so\n"),
-        (WorkError("it broke"), 1, "sapo: it broke\n"),
-        (
-            ZeroDivisionError("division\nby zero"),
-            1,
-            "sapo: ZeroDivisionError: division by zero; run again with --debug for the traceback\n",
-        ),
-        (KeyboardInterrupt(), 130, ""),
-    ],
-)
+@pytest.mark.parametrize(("error", "code", "message"), ERRORS, ids=lambda value: type(value).__name__)
 def test_errors_are_one_message(sapo, monkeypatch, error, code, message):
     def fail(group):
         raise error
 
     monkeypatch.setattr("sapo.conf.load.choices", fail)
     done = sapo("ls", "models", "--json")
-    assert (done.code, done.out, done.err) == (code, "", message)
+    assert (done.code, done.out) == (code, "")
+    assert message in done.err
+    assert done.err.count("\n") == bool(message)
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "ls", "models"], ["ls", "models", "--debug"]])
@@ -114,7 +101,8 @@ def test_interrupt_stops_at_once_and_keeps_what_is_finished(sapo, small, monkeyp
 
     def interrupted(store, kind, key):
         if list((root / "stages").glob("*/*/manifest.json")):
-            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is interrupt
+            interrupt()
         return building(store, kind, key)
 
     monkeypatch.setattr(Store, "building", interrupted)

@@ -96,30 +96,6 @@ def test_the_suite_evaluates_a_merged_model_as_it_did_the_run(sapo, small, moved
     assert now.loc[2].to_dict() == pytest.approx(before.loc[2].to_dict(), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("nosuch", "--to", "out"), "Unknown run 'nosuch'"),
-        (("RUN", "--to", "out", "--state", "base"), "untouched model has no adapter"),
-        (("RUN", "--to", "out", "--state", "7"), "has the states last, 1, 2"),
-        (("RUN", "--to", "full"), "--to full: this folder is not empty"),
-        (("RUN", "--to", "full/mine"), "--to full/mine: this is a file"),
-        (("RUN",), "Missing option '--to'"),
-    ],
-)
-def test_a_refused_export_says_why_and_leaves_nothing(
-    sapo, trained, tmp_path, monkeypatch, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine").write_text("mine")
-    run = trained.static["id"]
-    done = sapo("export", *(run if argument == "RUN" else argument for argument in arguments))
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["full", "full/mine"]
-
-
 @pytest.mark.parametrize("command", [("show", "run"), ("eval",), ("export",)], ids=" ".join)
 def test_where_the_store_is_can_be_said_as_elsewhere(sapo, trained, tmp_path, monkeypatch, command):
     monkeypatch.setenv("SAPO_STORE", str(tmp_path / "none"))
@@ -127,6 +103,3 @@ def test_where_the_store_is_can_be_said_as_elsewhere(sapo, trained, tmp_path, mo
     arguments = (*command, trained.static["id"], *options, "--json")
     assert "Unknown run" in sapo(*arguments).err
     assert sapo(*arguments, f"store.root={trained.root}").document
-    if command != ("show", "run"):
-        done = sapo(*arguments, f"store.root={trained.root}", "trainer.epochs=3")
-        assert "not empty" in done.err or "a run's settings stay as they were" in done.err

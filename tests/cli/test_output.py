@@ -51,7 +51,6 @@ SHOWN = [
     (("ls", "models"), 0),
     (("ls", "tasks"), 0),
     (("show", "task", *TASK), 0),
-    (("show", "pool", *TASK), 1),
     (("show", "model", "odd"), 0),
     (("show", "example", *TASK, "model=tiny_llama", "index=0", "data.max_input_tokens=900"), 0),
     (("select", "data=rows.jsonl", *FAST, GOOD), 0),
@@ -140,32 +139,6 @@ def test_a_folder_that_was_deleted(tmp_path):
 def test_the_package_is_the_command():
     done = subprocess.run([sys.executable, "-m", "sapo.cli", "--version"], capture_output=True, text=True)
     assert done.stdout.startswith("sapo 0.")
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (
-            PermissionError(13, "Permission denied", "/a/b"),
-            2,
-            "/a/b: Permission denied. Name a folder that you",
-        ),
-        (OSError(30, "Read-only file system", "/a"), 2, "/a: Read-only file system. Name a folder"),
-        (OSError(28, "No space left on device", "/a"), 1, "/a: No space left on device. Make room, and run"),
-        (OSError("I/O error: No space left on device (os error 28)"), 1, "(os error 28). Make room"),
-        (FileNotFoundError(2, "No such file or directory", "/a"), 2, "/a: No such file or directory."),
-        (ConnectionResetError(104, "Connection reset by peer"), 1, "Connection reset by peer."),
-    ],
-)
-def test_what_the_system_refuses(sapo, monkeypatch, error, code, message):
-    def fail(group):
-        raise error
-
-    monkeypatch.setattr("sapo.conf.load.choices", fail)
-    done = sapo("ls", "models", "--json")
-    assert (done.code, done.out) == (code, "")
-    assert message in done.err
-    assert done.err.count("\n") == 1
 
 
 def test_a_disk_that_is_full_while_a_figure_is_drawn(sapo, trained, tmp_path, monkeypatch):

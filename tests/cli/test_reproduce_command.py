@@ -15,13 +15,24 @@ from sapo.experiments.engine.store import Store
 from sapo.experiments.run import Outcome
 
 
-def test_table1_at_mini_scale(sapo, small, trained):
-    done = sapo("reproduce", "table1", *small, "--json")
-    document = done.document
+@pytest.fixture(scope="module")
+def reproduced(sapo, small, tmp_path_factory):
+    """Three targets in a store of their own: Table 3 has no pools for these tasks."""
+    root = tmp_path_factory.mktemp("reproduced") / "store"
+    with pytest.MonkeyPatch.context() as patched:
+        kept = {name: targets.TARGETS[name] for name in ("table3", "table1", "table10")}
+        patched.setattr(targets, "TARGETS", kept)
+        patched.setenv("SAPO_STORE", str(root))
+        return root, sapo("reproduce", "all", *small, "--json")
+
+
+def test_table1_at_mini_scale(sapo, small, reproduced, monkeypatch):
+    root, done = reproduced
+    document = json.loads(done.out)["targets"][0]
     assert (document["target"], document["scale"], document["failed"]) == ("table1", "mini", [])
     assert len(document["runs"]) == 3
     assert document["command"].startswith("sapo reproduce table1 --scale mini model=tiny_llama")
-    reports = trained.root / "reports" / "table1-mini"
+    reports = root / "reports" / "table1-mini"
     names = {Path(file).name for file in document["files"] if Path(file).parent == reports}
     assert {"table1.md", "table1.tex", "table1.csv", "prompts.md", "report.md"} <= names
     assert all(Path(file).is_file() for file in document["files"])
@@ -33,25 +44,33 @@ def test_table1_at_mini_scale(sapo, small, trained):
     text = (reports / "table1.md").read_text()
     assert "Demonstration" in text
     assert "sapo - static" in text
+    monkeypatch.setenv("SAPO_STORE", str(root))
     again = sapo("reproduce", "table1", *small)
     assert "0 computed" in again.out
     assert "Again with: sapo reproduce table1 --scale mini" in again.out
 
 
-def test_runs_say_what_they_chose_from_and_what_scoring_it_took(trained):
-    static, sapo = (
-        json.loads((Path(run["dir"]) / "run.json").read_text()) for run in (trained.static, trained.adaptive)
-    )
-    assert static["pool"] is None
-    assert "pool" not in static["identity"]
-    assert (sapo["pool"]["name"], sapo["pool"]["size"]) == ("bank", 3)
-    assert sapo["identity"]["pool"] == sapo["pool"]["digest"]
-    assert [stage["kind"] for stage in sapo["stages"]].count("score") == 2
-    assert all(stage["seconds"] > 0 for stage in sapo["stages"])
-    assert {stage["device"] for stage in sapo["stages"]} == {sapo["environment"]["device"]}
+def test_all_goes_on_after_a_failure_and_shares_stages(reproduced):
+    """Table 10 needs nothing that Table 1 has not."""
+    _, done = reproduced
+    assert done.code == 1
+    assert "table3 failed: " in done.err
+    document = json.loads(done.out)
+    assert [one["target"] for one in document["targets"]] == ["table1", "table10"]
+    (failure,) = document["failed"]
+    assert failure["target"] == "table3"
+    assert "The bank 'terse' has no paraphrases of task mini_city" in failure["error"]
+    timed = document["targets"][1]
+    assert timed["stages"]["computed"] == 0
+    ours, *papers = timed["tables"]["table10"]
+    assert (ours["source"], ours["n_tasks"], ours["n_seeds"]) == ("ours", 2, 1)
+    assert ours["extra_seconds"] > 0
+    assert [row["overhead_percent"] for row in papers] == [12.5]
 
 
-def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, trained, monkeypatch):
+def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, reproduced, monkeypatch):
+    root, _ = reproduced
+    monkeypatch.setenv("SAPO_STORE", str(root))
     run_sequence = run.run_sequence
 
     async def run_or_fail(config, engine):
@@ -68,37 +87,17 @@ def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, trained, mo
     line = f"{failed['run']} failed: out of memory"
     assert line in document["notes"]
     for file in ("table1.md", "report.md", "report.html"):
-        assert line in (trained.root / "reports" / "table1-mini" / file).read_text(), file
+        assert line in (root / "reports" / "table1-mini" / file).read_text(), file
 
 
-def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, trained, monkeypatch):
-    """Table 10 needs nothing that Table 1 has not, and Table 3 has no pools for these tasks."""
-    kept = {name: targets.TARGETS[name] for name in ("table3", "table1", "table10")}
-    monkeypatch.setattr(targets, "TARGETS", kept)
-    done = sapo("reproduce", "all", *small, "--json")
-    assert done.code == 1
-    document = json.loads(done.out)
-    assert [one["target"] for one in document["targets"]] == ["table1", "table10"]
-    (failure,) = document["failed"]
-    assert failure["target"] == "table3"
-    assert "The bank 'terse' has no paraphrases of task mini_city" in failure["error"]
-    timed = document["targets"][1]
-    assert timed["stages"]["computed"] == 0
-    ours, *papers = timed["tables"]["table10"]
-    assert (ours["source"], ours["n_tasks"], ours["n_seeds"]) == ("ours", 2, 1)
-    assert ours["extra_seconds"] > 0
-    assert [row["overhead_percent"] for row in papers] == [12.5]
-    text = sapo("reproduce", "all", *small)
-    assert text.code == 1
-    assert "2 of 3 targets" in text.out
-    assert "table3 failed: " in text.out
-
-
-def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planned(sapo, small, monkeypatch):
+def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planned(
+    sapo, small, tmp_path, monkeypatch
+):
     kept = {name: targets.TARGETS[name] for name in ("table1", "table10", "table3", "figure4")}
     monkeypatch.setattr(targets, "TARGETS", kept)
     probe = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1")
     document = sapo("reproduce", "all", *small, *probe, "--dry-run", "--json").document
+    assert not (tmp_path / "store").exists()
 
     def to_do(described):
         return sum(kind["to_do"] for kind in described["kinds"])
@@ -140,20 +139,8 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
     assert together == ([*probe_runs, *table_runs], [(probe_runs, False), (probe_runs, True)])
 
 
-def test_a_figure_of_the_probe(sapo, small, tmp_path):
-    """Three prompts of a pair of tasks, from training to the drawing."""
-    overrides = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1", f"store.root='{tmp_path / 's'}'")
-    document = sapo("reproduce", "figure2", *small, *overrides, "--json").document
-    assert len(document["runs"]) == 3
-    assert document["failed"] == []
-    files = {Path(file).name for file in document["files"]}
-    assert {"figure2.md", "figure2.tex", "report.html"} <= files
-    assert len(list((tmp_path / "s" / "probes").iterdir())) == 1
-    assert all(Path(file).is_file() for file in document["files"])
-
-
-def test_by_force_targets_that_share_stages_compute_them_once(sapo, small, tmp_path, monkeypatch):
-    """Runs, what is measured for their probes, and the next target: one engine."""
+def test_figures_of_one_probe_compute_its_stages_once_by_force(sapo, small, tmp_path, monkeypatch):
+    """Three prompts of a pair of tasks, from training to drawing: runs, probes, next target on one engine."""
     kept = {name: targets.TARGETS[name] for name in ("figure1", "figure2")}
     monkeypatch.setattr(targets, "TARGETS", kept)
     begun, building = Counter(), Store.building
@@ -164,6 +151,12 @@ def test_by_force_targets_that_share_stages_compute_them_once(sapo, small, tmp_p
     assert [one["stages"]["computed"] > 0 for one in done.document["targets"]] == [True, False]
     assert {kind for kind, _ in begun} == {"score", "train", "evaluate"}
     assert set(begun.values()) == {1}
+    assert len(list((tmp_path / "s" / "probes").iterdir())) == 1
+    for document in done.document["targets"]:
+        assert (len(document["runs"]), document["failed"]) == (3, [])
+        names = {Path(file).name for file in document["files"]}
+        assert {f"{document['target']}.md", f"{document['target']}.tex", "report.html"} <= names
+        assert all(Path(file).is_file() for file in document["files"])
 
 
 def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
@@ -184,14 +177,6 @@ def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
     written = ([], [("a probe", "too many of its runs failed")])
     with pytest.raises(WorkError, match="a probe: too many of its runs failed"):
         run.reproduce("figure2", "mini", settings)
-
-
-def test_dry_run(sapo, small, tmp_path):
-    document = sapo(
-        "reproduce", "table1", *small, f"store.root='{tmp_path / 's'}'", "--dry-run", "--json"
-    ).document
-    assert document["runs"] == 3
-    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

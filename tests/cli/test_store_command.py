@@ -45,7 +45,7 @@ def test_ls_says_what_everything_takes(sapo, copy):
         }
     files = [path for part in ("stages", "runs") for path in (copy / part).rglob("*") if path.is_file()]
     assert document["bytes"] == sum(path.stat().st_size for path in files)
-    assert sapo("store", "ls", "--root", copy).out.splitlines()[-1].split()[0] == "all"
+    assert sapo("store", "ls", "--root", copy).out.splitlines()[-2].split()[0] == "all"
 
 
 def test_verify_deletes_what_is_damaged_when_asked_and_the_same_command_makes_it_again(
@@ -119,7 +119,6 @@ def test_a_run_goes_on_on_another_machine(sapo, small, trained, tmp_path):
     record = json.loads((Path(trained.adaptive["dir"]) / "run.json").read_text())
     assert exported["runs"] == [trained.adaptive["id"]]
     assert exported["stages"] == len({stage["key"] for stage in record["stages"]})
-    assert sapo("store", "export", trained.adaptive["id"], file).code == 2
     imported = sapo("store", "import", file, "--root", root, "--json").document
     assert "not who made it" in sapo("store", "import", file, "--root", root).err
     assert imported == {"root": str(root), "runs": exported["runs"], "stages": exported["stages"], "kept": 0}

@@ -19,12 +19,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import ray as ray_module
 
-from sapo.cli.console import nothing_on_stdout
 from sapo.conf.load import load
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
@@ -42,7 +42,7 @@ events, told = Counter(), []
 local, ray = jobs_in("local"), jobs_in("ray")
 in_turn = run(local, LocalEngine(Store(Path(local[0].config.store.root))))
 watch = lambda stage, event: events.update([f"{stage.kind} {event}"])
-with nothing_on_stdout(), open_engine(ray, watch, told.append) as engine:
+with redirect_stdout(sys.stderr), open_engine(ray, watch, told.append) as engine:
     at_once = run(ray, engine)
     address = ray_module.get_runtime_context().gcs_address
     strangers = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}

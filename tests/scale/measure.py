@@ -55,7 +55,7 @@ def list_runs(n_runs: int, scratch: Path) -> dict[str, float]:
     from sapo.cli.ls import runs
 
     write_runs(scratch, n_runs)
-    return {"runs": n_runs, **measured(lambda: runs(scratch))}
+    return {"runs": n_runs, **measured(lambda: list(runs(scratch)))}
 
 
 def analyze(n_runs: int, scratch: Path) -> dict[str, float]:
