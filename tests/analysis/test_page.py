@@ -16,15 +16,7 @@ from hypothesis import strategies as st
 from made_up import candidate, edit_run, write_run
 
 from sapo.analysis import page as page_module
-from sapo.analysis.page import (
-    answers,
-    choice_facts,
-    html,
-    run_labels,
-    run_warnings,
-    texts_of,
-    write_page,
-)
+from sapo.analysis.page import answers, choice_facts, html, run_labels, run_warnings, texts_of, write_page
 from sapo.analysis.report import Report
 from sapo.analysis.results import load_run
 from sapo.analysis.tables import DEMONSTRATION, score_table
@@ -262,10 +254,7 @@ def test_runs_are_told_apart_by_settings_then_by_prompts_then_by_id(run_folder):
 
 def test_warnings_name_the_runs_that_they_are_about(run_folder):
     first = run_folder(
-        "one",
-        demonstration=False,
-        shortened={"task195_sentiment": 3, "task363_sst2": 0},
-        notes=["A note."],
+        "one", demonstration=False, shortened={"task195_sentiment": 3, "task363_sst2": 0}, notes=["A note."]
     )
     second = run_folder("two", demonstration=False, seed=1, notes=["A note."], environment={"dirty": True})
     runs = [load_run(first), load_run(second)]
