@@ -129,13 +129,11 @@ def correlate(scores: pd.DataFrame) -> Iterator[Correlation]:
     """Pearson's and Spearman's coefficients between every two columns (rows = prompts)."""
     for x_task, y_task in combinations(scores.columns, 2):
         x, y = scores[x_task], scores[y_task]
-        reason = why_undefined(x, y)
-        values = (
-            (None, None)
-            if reason
-            else (float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic))
-        )
-        yield Correlation(x_task, y_task, *values, len(scores), reason)
+        if reason := why_undefined(x, y):
+            yield Correlation(x_task, y_task, None, None, len(scores), reason)
+        else:
+            pearson, spearman = stats.pearsonr(x, y).statistic, stats.spearmanr(x, y).statistic
+            yield Correlation(x_task, y_task, float(pearson), float(spearman), len(scores))
 
 
 def probe_effects(probe: ProbeResult, measure: str) -> PromptEffects:

@@ -41,9 +41,9 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
     order = probe.pre_update_losses().sort_values(kind="stable").index
     offsets = pd.Series(np.linspace(-0.32, 0.32, len(order)), index=order)
     # Intervals that a single prompt makes do not stretch the axis.
-    ends = [cell.high for task, cell in result.variation.items() if task not in result.lone]
-    ends = [end for end in (*ends, *(cell.value for cell in result.variation.values())) if end]
-    top = max(ends, default=0) * (1.3 if result.lone else 1.05)  # with room for words above
+    ends = [cell.value or 0.0 for cell in result.variation.values()]
+    ends += [cell.high or 0.0 for task, cell in result.variation.items() if task not in result.lone]
+    top = max(ends) * (1.3 if result.lone else 1.05)  # with room for words above
     for place, task in enumerate(tasks):
         colour, variation = COLOURS[probe.role(task)], result.variation[task]
         if reason := result.no_change.get(task):
@@ -85,16 +85,16 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
 def _words(axes: Axes, place: int, height: float, words: str) -> None:
     """Upright words in place of a task's points or bar, and not on the line of no change behind them."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
-    placed = {"ha": "center", "va": "center" if height == 0.5 else "bottom", "bbox": box}
-    axes.text(place, height, words, transform=axes.get_xaxis_transform(), rotation=90, fontsize=8, **placed)
+    text = axes.text(place, height, words, transform=axes.get_xaxis_transform(), fontsize=8, bbox=box)
+    text.set(rotation=90, ha="center", va="center" if height == 0.5 else "bottom")
 
 
 def _bar(
     axes: Axes, place: int, estimate: Interval, colour: str, top: float, lone: tuple[int, Interval] | None
 ) -> None:
     """A bar with its interval, which ends in an arrow and in words where it leaves the axis."""
-    axes.bar(place, estimate.value, width=0.66, color=colour, alpha=0.75)
     height = estimate.value or 0.0
+    axes.bar(place, height, width=0.66, color=colour, alpha=0.75)
     words = [f"{prompt_name(lone[0])} alone"] if lone else []
     if estimate.low is not None and estimate.high is not None:
         end = 0.81 * top if estimate.high > top else estimate.high

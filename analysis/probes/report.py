@@ -30,6 +30,7 @@ from sapo.conf.errors import UserError, unknown
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
+Row = dict[str, object]
 NONE = "-"
 PAPER_MEASURE = "rougeL"
 PAPER_COLUMNS = {  # of the files of its coefficients: the task, and the coefficient
@@ -63,20 +64,20 @@ class ProbeReport:
             self.files += save(figure, self.output / name)
         self.files.append(write_file(self.output / f"{name}.csv", csv(data)))
 
-    def keep(self, name: str, title: str, rows: Sequence[dict[str, object]]) -> None:
+    def keep(self, name: str, title: str, rows: Sequence[Row]) -> None:
         """Keeps a table, a dash where a row has no such cell, under its title and as `name`.csv."""
         if rows:
             self.tables[title] = pd.DataFrame(rows).fillna(NONE)
             self.draw(name, None, self.tables[title])
 
 
-def _who(probe: ProbeResult, measure: str) -> dict[str, object]:
+def _who(probe: ProbeResult, measure: str) -> Row:
     """The first cells of a row of scores."""
     who = {"probe": f"{probe.sequence}, seed {probe.seed}", "model, method": f"{probe.model}, {probe.method}"}
     return {**who, "measure": measure_name(measure)}
 
 
-def _columns(interval: Interval, value: str) -> dict[str, object]:
+def _columns(interval: Interval, value: str) -> Row:
     """An interval over prompts as the columns of a data file, its value under the name `value`."""
     numbers = {value: interval.value, "low": interval.low, "high": interval.high}
     return {**numbers, "n_prompts": interval.n, "reason": interval.reason}
@@ -103,9 +104,7 @@ def first_pairs(probe: ProbeResult) -> dict[str, str]:
     return {"T1": probe.trained} | {f"T3_{place}": task for place, task in enumerate(shown, start=1)}
 
 
-def paper_values(
-    figure: str, probe: ProbeResult, measure: str, coefficient: str, key: str
-) -> dict[str, object]:
+def paper_values(figure: str, probe: ProbeResult, measure: str, coefficient: str, key: str) -> Row:
     """The paper's coefficients by model; a dash where it has none, or for a measure that it does not have."""
     task, value = PAPER_COLUMNS[figure]
     paper = paper_csv(f"{figure}_correlations")
@@ -205,7 +204,7 @@ def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
     ]
 
 
-def _pairs(report: ProbeReport, probe: ProbeResult, found: maps.PromptEffects) -> list[dict[str, object]]:
+def _pairs(report: ProbeReport, probe: ProbeResult, found: maps.PromptEffects) -> list[Row]:
     """Draws the trained task against the first unseen ones; their rows with the paper's coefficients."""
     measure, n = found.measure, len(found.scores)
     shown = {key: task for key, task in first_pairs(probe).items() if key != "T1"}
@@ -320,39 +319,37 @@ def _draw_probe(report: ProbeReport, probe: ProbeResult, measure: str, powers: S
 
 def _pool(
     report: ProbeReport, who: str, members: Sequence[ProbeResult], powers: Sequence[Power]
-) -> list[dict[str, object]]:
+) -> list[Row]:
     """The indicators of the probes of one model and method: drawn if there are several; a row each."""
     pool, measure = statistics.pooled(powers), powers[0].measure
     if len(members) > 1:
         n_pairs = len({probe.pair for probe in members})
         title = f"Indicators before training over {n_pairs} pair{'s' if n_pairs > 1 else ''} of tasks"
         title += f"\n{who}, {len(members)} probes"
-        rows = [
-            {"indicator": cell.indicator, "coefficient": cell.coefficient, "measure": measure}
-            | {"pair": pair, "r": value}
+        points = [
+            (cell.indicator, cell.coefficient, measure, pair, value)
             for cell in pool
             for pair, value in [*cell.points.items(), ("mean", cell.mean.value)]
         ]
         drawing = figures.indicator_figure(pool, "a pair of tasks", title, "pairs")
         # `inscl-lexical` of `inscl (lexical)`
         names = ["-".join(re.findall(r"[\w.+-]+", name)) for name in who.split(", ")]
-        report.draw("_".join(["figure3", *names, measure]), drawing, pd.DataFrame(rows))
+        frame = pd.DataFrame(points, columns=["indicator", "coefficient", "measure", "pair", "r"])
+        report.draw("_".join(["figure3", *names, measure]), drawing, frame)
         for reason in dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason):
             report.warnings.append(f"Figure 3, over the pairs of {who}: {reason}.")
-    found = {(cell.indicator, cell.coefficient): cell for cell in pool}
-    rows = []
+    found, rows = {(cell.indicator, cell.coefficient): cell for cell in pool}, []
     for indicator in INDICATORS:
-        row: dict[str, object] = {"model, method": who, "measure": measure_name(measure)}
-        row["indicator"] = indicator
+        row: Row = {"model, method": who, "measure": measure_name(measure), "indicator": indicator}
         row |= {name.capitalize(): found[indicator, name].mean.text() for name in COEFFICIENTS}
         cell = found[indicator, COEFFICIENTS[0]]
         rows.append(row | {"pairs": len(cell.points), "tasks": f"{cell.n_defined} of {cell.n_tasks}"})
     return rows
 
 
-def choice_rows(choices: dict[tuple[ProbeResult, str], Choice | str]) -> list[dict[str, object]]:
+def choice_rows(choices: dict[tuple[ProbeResult, str], Choice | str]) -> list[Row]:
     """What the lowest loss chooses, by probe and measure: a row each, and over a model's and method's."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for measure in dict.fromkeys(measure for _, measure in choices):
         digits = 3 if measure in LOWER_IS_BETTER else 2
         groups: dict[tuple[str, str], list[Choice]] = {}

@@ -210,7 +210,7 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
         for name in ("data", "train"):
             shared = set.intersection(*(set(side.get(name) or ()) for side in sides))
             sides = [side | {name: {task: side[name][task] for task in sorted(shared)}} for side in sides]
-        found = list(differences(*sides)) if are_alike else []
+        found = list(differences(sides[0], sides[1])) if are_alike else []
         if found:
             raise UserError(
                 f"Probes {first.id} and {other.id} cannot be compared:\n  "

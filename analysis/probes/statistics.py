@@ -78,7 +78,9 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
     in_task = variation[probe.current]
     usable = [task for task in probe.others if variation[task].value is not None]
     reason = (in_task if usable else variation[probe.trained]).reason or "no other task has a spread"
-    p, why_no_p, cross, ratio = None, reason, *[Interval(None, n=len(scores), reason=reason)] * 2
+    p: float | None = None
+    why_no_p: str | None = reason
+    cross = ratio = Interval(None, n=len(scores), reason=reason)
     tables = {task: scores[[task]].to_numpy(dtype=float) for task in scores}
     intervals = dict(variation)
     if usable and in_task.value is not None:
