@@ -36,9 +36,6 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else")]
 
 
-# --- results -----------------------------------------------------------------------------------------------
-
-
 class Terminal(Console):
     """A console that shows foreign text as it is: no markup, emoji codes or control characters act."""
 
@@ -99,9 +96,6 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-# --- arguments ---------------------------------------------------------------------------------------------
-
-
 def take(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The values of a command's own KEY=VALUE arguments, which Hydra would not know, and the overrides."""
     own, overrides = {}, []
@@ -133,9 +127,6 @@ def find_run(name: str, overrides: Sequence[str] | None = None) -> Path:
         names = ", ".join(folder.name for folder in folders)
         raise UserError(f"'{name}' means {len(folders)} runs; this command takes one: {names}")
     return folders[0]
-
-
-# --- while a command works ---------------------------------------------------------------------------------
 
 
 def notice(text: str) -> None:

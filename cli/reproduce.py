@@ -108,14 +108,11 @@ def _run(
         if len(jobs) == 1 or not json:
             emit(document, json, parts)
     if len(jobs) > 1:
-        seconds = round(sum(document["seconds"] for document in done), 3)
-        stages = _total([document["stages"] for document in done])
-        summary = {"target": "all", "scale": scale, "targets": done, "failed": lost}
         lines = [
             f"{len(done)} of {len(jobs)} targets",
             *(f"{e['target']} failed: {e['error']}" for e in lost),
         ]
-        emit({**summary, "seconds": seconds, "stages": stages}, json, lines)
+        emit({"target": "all", "scale": scale, "targets": done, "failed": lost}, json, lines)
     return done, lost
 
 
@@ -131,7 +128,7 @@ def _drawn(
     warnings = [f"{name} failed: {message}" for name, message in found.failed]
     drawing = TARGETS[found.target].drawing
     shown = draw(drawing, found.target, found.folders, output, config.parity.definition, warnings)
-    stages = _total([{"computed": run.computed, "stored": run.stored} for run in found.finished])
+    stages = {n: sum(getattr(run, n) for run in found.finished) for n in ("computed", "stored")}
     again = join(["sapo", "reproduce", found.target, "--scale", scale, *overrides])
     document = {
         "target": found.target,
@@ -154,7 +151,3 @@ def _drawn(
         f"Stages: {stages['computed']} computed, {stages['stored']} from the store.",
         f"Again with: {again}",
     ]
-
-
-def _total(counts: list[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(count[name] for count in counts) for name in ("computed", "stored")}

@@ -1,8 +1,6 @@
 """Commands that look at things: `ls`, `show`, `eval`, `store`, `doctor`."""
 
 import json
-import re
-import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -139,11 +137,6 @@ def test_show_task_says_what_was_left_out_of_users_rows_and_what_is_amiss(sapo, 
     assert (found["contradictions"], found["control_tokens"], found["duplicates"]) == (4, 1, 2)
 
 
-def test_show_task_of_a_benchmark(sapo, benchmarks):
-    facts = sapo("show", "task", "task=NI195", f"data.root={benchmarks}", "trainer=paper", "--json").document
-    assert (facts["name"], facts["train"], facts["language"]) == ("NI195", 1000, "en")
-
-
 def test_show_model(sapo):
     document = sapo("show", "model", "tiny_llama", "--json").document
     assert (document["name"], document["source"], document["dtype"]) == (
@@ -157,8 +150,7 @@ def test_show_model(sapo):
     assert document["path"] in sapo("show", "model", "tiny_llama").out
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("prompt", [-1, 1])
+@pytest.mark.parametrize(("split", "prompt"), [("train", -1), ("test", 1)])
 def test_show_example(sapo, small, prompt, split):
     from sapo.data.benchmarks import load_task
     from sapo.experiments.model.load import load_tokenizer
@@ -273,26 +265,6 @@ def test_eval_reads_data_and_pools_where_they_are_now(sapo, small, tmp_path, mon
     assert row["prompt"]["text"] == "Tell whether this is odd or even."
 
 
-def test_a_lost_state_is_trained_again_by_the_command_that_is_named(sapo, small, tmp_path):
-    (tmp_path / "mine.csv").write_text("input,output\n" + "".join(f"x{i},y{i % 2}\n" for i in range(20)))
-    (tmp_path / "mine.yaml").write_text("instruction: Odd or even?\ndata: mine.csv\n")
-    own = ("sequence=own", "sequence.name=other", "sequence.tasks=[mine]", f"data.root={tmp_path}")
-    settings = [override for override in small if not override.startswith("sequence")]
-    (run,) = sapo("train", *settings, *own, "policy=static", "--json").document["runs"]
-    shutil.rmtree(Path(run["dir"]).parents[1] / "stages")
-    message = sapo("eval", run["id"]).err
-    words = shlex.split(re.search(r"sapo train (.*) \(settings", message)[1])
-    assert words[:4] == [
-        "sequence=own",
-        "sequence.name=other",
-        "sequence.tasks=[mine]",
-        f"data.root={tmp_path}",
-    ]
-    (again,) = sapo("train", *words, *settings, "--json").document["runs"]
-    assert again["id"] == run["id"]
-    assert sapo("eval", run["id"]).code == 0
-
-
 def test_eval_of_lost_states(sapo, trained, tmp_path):
     moved = tmp_path / "elsewhere" / "runs" / trained.static["id"]
     shutil.copytree(trained.static["dir"], moved)
@@ -326,8 +298,3 @@ def test_doctor_names_what_is_missing_and_the_mend(sapo):
     assert done.code == 1
     for part in ("sapo fetch model qwen3_14b", "sapo fetch benchmarks", "Not ready"):
         assert part in done.out
-
-
-def test_doctor_with_benchmarks(sapo, small, benchmarks):
-    document = sapo("doctor", *small, "sequence=ni_seq_c1", f"data.root={benchmarks}", "--json").document
-    assert document["ready"] is True

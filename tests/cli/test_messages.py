@@ -81,7 +81,7 @@ COMMANDS = [
     (("show", "model", "model.path={tmp}/none"), "no config.json"),
     (("show", "model", "model.path={tmp}"), "no config.json"),
     (("show", "run", "no*ne"), "No run matches"),
-    (("show", "run", "x" * 5000), "File name too long"),
+    (("show", "run", "x" * 5000), "run 'xxxx"),
     (("show", "run", "a\0b"), "Unknown run"),
     (("show", "run", "{tmp}"), "holds no finished run"),
     (("show", "task", "model=tiny_llama"), "task=NAME"),

@@ -105,21 +105,6 @@ def test_columns_by_name(sapo, tmp_path, said):
     assert columns == {"input": "asked", "target": "said"}
 
 
-def test_an_adapter_changes_the_losses(sapo, done, tmp_path):
-    found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    adapted = get_peft_model(found.base, config)
-    adapted.save_pretrained(tmp_path / "adapter")
-    adapted.unload().__dict__.pop("peft_config", None)
-    plain = done.document
-    document = sapo("select", *MINE, LABELS, f"adapter={tmp_path / 'adapter'}", "--json").document
-    assert document["adapter"] == str(tmp_path / "adapter")
-    assert {row["loss"] for row in document["candidates"]}.isdisjoint(
-        row["loss"] for row in plain["candidates"]
-    )
-    assert sapo("select", *MINE, LABELS, "--json").document == plain
-
-
 def test_an_adapter_of_another_base_model_is_named(sapo, tmp_path):
     found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
     adapted = get_peft_model(found.base, LoraConfig(target_modules=["q_proj", "v_proj"]))
