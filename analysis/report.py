@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import RenderableType
 
-from sapo.analysis import render
+from sapo.analysis import ledger, render
+from sapo.analysis.claims import decided
 from sapo.analysis.correlations import (
     MAP_TEST,
     PromptEffects,
@@ -20,6 +21,7 @@ from sapo.analysis.correlations import (
     prompt_variants,
     summarize_map,
 )
+from sapo.analysis.evidence import load_evidence
 from sapo.analysis.figures import correlation_heatmap, remark, save, size_figure
 from sapo.analysis.files import write_file
 from sapo.analysis.intervals import COEFFICIENTS, holm
@@ -40,6 +42,7 @@ from sapo.analysis.results import (
     shown_measures,
 )
 from sapo.analysis.tables import (
+    DEMONSTRATION,
     ScoreTable,
     chosen_prompts,
     grouped,
@@ -261,6 +264,8 @@ def draw(
     """
     if drawing in FIGURES:
         return probes(target, [drawing], folders, output, warnings)
+    if drawing == "claims":
+        return claims(target, folders, output, definition, warnings)
     if drawing == "timings":
         return _wall_time(target, folders, output, warnings)
     report = analyze(folders, output, None, definition, target, warnings)
@@ -337,6 +342,39 @@ def probes(
     _write_texts(report, output, frames, "\n".join(texts), "\n".join(map(render.latex, tables.values())))
     if with_page:
         report.files.append(write_page(report, output, found.tables | prompts))
+    return report
+
+
+def claims(
+    name: str, folders: Sequence[Path], output: Path, definition: str, warnings: Sequence[str] = ()
+) -> Report:
+    """The paper's claims with their verdicts, and pair by pair what lies behind them, of runs and probes.
+
+    Beside the files called `name` lies `badges.md`, a short table for a README.
+    """
+    evidence = load_evidence(folders, definition)
+    found = decided(evidence.probes, evidence.contrasts)
+    found = [replace(claim, paper=evidence.paper_of(claim)) for claim in found]
+    pairs = ledger.pair_table(evidence.probes)
+    report = Report([], definition=definition, name=name, notes=[*ledger.NOTES])
+    report.warnings = [*warnings, *([DEMONSTRATION] if evidence.is_demonstration else [])]
+    report.tables = {"claims": pd.DataFrame([asdict(each) for each in found]), "pairs": pairs}
+    shown = {"The paper's claims": ledger.claim_texts(found)}
+    report.parts = [
+        render.terminal(rows.drop(columns=["id", "claim"]), f"({key}) {rows['claim'].iloc[0]}")
+        for key, rows in shown["The paper's claims"].groupby("id", sort=False)
+    ]
+    if len(pairs):
+        report.notes.insert(0, ledger.exploratory(pairs))
+        shown["Exploratory, pair by pair"] = texts = ledger.as_texts(pairs)
+        few = texts[texts["measure"] == "nll"].drop(columns=["kind", "probe", "prompts", "measure"])
+        report.parts.append(render.terminal(few, "Exploratory, pair by pair, NLL (files have all measures)"))
+    markdown = [f"## {title}\n\n{render.markdown(frame, 3)}" for title, frame in shown.items()]
+    frames = {f"{name}_{what}.csv": frame for what, frame in report.tables.items()}
+    latex = "\n".join(map(render.latex, shown.values()))
+    _write_texts(report, output, frames, "\n".join(markdown), latex)
+    report.files.append(write_file(output / "badges.md", render.markdown(ledger.badges(found))))
+    report.files.append(write_page(report, output, shown))
     return report
 
 

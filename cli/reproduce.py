@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 def command(
     target: Annotated[
         str,
-        typer.Argument(help="table1, table2, table3, table10, table11, figure1 to figure15, or all"),
+        typer.Argument(
+            help="table1, table2, table3, table10, table11, figure1 to 15, all of these, or claims"
+        ),
     ],
     overrides: Overrides = None,
     scale: Annotated[
         str,
         typer.Option(
-            help="mini: a demonstration on the small model; small: figures 1 to 14 of the paper's tasks on "
-            "that model, for a GPU; paper: the paper's setting"
+            help="mini: a demonstration on the small model; small: claims, Table 1, figures 1 to 14 of the "
+            "paper's tasks on that model; paper: the paper's setting"
         ),
     ] = "mini",
     json: Json = False,

@@ -141,7 +141,8 @@ def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
 
     def together(names: Sequence[str]) -> dict[str, Any]:
         distinct = list({work_of[name]: name for name in names}.values())
-        probes = [(jobs[name], known[name].gradients) for name in distinct if known[name].is_probe]
+        found = {name: targets.probe_jobs(name, jobs[name]) for name in distinct}
+        probes = [(of_probe, known[name].gradients) for name, of_probe in found.items() if of_probe]
         every = {job.key: job for name in distinct for job in jobs[name]}
         return plan_jobs(list(every.values()), probes)
 

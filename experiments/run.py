@@ -166,16 +166,19 @@ def reproduce(
     if engine is None:
         with open_engine(jobs) as engine:
             return reproduce(target, scale, overrides, engine, expect=expect)
-    if what.is_probe:
-        probes_of(jobs)  # what cannot be a probe is refused before hours of runs
+    of_probes = targets.probe_jobs(target, jobs)
+    if of_probes:
+        probes_of(of_probes)  # what cannot be a probe is refused before hours of runs
     outcomes = run(jobs, engine, expect=expect)
     require_some(outcomes)
     failed = [(str(outcome.job), outcome.message) for outcome in outcomes if outcome.error]
     finished = {outcome.job.key: outcome.folder for outcome in outcomes if not outcome.error}
     # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
     folders = list(dict.fromkeys(finished.values()))
-    if what.is_probe:
-        folders, unmeasured = write_probes(jobs, finished, engine, what.gradients, expect)
+    if of_probes:
+        probes, unmeasured = write_probes(of_probes, finished, engine, what.gradients, expect)
+        in_probes = {finished[job.key] for job in of_probes if job.key in finished}
+        folders = [*probes, *(folder for folder in folders if folder not in in_probes)]
         if not folders:
             raise WorkError("\n".join(f"{name}: {message}" for name, message in [*failed, *unmeasured]))
         failed += unmeasured

@@ -1,0 +1,301 @@
+"""What claims rest on: finished probes and runs, read into arrays, refused where they are of two kinds."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from sapo.analysis.claims import Claim, Contrast, Parts, ProbeData
+from sapo.analysis.intervals import Array, by_distinct_row
+from sapo.analysis.metrics import METRICS, check_definition, metric_weights
+from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable, sign_of
+from sapo.analysis.published import paper_csv, plain
+from sapo.analysis.results import (
+    COLUMNS,
+    NUMBERS,
+    PROBE,
+    RUN,
+    RunResult,
+    column_rows,
+    differences,
+    example_scores,
+    find_probes,
+    find_runs,
+    load_run,
+    n_examples,
+    row_numbers,
+    tests_apart,
+)
+from sapo.conf.errors import UserError
+from sapo.data.prompts import ORIGINAL
+from sapo.data.records import RunRecord, read_record
+from sapo.data.tasks import short_name
+
+POLICIES = ("sapo", "static", "random")  # runs of others stand in no claim
+BY_NAME = ("data", "train", "sizes", "test examples", "tasks")  # what both have of these must agree
+ZERO_SHOT, SLOWER = "zero_shot", "static prompts at a lower learning rate"
+# id -> the claim, the sign of each role in a difference, and the metrics that it is of
+COMPARISONS: dict[str, tuple[str, dict[str, int], Sequence[str]]] = {
+    "d-static": ("SAPO is better than static prompts", {"sapo": 1, "static": -1}, METRICS),
+    "d-random": ("SAPO is better than random prompts", {"sapo": 1, "random": -1}, METRICS),
+    "e-prompt": (
+        "Against a rival: SAPO gains more than its prompts give the untouched model",
+        {"sapo": 1, "static": -1, "zero-shot sapo": -1, "zero-shot static": 1},
+        ("AP",),
+    ),
+}
+Sides = list[tuple[RunResult, int]]  # the runs of one sequence and seed, with their signs
+
+
+@dataclass
+class Evidence:
+    """Probes and differences of runs as arrays, with the folders that they come from.
+
+    `papers` has the paper's place and number by claim.
+    """
+
+    probes: list[ProbeData]
+    contrasts: list[Contrast]
+    papers: dict[str, dict[str, Any]]
+    folders: list[Path]
+    is_demonstration: bool
+
+    def paper_of(self, claim: Claim) -> dict[str, Any]:
+        """The place in the paper; its number beside the score that it is of."""
+        paper = self.papers.get(claim.id, {})
+        is_same = claim.measure in (None, "rougeL") and claim.column in (None, "trained")
+        return paper if is_same or not paper else paper | {"value": None}
+
+
+def find_evidence(names: Sequence[str], root: Path) -> list[Path]:
+    """The folders of probes and runs that `names` mean, of whole stores too; all of `root` without a name.
+
+    Runs of a probe are read with it. Raises UserError for a name that means nothing.
+    """
+    found: list[Path] = []
+    for name in names or [str(root)]:
+        stores = [
+            path.parent
+            for kind, file in (("probes", PROBE), ("runs", RUN))
+            for path in sorted(Path(name, kind).glob(f"[!.]*/{file}"))
+        ]
+        if stores or Path(name) == root:
+            found += stores
+        else:
+            found += find_probes([name], root) or find_runs([name], root)
+    return list({path.resolve(): path for path in found}.values())
+
+
+def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
+    """Reads probes and runs; UserError, with the difference, if those of one claim are of two kinds."""
+    check_definition(definition)
+    probes = [load_probe(path) for path in folders if (path / PROBE).is_file()]
+    of_probes = [
+        (f"Probe {p.id}", _facts(*list(p.runs.values())[:1]) | {"prompts": len({*p.runs, *p.missing})})
+        for p in probes
+    ]
+    counted = [path for path in folders if (path / RUN).is_file() and _is_counted(path)]
+    roles = _roles([load_run(path) for path in counted])
+    runs = [run for of_role in roles.values() for run in of_role.values()]
+    _require_alike(of_probes)
+    require_poolable(probes)
+    _require_alike([(f"Run {run.id}", _facts(run)) for run in runs])
+    methods = [run.method for run in runs if run.method != ZERO_SHOT]
+    return Evidence(
+        probes=[_probe_data(probe) for probe in probes],
+        contrasts=list(_contrasts(roles, definition)),
+        papers=_papers(methods[0] if methods else "lorainc"),
+        folders=[*(probe.path for probe in probes), *(run.path for run in runs)],
+        is_demonstration=any(each.demonstration for each in [*probes, *runs]),
+    )
+
+
+def _is_counted(folder: Path) -> bool:
+    """Whether a run can stand in a claim: those of probes and of other policies are not even read."""
+    record = read_record(RunRecord, folder)
+    return record.policy in POLICIES and record.method not in ("multitask", "single")
+
+
+# --- what goes together ------------------------------------------------------------------------------------
+
+
+def _facts(run: RunResult) -> dict[str, Any]:
+    """What the runs of one claim have in common, apart from what a claim compares."""
+    comparable, config = dict(run.record.comparable), {}
+    if (run.path / "config.yaml").is_file():
+        config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    benchmark = (config.get("sequence") or {}).get("benchmark", "")
+    sizes = {key: (config.get("data") or {}).get(key) for key in ("train_examples", "test_examples")}
+    facts = {
+        "model": run.model,
+        "weights": comparable.get("model"),
+        "definition": run.record.parity,
+        "evaluator": comparable.get("evaluator"),
+        # A lower learning rate is a claim of its own.
+        "trainer": {k: v for k, v in (comparable.get("trainer") or {}).items() if k != "learning_rate"},
+        "scorer": run.record.identity.get("scorer"),
+        "data": comparable.get("data") or {},
+        "train": comparable.get("train") or {},
+        "sizes": {benchmark: sizes},
+        "test examples": n_examples(run),
+        "tasks": {run.sequence: list(run.tasks)},
+    }
+    return facts if run.method == ZERO_SHOT else facts | {"method": run.method}
+
+
+def _require_alike(labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """UserError with every difference between the first and another whose facts are not the same."""
+    known: dict[str, Any] = {}
+    for label, facts in labelled:
+        sides: list[dict[str, Any]] = [{}, {}]
+        for key in facts.keys() & known.keys():
+            for side, values in zip(sides, (known[key], facts[key]), strict=True):
+                shared = known[key].keys() & facts[key].keys() if key in BY_NAME else ()
+                side[key] = {name: values[name] for name in sorted(shared)} if key in BY_NAME else values
+        if found := differences(*sides):
+            raise UserError(
+                f"{labelled[0][0]} and {label} cannot stand in one claim:\n  "
+                + "\n  ".join(sorted(found))
+                + "\nName those of one kind: `sapo claims` takes folders, ids and patterns."
+            )
+        known |= facts | {key: known.get(key, {}) | facts[key] for key in BY_NAME}
+
+
+def _roles(runs: Sequence[RunResult]) -> dict[str, dict[tuple[str, int], RunResult]]:
+    """Runs by their role in a comparison, then by sequence and seed. A higher learning rate has none."""
+    rates = {
+        run.id: float((run.record.comparable.get("trainer") or {}).get("learning_rate") or 0) for run in runs
+    }
+    ours = {rates[run.id] for run in runs if run.policy == "sapo" and run.method != ZERO_SHOT}
+    base = max(ours or rates.values(), default=0.0)
+    if len(ours) > 1:
+        several = ", ".join(f"{rate:g}" for rate in sorted(ours))
+        raise UserError(
+            f"SAPO was trained at several learning rates (trainer.learning_rate {several}): name the runs of "
+            "one of them, with their `static` and `random` runs."
+        )
+    roles: dict[str, dict[tuple[str, int], RunResult]] = {}
+    for run in runs:
+        role = run.policy
+        if run.method == ZERO_SHOT:
+            role = f"zero-shot {role}"
+        elif rates[run.id] != base:
+            if role != "static" or rates[run.id] > base:
+                continue
+            role = f"{SLOWER} {rates[run.id]:g}"
+        other = roles.setdefault(role, {}).setdefault((run.sequence, run.seed), run)
+        if other is not run:
+            raise UserError(
+                f"Runs {other.id} and {run.id} have the same sequence, policy and seed: name one of them. "
+                "`sapo claims` takes folders, ids and patterns."
+            )
+    return roles
+
+
+# --- arrays ------------------------------------------------------------------------------------------------
+
+
+def _probe_data(probe: ProbeResult) -> ProbeData:
+    tasks, indexes = [probe.current, *probe.others], list(probe.runs)
+    kind = re.search(r"probe_([gcm])\d", probe.sequence)
+    distances = []
+    for run in probe.runs.values():
+        rows = column_rows(run, "trained")
+        rows = rows[(rows["after"] == len(run.tasks)) & (rows["task"] == probe.current)]
+        distances.append(float(rows["kl"].mean()) if "kl" in rows else np.nan)
+    return ProbeData(
+        pair=f"{short_name(probe.trained)} > {short_name(probe.current)}",
+        kind=kind[1].upper() if kind else "-",
+        label=f"{probe.sequence}, seed {probe.seed}",
+        scores={measure: probe.outcomes(measure)[tasks].to_numpy(dtype=float) for measure in NUMBERS},
+        losses=probe.pre_update_losses()[indexes].to_numpy(dtype=float),
+        original=indexes.index(ORIGINAL),
+        candidates=[place for place, index in enumerate(indexes) if index in probe.candidates],
+        kl=np.array(distances) if np.isfinite(distances).all() else None,
+    )
+
+
+def _contrasts(
+    roles: Mapping[str, Mapping[tuple[str, int], RunResult]], definition: str
+) -> Iterator[Contrast]:
+    """Claims (d) and (e) in every measure and column that the runs have, or bare where there are none."""
+    comparisons = dict(COMPARISONS)
+    for role in [role for role in roles if role.startswith(SLOWER)] or [SLOWER]:
+        sentence = f"Against a rival: SAPO is better than {role},"
+        key = f"e-rate{role.removeprefix(SLOWER).replace(' ', '-')}"
+        comparisons[key] = (sentence, {"sapo": 1, role: -1}, METRICS)
+    scores = cache(example_scores)
+    for key, (sentence, signs, metrics) in comparisons.items():
+        members = [roles.get(role, {}) for role in signs]
+        seeds: dict[str, list[Sides]] = {}
+        for where in sorted(set.intersection(*map(set, members))):
+            sides = [(runs[where], sign) for runs, sign in zip(members, signs.values(), strict=True)]
+            seeds.setdefault(where[0], []).append(sides)
+        if not seeds:
+            yield Contrast(key, sentence, "a difference of runs")
+            continue
+        used = [run for of_seed in seeds.values() for sides in of_seed for run, _ in sides]
+        is_apart = all(run.has_common for run in used) and any(map(tests_apart, used))
+        for metric, measure, column in product(metrics, NUMBERS, COLUMNS):
+            # Tasks that are not learned yet have one prompt, and what is served in zero shot is the prompt.
+            if column == "common" and (not is_apart or metric == "FWT" or len(signs) > 2):
+                continue
+            parts = {
+                name: _parts(each, scores, measure, column, (definition, metric))
+                for name, each in seeds.items()
+            }
+            whole = {name: each for name, each in parts.items() if each}
+            statistic = f"mean difference of {metric} over sequences and seeds"
+            yield Contrast(f"{key}-{metric}", f"{sentence} in {metric}", statistic, measure, column, whole)
+
+
+def _parts(
+    seeds: Sequence[Sides], scores: Callable[..., Any], measure: str, column: str, metric: tuple[str, str]
+) -> Parts:
+    """What every distinct test row of each task adds to a metric's difference, seed by seed.
+
+    Empty where the metric is not defined, or a cell that it needs was not evaluated.
+    """
+    run = seeds[0][0][0]
+    weights = metric_weights(*metric, len(run.tasks))
+    parts: list[tuple[Array, Array]] = []
+    for place in [] if weights is None else np.flatnonzero(weights.any(axis=0)):
+        task, states = run.tasks[place], np.flatnonzero(weights[:, place])
+        values = []
+        for sides in seeds:
+            tables = [(scores(side, measure, column), sign * sign_of(measure)) for side, sign in sides]
+            if not all((after, task) in table for table, _ in tables for after in states):
+                return []
+            values.append(
+                sum(
+                    sign * weights[after, place] * table[after, task]
+                    for table, sign in tables
+                    for after in states
+                )
+            )
+        parts.append(by_distinct_row(np.stack(values), row_numbers(run, task)))
+    return parts
+
+
+def _papers(method: str) -> dict[str, dict[str, Any]]:
+    """The paper's place and number by claim: means of what its figures and tables print, in ROUGE-L."""
+    places: dict[str, tuple[str, Any]] = {
+        "a": ("Figure 1", None),
+        "b": ("Figure 2", paper_csv("figure2_correlations").query("coefficient == 'spearman'")["r"]),
+        "c": ("Figure 3", paper_csv("figure3_correlations").query("coefficient == 'spearman'").iloc[:, -1]),
+    }
+    table = pd.concat([paper_csv("table1"), paper_csv("table11")])
+    for metric in METRICS:
+        is_ours = (table["method"].map(plain) == plain(method)) & (table["metric"] == metric)
+        places[f"d-static-{metric}"] = ("Tables 1 and 11", table.loc[is_ours, "sapo_delta"])
+    return {
+        key: {"place": place, "value": None if values is None or values.empty else round(values.mean(), 3)}
+        for key, (place, values) in places.items()
+    }

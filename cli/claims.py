@@ -1,0 +1,37 @@
+"""`sapo claims [RUNS|PROBES…]`: what the paper claims, shown, refuted or undecided by finished runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapo.cli.console import Json, emit, store_root
+
+
+def command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUNS|PROBES]…",
+            help="Folders or ids of runs and probes, patterns, or stores; without any: all of the store",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and page")] = Path(
+        "results/claims"
+    ),
+    definition: Annotated[
+        str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
+    ] = "reference",
+    json: Json = False,
+) -> None:
+    """Each of the paper's claims: shown, refuted or undecided, with intervals, from any finished runs.
+
+    Runs of one claim must be of one model, method, definition, data and size: name those of one kind.
+    """
+    from sapo.analysis.evidence import find_evidence
+    from sapo.analysis.report import claims
+
+    report = claims("claims", find_evidence(names or [], store_root()), output, definition)
+    document = report.document
+    written = f"Written to {output}."
+    emit(document.pop("tables") | document, json, [*report.parts, *report.remarks, written])
