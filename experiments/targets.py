@@ -105,7 +105,7 @@ def jobs_of(name: str, scale: str, overrides: Sequence[str]) -> list[Job]:
 
 
 def _claims(scale: str, overrides: Sequence[str]) -> list[Config]:
-    """What claims rest on: a probe, three policies, and the runs of rival explanations.
+    """What claims rest on: a probe, the runs of Table 1, and those of rival explanations.
 
     `policy.index=…` is of the probe's prompts, `policy=…` of the runs.
     """

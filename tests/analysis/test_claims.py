@@ -267,9 +267,7 @@ def test_a_golden_table(shown):
     found = [Claim(**row) for row in shown.document["tables"]["claims"]]
     chosen = [each for each in found if (each.measure, each.column) in ((None, None), ("nll", "trained"))]
     rows = claim_texts(chosen).drop(columns=["claim", "score", "n", "paper"])
-    lines = "\n".join(
-        " | ".join(row) for row in rows.drop(columns=["claim", "paper"]).itertuples(index=False)
-    )
+    lines = "\n".join(" | ".join(row) for row in rows.itertuples(index=False))
     assert lines == GOLDEN.strip()
 
 
@@ -329,6 +327,22 @@ def test_all_scores_as_files_say_where_claims_have_no_runs(tmp_path):
     assert set(table["verdict"]) == {"undecided"}
     assert table["estimate"].isna().all()
     assert "no runs" in (tmp_path / "out" / "claims.md").read_text()
+
+
+def test_runs_without_answers_speak_in_nll_alone(tmp_path):
+    for policy in ("static", "sapo"):
+        path = add(tmp_path, policy, policy=policy)
+        nothing = {"rougeL": np.nan, "exact_match": np.nan, "label_match": np.nan}
+        identity = {"evaluator": {"answers": False}, "common_prompt": True}
+        edit_run(path, lambda frame, blank=nothing: frame.assign(**blank), identity=identity)
+    evidence = load_evidence(find_evidence([], tmp_path), "reference")
+    reasons = {
+        each.measure: each.reason
+        for each in decided([], evidence.contrasts)
+        if (each.id, each.column) == ("d-static-AP", "trained")
+    }
+    unscored = "these runs were not scored so"
+    assert reasons == {"rougeL": unscored, "exact_match": unscored, "nll": "1 seed: 2 needed"}
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
