@@ -24,7 +24,6 @@ from sapo.analysis.results import (
     RUN,
     RunResult,
     column_rows,
-    differences,
     example_scores,
     find_probes,
     find_runs,
@@ -35,7 +34,7 @@ from sapo.analysis.results import (
 )
 from sapo.conf.errors import UserError
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import RunRecord, read_record
+from sapo.data.records import RunRecord, differences, read_record
 from sapo.data.tasks import short_name
 
 POLICIES = ("sapo", "static", "random")  # runs of others stand in no claim
@@ -159,10 +158,10 @@ def _require_alike(labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
             for side, values in zip(sides, (known[key], facts[key]), strict=True):
                 shared = known[key].keys() & facts[key].keys() if key in BY_NAME else ()
                 side[key] = {name: values[name] for name in sorted(shared)} if key in BY_NAME else values
-        if found := differences(*sides):
+        if found := sorted(differences(*sides)):
             raise UserError(
                 f"{labelled[0][0]} and {label} cannot stand in one claim:\n  "
-                + "\n  ".join(sorted(found))
+                + "\n  ".join(found)
                 + "\nName those of one kind: `sapo claims` takes folders, ids and patterns."
             )
         known |= facts | {key: known.get(key, {}) | facts[key] for key in BY_NAME}

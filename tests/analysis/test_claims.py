@@ -294,7 +294,7 @@ def test_what_is_written_and_said(shown):
     table = (output / "badges.md").read_text().splitlines()
     assert table[0] == "| claim | ROUGE-L | exact match | NLL |"
     assert "untouched model | no runs | no runs | no runs |" in "\n".join(table)
-    (sentence,) = [note for note in shown.notes if note.startswith("Exploratory")]
+    (sentence,) = [note for note in shown.remarks if note.startswith("Exploratory")]
     assert "(c) is positive in 3 of 3 pairs (by kind of task: C 1 of 1, G 1 of 1, M 1 of 1)" in sentence
     assert "with the loss before training: too few pairs; with KL on the new task: too few pairs" in sentence
     paper = shown.tables["claims"].set_index(["id", "measure", "column"])["paper"]
@@ -353,12 +353,12 @@ DATA = {"model": "sha", "data": dict.fromkeys(TASKS, "other"), "trainer": RATES}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "qwen3_0_6b"}, "model: smollm2_135m against qwen3_0_6b"),
-        ({"method": "olora"}, "method: lorainc against olora"),
-        ({"parity": "reference"}, "definition: paper against reference"),
-        ({"comparable": DATA}, "data task1_a: sha-task1_a against other"),
-        ({"comparable": DATA | {"trainer": RATES | {"epochs": 10}}}, "trainer epochs: 3 against 10"),
-        ({"n": 12}, "test examples task1_a: 30 against 12"),
+        ({"model": "qwen3_0_6b"}, 'model: "smollm2_135m" -> "qwen3_0_6b"'),
+        ({"method": "olora"}, 'method: "lorainc" -> "olora"'),
+        ({"parity": "reference"}, 'definition: "paper" -> "reference"'),
+        ({"comparable": DATA}, 'data.task1_a: "sha-task1_a" -> "other"'),
+        ({"comparable": DATA | {"trainer": RATES | {"epochs": 10}}}, "trainer.epochs: 3 -> 10"),
+        ({"n": 12}, "test examples.task1_a: 30 -> 12"),
         ({"seed": 0}, "have the same sequence, policy and seed"),
         ({"rate": 3e-4}, "several learning rates (trainer.learning_rate 0.0003, 0.001)"),
     ],
@@ -377,9 +377,9 @@ def test_runs_of_two_kinds_are_refused_with_the_difference(changes, message, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "qwen3_0_6b"}, "model: smollm2_135m against qwen3_0_6b"),
-        ({"unseen": ("task618_x", "task9_y"), "n": 5}, "test examples task618_x: 12 against 5"),
-        ({"n_prompts": 4}, "prompts: 3 against 4"),
+        ({"model": "qwen3_0_6b"}, 'model: "smollm2_135m" -> "qwen3_0_6b"'),
+        ({"unseen": ("task618_x", "task9_y"), "n": 5}, "test examples.task618_x: 12 -> 5"),
+        ({"n_prompts": 4}, "prompts: 3 -> 4"),
     ],
 )
 def test_probes_of_two_kinds_are_refused_with_the_difference(changes, message, tmp_path):
