@@ -227,7 +227,7 @@ def _contrasts(
     """Claims (d) and (e) in every measure and column that the runs have, or bare where there are none."""
     comparisons = dict(COMPARISONS)
     for role in [role for role in roles if role.startswith(SLOWER)] or [SLOWER]:
-        sentence = f"Against a rival: SAPO is better than {role},"
+        sentence = f"Against a rival: SAPO is better than {role}"
         key = f"e-rate{role.removeprefix(SLOWER).replace(' ', '-')}"
         comparisons[key] = (sentence, {"sapo": 1, role: -1}, METRICS)
     scores = cache(example_scores)
@@ -252,7 +252,7 @@ def _contrasts(
             }
             whole = {name: each for name, each in parts.items() if each}
             statistic = f"mean difference of {metric} over sequences and seeds"
-            yield Contrast(f"{key}-{metric}", f"{sentence} in {metric}", statistic, measure, column, whole)
+            yield Contrast(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column, whole)
 
 
 def _parts(

@@ -15,7 +15,7 @@ def test_claims_of_a_store(sapo, trained, tmp_path):
     assert reasons["a"] == reasons["d-random"] == reasons["e-prompt"] == "no runs"
     assert all(Path(file).is_file() for file in document["files"])
     text = sapo("claims", trained.static["id"], trained.adaptive["id"], "-o", out)
-    assert "SAPO is better than static prompts in AP" in text.out
+    assert "SAPO is better than static prompts (AP)" in text.out
     assert f"Written to {out}." in text.out
     refused = sapo("claims", "nothing")
     assert (refused.code, "Unknown run 'nothing'" in refused.err) == (2, True)
