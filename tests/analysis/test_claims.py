@@ -64,10 +64,10 @@ def made_contrasts(rng, sequences=2, seeds=3, rows=60, gain=0.0, measures=NUMBER
 @pytest.mark.parametrize(
     ("facts", "sequences", "signs", "measures"),
     [
-        ({}, 2, (1,), NUMBERS),
-        ({}, 4, (1,), ["nll"]),
+        ({}, 2, [1], NUMBERS),
+        ({}, 4, [1], ["nll"]),
         # Claim (b) holds, and the loss predicts in every pair, but in half of them the wrong way round.
-        ({"together": 0.5, "loss": 0.8}, 2, (1, -1), ["nll"]),
+        ({"together": 0.5, "loss": 0.8}, 2, [1, -1], ["nll"]),
     ],
 )
 def test_stores_without_an_effect_show_one_in_at_most_five_percent(facts, sequences, signs, measures):
