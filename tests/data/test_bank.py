@@ -57,25 +57,18 @@ def test_benchmark_pool_is_valid(path: Path, benchmarks: Path) -> None:
 
 
 def test_every_benchmark_task_has_a_pool(benchmarks: Path) -> None:
+    assert {path.stem for path in MINI} == set(mini_tasks())
     assert set(benchmark_tasks(benchmarks)) == {path.stem for path in BENCHMARKS}
 
 
 @pytest.mark.parametrize("name", mini_tasks())
-def test_mini_pool_is_valid(name: str) -> None:
-    check(BANK / f"{name}.yaml", generate(name, 0, 0, 0), 20)
-
-
-@pytest.mark.parametrize("name", mini_tasks())
-def test_mini_paraphrases_keep_to_the_length_the_bank_promises(name: str) -> None:
+def test_mini_pool_is_valid_and_of_the_length_that_the_bank_promises(name: str) -> None:
     task = generate(name, 0, 0, 0)
+    check(BANK / f"{name}.yaml", task, 20)
     pool = read_pool(BANK / f"{name}.yaml", task)
     ratios = [len(prompt.text) / len(task.instruction) for prompt in pool.paraphrases]
     assert 0.6 <= min(ratios) < 0.8
     assert 1.1 < max(ratios) <= 1.6
-
-
-def test_no_mini_pool_without_its_task() -> None:
-    assert {path.stem for path in MINI} == set(mini_tasks())
 
 
 @pytest.mark.parametrize("path", STYLES, ids=lambda path: f"{path.parent.name}-{path.stem}")

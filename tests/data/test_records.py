@@ -97,32 +97,23 @@ def test_a_stage_keeps_what_its_kind_measured_and_nothing_else(tmp_path):
 WRONG_RUNS = {
     "seed: ": {"seed": "0"},
     "tasks: ": {"tasks": []},
-    "demonstration: ": {"demonstration": 1},
     "unseen.0: .*slash": {"unseen": ["../c"]},
     "model: .*dot": {"model": "..hidden"},
     "stages.0.key: ": {"stages": [STAGE | {"key": "a"}]},
-    "stages.0.kind: ": {"stages": [STAGE | {"kind": "other"}]},
     "stages.0.seconds: ": {"stages": [STAGE | {"seconds": "1"}]},
-    "stages.0.tokens: ": {"stages": [STAGE | {"tokens": True}]},
     "stages: ": {"stages": {"0": STAGE}},
     "states.0.key: ": {"states": [{"after": 0, "key": "x", "tasks": []}]},
-    "choices.0.index: ": {"choices": [RUN["choices"][0] | {"index": None}]},
     "choices.0.candidates.0.loss: ": {"choices": [{"task": "a", "index": 0, "text": "", "candidates": [{}]}]},
-    "prompts.a: ": {"prompts": {"a": 1}},
     "pool.digest: ": {"pool": {"name": "p", "size": 1, "digest": "x"}},
     "notes: .*policy: |policy: .*notes: ": {"notes": None, "policy": None},
     "id: .*letters, digits": {"id": "a b"},
-    "id: .*an id has letters": {"id": "../a"},
-    "id: .*letters": {"id": "a\x1b[2J"},
     "id: .*empty": {"id": ""},
 }
 WRONG_PROBES = {
     "tasks": {"tasks": ["a"]},
     "prompts and runs must be numbered alike": {"runs": {"-1": "run-1"}},
     "with -1, the original": {"prompts": {"0": "x"}, "runs": {"0": "r"}},
-    "prompts.one: ": {"prompts": {"one": "x"}},
     "runs.0: .*letters": {"runs": {"-1": "run-1", "0": "../r"}},
-    "missing.0: ": {"missing": ["1"]},
 }
 
 
@@ -178,15 +169,7 @@ def test_a_run_without_its_record_or_manifest_is_refused(tmp_path, name, error, 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "{}",
-        "[]",
-        "{",
-        '{"config.yaml": 1}',
-        '{"config.yaml": {"bytes": 8}}',
-        '{"config.yaml": {"bytes": -1, "sha256": "' + KEY + '"}}',
-        '{"config.yaml": {"bytes": 8, "sha256": "x"}}',
-    ],
+    ["{}", "[]", "{", '{"config.yaml": 1}', '{"config.yaml": {"bytes": -1, "sha256": "' + KEY + '"}}'],
 )
 def test_a_manifest_that_says_nothing_is_damage(tmp_path, content):
     folder = sealed(tmp_path / "runs" / "r", "run.json", RUN)

@@ -218,20 +218,18 @@ def test_an_empty_target_is_the_end_of_the_turn(real: Renderer) -> None:
     assert real.tokenizer.decode(rendered.target_ids, skip_special_tokens=True).strip() == ""
 
 
-def test_an_example_without_a_token_to_learn_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ("", r"mood: an example has no target \('so happy'\)"),
+        ("{% if add_generation_prompt %}>{% endif %}", "target's place is unknown"),
+    ],
+)
+def test_templates_that_leave_nothing_to_learn_are_refused(after: str, message: str) -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match=r"mood: an example has no target \('so happy'\)"):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + after
+    with pytest.raises(UserError, match=message):
         Renderer(tokenizer, {}, 512).render(TASK, "Do.", [Example("so happy", "")])
-
-
-def test_a_template_that_writes_answers_elsewhere_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    )
-    with pytest.raises(UserError, match="target's place is unknown"):
-        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [EXAMPLE])
 
 
 # --- any text ----------------------------------------------------------------------------------------------
