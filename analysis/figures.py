@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
             bars = [own["estimate"] - own["low"], own["high"] - own["estimate"]]
             # Lines stand beside each other, so that bars of one size do not hide each other.
             beside = (number - (len(lines) - 1) / 2) * 0.02 * (sizes[-1] - sizes[0] or 1)
-            style = {"color": colour, "marker": marker, "capsize": 3, "linewidth": 1.5}
+            style: dict[str, Any] = {"color": colour, "marker": marker, "capsize": 3, "linewidth": 1.5}
             places = own["pool_size"] + beside
             axes.errorbar(places, own["estimate"], yerr=bars, label=" · ".join(names), **style)
         counts = points.loc[points["metric"] == metric, "n_examples"]
@@ -101,7 +101,7 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
     against = "difference from static" if points["is_difference"].all() else "score"
     better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
     figure.axes[0].set_ylabel(f"{measure_name(measure)}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
-    legend = {"loc": "outside upper center", "ncols": 2, "fontsize": 9, "frameon": False}
+    legend: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "fontsize": 9, "frameon": False}
     figure.legend(*figure.axes[0].get_legend_handles_labels(), title=title, **legend)
     return figure
 

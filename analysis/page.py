@@ -197,7 +197,7 @@ def _facts(run: RunResult) -> dict[str, str]:
     """Settings, versions and data of a run by name: `trainer.epochs`, `3`."""
     record, environment = run.record, run.record.environment
     changed = " with uncommitted changes" if environment.get("dirty") else ""
-    facts = {
+    facts: dict[str, Any] = {
         "tasks": ", ".join(run.tasks),
         "unseen tasks": ", ".join(run.unseen) or "none",
         "parity": record.parity,
@@ -253,7 +253,9 @@ def matrix_tables(run: RunResult, measure: str) -> list[dict[str, Any]]:
     is_lower = measure in LOWER_IS_BETTER
     digits, better = (3, "lower") if is_lower else (1, "higher")
     top = float(scores.max(axis=None)) if is_lower else 100.0
-    tables = [{"caption": "Scores", "values": scores, "form": f"%.{digits}f", "top": top, "kind": "amount"}]
+    tables: list[dict[str, Any]] = [
+        {"caption": "Scores", "values": scores, "form": f"%.{digits}f", "top": top, "kind": "amount"}
+    ]
     for compute, title in EFFECTS.values():
         changes = compute(scores)
         if not changes.isna().all(axis=None):

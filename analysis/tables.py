@@ -361,9 +361,9 @@ def _seconds(run: RunResult, kind: str) -> pd.Series:
 
 def _times(pairs: Sequence[tuple[RunResult, RunResult]], draws: int) -> dict[str, object]:
     """The times of (static run, scoring run) pairs of equal seed."""
-    base = pd.DataFrame([_seconds(static, "train") for static, _ in pairs])
-    extra = pd.DataFrame([_seconds(run, "score") for _, run in pairs]).reindex(columns=base.columns)
-    base, extra = base.fillna(0.0).to_numpy(), extra.fillna(0.0).to_numpy()
+    trained = pd.DataFrame([_seconds(static, "train") for static, _ in pairs])
+    scored = pd.DataFrame([_seconds(run, "score") for _, run in pairs]).reindex(columns=trained.columns)
+    base, extra = (seconds.fillna(0.0).to_numpy() for seconds in (trained, scored))
     n_tasks = base.shape[1]
     low = high = None
     if n_tasks > 1:  # tasks are resampled within seeds

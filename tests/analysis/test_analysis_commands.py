@@ -65,6 +65,11 @@ def store(folder, monkeypatch):
     return folder / "store"
 
 
+@pytest.fixture(autouse=True)
+def _few_permutations(monkeypatch):
+    monkeypatch.setattr("sapo.analysis.correlations.PERMUTATIONS", 99)
+
+
 def test_analyze_several_runs(store, tmp_path):
     out = tmp_path / "out"
     result = document("analyze", "*", "--output", out, "--report")
