@@ -14,10 +14,22 @@ BANK = Path(__file__).parent / "bank"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One wording of an instruction; `index` is its place in the pool, -1 for the original."""
+    """One wording of an instruction; `index` is its place in the pool, -1 for the original.
+
+    Texts that are in no pool have lower ones.
+    """
 
     text: str
     index: int = ORIGINAL
+
+    @property
+    def name(self) -> str:
+        """`original prompt`, `prompt 3`; for a text that is in no pool, what it is."""
+        if self.index >= 0:
+            return f"prompt {self.index}"
+        if self.index == ORIGINAL:
+            return "original prompt"
+        return "own prompt" if self.text else "no instruction"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config, identity_values
-from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.data.prompts import Prompt
 from sapo.data.records import BASE
 from sapo.data.render import Renderer
 from sapo.data.tasks import Example, Task, digest, examples_digest
@@ -99,12 +99,9 @@ class Stage(ABC):
 
     def __str__(self) -> str:
         """`training mini_city, prompt 3`."""
-        prompts = {prompt.index for _, _, prompt, _ in self.readings}
-        if len(prompts) > 1:
-            return f"{self.verb} {self.name}, {len(prompts)} prompts"
-        return f"{self.verb} {self.name}, " + ", ".join(
-            "original prompt" if index == ORIGINAL else f"prompt {index}" for index in prompts
-        )
+        prompts = {prompt.name for _, _, prompt, _ in self.readings}
+        what = f"{len(prompts)} prompts" if len(prompts) > 1 else ", ".join(prompts)
+        return f"{self.verb} {self.name}, {what}"
 
     def renderer(self, language_model: LanguageModel) -> Renderer:
         """How the model sees examples."""
