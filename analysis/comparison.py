@@ -1,0 +1,378 @@
+"""What a comparison of prompts says: the train x serve matrix, what is forgotten, and sentences with error.
+
+Units are distinct test rows: a value is their mean, its interval the bootstrap's over rows, and over seeds
+where there are several. Two cells are compared row by row; p is that of the permutation of signs (Fisher's
+randomization test of paired differences), Holm's over all comparisons that the sentences make.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sapo.analysis.figures import NO_VALUE, save
+from sapo.analysis.files import write_file
+from sapo.analysis.intervals import PERMUTATIONS, Interval, bootstrap, holm, permutation_p
+from sapo.analysis.render import csv, markdown
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
+
+UNTOUCHED, TRAINED, RETAINED = "untouched", "trained", "retained"
+LEVEL = 0.05
+# Standard normal quantiles of a two-sided test of 5 % and of 80 % power.
+DETECTABLE = 1.96 + 0.84
+SHORT_ANSWER = 5  # words; longer answers are seldom right to the letter
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One thing that was asked of the rows: what differs by how much, or that it is noise.
+
+    `estimate`, `low`, `high` and `p` (after Holm) are of `measure`, positive where it is better: a gain.
+    """
+
+    about: str
+    text: str
+    measure: str
+    estimate: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether no difference cannot be ruled out."""
+        return self.p >= LEVEL
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model trained under several prompts and served under several.
+
+    `answers` has a row for every seed, state, served prompt, task and test row: see `experiments.compare`.
+    `prompts` are the texts behind the rows by name (`mixed`: of all that were drawn from), `losses` the
+    pre-update losses of the pool (nats a token) by index. `measures`: the leading one, then NLL.
+    """
+
+    task: str
+    model: str
+    answers: pd.DataFrame = field(repr=False)
+    prompts: dict[str, list[str]] = field(repr=False)
+    losses: dict[int, float] = field(repr=False)
+    measures: tuple[str, ...] = ("nll",)
+
+    @property
+    def trained(self) -> list[str]:
+        """The rows of the matrix, the untouched model first."""
+        return list(self.answers["trained"].unique())
+
+    @property
+    def served(self) -> list[str]:
+        """The columns of the matrix."""
+        names = [name for name in self.answers["served"].unique() if name != RETAINED]
+        return sorted(names, key=lambda name: name != TRAINED)  # which the untouched model does not have
+
+    @property
+    def n_seeds(self) -> int:
+        """How many trainings each row stands for."""
+        return int(self.answers["seed"].nunique())
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a cell and measure: `trained`, `served`, `measure`, `value`, `low`, `high`, `n`, `spread`.
+
+        `spread` is the standard deviation over the prompts of `unseen`.
+        """
+        rows = []
+        for trained in self.trained:
+            for served in self.served:
+                for measure in self.measures:
+                    values = self.values(trained, served, measure)
+                    if values is None:
+                        continue
+                    found = _interval(values)
+                    cell = self._cell(trained, served)
+                    by_prompt = cell.groupby("prompt")[measure].mean()
+                    spread = float(by_prompt.std()) if len(by_prompt) > 1 else None
+                    rows.append(
+                        (trained, served, measure, found.value, found.low, found.high, found.n, spread)
+                    )
+        return pd.DataFrame(
+            rows, columns=["trained", "served", "measure", "value", "low", "high", "n", "spread"]
+        )
+
+    @cached_property
+    def retained(self) -> pd.DataFrame:
+        """What each training did to the retention tasks: NLL minus the untouched model's, by row and task."""
+        rows = []
+        for trained in self.trained[1:]:
+            for task in self._cell(trained, RETAINED)["task"].unique():
+                change = self._change(trained, [task])
+                found = _interval(change)
+                rows.append((trained, task, "nll", found.value, found.low, found.high, found.n))
+        return pd.DataFrame(rows, columns=["trained", "task", "measure", "change", "low", "high", "n"])
+
+    def _cell(self, trained: str, served: str) -> pd.DataFrame:
+        answers = self.answers
+        return answers[(answers["trained"] == trained) & (answers["served"] == served)]
+
+    def values(self, trained: str, served: str, measure: str) -> Array | None:
+        """Scores (seeds x distinct rows), the mean over several prompts; None where there is no such cell."""
+        cell = self._cell(trained, served)
+        return None if cell.empty or cell[measure].isna().any() else _by_row(cell, measure)
+
+    def _change(self, trained: str, tasks: Sequence[str]) -> Array:
+        """NLL on retention tasks minus the untouched model's: seeds x distinct rows of the tasks."""
+        sides = []
+        for name in (trained, UNTOUCHED):
+            cell = self._cell(name, RETAINED)
+            sides.append(_by_row(cell[cell["task"].isin(tasks)], "nll"))
+        return sides[0] - sides[1]
+
+    # --- sentences -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def chosen(self) -> str:
+        """The row to train with: the best of those that beat the original by more than noise, else that."""
+        better = [
+            s for s in self.verdict if s.about.startswith("train ") and not s.is_noise and s.estimate > 0
+        ]
+        if not better:
+            return "original" if "original" in self.trained else self.trained[1]
+        return max(better, key=lambda s: s.estimate).about.removeprefix("train ")
+
+    @cached_property
+    def verdict(self) -> list[Sentence]:
+        """What these rows tell, a sentence a question, after Holm over all questions and measures."""
+        asked = self._questions()
+        tests = [(about, measure, sides) for about, sides in asked for measure in sides]
+        p = holm([_sign_p(sides[measure]) for _, measure, sides in tests])
+        adjusted = {(about, measure): value for (about, measure, _), value in zip(tests, p, strict=True)}
+        found = []
+        for about, sides in asked:
+            # The leading measure decides; where it does not, a smaller one may: NLL sees what labels do not.
+            order = sorted(sides, key=lambda measure: not sides[measure].any())
+            shown = next((m for m in order if (adjusted[about, m] or 0.0) < LEVEL), order[0])
+            found.append(self._sentence(about, shown, sides[shown], float(adjusted[about, shown] or 0.0)))
+        return found
+
+    @property
+    def base(self) -> str:
+        """The row that others are compared with: the original, or the first that was trained."""
+        return "original" if "original" in self.trained else self.trained[1]
+
+    def _questions(self) -> list[tuple[str, dict[str, Array]]]:
+        """What is asked, with the gain of each test row (seeds x rows) by measure: positive is better.
+
+        Rows that train with the very prompts of the base, and comparisons of a cell with itself, say nothing.
+        """
+        base, own = self.base, TRAINED if TRAINED in self.served else self.served[0]
+        plain = "original" if "original" in self.served else own
+        others = [n for n in self.trained[1:] if self.prompts[n] != self.prompts[base]]
+        pairs = {"training": ((base, plain), (UNTOUCHED, plain))}
+        pairs |= {f"train {name}": ((name, own), (base, own)) for name in others}
+        for row in (base, *(name for name in others if name == "chosen")):
+            pairs |= {f"serve {name} {row}": ((row, name), (row, own)) for name in self.served if name != own}
+        asked = [
+            (
+                about,
+                {
+                    measure: gain
+                    for measure in self.measures
+                    if (gain := self._gain(*pair, measure)) is not None
+                },
+            )
+            for about, pair in pairs.items()
+        ]
+        if tasks := list(self._cell(base, RETAINED)["task"].unique()):
+            lost = self._change(base, tasks)
+            asked += [(f"forget {name}", {"nll": lost - self._change(name, tasks)}) for name in others]
+        return [(about, gains) for about, gains in asked if any(gain.any() for gain in gains.values())]
+
+    def _gain(self, first: tuple[str, str], second: tuple[str, str], measure: str) -> Array | None:
+        """How much better the first cell is than the second, row by row."""
+        one, other = (self.values(*cell, measure) for cell in (first, second))
+        if one is None or other is None:
+            return None
+        return (one - other) * (-1 if measure in LOWER_IS_BETTER else 1)
+
+    def _sentence(self, about: str, measure: str, gain: Array, p: float) -> Sentence:
+        """A question's answer in words, with its error."""
+        found = _interval(gain)
+        value, low, high = (float(x) for x in (found.value or 0.0, found.low or 0.0, found.high or 0.0))
+        decimals = 3 if measure == "nll" else 1
+        unit = "nats a token" if measure == "nll" else f"points of {measure_name(measure)}"
+        verb, size = "gains" if value > 0 else "costs", f"{abs(value):.{decimals}f} {unit}"
+        kind, name, row = (*about.split(" "), "", "")[:3]
+        less = "less" if value > 0 else "more"
+        what = {
+            "training": f"Training with {self.base} {verb} {size} over the untouched model",
+            "train": f"Training with {name} instead of {self.base} {verb} {size}, each served as trained",
+            "serve": f"{_SERVED.get(name, name)} to the model trained with {row} {verb} {size}",
+            "forget": f"Trained with {name} it forgets {less} than with {self.base}, by {size}",
+        }[kind]
+        error = f"[{low:+.{decimals}f}, {high:+.{decimals}f}], {'p < 0.001' if p < 1e-3 else f'p = {p:.2g}'}"
+        if p >= LEVEL:
+            rows = gain.mean(axis=0)
+            least = DETECTABLE * float(rows.std(ddof=1)) / math.sqrt(len(rows))
+            error += f": noise. {len(rows)} distinct rows tell differences from {least:.{decimals}f} on"
+            if value:
+                error += f", and this one would take about {len(rows) * (least / value) ** 2:,.0f}"
+        return Sentence(about, f"{what}: {error}.", measure, value, low, high, p)
+
+    # --- looks ---------------------------------------------------------------------------------------------
+
+    def plot(self, measure: str | None = None) -> Figure:
+        """The matrix as a heat map: trained down, served across, value and interval in each cell."""
+        measure = measure or self.measures[0]
+        cells = self.table
+        cells = cells[cells["measure"] == measure].set_index(["trained", "served"])
+        figure = Figure(
+            figsize=(2.6 + 1.35 * len(self.served), 1.9 + 0.62 * len(self.trained)), layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        values = np.full((len(self.trained), len(self.served)), np.nan)
+        for i, trained in enumerate(self.trained):
+            for j, served in enumerate(self.served):
+                if (trained, served) in cells.index:
+                    values[i, j] = cells.loc[(trained, served), "value"]
+        lower = measure in LOWER_IS_BETTER
+        axes.set_facecolor(NO_VALUE)
+        image = axes.imshow(values, cmap="cividis_r" if lower else "cividis", aspect="auto")
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        decimals = 2 if measure == "nll" else 0
+        for (trained, served), cell in cells.iterrows():
+            i, j = self.trained.index(trained), self.served.index(served)
+            is_dark = (cell["value"] < middle) != lower
+            text = f"{cell['value']:.{decimals}f}\n[{cell['low']:.{decimals}f}, {cell['high']:.{decimals}f}]"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+        axes.set_xticks(
+            range(len(self.served)), [_COLUMNS.get(name, name) for name in self.served], fontsize=9
+        )
+        axes.set_yticks(range(len(self.trained)), self.trained, fontsize=9)
+        axes.set_xlabel("served with")
+        axes.set_ylabel("trained with")
+        figure.colorbar(
+            image, ax=axes, label=f"{MEASURES[measure]}\n({'lower' if lower else 'higher'} is better)"
+        )
+        n = int(cells["n"].max())
+        seeds = f", {self.n_seeds} seeds" if self.n_seeds > 1 else ", one seed"
+        figure.suptitle(
+            f"{self.task} · {self.model}: {n} distinct test rows{seeds}, 95 % intervals", fontsize=10
+        )
+        return figure
+
+    def document(self) -> dict[str, Any]:
+        """The comparison as JSON holds it."""
+        return {
+            "trained": self.trained,
+            "served": self.served,
+            "cells": _records(self.table),
+            "retained": _records(self.retained),
+            "sentences": [{**asdict(sentence), "is_noise": sentence.is_noise} for sentence in self.verdict],
+            "chosen": self.chosen,
+            "task": self.task,
+            "model": self.model,
+            "seeds": sorted(int(seed) for seed in self.answers["seed"].unique()),
+            "prompts": self.prompts,
+            "losses": {str(index): loss for index, loss in self.losses.items()},
+        }
+
+    def write(self, folder: Path, commands: Sequence[str] = ()) -> list[Path]:
+        """Writes the matrix and what is retained as CSV, heat maps, `compare.json` and `compare.md`."""
+        files = [
+            write_file(folder / "matrix.csv", csv(self.table)),
+            write_file(folder / "retained.csv", csv(self.retained)),
+            write_file(folder / "compare.json", json.dumps(self.document(), indent=1, ensure_ascii=False)),
+        ]
+        for measure in self.measures:
+            files += save(self.plot(measure), folder / f"matrix_{measure}")
+        lines = [f"# {self.task}: which prompt to train with, and to serve ({self.model})", ""]
+        lines += [f"- {sentence.text}" for sentence in self.verdict]
+        lines += [
+            "",
+            markdown(self.matrix(self.measures[0])),
+            "",
+            *(f"    {command}" for command in commands),
+        ]
+        return [*files, write_file(folder / "compare.md", "\n".join(lines) + "\n")]
+
+    def matrix(self, measure: str) -> pd.DataFrame:
+        """The matrix of a measure as texts, a row a training."""
+        cells = self.table
+        cells = cells[cells["measure"] == measure].set_index(["trained", "served"])
+        decimals = 2 if measure == "nll" else 1
+        rows = []
+        for trained in self.trained:
+            row = {"trained with": trained}
+            for served in self.served:
+                if (trained, served) not in cells.index:
+                    row[served] = "-"
+                    continue
+                cell = cells.loc[(trained, served)]
+                spread = "" if pd.isna(cell["spread"]) else f" ±{cell['spread']:.{decimals}f}"
+                row[served] = f"{cell['value']:.{decimals}f}{spread}"
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+_COLUMNS = {TRAINED: "what it was\ntrained with", "none": "no instruction", "unseen": "unseen prompts"}
+_SERVED = {
+    "original": "Serving the original",
+    "none": "Serving no instruction",
+    "short": "Serving the short prompt",
+    "unseen": "Serving prompts that it has not seen (on average)",
+}
+
+
+def leading_measures(answers: pd.DataFrame, targets: Sequence[str]) -> tuple[str, ...]:
+    """The measure that suits the rows, then NLL: label match, exact match of short answers, or ROUGE-L."""
+    own = answers[answers["served"] != RETAINED]
+    if own["label_match"].notna().all():
+        return "label_match", "nll"
+    if own["exact_match"].isna().any():  # nothing was generated
+        return ("nll",)
+    words = float(np.median([len(target.split()) for target in targets]))
+    return ("exact_match" if words <= SHORT_ANSWER else "rougeL"), "nll"
+
+
+def _by_row(cell: pd.DataFrame, measure: str) -> Array:
+    """A measure's mean over prompts and repetitions: seeds x distinct rows of all tasks."""
+    means = cell.groupby(["seed", "task", "row"], sort=True)[measure].mean()
+    return means.to_numpy(dtype=float).reshape(cell["seed"].nunique(), -1)
+
+
+def _interval(values: Array) -> Interval:
+    """The mean of scores (seeds x rows) with its bootstrap interval over rows and seeds."""
+    low, high = np.percentile(bootstrap([(values, np.ones(values.shape[1]))], 2000, 0), [2.5, 97.5])
+    return Interval(float(values.mean()), float(low), float(high), n=values.shape[1], n_seeds=len(values))
+
+
+def _sign_p(gain: Array) -> float:
+    """Two-sided p of the mean gain (seeds x rows) under random signs of the rows; a row keeps its seeds."""
+    rows = gain.mean(axis=0)
+    permuted = np.abs(_signs(len(rows)) @ rows) / len(rows)
+    return permutation_p(abs(float(rows.mean())), permuted)
+
+
+@lru_cache(maxsize=4)
+def _signs(n: int) -> Array:
+    """Signs of `n` rows in each permutation."""
+    return np.random.default_rng(0).integers(0, 2, (PERMUTATIONS, n)) * 2.0 - 1.0
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
