@@ -23,7 +23,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-WORKING = ("train", "eval", "export", "analyze", "claims", "reproduce", "plan", "select", "paraphrase")
+WORKING = (
+    "train",
+    "eval",
+    "export",
+    "analyze",
+    "claims",
+    "reproduce",
+    "plan",
+    "select",
+    "compare",
+    "paraphrase",
+)
 LOOKING = ("metrics", "ls", "show", "fetch", "doctor", "store")
 for _name in WORKING + LOOKING:
     _module = import_module(f"sapo.cli.{_name}")  # a file a command, or a group of them

@@ -297,6 +297,32 @@ class ParityConfig:
 
 
 @dataclass
+class CompareConfig:
+    """What `sapo compare` trains with and serves, and what else it looks at."""
+
+    train: list[str] = runtime(
+        "Trained with: original; chosen (lowest loss), highest; mixed: drawn for each example; none: no "
+        "instruction; or numbers of the pool",
+        ["original", "chosen", "highest", "mixed", "none"],
+        pattern=(
+            r"original|chosen|highest|mixed|none|\d+",
+            "be original, chosen, highest, mixed, none or a number",
+        ),
+    )
+    serve: list[str] = runtime(
+        "Served: what it was trained with (trained), original, none, short, unseen prompts",
+        ["trained", "original", "none", "short", "unseen"],
+        choices="trained original none short unseen",
+    )
+    short: str | None = runtime("The prompt that `short` serves; null: the pool's shortest", None)
+    unseen: int = runtime("Prompts of the pool that are kept out of training, for `unseen`", 4, least=1)
+    retain: list[str] = runtime(
+        "Tasks, or NAME.yaml files of your own, on which forgetting is measured",
+        ["mini_price", "mini_tense"],
+    )
+
+
+@dataclass
 class StoreConfig:
     """Where results are kept."""
 
@@ -319,6 +345,7 @@ class Config:
     scale: ScaleConfig = runtime("How much of everything", ScaleConfig)
     engine: EngineConfig = runtime("Where stages run", EngineConfig)
     parity: ParityConfig = runtime("Paper or published code", ParityConfig)
+    compare: CompareConfig = runtime("What `sapo compare` trains and serves", CompareConfig)
     store: StoreConfig = runtime("Where results are kept", StoreConfig)
     seed: int = identity("Seed of initialization, data order, subsets and random policies", 0, least=0)
     task: str | None = runtime("One task, for `sapo show`", None, is_name=True)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A folder may import from itself and from folders of a lower level.
-LEVELS = {"conf": 0, "data": 1, "experiments": 2, "analysis": 2, "cli": 3}
+LEVELS = {"conf": 0, "data": 1, "analysis": 2, "experiments": 3, "cli": 4}
 # So may the parts of experiments/; what is not named here stands at the top.
 PARTS = {
     "model": 0,
@@ -27,6 +27,7 @@ PARTS = {
     "reevaluation": 4,
     "export": 4,
     "continual": 5,
+    "compare": 5,
     "probe": 5,
     "plan": 5,
     "select": 5,
