@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
@@ -78,6 +78,14 @@ class Cost:
     gpu_hours: float | None
     rate: str
 
+    @classmethod
+    def of(cls, stage: Stage, rates: Mapping[tuple[str, str], float]) -> Self:
+        """The cost of a stage at a store's rates."""
+        tokens, measured = estimated_tokens(stage), rates.get((stage.kind, stage.config.model.name))
+        rate = measured or stated_rate(stage)
+        seconds, hours = (tokens / measured if measured else None), (tokens / rate / 3600 if rate else None)
+        return cls(stage, tokens, seconds, hours, "measured" if measured else "stated")
+
 
 def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> dict[str, Any]:
     """What some runs would compute, and what is measured for probes, as JSON values; shared stages once.
@@ -100,7 +108,7 @@ def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] 
             asyncio.run(measure_all(found, engine, gradients))
     models = {job.config.model.name: job.config for job in possible}
     rates = measured_rates(engine.store, models)
-    costs = [_cost(stage, rates) for stage in engine.to_do.values()]
+    costs = [Cost.of(stage, rates) for stage in engine.to_do.values()]
     done = list(engine.done.values())
     kinds = [_line(kind, done, costs) for kind in KINDS]
     places = {stage.position for stage in (*done, *engine.to_do.values()) if isinstance(stage, Train)}
@@ -185,20 +193,12 @@ def _line(
 
 def _total(values: Iterable[float | None]) -> float | None:
     """The sum, None if one of the values is not known."""
-    known = list(values)
-    return None if None in known else sum(known, 0.0)
-
-
-def _cost(stage: Stage, rates: Mapping[tuple[str, str], float]) -> Cost:
-    tokens, measured = estimated_tokens(stage), rates.get((stage.kind, stage.config.model.name))
-    rate = measured or stated_rate(stage)
-    return Cost(
-        stage,
-        tokens,
-        seconds=tokens / measured if measured else None,
-        gpu_hours=tokens / rate / 3600 if rate else None,
-        rate="measured" if measured else "stated",
-    )
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def estimated_tokens(stage: Stage) -> int:

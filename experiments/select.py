@@ -402,7 +402,8 @@ def _mean_losses(
     that stands there k times is one observation of weight k.
     """
     _, group = np.unique(groups, return_inverse=True)
-    means, errors = {}, {}
+    means: dict[int, float] = {}
+    errors: dict[int, Array] = {}
     for prompt in prompts:
         table = losses[losses["prompt"] == prompt.index].sort_values("example")
         nll, tokens = table["nll"].to_numpy(float), table["n_tokens"].to_numpy(float)

@@ -207,7 +207,9 @@ def test_runs_that_differ_in_the_order_of_tasks_or_in_drawn_prompts_have_folders
         config("policy=static", f"sequence.tasks=[{tasks}]")
         for tasks in ("mini_price,mini_topic", "mini_topic,mini_price")
     ]
-    configs += [config("policy=paft", f"paraphrases.count={n}") for n in (2, 3)]
+    configs += [
+        config("policy=paft", "sequence.tasks=[mini_price]", f"paraphrases.count={n}") for n in (2, 3)
+    ]
     runs, _ = finish(configs, store)
     assert len({write_run(run, store) for run in runs}) == 4
 
