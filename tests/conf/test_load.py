@@ -80,14 +80,17 @@ def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("first", "second", "third"),
     [
-        *("1_2", "7e10", "0x1F", "true", "a[b]*?'x~#=é", "it's", "back\\slash\\", 'x"y', "a=b", "[runs]"),
+        ("1_2", "7e10", "0x1F"),
+        ("true", "a[b]*?'x~#=é", "it's"),
+        ("back\\slash\\", 'x"y', "a=b"),
+        ("[runs]", "x(1)", "日本"),
     ],
 )
-def test_texts_are_taken_as_they_are_typed(text: str) -> None:
-    config = load_one([f"store.root={text}", f"model.revision={text}"])
-    assert (config.store.root, config.model.revision) == (text, text)
+def test_texts_are_taken_as_they_are_typed(first: str, second: str, third: str) -> None:
+    config = load_one([f"store.root={first}", f"model.revision={second}", f"model.tokenizer={third}"])
+    assert (config.store.root, config.model.revision, config.model.tokenizer) == (first, second, third)
 
 
 def test_texts_in_lists_and_sweeps() -> None:
@@ -240,7 +243,7 @@ def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one(axes: 
     swept = load([f"{key}={each}" for key, each in axes.items()])
     combinations = list(itertools.product(*values))
     assert len(swept) == len(combinations)
-    for place in {0, 5 % len(swept), len(swept) // 2, len(swept) - 2, len(swept) - 1}:
+    for place in {len(swept) // 2 - 1, 5 % len(swept), len(swept) - 1}:
         chosen = zip(axes, combinations[place], strict=True)
         assert swept[place] == load_one([f"{key}={value}" for key, value in chosen])
 
