@@ -21,14 +21,15 @@ def command(
     from sapo.conf.load import choices, description
 
     groups = kinds()
+    entries: list[dict[str, Any]] = []
     kind = {group: name for name, group in groups.items()}.get(kind or "", kind)  # `model` for `models`
     if kind in groups:
         group = groups[kind]
         entries = [{"name": name, "description": description(group, name)} for name in choices(group)]
     elif kind == "tasks":
-        entries = list(_tasks())
+        entries += _tasks()
     elif kind == "runs":
-        entries = list(runs(store_root()))
+        entries += runs(store_root())
     elif kind is None:
         entries = [{"name": name, "description": f"sapo ls {name}"} for name in (*groups, "tasks", "runs")]
     else:

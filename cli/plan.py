@@ -51,11 +51,11 @@ def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:
             time = duration(row["seconds"])
             rows.append((row["kind"], row["done"], row["to_do"], f"{row['tokens']:,}", time))
     rows.append(("all", "", "", "", duration(document["seconds"])))
-    yield table(("stages", "done", "to do", "tokens", "time"), rows, _counted(document["runs"], "run"))
+    yield table(("stages", "done", "to do", "tokens", "time"), rows, f"Runs: {document['runs']}")
     asked, shared = document["asked"], document["shared"]
     yield f"The runs ask for {asked:,} stages, {shared:,} of which another has asked for already."
     for left_out in document["unplanned"]:
-        yield f"No plan of {_counted(left_out['runs'], 'more run')}: {left_out['reason']}"
+        yield f"No plan of {left_out['runs']} more: {left_out['reason']}"
     rows = []
     for name, model in document["models"].items():
         work = f"{model['stages']:,}", f"{model['tokens']:,}", _hours(model["gpu_hours"])
@@ -65,10 +65,6 @@ def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     rows.append(("all, and runs", "", "", "", "", decimal(document["disk_bytes"]), ""))
     yield table(("model", "to do", "tokens", "GPU hours", "rates", "disk", "weights"), rows)
     yield from _NOTES
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def _hours(hours: float | None) -> str:

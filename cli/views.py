@@ -23,8 +23,8 @@ def run_parts(run: RunResult, definition: str) -> Iterator[RenderableType]:
         columns = ("after", *map(short_name, scores.columns))
         yield table(columns, rows, f"{score_name(measure, 'trained')} after each task")
     reason = why_no_labels(run)
-    columns = list(COLUMNS) if tests_apart(run) else ["trained"]
-    for column in columns:
+    tested = list(COLUMNS) if tests_apart(run) else ["trained"]
+    for column in tested:
         for measure in ("rougeL", "exact_match", *([] if reason else [LABELS])):
             values = continual_metrics(score_matrix(run, measure, column))[definition]
             shown = [f"{name} {_number(values[name]):>6}" for name in METRICS]
@@ -32,7 +32,7 @@ def run_parts(run: RunResult, definition: str) -> Iterator[RenderableType]:
     yield f"After 0: the untouched model; definition `{definition}`: {DEFINITIONS[definition]}."
     if reason:
         yield f"Label match is not defined: {reason}."
-    if len(columns) > 1:
+    if len(tested) > 1:
         yield "Common prompt: learned tasks are tested with their original instruction."
     elif not run.has_common:
         yield "Learned tasks were tested with the prompts they were trained with only."

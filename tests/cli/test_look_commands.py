@@ -100,7 +100,7 @@ def test_a_plan_has_trainings_by_place_and_names_runs_that_it_leaves_out(sapo, s
     assert "The bank 'terse' has no paraphrases of task mini_city" in left_out["reason"]
     text = sapo(*asked).out
     assert "train, task 2" in text
-    assert "No plan of 1 more run: The bank 'terse' has no" in text
+    assert "No plan of 1 more: The bank 'terse' has no" in text
     alone = sapo("plan", *small, "policy=sapo", "paraphrases=terse")
     assert (alone.code, alone.out) == (2, "")
     assert "The bank 'terse' has no" in alone.err

@@ -26,6 +26,7 @@ def reproduced(sapo, small, tmp_path_factory):
         return root, sapo("reproduce", "all", *small, "--json")
 
 
+@pytest.mark.slow  # whole reproductions of a trained model
 def test_table1_at_mini_scale(sapo, small, reproduced, monkeypatch):
     root, done = reproduced
     document = json.loads(done.out)["targets"][0]
@@ -50,6 +51,7 @@ def test_table1_at_mini_scale(sapo, small, reproduced, monkeypatch):
     assert "Again with: sapo reproduce table1 --scale mini" in again.out
 
 
+@pytest.mark.slow  # whole reproductions of a trained model
 def test_all_goes_on_after_a_failure_and_shares_stages(reproduced):
     """Table 10 needs nothing that Table 1 has not."""
     _, done = reproduced
@@ -68,6 +70,7 @@ def test_all_goes_on_after_a_failure_and_shares_stages(reproduced):
     assert [row["overhead_percent"] for row in papers] == [12.5]
 
 
+@pytest.mark.slow  # whole reproductions of a trained model
 def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, reproduced, monkeypatch):
     root, _ = reproduced
     monkeypatch.setenv("SAPO_STORE", str(root))
@@ -139,6 +142,7 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
     assert together == ([*probe_runs, *table_runs], [(probe_runs, False), (probe_runs, True)])
 
 
+@pytest.mark.slow  # whole reproductions of a trained model
 def test_figures_of_one_probe_compute_its_stages_once_by_force(sapo, small, tmp_path, monkeypatch):
     """Three prompts of a pair of tasks, from training to drawing: runs, probes, next target on one engine."""
     kept = {name: targets.TARGETS[name] for name in ("figure1", "figure2")}
@@ -197,7 +201,7 @@ def test_the_papers_scale_without_a_gpu_is_refused_with_a_plan(sapo, benchmarks)
         "method.buffer=4",
     )
     assert done.code == 2
-    assert "8 runs" in done.err
+    assert "Runs: 8" in done.err
     assert "llama2_7b_chat" in done.err
     assert "GPU hours" in done.err
     assert not done.out
