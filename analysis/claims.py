@@ -91,7 +91,7 @@ class Estimate:
     reason: str | None = None
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """Value and 95 % interval, of Student's t."""
         half = float(stdtrit(self.df, 1 - ALPHA / 2)) * self.error
         return {"estimate": self.value, "low": self.value - half, "high": self.value + half}
@@ -292,7 +292,7 @@ def _of_probes(
             for place, data in enumerate(probes):
                 if np.isfinite(found[place, measure][key]):
                     by_pair.setdefault(data.pair, []).append(place)
-            values = [np.mean([found[p, measure][key] for p in places]) for places in by_pair.values()]
+            values = [float(np.mean([found[p, measure][key] for p in places])) for places in by_pair.values()]
             counts = {
                 "probes": sum(map(len, by_pair.values())),
                 "prompts": min(len(d.losses) for d in probes),

@@ -112,7 +112,7 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
         contrasts=list(_contrasts(roles, definition)),
         papers=_papers(methods[0] if methods else "lorainc"),
         folders=[*(probe.path for probe in probes), *(run.path for run in runs)],
-        is_demonstration=any(each.demonstration for each in [*probes, *runs]),
+        is_demonstration=any(p.demonstration for p in probes) or any(r.demonstration for r in runs),
     )
 
 
@@ -158,7 +158,7 @@ def _require_alike(labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
             for side, values in zip(sides, (known[key], facts[key]), strict=True):
                 shared = known[key].keys() & facts[key].keys() if key in BY_NAME else ()
                 side[key] = {name: values[name] for name in sorted(shared)} if key in BY_NAME else values
-        if found := sorted(differences(*sides)):
+        if found := sorted(differences(sides[0], sides[1])):
             raise UserError(
                 f"{labelled[0][0]} and {label} cannot stand in one claim:\n  "
                 + "\n  ".join(found)
@@ -264,8 +264,10 @@ def _parts(
     """
     run = seeds[0][0][0]
     weights = metric_weights(*metric, len(run.tasks))
+    if weights is None:
+        return []
     parts: list[tuple[Array, Array]] = []
-    for place in [] if weights is None else np.flatnonzero(weights.any(axis=0)):
+    for place in np.flatnonzero(weights.any(axis=0)):
         task, states = run.tasks[place], np.flatnonzero(weights[:, place])
         values = []
         for sides in seeds:
