@@ -411,7 +411,10 @@ def _mean_losses(
             nll, tokens = nll / tokens, np.ones_like(tokens)
         mean = float(nll.sum() / tokens.sum())
         summed = np.bincount(group, (nll - mean * tokens) / tokens.mean())
-        means[prompt.index], errors[prompt.index] = mean, summed * (len(summed) / len(group))
+        means[prompt.index], errors[prompt.index] = (
+            mean,
+            np.asarray(summed * (len(summed) / len(group)), float),
+        )
     return means, errors
 
 
