@@ -69,26 +69,13 @@ def test_a_heat_map_says_values_units_tasks_and_run(run_folder):
     changes = pd.DataFrame([[np.nan, 1.25], [-3.0, np.nan]], index=[1, 2], columns=list(run.tasks[:2]))
     figure = effect_heatmap(changes, run, "Forgetting", "nll")
     said = " ".join(text.get_text() for text, _ in texts_of(figure))
-    for part in (
-        "+1.25",
-        "-3.00",
-        "NI195",
-        "after NI363",
-        "lorainc",
-        "seed 0",
-        "demonstration",
-        "nats",
-        "lower is",
-    ):
+    for part in ("+1.25", "-3.00", "NI195", "after NI363", "lorainc", "seed 0", "demonstration", "nats"):
         assert part in said
+    assert "lower is" in said
     image = figure.axes[0].images[0]
     assert (image.get_clim(), image.get_cmap().name) == ((-3.0, 3.0), "RdBu_r")
-
-
-def test_no_change_at_all_can_be_drawn(run_folder):
-    run = load_run(run_folder())
-    changes = pd.DataFrame([[0.0]], index=[1], columns=[run.tasks[0]])
-    figure = effect_heatmap(changes, run, "Forgetting", "rougeL")
+    no_change = pd.DataFrame([[0.0]], index=[1], columns=[run.tasks[0]])
+    figure = effect_heatmap(no_change, run, "Forgetting", "rougeL")
     assert "+0.0" in {text.get_text() for text, _ in texts_of(figure)}
 
 

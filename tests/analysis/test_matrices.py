@@ -39,44 +39,30 @@ def test_reference_metrics_are_means_of_these_matrices():
 
 def test_summary_writes_the_files_of_the_contract(run_folder):
     path = run_folder(unseen=["x"])
-    summary = summarize_run(load_run(path))
-    names = {file.name for file in summary["files"]}
-    measures = ("rougeL", "exact_match", "nll")
-    expected = {
-        f"{kind}_{measure}.csv" for kind in ("matrix", "forgetting", "generalization") for measure in measures
-    }
+    run = load_run(path)
+    summary = summarize_run(run, "exact_match")
+    kinds, measures = ("matrix", "forgetting", "generalization"), ("rougeL", "exact_match", "nll")
+    expected = {f"{kind}_{measure}.csv" for kind in kinds for measure in measures}
     expected |= {f"matrix_{measure}_common.csv" for measure in measures}
     expected |= {
         f"{effect}{measure}.{suffix}"
         for effect in ("forgetting", "generalization")
-        for measure in ("", "_nll")
+        for measure in ("", "_nll", "_exact_match")
         for suffix in ("png", "pdf")
     }
+    names = {file.name for file in summary["files"]}
     assert names == expected | {"metrics.json"}
-    assert {file.name for file in path.iterdir()} == names | {
-        "run.json",
-        "predictions.parquet",
-        "manifest.json",
-    }
-
-
-def test_metrics_json_holds_all_definitions_of_all_measures(run_folder):
-    path = run_folder()
-    summary = summarize_run(load_run(path))
+    stored = {"run.json", "predictions.parquet", "manifest.json"}
+    assert {file.name for file in path.iterdir()} == names | stored
     content = json.loads((path / "metrics.json").read_text())
     assert content["metrics"] == summary["metrics"]
     assert set(content["metrics"]) == set(MEASURES)
-    for measure in ("rougeL", "exact_match", "nll"):
+    for measure in measures:
         matrix = read_matrix(path / f"matrix_{measure}.csv")
-        pd.testing.assert_frame_equal(matrix, score_matrix(load_run(path), measure), check_index_type=False)
+        pd.testing.assert_frame_equal(matrix, score_matrix(run, measure), check_index_type=False)
         assert content["metrics"][measure] == continual_metrics(matrix)
-    assert content["better"] == {
-        "rougeL": "higher",
-        "exact_match": "higher",
-        "label_match": "higher",
-        "nll": "lower",
-    }
-    assert content["n_examples"] == dict.fromkeys(load_run(path).tasks, 20)
+    assert content["better"] == dict.fromkeys(MEASURES, "higher") | {"nll": "lower"}
+    assert content["n_examples"] == dict.fromkeys((*run.tasks, "x"), 20)
     assert content["demonstration"] is True
 
 
@@ -86,9 +72,3 @@ def test_one_task_has_null_transfer_and_no_figure(run_folder):
     assert summary["metrics"]["rougeL"]["reference"]["BWT"] is None
     assert not [file for file in summary["files"] if file.suffix == ".png"]
     assert "NaN" not in (path / "metrics.json").read_text()
-
-
-def test_figures_of_another_measure_have_its_name(run_folder):
-    names = {file.name for file in summarize_run(load_run(run_folder()), "exact_match")["files"]}
-    assert {"forgetting_exact_match.png", "generalization_exact_match.pdf"} <= names
-    assert {"forgetting.png", "forgetting_nll.png"} <= names

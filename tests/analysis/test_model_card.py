@@ -13,7 +13,7 @@ NASTY = "```\n# Not a heading | <b>x</b> [a](b) {input} 中文 `\u2028"
 
 
 def exported(**changes):
-    lesson = {
+    task = {
         "task": "task195_sentiment",
         "instruction": NASTY,
         "separator": "文本:",
@@ -34,8 +34,8 @@ def exported(**changes):
         "rank": 8,
         "template_options": {"enable_thinking": False},
         "max_new_tokens": 128,
-        "tasks": [lesson],
-        "tested": [lesson["task"]],
+        "tasks": [task],
+        "tested": [task["task"]],
         "definition": "gem",
     } | changes
 
@@ -87,8 +87,8 @@ def test_scores_are_those_of_the_state_and_absent_ones_are_dashes(run_folder):
 
 
 def test_drawn_prompts_are_listed(run_folder):
-    lesson = exported()["tasks"][0] | {"instruction": "Say it.", "drawn": ["One.", "Two."]}
-    card = card_of(run_folder, tasks=[lesson])
+    task = exported()["tasks"][0] | {"instruction": "Say it.", "drawn": ["One.", "Two."]}
+    card = card_of(run_folder, tasks=[task])
     assert "Training drew from 2 prompts" in card
     assert '[\n "One.",\n "Two."\n]' in card
 

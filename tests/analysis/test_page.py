@@ -9,21 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from made_up import candidate, edit_run
+from made_up import candidate, edit_run, write_run
 
 from sapo.analysis import page as page_module
-from sapo.analysis.page import (
-    answers,
-    choice_facts,
-    html,
-    run_labels,
-    run_warnings,
-    texts_of,
-    write_page,
-)
+from sapo.analysis.page import answers, choice_facts, html, run_labels, run_warnings, texts_of, write_page
 from sapo.analysis.report import Report
 from sapo.analysis.results import load_run
 from sapo.analysis.tables import DEMONSTRATION, score_table
@@ -106,13 +99,35 @@ def test_what_came_from_data_and_models_is_text_and_nothing_else(run_folder):
     assert "</script><img" not in text
 
 
-def test_the_page_needs_nothing_but_itself(run_folder, tmp_path):
-    report = report_of(run_folder("a"), run_folder("b", policy="sapo"))
-    for name in ("a.png", "a.pdf", "a/of_a_run.png"):
-        (tmp_path / name).write_bytes(name.encode())
-        report.files.append(tmp_path / name)
-    text = html(report)
-    page = Page(text)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Report:
+    """The report of a static and a SAPO run, with figures of its own and of a run."""
+    folder = tmp_path_factory.mktemp("two")
+    common = {"environment": {"packages": {"torch": "9.1"}, "commit": "abc"}, "n": 60}
+    folders = [
+        write_run(
+            folder,
+            policy,
+            policy=policy,
+            shift=shift,
+            identity={"trainer": {"epochs": epochs, "names": ["q", "v"]}},
+            **common,
+        )
+        for policy, shift, epochs in (("static", 0.0, 3), ("sapo", 2.0, 4))
+    ]
+    report = report_of(*folders)
+    for name in ("a.png", "a.pdf", "sapo/of_a_run.png"):
+        (folder / name).write_bytes(name.encode())
+        report.files.append(folder / name)
+    return report
+
+
+@pytest.fixture(scope="module")
+def page(two) -> Page:
+    return Page(html(two))
+
+
+def test_the_page_needs_nothing_but_itself(two, page):
     assert {name for name, _ in page.tags}.isdisjoint({"link", "iframe", "object", "embed", "base"})
     content = base64.b64encode(b"a.png").decode()
     assert [picture["src"] for picture in page.all("img")] == [f"data:image/png;base64,{content}"]
@@ -121,15 +136,13 @@ def test_the_page_needs_nothing_but_itself(run_folder, tmp_path):
     assert links
     assert {link[1:] for link in links} <= ids
     assert all(link.startswith("#") for link in links)
-    assert not re.search(r"https?:|url\(|@import", re.sub('data:[^"]*', "", text))
+    assert not re.search(r"https?:|url\(|@import", re.sub('data:[^"]*', "", html(two)))
 
 
-def test_the_policy_of_the_page_lets_only_its_own_script_run(run_folder):
-    page = Page(html(report_of(run_folder())))
+def test_the_policy_of_the_page_lets_only_its_own_script_run(page):
     (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    assert rules == {
+    assert dict(rule.strip().split(" ", 1) for rule in policy.split(";")) == {
         "default-src": "'none'",
         "img-src": "data:",
         "style-src": "'unsafe-inline'",
@@ -150,17 +163,11 @@ def test_any_text_comes_out_as_it_went_in(text):
 # --- what it holds -----------------------------------------------------------------------------------------
 
 
-def test_the_table_stands_with_intervals_counts_and_the_papers_rows(run_folder):
-    report = report_of(run_folder("a"), run_folder("b", policy="sapo", shift=2.0))
-    text = Page(html(report)).text
-    cell = report.table.lines.at[0, "AP"]
-    assert f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]" in text
-    assert "Table 1: AP, BWT, FWT" in text
-    assert "paper: static *" in text
-    assert "sapo - static" in text
-    assert "65.41" in text  # the paper's AP of Qwen3-8B with LoraInc on NI-Seq-M1
-    assert "reference" in text
-    assert "Demonstration on a small model" in text
+def test_the_table_stands_with_intervals_counts_and_the_papers_rows(two, page):
+    cell = two.table.lines.at[0, "AP"]
+    parts = ("Table 1: AP, BWT, FWT", "paper: static *", "sapo - static", "reference", "65.41")
+    for part in (*parts, f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]", "Demonstration on a small"):
+        assert part in page.text
 
 
 def test_one_run_has_a_table_too(run_folder):
@@ -177,21 +184,11 @@ def test_a_policy_that_measures_nothing_has_its_prompt_alone(run_folder):
     assert "NI363 Rate it. Candidate 4: this policy measures no losses." in text
 
 
-def test_settings_versions_and_data_stand_where_they_differ_and_where_they_do_not(run_folder):
-    common = {"environment": {"packages": {"torch": "9.1"}, "commit": "abc"}}
-    folders = [
-        run_folder(name, policy=name, identity={"trainer": {"epochs": epochs, "names": ["q", "v"]}}, **common)
-        for name, epochs in (("static", 3), ("sapo", 4))
-    ]
-    text = Page(html(report_of(*folders))).text
-    differing, _, shared = text.partition("What all runs have in common")
+def test_settings_versions_and_data_stand_where_they_differ_and_where_they_do_not(page):
+    differing, _, shared = page.text.partition("What all runs have in common")
     assert "trainer.epochs 3 4" in differing
-    for fact in (
-        "torch 9.1",
-        "git commit abc",
-        "trainer.names q, v",
-        "test data, task363_sst2 sha-task363_sst2",
-    ):
+    data = "test data, task363_sst2 sha-task363_sst2"
+    for fact in ("torch 9.1", "git commit abc", "trainer.names q, v", data):
         assert fact in shared
         assert fact not in differing
 
@@ -220,31 +217,20 @@ def test_matrices_are_as_computed_and_coloured_by_what_is_better(run_folder):
     assert ("bad", "1.0", "+0.800") in cells  # of NLL: (80 - 60) / 25 nats more
 
 
-def test_all_candidates_stand_with_their_losses_the_lowest_first(run_folder):
-    first = choice_facts(load_run(run_folder()).record.choices[0])
-    rows = [tuple(c[n] for n in ("name", "loss", "change", "is_chosen")) for c in first["candidates"]]
-    assert rows == [
-        ("1", "1.4000", "-0.2000", True),
-        ("0", "1.5000", "-0.1000", False),
-        ("original", "1.6000", "+0.0000", False),
-    ]
-
-
-def choice_of(*candidates, index: int = 1) -> ChoiceRecord:
-    scored = [candidate(number, loss, n) for number, loss, n in candidates]
-    return ChoiceRecord.model_validate_json(
-        json.dumps({"task": "a", "index": index, "text": "t", "candidates": scored})
+@pytest.mark.parametrize("n_of_original", [8, 4])
+def test_candidates_stand_by_loss_and_only_losses_of_as_many_examples_are_compared(n_of_original):
+    scored = [candidate(-1, 2.0, n_of_original), candidate(0, 1.0, 2), candidate(1, 1.5, 8)]
+    choice = ChoiceRecord.model_validate_json(
+        json.dumps({"task": "a", "index": 1, "text": "t", "candidates": scored})
     )
-
-
-def test_a_candidate_that_a_race_dropped_is_not_compared():
-    def changes(n_of_original: int):
-        choice = choice_of((-1, 2.0, n_of_original), (0, 1.0, 2), (1, 1.5, 8))
-        return {c["name"]: (c["change"], c["is_partial"]) for c in choice_facts(choice)["candidates"]}
-
-    assert changes(8) == {"0": ("–", True), "1": ("-0.5000", False), "original": ("+0.0000", False)}
-    # A loss that the others were not read against.
-    assert {change for change, _ in changes(4).values()} == {"–"}
+    names = ("name", "loss", "change", "is_chosen", "is_partial")
+    rows = [tuple(row[name] for name in names) for row in choice_facts(choice)["candidates"]]
+    changes = ("-0.5000", "+0.0000") if n_of_original == 8 else ("–", "–")
+    assert rows == [
+        ("0", "1.0000", "–", False, True),
+        ("1", "1.5000", changes[0], True, False),
+        ("original", "2.0000", changes[1], False, n_of_original == 4),
+    ]
 
 
 def test_runs_are_told_apart_by_settings_then_by_prompts_then_by_id(run_folder):
@@ -268,10 +254,7 @@ def test_runs_are_told_apart_by_settings_then_by_prompts_then_by_id(run_folder):
 
 def test_warnings_name_the_runs_that_they_are_about(run_folder):
     first = run_folder(
-        "one",
-        demonstration=False,
-        shortened={"task195_sentiment": 3, "task363_sst2": 0},
-        notes=["A note."],
+        "one", demonstration=False, shortened={"task195_sentiment": 3, "task363_sst2": 0}, notes=["A note."]
     )
     second = run_folder("two", demonstration=False, seed=1, notes=["A note."], environment={"dirty": True})
     runs = [load_run(first), load_run(second)]
@@ -301,25 +284,19 @@ def answered(run_folder) -> Path:
 
 
 def test_the_changed_answers_come_first(run_folder):
-    (block,) = answers([load_run(answered(run_folder))], ["run"])["a"]
+    found = answers([load_run(answered(run_folder))], ["run"])
+    (block,) = found["a"]
     assert (block["before"], block["after"], block["total"]) == ("after a", "after b", 4)
     assert block["counts"] == {"lost": 1, "gained": 1, "reworded": 1, "same": 1}
-    rows = [
-        tuple(row[name] for name in ("example", "change", "before", "after", "before_score", "after_score"))
-        for row in block["rows"]
-    ]
-    assert rows == [
+    names = ("example", "change", "before", "after", "before_score", "after_score")
+    assert [tuple(row[name] for name in names) for row in block["rows"]] == [
         (0, "lost", "yes", "no", 50, 10),
         (1, "gained", "yes", "no", 40, 90),
         (2, "reworded", "yes", "no", 30, 30),
         (3, "same", "yes", "yes", 20, 20),
     ]
-
-
-def test_the_last_task_and_unseen_ones_are_compared_with_the_untouched_model(run_folder):
-    (block,) = answers([load_run(answered(run_folder))], ["run"])["b"]
-    assert (block["before"], block["after"]) == ("untouched model", "after b")
-    assert block["counts"]["gained"] == 4
+    (last,) = found["b"]  # trained last: compared with the untouched model
+    assert (last["before"], last["after"], last["counts"]["gained"]) == ("untouched model", "after b", 4)
 
 
 def test_a_task_tested_in_one_state_only_has_nothing_to_compare(run_folder):
@@ -330,13 +307,12 @@ def test_a_task_tested_in_one_state_only_has_nothing_to_compare(run_folder):
     assert "All 2 test examples." in Page(html(report)).text
 
 
-def test_the_page_says_how_many_of_how_many_are_shown(run_folder, monkeypatch):
-    report = report_of(run_folder(n=60))
-    assert "50 of 60 test examples are shown." in Page(html(report)).text
-    monkeypatch.setattr(page_module, "PAGE_ROWS", 30)
-    page = Page(html(report))
-    assert "10 of 60 test examples are shown." in page.text
-    assert len([row for row in page.all("tr") if "data-change" in row]) == 3 * 10
+def test_the_page_says_how_many_of_how_many_are_shown(two, page, monkeypatch):
+    assert "50 of 60 test examples are shown." in page.text
+    monkeypatch.setattr(page_module, "PAGE_ROWS", 60)
+    short = Page(html(two))
+    assert "10 of 60 test examples are shown." in short.text
+    assert len([row for row in short.all("tr") if "data-change" in row]) == 2 * 3 * 10
 
 
 def test_long_answers_are_cut_and_say_so(run_folder):
@@ -365,21 +341,16 @@ def test_numbers_of_a_table_have_the_decimals_that_their_column_needs():
     assert list(named) == ["prompt", "x"]
 
 
-def test_what_is_the_same_in_all_rows_of_a_table_stands_once_above_it():
-    frame = pd.DataFrame({"probe": ["g1", "g1"], "prompts": [8, 8], "task": ["a", "b"]})
-    text = Page(html(Report([]), tables={"Spread": frame})).text
-    assert "Spread probe: g1; prompts: 8 task a b" in text
-
-
 def test_a_report_without_runs_shows_what_it_is_given(tmp_path):
     (tmp_path / "violin.png").write_bytes(b"png")
     report = Report([], warnings=["One stage failed."], notes=["p: see `holm`."])
     report.files = [tmp_path / "violin.png"]
-    tables = {"Spread": pd.DataFrame({"task": ["NI195"], "spread": [1.5]})}
+    frame = pd.DataFrame({"probe": ["g1", "g1"], "task": ["NI195", "b"], "spread": [1.5, 2]})
+    tables = {"Spread": frame}
     path = write_page(report, tmp_path / "new", tables)
     assert path == tmp_path / "new" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    for part in ("One stage failed.", "Spread", "NI195 1.500", "violin"):
+    for part in ("One stage failed.", "Spread probe: g1 task spread NI195 1.500", "violin"):
         assert part in page.text
 
 

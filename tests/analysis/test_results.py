@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import edit_run, seal
+from made_up import edit_run, seal, with_columns
 
 from sapo.analysis.results import (
     example_scores,
@@ -36,10 +36,7 @@ def test_scores_are_means_per_state_and_task_in_order(run_folder):
     np.testing.assert_array_equal(matrix, [[np.nan, 5], [30, 60], [90, 50]])
     np.testing.assert_array_equal(score_matrix(run, "exact_match")["a"], [0, 50, 50])
     assert n_examples(run) == {"b": 3, "a": 2}
-
-
-def test_example_scores_come_in_the_order_of_examples_though_the_table_is_shuffled(run_folder):
-    scores = example_scores(load_run(run_folder(tasks=["b", "a"], scores=two_tasks())), "rougeL")
+    scores = example_scores(run, "rougeL")  # in the order of examples, though the table is shuffled
     assert set(scores) == set(two_tasks())
     for key, expected in two_tasks().items():
         np.testing.assert_array_equal(scores[key], expected)
@@ -49,11 +46,8 @@ def test_unseen_tasks_follow_the_trained_ones(run_folder):
     run = load_run(run_folder(unseen=["x"]))
     assert list(score_matrix(run, "nll").columns) == [*run.tasks, "x"]
     assert len(score_matrix(run, "nll")) == len(run.tasks) + 1
-
-
-def test_unknown_measure(run_folder):
     with pytest.raises(UserError, match=r"Unknown measure 'rouge'.*rougeL"):
-        score_matrix(load_run(run_folder()), "rouge")
+        score_matrix(run, "rouge")
 
 
 @pytest.mark.parametrize(
@@ -105,15 +99,21 @@ def test_a_wrong_field_of_run_json_is_named(run_folder, field, value):
         (lambda frame: frame.drop(columns="nll"), "without column nll"),
         (lambda frame: frame.assign(task="other"), "task other is not in run.json"),
         (lambda frame: frame.assign(after=7), r"outside 0\.\.3"),
+        (lambda frame: frame.assign(column="original"), "`column` is none of trained, common"),
         (lambda frame: pd.concat([frame, frame.head(1)]), "scored twice"),
         (lambda frame: frame.assign(rougeL=np.nan), "rougeL is not a finite number"),
         (lambda frame: frame.assign(nll=np.inf), "nll is not a finite number"),
         (lambda frame: frame[(frame["after"] != 2) | (frame["example"] != 3)], "other test rows"),
+        (lambda frame: frame[(frame["column"] == "trained") | (frame["example"] != 2)], "other test rows"),
+        (
+            lambda frame: frame.assign(label_match=frame["label_match"].where(frame["example"] != 1)),
+            "in some",
+        ),
         (lambda frame: frame.head(0), "it has no rows"),
     ],
 )
 def test_damaged_predictions_are_refused(run_folder, damage, message):
-    path = edit_run(run_folder(), damage)
+    path = edit_run(with_columns(run_folder(n=4), loss=3.0), damage)
     with pytest.raises(WorkError, match=message):
         load_run(path)
 
@@ -145,15 +145,8 @@ def test_runs_are_found_by_folder_id_pattern_and_parent(tmp_path, monkeypatch, r
     one, two = run_folder("runs/one"), run_folder("runs/two")
     run_folder("runs/.half.7")
     monkeypatch.chdir(tmp_path)
-    for names in (
-        ["one", "two"],
-        ["runs/one", "runs/two"],
-        ["runs/*"],
-        ["*o*"],
-        ["runs"],
-        ["."],
-        [str(one), "two", "one"],
-    ):
+    whole = (["runs/*"], ["*o*"], ["runs"], ["."])
+    for names in (["one", "two"], ["runs/one", "runs/two"], *whole, [str(one), "two", "one"]):
         assert [path.resolve() for path in find_runs(names, tmp_path)] == [one, two], names
 
 

@@ -113,9 +113,14 @@ def test_where_nll_leads_rouge_l_follows_with_the_papers_rows(runs):
     assert "[+2.00, +2.00]" in shown
 
 
-def test_without_a_base_every_policy_has_its_own_scores(runs):
+def test_seeds_and_bases_that_are_missing_are_said(runs):
     table = score_table([run for run in runs if run.policy != "static"], draws=50)
     assert list(table.lines.query("is_first and source == 'ours'")["label"]) == ["sapo", "random"]
+    table = score_table(runs[:3], draws=50)
+    assert "sapo - static (mini_three, lorainc): over the seeds that both have." in table.notes
+    table = score_table([runs[0], runs[3]], draws=50)
+    assert list(table.lines.query("is_first and source == 'ours'")["difference"]) == [False, False]
+    assert any("no seed in common" in note for note in table.notes)
 
 
 @pytest.mark.parametrize(
@@ -151,29 +156,24 @@ def test_other_measures_and_definitions_leave_the_paper_out(runs):
         score_table(runs, definition="gems")
 
 
-def test_runs_that_are_not_comparable_make_no_table(runs, run_folder):
-    other = load_run(run_folder("other", method="ewc", comparable={"model": "another"}))
-    with pytest.raises(UserError, match="cannot be compared"):
-        score_table([*runs, other], draws=50)
-
-
-def test_unequal_seeds_are_said(runs):
-    table = score_table(runs[:3], draws=50)
-    assert "sapo - static (mini_three, lorainc): over the seeds that both have." in table.notes
-
-
-def test_without_a_common_seed_there_is_no_difference(runs):
-    table = score_table([runs[0], runs[3]], draws=50)
-    assert list(table.lines.query("is_first and source == 'ours'")["difference"]) == [False, False]
-    assert any("no seed in common" in note for note in table.notes)
-
-
-def test_the_terminal_table_fits_in_80_columns(table):
+def test_every_rendering_holds_the_table(table):
     text = text_of(render.score_terminal(table), 80)
     assert max(map(len, text.splitlines())) <= 80
     for part in ("smollm2_135m · mini_three · lorainc", "+2.00", "[+2.00, +2.00]", "65.41", "Demonstration"):
         assert part in text
     assert "* Qwen3-8B · NI-Seq-M1 · LoraInc" in text
+    text = render.latex(render.score_texts(table), notes=table.notes)
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"{smollm2\_135m} & {mini\_three}", r"95 \%"):
+        assert part in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count(" & ") for line in body} == {9}
+    long = pd.read_csv(io.StringIO(render.csv(render.score_csv(table))))
+    assert len(long) == (3 + 2 + 3 + 3) * 3
+    ours = long[long["source"] == "ours"]
+    assert ours.drop(columns="pool_size").notna().all(axis=None)
+    assert ours["demonstration"].all()
+    assert set(long[long["source"] == "paper"]["sequence"]) == {"NI-Seq-M1"}
+    assert set(long["definition"]) == {"reference"}
 
 
 def test_markdown(table):
@@ -187,24 +187,6 @@ def test_markdown(table):
         in lines
     )
     assert DEMONSTRATION in lines
-
-
-def test_latex(table):
-    text = render.latex(render.score_texts(table), notes=table.notes)
-    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"{smollm2\_135m} & {mini\_three}", r"95 \%"):
-        assert part in text
-    body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in body} == {9}
-
-
-def test_csv_is_long_and_complete(table):
-    table = pd.read_csv(io.StringIO(render.csv(render.score_csv(table))))
-    assert len(table) == (3 + 2 + 3 + 3) * 3
-    ours = table[table["source"] == "ours"]
-    assert ours.drop(columns="pool_size").notna().all(axis=None)
-    assert ours["demonstration"].all()
-    assert set(table[table["source"] == "paper"]["sequence"]) == {"NI-Seq-M1"}
-    assert set(table["definition"]) == {"reference"}
 
 
 def test_one_task_shows_dashes_and_says_why(run_folder):
@@ -298,33 +280,34 @@ def test_no_cell_acts_in_a_spreadsheet_or_in_markdown():
 # --- the size of the pool ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sizes(run_folder):
-    """Static, and SAPO with 10 and 20 paraphrases, which score 1 and 2 points more."""
-    runs = [run_folder("static")]
-    runs += [
-        run_folder(f"sapo{size}", policy="sapo", pool={"name": "bank", "size": size}, shift=size / 10)
-        for size in (20, 10)
-    ]
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """Static, and SAPO with 10 and 20 paraphrases of two writers, which score 1 and 2 points more."""
+    folder = tmp_path_factory.mktemp("sizes")
+    runs = [write_run(folder, "static")]
+    for name in ("bank", "terse"):
+        for size in (20, 10):
+            facts = {"policy": "sapo", "pool": {"name": name, "size": size}, "shift": size / 10}
+            runs.append(write_run(folder, f"{name}{size}", **facts))
     return score_table([load_run(run) for run in runs], draws=50)
 
 
-def test_points_are_differences_by_size(sizes):
+def test_points_are_differences_by_size_with_a_line_a_pool(sizes):
     points = size_points(sizes, "rougeL")
-    assert len(points) == 2 * 3
+    assert len(points) == 4 * 3
     assert points["is_difference"].all()
-    assert set(points["policy"]) == {"sapo"}
-    ap = points[points["metric"] == "AP"].set_index("pool_size")["estimate"]
-    assert dict(ap) == pytest.approx({20: 2.0, 10: 1.0})
-    nll = size_points(sizes, "nll").query("metric == 'AP'").set_index("pool_size")["estimate"]
+    assert set(points["policy"]) == {"sapo (bank)", "sapo (terse)"}
+    which = "metric == 'AP' and policy == 'sapo (bank)'"
+    bank = points.query(which).set_index("pool_size")["estimate"]
+    assert dict(bank) == pytest.approx({20: 2.0, 10: 1.0})
+    nll = size_points(sizes, "nll").query(which).set_index("pool_size")["estimate"]
     assert dict(nll) == pytest.approx({20: -0.08, 10: -0.04})  # the made-up NLL is 5 - ROUGE-L / 25
     assert (points["low"] <= points["estimate"]).all()
     assert (points["estimate"] <= points["high"]).all()
 
 
-def test_runs_without_pools_make_no_points(run_folder):
-    runs = [load_run(run_folder(name, policy=name)) for name in ("static", "random")]
-    assert size_points(score_table(runs, draws=20), "rougeL").empty
+def test_runs_without_pools_make_no_points(table):
+    assert size_points(table, "rougeL").empty
 
 
 def test_the_figure_has_a_panel_a_metric_and_a_tick_a_size(sizes):
@@ -334,24 +317,12 @@ def test_the_figure_has_a_panel_a_metric_and_a_tick_a_size(sizes):
         assert list(axes.get_xticks()) == [10, 20]
     assert list(figure.axes[0].containers[0].lines[0].get_ydata()) == pytest.approx([1.0, 2.0])
     assert figure.legends[0].get_title().get_text() == "Sizes"
-    assert figure.axes[0].get_ylabel() == (
-        "ROUGE-L: difference from static\n(ROUGE-L points; higher is better)"
-    )
-
-
-def test_pools_of_two_paraphrasers_are_two_lines(run_folder):
-    runs = [run_folder("static")]
-    for name in ("bank", "terse"):
-        for size in (10, 20):
-            pool = {"name": name, "size": size}
-            runs.append(run_folder(f"{name}{size}", policy="sapo", pool=pool))
-    points = size_points(score_table([load_run(run) for run in runs], draws=20), "nll")
-    assert set(points["policy"]) == {"sapo (bank)", "sapo (terse)"}
-    assert (points.groupby(["policy", "metric"])["pool_size"].nunique() == 2).all()
+    label = "ROUGE-L: difference from static\n(ROUGE-L points; higher is better)"
+    assert figure.axes[0].get_ylabel() == label
 
 
 def test_no_text_of_the_figure_lies_on_other_text_or_outside(sizes):
-    points = size_points(sizes, "nll").query("pool_size == 10")
+    points = size_points(sizes, "nll").query("pool_size == 10 and policy == 'sapo (bank)'")
     every = [
         points.assign(group=f"smollm2_135m · mini_three · {method}", policy=f"sapo ({name})", pool_size=size)
         for method in ("lorainc", "inscl (lexical)")
@@ -411,6 +382,8 @@ def test_runs_without_a_partner_are_named_and_the_paper_stands_alone(pair):
     assert list(frame["source"]) == ["paper"]
     assert f"Left out, since no static run has their seed: {sapo.id}." in warnings
     assert any(warning.startswith("No run here has both") for warning in warnings)
+    of_no_paper, *_ = timings(pair("replay", 0, (1, 1), (1, 1))[:1], draws=50)
+    assert timing_text(of_no_paper).empty
 
 
 def test_text_has_units_and_dashes(pair):
@@ -422,26 +395,19 @@ def test_text_has_units_and_dashes(pair):
     assert not pd.isna(text).any(axis=None)
 
 
-def with_device(run, kind: str, device: str):
-    """The run with its stages of a kind computed on `device`."""
-    stages = [
-        stage.model_copy(update={"device": device}) if stage.kind == kind else stage
-        for stage in run.record.stages
-    ]
-    return replace(run, record=run.record.model_copy(update={"stages": tuple(stages)}))
-
-
-@pytest.mark.parametrize("kind", ["score", "evaluate"])
+@pytest.mark.parametrize("kind", ["score", "evaluate", "train"])
 def test_times_of_different_hardware_are_not_divided(pair, kind):
     static, sapo = pair("lorainc", 0, (10, 30), (1, 3))
-    frame, warnings, notes = timings([static, with_device(sapo, kind, "cpu")], draws=50)
+    moved = [
+        stage.model_copy(update={"device": "cpu"}) if stage.kind == kind else stage
+        for stage in sapo.record.stages
+    ]
+    sapo = replace(sapo, record=sapo.record.model_copy(update={"stages": tuple(moved)}))
+    frame, warnings, notes = timings([static, sapo], draws=50)
+    assert notes[-1].startswith("Hardware: cpu; cuda (a GPU).")
+    if kind == "train":  # which is not timed
+        assert frame["hardware"][0] == "cuda (a GPU)"
+        return
     assert list(frame["source"]) == ["paper"]
     reason = "they or their static run were computed on several kinds of hardware"
     assert f"Left out, since {reason}: {sapo.id}." in warnings
-    assert notes[-1].startswith("Hardware: cpu; cuda (a GPU).")
-
-
-def test_trainings_that_are_not_timed_may_have_been_elsewhere(pair):
-    static, sapo = pair("lorainc", 0, (10, 30), (1, 3))
-    frame, *_ = timings([static, with_device(sapo, "train", "cpu")], draws=50)
-    assert frame["hardware"][0] == "cuda (a GPU)"
