@@ -58,6 +58,7 @@ def test_an_adapter_and_what_is_said_of_it(sapo, trained, tmp_path):
     assert str(model_folder(read_config(find_run(run["id"])).model)) not in card
 
 
+@pytest.mark.slow  # trains a run of its own
 @pytest.mark.parametrize("options", [(), ("--merge",)], ids=["adapter", "merged"])
 def test_the_code_on_the_card_gives_the_answers_of_the_run(sapo, moved, tmp_path, capsys, options):
     out = tmp_path / "out"
@@ -75,6 +76,7 @@ def test_the_code_on_the_card_gives_the_answers_of_the_run(sapo, moved, tmp_path
         assert capsys.readouterr().out.strip() == expected.strip()
 
 
+@pytest.mark.slow  # trains a run of its own
 def test_the_suite_evaluates_a_merged_model_as_it_did_the_run(sapo, small, moved, tmp_path):
     merged = tmp_path / "merged"
     done = sapo("export", moved["dir"], "--to", merged, "--merge")

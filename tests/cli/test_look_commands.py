@@ -238,6 +238,7 @@ def test_eval_of_another_task_state_and_prompt(sapo, trained):
     assert {row["state"] for row in base["evaluations"]} == {"base"}
 
 
+@pytest.mark.slow  # trains a run of its own
 def test_eval_reads_data_and_pools_where_they_are_now(sapo, small, tmp_path, monkeypatch):
     rows = "".join(f"x{i},y{i % 2}\n" for i in range(20))
     for folder in ("before", "now"):

@@ -98,6 +98,7 @@ def process(*arguments, stdout=None, code=MAIN, **options):
     )
 
 
+@pytest.mark.slow  # a process a command
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("options", [["--json"], []])
 def test_an_output_that_is_full(tmp_path, options):
@@ -114,6 +115,7 @@ def test_an_output_that_is_full(tmp_path, options):
         assert process("ls", "runs", "--json", code=code, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow  # a process a command
 def test_a_terminal_that_lacks_characters(tmp_path):
     (tmp_path / "matrix.csv").write_text("after,第3页\n0,1\n1,2\n", encoding="utf-8")
     odd = {"PYTHONIOENCODING": "cp1252"}
