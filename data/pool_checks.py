@@ -3,11 +3,12 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
 
 from sapo.conf.errors import UserError
 from sapo.data.prompts import PromptPool
@@ -83,10 +84,10 @@ def check_pool(pool: PromptPool, task: Task) -> list[Problem]:
         problems.append(Problem(WHOLE_POOL, "it holds no paraphrases"))
     if pool.paraphrases and not task.instruction.strip():
         problems.append(Problem(WHOLE_POOL, "the task has no instruction that could be paraphrased"))
-    earlier = [task.instruction]
+    earlier = Earlier(task.instruction)
     for prompt in pool.paraphrases:
         problems += [Problem(prompt.index, reason) for reason in _reasons(prompt.text, task, earlier)]
-        earlier.append(prompt.text)
+        earlier.add(prompt.text)
     return problems
 
 
@@ -104,7 +105,7 @@ def require_valid(pool: PromptPool, task: Task) -> None:
 
 def check_text(text: str, task: Task, accepted: Sequence[str]) -> str | None:
     """Why `text` cannot join the `accepted` paraphrases of the task, or None if it can."""
-    return next(_reasons(text, task, [task.instruction, *accepted]), None)
+    return next(_reasons(text, task, Earlier(task.instruction, accepted)), None)
 
 
 @lru_cache(maxsize=256)
@@ -113,6 +114,11 @@ def scripts(text: str) -> dict[str, float]:
     names = (unicodedata.name(char, "").removeprefix("FULLWIDTH ") for char in text if char.isalpha())
     counts = Counter("KANA" if re.search("HIRA|KATA", name) else name.split(" ")[0] for name in names)
     return {name: n / counts.total() for name, n in counts.most_common()}
+
+
+def similarity(first: str, second: str) -> float:
+    """Normalised Levenshtein similarity of the lower-cased texts: 1 - distance / longer length."""
+    return Levenshtein.normalized_similarity(first.lower(), second.lower())
 
 
 def overlap(first: str, second: str) -> float:
@@ -135,21 +141,44 @@ def words_of(text: str) -> list[str]:
     return _TOKEN.findall("".join(char for char in text.lower() if unicodedata.category(char)[0] != "M"))
 
 
-def near(text: str, earlier: Sequence[str]) -> str | None:
-    """Which of the original and the paraphrases after it this text is near: the first of them, or None."""
-    for place, other in enumerate(earlier):
+class Earlier:
+    """The texts that another must not be near: the original, then paraphrases, by place."""
+
+    def __init__(self, original: str, paraphrases: Iterable[str] = ()) -> None:
+        self._texts: list[str] = []
+        self._lower: list[str] = []
+        self._places: dict[tuple[str, ...], list[int]] = {}  # of texts that have a 4-gram
+        for text in (original, *paraphrases):
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        """Adds the next text."""
+        for gram in _four_grams(text):
+            self._places.setdefault(gram, []).append(len(self._texts))
+        self._texts.append(text)
+        self._lower.append(text.lower())
+
+    def near(self, text: str) -> str | None:
+        """Which earlier text this one is near, the first of them, and by which measure; None if none is."""
+        measure = Levenshtein.normalized_similarity
+        similar = cdist([text.lower()], self._lower, scorer=measure, score_cutoff=MAX_SIMILARITY)[0]
+        found = {
+            int(place): f"edit similarity {similar[place]:.2f}, allowed below {MAX_SIMILARITY:.2f}"
+            for place in similar.nonzero()[0][:1]
+        }
+        shared = {place for gram in _four_grams(text) for place in self._places.get(gram, ())}
+        for place in sorted(shared):
+            if (share := overlap(text, self._texts[place])) >= MAX_OVERLAP:
+                found.setdefault(place, f"4-gram overlap {share:.2f}, allowed below {MAX_OVERLAP:.2f}")
+                break
+        if not found:
+            return None
+        place = min(found)
         name = f"paraphrase {place - 1}" if place else "the original"
-        if text == other:
-            return f"the same as {name}"
-        similarity = Levenshtein.normalized_similarity(text.lower(), other.lower())
-        if similarity >= MAX_SIMILARITY:
-            return f"nearly {name}: edit similarity {similarity:.2f}, allowed below {MAX_SIMILARITY:.2f}"
-        if (shared := overlap(text, other)) >= MAX_OVERLAP:
-            return f"nearly {name}: 4-gram overlap {shared:.2f}, allowed below {MAX_OVERLAP:.2f}"
-    return None
+        return f"the same as {name}" if text == self._texts[place] else f"nearly {name}: {found[place]}"
 
 
-def _reasons(text: str, task: Task, earlier: Sequence[str]) -> Iterator[str]:
+def _reasons(text: str, task: Task, earlier: Earlier) -> Iterator[str]:
     if not text.strip():
         yield "it is empty"
     elif len(text) > LONGEST:
@@ -157,8 +186,8 @@ def _reasons(text: str, task: Task, earlier: Sequence[str]) -> Iterator[str]:
     else:
         for check in (_layout, _what_is_lost, _what_is_added, _likeness):
             yield from check(text, task)
-        if found := near(text, earlier):
-            yield f"it is {found}"
+        if near := earlier.near(text):
+            yield f"it is {near}"
 
 
 def _layout(text: str, task: Task) -> Iterator[str]:

@@ -66,16 +66,31 @@ class Renderer:
         """
         if not examples:
             return []
-        prompts = [self.prompt_text(task, prompt, example.input) for example in examples]
+        texts = [
+            text if len(text) <= self.max_input_tokens else text[: self._most_characters]
+            for text in (example.input for example in examples)
+        ]
+        prompts = [self.prompt_text(task, prompt, text) for text in texts]
+        inputs = self._tokenize(prompts)
         rendered = []
-        for example, text, ids in zip(examples, prompts, self._tokenize(prompts), strict=True):
-            is_shortened = len(ids) > self.max_input_tokens and self.truncation == "input"
+        for example, given, text, ids in zip(examples, texts, prompts, inputs, strict=True):
+            is_long = len(ids) > self.max_input_tokens or len(given) < len(example.input)
+            is_shortened = is_long and self.truncation == "input"
             if is_shortened:
-                text, ids = self._shorten(task, prompt, example.input)
+                text, ids = self._shorten(task, prompt, given)
             target_ids = self._target_ids(text, ids, task, example)
             whole = Rendered([*ids, *target_ids], len(ids), is_shortened)
             rendered.append(self._cut(whole, for_test) if self.truncation == "end" else whole)
         return rendered
+
+    @cached_property
+    def _most_characters(self) -> int:
+        """No input that fits has more: longer ones are cut before anything of them is tokenized.
+
+        A token stands for at most as many characters as the longest in the vocabulary has.
+        """
+        longest = max(map(len, self.tokenizer.get_vocab()))
+        return (self.max_input_tokens + MAX_TARGET_TOKENS) * longest
 
     def _cut(self, whole: Rendered, for_test: bool) -> Rendered:
         """Cut at the end, as published: a test prompt at its limit, prompt and target together at theirs.

@@ -1,12 +1,16 @@
 """The checks on paraphrases: each fires on its fault, and none on sound texts."""
 
+import re
 from itertools import product
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
 from sapo.data.pool_checks import (
+    Earlier,
     Problem,
     check_pool,
     check_text,
@@ -14,6 +18,7 @@ from sapo.data.pool_checks import (
     quoted_literals,
     require_valid,
     scripts,
+    similarity,
 )
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task
@@ -30,6 +35,11 @@ def task(instruction: str, labels: tuple[str, ...] = (), suffix: str = "", langu
 # --- measures ----------------------------------------------------------------------------------------------
 
 
+def test_similarity_ignores_case_and_is_relative_to_the_longer() -> None:
+    assert similarity("KITTEN", "sitting") == 1 - 3 / 7
+    assert similarity("", "") == 1.0
+
+
 def test_overlap_by_hand() -> None:
     # 4-grams: abcd, bcde against abcd, bcdx: one shared of three.
     assert overlap("a b c d e", "A b, c d. x") == 1 / 3
@@ -44,6 +54,22 @@ def test_scripts() -> None:
     assert scripts("判断Ａ。") == {"CJK": 2 / 3, "LATIN": 1 / 3}
     assert scripts("はいカード") == {"KANA": 1.0}
     assert scripts("12 !") == {}
+
+
+def near_by_hand(text: str, earlier: list[str]) -> str | None:
+    """The first earlier text that is near, by every pair's two measures."""
+    for place, other in enumerate(earlier):
+        if similarity(text, other) >= 0.8 or overlap(text, other) >= 0.5:
+            return "the original" if place == 0 else f"paraphrase {place - 1}"
+    return None
+
+
+@given(st.lists(st.text("abc ", min_size=1, max_size=24).filter(str.strip), min_size=2, max_size=12))
+def test_the_first_near_text_is_found(texts: list[str]) -> None:
+    *earlier, text = texts
+    found, name = Earlier(earlier[0], earlier[1:]).near(text), near_by_hand(text, earlier)
+    assert (found is None) == (name is None)
+    assert name is None or re.match(rf"(nearly|the same as) {name}(:|$)", str(found))
 
 
 # --- one text ----------------------------------------------------------------------------------------------

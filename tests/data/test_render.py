@@ -1,6 +1,7 @@
 """Rendering: what a model sees of an example, token by token, on three chat templates."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,29 @@ def test_templates_that_leave_nothing_to_learn_are_refused(after: str, message: 
         Renderer(tokenizer, {}, 512).render(TASK, "Do.", [Example("so happy", "")])
 
 
+def test_a_template_that_writes_answers_elsewhere_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    with pytest.raises(UserError, match="target's place is unknown"):
+        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [EXAMPLE])
+
+
+def test_a_vast_input_costs_what_its_beginning_costs(real: Renderer) -> None:
+    renderer, vast = limited(real, 100), "In the year 1905, word after word. " * 2_000_000
+    tracemalloc.start()
+    try:
+        (rendered,) = renderer.render(TASK, TASK.instruction, [Example(vast, "good")])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(vast) / 2  # most of it the table of Qwen3's tokens
+    (of_less,) = renderer.render(TASK, TASK.instruction, [Example(vast[:5000], "good")])
+    assert rendered == of_less
+    assert rendered.is_shortened
+
+
 # --- any text ----------------------------------------------------------------------------------------------
 
 TINY = Renderer(tiny_tokenizer(), {}, 100_000)
@@ -256,6 +280,15 @@ def test_what_is_kept_is_a_beginning_that_fits(text: str, room: int) -> None:
     assert text.startswith(kept)
     assert len(rendered.prompt_ids) <= frame + room
     assert rendered.is_shortened == (len(text.encode()) > room) == (kept != text)
+
+
+@given(text=st.text(alphabet="ab .é漢\n", max_size=400), limit=st.integers(40, 60))
+def test_what_is_cut_before_it_is_tokenized_would_be_cut_anyway(text: str, limit: int) -> None:
+    renderer, whole = limited(TINY, limit), limited(TINY, limit)
+    whole.__dict__["_most_characters"] = 10**9
+    renderer.__dict__["_most_characters"] = limit  # a token of the tiny tokenizer is one byte
+    example = [Example(text, "x")]
+    assert renderer.render(TASK, "Do.", example) == whole.render(TASK, "Do.", example)
 
 
 # --- cut where the published code cuts ----------------------------------------------------------------------
