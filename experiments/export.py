@@ -9,7 +9,6 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, WorkError
@@ -185,15 +184,20 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
 
 
 def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
-    model = source.config.model
+    model, last = source.config.model, source.learned[-1]
     base: Any = read_model(model, "auto").eval()
     if getattr(base.config, "quantization_config", None):
         raise UserError(f"Model {model.name} is quantized and cannot take merged weights. Leave out --merge.")
+    turn = [{"role": "user", "content": last["instruction"] or last["task"]}]
+    options = dict(model.template_options)
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **options)
+    ids = torch.tensor([tokenizer(str(text), add_special_tokens=False)["input_ids"][:512]])
     adapted = load_adapter(base, source.adapter).eval()
-    ids = _probe(source, tokenizer)
-    before = _logits(adapted, ids)
+    with torch.inference_mode():
+        before = adapted(input_ids=ids).logits.float()
     merge_into(base, adapted)
-    after = _logits(base, ids)
+    with torch.inference_mode():
+        after = base(input_ids=ids).logits.float()
     difference = float((after - before).abs().max() / before.abs().max())
     tolerance = TOLERANCES.get(base.dtype, TOLERANCE_OF_HALVES)
     if not difference <= tolerance:
@@ -224,16 +228,3 @@ def merge_into(base: PreTrainedModel, adapted: PeftModel) -> None:
                 )
             weight.copy_(weight.float() + layer.get_delta_weight("default"))
     unwrap(base)
-
-
-def _probe(source: Exportable, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token ids of the last learned task's instruction in the chat template."""
-    turn = [{"role": "user", "content": source.learned[-1]["instruction"] or source.learned[-1]["task"]}]
-    options = dict(source.config.model.template_options)
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **options)
-    return torch.tensor([tokenizer(str(text), add_special_tokens=False)["input_ids"][:512]])
-
-
-def _logits(model: Any, ids: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return model(input_ids=ids).logits.float()

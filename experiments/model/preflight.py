@@ -33,24 +33,13 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 def preflight(
-    config: Config,
-    prompts: Sequence[Shown] = (),
-    *,
-    trains: bool = True,
-    answers: bool = True,
+    config: Config, prompts: Sequence[Shown] = (), *, trains: bool = True, answers: bool = True
 ) -> None:
     """Checks a config's model, template, adapter and rows without reading any weight.
 
-    What a user should know though it makes no number wrong is logged as a warning, each line once a process.
-
-    Args:
-        config: which model, how it is adapted, how long prompts may be.
-        prompts: the tasks with the prompts that they will be shown under.
-        trains: whether an adapter is trained.
-        answers: whether answers are generated.
-
-    Raises:
-        UserError: for what would make every number wrong, with the way out.
+    `prompts` are the tasks with the prompts that they will be shown under; `trains` says whether an adapter
+    is trained, `answers` whether answers are generated. UserError, with the way out, for what would make
+    every number wrong; what else a user should know is logged as a warning, each line once a process.
     """
     key = _read_once(config)
     model, renderer = _read[key]

@@ -302,48 +302,35 @@ def test_what_is_measured_can_be_planned(tmp_path):
     ]
 
 
+TOO_FEW = "needs the original, policy.index=-1, and at least 2 paraphrases; here are policy.index="
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "prompts", "message"),
     [
-        (["sequence.tasks=[mini_sentiment]"], "A probe is a pair of tasks; sequence mini_probe has 1"),
-        (["sequence.tasks=[mini_sentiment,mini_city,mini_price]"], "sequence mini_probe has 3"),
-        (["policy.last_only=false"], "policy.last_only=true"),
-        (["paraphrases.count=2"], "No prompt 2: the pool of mini_complaint has paraphrases 0 to 1"),
-        (["method=single"], "method=single does not train one task after another"),
-        (["scorer=race"], "needs the loss of every prompt"),
+        (["sequence.tasks=[mini_sentiment]"], (-1, 0, 1), "pair of tasks; sequence mini_probe has 1"),
+        (["sequence.tasks=[mini_sentiment,mini_city,mini_price]"], (-1, 0, 1), "sequence mini_probe has 3"),
+        (["policy.last_only=false"], (-1, 0, 1), "policy.last_only=true"),
+        (["method=single"], (-1, 0, 1), "method=single does not train one task after another"),
+        (["scorer=race"], (-1, 0, 1), "needs the loss of every prompt"),
+        (
+            ["paraphrases.count=2"],
+            (-1, 0, 2),
+            "No prompt 2: the pool of mini_complaint has paraphrases 0 to 1",
+        ),
+        ([], (0, 1, 2), f"{TOO_FEW}0,1,2"),
+        ([], (-1, 0), f"{TOO_FEW}-1,0"),
     ],
 )
 def test_what_cannot_be_a_probe_is_refused_before_anything_is_computed(
-    tmp_path, run_probes, overrides, message
+    tmp_path, run_probes, overrides, prompts, message
 ):
     engine, computed = engine_on(tmp_path / "store")
     with pytest.raises(UserError) as error:
-        run_probes(configs(*overrides), engine)
+        run_probes(configs(*overrides, prompts=prompts), engine)
     assert message in str(error.value)
     assert computed.total() == 0
     assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        (
-            (0, 1, 2),
-            "needs the original, policy.index=-1, and at least 2 paraphrases; here are policy.index=0,1,2",
-        ),
-        ((-1, 0), "here are policy.index=-1,0"),
-        ((-1, 19, 20), "No prompt 20: the pool of mini_complaint has paraphrases 0 to 19"),
-    ],
-)
-def test_prompts_that_are_too_few_or_not_there_are_refused(prompts, message):
-    with pytest.raises(UserError) as error:
-        probes_of(jobs(prompts=prompts))
-    assert message in str(error.value)
-
-
-def test_last_only_belongs_to_a_fixed_prompt():
-    with pytest.raises(UserError, match="last_only=true with policy=sapo"):
-        load(["policy=sapo", "policy.last_only=true"])
 
 
 def test_the_papers_15_pairs_train_9_first_and_294_second_tasks(benchmarks, tmp_path):

@@ -13,7 +13,9 @@ from scipy import stats
 
 import sapo.experiments
 from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import load_one
 from sapo.data.own import examples_of
+from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.load import LanguageModel, load_model
@@ -23,17 +25,23 @@ CANDIDATES = ["Is it odd?", "Say whether the number is odd.", "Odd or even? Tell
 PAIRS = [(f"number {i}", "yes, odd" if i % 2 else "no") for i in range(12)]
 
 
-@pytest.fixture
-def language_model(tiny_config: Callable) -> LanguageModel:
-    return load_model(tiny_config())
+@pytest.fixture(scope="module")
+def language_model() -> LanguageModel:
+    return load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def select(language_model: LanguageModel) -> Callable[..., Selection]:
     def call(examples=PAIRS, candidates=CANDIDATES, **options) -> Selection:
         return select_prompt(language_model.base, language_model.tokenizer, examples, candidates, **options)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def usual(select) -> Selection:
+    """What comes of the pairs and candidates above."""
+    return select()
 
 
 def plain_losses(model, tokenizer, text: str) -> list[tuple[float, int]]:
@@ -71,9 +79,8 @@ def test_losses_are_those_of_a_plain_loop(select, language_model, reduction):
         assert ranking.loc[index, "prompt_tokens"] == len(text)  # the tiny tokenizer has a token a byte
 
 
-def test_the_ranking_is_sorted_whole_and_finite(select):
-    selection = select()
-    ranking = selection.ranking
+def test_the_ranking_is_sorted_whole_and_finite(usual):
+    selection, ranking = usual, usual.ranking
     assert ranking["loss"].is_monotonic_increasing
     assert ranking["rank"].tolist() == [1, 2, 3, 4]
     assert sorted(ranking["index"]) == [-1, 0, 1, 2]
@@ -104,8 +111,8 @@ def test_by_example_the_test_is_scipys_paired_t_test_with_bonferroni(select):
     )
 
 
-def test_by_token_the_error_is_that_of_a_ratio(select):
-    selection = select()
+def test_by_token_the_error_is_that_of_a_ratio(usual):
+    selection = usual
     for row in selection.ranking.itertuples():
         table = selection.losses[selection.losses["prompt"] == row.index]
         n, mean = len(table), table["n_tokens"].mean()
@@ -116,19 +123,13 @@ def test_by_token_the_error_is_that_of_a_ratio(select):
         assert row.loss_high - row.loss == pytest.approx(stats.t.ppf(0.975, n - 1) * error)
 
 
-def test_a_row_that_is_repeated_is_one_observation(select):
-    once, often = select(), select(examples=[pair for pair in PAIRS for _ in range(5)])
+def test_a_row_that_is_repeated_is_one_observation(select, usual):
+    once, often = usual, select(examples=[pair for pair in PAIRS for _ in range(5)])
     assert often.n_distinct == once.n_distinct == 12
     for name in ("loss", "loss_low", "loss_high", "difference", "difference_low", "difference_high", "p"):
         assert often.ranking[name].tolist() == pytest.approx(once.ranking[name].tolist(), rel=1e-4, abs=1e-6)
     with pytest.raises(UserError, match="1 of 9 examples would be scored, repetitions counted once"):
         select(examples=[("number 1", "yes")] * 9)
-
-
-def test_noise_is_told_from_a_difference():
-    assert Difference(-0.1, -0.3, 0.1, 0.2).is_noise
-    assert not Difference(-0.2, -0.3, -0.1, 0.001).is_noise
-    assert str(Difference(-0.0001, -0.3, 0.3, 0.00001)) == "+0.000 [-0.300, +0.300], p < 0.0001"
 
 
 def test_the_same_wording_twice_has_no_difference(select):
@@ -139,13 +140,15 @@ def test_the_same_wording_twice_has_no_difference(select):
     assert "within noise" in selection.verdict[1]
 
 
-def test_verdicts_name_what_is_noise(select):
-    selection = select(include_original=False)
-    gain = Difference(-0.2, -0.3, -0.1, 0.001)
-    assert "by more than noise: -0.200 [-0.300, -0.100]" in replace(selection, gain=gain).verdict[0]
-    assert "Bonferroni over 3 paraphrases" in replace(selection, gain=gain).verdict[0]
-    gain = Difference(-0.2, -0.5, 0.1, 0.3)
-    assert "within noise on 12 distinct examples" in replace(selection, gain=gain).verdict[0]
+def test_verdicts_name_what_is_noise(usual):
+    clear, noise = Difference(-0.2, -0.3, -0.1, 0.001), Difference(-0.2, -0.5, 0.1, 0.3)
+    assert not clear.is_noise
+    assert noise.is_noise
+    assert str(Difference(-0.0001, -0.3, 0.3, 0.00001)) == "+0.000 [-0.300, +0.300], p < 0.0001"
+    paraphrase = replace(usual, chosen=Prompt("b", 0), gain=clear)
+    assert "by more than noise: -0.200 [-0.300, -0.100]" in paraphrase.verdict[0]
+    assert "Bonferroni over 3 paraphrases" in paraphrase.verdict[0]
+    assert "within noise on 12 distinct examples" in replace(paraphrase, gain=noise).verdict[0]
 
 
 def test_the_original_can_be_left_out_of_the_choice(select):
@@ -158,11 +161,6 @@ def test_the_original_can_be_left_out_of_the_choice(select):
     assert len(selection.ranking) == 2
     # There is nothing else to choose, which a choice could lead.
     assert (selection.runner_up, selection.lead, len(selection.verdict)) == (None, None, 1)
-
-
-def test_original_given_apart(select):
-    apart = select(candidates=CANDIDATES[1:], original=CANDIDATES[0])
-    assert apart.ranking.equals(select().ranking)
 
 
 # --- examples ----------------------------------------------------------------------------------------------
@@ -178,27 +176,30 @@ def test_original_given_apart(select):
     ],
     ids=["examples", "dicts", "dataset", "generator"],
 )
-def test_every_form_of_examples_gives_the_same_ranking(select, examples):
-    assert select(examples=examples).ranking.equals(select().ranking)
+def test_every_form_of_examples_gives_the_same_ranking(select, usual, examples):
+    apart = select(examples=examples, candidates=CANDIDATES[1:], original=CANDIDATES[0])
+    assert apart.ranking.equals(usual.ranking)
 
 
 def test_columns_by_name_and_rendering(select):
-    rows = [{"asked": q, "said": a} for q, a in PAIRS]
-    selection = select(examples=rows, columns=("asked", "said"), suffix="Answer:", separator="Number:")
+    rows, options = [{"asked": q, "said": a} for q, a in PAIRS], {"enable_thinking": False}
+    selection = select(
+        examples=rows,
+        columns=("asked", "said"),
+        suffix="Answer:",
+        separator="Number:",
+        template_options=options,
+    )
     turn = f"{selection.chosen.text}\n\nNumber:\nnumber 1\n\nAnswer:"
     row = {
         "prompt": [{"role": "user", "content": turn}],
         "completion": [{"role": "assistant", "content": "yes, odd"}],
+        "chat_template_kwargs": options,
     }
     assert selection.render(rows[1:2]) == [row]
     assert selection.render(rows[1:2], index=1)[0]["prompt"][0]["content"].startswith(CANDIDATES[2])
     with pytest.raises(UserError, match="No candidate 9"):
         selection.render(rows, index=9)
-
-
-def test_template_switches_travel_with_the_rows(select):
-    (row,) = select(template_options={"enable_thinking": False}).render(PAIRS[:1])
-    assert row["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 def test_a_subset_is_drawn_by_the_seed(select):
@@ -236,9 +237,21 @@ def test_what_is_refused(select, examples, options, message):
     assert message in str(caught.value)
 
 
-def test_a_tokenizer_without_a_template_is_refused(select, language_model, monkeypatch):
-    monkeypatch.setattr(language_model.tokenizer, "chat_template", None)
-    with pytest.raises(UserError, match="no chat template"):
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template"),
+        (
+            "{% for message in messages %}{{ message['content'][-9:] }}{% endfor %}",
+            "leaves out the instruction",
+        ),
+    ],
+)
+def test_a_tokenizer_whose_template_cannot_be_used_is_refused(
+    select, language_model, monkeypatch, template, message
+):
+    monkeypatch.setattr(language_model.tokenizer, "chat_template", template)
+    with pytest.raises(UserError, match=message):
         select()
 
 
@@ -303,37 +316,26 @@ def test_an_adapter_is_the_models_present_state(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
-def test_adapters_that_put_learned_tokens_before_prompts_are_refused(tiny_config, kind):
-    found = load_model(tiny_config())
-    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    with plain(found.base):
-        model = get_peft_model(found.base, config)
+def test_adapters_that_put_learned_tokens_before_prompts_are_refused(language_model, kind):
+    with plain(language_model.base):
+        model = get_peft_model(language_model.base, kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
         with pytest.raises(UserError, match="puts learned tokens before every prompt"):
-            select_prompt(model, found.tokenizer, PAIRS, CANDIDATES)
+            select_prompt(model, language_model.tokenizer, PAIRS, CANDIDATES)
 
 
-def test_a_template_that_leaves_out_the_instruction_is_refused(select, language_model, monkeypatch):
-    template = "{% for message in messages %}{{ message['content'][-9:] }}{% endfor %}"
-    monkeypatch.setattr(language_model.tokenizer, "chat_template", template)
-    with pytest.raises(UserError, match="leaves out the instruction"):
-        select()
+def test_adapters_that_do_not_fit(language_model, tmp_path):
+    def refused(message):
+        with pytest.raises(UserError, match=message), with_adapter(language_model.base, tmp_path):
+            pass
 
-
-def test_adapters_that_do_not_fit(tiny_config, tmp_path):
-    found = load_model(tiny_config("model=tiny_qwen3"))
-    with pytest.raises(UserError, match=r"no adapter_config\.json"), with_adapter(found.base, tmp_path):
-        pass
-    (tmp_path / "adapter_config.json").write_text(
-        '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["no_such_layer"]}'
-    )
-    with pytest.raises(UserError, match="no weights there"), with_adapter(found.base, tmp_path):
-        pass
+    refused(r"no adapter_config\.json")
+    lora = '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["no_such_layer"]}'
+    (tmp_path / "adapter_config.json").write_text(lora)
+    refused("no weights there")
     (tmp_path / "adapter_model.bin").touch()  # a pickle
-    with pytest.raises(UserError, match="no weights there"), with_adapter(found.base, tmp_path):
-        pass
+    refused("no weights there")
     (tmp_path / "adapter_model.safetensors").touch()
-    with pytest.raises(UserError, match="does not fit this model"), with_adapter(found.base, tmp_path):
-        pass
+    refused("does not fit this model")
 
 
 def test_the_package_offers_it():

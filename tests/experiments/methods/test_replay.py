@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise, permutations
 from types import SimpleNamespace
@@ -153,8 +154,9 @@ def test_wasserstein_of_equal_numbers_is_the_best_assignment():
 def learn(tiny_config, tmp_path):
     """Learns tasks one after another, with random weights in place of training; what each one replayed."""
 
-    def run(tasks, *overrides, folder=tmp_path / "states", seed=7):
+    def run(tasks, *overrides, folder=tmp_path / "states", seed=7, tags=None):
         config = tiny_config(*overrides)
+        config.method.tags = tags
         model = load_model(config)
         previous, replayed = None, []
         for position, one in enumerate(tasks):
@@ -290,16 +292,16 @@ def tag_file(path, tasks, words=str.split):
             key = digest(document(one.task.instruction, row))
             lines.append({"document": key, "tags": None if "untagged" in row.input else words(row.input)})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return f"method.tags='{path}'"
+    return str(path)
 
 
-INSTANCE = ("method=inscl", "method.unit=instance", "method.buffer=3")
+INSTANCE = ("method=inscl", "method.unit=instance", "method.buffer=3", "method.tags=/somewhere/tags.jsonl")
 
 
 def test_rows_of_highest_ins_info_by_the_tags_of_a_file(learn, tmp_path):
     inputs = [["p", "p q", "p q r", "p q"], ["p s", "p"], ["p t"]]
     tasks = [task(name, texts) for name, texts in zip("abc", inputs, strict=True)]
-    replayed, state = learn(tasks, *INSTANCE, tag_file(tmp_path / "tags.jsonl", tasks))
+    replayed, state = learn(tasks, *INSTANCE, tags=tag_file(tmp_path / "tags.jsonl", tasks))
     assert {row.input for _, row in replayed[1]} == {"p", "p q", "p q r"}
     # Equal instructions are at distance 0 from each other: two rows of a, one of b.
     assert [row.input for _, row in replayed[2]] == ["p q", "p q r", "p s"]
@@ -309,17 +311,16 @@ def test_rows_of_highest_ins_info_by_the_tags_of_a_file(learn, tmp_path):
 
 def test_a_fifth_of_the_rows_may_be_without_tags(learn, tmp_path):
     few, many = task("a", ["w", "x", "y", "z", "untagged"]), task("a", ["x", "untagged"])
-    settings = tag_file(tmp_path / "few.jsonl", [few])
-    learn([few, few], *INSTANCE, settings)
+    learn([few, few], *INSTANCE, tags=tag_file(tmp_path / "few.jsonl", [few]))
     for tasks, file in (([many, many], "many"), ([few, task("b", ["not in the file"])], "few")):
-        tag_file(tmp_path / f"{file}.jsonl", tasks[:1])
+        tags = tag_file(tmp_path / f"{file}.jsonl", tasks[:1])
         with pytest.raises(UserError, match=r"rows have no tags in .*sapo paraphrase --tags"):
-            learn(tasks, *INSTANCE, f"method.tags='{tmp_path / file}.jsonl'", folder=tmp_path / file)
+            learn(tasks, *INSTANCE, tags=tags, folder=tmp_path / file)
 
 
 def test_the_content_of_the_file_is_in_the_key_and_its_name_is_not(tiny_config, tmp_path):
-    def identity(settings):
-        return METHODS["inscl"].identity(tiny_config(*INSTANCE, settings).method, True)
+    def identity(tags):
+        return METHODS["inscl"].identity(replace(tiny_config(*INSTANCE).method, tags=tags), True)
 
     one = task("a", ["x y", "z"])
     first = identity(tag_file(tmp_path / "a.jsonl", [one]))
@@ -358,41 +359,42 @@ def test_tags_that_are_not_there_are_refused_before_anything_runs(tiny_config, t
     path = tmp_path / "tags.jsonl"
     if content is not None:
         path.write_text(content)
-    config = tiny_config(*INSTANCE, f"method.tags='{path}'", "policy=static")
+    config = tiny_config(*INSTANCE, "policy=static")
+    config.method.tags = str(path)
     with pytest.raises(UserError, match=rf"(?s){message}"):
         require_ready([config])
 
 
 @pytest.mark.parametrize("method", ["replay", "inscl"])
 def test_a_buffer_larger_than_the_data_or_one_task_alone_is_refused(tiny_config, method):
-    static = (f"method={method}", "policy=static")
-    require_ready([tiny_config(*static, "method.buffer=16")])
-    too_large = tiny_config(*static, "method.buffer=17")
-    with pytest.raises(UserError, match=r"method\.buffer=17.*only 16 different rows"):
-        require_ready([too_large])
-    alone = tiny_config(*static, "sequence.tasks=[mini_topic]")
-    with pytest.raises(UserError, match="has only one"):
-        require_ready([alone])
+    config = tiny_config(f"method={method}", "policy=static")
+    for buffer, tasks, message in (
+        (16, config.sequence.tasks, None),
+        (17, config.sequence.tasks, r"method\.buffer=17.*only 16 different rows"),
+        (16, ["mini_topic"], "has only one"),
+    ):
+        config.method.buffer, config.sequence.tasks = buffer, tasks
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            require_ready([config])
 
 
 def test_labels_say_which_inscl_it_is(tiny_config, tmp_path):
-    tags = tag_file(tmp_path / "tags.jsonl", [])
-    for overrides, label in [
-        ((), "inscl (lexical)"),
-        (("method.unit=quota", "method.access=buffer"), "inscl (quota, buffer)"),
-        (("method.unit=instance", tags), "inscl (instance, tags: some/tagger)"),
+    method = replace(tiny_config("method=inscl").method, tags=tag_file(tmp_path / "tags.jsonl", []))
+    for unit, access, label in [
+        ("lexical", "full", "inscl (lexical)"),
+        ("quota", "buffer", "inscl (quota, buffer)"),
+        ("instance", "full", "inscl (instance, tags: some/tagger)"),
     ]:
-        assert METHODS["inscl"].label(tiny_config("method=inscl", *overrides).method) == label
-    assert METHODS["replay"].label(tiny_config("method=replay").method) == "replay"
+        assert METHODS["inscl"].label(replace(method, unit=unit, access=access)) == label
+    assert METHODS["replay"].label(replace(method, name="replay")) == "replay"
 
 
 # --- whole runs --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "label"), [("replay", "replay"), ("inscl", "inscl (lexical)")])
-def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, method, label):
+def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path):
     config = tiny_config(
-        f"method={method}", "method.buffer=5", "policy=fixed", "policy.index=1", "trainer.global_batch=4",
+        "method=inscl", "method.buffer=5", "policy=fixed", "policy.index=1", "trainer.global_batch=4",
         "trainer.epochs=2", "data.test_examples=2", "evaluator.common_prompt=false",
     )  # fmt: skip
     store = Store(tmp_path / "store")
@@ -406,9 +408,8 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path, me
     assert all(one.prompts == (run.prompts[one.task.name],) and one.prompts[0].index == 1 for one in kept)
     folder = write_run(run, store)
     record = json.loads((folder / "run.json").read_text())
-    assert (record["method"], record["label"]) == (method, label)
-    assert any(label in note for note in record["notes"]) == (method == "inscl")
-    result = load_run(folder)
-    assert result.method == label
-    rows = published("table1", "m", "s", result.method)
-    assert [row.method for row in rows] == ["InsCL"] * 2 * (method == "inscl")
+    assert (record["method"], record["label"]) == ("inscl", "inscl (lexical)")
+    assert any("inscl (lexical)" in note for note in record["notes"])
+    assert load_run(folder).method == "inscl (lexical)"
+    assert [row.method for row in published("table1", "m", "s", "inscl (lexical)")] == ["InsCL"] * 2
+    assert published("table1", "m", "s", "replay") == []

@@ -1,6 +1,6 @@
 """The shared prefix changes the work, never the numbers."""
 
-from functools import wraps
+from functools import cache, wraps
 
 import pytest
 import torch
@@ -71,13 +71,18 @@ def plain_nll(model, example: Rendered) -> float:
 
 def generated(model, example: Rendered, stops) -> list[int]:
     """What Transformers' own `generate` answers to one example."""
-    ids = torch.tensor([example.prompt_ids])
+    return _generated(model, tuple(example.prompt_ids), tuple(stops))
+
+
+@cache
+def _generated(model, prompt_ids: tuple[int, ...], stops: tuple[int, ...]) -> list[int]:
+    ids = torch.tensor([prompt_ids])
     whole = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=12,
-        eos_token_id=stops,
+        eos_token_id=list(stops),
         pad_token_id=0,
     )
     return [token for token in whole[0, ids.shape[1] :].tolist() if token not in stops]
