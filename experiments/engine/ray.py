@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ray.exceptions import RayError, RayTaskError
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
 from sapo.experiments.engine.local import TURN, LocalEngine, Stage, Turn, Watcher, ignore
-from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.engine.store import Store, Stored, try_lock
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for
 SIGHT = 60.0  # seconds in which a network file system shows here what was written elsewhere
@@ -39,6 +40,8 @@ _ASK = 0.01  # seconds that a run has to ask for its next stage before a worker 
 _VARIABLES = (
     "SAPO_CACHE", "SAPO_CONF", "SAPO_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"
 )  # fmt: skip
+_PREFIX = "sapo-ray-"  # of the folder of a Ray that a driver has started
+_LOCK = "driver.lock"  # in it; held while that driver lives
 _OBJECT_MEMORY = 200 * 2**20  # bytes for what is sent: stages hold texts, and results go through the store
 _TOKEN = secrets.token_hex(32)  # of all clusters of this process: Ray may still read the last one's
 
@@ -225,6 +228,7 @@ class Cluster:
         self.config = config
         self.options: dict[str, Any] = {}
         self._folder: Path | None = None
+        self._lock = ExitStack()
         self._is_evidence = False
 
     def start(self) -> int:
@@ -252,11 +256,19 @@ class Cluster:
         return self.plan(ray.cluster_resources())
 
     def _local(self) -> dict[str, Any]:
-        """How Ray starts here: on the loopback address, behind a token, in a folder of this user's alone."""
+        """How Ray starts here: on the loopback address, behind a token, in a folder of this user's alone.
+
+        The folders of drivers that were killed go.
+        """
         # TMPDIR is often too long for the names of sockets.
         parent = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108 (mkdtemp makes the folder its own)
+        for lock in Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
+            with try_lock(lock) as is_of_nobody:
+                if is_of_nobody:
+                    shutil.rmtree(lock.parent, ignore_errors=True)
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="sapo-ray-", dir=parent))
+            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            self._lock.enter_context(try_lock(self._folder / _LOCK))
         except OSError as error:
             raise UserError(
                 f"No folder for Ray's sockets and logs can be made in {parent}: {error}. Set RAY_TMPDIR to "
@@ -316,8 +328,11 @@ class Cluster:
     def close(self) -> None:
         """Leaves the cluster; one that was started here ends, and its folder goes unless a worker died."""
         ray.shutdown()
-        if self._folder and not self._is_evidence:
+        if self._folder and self._is_evidence:
+            (self._folder / _LOCK).unlink(missing_ok=True)  # without it nobody sweeps the folder
+        elif self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
 
 async def in_sight(store: Store, kind: str, key: str) -> None:

@@ -23,6 +23,7 @@ from sapo.experiments import run as running
 from sapo.experiments.engine import ray
 from sapo.experiments.engine.local import TURN, LocalEngine, Turn
 from sapo.experiments.engine.ray import Cluster, RayEngine, StageWorker, in_sight
+from sapo.experiments.engine.store import try_lock
 from sapo.experiments.jobs import Job
 from sapo.experiments.run import open_engine
 
@@ -348,10 +349,25 @@ def test_ray_has_a_folder_of_this_user_alone_which_stays_where_a_worker_died(loc
     assert (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])) == ("token", 64)
     assert cluster.keep_logs() == str(folder)
     cluster.close()
-    assert folder.is_dir()
+    assert not list(folder.iterdir())
     os.environ["RAY_TMPDIR"] = str(folder / "absent")
     with pytest.raises(UserError, match=r"sockets and logs .*absent: .*Set RAY_TMPDIR"):
         cluster.start()
+
+
+def test_the_folders_of_drivers_that_were_killed_are_swept(local_cluster, tmp_path):
+    """Not those of drivers that live, nor those that are kept for the logs of a worker that died."""
+    cluster, _ = local_cluster
+    killed, alive, kept = (tmp_path / f"sapo-ray-{name}" for name in ("killed", "alive", "kept"))
+    for folder in (killed, alive, kept):
+        (folder / "session" / "logs").mkdir(parents=True)
+    for folder in (killed, alive):
+        (folder / "driver.lock").touch()
+    with try_lock(alive / "driver.lock"):
+        cluster.start()
+        assert [folder.exists() for folder in (killed, alive, kept)] == [False, True, True]
+    cluster.close()
+    assert sorted(tmp_path.iterdir()) == [alive, kept]
 
 
 # --- the worker --------------------------------------------------------------------------------------------
