@@ -26,11 +26,33 @@ if TYPE_CHECKING:
     from sapo.experiments.jobs import Job
     from sapo.experiments.stages import Stage
 
+
+def complete_override(context: typer.Context, incomplete: str) -> list[str]:
+    """Shell completion of an override: names of groups, after a dot of settings; then what they can be."""
+    from sapo.conf.load import GROUPS, choices
+    from sapo.conf.schema import settings
+
+    # Bash gives `model=tiny` as three words, and takes the last one's completion.
+    *_, before, equals = ["", "", *(context.params.get("overrides") or ())]
+    start = f"{before}=" if equals == "=" else ""
+    key, has_value, _ = f"{start}{incomplete}".partition("=")
+    known = settings()
+    if not has_value:
+        names = [name for name in known if name not in GROUPS] if "." in key else GROUPS
+        return [f"{name}=" for name in names if name.startswith(key)]
+    members = (
+        choices(key) if key in GROUPS else known[key].metadata.get("choices", ()) if key in known else ()
+    )
+    found = [f"{key}={name}".removeprefix(start) for name in members]
+    return [override for override in found if override.startswith(incomplete)]
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[GROUP=NAME|KEY=VALUE]…",
         help="Hydra overrides; `seed=range(2)` makes two runs. See `sapo ls` and `sapo show config`.",
+        autocompletion=complete_override,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else")]

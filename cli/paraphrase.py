@@ -50,7 +50,8 @@ def command(
         from sapo.experiments.paraphrase.writing import dry_request
 
         request = dry_request(task, config)
-        emit(request, json, [JSON.from_data(request), "Nothing was sent."])
+        message = request.get("message") or request["body"]["messages"][0]["content"]
+        emit(request, json, [JSON.from_data(request), message, "Nothing was sent."])
         return
     document = _pool(task, config, write, force).as_json(task, config)
     emit(document, json, _lines(document))

@@ -54,13 +54,15 @@ def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]
     with alone(path), path.open("a+b") as file:
         file.seek(0)
         content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
-        if b"\n" not in content:
-            file.write(json.dumps({"writer": chat.name, "question": question}).encode() + b"\n")
+        head = json.dumps({"writer": chat.name, "question": question}).encode() + b"\n"
+        if head.startswith(content):  # there is none yet, or its writer was killed at once
+            file.truncate(0)
+            file.write(content := head)
             file.flush()
         known = read_tags(path)
         if (known.writer, known.question) != (chat.name, question):
             raise UserError(f"{path} has tags of {known.writer}, or of another question. Name another file.")
+        file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
         missing = [key for key in documents if key not in known.tags]
 
         def note(place: int, reply: Reply) -> None:

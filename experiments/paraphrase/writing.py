@@ -61,7 +61,8 @@ class Pool:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Held while this process writes a file: another one waits. UserError if it cannot be written."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    # What it would fall back to outlives a process that is killed, and locks everybody out.
+    lock = FileLock(path.with_name(f"{path.name}.lock"), fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

@@ -82,6 +82,25 @@ def test_errors_are_one_message(sapo, monkeypatch, error, code, message):
     assert done.err.count("\n") == bool(message)
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["me"], ["method="]),
+        (["seed=1", "trainer.sch"], ["trainer.schedule="]),
+        (["seed=1", "method=lo"], ["method=lorainc"]),
+        (["method=nothing"], [""]),
+        (["nothing=x"], [""]),
+        (["trainer.schedule=w"], ["trainer.schedule=warmup_log_constant"]),
+        (["seed", "=", "1", "method", "=", "lo"], ["lorainc"]),  # as bash divides it
+    ],
+)
+def test_a_shell_completes_overrides(sapo, monkeypatch, words, found):
+    monkeypatch.setenv("_SAPO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["sapo", "train", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(1 + len(words)))
+    assert sapo().out.strip("\n").split("\n") == found
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "ls", "models"], ["ls", "models", "--debug"]])
 def test_debug_shows_the_traceback(sapo, monkeypatch, arguments):
     def fail(group):

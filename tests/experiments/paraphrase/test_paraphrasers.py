@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import sys
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sapo.cli.app import main
 from sapo.conf.errors import UserError, WorkError
@@ -28,7 +31,7 @@ from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
 from sapo.experiments.paraphrase.expand import Expansion, checked, expand, unrelated
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
-from sapo.experiments.paraphrase.openai import OpenAIChat
+from sapo.experiments.paraphrase.openai import OpenAIChat, spellings
 from sapo.experiments.paraphrase.writing import write_paraphrases
 
 INSTRUCTION = 'Classify the sentiment of the tweet as "positive" or "negative".'
@@ -333,10 +336,20 @@ def test_a_server_on_this_machine_gets_no_secret_unasked(server, chat, monkeypat
     assert str(server.seen).count(CANARY) == 1
 
 
+@settings(max_examples=30)
+@given(st.binary(max_size=9), st.binary(max_size=9), st.sampled_from([b64encode, urlsafe_b64encode]))
+def test_a_key_in_base64_is_hidden_wherever_it_begins(before, after, encode):
+    encoded = encode(before + CANARY.encode() + after).decode()
+    found = max((text for text in spellings(CANARY) if text in encoded), key=len)
+    # Of the key at most what its first and last character share with their neighbours is left.
+    assert len(encoded) - len(found) <= (len(before) + len(after)) * 4 / 3 + 6
+
+
 ESCAPED = f'{CANARY} tweet sentiment "positive" "negative"'
 FAILURES: dict[str, Act] = {
     "401": echoes_the_key(401),
     "500": echoes_the_key(500),
+    "base64": answer(500, b64encode(f"Bearer {CANARY}".encode()).decode()),
     "307": answer(307, "", Location=f"http://127.0.0.1:9/{CANARY}"),
     "not json": echoes_the_key(200),
     "nobody": dies_half_way,
@@ -361,6 +374,7 @@ def test_the_key_is_nowhere(server, sapo, monkeypatch, caplog, tmp_path, failure
     assert code in (1, 2)
     assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
     assert CANARY not in out + err + caplog.text
+    assert b64encode(CANARY.encode()).decode()[4:-4] not in out + err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(CANARY not in path.read_text(errors="replace") for path in files)
     assert bool(files) == (failure == "good")

@@ -1,5 +1,7 @@
 """`sapo paraphrase --tags FILE`: tags of a sequence's rows from a model, written beforehand."""
 
+from threading import Thread
+
 import pytest
 
 from sapo.conf.errors import UserError
@@ -92,3 +94,32 @@ def test_tags_of_another_model_are_not_mixed_in(write, chat):
     chat.name = "other"
     with pytest.raises(UserError, match="has tags of some/tagger"):
         write()
+
+
+@pytest.mark.parametrize("content", ["notes of mine", "notes\nof mine"])
+def test_a_file_of_something_else_is_left_as_it_is(write, chat, tmp_path, content):
+    (tmp_path / "new").mkdir()
+    path = tmp_path / "new" / "tags.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match="holds no tags"):
+        write()
+    assert path.read_text() == content
+
+
+def test_two_at_once_ask_for_each_row_once(write, chat, caplog):
+    """The second waits until the first is done, and asks for what is missing then: nothing."""
+    ask, done = chat.ask, []
+    second = Thread(target=lambda: done.append(write()))
+
+    def ask_beside_another(*arguments, **named):
+        chat.ask = ask
+        second.start()
+        while "waiting for it" not in caplog.text:
+            second.join(0.01)
+            assert second.is_alive()
+        return ask(*arguments, **named)
+
+    chat.ask = ask_beside_another
+    first = write()
+    second.join(30)
+    assert (first["asked"], [found["asked"] for found in done]) == (16, [0])
