@@ -28,6 +28,7 @@ def command(
 
     from sapo.analysis.model_card import model_card
     from sapo.analysis.results import load_run
+    from sapo.conf.load import choices
     from sapo.experiments.export import export, exportable, require_free
     from sapo.experiments.reevaluation import open_run
 
@@ -44,7 +45,8 @@ def command(
     base, rank = facts["base"], facts["rank"]
     test, what = None, [f"An adapter of rank {rank} for {base['load']}"]
     if merge:
-        model = join([f"model={opened.record.model}", f"model.path={to}"])
+        named = [f"model={opened.record.model}"] if opened.record.model in choices("model") else []
+        model = join([*named, f"model.path={to}"])
         test = f"sapo train {opened.sequence} method=zero_shot policy=static {model}"
         what = [
             f"{base['model']} with an adapter of rank {rank} merged into its weights; its logits differ "

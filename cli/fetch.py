@@ -13,7 +13,9 @@ group = typer.Typer(help="Get models and benchmarks onto this machine.", no_args
 
 @group.command()
 def model(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Models (`sapo ls models`)")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help="Models (`sapo ls models`), or OWNER/NAME on the hub")
+    ],
     json: Json = False,
 ) -> None:
     """Download or build models."""

@@ -23,8 +23,8 @@ def command(
         typer.Argument(
             metavar="data=FILE instruction=TEXT paraphrases.file=POOL | task=NAME [OVERRIDES]…",
             help="The rows, the instruction and its paraphrases. Also columns=[INPUT,TARGET] (else guessed), "
-            "suffix=TEXT, labels=[A,B], adapter=FOLDER (a PEFT adapter on the model), model=NAME or "
-            "model.path=FOLDER, scorer.examples=64 (rows that are scored).",
+            "suffix=TEXT, labels=[A,B], adapter=FOLDER (a PEFT adapter on the model), model=NAME, "
+            "model=FOLDER or model=OWNER/NAME, scorer.examples=64 (rows that are scored).",
         ),
     ] = None,
     json: Json = False,

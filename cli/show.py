@@ -114,7 +114,8 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
 @group.command("model")
 def show_model(
     model: Annotated[
-        list[str], typer.Argument(metavar="NAME|OVERRIDES…", help="A model's name, or overrides")
+        list[str],
+        typer.Argument(metavar="NAME|OVERRIDES…", help="A model's name, folder or OWNER/NAME, or overrides"),
     ],
     json: Json = False,
 ) -> None:

@@ -1,6 +1,7 @@
 """From Hydra overrides to validated configs, one for each run that they describe."""
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from sapo.conf.errors import UserError, unknown
+from sapo.conf.models import model_called, model_in, model_on_hub
 from sapo.conf.schema import Config, settings
 from sapo.conf.validate import problems
 
@@ -42,6 +44,7 @@ PAIR = ("trainer", "scale")  # who names one of them gets the other of that name
 _SETTINGS = settings()
 _FOR_HYDRA = re.compile(r"^(?:choice|range|glob|sort|shuffle|str)\(.*\)$|^(['\"]).*\1$|\$\{", re.DOTALL)
 _OPEN = "model.template_options."  # switches that only the chat template knows
+_CALLED: set[str] = set()  # members of the group of models that stand for folders and repositories
 
 
 def load(overrides: list[str]) -> list[Config]:
@@ -50,7 +53,7 @@ def load(overrides: list[str]) -> list[Config]:
     `experiment=NAME` adds that experiment's own sweep. Raises UserError naming every problem at once.
     """
     _check_own_files()
-    overrides = [_with_text(override) for override in overrides]
+    overrides = _with_models([_with_text(override) for override in overrides])
     _check_names(overrides)
     experiments = [axis for axis in _axes(overrides) if axis[0].startswith("experiment=")]
     others = [override for override in overrides if not override.startswith("experiment=")]
@@ -171,6 +174,12 @@ def _with_text(override: str) -> str:
     """
     key, _, value = override.partition("=")
     kind = _SETTINGS[key].type if key in _SETTINGS else None
+    if key == "model" and re.search(r"[^\w,]", value):
+        kind = str  # a folder or OWNER/NAME
+    if override == "model.lora_targets=all-linear":
+        return "model.lora_targets=['all-linear']"
+    if override.startswith(f"+{_OPEN}"):
+        return f"+{override}"  # whether or not the model's folder has told of this switch already
 
     def quoted(text: str) -> str:
         return QuotedString(text.strip(), Quote.single).with_quotes()
@@ -184,6 +193,43 @@ def _with_text(override: str) -> str:
         return override
     is_sweep = is_plain and value[0] != "[" and "," in value
     return f"{key}={','.join(map(quoted, value.split(','))) if is_sweep else quoted(value)}"
+
+
+def _with_models(overrides: list[str]) -> list[str]:
+    """The overrides with a member of the group `model` for each folder or OWNER/NAME that names a model.
+
+    Where no `model=` does, `model.path=` and `model.source=` say what the model is: nothing is then left of
+    the default model.
+    """
+    given = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
+    key = next((key for key in ("model", "model.path", "model.source") if key in given), None)
+    if key is None or given[key] in ("", "null", "???") or "${" in given[key]:
+        return overrides
+    (parsed,) = _parse([f"{key}={given[key]}"])
+    is_sweep = parsed.is_sweep_override() and bool(_swept(parsed))
+    found = list(parsed.sweep_iterator()) if is_sweep else [parsed.value()]
+    texts = [value.text if isinstance(value, QuotedString) else str(value) for value in found]
+    revision, known = given.get("model.revision", "").strip("'") or None, choices("model")
+    members = []
+    for text in texts:
+        kind, _, name = text.partition(":") if key == "model.source" else ("path", "", text)
+        if key == "model":
+            called = None if text in known else model_called(text, revision)
+        elif kind == "path":
+            called = model_in(name)
+        else:
+            called = model_on_hub(name, revision) if kind == "hub" and name.count("/") == 1 else None
+        if called:
+            text = "called_" + hashlib.sha256(repr(called).encode()).hexdigest()[:16]
+            ConfigStore.instance().store(group="model", name=text, node=called)
+            _CALLED.add(text)
+        elif key == "model" and text not in known:
+            raise unknown("model", text, known)
+        members.append(text)
+    if not _CALLED.intersection(members):
+        return overrides
+    replaced = f"model={','.join(members)}"
+    return [replaced if override.partition("=")[0] == key else override for override in overrides]
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -239,7 +285,7 @@ def _check_names(overrides: list[str]) -> None:
             )
         if key in GROUPS:
             for name in _swept(override) if override.is_sweep_override() else [str(override.value())]:
-                if name not in (members := choices(key)):
+                if name not in (members := choices(key)) and name not in _CALLED:
                     raise unknown(key, name, members)
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, WorkError
+from sapo.conf.models import argument_of
 from sapo.conf.schema import Config
 from sapo.data.files import stored_json
 from sapo.data.records import BASE, StateRecord
@@ -63,7 +64,13 @@ class Exportable:
             "sequence": self.run.record.sequence,
             "kind": "merged" if merge else "adapter",
             "state": {"after": self.state.after, "key": self.trained.key},
-            "base": {"model": model.name, "load": name, "revision": revision, "source": model.source},
+            "base": {
+                "model": model.name,
+                "load": name,
+                "revision": revision,
+                "source": model.source,
+                "is_folder": bool(model.path) or model.source.startswith("path:"),
+            },
             "is_on_hub": not Path(name).is_absolute(),
             "rank": stored_json(self.adapter / "adapter_config.json")["r"],
             "template_options": dict(model.template_options),
@@ -114,7 +121,7 @@ def _state(run: FinishedRun, wanted: str) -> StateRecord:
     if wanted in {"base", "0"}:
         raise UserError(
             f"--state {wanted}: the untouched model has no adapter to export. "
-            f"Where it lies: sapo show model {record.model}"
+            f"Where it lies: sapo show model {argument_of(run.config.model)}"
         )
     numbers = sorted({state.after for state in trained})
     number = numbers[-1] if wanted == "last" else int(wanted) if wanted.isdecimal() else None

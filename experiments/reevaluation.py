@@ -9,6 +9,7 @@ from typing import Any
 
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices, load_one, settled
+from sapo.conf.models import argument_of
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
 from sapo.data.pools import load_pool
@@ -69,8 +70,9 @@ class FinishedRun:
 
     def missing(self, after: int) -> UserError:
         """The error for a state that the store does not hold (any more), with the command that mends it."""
-        names = ("model", "method", "policy", "seed")
-        again = " ".join([self.sequence, *(f"{name}={getattr(self.record, name)}" for name in names)])
+        names = (f"{name}={getattr(self.record, name)}" for name in ("method", "policy", "seed"))
+        model = shlex.quote(f"model={argument_of(self.config.model)}")
+        again = " ".join([self.sequence, model, *names])
         return UserError(
             f"State {after} of run {self.record.id} is not in the store {self.store.root}. Train it "
             f"again: sapo train {again} (settings: config.yaml of the run)."

@@ -260,7 +260,7 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
     columns, lead, second = material.columns, selection.lead, selection.runner_up
     return {
         "task": material.task.name,
-        "model": config.model.path or config.model.name,
+        "model": config.model.name,
         "adapter": adapter,
         "chosen": {"index": selection.chosen.index, "text": selection.chosen.text},
         "candidates": selection.ranking.to_dict("records"),

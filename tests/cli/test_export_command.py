@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from sapo.analysis.results import load_run, score_matrix
 from sapo.cli.console import find_run
+from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_tasks
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.runs import read_config
@@ -74,6 +76,25 @@ def test_the_code_on_the_card_gives_the_answers_of_the_run(sapo, moved, tmp_path
     for example, expected in zip(task.test[:2], last["prediction"], strict=False):
         exec(code.replace('"THE INPUT"', repr(example.input)), {})  # noqa: S102 (the code that we print)
         assert capsys.readouterr().out.strip() == expected.strip()
+
+
+@pytest.mark.slow  # trains a run of its own
+def test_a_run_of_a_folders_model_carries_its_name_to_the_card(sapo, small, tmp_path):
+    folder = tmp_path / "Own model 1"
+    shutil.copytree(model_folder(load_one(["model=tiny_qwen3"]).model), folder)
+    settings = ("policy=static", "sequence.tasks=[mini_city]", f"store.root='{tmp_path}/own'")
+    rest = [override for override in small if not override.startswith(("sequence.tasks", "model="))]
+    (run,) = sapo("train", *rest, *settings, f"model={folder}", "--json").document["runs"]
+    assert (run["model"], "Own_model_1" in run["id"]) == ("Own_model_1", True)
+    done = sapo("export", run["dir"], "--to", tmp_path / "out")
+    assert done.code == 0, done.err
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Own_model_1 (a folder)" in card.replace("\\", "")
+    assert ", enable_thinking=False" in card
+    assert not any(word in card for word in ("sapo fetch", "smollm2", str(tmp_path)))
+    merged = sapo("export", run["dir"], "--to", tmp_path / "merged", "--merge", "--json").document
+    assert merged["test"].endswith(f" model.path={tmp_path / 'merged'}")
+    assert " model=" not in merged["test"]
 
 
 @pytest.mark.slow  # trains a run of its own

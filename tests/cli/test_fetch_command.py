@@ -71,6 +71,11 @@ def test_models_are_built(sapo, tmp_path, monkeypatch):
     assert all(model["path"].startswith(str(tmp_path)) for model in document["models"])
 
 
+def test_a_repository_that_cannot_be_had_is_said_in_a_sentence(sapo):
+    said = sapo("fetch", "model", "no-one/no-model").refused(1)
+    assert "Cannot download no-one/no-model from the hub: " in said
+
+
 def test_every_name_is_checked_before_anything_is_fetched(sapo, tmp_path, monkeypatch):
     monkeypatch.setenv("SAPO_CACHE", str(tmp_path / "cache"))
     assert sapo("fetch", "model", "tiny_llama", "tiny_lama").code == 2

@@ -1,6 +1,7 @@
 """What would make numbers wrong is found, and named, before anything is computed."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     GPT2Config,
     MptConfig,
     Qwen3MoeConfig,
     RwkvConfig,
+    T5Config,
+    ViTConfig,
 )
 
 from sapo.conf.errors import UserError
@@ -295,6 +299,15 @@ def test_a_model_without_rotary_positions_can_be_read(config, tiny_folder):
     assert read_model(config().model, "auto", "meta").device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(T5Config, "encoder"), (BertConfig, "both directions"), (ViTConfig, "writes no text")],
+)
+def test_models_that_do_not_go_on_writing_are_refused_in_a_sentence(config, tiny_folder, kind, said):
+    kind().save_pretrained(tiny_folder)
+    assert re.fullmatch(rf"Model tiny_llama \(\w+\) .*{said}[^.]*\.", refused(config()))
+
+
 @pytest.mark.parametrize(("n_positions", "fits"), [(96, False), (1024, True)])
 def test_rows_longer_than_the_learned_positions_are_refused(config, tiny_folder, n_positions, fits):
     put(tiny_folder, GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=n_positions, vocab_size=259))
@@ -303,4 +316,4 @@ def test_rows_longer_than_the_learned_positions_are_refused(config, tiny_folder,
     if fits:
         preflight(settings, SHOWN)
     else:
-        assert "the model has positions for 96. Set data.max_input_tokens=16" in refused(settings)
+        assert "the model has positions for 96. That is no room for inputs and answers" in refused(settings)
