@@ -203,7 +203,7 @@ class Comparison:
         one, other = (self.values(*cell, measure) for cell in (first, second))
         if one is None or other is None:
             return None
-        return (one - other) * (-1 if measure in LOWER_IS_BETTER else 1)
+        return (other - one) if measure in LOWER_IS_BETTER else (one - other)
 
     def _sentence(self, about: str, measure: str, gain: Array, p: float) -> Sentence:
         """A question's answer in words, with its error."""
@@ -368,7 +368,7 @@ def _sign_p(gain: Array) -> float:
 @lru_cache(maxsize=4)
 def _signs(n: int) -> Array:
     """Signs of `n` rows in each permutation."""
-    return np.random.default_rng(0).integers(0, 2, (PERMUTATIONS, n)) * 2.0 - 1.0
+    return 1.0 - 2.0 * np.random.default_rng(0).integers(0, 2, (PERMUTATIONS, n)).astype(np.float64)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 from peft import PeftModel
 
@@ -33,7 +34,7 @@ _STORED = ("instruction", "suffix", "separator", "language")  # of a task, besid
 class Replay(LoraInc):
     """Trains on the task's own rows and the whole buffer; what it draws is decided by (seed, position)."""
 
-    reads = ("buffer",)
+    reads: ClassVar[tuple[str, ...]] = ("buffer",)
     keeps = True
     replays = True
 

@@ -5,6 +5,7 @@ import string
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import groupby
+from typing import Any
 from unicodedata import category, name
 
 import pandas as pd
@@ -48,14 +49,14 @@ def evaluate(
     into `evaluator.max_new_tokens`. Without `evaluator.answers` predictions are empty and their scores NaN.
     """
     settings = config.evaluator
-    n_tokens = [len(each.target_ids) for each in rendered]
+    targets, n_tokens = [example.target for example in examples], [len(r.target_ids) for r in rendered]
     losses = None
     if not settings.answers or isinstance(model, PeftModel):
         losses = target_losses(language_model, model, rendered, config)
-    rows = {
+    rows: dict[str, Any] = {
         "example": range(len(examples)),
         "prediction": "",
-        "target": [example.target for example in examples],
+        "target": targets,
         "rougeL": float("nan"),
         "exact_match": float("nan"),
         "nll": None if losses is None else losses["nll"] / n_tokens,
@@ -67,7 +68,7 @@ def evaluate(
     if settings.answers:
         found = _answers(language_model, model, rendered, config)
         predictions = [decoded(language_model.tokenizer, ids, settings.clean_up_spaces) for ids, *_ in found]
-        pairs = list(zip(predictions, rows["target"], strict=True))
+        pairs = list(zip(predictions, targets, strict=True))
         rows |= {
             "prediction": predictions,
             "rougeL": [rouge_l(*pair, settings.scores) for pair in pairs],
@@ -117,7 +118,7 @@ def target_losses(
     def read_untouched(rows: list[Rendered]) -> list[Tensor]:
         kept = [language_model.untouched.get(row) for row in rows]
         if all(logits is not None for logits in kept):
-            return kept
+            return [logits for logits in kept if logits is not None]
         with model.disable_adapter():
             read, _ = target_logits(model, rows, untouched_prefix())
         found = [logits[-len(row.target_ids) :] for row, logits in zip(rows, read, strict=True)]
