@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -257,17 +257,31 @@ def _swept(override: Override) -> list[str]:
 
 
 def _check_own_files() -> None:
-    """UserError naming a YAML file of the user's that cannot be read."""
+    """UserError naming a YAML file of the user's that cannot be read, or has a number for a text."""
     for path in _own_files():
         try:
             text = path.read_text(encoding="utf-8")
             content = yaml.safe_load(text)
             if not isinstance(content, dict | None):
                 raise ValueError("it holds no settings, which are lines of KEY: VALUE.")
-            OmegaConf.create(text)  # a name given twice, a value that holds itself
+            # Refuses a name given twice, and a value that holds itself.
+            values = OmegaConf.to_container(OmegaConf.create(text))
         except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
             cause = _cause(error)[:500]
             raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {cause}") from error
+        for key, value in _leaves(values, "" if "@package _global_" in text else f"{path.parent.name}."):
+            is_text = key in _SETTINGS and _SETTINGS[key].type in (str, str | None)
+            if is_text and isinstance(value, int | float):  # 2024_01 would be 202401, and 7e10 70000000000.0
+                raise UserError(f"{path}: {key} is a text, and YAML reads a number: put it in quotes.")
+
+
+def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each setting in nested ones."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
 
 
 def _check_names(overrides: list[str]) -> None:

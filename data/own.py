@@ -251,6 +251,8 @@ class OwnExamples:
             raise _RowError(f"column '{name}' holds {kind}, not texts or numbers,")
         if isinstance(value, float) and math.isinf(value):
             raise _RowError(f"column '{name}' holds Infinity")
+        if isinstance(value, float):  # 1.10 is 1.1 by now
+            self.left_out[f"numbers' notations in column {name!r} (from {self.kinds[name][kind]} on)"] += 1
         if isinstance(value, str) and not is_text(value):
             raise _RowError(f"column '{name}' holds half a surrogate pair")
         return str(value) if isinstance(value, str) else json.dumps(value)

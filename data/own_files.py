@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 
 from sapo.conf.errors import UserError
 
+LONGEST_LINE = 2**26  # bytes; a longer one is no line of a data set, and would have to be held whole
+LARGEST_JSON = 2**28  # bytes; a JSON list has to be held whole
 PARQUET_ROWS = 1024  # rows read at once
 
 
@@ -75,7 +76,9 @@ def _lines(path: Path) -> Iterator[str]:
     number, offset = 1, 0
     try:
         with path.open("rb") as file:
-            for line in file:
+            for line in iter(partial(file.readline, LONGEST_LINE + 1), b""):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB.")
                 yield line.decode().removeprefix("" if offset else "\ufeff")
                 number, offset = number + 1, offset + len(line)
     except UnicodeDecodeError as error:
@@ -117,6 +120,11 @@ def _json_file(path: Path, left_out: list[str]) -> Iterator[Row]:
     if second and first.startswith("{") and first.endswith("}"):
         yield from _jsonl(path, left_out)
         return
+    if path.stat().st_size > LARGEST_JSON:
+        raise UserError(
+            f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be read "
+            "in parts. Write it as JSONL, an object a line."
+        )
     content = _json(path, "".join(_lines(path)), 1)
     items = content if isinstance(content, list) else _wrapped(path, content, left_out)
     for i, item in enumerate(items, start=1):
@@ -147,7 +155,7 @@ def _wrapped(path: Path, content: Any, left_out: list[str]) -> list[Any]:
 
 
 def _delimited(path: Path, _: list[str], delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # else 128 KiB
+    csv.field_size_limit(LONGEST_LINE)  # else 128 KiB
     lines = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])

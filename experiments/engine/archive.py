@@ -43,6 +43,7 @@ FORMAT = 1
 INDEX = "index.json"
 LARGEST_INDEX = 2**26
 _PIECE = 2**20
+_READINGS = 3  # of a stage that another command writes again meanwhile
 _RESULTS = (".parquet", ".safetensors")
 _STAGE = re.compile(
     rf"stages/(?:{'|'.join(KINDS)})/[0-9a-f]{{64}}/(?:\w[\w.-]*/){{0,3}}\w[\w.-]*\.(?:json|yaml|parquet|safetensors|md)",
@@ -71,14 +72,18 @@ def export_runs(folders: Sequence[Path], target: Path) -> Archived:
     with ExitStack() as held:
         for root in dict.fromkeys(folder.parent.parent for folder in folders):
             held.enter_context(Store(root).at_work(required=False))
-        files, n_stages = _listed(folders)
-        try:
-            changed = _pack(files, target)
-        except OSError as error:
-            kind = WorkError if is_full(error) else UserError
-            raise kind(f"Cannot write {target}: {error}.") from error
-        if changed:
-            _listed(folders, whole=True)  # says what is damaged
+        changed = None
+        for _ in range(_READINGS):
+            # What is packed is compared with its manifest; reading everything before says what is damaged.
+            files, n_stages = _listed(folders, whole=changed is not None)
+            try:
+                changed = _pack(files, target)
+            except OSError as error:
+                kind = WorkError if is_full(error) else UserError
+                raise kind(f"Cannot write {target}: {error}.") from error
+            if changed is None:
+                break
+        else:
             raise WorkError(f"{changed} is written again by another command: export when that is done.")
     n_bytes = sum(facts.bytes for _, facts in files.values())
     return Archived([folder.name for folder in folders], n_stages, 0, n_bytes)

@@ -206,6 +206,15 @@ def test_own_files_that_do_not_fit(own_conf: Path) -> None:
     assert refusal("model=bare") == "No value for model.source."
 
 
+@pytest.mark.parametrize("revision", ["7e10", "true"])
+def test_a_number_for_a_text_in_an_own_file(own_conf: Path, revision: str) -> None:
+    file = own_conf / "model" / "mine.yaml"
+    file.write_text(f"name: mine\nsource: tiny:llama\nrevision: {revision}\n", encoding="utf-8")
+    assert (
+        refusal("seed=0") == f"{file}: model.revision is a text, and YAML reads a number: put it in quotes."
+    )
+
+
 def test_errors_know_their_exit_code() -> None:
     assert (UserError.exit_code, WorkError.exit_code) == (2, 1)
     numbered = str(unknown("target", "x", ["figure10", "figure2", "figure1"]))

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from sapo.conf.errors import UserError
+from sapo.data import own_files
 from sapo.data.benchmarks import load_own_task
 from sapo.data.own import (
     OwnExamples,
@@ -326,7 +327,11 @@ def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
     assert len(task.notes) == 1
     path.write_text('{"input": "a", "output": 1}\n{"input": "b", "output": Infinity}\n')
     assert f"{path}: column 'output' holds Infinity in line 2." in refusal(path)
-    assert [example.target for example in examples_of([("a", 1.10), ("b", 2.5)])] == ["1.1", "2.5"]
+    examples = examples_of([("a", 1.10), ("b", 2.5)])
+    assert [example.target for example in examples] == ["1.1", "2.5"]
+    assert examples.notes[1] == (
+        "examples: left out: 2 numbers' notations in column 'target' (from row 0 on)"
+    )
 
 
 @pytest.mark.parametrize("name", ["a[1] b?*", "it's #1=2", "données~", "~x"])
@@ -489,6 +494,18 @@ def test_objects_are_named_by_their_place() -> None:
     with pytest.raises(UserError, match=r"examples: empty target in row 1, row 2\."):
         list(examples_of([("a", "b"), ("c", ""), ("d", " ")]))
     assert list(examples_of([("a", "b")], frame=own_task("t", "", "", ("b",)))) == [Example("a", "b")]
+
+
+def test_what_would_have_to_be_held_whole_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_files, "LONGEST_LINE", 2**10)
+    monkeypatch.setattr(own_files, "LARGEST_JSON", 2**10)
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(b"{" * (2**10 + 1))
+    assert f"{path}: line 1 is longer than 0 MiB." in refusal(path)
+    path = tmp_path / "list.json"
+    path.write_bytes(b"[\n" + b"\n" * 2**10 + b"]")
+    assert "a JSON list of more than 0 MiB" in refusal(path)
+    assert "JSONL" in refusal(path)
 
 
 # --- writing -----------------------------------------------------------------------------------------------
