@@ -22,11 +22,19 @@ from numpy.typing import NDArray
 from sapo.analysis.figures import NO_VALUE, save
 from sapo.analysis.files import write_file
 from sapo.analysis.intervals import PERMUTATIONS, Interval, bootstrap, holm, permutation_p
+from sapo.analysis.page import write_page
 from sapo.analysis.render import csv, markdown
+from sapo.analysis.report import Report
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
 
 UNTOUCHED, TRAINED, RETAINED = "untouched", "trained", "retained"
 LEVEL = 0.05
+NOTES = (
+    "Values are means over distinct test rows, in brackets or in `matrix.csv` with 95 % intervals; ± is the "
+    "standard deviation over the unseen prompts.",
+    "p: signs of the rows' differences permuted, Holm over all sentences and measures. With one seed, what "
+    "another seed of the training would change is not in them.",
+)
 # Standard normal quantiles of a two-sided test of 5 % and of 80 % power.
 DETECTABLE = 1.96 + 0.84
 SHORT_ANSWER = 5  # words; longer answers are seldom right to the letter
@@ -289,7 +297,7 @@ class Comparison:
         }
 
     def write(self, folder: Path, commands: Sequence[str] = ()) -> list[Path]:
-        """Writes the matrix and what is retained as CSV, heat maps, `compare.json` and `compare.md`."""
+        """Writes the matrix and what is retained as CSV, heat maps, JSON, Markdown and a page."""
         files = [
             write_file(folder / "matrix.csv", csv(self.table)),
             write_file(folder / "retained.csv", csv(self.retained)),
@@ -305,7 +313,27 @@ class Comparison:
             "",
             *(f"    {command}" for command in commands),
         ]
-        return [*files, write_file(folder / "compare.md", "\n".join(lines) + "\n")]
+        files.append(write_file(folder / "compare.md", "\n".join(lines) + "\n"))
+        names = {
+            f"{MEASURES[name]}: trained with (down), served with (across)": name for name in self.measures
+        }
+        tables = {
+            "What these rows say (gains are positive)": pd.DataFrame(
+                (s.about, s.measure, s.estimate, s.low, s.high, s.p, "noise" if s.is_noise else "differs")
+                for s in self.verdict
+            )
+            .set_axis(["asked", "measure", "gain", "low", "high", "p", "verdict"], axis=1)
+            .round(4),
+            **{title: self.matrix(name) for title, name in names.items()},
+            "NLL on other tasks, against the untouched model": self.retained.round(3),
+            "Prompts": pd.DataFrame(
+                [(name, text) for name, texts in self.prompts.items() for text in texts],
+                columns=["trained with", "prompt"],
+            ),
+        }
+        notes = [sentence.text for sentence in self.verdict]
+        notes += [f"Train with {self.chosen}: " + "; ".join(f"`{command}`" for command in commands), *NOTES]
+        return [*files, write_page(Report([], files=files, notes=notes, name="comparison"), folder, tables)]
 
     def matrix(self, measure: str) -> pd.DataFrame:
         """The matrix of a measure as texts, a row a training."""

@@ -1,5 +1,6 @@
 """The train x serve matrix and its sentences, from answers that are made up so that the truth is known."""
 
+import html
 import itertools
 
 import numpy as np
@@ -123,9 +124,12 @@ def test_files_hold_the_matrix_the_sentences_and_the_commands(tmp_path):
         "compare.md",
         "matrix_nll.png",
         "matrix_nll.pdf",
+        "report.html",
     } <= files
     text = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert all(sentence.text in text for sentence in found.verdict)
     assert "sapo train …" in text
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(html.escape(sentence.text, quote=False) in page for sentence in found.verdict)
     read = pd.read_csv(tmp_path / "matrix.csv")
     assert read["value"].tolist() == pytest.approx(found.table["value"].tolist(), abs=1e-6)
