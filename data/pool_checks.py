@@ -152,7 +152,8 @@ class Earlier:
             self.add(text)
 
     def add(self, text: str) -> None:
-        """Adds the next text."""
+        """Adds the next text, or what a prompt may have of it."""
+        text = text[:LONGEST]
         for gram in _four_grams(text):
             self._places.setdefault(gram, []).append(len(self._texts))
         self._texts.append(text)

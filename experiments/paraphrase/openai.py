@@ -19,6 +19,7 @@ from sapo.experiments.paraphrase.chat import OnReply, Reply
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_BODY = 8 << 20  # bytes of one answer: a hundred times what a long chat completion has
+LONGEST_PAUSE = 60  # seconds that the client waits before it asks again, at most
 SHORTEST_SECRET = 8  # servers of one's own are given keys such as `x`, which stand in any text
 _NO_KEY = "The key (variable: {}) was not accepted: paraphrases.key_variable=NAME takes another."
 _NO_PLACE = "Look at paraphrases.base_url (it often ends in /v1) and paraphrases.model."
@@ -142,12 +143,15 @@ class OpenAIChat:
         openai, settings = self._openai, self._settings
         asked = f", asked {settings.retries + 1} times" if settings.retries else ""
         response, problem = None, ""
+        # The client has a limit for each piece, and even headers may come a byte a second.
+        longest = (settings.retries + 1) * settings.timeout + settings.retries * LONGEST_PAUSE + 1
         try:
             body = {"model": openai.omit, **request_body(settings, text)}
-            response = await client.chat.completions.with_raw_response.create(**body)
+            async with asyncio.timeout(longest):
+                response = await client.chat.completions.with_raw_response.create(**body)
         except openai.APIStatusError as error:
             response = error.response
-        except openai.APITimeoutError:
+        except (openai.APITimeoutError, TimeoutError):
             problem = f"no answer within {settings.timeout:g} s{asked}"
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error

@@ -10,6 +10,7 @@ from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Barrier, Event, Thread
@@ -250,16 +251,21 @@ def test_a_request_without_an_answer_says_why_and_costs_no_other(server, chat, a
 
 
 def test_a_server_that_hangs_or_trickles_or_is_not_there(server, chat):
-    def trickle(handler: BaseHTTPRequestHandler) -> None:
+    def trickle(handler: BaseHTTPRequestHandler, has_headers: bool = True) -> None:
         handler.send_response(200)
-        handler.end_headers()
+        if has_headers:
+            handler.end_headers()
         handler.close_connection = True
         with suppress(OSError):
             while not server.release.wait(0.05):
-                handler.wfile.write(b" ")
+                handler.wfile.write(b" " if has_headers else b"X-A: b\r\n")
 
     hasty = chat(timeout=0.3, retries=0)
-    for act, error in ((server.hang, "no answer within 0.3 s"), (trickle, "no whole answer within 0.3 s")):
+    for act, error in (
+        (server.hang, "no answer within 0.3 s"),
+        (trickle, "no whole answer within 0.3 s"),
+        (partial(trickle, has_headers=False), "no answer within 0.3 s"),
+    ):
         server.acts = [act]
         assert hasty.ask(["a"])[0].error == f"{server.url}: {error}"
     server.close()
