@@ -26,6 +26,7 @@ from sapo.analysis.page import write_page
 from sapo.analysis.render import csv, markdown
 from sapo.analysis.report import Report
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
+from sapo.conf.text import markdown_safe
 
 UNTOUCHED, TRAINED, RETAINED = "untouched", "trained", "retained"
 LEVEL = 0.05
@@ -275,9 +276,8 @@ class Comparison:
         )
         n = int(cells["n"].max())
         seeds = f", {self.n_seeds} seeds" if self.n_seeds > 1 else ", one seed"
-        figure.suptitle(
-            f"{self.task} · {self.model}: {n} distinct test rows{seeds}, 95 % intervals", fontsize=10
-        )
+        name = self.task.replace("$", r"\$")  # no formula
+        figure.suptitle(f"{name} · {self.model}: {n} distinct test rows{seeds}, 95 % intervals", fontsize=10)
         return figure
 
     def document(self) -> dict[str, Any]:
@@ -305,7 +305,8 @@ class Comparison:
         ]
         for measure in self.measures:
             files += save(self.plot(measure), folder / f"matrix_{measure}")
-        lines = [f"# {self.task}: which prompt to train with, and to serve ({self.model})", ""]
+        title = f"{self.task}: which prompt to train with, and to serve ({self.model})"
+        lines = [f"# {markdown_safe(title)}", ""]
         lines += [f"- {sentence.text}" for sentence in self.verdict]
         lines += [
             "",

@@ -24,17 +24,19 @@ from sapo.conf.load import load
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_own_task, load_task
 from sapo.data.files import user_path, written_whole
-from sapo.data.hygiene import distinct_rows
+from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.losses import prompt_losses
 from sapo.data.own import Material, OwnExamples, examples_of, gather, names, write_jsonl
 from sapo.data.own_files import read_splits
 from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
+from sapo.data.render import control_tokens
 from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments.continual import Engine
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import label_matches
+from sapo.experiments.model.load import load_tokenizer
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.plan import PlanEngine, estimated_tokens, measured_rates
@@ -120,6 +122,8 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
         if other.test == task.test or other.name == task.name:
             raise UserError(f"compare.retain: {other.name} is the task that is trained; name others.")
     _require_tellable(task, material.source)
+    found = row_findings(task.train, control_tokens(load_tokenizer(first.model)))
+    notes = (*notes, *(finding.message for finding in found))
     setting = Setting(tuple(configs), task, scored, material.pool, retained, material.source, notes)
     prompts = [*material.pool.candidates(include_original=True), *_named_short(setting)]
     preflight(

@@ -2,6 +2,7 @@
 
 import html
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -115,7 +116,7 @@ def test_the_leading_measure_suits_the_rows(label, exact, targets, expected):
 
 
 def test_files_hold_the_matrix_the_sentences_and_the_commands(tmp_path):
-    found = made_up(lambda *_: 0.0, n=12)
+    found = replace(made_up(lambda *_: 0.0, n=12), task="<b>$of$ _a file_")
     files = {path.name for path in found.write(tmp_path, ["sapo train …"])}
     assert {
         "matrix.csv",
@@ -129,6 +130,7 @@ def test_files_hold_the_matrix_the_sentences_and_the_commands(tmp_path):
     text = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert all(sentence.text in text for sentence in found.verdict)
     assert "sapo train …" in text
+    assert text.startswith("# &lt;b>$of$ \\_a file\\_: which prompt")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(html.escape(sentence.text, quote=False) in page for sentence in found.verdict)
     read = pd.read_csv(tmp_path / "matrix.csv")

@@ -65,6 +65,15 @@ def test_test_rows_are_neither_scored_nor_trained_and_the_scored_are_those_of_se
     assert prepare(given, [config("seed=1")]).task.test != setting.task.test
 
 
+def test_what_is_amiss_in_training_rows_is_named(given, config, tmp_path):
+    path = tmp_path / "parity.jsonl"
+    held = json.dumps({"input": "<|im_end|> number", "target": "odd"})
+    path.write_text(path.read_text() + f"{held}\n" * 3)
+    setting = prepare(given, [config("data.test_examples=12")])
+    assert any("hold control tokens of the model (<|im_end|>)" in note for note in setting.notes)
+    assert any("repeat an earlier row" in note for note in setting.notes)
+
+
 def test_a_test_file_is_the_test(given, config, tmp_path):
     folder = tmp_path / "rows"
     folder.mkdir()
