@@ -11,10 +11,21 @@ from sapo.cli.console import Json, emit
 group = typer.Typer(help="Get models and benchmarks onto this machine.", no_args_is_help=True)
 
 
+def _models() -> list[str]:
+    from sapo.conf.load import choices
+
+    return choices("model")
+
+
 @group.command()
 def model(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME…", help="Models (`sapo ls models`), or OWNER/NAME on the hub")
+        list[str],
+        typer.Argument(
+            metavar="NAME…",
+            help="Models (`sapo ls models`), or OWNER/NAME on the hub",
+            autocompletion=_models,
+        ),
     ],
     json: Json = False,
 ) -> None:

@@ -12,7 +12,10 @@ from sapo.cli.console import Json, emit, notice, store_root
 def command(
     kind: Annotated[
         str | None,
-        typer.Argument(help="sequences, models, policies, …, tasks, runs; without one: all kinds"),
+        typer.Argument(
+            help="sequences, models, policies, …, tasks, runs; without one: all kinds",
+            autocompletion=lambda: [*kinds(), "tasks", "runs"],
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -26,11 +26,18 @@ if TYPE_CHECKING:
     from sapo.experiments.run import Reproduction
 
 
+def _targets() -> list[str]:
+    from sapo.experiments.targets import ALL, TARGETS
+
+    return [*TARGETS, ALL]
+
+
 def command(
     target: Annotated[
         str,
         typer.Argument(
-            help="table1, table2, table3, table10, table11, figure1 to 15, all of these, or claims"
+            help="table1, table2, table3, table10, table11, figure1 to 15, all of these, or claims",
+            autocompletion=_targets,
         ),
     ],
     overrides: Overrides = None,

@@ -85,19 +85,22 @@ def test_errors_are_one_message(sapo, monkeypatch, error, code, message):
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["me"], ["method="]),
-        (["seed=1", "trainer.sch"], ["trainer.schedule="]),
-        (["seed=1", "method=lo"], ["method=lorainc"]),
-        (["method=nothing"], [""]),
-        (["nothing=x"], [""]),
-        (["trainer.schedule=w"], ["trainer.schedule=warmup_log_constant"]),
-        (["seed", "=", "1", "method", "=", "lo"], ["lorainc"]),  # as bash divides it
+        (["train", "me"], ["method="]),
+        (["train", "seed=1", "trainer.sch"], ["trainer.schedule="]),
+        (["train", "seed=1", "method=lo"], ["method=lorainc"]),
+        (["train", "method=nothing"], [""]),
+        (["train", "nothing=x"], [""]),
+        (["train", "trainer.schedule=w"], ["trainer.schedule=warmup_log_constant"]),
+        (["train", "seed", "=", "1", "method", "=", "lo"], ["lorainc"]),  # as bash divides it
+        (["reproduce", "figure15"], ["figure15"]),
+        (["fetch", "model", "tiny_l"], ["tiny_llama"]),
+        (["ls", "polic"], ["policies"]),
     ],
 )
-def test_a_shell_completes_overrides(sapo, monkeypatch, words, found):
+def test_a_shell_completes_what_can_be_said(sapo, monkeypatch, words, found):
     monkeypatch.setenv("_SAPO_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", " ".join(["sapo", "train", *words]))
-    monkeypatch.setenv("COMP_CWORD", str(1 + len(words)))
+    monkeypatch.setenv("COMP_WORDS", " ".join(["sapo", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
     assert sapo().out.strip("\n").split("\n") == found
 
 
