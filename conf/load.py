@@ -44,6 +44,7 @@ PAIR = ("trainer", "scale")  # who names one of them gets the other of that name
 _SETTINGS = settings()
 _FOR_HYDRA = re.compile(r"^(?:choice|range|glob|sort|shuffle|str)\(.*\)$|^(['\"]).*\1$|\$\{", re.DOTALL)
 _OPEN = "model.template_options."  # switches that only the chat template knows
+_OWN = "benchmark: own"  # in the file of a sequence of users' own tasks
 _CALLED: set[str] = set()  # members of the group of models that stand for folders and repositories
 
 
@@ -147,7 +148,7 @@ def _apart(axes: list[list[str]]) -> dict[int, str]:
         key, values = axis[0].partition("=")[0], {value.partition("=")[2] for value in axis}
         if len(axis) > 1 and key in GROUPS and key not in PAIR:
             files = [path.read_text(encoding="utf-8") for path in _choice_files(key) if path.stem in values]
-            if not any(word in text for text in files for word in ("@package", "defaults:")):
+            if not any(word in text for text in files for word in ("@package", "defaults:", _OWN)):
                 groups[place] = key
         is_number = key in _SETTINGS and _SETTINGS[key].type is int
         if len(axis) > 1 and is_number and all(re.fullmatch(r"-?[0-9]+", value) for value in values):
@@ -322,8 +323,16 @@ def _compose(overrides: Sequence[str]) -> Config:
 
 
 def _paired(overrides: Sequence[str]) -> list[str]:
-    """The overrides; a trainer that is named alone brings the scale of its name, and the other way round."""
+    """The overrides; a trainer that is named alone brings the scale of its name, and the other way round.
+
+    Where none of the two is named, own rows are taken whole: the default sizes are a demonstration's.
+    """
     named = dict(override.partition("=")[::2] for override in overrides)
+    files = [path for path in _choice_files("sequence") if path.stem == named.get("sequence")]
+    benchmark = named.get("sequence.benchmark", "").strip("'")
+    is_own = benchmark == "own" or any(_OWN in path.read_text(encoding="utf-8") for path in files)
+    if is_own and not {*PAIR, "experiment"} & named.keys():
+        return [*overrides, "scale=own"]
     for one, other in (PAIR, PAIR[::-1]):
         if one in named and other not in named and named[one] in choices(other):
             return [*overrides, f"{other}={named[one]}"]

@@ -84,6 +84,8 @@ def rows_taken(config: Config) -> str:
         there = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
         taken = f"{asked:,} of" if asked is not None and asked < max(sizes) else "all"
         parts.append(f"{taken} {there} {noun}")
+        if split == "train" and config.sequence.benchmark == "own":  # the rows that a policy would score
+            parts.append(f"{min(config.scorer.examples, min(sizes)):,} of them scored")
     return f"{', '.join(parts)} (scale={config.scale.name}, data.train_examples)"
 
 

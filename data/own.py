@@ -80,6 +80,9 @@ def load_own(
         Random(seed).shuffle(train)  # noqa: S311
         size = min(max(1, round(test_share * len(train))), len(train) - 1)
         train, test = train[size:], train[:size]
+        notes.append(
+            f"no test rows there: {size:,} of {size + len(train):,} rows are held out, drawn at random"
+        )
         if shared := len({example.input for example in train} & {example.input for example in test}):
             notes.append(f"{shared} inputs occur in train and in test; drop duplicate rows")
     if not train or not test:

@@ -103,6 +103,7 @@ SIZES = {
     "mini": (48, 32, 512, 12, 3, 16),
     "small": (48, 32, 256, 48, 3, 16),
     "paper": (1000, None, 1536, 250, 10, 128),
+    "own": (None, None, 1536, 64, 3, 128),
 }
 
 
@@ -112,6 +113,10 @@ SIZES = {
         ([], "mini", "mini"),
         (["sequence=trace"], "mini", "mini"),
         (["scale=small"], "small", "mini"),
+        (["sequence=own", "sequence.tasks=[a]"], "own", "mini"),
+        (["sequence.benchmark=own"], "own", "mini"),
+        (["sequence=own", "sequence.tasks=[a]", "scale=mini"], "mini", "mini"),
+        (["sequence=own", "sequence.tasks=[a]", "trainer=paper"], "paper", "paper"),
         # One of the two brings the other of its name, unless that is named too.
         (["scale=paper"], "paper", "paper"),
         (["trainer=paper"], "paper", "paper"),
@@ -148,6 +153,14 @@ def test_a_value_that_is_given_wins_over_the_scale() -> None:
     assert [(c.scale.name, c.data.train_examples, c.scorer.examples) for c in both] == [
         ("mini", 48, 7),
         ("paper", 1000, 7),
+    ]
+
+
+def test_own_rows_are_taken_whole_beside_other_sequences_too() -> None:
+    both = load(["sequence=own,mini_three", "sequence.tasks=[mini_city]", "data.test_examples=5"])
+    assert [(c.sequence.name, c.data.train_examples, c.data.test_examples) for c in both] == [
+        ("own", None, 5),
+        ("mini_three", 48, 5),
     ]
 
 
