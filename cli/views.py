@@ -8,29 +8,50 @@ from rich.rule import Rule
 
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import NONE, prompts_terminal
-from sapo.analysis.results import COLUMNS, LABELS, RunResult, score_matrix, tests_apart, why_no_labels
+from sapo.analysis.results import (
+    COLUMNS,
+    LABELS,
+    LOWER_IS_BETTER,
+    RunResult,
+    score_matrix,
+    tests_apart,
+    why_no_labels,
+)
 from sapo.analysis.tables import chosen_prompts, score_name
 from sapo.cli.console import table
 from sapo.data.tasks import short_name
 
+ANSWERED = ("rougeL", "exact_match")  # what is measured of generated answers
+
 
 def run_parts(run: RunResult, definition: str) -> Iterator[RenderableType]:
-    """ROUGE-L and exact match after each task, metrics by every score and tested prompt, and the prompts."""
+    """Scores after each task, metrics by every score and tested prompt, and the prompts.
+
+    NLL comes first at small scales, where other scores are too coarse. What the run did not measure, and what
+    a run of one task cannot have, is left out.
+    """
     yield Rule(run.facts, align="left")
-    for measure in ("rougeL", "exact_match"):
-        scores = score_matrix(run, measure)
-        rows = [(after, *map(_number, row)) for after, row in scores.iterrows()]
+    measures = ("nll", *ANSWERED) if run.demonstration else (*ANSWERED, "nll")
+    measures = tuple(measure for measure in measures if score_matrix(run, measure).notna().any(axis=None))
+    has_answers = not set(ANSWERED).isdisjoint(measures)
+    for measure in measures:
+        scores, digits = score_matrix(run, measure), 3 if measure in LOWER_IS_BETTER else 2
+        rows = [(after, *(_number(value, digits) for value in row)) for after, row in scores.iterrows()]
         columns = ("after", *map(short_name, scores.columns))
         yield table(columns, rows, f"{score_name(measure, 'trained')} after each task")
     reason = why_no_labels(run)
     tested = list(COLUMNS) if tests_apart(run) else ["trained"]
     for column in tested:
-        for measure in ("rougeL", "exact_match", *([] if reason else [LABELS])):
+        for measure in (*measures, *([] if reason else [LABELS])):
+            digits = 3 if measure in LOWER_IS_BETTER else 2
             values = continual_metrics(score_matrix(run, measure, column))[definition]
-            shown = [f"{name} {_number(values[name]):>6}" for name in METRICS]
+            names = METRICS if len(run.tasks) > 1 else ("AP",)
+            shown = [f"{name} {_number(values[name], digits):>6}" for name in names]
             yield f"{score_name(measure, column):<27} {'   '.join(shown)}"
-    yield f"After 0: the untouched model; definition `{definition}`: {DEFINITIONS[definition]}."
-    if reason:
+    notes = ["After 0: the untouched model"]
+    notes += [f"definition `{definition}`: {DEFINITIONS[definition]}"] if len(run.tasks) > 1 else []
+    yield "; ".join([*notes, "of NLL, lower is better."])
+    if reason and has_answers:
         yield f"Label match is not defined: {reason}."
     if len(tested) > 1:
         yield "Common prompt: learned tasks are tested with their original instruction."
@@ -39,5 +60,5 @@ def run_parts(run: RunResult, definition: str) -> Iterator[RenderableType]:
     yield prompts_terminal(chosen_prompts([run]))
 
 
-def _number(value: float | None) -> str:
-    return NONE if value is None or pd.isna(value) else f"{value:.2f}"
+def _number(value: float | None, digits: int) -> str:
+    return NONE if value is None or pd.isna(value) else f"{value:.{digits}f}"

@@ -94,6 +94,17 @@ def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):
     ):
         assert part in done.out
     assert str(trained.root) in done.out.replace("\n", "")
+    assert done.out.index("NLL after each task") < done.out.index("ROUGE-L after each task")
+
+
+def test_what_a_run_cannot_have_is_not_printed(sapo, small):
+    one = [override for override in small if not override.startswith("sequence.tasks")]
+    settings = ("sequence.tasks=[mini_city]", "policy=static", "method=sequential", "evaluator.answers=false")
+    done = sapo("train", *one, *settings)
+    assert done.code == 0, done.err
+    assert "NLL after each task" in done.out
+    for absent in ("ROUGE-L", "exact match", "Label match", "BWT"):
+        assert absent not in done.out
 
 
 def test_force_computes_again_and_finds_the_same(sapo, small, trained):
