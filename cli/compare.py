@@ -20,8 +20,8 @@ def command(
         typer.Argument(
             metavar="data=FILE instruction=TEXT paraphrases.file=POOL | task=NAME [OVERRIDES]…",
             help="The rows, the instruction and its paraphrases, as `sapo select` takes them. Also "
-            "compare.train=[original,chosen,highest,mixed,none,3], compare.serve=[…], compare.short=TEXT, "
-            "compare.retain=[TASK,FILE.yaml], and seed=range(3).",
+            "compare.train=[…] (original, chosen, highest, mixed, none, 3), compare.serve=[…], "
+            "compare.short=TEXT, compare.retain=[TASK,FILE.yaml], and seed=range(3).",
         ),
     ] = None,
     json: Json = False,

@@ -13,7 +13,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="[TASK|KEY=VALUE]…",
-            help="Tasks, also ones that the run does not have [default: the run's], and where things are: "
+            help="Tasks, also ones that the run does not have (default: the run's), and where things are: "
             "data.root=FOLDER, engine.device=cpu, paraphrases.file=POOL.yaml, …",
         ),
     ] = None,

@@ -40,7 +40,7 @@ def model(
 
 @group.command()
 def benchmarks(
-    to: Annotated[Path | None, typer.Option(help="Folder [default: SAPO_DATA, else benchmarks]")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder (default: SAPO_DATA, else benchmarks)")] = None,
     json: Json = False,
 ) -> None:
     """Get SuperNI and TRACE from the paper's repository (needs git and the network)."""

@@ -29,7 +29,7 @@ def command(
         ),
     ],
     write: Annotated[
-        Path | None, typer.Option(metavar="POOL.yaml", help="Where to [default: the store's pools]")
+        Path | None, typer.Option(metavar="POOL.yaml", help="Where to (default: the store's pools)")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the request; nothing is sent")

@@ -17,7 +17,7 @@ group = typer.Typer(
     no_args_is_help=True,
 )
 Root = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the store [default: SAPO_STORE, else runs]")
+    Path | None, typer.Option("--root", help="Folder of the store (default: SAPO_STORE, else runs)")
 ]
 
 

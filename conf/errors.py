@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 NAMED = 60  # known names in one message; a store may hold thousands of runs
+ROOM = 1000  # characters for them
 
 
 class UserError(Exception):
@@ -30,8 +31,10 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     known = sorted(known, key=lambda each: re.sub("[0-9]+", lambda number: number[0].zfill(9), each))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    rest = f" and {len(known) - NAMED:,} more" if len(known) > NAMED else ""
-    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(known[:NAMED]) or 'none'}{rest}.")
+    fit = [known[: place + 1] for place in range(min(len(known), NAMED))]
+    named = next((names for names in reversed(fit) if len(", ".join(names)) <= ROOM), known[:1])
+    rest = f" and {len(known) - len(named):,} more" if len(known) > len(named) else ""
+    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(named) or 'none'}{rest}.")
 
 
 def is_full(error: Exception) -> bool:

@@ -110,9 +110,10 @@ class Selection:
         else:
             side = "below" if gain.estimate < 0 else "above"
             first = f"Train with {name}: its loss is {side} the original's by more than noise: {found}."
-        if second is None or lead is None:
+        if second is None or lead is None or second.index == ORIGINAL:  # of which the first sentence speaks
             return [first]
-        found = f"{lead} ({TEST})"
+        corrected = f", Bonferroni over {others} paraphrases" if self.chosen.index == ORIGINAL else ""
+        found = f"{lead} ({TEST}{corrected})"
         if lead.is_noise:
             return [first, f"Its lead over the next, {_named(second)}, is within noise: {found}."]
         return [first, f"{name.capitalize()} leads the next, {_named(second)}, by more than noise: {found}."]
@@ -354,6 +355,14 @@ def _selection(
         estimate = means[first.index] - means[second.index]
         return _tested(estimate, errors[first.index] - errors[second.index], comparisons)
 
+    def lead(second: Prompt) -> Difference:
+        """The winner's over the next: of two paraphrases uncorrected, which is valid though both were picked.
+
+        (Gutmann and Maymin 1987, "Is the selected population the best?") Where one is the original, it is the
+        same difference as in the ranking, and corrected as that is.
+        """
+        return difference(best, second, n_paraphrases if original in (best, second) else 1)
+
     order = by_loss(prompts, means)
     best, *others = by_loss(prompts if include_original else prompts[1:], means)
     own = [_tested(means[prompt.index], errors[prompt.index], 1) for prompt in order]
@@ -382,9 +391,7 @@ def _selection(
         runner_up=others[0] if others else None,
         ranking=ranking,
         gain=difference(best, original, n_paraphrases),
-        # Uncorrected: for the winner against the runner-up this is valid though both were picked by the data
-        # (Gutmann and Maymin 1987, "Is the selected population the best?").
-        lead=difference(best, others[0], 1) if others else None,
+        lead=lead(others[0]) if others else None,
         losses=losses,
         task=task,
         columns=columns,

@@ -1,12 +1,14 @@
 """The frame around all commands: help, exit codes, and what errors look like."""
 
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
-from sapo.cli.app import interrupt
+from sapo.cli.app import app, interrupt
 from sapo.conf.errors import UserError, WorkError
 
 COMMANDS = {
@@ -16,6 +18,19 @@ COMMANDS = {
     **dict.fromkeys(("train", "eval", "export", "analyze", "reproduce", "plan", "select"), ()),
     **dict.fromkeys(("paraphrase", "metrics", "ls", "doctor"), ()),
 }
+
+
+def help_texts(command, where="sapo"):
+    """Each help text of the command's parameters and of its subcommands'."""
+    for parameter in command.params:
+        yield f"{where} {parameter.name}", getattr(parameter, "help", None) or ""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from help_texts(below, f"{where} {name}")
+
+
+def test_no_help_text_has_what_rich_would_take_for_markup():
+    found = [where for where, text in help_texts(get_command(app)) if re.search(r"\[[a-z#/@]", text)]
+    assert found == []
 
 
 def test_help_loads_nothing_heavy():

@@ -226,6 +226,8 @@ def test_a_long_list_of_known_names_is_cut() -> None:
     message = str(unknown("run", "run-1999x", [f"run-{i:04}" for i in range(2000)]))
     assert "Did you mean run-1999" in message
     assert message.endswith("run-0058, run-0059 and 1,940 more.")
+    long = str(unknown("run", "x", [f"{i:090}" for i in range(2000)]))
+    assert long.endswith("9 and 1,990 more.")
 
 
 @pytest.mark.parametrize(
