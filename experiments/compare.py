@@ -46,7 +46,7 @@ from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
 UNTOUCHED = "untouched"  # the model before any training
 # As `sapo select`: rows to see differences of some hundredths of a nat; all rows are there to be drawn from.
 DEFAULTS = ("scorer.examples=64", "data.train_examples=null", "data.max_input_tokens=1536")
-NO_INSTRUCTION = Prompt("", -2)  # beside the pool's indices and the original's
+NO_INSTRUCTION, SHORT = Prompt("", -2), -3  # beside the pool's indices and the original's
 TEST_SHARE = (
     3  # a third of the rows where there is no test file: differences need test rows more than training
 )
@@ -125,7 +125,9 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
     found = row_findings(task.train, control_tokens(load_tokenizer(first.model)))
     notes = (*notes, *(finding.message for finding in found))
     setting = Setting(tuple(configs), task, scored, material.pool, retained, material.source, notes)
-    prompts = [*material.pool.candidates(include_original=True), *_named_short(setting)]
+    prompts = [*material.pool.candidates(include_original=True)]
+    if first.compare.short:
+        prompts.append(Prompt(first.compare.short, SHORT))
     preflight(
         first, [(task, prompts), *((other, [Prompt(other.instruction)]) for other in retained)], trains=True
     )
@@ -222,7 +224,9 @@ def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:
         "none": NO_INSTRUCTION,
         **{name: pool.at(int(name)) for name in compare.train if name.isdecimal()},
     }
-    short = Prompt(compare.short, -3) if compare.short else min(pool.paraphrases, key=lambda p: len(p.text))
+    short = (
+        Prompt(compare.short, SHORT) if compare.short else min(pool.paraphrases, key=lambda p: len(p.text))
+    )
     named = {single[name] for name in compare.train if name in single} | {short, pool.original}
     free = [prompt for prompt in pool.paraphrases if prompt not in named]
     unseen: list[Prompt] = []
@@ -246,11 +250,6 @@ def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:
         {name: served.get(name, ()) for name in dict.fromkeys(compare.serve)},
         dict(losses),
     )
-
-
-def _named_short(setting: Setting) -> list[Prompt]:
-    short = setting.configs[0].compare.short
-    return [Prompt(short, -3)] if short else []
 
 
 # --- what is computed --------------------------------------------------------------------------------------
