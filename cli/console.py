@@ -33,7 +33,8 @@ def complete_override(context: typer.Context, incomplete: str) -> list[str]:
     from sapo.conf.schema import settings
 
     # Bash gives `model=tiny` as three words, and takes the last one's completion.
-    *_, before, equals = ["", "", *(context.params.get("overrides") or ())]
+    given: list[str] = list(context.params.get("overrides") or [])
+    *_, before, equals = ["", "", *given]
     start = f"{before}=" if equals == "=" else ""
     key, has_value, _ = f"{start}{incomplete}".partition("=")
     known = settings()

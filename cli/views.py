@@ -31,7 +31,7 @@ def run_parts(run: RunResult, definition: str) -> Iterator[RenderableType]:
     a run of one task cannot have, is left out.
     """
     yield Rule(run.facts, align="left")
-    measures = ("nll", *ANSWERED) if run.demonstration else (*ANSWERED, "nll")
+    measures: tuple[str, ...] = ("nll", *ANSWERED) if run.demonstration else (*ANSWERED, "nll")
     measures = tuple(measure for measure in measures if score_matrix(run, measure).notna().any(axis=None))
     has_answers = not set(ANSWERED).isdisjoint(measures)
     for measure in measures:

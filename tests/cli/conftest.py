@@ -64,7 +64,10 @@ def short(value: object) -> str:
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Files' contents and commands as ids: the parameters of these tests are texts of any kind."""
-    return short(val) if isinstance(val, str | bytes | tuple) else None
+    is_text = isinstance(val, str | bytes) or (
+        isinstance(val, tuple) and all(isinstance(v, str) for v in val)
+    )
+    return short(val) if is_text else None
 
 
 def call(*arguments: object) -> Done:
