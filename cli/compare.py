@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Train under a few prompts, serve each under several, and say what the differences are worth."""
     from sapo.conf.load import load
-    from sapo.data.own import ARGUMENTS
-    from sapo.experiments.compare import DEFAULTS, compare, comparison_of, cost, prepare, write_task
+    from sapo.data.own import ARGUMENTS, DEFAULTS
+    from sapo.experiments.compare import compare, comparison_of, cost, prepare, write_task
     from sapo.experiments.jobs import Job
 
     given, overrides = take(arguments or [], tuple(name for name in ARGUMENTS if name != "adapter"))

@@ -12,10 +12,6 @@ from rich.text import Text
 
 from sapo.cli.console import Json, Progress, emit, take
 
-# Enough rows to see differences of some hundredths of a nat, few enough for a minute or two on two cores;
-# all rows of the data are there to be drawn from.
-DEFAULTS = ("scorer.examples=64", "data.train_examples=null", "data.max_input_tokens=1536")
-
 
 def command(
     arguments: Annotated[
@@ -35,7 +31,7 @@ def command(
 ) -> None:
     """Rank the prompts for your instruction by the loss on your rows before training, and choose one."""
     from sapo.conf.load import load_one
-    from sapo.data.own import ARGUMENTS, require_writable, write_jsonl
+    from sapo.data.own import ARGUMENTS, DEFAULTS, require_writable, write_jsonl
 
     given, overrides = take(arguments or [], ARGUMENTS)
     named = {override.partition("=")[0] for override in overrides}

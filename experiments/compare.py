@@ -26,7 +26,7 @@ from sapo.data.benchmarks import load_own_task, load_task
 from sapo.data.files import user_path, written_whole
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.losses import prompt_losses
-from sapo.data.own import Material, OwnExamples, examples_of, gather, names, write_jsonl
+from sapo.data.own import DEFAULTS, Material, OwnExamples, examples_of, gather, names, write_jsonl
 from sapo.data.own_files import read_splits
 from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
@@ -44,8 +44,6 @@ from sapo.experiments.runs import Planned
 from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
 
 UNTOUCHED = "untouched"  # the model before any training
-# As `sapo select`: rows to see differences of some hundredths of a nat; all rows are there to be drawn from.
-DEFAULTS = ("scorer.examples=64", "data.train_examples=null", "data.max_input_tokens=1536")
 NO_INSTRUCTION, SHORT = Prompt("", -2), -3  # beside the pool's indices and the original's
 TEST_SHARE = (
     3  # a third of the rows where there is no test file: differences need test rows more than training
