@@ -85,12 +85,16 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def terminal(frame: pd.DataFrame, title: str, is_narrow: bool = False) -> RenderableType:
-    """A table of texts for a terminal, with what is the same in all rows above it.
+    """A table of texts for a terminal, with what is the same in all rows above it; one row as a list.
 
     One that is narrow, which fits in 80 columns, stays whole: no column is taken out, no number broken.
     """
     facts, shown = ("", frame) if is_narrow else constant_columns(frame)
-    block = Table(box=box.SIMPLE_HEAD, padding=0 if is_narrow else (0, 1, 0, 0))
+    as_list = len(frame) == 1 and not is_narrow
+    if as_list:
+        shown = frame.T.reset_index()
+        shown.columns = pd.Index(["", " "])
+    block = Table(box=box.SIMPLE_HEAD, padding=0 if is_narrow else (0, 1, 0, 0), show_header=not as_list)
     for name, is_number in zip(shown.columns, are_numbers(shown), strict=True):
         justify: Any = "right" if is_number else "left"
         block.add_column(Text(name), justify=justify, overflow="fold", no_wrap=is_number and is_narrow)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from sapo.analysis.figures import put_title
 from sapo.analysis.intervals import COEFFICIENTS, SAME, Interval
 from sapo.analysis.probes.results import ROLES, ProbeResult, prompt_name
-from sapo.analysis.probes.statistics import GRADIENT_ROLES, INDICATORS, Pooled, Power, Spread, alignments
+from sapo.analysis.probes.statistics import GRADIENT_ROLES, Pooled, Power, Spread, alignments
 from sapo.analysis.results import LOWER_IS_BETTER, measure_name
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -138,6 +138,7 @@ def pairs_figure(
 def indicator_figure(cells: Sequence[Power] | Sequence[Pooled], what: str, title: str, unit: str) -> Figure:
     """Bars of mean correlations by indicator and coefficient, intervals over `unit`, `what` as points."""
     means, measure = [cell.mean for cell in cells], cells[0].measure
+    shown = list(dict.fromkeys(cell.indicator for cell in cells))
     bars = "no correlation is defined"
     if any(mean.value is not None for mean in means):
         has_intervals = any(mean.low is not None for mean in means)
@@ -146,10 +147,10 @@ def indicator_figure(cells: Sequence[Power] | Sequence[Pooled], what: str, title
     for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
         for cell in cells:
             if cell.coefficient == coefficient:
-                _indicator(axes, list(INDICATORS).index(cell.indicator), cell.mean, cell.points)
+                _indicator(axes, shown.index(cell.indicator), cell.mean, cell.points)
         axes.axvline(0, color=BLACK, linewidth=0.8)
-        axes.set(xlim=(-1.05, 1.05), ylim=(len(INDICATORS) - 0.4, -0.6))
-        axes.set_yticks(range(len(INDICATORS)), INDICATORS if axes is panels[0] else [""] * len(INDICATORS))
+        axes.set(xlim=(-1.05, 1.05), ylim=(len(shown) - 0.4, -0.6))
+        axes.set_yticks(range(len(shown)), shown if axes is panels[0] else [""] * len(shown))
         axes.set_title(coefficient.capitalize(), fontsize=10)
         axes.tick_params(labelsize=9)
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.6)

@@ -239,9 +239,8 @@ INDICATOR_NOTES = (
     "Indicators: " + "; ".join(f"{name}: {what}" for name, what in INDICATORS.items()) + ".",
     "sum_log_prob correlates as -loss does where all prompts are scored on the same target tokens and "
     "their loss is reduced by tokens: it is then a multiple of it.",
-    f"Figure 3 has {len(INDICATORS) * len(COEFFICIENTS)} intervals a model and measure, each by itself: "
-    "they are not adjusted for their number, and where nothing goes together about one of them lies "
-    "beside 0 by chance. The paper's claim is of -loss alone.",
+    "Intervals of Figure 3 stand each by itself: they are not adjusted for their number, and where nothing "
+    "goes together about one in twenty lies beside 0 by chance. The paper's claim is of -loss alone.",
     FLIPPED,
     "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
     "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
@@ -264,6 +263,10 @@ def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
             gaps += [f"left out of means: {reason}" for reason in reasons]
         where = f"Figure 3, {probe.sequence}, {measure_name(measure)}"
         report.warnings += [f"{where}: {gap}." for gap in gaps]
+    known = {power.indicator for powers in found.values() for power in powers}
+    if lacking := [name for name in INDICATORS if name not in known]:
+        why = "nothing was generated (evaluator.answers=false)"
+        report.warnings.append(f"Figure 3: without the indicators {' and '.join(lacking)}: {why}.")
     rows = []
     for who, members in groups.items():
         for measure in measures:
@@ -339,7 +342,7 @@ def _pool(
         for reason in dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason):
             report.warnings.append(f"Figure 3, over the pairs of {who}: {reason}.")
     found, rows = {(cell.indicator, cell.coefficient): cell for cell in pool}, []
-    for indicator in INDICATORS:
+    for indicator in dict.fromkeys(cell.indicator for cell in pool):
         row: Row = {"model, method": who, "measure": measure_name(measure), "indicator": indicator}
         row |= {name.capitalize(): found[indicator, name].mean.text() for name in COEFFICIENTS}
         cell = found[indicator, COEFFICIENTS[0]]
@@ -471,6 +474,15 @@ def probe_report(
     demonstration = any(probe.demonstration for probe in probes)
     leads = leading_measure(demonstration)
     ordered = sorted(dict.fromkeys(measures), key=lambda measure: measure != leads)
+    # Without answers (evaluator.answers=false) there is NLL alone.
+    unknown_in = {m: [p.id for p in probes if p.finals[m].isna().all()] for m in ordered}
+    ordered = [measure for measure in ordered if not unknown_in[measure]]
+    missing = [
+        f"Without {measure_name(m)}: {', '.join(ids)} has none." for m, ids in unknown_in.items() if ids
+    ]
+    if not ordered:
+        raise UserError(" ".join(missing) + " Choose another measure.")
+    report.warnings += missing
     report.warnings += [DEMONSTRATION] * demonstration
     report.notes += [NLL_LEADS] * (demonstration and len(ordered) > 1)
     for probe in probes:

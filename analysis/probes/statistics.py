@@ -29,7 +29,6 @@ from sapo.analysis.intervals import (
     why_undefined,
 )
 from sapo.analysis.probes.results import ProbeResult, sign_of
-from sapo.conf.errors import UserError
 from sapo.data.prompts import ORIGINAL
 
 # --- how much a prompt moves its own task, and the others (Figures 1, 5, 6) --------------------------------
@@ -71,8 +70,6 @@ CROSS_TASK = "cross-task"
 def spread(probe: ProbeResult, measure: str) -> Spread:
     """The spread of a probe's final scores over its prompts, in-task against cross-task."""
     scores = probe.outcomes(measure)
-    if scores.isna().all(axis=None):
-        raise UserError(f"Probe {probe.id} has no {measure}: choose another measure.")
     changes, no_change = relative_changes(scores)
     variation = {task: _variation(scores[task]) for task in scores}
     in_task = variation[probe.current]
@@ -249,8 +246,11 @@ class Power:
 
 
 def powers(probe: ProbeResult, measure: str) -> list[Power]:
-    """Every indicator and coefficient of a probe. Scores where lower is better are flipped: up is good."""
-    table = indicators_of(probe)
+    """Every indicator of a probe, but those that no prompt has, and every coefficient.
+
+    Scores where lower is better are flipped: up is good.
+    """
+    table = indicators_of(probe).dropna(axis="columns", how="all")
     scores = sign_of(measure) * probe.outcomes(measure)[list(probe.others)]
     # A column with gaps is not correlated (the reason is given below); 0 makes it one without variance.
     rows = np.column_stack([table, scores]).astype(float)

@@ -145,6 +145,19 @@ def test_scores_without_variance_and_missing_gradients_are_named(probe_folder, d
     assert ["no variance" in text for text in words] == [True, True, False, True]
 
 
+def test_what_was_not_generated_is_left_out_in_one_line(whole, drawn, tmp_path, monkeypatch):
+    nothing = dict.fromkeys(("rougeL", "exact_match"), float("nan"))
+    probe = replace(whole, finals=whole.finals.assign(**nothing), answers=whole.answers.assign(**nothing))
+    monkeypatch.setattr(reports, "load_probe", lambda folder: probe)
+    found = probe_report([tmp_path], ["figure1", "figure3"], tmp_path / "out", ["rougeL", "nll"])
+    assert f"Without ROUGE-L: {probe.id} has none." in found.warnings
+    assert any("without the indicators exact_match and rougeL" in line for line in found.warnings)
+    assert set(found.tables["Figure 3: indicators before training"]["measure"]) == {"NLL"}
+    with pytest.raises(UserError, match="Choose another measure"):
+        probe_report([tmp_path], ["figure1"], tmp_path / "none", ["rougeL"])
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_interval_that_one_prompt_makes_does_not_stretch_the_axis(whole):
     finals = whole.finals.copy()
     others = {task: finals["task"] == task for task in whole.unseen}
