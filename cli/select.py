@@ -31,22 +31,28 @@ def command(
 ) -> None:
     """Rank the prompts for your instruction by the loss on your rows before training, and choose one."""
     from sapo.conf.load import load_one
+    from sapo.data.files import write_json
     from sapo.data.own import ARGUMENTS, DEFAULTS, require_writable, write_jsonl
 
     given, overrides = take(arguments or [], ARGUMENTS)
     named = {override.partition("=")[0] for override in overrides}
     config = load_one([*(each for each in DEFAULTS if each.partition("=")[0] not in named), *overrides])
     if write:
-        require_writable(write)
+        sent = write.with_suffix(".sent.json")
+        for path in (write, sent):
+            require_writable(path)
     from sapo.experiments.select import as_json, select
 
     with Progress() as progress:
         material, selection = select(
             given, config, progress.tell, lambda _: progress.advance("prompts scored"), progress.expect
         )
-    written = write_jsonl(write, selection.rendered(material.rows)) if write else 0
     document = as_json(material, selection, config, given.get("adapter"))
-    document["written"] = {"path": str(write), "rows": written} if write else None
+    document["written"] = None
+    if write:
+        rows = write_jsonl(write, selection.rendered(material.rows))
+        write_json(sent, {**document["sent"], "chat_template_kwargs": dict(config.model.template_options)})
+        document["written"] = {"path": str(write), "rows": rows, "sent": str(sent)}
     emit(document, json, parts(document))
 
 
@@ -76,8 +82,11 @@ def parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     chosen, written = document["chosen"], document["written"]
     yield f"\nChosen, {'the original' if chosen['index'] == -1 else 'prompt {index}'.format(**chosen)}:"
     yield Text(chosen["text"], style="bold")
+    yield "\nWhat to send in production for an input:"
+    for turn in document["sent"]["messages"]:
+        yield from (f"{turn['role']}:", Text(turn["content"], style="dim"))
     if written:
-        yield f"{written['rows']} rows with it are in {written['path']}."
+        yield f"\n{written['rows']} rows with it are in {written['path']}, what to send in {written['sent']}."
 
 
 def _ranking(document: dict[str, Any]) -> Table:

@@ -39,6 +39,7 @@ def identity(doc: str, default: Any = MISSING, **limits: Any) -> Any:
     `limits` say which values there can be: `least`, `most`, `above`, `below` (numbers), `choices` (words),
     `pattern` (a regular expression, and what it asks for, in words), `is_name` (of a file), `is_path`, and
     `is_secret`: a wrong value is not repeated in messages. Of a list, they are those of its items.
+    `is_later`: the setting came after stages were stored, and is part of a key only where it is set.
     """
     return _setting(doc, default, True, limits)
 
@@ -243,10 +244,16 @@ class DataConfig:
         "input: as above; end: the text's end, target included (D17)", "input", choices="input end"
     )
     separator: str = identity(
-        "The line before an input is chosen by the language of the task's own instruction (task), or by the "
-        "words of the prompt that takes its place (prompt, D46)",
+        "The line before an input: by the language of the task's own instruction (task), by the words of the "
+        "prompt that takes its place (prompt, D46), or the line itself, also as {en: LINE, zh: LINE}",
         "task",
-        choices="task prompt",
+        pattern=(r"task|prompt|(?![a-z]+$).+", "be task, prompt, or the line itself, such as Input:"),
+    )
+    layout: str | None = identity(
+        "How a row is sent: plain (no separator), system (the instruction as system turn), or a text with "
+        "{instruction}, {input} and {suffix}; null: the paper's layout (docs/own-data.md)",
+        None,
+        is_later=True,
     )
     label_blanks: str = identity(
         "Blanks around a benchmark's labels: strip or keep (D47)", "strip", choices="strip keep"
@@ -353,8 +360,10 @@ class Config:
 
 
 def identity_values(config: Any) -> dict[str, Any]:
-    """The fields of a config dataclass that can change a result, by name."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["identity"]}
+    """The fields of a config dataclass that can change a result, by name; later ones where they are set."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["identity"]}
+    later = {f.name for f in fields(config) if f.metadata.get("is_later") and values[f.name] == f.default}
+    return {name: value for name, value in values.items() if name not in later}
 
 
 def settings(schema: type = Config, where: str = "") -> dict[str, Field[Any]]:

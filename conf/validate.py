@@ -9,6 +9,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from sapo.conf.errors import UserError
+from sapo.conf.layout import layout_of, separators_of
 from sapo.conf.names import DIGEST, LONGEST_RUN, run_name, shown, why_no_name
 from sapo.conf.schema import Config, EngineConfig, MethodConfig, fits, limits_of, settings
 
@@ -26,6 +28,11 @@ def problems(config: Config) -> Iterator[str]:
             if not re.fullmatch(r"[\w.,:=/+@%-]{1,60}", typed):
                 typed = shown(typed)  # in quotes, as it could not be read otherwise
             yield f"{key}: {reason}" if "is_secret" in setting.metadata else f"{key}={typed}: {reason}"
+    for check in (lambda: layout_of(config.data.layout), lambda: separators_of(config.data.separator)):
+        try:
+            check()
+        except UserError as error:
+            yield str(error)
     yield from _of_tasks_and_prompts(config)
     yield from _of_engine_and_method(config.engine, config.method)
 

@@ -14,7 +14,7 @@ from sapo.data.files import is_text, read_json, read_yaml, user_path
 from sapo.data.mini import generate, mini_tasks
 from sapo.data.prompts import BANK
 from sapo.data.remembering import Stamp, remembered, stamp
-from sapo.data.tasks import Example, Task, own_task, short_name
+from sapo.data.tasks import Example, Task, own_task, short_name, with_separator
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
@@ -58,13 +58,13 @@ def load_task(name: str, config: Config) -> Task:
 
 
 def cut(task: Task, config: Config) -> Task:
-    """The task with its first rows only, as many as are configured."""
-    return _cut(task, config.data.train_examples, config.data.test_examples)
+    """The task with its first rows only, as many as are configured, and with the configured separator."""
+    return _cut(task, config.data.train_examples, config.data.test_examples, config.data.separator)
 
 
 @remembered(KEPT_TASKS)
-def _cut(task: Task, train: int | None, test: int | None) -> Task:
-    return replace(task, train=task.train[:train], test=task.test[:test])
+def _cut(task: Task, train: int | None, test: int | None, separator: str) -> Task:
+    return replace(with_separator(task, separator), train=task.train[:train], test=task.test[:test])
 
 
 def rows_taken(config: Config) -> str:

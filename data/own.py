@@ -20,13 +20,14 @@ from sapo.data.own_files import Row, Rows, dataset_rows, kind_of, read_splits
 from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, PromptPool
 from sapo.data.subset import draw, subset
-from sapo.data.tasks import SEPARATORS, Example, Task, own_task
+from sapo.data.tasks import SEPARATORS, Example, Task, own_task, with_separator
 
 # What columns are taken for input and target without being named: the first shape whose columns are there.
 # A column that is both holds the two as turns.
 SHAPES = (
     ("messages", "messages"),
     ("conversations", "conversations"),
+    ("input", "completion"),  # what `--write` writes with a layout of the user's
     ("input", "output"),
     ("input", "target"),
     ("prompt", "completion"),
@@ -374,7 +375,8 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
 
     def framed(instruction: str) -> Task:
         labels = tuple(names(given.get("labels", "")))
-        return own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
+        task = own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
+        return with_separator(task, config.data.separator)
 
     frame = framed(given.get("instruction") or _pool_original(config))
     fitting = _own_pool(frame, config) if frame.instruction else None  # tried before any row is read

@@ -11,9 +11,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError
+from sapo.conf.layout import Layout, layout_of
+from sapo.conf.schema import DataConfig
 from sapo.data.tasks import SEPARATORS, Example, Task
 
 MAX_TARGET_TOKENS = 128  # of the published code, beside the longest prompt
+PLACEHOLDERS = ("{input}", "{INPUT}", "<<input>>", "<<INPUT>>")  # the first that no instruction has
 PUBLISHED_MARK = "态度"  # "attitude": the published code takes a prompt that has it for Chinese
 CLOCK = datetime(2024, 7, 26)
 _SOME_TEXT = "text"  # some templates refuse an empty turn
@@ -43,9 +46,9 @@ class Rendered:
 class Renderer:
     """A tokenizer with its chat template's switches and a length limit.
 
-    The text is built by concatenation, so braces in an instruction are only characters. `truncation` is
-    `input`, or `end`, which cuts where the published code does; `separator` is `task`, or `prompt`, which has
-    the prompt's text decide on it as that code does.
+    Braces in an instruction are only characters. `truncation` is `input`, or `end`, which cuts where the
+    published code does; with `separator` `prompt` the prompt's text decides on it as in that code, else it is
+    the task's. `layout` is `data.layout`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -53,6 +56,7 @@ class Renderer:
     max_input_tokens: int
     truncation: str = "input"
     separator: str = "task"
+    layout: str | None = None
 
     def render(
         self, task: Task, prompt: str, examples: Sequence[Example], for_test: bool = False
@@ -107,12 +111,15 @@ class Renderer:
         ids, start = ids[:limit], min(len(again) + whole.target_start, limit)
         return Rendered([*ids, *whole.target_ids] if for_test else ids, start, True)
 
-    def prompt_text(self, task: Task, prompt: str, text: str) -> str:
-        """The user turn in the model's chat template, up to where the model's answer begins."""
+    def messages(self, task: Task, prompt: str, text: str) -> list[dict[str, str]]:
+        """The turns that the model answers."""
         if self.separator == "prompt":
             task = replace(task, separator=SEPARATORS["zh" if PUBLISHED_MARK in prompt else "en"])
-        turn = user_turn(task, prompt, text)
-        return self._template([{"role": "user", "content": turn}], add_generation_prompt=True)
+        return turns_of(layout_of(self.layout), task, prompt, text)
+
+    def prompt_text(self, task: Task, prompt: str, text: str) -> str:
+        """The turns in the model's chat template, up to where the model's answer begins."""
+        return self._template(self.messages(task, prompt, text), add_generation_prompt=True)
 
     def full_text(self, task: Task, prompt: str, example: Example) -> str:
         """Prompt, target and the template's end of turn as one text."""
@@ -126,7 +133,8 @@ class Renderer:
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
                 f"The chat template cannot write the turn {messages[-1]['content'][:60]!r}: {error}. "
-                "Set model.chat_template=FILE.jinja."
+                "Set model.chat_template=FILE.jinja"
+                + (", or a data.layout without system turn." if messages[0]["role"] == "system" else ".")
             ) from error
 
     @cached_property
@@ -220,12 +228,28 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted({mark for mark in marks if mark.strip()})
 
 
-def user_turn(task: Task, prompt: str, text: str) -> str:
-    """Instruction, input and output-format suffix as one user turn; without a suffix it ends with the input.
+def rendering(data: DataConfig) -> tuple[int, str, str, str | None]:
+    """What of a config says how rows are rendered, as `Renderer` takes it after the template's options."""
+    return data.max_input_tokens, data.truncation, data.separator, data.layout
 
-    Official file `src/uie_dataset.py`, `load_task`.
+
+def turns_of(layout: Layout, task: Task, prompt: str, text: str) -> list[dict[str, str]]:
+    """An input under a prompt as the turns that the model answers."""
+    return layout.messages(instruction=prompt, input=text, suffix=task.suffix, separator=task.separator)
+
+
+def as_sent(renderer: Renderer, task: Task, prompt: str) -> dict[str, Any]:
+    """What production sends for an input: the turns, and the text that the chat template makes of them.
+
+    The `placeholder` in both stands for the input.
     """
-    return prompt + "\n\n" + task.separator + "\n" + text + ("\n\n" + task.suffix if task.suffix else "")
+    free = (name for name in PLACEHOLDERS if name not in prompt + task.suffix)
+    placeholder = next(free, PLACEHOLDERS[-1])
+    return {
+        "placeholder": placeholder,
+        "messages": renderer.messages(task, prompt, placeholder),
+        "text": renderer.prompt_text(task, prompt, placeholder),
+    }
 
 
 def with_fixed_clock(template: str) -> str:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from sapo.conf.errors import UserError
+from sapo.conf.layout import separators_of
 from sapo.data.remembering import remembered
 
 SEPARATORS = {"zh": "文本:", "en": "Text:"}  # the line before the input, by the instruction's language
@@ -27,7 +29,8 @@ class Task:
 
     The user turn of an example is `instruction + "\\n\\n" + separator + "\\n" + input + "\\n\\n" + suffix`,
     without what follows the input where there is no suffix (paper, Section 4; official file
-    `src/uie_dataset.py`, `load_task`). Policies replace the instruction only.
+    `src/uie_dataset.py`, `load_task`), unless `data.layout` says otherwise. Policies replace the instruction
+    only.
     """
 
     name: str
@@ -63,6 +66,17 @@ def own_task(
     language = "zh" if is_chinese(instruction) else "en"
     separator = SEPARATORS[language]
     return Task(name, instruction, suffix, tuple(train), tuple(test), labels, language, separator)
+
+
+def with_separator(task: Task, setting: str) -> Task:
+    """The task with the line that `data.separator` has for its language; UserError if it has none."""
+    lines = separators_of(setting)
+    if lines and task.language not in lines:
+        raise UserError(
+            f"data.separator has no line for {task.language}, the language of {task.name} "
+            "(zh: Chinese, en: any other)."
+        )
+    return replace(task, separator=lines[task.language]) if lines else task
 
 
 def is_chinese(text: str) -> bool:

@@ -22,7 +22,7 @@ from sapo.analysis.comparison import Comparison, leading_measures
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load
 from sapo.conf.schema import Config
-from sapo.data.benchmarks import load_own_task, load_task
+from sapo.data.benchmarks import cut, load_own_task, load_task
 from sapo.data.files import user_path, written_whole
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.losses import prompt_losses
@@ -187,7 +187,7 @@ def _retained(name: str, config: Config) -> Task:
     """A task by its name, or a user's own by its file."""
     if name.endswith((".yaml", ".yml")):
         path = user_path(name)
-        return load_own_task(path.stem, path.parent)
+        return cut(load_own_task(path.stem, path.parent), config)
     return load_task(name, config)
 
 

@@ -16,10 +16,12 @@ from sapo.conf.models import argument_of
 from sapo.conf.schema import Config
 from sapo.data.files import stored_json
 from sapo.data.records import BASE, StateRecord
+from sapo.data.render import as_sent
+from sapo.data.tasks import Task
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, load_adapter, unwrap
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.load import load_tokenizer, read_model
+from sapo.experiments.model.load import load_renderer, load_tokenizer, read_model
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.reevaluation import FinishedRun
 
@@ -36,8 +38,8 @@ TOLERANCE_OF_HALVES = 0.05
 class Exportable:
     """A trained state of a finished run, and what it has learned, in order.
 
-    `learned` has of each task `task`, `instruction` (what it is tested with), `separator`, `suffix`, and
-    `drawn`, the prompts that training drew from, None where it used the instruction alone.
+    `learned` has of each task `task`, `instruction` (what it is tested with), `separator`, `suffix`, `drawn`,
+    the prompts that training drew from, None where it used the instruction alone, and what `as_sent` has.
     """
 
     run: FinishedRun
@@ -100,6 +102,7 @@ def exportable(run: FinishedRun, wanted: str) -> Exportable:
     preflight(run.config, trains=False, answers=False)
     run.require_same_base()
     shown = [learned["task"] for _, identity in chain for learned in identity["tasks"]]
+    renderer = load_renderer(run.config)
     learned = [
         {
             "task": choice.task,
@@ -107,6 +110,11 @@ def exportable(run: FinishedRun, wanted: str) -> Exportable:
             "separator": task["separator"],
             "suffix": task["suffix"],
             "drawn": choice.drawn and list(choice.drawn),
+            **as_sent(
+                renderer,
+                Task(choice.task, choice.text, task["suffix"], (), (), separator=task["separator"]),
+                choice.text,
+            ),
         }
         for choice, task in zip(run.learned(state), shown, strict=True)
     ]

@@ -182,6 +182,7 @@ def _identity(run: Run, pool: PoolRecord | None) -> dict[str, Any]:
             **identity_values(config.evaluator),
             "truncation": config.data.truncation,
             "max_input_tokens": config.data.max_input_tokens,
+            **({"layout": config.data.layout} if config.data.layout else {}),
         },
         "common_prompt": config.evaluator.common_prompt,
         "tasks": [task.name for task in run.tasks],

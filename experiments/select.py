@@ -20,12 +20,13 @@ from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
+from sapo.conf.layout import layout_of
 from sapo.conf.schema import Config
 from sapo.data.files import read_json
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.own import Material, examples_of, gather, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.render import Renderer, control_tokens, user_turn
+from sapo.data.render import Renderer, as_sent, control_tokens, turns_of
 from sapo.data.subset import draw
 from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments.engine.local import ignore
@@ -82,6 +83,8 @@ class Selection:
     task: Task = field(repr=False)
     columns: tuple[str, str] | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    layout: str | None = None  # `data.layout`
+    sent: Mapping[str, Any] = field(default_factory=dict)  # what to send in production: see `as_sent`
     findings: tuple[str, ...] = ()  # what is amiss in the rows, where they were checked
 
     @property
@@ -132,12 +135,14 @@ class Selection:
             raise UserError(f"No candidate {index}: there are {min(texts)} to {max(texts)}.")
         text = self.chosen.text if index is None else str(texts[index])
         options = {"chat_template_kwargs": dict(self.template_options)} if self.template_options else {}
+        layout = layout_of(self.layout)
         for example in examples:
-            turn = user_turn(self.task, text, example.input)
             yield {
-                "prompt": [{"role": "user", "content": turn}],
+                "prompt": turns_of(layout, self.task, text, example.input),
                 "completion": [{"role": "assistant", "content": example.target}],
                 **options,
+                # Of a layout of the user's the input could not be told when the rows are read again.
+                **({"input": example.input} if self.layout else {}),
             }
 
 
@@ -151,6 +156,7 @@ def select_prompt(
     columns: tuple[str, str] | None = None,
     separator: str | None = None,
     suffix: str = "",
+    layout: str | None = None,
     n_examples: int = 64,
     seed: int = 0,
     name: str = "of the examples",
@@ -172,6 +178,8 @@ def select_prompt(
         columns: names of the input's and the target's column of dicts; guessed if not given.
         separator: the line before the input; `Text:` or its Chinese form if not given.
         suffix: output format that follows every input and is not varied.
+        layout: how a row is sent, as `data.layout` says it: `plain`, `system`, or a text with
+            `{instruction}`, `{input}` and `{suffix}`.
         n_examples: how many examples are scored; all if there are no more.
         seed: decides with `name` and the number of examples which are drawn.
         name: the task's name; given it, the rows are those that `sapo train` and `sapo select` score.
@@ -192,7 +200,7 @@ def select_prompt(
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
     require_enough(drawn, n_rows)
     task = replace(task, train=drawn)
-    renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens)
+    renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens, layout=layout)
     require_shown(renderer, task, prompts)
     require_known_tokens(model, renderer, [(task, prompts)])
     losses = _losses(model, renderer, task, prompts, batch_tokens, on_scored)
@@ -217,11 +225,14 @@ def select(
     for name, value, possible, why in (
         ("scorer", scorer.name, ("full",), "scores every prompt on all rows drawn"),
         ("data.truncation", data.truncation, ("input",), "shortens inputs only"),
-        ("data.separator", data.separator, ("task",), "takes the task's own"),
         ("scorer.reduction", scorer.reduction, REDUCTIONS, "takes token or example"),
     ):
         if value not in possible:
             raise UserError(f"{name}={value}: `sapo select` {why}.")
+    if data.separator == "prompt":
+        raise UserError(
+            "data.separator=prompt: `sapo select` takes the task's own line, or one that is said."
+        )
     material = gather(given, config)
     if more := material.pool.left_out:
         used = len(material.pool.paraphrases)
@@ -243,6 +254,7 @@ def select(
             [prompt.text for prompt in prompts],
             separator=task.separator,
             suffix=task.suffix,
+            layout=data.layout,
             n_examples=len(task.train),
             name=task.name,
             reduction=scorer.reduction,
@@ -264,6 +276,8 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
         "model": config.model.name,
         "adapter": adapter,
         "chosen": {"index": selection.chosen.index, "text": selection.chosen.text},
+        "layout": selection.layout,
+        "sent": dict(selection.sent),
         "candidates": selection.ranking.to_dict("records"),
         "difference_to_original": asdict(selection.gain),
         "lead": {**asdict(lead), "over": second.index} if lead and second else None,
@@ -396,6 +410,8 @@ def _selection(
         task=task,
         columns=columns,
         template_options=renderer.template_options,
+        layout=renderer.layout,
+        sent=as_sent(renderer, task, best.text),
     )
 
 

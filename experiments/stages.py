@@ -16,7 +16,7 @@ from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config, identity_values
 from sapo.data.prompts import Prompt
 from sapo.data.records import BASE
-from sapo.data.render import Renderer
+from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.methods import METHODS, Context, method_of
@@ -105,8 +105,7 @@ class Stage(ABC):
 
     def renderer(self, language_model: LanguageModel) -> Renderer:
         """How the model sees examples."""
-        data = self.config.data
-        return language_model.renderer(data.max_input_tokens, data.truncation, data.separator)
+        return language_model.renderer(*rendering(self.config.data))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from sapo.conf.schema import Config, MethodConfig
-from sapo.data.render import Renderer
+from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import FOLDER
 from sapo.experiments.model.load import LanguageModel
@@ -38,8 +38,7 @@ class Context:
     @cached_property
     def renderer(self) -> Renderer:
         """How the model sees examples."""
-        data = self.config.data
-        return self.language_model.renderer(data.max_input_tokens, data.truncation, data.separator)
+        return self.language_model.renderer(*rendering(self.config.data))
 
 
 class Method(ABC):

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ModelConfig
-from sapo.data.render import Rendered, Renderer
+from sapo.data.render import Rendered, Renderer, rendering
 from sapo.experiments.model.budgets import is_out_of_memory
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import (
@@ -74,8 +74,8 @@ class LanguageModel:
     config: ModelConfig
     untouched: Untouched = field(default_factory=Untouched, repr=False, compare=False)
 
-    def renderer(self, max_input_tokens: int, *rest: str) -> Renderer:
-        """How this model sees examples; `rest` are the renderer's truncation and separator."""
+    def renderer(self, max_input_tokens: int, *rest: Any) -> Renderer:
+        """How this model sees examples; `rest` are the renderer's truncation, separator and layout."""
         return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens, *rest)
 
     def stop_ids(self) -> Sequence[int]:
@@ -203,9 +203,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_renderer(config: Config) -> Renderer:
     """How the config's model sees examples; loads its tokenizer only."""
-    data, options = config.data, dict(config.model.template_options)
-    tokenizer = load_tokenizer(config.model)
-    return Renderer(tokenizer, options, data.max_input_tokens, data.truncation, data.separator)
+    options = dict(config.model.template_options)
+    return Renderer(load_tokenizer(config.model), options, *rendering(config.data))
 
 
 _loaded: dict[str, LanguageModel] = {}

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sapo.conf.errors import UserError
+from sapo.conf.layout import layout_of
 from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
 from sapo.data.remembering import remembered, stamp
-from sapo.data.render import CLOCK, MAX_TARGET_TOKENS, Renderer
+from sapo.data.render import CLOCK, MAX_TARGET_TOKENS, Renderer, rendering
 from sapo.data.tasks import Task
 from sapo.experiments.model.adapters import ALL_LINEAR
 from sapo.experiments.model.evaluation import decoded
@@ -52,6 +53,8 @@ def preflight(
     require_positions(model, renderer, prompts, config.evaluator.max_new_tokens if answers else 0)
     for note in template_notes(renderer):
         _warn(note)
+    for note in layout_notes(renderer, [task for task, _ in prompts]):
+        _warn(note)
     for task, shown in prompts:
         require_shown(renderer, task, shown)
         if answers:
@@ -64,10 +67,10 @@ def _read_once(config: Config) -> str:
 
     The last ones are kept while their files stay, since many runs share them.
     """
-    model, data = config.model, config.data
+    model = config.model
     files = stamp(model_folder(model), *([Path(model.tokenizer)] if model.tokenizer else []))
     template = template_text(model) if model.chat_template else None
-    key = repr((model, data.max_input_tokens, data.truncation, data.separator, files, template))
+    key = repr((model, rendering(config.data), files, template))
     if key not in _read:
         _read.clear()
         _read[key] = (read_model(model, "auto", "meta"), load_renderer(config))
@@ -123,6 +126,20 @@ def template_notes(renderer: Renderer) -> Iterator[str]:
         )
 
 
+def layout_notes(renderer: Renderer, tasks: Sequence[Task]) -> Iterator[str]:
+    """What a layout of the user's leaves out or makes slow."""
+    layout = layout_of(renderer.layout)
+    if not layout.reads("suffix"):
+        for task in tasks:
+            if task.suffix:
+                yield f"data.layout has no suffix: that of {task.name} is left out ({task.suffix[:40]!r})."
+    if layout.begins_with_input:
+        yield (
+            "data.layout has the input before the instruction: rows have no instruction in common to compute "
+            "once, so that scoring and training take longer."
+        )
+
+
 def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> None:
     """UserError unless the prompts fit, and stand with the input in what the model reads."""
     examples = task.train or task.test
@@ -135,7 +152,8 @@ def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> 
             if part.strip() not in text:
                 raise UserError(
                     f"Task {task.name}: the chat template leaves out the {what} ({part.strip()[:40]!r}): "
-                    "the model would not read it. Set model.chat_template=FILE.jinja."
+                    "the model would not read it. Set model.chat_template=FILE.jinja"
+                    + (", or another data.layout." if renderer.layout else ".")
                 )
 
 

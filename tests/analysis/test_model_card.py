@@ -19,6 +19,9 @@ def exported(**changes):
         "separator": "文本:",
         "suffix": "",
         "drawn": None,
+        "placeholder": "{INPUT}",
+        "messages": [{"role": "user", "content": f"{NASTY}\n\n文本:\n{{INPUT}}"}],
+        "text": f"<|im_start|>user\n{NASTY}\n\n文本:\n{{INPUT}}<|im_end|>\n",
     }
     return {
         "run": "a_run",
@@ -60,7 +63,8 @@ def test_a_prompt_stays_as_it_is_and_ends_no_block(run_folder):
     card = card_of(run_folder)
     start = card.index("````json\n") + len("````json\n")
     read = json.loads(card[start : card.index("\n````", start)])
-    assert read == {"instruction": NASTY, "separator": "文本:", "suffix": ""}
+    task = exported()["tasks"][0]
+    assert read == {name: task[name] for name in ("instruction", "suffix", "placeholder", "messages", "text")}
     assert "\n# Not a heading" not in card
     assert "qwen\\|3" not in card  # a hub model is called by its repository
     assert "- a &lt;note>" in card

@@ -48,7 +48,11 @@ def test_an_adapter_and_what_is_said_of_it(sapo, trained, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     prompts = [json.loads(block) for block in blocks(card, "json")]
     assert [prompt["instruction"] for prompt in prompts] == list(run["prompts"].values())
-    assert all(prompt["separator"] == "Text:" and prompt["suffix"] for prompt in prompts)
+    for prompt in prompts:
+        (turn,) = prompt["messages"]
+        expected = f"{prompt['instruction']}\n\nText:\n{{input}}\n\n{prompt['suffix']}"
+        assert turn == {"role": "user", "content": expected}
+        assert expected in prompt["text"]
     record = json.loads((find_run(run["id"]) / "run.json").read_text())
     facts = ("lorainc", "| sapo |", "Demonstration on a small model", "| Seed | 0 |", "| Parity | paper |")
     digests = [*record["comparable"]["train"].values(), *record["comparable"]["data"].values()]

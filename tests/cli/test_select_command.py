@@ -11,8 +11,6 @@ from peft import LoraConfig, get_peft_model
 from sapo.cli.console import Terminal
 from sapo.cli.select import parts
 from sapo.conf.load import load_one
-from sapo.data.render import user_turn
-from sapo.data.tasks import Task
 from sapo.experiments.model.load import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -177,19 +175,38 @@ def test_all_rows_are_written_with_the_chosen_wording(sapo, tmp_path):
     data, out = rows_file(tmp_path / "mine.jsonl", rows), tmp_path / "out.jsonl"
     done = sapo("select", f"data={data}", *MINE[1:], "suffix=Answer:", "--write", out, "--json")
     document = done.document
-    assert document["written"] == {"path": str(out), "rows": 9}
-    task = Task("mine", INSTRUCTION, "Answer:", (), ())
+    assert document["written"] == {"path": str(out), "rows": 9, "sent": str(out.with_suffix(".sent.json"))}
+    sent = json.loads(out.with_suffix(".sent.json").read_text(encoding="utf-8"))
+    assert sent == {**document["sent"], "chat_template_kwargs": {}}
+    (turn,) = sent["messages"]
     expected = [
         {
-            "prompt": [
-                {"role": "user", "content": user_turn(task, document["chosen"]["text"], row["input"])}
-            ],
+            "prompt": [{"role": "user", "content": turn["content"].replace("{input}", row["input"])}],
             "completion": [{"role": "assistant", "content": row["output"]}],
         }
         for row in rows
     ]
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]] == expected
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["mine.jsonl", "out.jsonl"]
+    files = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    assert files == ["mine.jsonl", "out.jsonl", "out.sent.json"]
+
+
+def test_a_layout_goes_into_what_is_written_and_is_read_again(sapo, tmp_path):
+    rows = [{"input": f"x{i}", "output": "bug" if i else "billing"} for i in range(4)]
+    data, out = rows_file(tmp_path / "mine.jsonl", rows), tmp_path / "out.jsonl"
+    arguments = ("select", f"data={data}", *MINE[1:], "suffix=Answer:", "data.layout=system")
+    document = sapo(*arguments, "--write", out, "--json").document
+    chosen, written = document["chosen"]["text"], [json.loads(line) for line in out.open(encoding="utf-8")]
+    assert document["sent"]["messages"] == [
+        {"role": "system", "content": chosen},
+        {"role": "user", "content": "{input}\n\nAnswer:"},
+    ]
+    assert [row["prompt"] for row in written] == [
+        [{"role": "system", "content": chosen}, {"role": "user", "content": f"x{i}\n\nAnswer:"}]
+        for i in range(4)
+    ]
+    again = sapo("select", f"data={out}", *arguments[2:], "--json").document
+    assert [row["loss"] for row in again["candidates"]] == [row["loss"] for row in document["candidates"]]
 
 
 def test_a_template_that_ends_no_answer_is_said(sapo, tmp_path, caplog):

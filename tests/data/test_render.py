@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
+from sapo.conf.layout import layout_of
 from sapo.conf.load import load_one
-from sapo.data.render import Renderer, user_turn
-from sapo.data.tasks import Example, Task, own_task
+from sapo.data.benchmarks import load_task
+from sapo.data.render import Renderer, as_sent, turns_of
+from sapo.data.tasks import Example, Task, own_task, with_separator
 from sapo.experiments.model.fetch import model_folder, tiny_tokenizer
 from sapo.experiments.model.load import load_tokenizer
 
@@ -102,7 +104,7 @@ def ids_of(renderer: Renderer, text: str) -> list[int]:
 def conversation(renderer: Renderer, task: Task, example: Example) -> str:
     """The two-message conversation as the chat template itself writes it."""
     messages = [
-        {"role": "user", "content": user_turn(task, task.instruction, example.input)},
+        *turns_of(layout_of(None), task, task.instruction, example.input),
         {"role": "assistant", "content": example.target},
     ]
     return renderer.tokenizer.apply_chat_template(messages, tokenize=False, **renderer.template_options)
@@ -111,10 +113,82 @@ def conversation(renderer: Renderer, task: Task, example: Example) -> str:
 # --- golden values -----------------------------------------------------------------------------------------
 
 
-def test_the_user_turn() -> None:
-    assert user_turn(TASK, "Say {x}.", "a\nb") == "Say {x}.\n\nText:\na\nb\n\nAnswer:"
+LAYOUTS = {
+    None: [("user", "Say {x}.\n\nText:\na\nb\n\nAnswer:")],
+    "plain": [("user", "Say {x}.\n\na\nb\n\nAnswer:")],
+    "system": [("system", "Say {x}."), ("user", "a\nb\n\nAnswer:")],
+    r"{input}\n--\n{instruction} {suffix}": [("user", "a\nb\n--\nSay {x}. Answer:")],
+    "{{ instruction | upper }}: {{ input }}{% if suffix %} ({{ suffix }}){% endif %}": [
+        ("user", "SAY {X}.: a\nb (Answer:)")
+    ],
+    "{system: 'Be brief. {instruction}', user: '{separator} {input}'}": [
+        ("system", "Be brief. Say {x}."),
+        ("user", "Text: a\nb"),
+    ],
+    '{"text": "{input}", "do": "{instruction}"}': [("user", '{"text": "a\nb", "do": "Say {x}."}')],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_turns(layout: str | None) -> None:
+    turns = turns_of(layout_of(layout), TASK, "Say {x}.", "a\nb")
+    assert turns == [{"role": role, "content": text} for role, text in LAYOUTS[layout]]
     # Nothing follows the input where there is no suffix, as in the published code.
-    assert user_turn(replace(TASK, suffix=""), "Say {x}.", "a\nb") == "Say {x}.\n\nText:\na\nb"
+    shorter = turns_of(layout_of(layout), replace(TASK, suffix=""), "Say {x}.", "a\nb")
+    marks = ("\n\nAnswer:", " (Answer:)", " Answer:")
+    expected = [text for _, text in LAYOUTS[layout]]
+    for mark in marks:
+        expected[-1] = expected[-1].removesuffix(mark)
+    assert [turn["content"] for turn in shorter] == expected
+
+
+def test_an_instruction_that_is_empty_makes_no_system_turn() -> None:
+    assert [turn["role"] for turn in turns_of(layout_of("system"), TASK, "", "a")] == ["user"]
+
+
+def test_what_is_sent_is_what_is_rendered(real: Renderer) -> None:
+    for layout in LAYOUTS:
+        renderer = replace(real, layout=layout)
+        for task in (TASK, own_task("t", "Fill {input}.", "Answer:"))[: 1 if "upper" in str(layout) else 2]:
+            sent = as_sent(renderer, task, task.instruction)
+            (row,) = renderer.render(task, task.instruction, [Example("so happy", "good")])
+            text = sent["text"].replace(sent["placeholder"], "so happy")
+            assert ids_of(renderer, text) == row.prompt_ids
+            assert sent["placeholder"] == ("{INPUT}" if "{input}" in task.instruction else "{input}")
+
+
+NO_LAYOUTS = [
+    ("sytem", "data.layout=sytem: it does not hold the input. Say plain, system"),
+    ("{input}", "it does not hold the instruction"),
+    ("{instruction} {text}", "there is no part 'text'"),
+    ("{{ instruction }} {{ input", "(Jinja)"),
+    ("{{ instruction }} {{ input.x.y }} {{ no }}", "there is no part 'no'"),
+    ("{user: '{input}', system: '{instruction}'}", "it takes system, then user"),
+    ("{system: {instruction}, user: {input}}", "cannot be read. Put each text in quotes"),
+]
+
+
+@pytest.mark.parametrize(("layout", "message"), NO_LAYOUTS)
+def test_layouts_that_cannot_be(layout: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_one(["task=mini_city", f"data.layout={layout}"])
+    assert message in str(caught.value)
+
+
+def test_a_layout_that_fails_on_a_row_is_named() -> None:
+    with pytest.raises(UserError, match=r"data\.layout: .*\(Jinja\)"):
+        turns_of(layout_of("{{ instruction }} {{ input / 2 }}"), TASK, "Do.", "a")
+
+
+def test_a_row_is_shortened_under_any_layout() -> None:
+    for layout in LAYOUTS:
+        renderer = Renderer(tiny_tokenizer(), {}, 80, layout=layout)
+        (row,) = renderer.render(TASK, "Do.", [Example("word " * 100, "good")])
+        assert row.is_shortened
+        assert len(row.prompt_ids) <= 80
+        text = renderer.tokenizer.decode(row.prompt_ids)
+        assert "do." in text.lower()
+        assert ("Answer:" in text) == layout_of(layout).reads("suffix")
 
 
 def test_smollm2(smollm2: Renderer) -> None:
@@ -326,6 +400,25 @@ def test_a_llama2_row_that_is_cut_begins_twice_and_no_other(llama2: Renderer) ->
     (tested,) = Renderer(llama2.tokenizer, {}, 40, "end").render(TASK, "x", [example], for_test=True)
     assert tested.prompt_ids[:3] == [1, 1, 733]
     assert len(tested.prompt_ids) == 40
+
+
+def test_the_line_before_an_input_can_be_said() -> None:
+    for setting, lines in (
+        ("Input:", {"en": "Input:", "zh": "Input:"}),
+        ('{en: "Eingabe:", zh: "输入："}', {"en": "Eingabe:", "zh": "输入："}),
+    ):
+        config = load_one(["task=mini_city", f"data.separator={setting}"])
+        assert load_task("mini_city", config).separator == lines["en"]
+        chinese = with_separator(own_task("t", "判断文本的态度。"), config.data.separator)
+        assert chinese.separator == lines["zh"]
+    for setting, message in (
+        ("{zh: x}", "data.separator has no line for en, the language of mini_city"),
+        ("{de: x}", "'de' is not en"),
+        ("{en: Text:}", "Put each text in quotes"),
+        ("tasks", "be task, prompt, or the line itself"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_task("mini_city", load_one(["task=mini_city", f"data.separator={setting}"]))
 
 
 @pytest.mark.parametrize(

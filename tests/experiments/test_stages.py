@@ -18,7 +18,7 @@ MODEL = {
     "model.source", "model.tokenizer", "model.chat_template", "model.template_options", "model.dtype",
     "model.lora_targets",
 }  # fmt: skip
-DATA = {"data.max_input_tokens", "data.truncation", "data.separator", "data.label_blanks"}
+DATA = {"data.layout", "data.max_input_tokens", "data.truncation", "data.separator", "data.label_blanks"}
 OPTIMIZATION = (
     "seeding",
     "step_count",
@@ -53,6 +53,7 @@ OTHER_VALUES = {
     "engine.device": "cuda",
     "data.truncation": "end",
     "data.separator": "prompt",
+    "data.layout": "plain",
     "data.label_blanks": "keep",
     "scorer.state": "shrunk",
     "evaluator.scores": "published",

@@ -17,6 +17,7 @@ from sapo.data.benchmarks import load_tasks
 from sapo.data.losses import prompt_losses
 from sapo.data.mini import generate
 from sapo.data.prompts import ORIGINAL, Prompt
+from sapo.data.render import rendering
 from sapo.experiments.continual import choose_prompt, pool_for
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
@@ -56,6 +57,20 @@ def test_losses_equal_a_plain_computation_whatever_the_batches(tiny_config, budg
         assert found["nll"][i] == pytest.approx(mean * len(example.target_ids), rel=1e-5)
         assert found["n_tokens"][i] == len(example.target_ids)
         assert 0 < found["entropy"][i] <= len(example.target_ids) * math.log(len(model.tokenizer))
+
+
+@pytest.mark.parametrize("layout", ["system", "{instruction} {input}", "{input}\n\n{instruction}"])
+def test_a_layout_changes_what_is_shared_and_not_what_comes_out(tiny_config, layout):
+    config = tiny_config(f"data.layout={layout}")
+    model, task = load_model(config), generate("mini_price", 12, 2, 0)
+    rendered = model.renderer(*rendering(config.data)).render(task, task.instruction, task.train)
+    plain = example_losses(model.base, rendered, 10_000)
+    with torch.inference_mode():
+        prefix = shared_prefix(model.base, rendered)
+    n_instruction = len(model.tokenizer(task.instruction)["input_ids"])
+    assert (prefix.length > n_instruction) == (not layout.startswith("{input}"))
+    shared = example_losses(model.base, rendered, 10_000, prefix)
+    assert shared["nll"].tolist() == pytest.approx(plain["nll"].tolist(), rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_task_and_prompt():
