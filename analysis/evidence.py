@@ -25,10 +25,10 @@ from sapo.analysis.results import (
     RunResult,
     column_rows,
     example_scores,
-    find_probes,
     find_runs,
     load_run,
     n_examples,
+    named,
     row_numbers,
     tests_apart,
 )
@@ -57,7 +57,8 @@ Sides = list[tuple[RunResult, int]]  # the runs of one sequence and seed, with t
 class Evidence:
     """Probes and differences of runs as arrays, with the folders that they come from.
 
-    `papers` has the paper's place and number by claim.
+    `papers` has the paper's place and number by claim. `measures` are those that anything has: without
+    generated answers NLL alone.
     """
 
     probes: list[ProbeData]
@@ -65,6 +66,7 @@ class Evidence:
     papers: dict[str, dict[str, Any]]
     folders: list[Path]
     is_demonstration: bool
+    measures: tuple[str, ...]
 
     def paper_of(self, claim: Claim) -> dict[str, Any]:
         """The place in the paper; its number beside the score that it is of."""
@@ -88,7 +90,8 @@ def find_evidence(names: Sequence[str], root: Path) -> list[Path]:
         if stores or Path(name) == root:
             found += stores
         else:
-            found += find_probes([name], root) or find_runs([name], root)
+            probes, runs = named(name, root / "probes", PROBE), named(name, root / "runs", RUN)
+            found += [*probes, *runs] or find_runs([name], root)
     return list({path.resolve(): path for path in found}.values())
 
 
@@ -107,12 +110,21 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
     require_poolable(probes)
     _require_alike([(f"Run {run.id}", _facts(run)) for run in runs])
     methods = [run.method for run in runs if run.method != ZERO_SHOT]
+    data, contrasts = [_probe_data(probe) for probe in probes], list(_contrasts(roles, definition))
+    known = {
+        contrast.measure
+        for contrast in contrasts
+        if any(np.isfinite(sums).any() for each in contrast.parts.values() for sums, _ in each)
+    }
+    known |= {name for each in data for name in NUMBERS if np.isfinite(each.scores[name]).any()}
+    measures = tuple(name for name in NUMBERS if name in known) or NUMBERS
     return Evidence(
-        probes=[_probe_data(probe) for probe in probes],
-        contrasts=list(_contrasts(roles, definition)),
+        probes=data,
+        contrasts=[each for each in contrasts if each.measure in (None, *measures)],
         papers=_papers(methods[0] if methods else "lorainc"),
         folders=[*(probe.path for probe in probes), *(run.path for run in runs)],
         is_demonstration=any(p.demonstration for p in probes) or any(r.demonstration for r in runs),
+        measures=measures,
     )
 
 

@@ -45,24 +45,24 @@ def claim_texts(claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def badges(claims: Sequence[Claim]) -> pd.DataFrame:
+def badges(claims: Sequence[Claim], measures: Sequence[str] = NUMBERS) -> pd.DataFrame:
     """A row a claim and a column a measure, of the prompts that were trained with: verdicts only."""
     rows: dict[str, dict[str, str]] = {}
     for claim in claims:
         row = rows.setdefault(claim.id, {"claim": f"({claim.id}) {claim.claim}"})
         if claim.measure is None:
             row |= dict.fromkeys(
-                map(measure_name, NUMBERS), NO_RUNS if claim.reason == NO_RUNS else "no data"
+                map(measure_name, measures), NO_RUNS if claim.reason == NO_RUNS else "no data"
             )
         elif claim.column == "trained":
             row[measure_name(claim.measure)] = claim.verdict
     return pd.DataFrame(list(rows.values()))
 
 
-def pair_table(probes: Sequence[ProbeData]) -> pd.DataFrame:
+def pair_table(probes: Sequence[ProbeData], measures: Sequence[str] = NUMBERS) -> pd.DataFrame:
     """What (a) to (c) say in each probe and measure, beside the kind of tasks, the loss before, and KL."""
     rows = []
-    for data, measure in product(probes, NUMBERS):
+    for data, measure in product(probes, measures):
         values = probe_values(data, measure)
         rows.append(
             {

@@ -33,10 +33,12 @@ from sapo.analysis.published import PAPER
 from sapo.analysis.results import (
     DRAWN,
     MEASURES,
+    NUMBERS,
     RunResult,
     check_measure,
     leading_measure,
     load_run,
+    measure_name,
     row_remarks,
     score_matrix,
     shown_measures,
@@ -353,10 +355,14 @@ def claims(
     Beside the files called `name` lies `badges.md`, a short table for a README.
     """
     evidence = load_evidence(folders, definition)
-    found = decided(evidence.probes, evidence.contrasts)
+    found = decided(evidence.probes, evidence.contrasts, evidence.measures)
     found = [replace(claim, paper=evidence.paper_of(claim)) for claim in found]
-    pairs = ledger.pair_table(evidence.probes)
+    pairs = ledger.pair_table(evidence.probes, evidence.measures)
     report = Report([], definition=definition, name=name, notes=[*ledger.NOTES])
+    if absent := [measure_name(each) for each in NUMBERS if each not in evidence.measures]:
+        report.notes.append(
+            f"Without {' and '.join(absent)}: nothing was generated (evaluator.answers=false)."
+        )
     report.warnings = [*warnings, *([DEMONSTRATION] if evidence.is_demonstration else [])]
     report.tables = {"claims": pd.DataFrame([asdict(each) for each in found]), "pairs": pairs}
     shown = {"The paper's claims": ledger.claim_texts(found)}
@@ -373,7 +379,9 @@ def claims(
     frames = {f"{name}_{what}.csv": frame for what, frame in report.tables.items()}
     latex = "\n".join(map(render.latex, shown.values()))
     _write_texts(report, output, frames, "\n".join(markdown), latex)
-    report.files.append(write_file(output / "badges.md", render.markdown(ledger.badges(found))))
+    report.files.append(
+        write_file(output / "badges.md", render.markdown(ledger.badges(found, evidence.measures)))
+    )
     report.files.append(write_page(report, output, shown))
     return report
 

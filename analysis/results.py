@@ -167,10 +167,10 @@ def find_runs(names: Sequence[str], root: Path) -> list[Path]:
     store = root / "runs"
     found: list[Path] = []
     for name in names:
-        paths = _named(name, store, RUN)
+        paths = named(name, store, RUN)
         if not paths and glob.has_magic(name):
             raise UserError(f"No run matches '{name}', neither here nor in {store}.")
-        for probe in [] if paths else _named(name, root / "probes", PROBE):
+        for probe in [] if paths else named(name, root / "probes", PROBE):
             raise UserError(f"{probe} is a probe, not a run: `sapo analyze {probe}` draws it.")
         for path in [] if paths else (Path(name), store / name):
             if os.path.isdir(path):
@@ -186,15 +186,15 @@ def find_probes(names: Sequence[str], root: Path) -> list[Path]:
 
     Raises UserError if some of the names mean probes and others do not.
     """
-    is_run = {name: bool(_named(name, root / "runs", RUN)) for name in names}
-    found = {name: [] if is_run[name] else _named(name, root / "probes", PROBE) for name in names}
+    is_run = {name: bool(named(name, root / "runs", RUN)) for name in names}
+    found = {name: [] if is_run[name] else named(name, root / "probes", PROBE) for name in names}
     others = [name for name, paths in found.items() if not paths]
     if others and len(others) < len(found):
         raise UserError(f"Not of a probe: {', '.join(others)}. Probes and runs are analyzed apart.")
     return list({path.resolve(): path for paths in found.values() for path in paths}.values())
 
 
-def _named(name: str, store: Path, record: str) -> list[Path]:
+def named(name: str, store: Path, record: str) -> list[Path]:
     """The folders with a file `record` that a name means: itself, here or in `store`, or those within.
 
     A name that no file can have means none: the functions of `os.path` and `glob` take it for absent.

@@ -123,23 +123,31 @@ def gc(
 @group.command("export")
 def export_runs(
     runs: Annotated[
-        list[str], typer.Argument(help="Finished runs: folders, ids, or patterns", show_default=False)
+        list[str],
+        typer.Argument(help="Finished runs or probes: folders, ids, or patterns", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.tar.gz", help="A new file", show_default=False)],
     root: Root = None,
+    results: Annotated[
+        bool,
+        typer.Option(
+            "--results", help="Without stages: small, for `analyze` and `claims`, not to go on from"
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Write finished runs with all their stages to one file, which `sapo store import` takes in elsewhere.
+    """Write finished runs, and probes with theirs, with all stages to one file, for `sapo store import`.
 
     To go on elsewhere with runs that have not finished, copy the whole store folder.
     """
-    from sapo.analysis.results import find_runs
+    from sapo.analysis.evidence import find_evidence
     from sapo.experiments.engine import archive
 
-    done = archive.export_runs(find_runs(runs, root or store_root()), out)
-    document = {"file": str(out), "runs": done.runs, "stages": done.stages, "bytes": done.bytes}
-    text = f"{len(done.runs)} runs with {done.stages} stages, {decimal(done.bytes)}, in {out}"
-    emit(document, json, [text])
+    done = archive.export_runs(find_evidence(runs, root or store_root()), out, with_stages=not results)
+    document = {"file": str(out), "runs": done.runs, "probes": done.probes, "stages": done.stages}
+    probes = f", {len(done.probes)} probes" if done.probes else ""
+    text = f"{len(done.runs)} runs with {done.stages} stages{probes}, {decimal(done.bytes)}, in {out}"
+    emit(document | {"bytes": done.bytes}, json, [text])
 
 
 @group.command("import")
@@ -159,8 +167,9 @@ def import_archive(
     done = archive.import_archive(file, store)
     notice("sapo: an archive shows that it is whole, not who made it: import only from people you trust.")
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
-    document = {"root": str(store.root), "runs": done.runs, "stages": done.stages, "kept": done.kept}
-    emit(document, json, [text, *(f"  {run}" for run in done.runs)])
+    document = {"root": str(store.root), "runs": done.runs, "probes": done.probes}
+    document |= {"stages": done.stages, "kept": done.kept}
+    emit(document, json, [text, *(f"  {name}" for name in (*done.runs, *done.probes))])
 
 
 def _store(root: Path | None) -> "Store":

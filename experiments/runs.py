@@ -31,7 +31,7 @@ from sapo.data.records import (
     write_record,
 )
 from sapo.data.tasks import Task, digest, examples_digest
-from sapo.experiments.engine.store import Store, Stored, put_run
+from sapo.experiments.engine.store import Store, Stored, put_record
 from sapo.experiments.methods import METHODS
 from sapo.experiments.model.evaluation import label_matches
 from sapo.experiments.model.identity import model_identity
@@ -134,7 +134,7 @@ def write_run(run: Run, store: Store) -> Path:
         _predictions(run).to_parquet(building / "predictions.parquet")
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
         write_last(building, _record(name, run, identity, pool))
-        put_run(building, store.run_folder(name))
+        put_record(building, store.run_folder(name))
     return store.run_folder(name)
 
 

@@ -1,7 +1,8 @@
 """Runs with all their stages as one file, which another machine imports and goes on from.
 
-A gzipped tar of plain files: `index.json` (names and sizes), then `stages/KIND/KEY/…` and `runs/ID/…`. What
-it holds is whole and fits together, or it is refused; who made it, nothing in it can show.
+A gzipped tar of plain files: `index.json` (names and sizes), then `stages/KIND/KEY/…`, `runs/ID/…` and
+`probes/ID/…`. What it holds is whole and fits together, or it is refused; who made it, nothing in it can
+show. One of results alone has no stages: it can be analyzed, not gone on from.
 """
 
 import gzip
@@ -28,6 +29,7 @@ from sapo.data.files import flush, stored_json, sync, unreadable
 from sapo.data.records import (
     MANIFEST,
     FileFacts,
+    ProbeRecord,
     RunRecord,
     StageResult,
     damage,
@@ -37,7 +39,7 @@ from sapo.data.records import (
     read_record,
 )
 from sapo.data.tasks import digest
-from sapo.experiments.engine.store import KINDS, RUN_FILES, Store, put_run
+from sapo.experiments.engine.store import KINDS, PROBE_FILES, RUN_FILES, Store, put_record
 
 FORMAT = 1
 INDEX = "index.json"
@@ -49,33 +51,44 @@ _STAGE = re.compile(
     rf"stages/(?:{'|'.join(KINDS)})/[0-9a-f]{{64}}/(?:\w[\w.-]*/){{0,3}}\w[\w.-]*\.(?:json|yaml|parquet|safetensors|md)",
     re.ASCII,
 )
-_RUN = re.compile(rf"runs/([^/]*)/(?:{'|'.join(map(re.escape, RUN_FILES))})")
+_RECORD = re.compile(
+    rf"(?:runs/([^/]*)/(?:{'|'.join(map(re.escape, RUN_FILES))})"
+    rf"|probes/([^/]*)/(?:{'|'.join(map(re.escape, PROBE_FILES))}))"
+)
 
 
 @dataclass(frozen=True)
 class Archived:
-    """What an archive holds, or what an import did: run ids, stages, those that were there already, bytes."""
+    """What an archive holds, or what an import did: ids, stages, those that were there already, bytes."""
 
     runs: list[str]
+    probes: list[str]
     stages: int
     kept: int
     bytes: int
 
 
-def export_runs(folders: Sequence[Path], target: Path) -> Archived:
-    """Writes finished runs and every stage that they refer to; every file is compared with its manifest.
+def export_runs(folders: Sequence[Path], target: Path, with_stages: bool = True) -> Archived:
+    """Writes finished runs and probes, these with their runs, and every stage that they refer to.
 
-    Raises UserError if the target exists or a stage is not in the store, WorkError if anything is damaged.
+    Every file is compared with its manifest. Raises UserError if the target exists or a stage is not in the
+    store, WorkError if anything is damaged.
     """
     if target.exists():
         raise UserError(f"{target} exists already. Name a new file; nothing is overwritten.")
+    probes = [folder for folder in folders if (folder / ProbeRecord.FILE).is_file()]
+    of_probes = [
+        f.parent.parent / "runs" / name for f in probes for name in read_record(ProbeRecord, f).runs.values()
+    ]
+    runs = list(dict.fromkeys([*of_probes, *(folder for folder in folders if folder not in probes)]))
+    folders = [*runs, *probes]
     with ExitStack() as held:
         for root in dict.fromkeys(folder.parent.parent for folder in folders):
             held.enter_context(Store(root).at_work(required=False))
         changed = None
         for _ in range(_READINGS):
             # What is packed is compared with its manifest; reading everything before says what is damaged.
-            files, n_stages = _listed(folders, whole=changed is not None)
+            files, n_stages = _listed(folders, with_stages, whole=changed is not None)
             try:
                 changed = _pack(files, target)
             except OSError as error:
@@ -86,20 +99,29 @@ def export_runs(folders: Sequence[Path], target: Path) -> Archived:
         else:
             raise WorkError(f"{changed} is written again by another command: export when that is done.")
     n_bytes = sum(facts.bytes for _, facts in files.values())
-    return Archived([folder.name for folder in folders], n_stages, 0, n_bytes)
+    return Archived([run.name for run in runs], [probe.name for probe in probes], n_stages, 0, n_bytes)
 
 
-def _listed(folders: Sequence[Path], whole: bool = False) -> tuple[dict[str, tuple[Path, FileFacts]], int]:
-    """The files of some runs and of their stages, by their names in an archive, and how many stages."""
-    parts = {f"runs/{folder.name}": folder for folder in folders}
+def _record(folder: Path) -> RunRecord | ProbeRecord:
+    """The record of a run or a probe."""
+    kind: type[RunRecord] | type[ProbeRecord] = RunRecord if folder.parent.name == "runs" else ProbeRecord
+    return read_record(kind, folder)
+
+
+def _listed(
+    folders: Sequence[Path], with_stages: bool, whole: bool
+) -> tuple[dict[str, tuple[Path, FileFacts]], int]:
+    """The files of records and of their stages, by their names in an archive, and how many stages."""
+    parts = {f"{folder.parent.name}/{folder.name}": folder for folder in folders}
     for folder in folders:
         store = Store(folder.parent.parent)
-        for stage in read_record(RunRecord, folder).stages:
+        record = _record(folder)
+        for stage in record.stages if with_stages else ():
             stored = store.find(stage.kind, stage.key, whole=whole)
             if stored is None:
                 raise UserError(
-                    f"Stage {stage.kind}/{stage.key[:12]} of run {folder.name} is not in {store.root}. "
-                    f"{mend(folder)}"
+                    f"Stage {stage.kind}/{stage.key[:12]} of {record.WHAT} {folder.name} is not in "
+                    f"{store.root}. {mend(folder)}"
                 )
             parts[f"stages/{stage.kind}/{stage.key}"] = stored.folder
     files: dict[str, tuple[Path, FileFacts]] = {}
@@ -157,19 +179,22 @@ def import_archive(file: Path, store: Store) -> Archived:
         pass
     with store.at_work(), store.lock("import"), store.scratch("import") as scratch:
         n_bytes = _unpack(file, scratch, shutil.disk_usage(store.root).free)
-        stages, runs = sorted(scratch.glob("stages/*/*")), sorted(scratch.glob("runs/*"))
+        stages, records = sorted(scratch.glob("stages/*/*")), sorted(scratch.glob("runs/*"))
+        records += sorted(scratch.glob("probes/*"))
         try:
-            _check(stages, runs)
+            _check(stages, records)
         except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
             reason = str(error).replace(f"{scratch}/", "")
             raise UserError(f"{file} is not as `sapo store export` writes it: {reason}") from error
         kept = [stage for stage in stages if _has_already(store, stage)]
         put = [_put_stage(store, stage) for stage in stages if stage not in kept]
-        for run in runs:
-            with store.lock(run.name):
-                if not (store.run_folder(run.name) / RunRecord.FILE).is_file():
-                    put_run(run, store.run_folder(run.name))
-    return Archived([run.name for run in runs], len(stages), len(stages) - sum(put), n_bytes)
+        for record in records:
+            final = store.root / record.parent.name / record.name
+            with store.lock(record.name):
+                if not any((final / kind.FILE).is_file() for kind in (RunRecord, ProbeRecord)):
+                    put_record(record, final)
+    names = [[path.name for path in records if path.parent.name == kind] for kind in ("runs", "probes")]
+    return Archived(*names, len(stages), len(stages) - sum(put), n_bytes)
 
 
 def _put_stage(store: Store, stage: Path) -> bool:
@@ -187,8 +212,8 @@ def _put_stage(store: Store, stage: Path) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    run = _RUN.fullmatch(name)
-    return bool(_STAGE.fullmatch(name) or (run and not why_no_run(run[1])))
+    record = _RECORD.fullmatch(name)
+    return bool(_STAGE.fullmatch(name) or (record and not why_no_run(record[1] or record[2])))
 
 
 class _PlainFile(tarfile.TarInfo):
@@ -260,9 +285,9 @@ def _check_files(folder: Path) -> None:
         )
 
 
-def _check(stages: Sequence[Path], runs: Sequence[Path]) -> None:
-    """Stages are what their manifests and keys say; runs have their own names, and all their stages."""
-    for folder in (*stages, *runs):
+def _check(stages: Sequence[Path], records: Sequence[Path]) -> None:
+    """Stages are what their manifests and keys say; records have their own names, and all their parts."""
+    for folder in (*stages, *records):
         _check_files(folder)
     for folder in stages:
         identity = stored_json(folder / "identity.json")
@@ -270,13 +295,18 @@ def _check(stages: Sequence[Path], runs: Sequence[Path]) -> None:
             raise UserError(f"stage {folder.parent.name}/{folder.name[:12]} is not what its key says.")
         parse(StageResult, folder / "result.json", "")
     known = {(folder.parent.name, folder.name) for folder in stages}
-    for folder in runs:
-        record = parse(RunRecord, folder / RunRecord.FILE, "")
+    for folder in records:
+        record = _record(folder)
         if record.id != folder.name:
-            raise UserError(f"run {folder.name} has another id.")
-        for stage in record.stages:
+            raise UserError(f"{record.WHAT} {folder.name} has another id.")
+        for stage in record.stages if known else ():  # none at all: results alone
             if (stage.kind, stage.key) not in known:
-                raise UserError(f"stage {stage.kind}/{stage.key[:12]} of run {folder.name} is missing.")
+                raise UserError(
+                    f"stage {stage.kind}/{stage.key[:12]} of {record.WHAT} {folder.name} is missing."
+                )
+        runs = record.runs.values() if isinstance(record, ProbeRecord) else ()
+        if missing := [name for name in runs if not (folder.parent.parent / "runs" / name).is_dir()]:
+            raise UserError(f"run {missing[0]} of probe {folder.name} is missing.")
 
 
 def _is_unsafe(settings: Any) -> bool:

@@ -32,6 +32,7 @@ from sapo.conf.text import printable
 from sapo.data.files import flush, stored_json, sync, unreadable, write_json
 from sapo.data.records import (
     MANIFEST,
+    ProbeRecord,
     RunRecord,
     StageResult,
     differences,
@@ -42,6 +43,7 @@ from sapo.data.records import (
 
 EXAMPLES = "examples.parquet"
 RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
+PROBE_FILES = ("losses.parquet", "answers.parquet", "gradients.parquet", MANIFEST, ProbeRecord.FILE)
 GC = "gc"  # the lock of who deletes what no finished run refers to
 KINDS = ("score", "train", "evaluate", "gradient")
 PATIENCE = 3.0  # seconds after which whoever waits for a lock says for whom
@@ -296,13 +298,14 @@ def _file_lock(path: Path) -> FileLock:
     return FileLock(path, fallback_to_soft=False)
 
 
-def put_run(building: Path, folder: Path) -> None:
-    """Moves a run's files to its folder; run.json goes last: a folder that has it is a finished run.
+def put_record(building: Path, folder: Path) -> None:
+    """Moves a run's or a probe's files to its folder; its record goes last: a folder that has it is finished.
 
     What the analysis has put there already stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     flush(building)
-    for name in RUN_FILES:
+    names = RUN_FILES if (building / RunRecord.FILE).is_file() else PROBE_FILES
+    for name in (name for name in names if (building / name).is_file()):
         (building / name).replace(folder / name)
     sync(folder)

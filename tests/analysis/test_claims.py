@@ -1,6 +1,7 @@
 """Claims: their statistics, error and power in simulation, a golden table, and evidence that is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from sapo.analysis.probes.results import sign_of
 from sapo.analysis.report import claims
 from sapo.analysis.results import NUMBERS
 from sapo.conf.errors import UserError
+from sapo.experiments.engine.archive import export_runs, import_archive
+from sapo.experiments.engine.store import Store
 
 # --- simulated stores --------------------------------------------------------------------------------------
 
@@ -341,8 +344,7 @@ def test_runs_without_answers_speak_in_nll_alone(tmp_path):
         for each in decided([], evidence.contrasts)
         if (each.id, each.column) == ("d-static-AP", "trained")
     }
-    unscored = "these runs were not scored so"
-    assert reasons == {"rougeL": unscored, "exact_match": unscored, "nll": "1 seed: 2 needed"}
+    assert (reasons, evidence.measures) == ({"nll": "1 seed: 2 needed"}, ("nll",))
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -398,3 +400,27 @@ def test_names_are_of_runs_and_probes_and_whole_stores(store, tmp_path):
     assert find_evidence([str(store)], tmp_path) == find_evidence([], store)
     with pytest.raises(UserError, match="Unknown run 'nothing'"):
         find_evidence(["nothing"], store)
+
+
+def test_results_alone_move_in_an_archive_and_say_the_same(probe_folder, tmp_path):
+    probe = probe_folder("moved", n_prompts=5, unseen=("task618_x", "task511_x"), n=3)
+    for run in (tmp_path / "runs").iterdir():
+        nothing = {"rougeL": np.nan, "exact_match": np.nan, "label_match": np.nan}
+        identity = {"evaluator": {"answers": False}}
+        edit_run(run, lambda frame, blank=nothing: frame.assign(**blank), identity=identity)
+    folders = find_evidence(["moved*"], tmp_path)
+    assert (folders[0], len(folders)) == (probe, 6)
+    done = export_runs(folders, tmp_path / "moved.tar.gz", with_stages=False)
+    assert (len(done.runs), done.probes, done.stages) == (5, ["moved"], 0)
+    there = Store(tmp_path / "there")
+    assert import_archive(tmp_path / "moved.tar.gz", there).probes == ["moved"]
+    here, moved = (
+        claims("claims", find_evidence([], root), root / "out", "reference")
+        for root in (tmp_path, there.root)
+    )
+    assert here.tables["claims"].equals(moved.tables["claims"])
+    assert set(moved.tables["claims"]["measure"].dropna()) == {"nll"}
+    assert any("Without ROUGE-L and exact match" in note for note in moved.notes)
+    shutil.rmtree(there.root / "runs")
+    export_runs([probe], tmp_path / "again.tar.gz", with_stages=False)
+    assert import_archive(tmp_path / "again.tar.gz", there).runs == done.runs

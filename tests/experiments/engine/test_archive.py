@@ -64,7 +64,7 @@ def assert_untouched(there: Store) -> None:
 
 def test_a_run_arrives_with_all_its_stages_and_nothing_else(store, file, there):
     done = import_archive(file, there)
-    assert done == Archived([RUN], 3, 0, done.bytes)
+    assert done == Archived([RUN], [], 3, 0, done.bytes)
     own = {name: content for name, content in contents(store.root).items() if "metrics.json" not in name}
     stranger = add_stage(store, "train", seed=1)["key"]
     assert contents(there.root) == {name: content for name, content in own.items() if stranger not in name}
@@ -306,13 +306,13 @@ def test_forged_archives_are_refused(store, there, tmp_path, message, part, name
 
 
 def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, monkeypatch):
-    put_run = archive.put_run
-    monkeypatch.setattr(archive, "put_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    put_record = archive.put_record
+    monkeypatch.setattr(archive, "put_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         import_archive(file, there)
     assert not list(there.runs())
     assert verify(there) == []
-    monkeypatch.setattr(archive, "put_run", put_run)
+    monkeypatch.setattr(archive, "put_record", put_record)
     assert import_archive(file, there).kept == 3
     assert [run.name for run in there.runs()] == [RUN]
 
@@ -346,14 +346,14 @@ def test_an_import_and_the_collection_of_what_no_run_refers_to_wait_for_each_oth
     store, file, there, monkeypatch
 ):
     """Its stages are in place and its run is not, when another command lists and deletes."""
-    placed, go_on, put_run = threading.Event(), threading.Event(), archive.put_run
+    placed, go_on, put_record = threading.Event(), threading.Event(), archive.put_record
 
     def slow(*arguments):
         placed.set()
         assert go_on.wait(60)
-        put_run(*arguments)
+        put_record(*arguments)
 
-    monkeypatch.setattr(archive, "put_run", slow)
+    monkeypatch.setattr(archive, "put_record", slow)
     importing = threading.Thread(target=import_archive, args=(file, there))
     importing.start()
     assert placed.wait(60)
