@@ -131,6 +131,8 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"{number:>8}  {text}"
     for row in document["rejected"]:
         yield f"{row['count']} rejected: {row['reason']}: {' '.join(row['example'].split())[:200]}"
+    if document["rejected"]:
+        yield "paraphrases.allow=[RULE] leaves out a rule that stands in brackets."
     for row in document["failed"]:
         yield f"{row['count']} without an answer: {row['error']}"
     tokens = document["tokens"]

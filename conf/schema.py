@@ -133,6 +133,14 @@ class ParaphrasesConfig:
     file: str | None = runtime("YAML prompt pool, or a folder of TASK.yaml for each task", None, is_path=True)
     folder: str = runtime("Folder of written pools: NAME/TASK.yaml", "${store.root}/pools", is_path=True)
     count: int = runtime("How many paraphrases of the pool are used, or asked for", 20, least=1)
+    allow: list[str] = runtime(
+        "Rules of paraphrases that are left out, by the names that messages give in brackets",
+        [],
+        choices=(
+            "empty size labels same near words blanks lines invisible quotes braces quoted marks suffix "
+            "script length"
+        ),
+    )
     rounds: int = runtime("How many times missing paraphrases are asked for again", 4, least=0)
     temperature: float = runtime("Sampling temperature", 0.6, least=0)
     max_tokens: int | None = runtime("Longest answer in tokens; null: the server's own limit", None, least=1)

@@ -21,7 +21,7 @@ def read_json(path: Path, mend: str = "") -> Any:
 
     `mend` is added where there is no such file.
     """
-    text = _text(path, mend)
+    text = read_text(path, mend)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -32,7 +32,7 @@ def read_json(path: Path, mend: str = "") -> Any:
 
 def read_yaml(path: Path, what: str = "file") -> Any:
     """A YAML file's content, plain values only; UserError names the file and what is wrong."""
-    text = _text(path)
+    text = read_text(path)
     try:
         # The reader in C, where PyYAML has it, is ten times as fast: a pool may be large.
         reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
@@ -63,7 +63,8 @@ def is_text(value: Any) -> TypeGuard[str]:
     return True
 
 
-def _text(path: Path, mend: str = "") -> str:
+def read_text(path: Path, mend: str = "") -> str:
+    """A UTF-8 file's text; UserError if it cannot be read, with `mend` where there is none."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

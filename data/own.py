@@ -18,7 +18,7 @@ from sapo.data.benchmarks import load_task
 from sapo.data.files import is_text, read_yaml, user_path, written_whole
 from sapo.data.own_files import Row, Rows, dataset_rows, kind_of, read_splits
 from sapo.data.pools import load_pool
-from sapo.data.prompts import BANK, PromptPool
+from sapo.data.prompts import BANK, PromptPool, pool_content
 from sapo.data.subset import draw, subset
 from sapo.data.tasks import SEPARATORS, Example, Task, own_task, with_separator
 
@@ -404,8 +404,8 @@ def _pool_original(config: Config) -> str:
     path = user_path(config.paraphrases.file or "")
     if config.paraphrases.file and not path.exists():
         raise UserError(f"paraphrases.file: no prompt pool {path}.")
-    content = read_yaml(path, "prompt pool") if config.paraphrases.file and path.is_file() else None
-    original = content.get("original") if isinstance(content, dict) else None
+    content = pool_content(path) if config.paraphrases.file and path.is_file() else {}
+    original = content.get("original")
     return original if is_text(original) and original.strip() else ""
 
 

@@ -8,7 +8,7 @@ import yaml
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
 from sapo.data.files import user_path, written_whole
-from sapo.data.pool_checks import require_valid, scripts
+from sapo.data.pool_checks import require_usable, scripts
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
 from sapo.data.remembering import Stamp, remembered, stamp
 from sapo.data.tasks import Task, digest
@@ -25,14 +25,14 @@ def load_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
     if not task.instruction.strip():
         return unchecked_pool(task, config)
     path = _pool_path(task, config)
-    return _checked_pool(task, path, config.count, stamp(path))
+    return _checked_pool(task, path, config.count, tuple(config.allow), stamp(path))
 
 
 @remembered(KEPT_POOLS)
-def _checked_pool(task: Task, path: Path, count: int, _stamp: Stamp) -> PromptPool:
+def _checked_pool(task: Task, path: Path, count: int, allow: tuple[str, ...], _stamp: Stamp) -> PromptPool:
     """The first paraphrases of a pool file; `_stamp` tells a file that has changed since."""
     pool = read_pool(path, task).first(count)
-    require_valid(pool, task)
+    require_usable(pool, task, allow)
     return pool
 
 
@@ -103,4 +103,6 @@ def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
 
 
 def _in_folder(given: Path, task: Task) -> Path:
-    return given / f"{task.name}.yaml" if given.is_dir() else given
+    """The task's file in a folder; a file is every task's."""
+    names = [given / f"{task.name}.{ending}" for ending in ("yaml", "yml", "json", "txt")]
+    return next((path for path in names if path.is_file()), names[0]) if given.is_dir() else given

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from sapo.conf.errors import UserError
-from sapo.data.files import is_text, read_yaml
+from sapo.data.files import is_text, read_text, read_yaml
 from sapo.data.tasks import Task, digest
 
 ORIGINAL = -1
@@ -73,13 +74,17 @@ def pool_of(task: Task, texts: list[str], source: str) -> PromptPool:
 def read_pool(path: Path, task: Task) -> PromptPool:
     """The pool in a YAML file: `prompts` (texts) and optionally `original`, `task`, `language`, `source`.
 
-    Blanks around a text are dropped: a block scalar ends in a line break. Raises UserError if the file is not
-    such YAML, or was written for another instruction.
+    A plain list of texts is one, too, as YAML or JSON, or as a `.txt` file with a prompt a line. Blanks
+    around a text are dropped: a block scalar ends in a line break. Raises UserError if the file is none of
+    these, or was written for another instruction.
     """
-    content = read_yaml(path, "prompt pool")
-    texts = content.get("prompts") if isinstance(content, dict) else None
+    content = pool_content(path)
+    texts = content.get("prompts")
     if not isinstance(texts, list) or not all(map(is_text, texts)):
-        raise UserError(f"{path}: a prompt pool is YAML with `prompts:`, a list of texts.")
+        raise UserError(
+            f"{path}: a prompt pool is YAML with `prompts:`, a list of texts, or such a list alone; or a "
+            ".txt file with a prompt a line."
+        )
     original, source = content.get("original"), content.get("source") or path.name
     if not isinstance(original, str | None) or not isinstance(source, str | dict):
         raise UserError(f"{path}: `original:` must be a text, and `source:` a text or names with values.")
@@ -90,6 +95,17 @@ def read_pool(path: Path, task: Task) -> PromptPool:
         )
     texts = [text.strip() for text in texts]
     return pool_of(task, texts, _source_text(source, texts))
+
+
+def pool_content(path: Path) -> dict[str, Any]:
+    """What a pool file says by name; a plain list of texts, or a text file's lines, are its `prompts`."""
+    if path.suffix.lower() == ".txt":
+        lines = (line.strip() for line in read_text(path).removeprefix("\ufeff").splitlines())
+        return {"prompts": [line for line in lines if line]}
+    content = read_yaml(path, "prompt pool")
+    if isinstance(content, list) and content:
+        return {"prompts": content}
+    return content if isinstance(content, dict) else {}
 
 
 def _source_text(source: str | dict[str, object], texts: list[str]) -> str:

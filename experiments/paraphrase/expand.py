@@ -2,19 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sapo.data.pool_checks import check_text, kept_words, scripts, words_of
+from sapo.data.pool_checks import check_text
 from sapo.data.tasks import Task
 from sapo.experiments.paraphrase.chat import Chat, Reply
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
 
 AVOIDED = 3  # accepted paraphrases that a repeated request names, so that the answer is not one of them again
-LEAST_SHARED = 0.2  # of an instruction's words; a quarter is the least that any paraphrase of the bank keeps
-_COMMON = {"the", "and", "for", "with", "that", "this", "its", "are", "from", "not", "your", "you", "which"}
-_COMMON |= {"whether", "given", "following", "text", "task", "output", "answer", "into", "one"}
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.]*%?")
 
 
@@ -65,6 +62,7 @@ def expand(
     seed: int,
     expansion: Expansion,
     on_answer: Callable[[Reply], None],
+    allow: Collection[str] = (),
 ) -> str | None:
     """Adds paraphrases to an expansion until there are enough.
 
@@ -78,13 +76,14 @@ def expand(
         seed: Seed of the first request; each further one has the next.
         expansion: What there is already; it grows.
         on_answer: Is given every answer at once.
+        allow: Rules of `pool_checks` that are left out.
 
     Returns:
         The error of a round in which no request was answered, which is the last; else None.
     """
 
     def take(_: int, reply: Reply) -> None:
-        expansion.answers.append(answer := checked(reply, task, expansion.accepted))
+        expansion.answers.append(answer := checked(reply, task, expansion.accepted, allow))
         if answer.error is None and answer.reason is None:
             expansion.accepted.append(answer.text)
         on_answer(answer)
@@ -101,32 +100,12 @@ def expand(
     return None
 
 
-def checked(reply: Reply, task: Task, accepted: list[str]) -> Reply:
+def checked(reply: Reply, task: Task, accepted: list[str], allow: Collection[str] = ()) -> Reply:
     """The paraphrase in a reply, and why it may not join the accepted ones."""
     if reply.error is not None:
         return reply
     text = None if reply.is_cut else answer_in(reply.text)
     if text is None:
         return replace(reply, text=reply.text.strip(), reason="it breaks off before its end")
-    return replace(reply, text=text, reason=check_text(text, task, accepted) or unrelated(text, task))
-
-
-def unrelated(text: str, task: Task) -> str | None:
-    """Why a text seems to ask for something else: it shares too few words, by their first five letters.
-
-    What every paraphrase keeps to the letter does not count. Scripts other than those of the bank, for which
-    the bound was measured, are not judged.
-    """
-
-    def stems(text: str) -> set[str]:
-        words = {word for word in words_of(text) if word not in _COMMON and not re.search(r"[\d_]", word)}
-        return {word[:5] for word in words if len(word) > 2 or "\u3400" <= word <= "\u9fff"}
-
-    original = stems(task.instruction) - stems(" ".join(kept_words(task)))
-    shared = len(original & stems(text))
-    is_measured = next(iter(scripts(task.instruction)), None) in ("LATIN", "CJK")
-    if not original or not is_measured or shared / len(original) >= LEAST_SHARED:
-        return None
-    return (
-        f"it shares only {shared} of {len(original)} words with the original, and may ask for another thing"
-    )
+    problem = check_text(text, task, accepted, allow)
+    return replace(reply, text=text, reason=str(problem) if problem else None)

@@ -118,7 +118,7 @@ def write_paraphrases(
             on_answer(answer, expansion)
 
         seed = config.seed + source.get("requests", 0)
-        error = expand(task, chat, settings.count, settings.rounds, seed, expansion, keep)
+        error = expand(task, chat, settings.count, settings.rounds, seed, expansion, keep, settings.allow)
         if error is not None and not expansion.accepted:
             raise WorkError(f"No paraphrase: {error}")
         if error is not None:

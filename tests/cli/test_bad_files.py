@@ -73,6 +73,7 @@ POOLS = [
     ("[]", "`prompts:`, a list of texts"),
     ("prompts:", "`prompts:`, a list of texts"),
     ("prompts: text", "`prompts:`, a list of texts"),
+    ("[a, 3]", "`prompts:`, a list of texts"),
     ("prompts: [1]", "`prompts:`, a list of texts"),
     ("prompts: [[a]]", "`prompts:`, a list of texts"),
     ('prompts: ["\\ud800"]', "prompt pool"),

@@ -10,7 +10,7 @@ import yaml
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.mini import generate, mini_tasks
-from sapo.data.pool_checks import require_valid
+from sapo.data.pool_checks import check_pool
 from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, read_pool
 from sapo.data.tasks import Task, short_name
@@ -45,7 +45,7 @@ def check(path: Path, task: Task, size: int) -> None:
     assert content["task"] == task.name
     assert content["language"] == task.language
     pool = read_pool(path, task)
-    require_valid(pool, task)
+    assert check_pool(pool, task) == []
     assert len(pool.paraphrases) == (size if task.instruction else 0)
 
 

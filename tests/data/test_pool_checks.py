@@ -1,31 +1,35 @@
 """The checks on paraphrases: each fires on its fault, and none on sound texts."""
 
-import re
 from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
+from sapo.conf.schema import ParaphrasesConfig, settings
+from sapo.data import pool_checks
 from sapo.data.pool_checks import (
-    Earlier,
     Problem,
     check_pool,
-    check_text,
-    overlap,
+    likeness,
     quoted_literals,
-    require_valid,
+    require_usable,
     scripts,
-    similarity,
+    words_of,
 )
+from sapo.data.pools import load_pool
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task
 
 INSTRUCTION = 'In this task, you are given a tweet. Classify it as "POS" or "NEG" by its sentiment.'
 TASK = Task("tweets", INSTRUCTION, "Directly output only POS or NEG as your answer.", (), (), ("POS", "NEG"))
+SAYS = "it says 'Here is a version', which belongs to the work of paraphrasing, not to the task"
 SOUND = 'Read the tweet below. Is its sentiment good ("POS") or bad ("NEG")?'
+
+
+def check_text(text: str, about: Task, accepted: list[str]) -> str | None:
+    found = pool_checks.check_text(text, about, accepted)
+    return found and found.reason
 
 
 def task(instruction: str, labels: tuple[str, ...] = (), suffix: str = "", language: str = "en") -> Task:
@@ -35,41 +39,17 @@ def task(instruction: str, labels: tuple[str, ...] = (), suffix: str = "", langu
 # --- measures ----------------------------------------------------------------------------------------------
 
 
-def test_similarity_ignores_case_and_is_relative_to_the_longer() -> None:
-    assert similarity("KITTEN", "sitting") == 1 - 3 / 7
-    assert similarity("", "") == 1.0
-
-
-def test_overlap_by_hand() -> None:
-    # 4-grams: abcd, bcde against abcd, bcdx: one shared of three.
-    assert overlap("a b c d e", "A b, c d. x") == 1 / 3
-    # Chinese characters count as words: 1234, 2345 against 2345, 3456.
-    assert overlap("一二三四五", "二三四五六") == 1 / 3
-    assert overlap("one two", "one two") == 1.0
-    assert overlap("one two", "one three") == 0.0
-    assert overlap("", "!") == 0.0
+def test_likeness_by_hand() -> None:
+    assert likeness(words_of("a b c d e"), words_of("E, b c A. x")) == 4 / 5
+    assert likeness(words_of("a a b"), words_of("a b")) == 2 / 3
+    assert likeness(words_of("一二三四"), words_of("二三四五六")) == 3 / 5  # a Chinese character is a word
+    assert likeness([], []) == 1.0
 
 
 def test_scripts() -> None:
     assert scripts("判断Ａ。") == {"CJK": 2 / 3, "LATIN": 1 / 3}
     assert scripts("はいカード") == {"KANA": 1.0}
     assert scripts("12 !") == {}
-
-
-def near_by_hand(text: str, earlier: list[str]) -> str | None:
-    """The first earlier text that is near, by every pair's two measures."""
-    for place, other in enumerate(earlier):
-        if similarity(text, other) >= 0.8 or overlap(text, other) >= 0.5:
-            return "the original" if place == 0 else f"paraphrase {place - 1}"
-    return None
-
-
-@given(st.lists(st.text("abc ", min_size=1, max_size=24).filter(str.strip), min_size=2, max_size=12))
-def test_the_first_near_text_is_found(texts: list[str]) -> None:
-    *earlier, text = texts
-    found, name = Earlier(earlier[0], earlier[1:]).near(text), near_by_hand(text, earlier)
-    assert (found is None) == (name is None)
-    assert name is None or re.match(rf"(nearly|the same as) {name}(:|$)", str(found))
 
 
 # --- one text ----------------------------------------------------------------------------------------------
@@ -114,13 +94,14 @@ def test_a_sound_text_passes() -> None:
             "Определите тональность твита: POS или NEG, прочитав его текст.",
             "it is not Latin as the original: 12% of its letters are",
         ),
-        ("POS or NEG tweet?", "0.20 times as long"),
-        (SOUND + " Think about it well." * 10, "times as long"),
+        ("POS or NEG tweet?", "it has 17 characters and the original 84 (allowed: 25 to 300)"),
+        (SOUND + " Think about it well." * 12, "characters and the original"),
         (INSTRUCTION, "the same as the original"),
-        (INSTRUCTION.replace("tweet", "Tweet"), "nearly the original: edit similarity"),
+        (INSTRUCTION.replace("tweet", "Tweet"), "nearly the original: words are the same, labels left out"),
+        (INSTRUCTION.replace("given a", "shown a"), "nearly the original: 93% of its words are the same"),
         (
-            'Classify it as "POS" or "NEG" by its sentiment. In this task, you are given a tweet.',
-            "nearly the original: 4-gram overlap",
+            'Classify it as "NEG" or "POS" by its sentiment. In this task, you are given a tweet.',
+            "nearly the original: words are the same",
         ),
     ],
 )
@@ -231,15 +212,14 @@ def test_chinese() -> None:
 
 @pytest.mark.parametrize(
     ("of", "low", "high"),
-    [(60, 12, 360), (100, 30, 300)],
-    ids=["short originals leave more room", "long ones less"],
+    [(20, 4, 300), (60, 12, 300), (100, 30, 300), (200, 60, 600)],
 )
 def test_a_length_must_be_like_the_originals(of: int, low: int, high: int) -> None:
     words = " ".join("".join(letters) for letters in product("abcdefgh", repeat=3))
     about = task("x" + words[1 - of :])
     for size, is_fine in ((low - 1, False), (low, True), (high, True), (high + 1, False)):
         reason = str(check_text(words[: size - 1] + ".", about, []))
-        assert ("times as long" not in reason) == is_fine
+        assert ("characters and the original" not in reason) == is_fine
 
 
 # --- other languages ---------------------------------------------------------------------------------------
@@ -314,6 +294,24 @@ def test_outer_blanks_of_a_block_scalar_are_no_part_of_a_text(tmp_path: Path) ->
     assert check_pool(pool, about) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pool.txt", "\ufeffSort it, please. \r\n\n  Put it in order.\n"),
+        ("pool.yaml", "- Sort it, please.\n- Put it in order.\n"),
+        ("pool.json", '["Sort it, please.", "Put it in order."]'),
+    ],
+)
+def test_a_plain_list_is_a_pool(tmp_path: Path, name: str, content: str) -> None:
+    about = task("Say what comes first.")
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / name).with_stem("some").write_text(content, encoding="utf-8")
+    of_file = load_pool(about, ParaphrasesConfig("file", "file", file=str(tmp_path / name)))
+    of_folder = load_pool(about, ParaphrasesConfig("file", "file", file=str(tmp_path)))
+    assert [prompt.text for prompt in of_file.paraphrases] == ["Sort it, please.", "Put it in order."]
+    assert of_folder.paraphrases == of_file.paraphrases
+
+
 # --- sizes -------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +319,9 @@ def test_a_prompt_of_any_size_is_refused_by_its_size_alone() -> None:
     huge = "word " * 50_000
     assert check_text(huge, TASK, []) == "it has 250,000 characters; a prompt may have 100,000"
     (problem,) = check_pool(pool_of(task(huge), [SOUND], ""), task(huge))[:1]
-    assert problem == Problem(-1, "the task's instruction has 250,000 characters; one may have 100,000")
+    assert problem == Problem(
+        -1, "size", "the task's instruction has 250,000 characters; one may have 100,000"
+    )
 
 
 # --- a pool ------------------------------------------------------------------------------------------------
@@ -332,25 +332,96 @@ def test_all_problems_of_a_pool_are_listed_at_once() -> None:
         TASK, [SOUND, "", SOUND, "Here is a version: tell if the tweet is POS or not."], "mine.yaml"
     )
     assert check_pool(pool, TASK) == [
-        Problem(1, "it is empty"),
-        Problem(2, "it is the same as paraphrase 0"),
-        Problem(3, "it lost the label 'NEG'"),
-        Problem(3, "it says 'Here is a version', which belongs to the work of paraphrasing, not to the task"),
+        Problem(1, "empty", "it is empty"),
+        Problem(2, "same", "it is the same as paraphrase 0"),
+        Problem(3, "labels", "it lost the label 'NEG'"),
+        Problem(3, "marks", SAYS),
     ]
     with pytest.raises(UserError) as caught:
-        require_valid(pool, TASK)
+        require_usable(pool, TASK)
     message = str(caught.value)
     assert "tweets (mine.yaml)" in message
-    assert "  paraphrase 1: it is empty\n  paraphrase 2: it is the same" in message
-    assert "'NEG'" in message
+    assert "  paraphrase 1: it is empty [empty]\n  paraphrase 2: it is the same" in message
+    assert "'NEG' [labels]" in message
+    assert "marks" not in message  # only said, of a pool that somebody has written
+    require_usable(pool, TASK, ("empty", "same", "labels", "marks"))
+
+
+def test_a_written_pool_is_used_as_it_is_and_what_is_odd_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    pool = pool_of(TASK, ["Here is a version: POS or NEG?", INSTRUCTION.replace("tweet", "Tweet")], "mine")
+    require_usable(pool, TASK)
+    assert f"paraphrase 0: {SAYS} [marks]" in caplog.text
+    assert "paraphrase 1: it is nearly the original" in caplog.text
+    assert "paraphrases.allow=[marks,near] says no more of it" in caplog.text
+    caplog.clear()
+    require_usable(pool, TASK, ("marks", "near"))
+    assert caplog.text == ""
+
+
+LISTED = ("billing", "account", "bug", "feature")
+
+
+@pytest.mark.parametrize(
+    "original", ["billing, account, bug, or feature?", "Classify: billing, account, bug, or feature."]
+)
+def test_paraphrases_of_a_list_of_labels_are_let_through(original: str) -> None:
+    """What makes them alike are the labels, which each must keep."""
+    about, accepted = task(original, LISTED), []
+    for text in (
+        "Is it billing, account, bug, or feature?",
+        "Categorise: billing, account, bug, or feature.",
+        "Label this as billing, account, bug, or feature.",
+        "Of billing, account, bug, and feature, which one fits?",
+        "Decide between billing, account, bug, and feature.",
+        "What is the customer writing about? Answer billing, account, bug, or feature.",
+    ):
+        assert check_text(text, about, accepted) is None
+        accepted.append(text)
+    assert "words are the same" in str(
+        check_text("Is it bug, account, billing, or feature?", about, accepted)
+    )
+    assert check_text("Is it billing, account, or bug?", about, []) == "it lost the label 'feature'"
+
+
+@pytest.mark.parametrize("rule", settings()["paraphrases.allow"].metadata["choices"])
+def test_every_rule_can_be_left_out_by_its_name(rule: str) -> None:
+    long = task("Tell what the small animals of this story want from each other.")
+    broken = {
+        "empty": ("", TASK),
+        "size": ("word " * 50_000, TASK),
+        "labels": (SOUND.replace("POS", "Pos"), TASK),
+        "same": (INSTRUCTION, TASK),
+        "near": (INSTRUCTION.replace("tweet", "Tweet"), TASK),
+        "words": ("Such a lovely day it has been, really.", long),
+        "blanks": (SOUND + " ", TASK),
+        "lines": (SOUND.replace(". ", ".\n"), TASK),
+        "invisible": (SOUND.replace("tweet", "tw\u200beet"), TASK),
+        "quotes": (f"“{SOUND}”", TASK),
+        "braces": (SOUND + " {input}", TASK),
+        "quoted": (
+            "The gap is to be filled, so fill it.",
+            task('Fill in the "_" where it stands, please do.'),
+        ),
+        "marks": ("Sure, " + SOUND, TASK),
+        "suffix": (SOUND + " Directly output only POS or NEG as your answer.", TASK),
+        "script": ("判断推文的情感是 POS 还是 NEG，并给出你的选择，请仔细阅读下面的推文内容。", TASK),
+        "length": (SOUND + " Think about it well." * 12, TASK),
+    }
+    text, about = broken[rule]
+    found = pool_checks.check_text(text, about, [])
+    assert found is not None
+    assert found.rule == rule
+    assert pool_checks.check_text(text, about, [], (rule,)) is None
 
 
 def test_empty_pools() -> None:
     """Py150 has no instruction, and so nothing to paraphrase."""
     without = task("", suffix="Answer:")
     assert check_pool(pool_of(without, [], ""), without) == []
-    require_valid(pool_of(TASK, [SOUND, "Sort the tweet: POS when it sounds happy, NEG when not."], ""), TASK)
-    assert check_pool(pool_of(TASK, [], ""), TASK) == [Problem(-1, "it holds no paraphrases")]
+    require_usable(
+        pool_of(TASK, [SOUND, "Sort the tweet: POS when it sounds happy, NEG when not."], ""), TASK
+    )
+    assert check_pool(pool_of(TASK, [], ""), TASK) == [Problem(-1, "empty", "it holds no paraphrases")]
     assert check_pool(pool_of(without, ["Complete the code."], ""), without) == [
-        Problem(-1, "the task has no instruction that could be paraphrased")
+        Problem(-1, "empty", "the task has no instruction that could be paraphrased")
     ]

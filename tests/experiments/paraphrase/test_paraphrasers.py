@@ -30,7 +30,7 @@ from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import digest, own_task
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
-from sapo.experiments.paraphrase.expand import Expansion, checked, expand, unrelated
+from sapo.experiments.paraphrase.expand import Expansion, checked, expand
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
 from sapo.experiments.paraphrase.openai import OpenAIChat, spellings
 from sapo.experiments.paraphrase.writing import write_paraphrases
@@ -432,7 +432,6 @@ def test_the_paraphrase_in_an_answer(text, found):
         (INSTRUCTION, "the same as the original"),
         ('Is it "positive"?', "lost the label 'negative'"),
         ('Here is a rephrased one: "positive" or "negative" sentiment of the tweet?', "paraphrasing"),
-        ('I love "positive" vibes and hate "negative" people, so there you go.', "shares only 0 of"),
         ("", "it is empty"),
         (GOOD[0], "None"),
     ],
@@ -444,8 +443,10 @@ def test_what_is_not_let_through(text, reason):
 
 def test_words_shared_with_the_original():
     task = own_task("t", "Summarize the article briefly, naming persons.")  # five words that count
-    assert unrelated("A summary, please!", task) is None
-    assert unrelated("What a lovely day.", task).startswith("it shares only 0 of 5 words with the original")
+    assert checked(Reply("A summary, please!"), task, []).reason is None
+    reason = "it has none of the original's 5 words, and may ask for another thing [words]"
+    assert checked(Reply("What a lovely day."), task, []).reason == reason
+    assert checked(Reply("What a lovely day."), task, [], ["words"]).reason is None
 
 
 # --- asking until there are enough -------------------------------------------------------------------------
@@ -486,8 +487,8 @@ def test_what_is_rejected_is_counted_and_asked_for_again():
     expansion, error = expanded(chat, 3, 4)
     assert (expansion.accepted, error) == (GOOD[:3], None)
     assert [(row["kind"], row["count"]) for row in expansion.rejected()] == [
-        ("it lost the labels …, …", 2),
-        ("it is the same as paraphrase …", 1),
+        ("it lost the labels …, … [labels]", 2),
+        ("it is the same as paraphrase … [same]", 1),
     ]
     assert expansion.rejected()[0]["example"] == "nonsense"
     assert expansion.tokens() == {"in": 60, "out": 12}
