@@ -98,7 +98,7 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
         axes.set_xticks(sizes)
         axes.set_xlabel("paraphrases in the pool")
         axes.spines[["top", "right"]].set_visible(False)
-    against = "difference from static" if points["is_difference"].all() else "score"
+    against = f"difference from {', '.join(points['base'].unique())}"
     better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
     figure.axes[0].set_ylabel(f"{measure_name(measure)}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
     legend: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "fontsize": 9, "frameon": False}

@@ -86,8 +86,8 @@ def metric_intervals(
     an example before anything is resampled: this is what pairs them. `runs` hold one run a seed; seeds that
     only one side has are left out. `column` is the prompt that learned tasks are tested with, a key of
     COLUMNS. A metric that is not defined for one of the runs has no value. `n` counts distinct test rows:
-    rows that repeat another are no further evidence. Raises UserError if the runs are not comparable or not
-    of the same tasks, share no seed, or have two runs of one seed.
+    rows that repeat another are no further evidence. Raises UserError if the runs were not tested on the same
+    rows or do not train the same tasks, share no seed, or have two runs of one seed.
     """
     pairs = _pairs(runs, against)
     scores = {run: example_scores(run, measure, column) for pair in pairs for run in pair}
@@ -108,7 +108,7 @@ def metric_intervals(
 
 def _pairs(runs: Sequence[RunResult], against: Sequence[RunResult] | None) -> list[tuple[RunResult, ...]]:
     """(run,) or (run, run it is compared with) for every seed."""
-    require_comparable([*runs, *(against or ())])
+    require_comparable([*runs, *(against or ())], ["data"])
     sides: list[dict[int, RunResult]] = []
     for side in (runs,) if against is None else (runs, against):
         sides.append({})

@@ -21,8 +21,16 @@ from sapo.analysis.files import write_file
 from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import are_numbers, constant_columns, score_texts
-from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, column_rows, row_remarks, score_matrix
-from sapo.analysis.tables import DEMONSTRATION, comparable_losses, score_table
+from sapo.analysis.results import (
+    LOWER_IS_BETTER,
+    MEASURES,
+    RunResult,
+    column_rows,
+    row_remarks,
+    score_matrix,
+    settings_of,
+)
+from sapo.analysis.tables import DEMONSTRATION, comparable_losses, varying
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
 from sapo.data.tasks import short_name
@@ -53,8 +61,6 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
     """The page of write_page."""
     runs, table = report.runs, report.table
     labels = run_labels(runs)
-    if table is None and len(runs) == 1:  # which analyze() prints as plain metrics
-        table = score_table(runs, report.measure, report.definition)
     correlations = []
     for effects in report.correlations:
         title = f"{len(effects.scores)} prompts of {short_name(effects.current)}, {MEASURES[effects.measure]}"
@@ -75,7 +81,7 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
         differing=facts[~is_shared].rename_axis("setting").reset_index(),
         table=table,
         texts=score_texts(table) if table else None,
-        metrics=METRICS,
+        metrics=table.metrics if table else [],
         definition=report.definition,
         definition_text=DEFINITIONS[report.definition],
         tables={title: constant_columns(texts_of(frame)) for title, frame in (tables or {}).items()},
@@ -151,20 +157,23 @@ def texts_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 def run_labels(runs: Sequence[RunResult]) -> list[str]:
     """Short names of runs, of what tells them apart: settings, else prompts too, else the run's id too."""
+    others = varying(runs)
+    facts = [settings_of(run) if others else {} for run in runs]
     settings = pd.DataFrame(
         [
             {
                 **{name: getattr(run, name) for name in ("model", "sequence", "method")},
                 "pool": run.record.pool.name if run.record.pool else "",
                 "size": f"K={run.pool_size}" if run.pool_size else "",
+                **{name: f"{name.rpartition('.')[2]} {own.get(name, NONE)}" for name in others},
             }
-            for run in runs
+            for run, own in zip(runs, facts, strict=True)
         ]
     )
-    varying = settings.loc[:, settings.nunique() > 1].to_numpy()
+    apart = settings.loc[:, settings.nunique() > 1].to_numpy()
     labels = [
-        " · ".join([*filter(None, facts), run.policy, f"seed {run.seed}"])
-        for run, facts in zip(runs, varying, strict=True)
+        " · ".join([*filter(None, own), run.policy, f"seed {run.seed}"])
+        for run, own in zip(runs, apart, strict=True)
     ]
     prompts = ["prompts " + ", ".join(prompt_name(c.index) for c in run.record.choices) for run in runs]
     for more in (prompts, [run.id for run in runs]):
@@ -207,8 +216,7 @@ def _facts(run: RunResult) -> dict[str, str]:
         **(environment.get("packages") or {}),
         "pool": record.pool.model_dump() if record.pool else None,
     }
-    groups = ("model", "method", "policy", "scorer", "trainer", "evaluator", "common_prompt")
-    facts |= {group: record.identity.get(group) for group in groups}
+    facts |= settings_of(run)
     data = {"test data": record.comparable.get("data"), "training data": record.identity.get("train")}
     for name, of_task in data.items():
         facts |= {f"{name}, {task}": digest for task, digest in (of_task or {}).items()}
@@ -265,8 +273,9 @@ def matrix_tables(run: RunResult, measure: str) -> list[dict[str, Any]]:
     for table in tables:
         table["states"] = [state_name(run, after) for after in table["values"].index]
     values = pd.DataFrame(continual_metrics(scores), dtype=float).T.rename_axis("definition")
+    values = values[list(METRICS if len(run.tasks) > 1 else METRICS[:1])]
     texts = values.map(lambda value: NONE if math.isnan(value) else f"{value:.{3 if is_lower else 2}f}")
-    return [*tables, {"caption": "AP, BWT and FWT", "texts": texts.reset_index()}]
+    return [*tables, {"caption": ", ".join(values), "texts": texts.reset_index()}]
 
 
 def state_name(run: RunResult, after: int) -> str:

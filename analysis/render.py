@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.console import Group as Lines
-from rich.console import RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +20,7 @@ from sapo.conf.text import csv_safe, markdown_safe, printable
 from sapo.data.tasks import short_name
 
 NONE = "-"
-NAMES = ("Model", "Sequence", "Method", "Policy", "Score")
+NAMES = ("Model", "Sequence", "Method", "Policy", "Score")  # Policy: the settings that differ, if others do
 COUNTS = ("n_examples", "n_seeds", "pool_size")
 CSV_COLUMNS = (
     *("source", "model", "sequence", "method", "policy", "quantity", "metric", "estimate", "low", "high"),
@@ -87,21 +89,46 @@ def csv(frame: pd.DataFrame) -> str:
 def terminal(frame: pd.DataFrame, title: str, is_narrow: bool = False) -> RenderableType:
     """A table of texts for a terminal, with what is the same in all rows above it; one row as a list.
 
-    One that is narrow, which fits in 80 columns, stays whole: no column is taken out, no number broken.
+    One that is narrow, which fits in 80 columns, stays whole: no column is taken out. Its numbers are broken
+    where they have blanks, on a terminal that has no room for them.
     """
     facts, shown = ("", frame) if is_narrow else constant_columns(frame)
     as_list = len(frame) == 1 and not is_narrow
     if as_list:
         shown = frame.T.reset_index()
         shown.columns = pd.Index(["", " "])
-    block = Table(box=box.SIMPLE_HEAD, padding=0 if is_narrow else (0, 1, 0, 0), show_header=not as_list)
-    for name, is_number in zip(shown.columns, are_numbers(shown), strict=True):
-        justify: Any = "right" if is_number else "left"
-        block.add_column(Text(name), justify=justify, overflow="fold", no_wrap=is_number and is_narrow)
-    for row in shown.itertuples(index=False):
-        block.add_row(*map(Text, row))
     # Not as the title of the table, which would be broken to its width.
-    return Lines(Text(title), *([Text(facts)] if facts else []), block)
+    return Lines(Text(title), *([Text(facts)] if facts else []), _Block(shown, is_narrow, as_list))
+
+
+@dataclass
+class _Block:
+    """A table of texts in the width that there is."""
+
+    frame: pd.DataFrame
+    is_narrow: bool
+    as_list: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = self._table(is_whole=self.is_narrow)
+        needed = Measurement.get(console, options.update(width=1000), whole).minimum
+        yield whole if needed <= options.max_width else self._table(is_whole=False)
+
+    def _table(self, is_whole: bool) -> Table:
+        padding = 0 if self.is_narrow else (0, 1, 0, 0)
+        block = Table(box=box.SIMPLE_HEAD, padding=padding, show_header=not self.as_list)
+        for name, is_number in zip(self.frame, are_numbers(self.frame), strict=True):
+            words = [word for text in self.frame[name] for word in text.split()] if self.is_narrow else []
+            block.add_column(
+                Text(str(name)),
+                justify="right" if is_number else "left",
+                overflow="fold",
+                no_wrap=is_number and is_whole,
+                min_width=min(max(map(len, words), default=1), 12),
+            )
+        for row in self.frame.itertuples(index=False):
+            block.add_row(*map(Text, row))
+        return block
 
 
 def constant_columns(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -122,8 +149,10 @@ def notes_markdown(warnings: Sequence[str], notes: Sequence[str]) -> list[str]:
 def score_texts(table: ScoreTable) -> pd.DataFrame:
     """The table's cells as texts; the columns of NAMES, then numbers with their intervals, then counts."""
     lines = table.lines
-    texts = lines[["model", "sequence", "method", "label", "score"]].set_axis(list(NAMES), axis=1)
-    for metric in METRICS:
+    what = ", ".join(table.settings)
+    names = [what if name == "Policy" and what != "policy" else name for name in NAMES]
+    texts = lines[["model", "sequence", "method", "label", "score"]].set_axis(names, axis=1)
+    for metric in table.metrics:
         texts[metric] = [
             " ".join(filter(None, interval.texts(3 if measure in LOWER_IS_BETTER else 2, signed)))
             for interval, measure, signed in zip(
@@ -162,6 +191,7 @@ def score_json(table: ScoreTable) -> dict[str, Any]:
     return {
         "measure": table.measure,
         "definition": table.definition,
+        "settings": list(table.settings),
         "rows": rows[True],
         "more_rows": rows[False],
         "notes": table.notes,
@@ -170,13 +200,21 @@ def score_json(table: ScoreTable) -> dict[str, Any]:
 
 def score_terminal(table: ScoreTable) -> RenderableType:
     """The table for 80 columns or more: a block a group and score, intervals under their values."""
-    texts = score_texts(table).drop(columns=[name for name in NAMES if name != "Policy"])
+    texts = score_texts(table).drop(columns=[name for name in NAMES if name != "Policy"], errors="ignore")
     texts = texts.map(lambda text: text.replace(" [", "\n[")).rename(
         columns={"Examples": "n", "Seeds": "seeds"}
     )
+    what = ", ".join(table.settings)
+    if what in texts:  # too long above a column
+        texts = texts.rename(columns={what: ""})
+        what = f"; {what}:"
     blocks: list[RenderableType] = []
     for (group, score), lines in table.lines.groupby(["group", "score"], sort=False):
-        blocks.append(terminal(texts.loc[lines.index], f"{group}: {score}", is_narrow=True))
+        ours, shown = lines.index[lines["source"] == "ours"], texts.loc[lines.index]
+        same = [name for name in ("n", "seeds") if shown.loc[ours, name].nunique() == 1]
+        counts = "".join(f"; {name} {shown.at[ours[0], name]}" for name in same)
+        title = f"{group}: {score}{counts}{what if what[0] == ';' else ''}"
+        blocks.append(terminal(shown.drop(columns=same), title, is_narrow=True))
         for row in lines[lines["elsewhere"]].head(1).itertuples():
             blocks.append(Text(f"* {row.model} · {row.sequence} · {row.method}\n"))
     return Lines(*blocks, *map(Text, table.notes))
@@ -216,9 +254,12 @@ def prompt_texts(prompts: pd.DataFrame) -> pd.DataFrame:
 
 
 def prompts_terminal(prompts: pd.DataFrame) -> RenderableType:
-    """The chosen prompts for a terminal, a block a run."""
+    """The chosen prompts for a terminal, a block for the runs that have the same."""
     texts = prompt_texts(prompts).rename(columns={"Loss of the original": "Original"})
-    runs = texts.groupby("Run", sort=False)
+    alike: dict[str, tuple[list[str], pd.DataFrame]] = {}
+    for run, rows in texts.groupby("Run", sort=False):
+        own = rows.drop(columns="Run")
+        alike.setdefault(own.to_csv(index=False), ([], own))[0].append(str(run))
     return Lines(
-        *(terminal(rows.drop(columns="Run"), f"Prompts of {run}", is_narrow=True) for run, rows in runs)
+        *(terminal(rows, f"Prompts of {', '.join(runs)}", is_narrow=True) for runs, rows in alike.values())
     )

@@ -39,22 +39,21 @@ from sapo.analysis.results import (
     leading_measure,
     load_run,
     measure_name,
-    row_remarks,
-    score_matrix,
-    shown_measures,
 )
 from sapo.analysis.tables import (
     DEMONSTRATION,
     ScoreTable,
     chosen_prompts,
-    grouped,
     score_table,
     size_points,
     timing_text,
     timings,
 )
+from sapo.conf.errors import UserError
 from sapo.conf.text import markdown_safe
 from sapo.data.tasks import short_name
+
+COMPARISON = "comparison"  # the table of runs that nobody has named
 
 
 @dataclass
@@ -62,8 +61,8 @@ class Report:
     """What was read out of some runs, and the files that hold it.
 
     `metrics` has a run's `metrics` and `metrics_common`, as summarize_run returns them. `warnings` say what
-    to beware of and what is left out, `notes` how to read the rest; `parts` are for a terminal, `tables`
-    for other programs. The table's files are called `name`.
+    to beware of and what is left out, `notes` how to read the rest; `parts` are for a terminal, before the
+    remarks, and `prompts` after them; `tables` for other programs. The table's files are called `name`.
     """
 
     runs: list[RunResult]
@@ -75,8 +74,9 @@ class Report:
     notes: list[str] = field(default_factory=list)
     measure: str = "rougeL"
     definition: str = DEFAULT_DEFINITION
-    name: str = "table1"
+    name: str = COMPARISON
     parts: list[RenderableType] = field(default_factory=list)
+    prompts: list[RenderableType] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
@@ -88,6 +88,11 @@ class Report:
     def remarks(self) -> list[str]:
         """The warnings, then the notes."""
         return [*self.warnings, *self.notes]
+
+    @property
+    def shown(self) -> list[RenderableType]:
+        """What people see of it on a terminal, the texts of prompts last."""
+        return [*self.parts, *self.remarks, *self.prompts]
 
     @property
     def document(self) -> dict[str, Any]:
@@ -104,58 +109,42 @@ def analyze(
     output: Path,
     measure: str | None,
     definition: str,
-    name: str = "table1",
+    name: str = COMPARISON,
     warnings: Sequence[str] = (),
 ) -> Report:
     """Summarizes each run in its own folder and, into `output`, what several runs say together.
 
-    `measure` leads; without it the paper's ROUGE-L does, or NLL where a run is a demonstration. The table is
-    called `name` and holds the rows of the paper's table of that name, or of Table 1 if that one is not of
-    scores; `warnings` are kept with the report. Raises UserError, before anything is written, if a run is
-    damaged or runs of one model and sequence cannot be compared.
+    `measure` leads; without it the paper's ROUGE-L does, or NLL where a run is a demonstration or without
+    answers. The table is called `name` and holds the rows of the paper's table of that name, or of Table 1 if
+    that one is not of scores; `warnings` are kept with the report. Raises UserError, before anything is
+    written, if a run is damaged or has no such measure, or test rows of one model and sequence differ.
     """
     if measure is not None:
         check_measure(measure)
     check_definition(definition)
     runs = [load_run(folder) for folder in folders]
-    leading = measure or leading_measure(any(run.demonstration for run in runs))
+    without = [run.id for run in runs if not run.has(measure or "rougeL")]
+    if measure and without:
+        reason = "has no labels, or is older" if measure == "label_match" else "evaluator.answers=false"
+        raise UserError(f"No {MEASURES[measure]} in {', '.join(without)} ({reason}).")
+    leading = measure or leading_measure(bool(without) or any(run.demonstration for run in runs))
     report = Report(runs, measure=leading, definition=definition, name=name, warnings=[*warnings])
     report.correlations = [
         prompt_effects(group, leading)
         for group in prompt_variants(runs)
         if len(group[0].tasks) + len(group[0].unseen) > 1
     ]
-    _put_in_table(report)
+    paper = name if name in PAPER else "table1"
+    report.table = score_table(runs, leading, definition, paper=paper)
+    report.tables[name] = render.score_csv(report.table)
+    report.parts.append(render.score_terminal(report.table))
+    report.prompts.append(render.prompts_terminal(chosen_prompts(runs)))
     for run in runs:
         summary = summarize_run(run, leading)
         report.metrics.append({name: summary[name] for name in ("metrics", "metrics_common")})
         report.files += summary["files"]
     _write(report, output)
     return report
-
-
-def _put_in_table(report: Report) -> None:
-    """The table of the runs of which there is one a seed, or where it has no two the metrics of each run."""
-    for_table = []
-    for (model, sequence, method, _), variants in grouped(report.runs).items():
-        twice = [name for name, runs in variants.items() if len({run.seed for run in runs}) < len(runs)]
-        for_table += [] if twice else [run for runs in variants.values() for run in runs]
-        report.warnings += [
-            f"{model} · {sequence} · {method} is not in {report.title}: several {policy} runs have one seed."
-            for policy in twice
-        ]
-    if len(for_table) > 1:
-        paper = report.name if report.name in PAPER else "table1"
-        report.table = score_table(for_table, report.measure, report.definition, paper=paper)
-        report.tables[report.name] = render.score_csv(report.table)
-        report.parts.append(render.score_terminal(report.table))
-    else:
-        report.warnings += row_remarks(report.runs)  # which are among the notes of a table
-        for run in report.runs:
-            report.parts.append(f"{run.id}: {run.facts}")
-            for name in shown_measures(report.measure):
-                report.parts += [f"By {MEASURES[name]}:", render.metrics_terminal(score_matrix(run, name))]
-    report.parts.append(render.prompts_terminal(chosen_prompts(report.runs)))
 
 
 def _write(report: Report, output: Path) -> None:
@@ -179,11 +168,6 @@ def _write(report: Report, output: Path) -> None:
             f"{report.name}.tex": render.latex(render.score_texts(report.table), notes=report.table.notes),
         }
         parts += [f"## {report.title}", "", table]
-    else:
-        for name in shown_measures(report.measure):
-            lines = json.dumps([values["metrics"][name] for values in report.metrics], indent=2)
-            parts += [f"## AP, BWT, FWT ({name})", "", "```json", lines, "```", ""]
-    parts += ["## Prompts", "", texts["prompts.md"]]
     if report.correlations:
         texts[f"correlation_{report.measure}.csv"] = render.csv(correlation_table(report.correlations))
         for effects, suffix in _numbered(report):
@@ -192,7 +176,7 @@ def _write(report: Report, output: Path) -> None:
     if figures:
         parts += ["## Correlation of prompt effects across tasks", ""]
         parts += [f"![{path.stem}]({path.name})\n" for path in figures if path.suffix == ".png"]
-    texts["report.md"] = "\n".join([*parts, *remarks])
+    texts["report.md"] = "\n".join([*parts, *remarks, "## Prompts", "", texts["prompts.md"]])
     report.files += [write_file(output / name, text) for name, text in texts.items()] + figures
 
 
@@ -232,7 +216,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {"id": run.id, "dir": str(run.path), **metrics}
             for run, metrics in zip(report.runs, report.metrics, strict=True)
         ],
-        "table1": render.score_json(report.table) if report.table else None,
+        "table": render.score_json(report.table) if report.table else None,
         "prompts": chosen_prompts(report.runs).to_dict("records"),
         "correlations": [
             {

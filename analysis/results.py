@@ -5,15 +5,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from sapo.conf.errors import UserError, WorkError, unknown
+from sapo.conf.names import DIGEST
+from sapo.data.files import read_yaml
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import RunRecord, differences, mend, read_record
-from sapo.data.tasks import short_name
+from sapo.data.tasks import digest, short_name
 
 MEASURES = {
     "rougeL": "ROUGE-L (0-100)",
@@ -77,6 +80,10 @@ class RunResult:
         """How many paraphrases the policy chose from."""
         return self.record.pool.size if self.record.pool else None
 
+    def has(self, measure: str) -> bool:
+        """Whether the run was measured so: without answers there is the NLL alone."""
+        return bool(self.predictions[measure].notna().any())
+
     def devices(self, *kinds: str) -> set[str]:
         """The hardware that its stages were computed on: those of some kinds, or all."""
         return {stage.device for stage in self.record.stages if not kinds or stage.kind in kinds}
@@ -97,6 +104,23 @@ def load_run(path: Path) -> RunResult:
         predictions=predictions,
         **{name: getattr(record, name) for name in names},
     )
+
+
+def settings_of(run: RunResult) -> dict[str, str]:
+    """What the run was made with, by name: `trainer.epochs`, `3`; training rows are a digest."""
+    identity, config = run.record.identity, run.path / "config.yaml"
+    groups = ("model", "method", "policy", "scorer", "trainer", "evaluator", "common_prompt")
+    facts: dict[str, Any] = {group: identity[group] for group in groups if group in identity}
+    if config.is_file():
+        data = read_yaml(config).get("data", {})
+        facts["data"] = {name: data.get(name) or "all" for name in ("train_examples", "test_examples")}
+    facts["training rows"] = digest(identity.get("train"))[:DIGEST]
+    (flat,) = pd.json_normalize(facts).to_dict("records")
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in flat.items()
+        if value is not None
+    }
 
 
 def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
@@ -312,10 +336,17 @@ def row_remarks(runs: Sequence[RunResult]) -> list[str]:
     return list(found)
 
 
-def require_comparable(runs: Sequence[RunResult]) -> None:
-    """UserError, with every difference, unless the runs share model, test data and evaluator."""
+def require_comparable(runs: Sequence[RunResult], parts: Sequence[str] = ()) -> None:
+    """UserError, with every difference, unless the runs share `parts` of what makes runs comparable, or all.
+
+    These are model, data (that of the test), evaluator, trainer and train (training rows).
+    """
+
+    def compared(run: RunResult) -> dict[str, Any]:
+        return {name: value for name, value in run.record.comparable.items() if not parts or name in parts}
+
     for other in runs[1:]:
-        found = list(differences(runs[0].record.comparable, other.record.comparable))
+        found = list(differences(compared(runs[0]), compared(other)))
         if found:
             raise UserError(
                 f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "

@@ -4,7 +4,7 @@ The paper's Tables 1, 2, 3, 10 and 11 are such tables; its rows stand beside our
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,15 @@ from sapo.analysis.results import (
     measure_name,
     require_comparable,
     row_remarks,
+    settings_of,
     shown_measures,
     tests_apart,
     why_no_labels,
 )
+from sapo.conf.names import DIGEST
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
+from sapo.data.tasks import digest
 
 DEMONSTRATION = (
     "Demonstration on a small model or small generated data: not a reproduction of the paper's numbers."
@@ -48,17 +51,24 @@ class ScoreTable:
 
     `lines` has a row a line; lines of one model, sequence and method (`group`) stand together, score by
     score, the one asked for first (`is_first`). Columns: `group`, `source` (ours, paper), `model`,
-    `sequence`, `method` (with its parity where that is not the paper's), `policy` (with the pool where
-    several are compared: `sapo (terse)`), `difference` (from `static`), `label` (of policy, difference and
+    `sequence`, `method` (with its parity where that is not the paper's), `policy` (the variant's name),
+    `base` (what it is compared with, or empty), `difference` (whether it is), `label` (of policy, base and
     source), `score`, `measure`, `tested_with` (the prompt of learned tasks), an Interval for each of METRICS,
     `n_examples` (distinct test rows), `n_seeds`, `pool_size` (paraphrases), and `elsewhere` (the paper's row
-    is of another model or sequence).
+    is of another model or sequence). `settings` are those that tell variants apart: `policy`, or others.
     """
 
     lines: pd.DataFrame
     measure: str
     definition: str
     notes: tuple[str, ...]
+    settings: tuple[str, ...] = ("policy",)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those of METRICS that some run of ours can have: of one task there is AP alone."""
+        ours = self.lines[self.lines["source"] == "ours"]
+        return [name for name in METRICS if any(cell.value is not None for cell in ours[name])] or ["AP"]
 
     def long(self) -> pd.DataFrame:
         """A row a line and metric: `estimate`, `low` and `high` of `metric`, over `n` test rows."""
@@ -68,7 +78,7 @@ class ScoreTable:
         parts = {"estimate": "value", "low": "low", "high": "high", "n": "n"}
         for name, part in parts.items():
             long[name] = [getattr(interval, part) for interval in long["interval"]]
-        long["quantity"] = long["difference"].map({True: f"difference from {BASE}", False: "score"})
+        long["quantity"] = ("difference from " + long["base"]).where(long["difference"], "score")
         is_ours = long["source"] == "ours"
         return long.assign(definition=self.definition, demonstration=is_ours & (DEMONSTRATION in self.notes))
 
@@ -80,23 +90,30 @@ def score_table(
     draws: int = DRAWS,
     paper: str = "table1",
 ) -> ScoreTable:
-    """The runs beside the rows of the paper's table `paper`; of `runs` one a variant (`grouped`) and seed.
+    """The runs by variant, and where they differ in policies alone beside the paper's table `paper`.
 
-    Raises UserError if runs of one model and sequence are not comparable.
+    Raises UserError if runs of one model and sequence were not tested on the same rows.
     """
     check_measure(measure)
     check_definition(definition)
-    with_paper = measure in DRAWN and definition == "reference"
-    notes = _notes(runs, measure, definition, draws, paper if with_paper else None)
+    groups, settings = _merged(grouped(runs))
+    settings += varying(runs)
+    policies = {run.policy for run in runs}
+    is_of_policies = not settings and any(len(run.tasks) > 1 for run in runs)
+    with_paper = measure in DRAWN and definition == "reference" and is_of_policies
+    if len(policies) > 1 or not settings:
+        settings.append("policy")
+    notes = _notes(runs, measure, definition, draws, paper if with_paper else None, is_of_policies)
     lines: list[dict[str, Any]] = []
-    for (model, sequence, method, parity), variants in grouped(runs).items():
-        require_comparable([run for run in runs if (run.model, run.sequence) == (model, sequence)])
-        shown = method if parity == "paper" else f"{method}, parity {parity}"
-        ours = {"source": "ours", "model": model, "sequence": sequence, "method": shown, "elsewhere": False}
-        group = {"group": f"{model} · {sequence} · {shown}"}
+    for (model, sequence, method, parity), variants in groups.items():
+        members = [run for variant in variants for run in variant.runs]
+        require_comparable(members, ["data"])
+        title = [model, sequence, method, "" if parity in ("paper", "") else f"parity {parity}"]
+        title += [] if "policy" in settings else policies
+        group = {"group": " · ".join(filter(None, title))}
         theirs = published(paper, model, sequence, method) if with_paper else []
-        for score in _scores(measure, [run for members in variants.values() for run in members], notes):
-            lines += [group | ours | line for line in _lines(variants, *score, definition, draws, notes)]
+        for score in _scores(measure, members, notes):
+            lines += [group | line for line in _lines(variants, *score, definition, draws, notes)]
             lines += [
                 {
                     **group,
@@ -104,6 +121,7 @@ def score_table(
                     **{name: getattr(row, name) for name in ("model", "sequence", "method", "policy")},
                     "elsewhere": (plain(row.model), plain(row.sequence)) != (plain(model), plain(sequence)),
                     "difference": row.policy != BASE,
+                    "base": "" if row.policy == BASE else BASE,
                     **{metric: Interval(row.cells.get(metric)) for metric in METRICS},
                     **dict(zip(("measure", "tested_with"), score, strict=True)),
                 }
@@ -120,33 +138,114 @@ def score_table(
     frame["label"] = (
         frame["source"].map({"ours": "", "paper": PAPER_LABEL})
         + frame["policy"]
-        + frame["difference"].map({True: f" - {BASE}", False: ""})
+        + (" - " + frame["base"]).where(frame["difference"], "")
         + frame["elsewhere"].map({True: " *", False: ""})
     )
-    return ScoreTable(frame, measure, definition, tuple(dict.fromkeys(notes)))
+    return ScoreTable(frame, measure, definition, tuple(dict.fromkeys(notes)), tuple(settings))
 
 
-def grouped(runs: Sequence[RunResult]) -> dict[tuple[str, str, str, str], dict[str, list[RunResult]]]:
-    """(model, sequence, method, parity) -> variant -> runs, the base first.
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The runs of one group that differ in nothing but the seed.
 
-    A variant is a policy or, where the runs of a policy choose from different pools, policy and pool:
-    `sapo (terse)`, `sapo (K=10)`.
+    `name` is made of what tells them from the others: policy, with its pool where several are compared
+    (`sapo (terse)`, `sapo (K=10)`), and `values`, those of the other settings that differ.
     """
-    groups: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
+
+    name: str
+    policy: str
+    values: tuple[str, ...]
+    runs: list[RunResult]
+
+
+Group = tuple[str, str, str, str]  # model, sequence, method, parity; empty where its variants differ in it
+
+
+def grouped(runs: Sequence[RunResult]) -> dict[Group, list[Variant]]:
+    """The variants of each model, sequence, method and parity: `static` first, else in the runs' order."""
+    settings = varying(runs)
+    shows_policy = not settings or len({run.policy for run in runs}) > 1
+    found: dict[Group, dict[tuple[str, tuple[str, ...]], list[RunResult]]] = {}
     for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
+        facts = settings_of(run) if settings else {}
+        values = tuple(facts.get(name, "-") for name in settings)
         key = (run.model, run.sequence, run.method, run.record.parity)
-        groups.setdefault(key, {}).setdefault(run.policy, []).append(run)
-    found: dict[tuple[str, str, str, str], dict[str, list[RunResult]]] = {}
-    for key, policies in groups.items():
-        variants = found.setdefault(key, {})
-        for policy, members in policies.items():
-            names = [run.record.pool.name if run.record.pool else "pool not recorded" for run in members]
-            several_names, several_sizes = len(set(names)) > 1, len({run.pool_size for run in members}) > 1
-            for name, run in zip(names, members, strict=True):
+        found.setdefault(key, {}).setdefault((run.policy, values), []).append(run)
+    groups: dict[Group, list[Variant]] = {}
+    for key, variants in found.items():
+        for (policy, values), members in variants.items():
+            alike = [run for (other, _), those in variants.items() if other == policy for run in those]
+            several_names, several_sizes = (
+                len(set(each)) > 1 for each in (map(_pool_name, alike), (run.pool_size for run in alike))
+            )
+            apart: dict[str, list[RunResult]] = {}
+            for run in members:
                 size = f"K={run.pool_size}" if several_sizes and run.pool_size else ""
-                which = ", ".join(filter(None, [name if several_names else "", size]))
-                variants.setdefault(f"{policy} ({which})" if which else policy, []).append(run)
+                which = ", ".join(filter(None, [_pool_name(run) if several_names else "", size]))
+                name = f"{policy} ({which})" if which else policy
+                shown = [name] if shows_policy or which else []
+                apart.setdefault(", ".join([*shown, *values]), []).append(run)
+            for name, those in apart.items():
+                is_once = len({run.seed for run in those}) == len(those)
+                # Of the same settings: other prompts, or rows.
+                each = [(name, those)] if is_once else [(f"{name}, {r.id[-DIGEST:]}", [r]) for r in those]
+                groups.setdefault(key, []).extend(Variant(n, policy, values, own) for n, own in each)
+    return groups
+
+
+def varying(runs: Sequence[RunResult]) -> list[str]:
+    """The settings beside policy and pool that tell runs of a model and a method apart, but for seeds.
+
+    What belongs to a policy, method or model differs as they do: it is named where they are the same.
+    """
+    facts = pd.DataFrame([settings_of(run) for run in runs]).fillna("-")
+    owners: dict[str, Any] = {n: [getattr(run, n) for run in runs] for n in ("model", "method", "policy")}
+    limits = facts.get("data.train_examples", pd.Series("", facts.index))
+    owners["training rows"] = [f"{r.sequence} {r.seed} {most}" for r, most in zip(runs, limits, strict=True)]
+    found = []
+    for name in facts.drop(columns=["policy.name", "method.name"], errors="ignore"):
+        owner = owners.get(name.partition(".")[0], [""] * len(runs))
+        if facts[name].groupby(list(owner)).nunique().max() > 1:
+            found.append(name)
     return found
+
+
+def _pool_name(run: RunResult) -> str:
+    return run.record.pool.name if run.record.pool else "pool not recorded"
+
+
+def _merged(groups: dict[Group, list[Variant]]) -> tuple[dict[Group, list[Variant]], list[str]]:
+    """Groups of one variant each, which have nothing to be compared with, put together a sequence.
+
+    Also returns what their variants then differ in.
+    """
+    tested = {
+        (key[1], digest(run.record.comparable.get("data")))
+        for key, variants in groups.items()
+        for variant in variants
+        for run in variant.runs
+    }
+    is_alone = all(len(variants) == 1 for variants in groups.values())
+    if len(groups) < 2 or not is_alone or len(tested) > len({sequence for sequence, _ in tested}):
+        return groups, []
+    names = ("model", "sequence", "method", "parity")
+    apart = [place for place in (0, 2, 3) if len({key[place] for key in groups}) > 1]
+    found: dict[Group, list[Variant]] = {}
+    for key, (variant,) in groups.items():
+        own = [key[place] for place in apart]
+        is_told = variant.values or len({other.policy for (other,) in groups.values()}) > 1
+        name = ", ".join([*own, *([variant.name] if is_told else [])])
+        common = tuple("" if place in apart else part for place, part in enumerate(key))
+        found.setdefault(common, []).append(replace(variant, name=name))  # type: ignore[arg-type]
+    return found, [names[place] for place in apart]
+
+
+def base_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
+    """What a variant is compared with: `static` of the same settings, else the first; None for the first."""
+    static = [each for each in variants if each.policy == BASE] or list(variants)
+    if variant.policy != BASE:
+        static = [each for each in static if each.values == variant.values] or static
+    return next((base for base in (static[0], variants[0]) if variant not in (base, variants[0])), None)
 
 
 def count_texts(counts: pd.Series) -> list[str]:
@@ -166,15 +265,15 @@ def _scores(measure: str, runs: Sequence[RunResult], notes: list[str]) -> Iterat
     `measure` by the prompts of training comes first, and its lines are made before anything is noted.
     """
     yield measure, "trained"
-    measures = shown_measures(measure)
-    if measure in DRAWN:
+    measures = [name for name in shown_measures(measure) if all(run.has(name) for run in runs)]
+    if measure in DRAWN and "rougeL" in measures:
         reason = next(filter(None, map(why_no_labels, runs)), None)
         if reason:
             notes.append(f"Label match is not defined for {runs[0].sequence} ({reason}).")
         else:
             measures.append(LABELS)
             notes.append("Label match: 100 for an answer that names the right label and no other, else 0.")
-    scores = [(name, "trained") for name in measures[1:]]
+    scores = [(name, "trained") for name in measures if name != measure]
     without = [run.id for run in runs if not run.has_common]
     if without:
         notes.append(f"No common-prompt rows with {', '.join(without)}: tested with training prompts only.")
@@ -185,29 +284,36 @@ def _scores(measure: str, runs: Sequence[RunResult], notes: list[str]) -> Iterat
 
 
 def _lines(
-    variants: dict[str, list[RunResult]],
+    variants: Sequence[Variant],
     measure: str,
     column: str,
     definition: str,
     draws: int,
     notes: list[str],
 ) -> Iterator[dict[str, Any]]:
-    """The base's line and each other variant's difference from it; without a base, every variant's own."""
-    for policy, runs in variants.items():
-        against = None if policy == BASE else variants.get(BASE)
-        if against:
-            seeds, base_seeds = ({run.seed for run in side} for side in (runs, against))
-            where = f"({against[0].sequence}, {against[0].method})"
+    """The first variant's scores, and each other's difference from its base."""
+    for variant in variants:
+        name, runs, base = variant.name, variant.runs, base_of(variant, variants)
+        if base:
+            seeds, base_seeds = ({run.seed for run in side.runs} for side in (variant, base))
+            where = f"({runs[0].sequence}, {runs[0].method})"
             if not seeds & base_seeds:
-                notes.append(f"{policy} {where}: scores, since it has no seed in common with {BASE}.")
-                against = None
+                notes.append(f"{name} {where}: scores, since it has no seed in common with {base.name}.")
+                base = None
             elif seeds != base_seeds:
-                notes.append(f"{policy} - {BASE} {where}: over the seeds that both have.")
-        cells = metric_intervals(runs, measure, definition, against, draws, column=column)
+                notes.append(f"{name} - {base.name} {where}: over the seeds that both have.")
+        cells = metric_intervals(runs, measure, definition, base.runs if base else None, draws, column=column)
         known = [cell for cell in cells.values() if cell.value is not None]
+        parity = runs[0].record.parity
         yield {
-            "policy": policy,
-            "difference": against is not None,
+            "source": "ours",
+            "model": runs[0].model,
+            "sequence": runs[0].sequence,
+            "method": runs[0].method if parity == "paper" else f"{runs[0].method}, parity {parity}",
+            "elsewhere": False,
+            "policy": name,
+            "base": base.name if base else "",
+            "difference": base is not None,
             **cells,
             "n_examples": known[0].n if known else None,
             "n_seeds": known[0].n_seeds if known else None,
@@ -217,12 +323,17 @@ def _lines(
         }
         if runs[0].method in BOUNDS:
             notes.append(f"{runs[0].method} has no states between the tasks: it has AP only.")
-        elif len(known) < len(METRICS):
-            notes.append("A dash: not defined here (one trained task, or a state or task not evaluated).")
+        elif len(known) < len(METRICS) and len(runs[0].tasks) > 1:
+            notes.append("A dash: not defined here (a state or task was not evaluated).")
 
 
 def _notes(
-    runs: Sequence[RunResult], measure: str, definition: str, draws: int, paper: str | None
+    runs: Sequence[RunResult],
+    measure: str,
+    definition: str,
+    draws: int,
+    paper: str | None,
+    is_like_paper: bool,
 ) -> list[str]:
     notes = []
     if any(run.demonstration for run in runs):
@@ -230,7 +341,7 @@ def _notes(
         notes += {"nll": [NLL_LEADS], "rougeL": [f"See NLL too: {COARSE}"]}.get(measure, [])
     seeds = len({run.seed for run in runs}) > 1
     notes.append(
-        f"{MEASURES[measure]}, definition `{definition}`. `policy - {BASE}` rows are differences. "
+        f"{MEASURES[measure]}, definition `{definition}`. Rows `A - B` are differences. "
         f"In brackets: 95 % intervals, {draws} paired bootstrap draws over the n test examples"
         + (" and seeds." if seeds else " (one seed: they do not include seeds).")
     )
@@ -239,12 +350,14 @@ def _notes(
         notes.append(LOWER_NOTE)
     if len({run.pool_size for run in runs if run.pool_size}) > 1:
         notes.append("K: paraphrases in the pool that a policy chooses from.")
+    if len({run.model for run in runs}) > 1:
+        notes.append("NLL is a target token's, and tokens are a model's own: compare models by other scores.")
     if paper:
         notes.append(
             f"Paper rows: arXiv 2606.01967, {PAPER[paper].title} (point values without intervals), "
             "marked * where model or sequence differ from ours: for orientation only."
         )
-    else:
+    elif is_like_paper:
         notes.append("The paper's rows are left out: its tables hold ROUGE-L in the `reference` definition.")
     return notes
 
@@ -274,22 +387,22 @@ def comparable_losses(choice: ChoiceRecord) -> dict[int, float]:
 
 
 def size_points(table: ScoreTable, measure: str) -> pd.DataFrame:
-    """A row for each group, policy, pool size and metric of `measure`: difference from `static`, interval.
+    """A row for each group, policy, pool size and metric of `measure`: difference from `base`, interval.
 
-    Without a `static` run the metric itself. Empty where no policy of the table reads a pool.
+    Empty where no policy of the table reads a pool, or none has another to be compared with.
     """
     long = table.long()
     long = long[long["pool_size"].notna() & (long["measure"] == measure) & (long["tested_with"] == "trained")]
-    long = long[long["estimate"].notna()]
+    long = long[long["estimate"].notna() & long["difference"]]
     # `sapo` of `sapo (K=10)`, and `sapo (terse)` of `sapo (terse, K=10)`: pools keep a line each.
     policies = [
         policy.replace(f" (K={size})", "").replace(f", K={size})", ")")
         for policy, size in zip(long["policy"], long["pool_size"], strict=True)
     ]
     points = long[
-        ["group", "policy", "pool_size", "difference", "metric", "estimate", "low", "high", "n", "n_seeds"]
+        ["group", "policy", "pool_size", "base", "metric", "estimate", "low", "high", "n", "n_seeds"]
     ]
-    points = points.assign(policy=policies).rename(columns={"difference": "is_difference", "n": "n_examples"})
+    points = points.assign(policy=policies).rename(columns={"n": "n_examples"})
     return points.astype({"pool_size": int}).reset_index(drop=True)
 
 
@@ -318,9 +431,10 @@ def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame
     rows: list[dict[str, Any]] = []
     warnings = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
     for (model, sequence, method, _), variants in grouped(runs).items():
-        bases = {run.seed: run for run in variants.get(BASE, [])}
-        for policy, members in variants.items():
-            scored = [run for run in members if len(_seconds(run, "score"))]
+        for variant in variants:
+            policy, base = variant.name, base_of(variant, variants)
+            bases = {run.seed: run for run in base.runs} if base and base.policy == BASE else {}
+            scored = [run for run in variant.runs if len(_seconds(run, "score"))]
             alone = [run.id for run in scored if run.seed not in bases]
             pairs = [(bases[run.seed], run) for run in scored if run.seed in bases]
             mixed = [run.id for base, run in pairs if len(_hardware(base, run)) > 1]

@@ -1,5 +1,6 @@
 """`sapo analyze RUNS…`: matrices, figures, Table 1 and correlations of finished runs, or probes' figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,18 @@ def command(
         list[str],
         typer.Argument(help="Folders or ids of runs or of probes, patterns, or folders of several"),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of what runs say together")] = Path(
-        "results/analysis"
-    ),
-    measure: Annotated[str, typer.Option(help="rougeL, exact_match, label_match or nll")] = "rougeL",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of what they say together; by default one for this set of runs",
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(help="rougeL, exact_match, label_match or nll; by default rougeL, of small scales nll"),
+    ] = None,
     definition: Annotated[
         str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
     ] = "reference",
@@ -25,9 +34,10 @@ def command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Forgetting and generalization, AP/BWT/FWT with intervals, and how prompts affect other tasks.
+    """Compare runs, whatever setting they differ in: AP/BWT/FWT and paired intervals; each run's matrices.
 
-    Of probes: the figures that they are for, by ROUGE-L, NLL, and the measure asked for.
+    The static prompt's run, else the first named, is what the others are compared with. Of probes: the
+    figures that they are for, by ROUGE-L, NLL, and the measure asked for.
     """
     from sapo.analysis.page import write_page
     from sapo.analysis.probes.report import FIGURES
@@ -35,16 +45,27 @@ def command(
     from sapo.analysis.results import DRAWN, find_probes, find_runs
 
     if found := find_probes(runs, store_root()):
-        measures = [*DRAWN, measure]
+        measures = [*DRAWN, *([measure] if measure else [])]
+        output = output or report_folder("probes", found)
         report = probes("probes", list(FIGURES), found, output, measures=measures, with_page=with_page)
         document = {"probes": [{"id": path.name, "dir": str(path)} for path in found]} | report.document
     else:
-        report = analyze(find_runs(runs, store_root()), output, measure, definition)
+        folders = find_runs(runs, store_root())
+        output = output or report_folder("analysis", folders)
+        report = analyze(folders, output, measure, definition)
         if with_page:
             report.files.append(write_page(report, output))
         document = as_json(report)
-    names: dict[Path, list[str]] = {}
-    for path in report.files:
-        names.setdefault(path.parent, []).append(path.name)
-    written = (f"{folder}: {', '.join(sorted(found))}" for folder, found in names.items())
-    emit(document, json, [*report.parts, *report.remarks, *written])
+    names = ", ".join(sorted(path.name for path in report.files if path.parent == output))
+    written = f"Written to {output}: {names}; matrices and figures lie in the folders of the runs."
+    emit(document, json, [*report.shown, written])
+
+
+def report_folder(what: str, folders: Sequence[Path]) -> Path:
+    """Where the report of these runs or probes lies: the same for the same ones, in any order."""
+    from sapo.conf.names import DIGEST
+    from sapo.data.tasks import digest
+
+    names = sorted(folder.name for folder in folders)
+    name = names[0] if len(names) == 1 else f"{len(names)}-{digest(names)[:DIGEST]}"
+    return store_root() / "reports" / f"{what}-{name}"

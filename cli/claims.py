@@ -34,4 +34,4 @@ def command(
     report = claims("claims", find_evidence(names or [], store_root()), output, definition)
     document = report.document
     written = f"Written to {output}."
-    emit(document.pop("tables") | document, json, [*report.parts, *report.remarks, written])
+    emit(document.pop("tables") | document, json, [*report.shown, written])

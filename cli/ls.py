@@ -1,12 +1,15 @@
 """`sapo ls KIND`: what there is, one line each."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sapo.cli.console import Json, emit, notice, store_root
+
+_MEASURES = {"nll": "NLL", "rougeL": "ROUGE-L"}
 
 
 def command(
@@ -16,6 +19,10 @@ def command(
             help="sequences, models, policies, …, tasks, runs; without one: all kinds",
             autocompletion=lambda: [*kinds(), "tasks", "runs"],
         ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="Those with this value alone: runs policy=sapo seed=0"),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -37,7 +44,14 @@ def command(
         entries = [{"name": name, "description": f"sapo ls {name}"} for name in (*groups, "tasks", "runs")]
     else:
         raise unknown("kind", kind, (*groups, "tasks", "runs"))
-    if not entries:
+    for condition in only or []:
+        key, _, value = condition.partition("=")
+        if entries and key not in entries[0]:
+            raise unknown("key", key, entries[0])
+        entries = [entry for entry in entries if str(entry[key]) == value]
+    if not entries and only:
+        notice(f"sapo: no {kind} with {' '.join(only)}.")
+    elif not entries:
         notice(f"sapo: no {kind} in {store_root()}; `sapo train` makes some.")
     width = max((len(entry["name"]) for entry in entries), default=0)
     lines = [f"{entry['name']:<{width}}  {entry['description']}" for entry in entries]
@@ -67,17 +81,27 @@ def _tasks() -> Iterator[dict[str, Any]]:
 
 
 def runs(root: Path) -> Iterator[dict[str, Any]]:
-    """The finished runs of a store; of one that cannot be read, why."""
+    """The finished runs of a store, the oldest first; of one that cannot be read, why."""
     from json import loads
 
-    for path in sorted(root.glob("runs/*/run.json")):
-        policy, ap = None, None
+    def age(path: Path) -> tuple[float, Path]:
+        return path.stat().st_mtime, path
+
+    for path in sorted(root.glob("runs/*/run.json"), key=age):
+        date = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
+        facts: dict[str, Any] = dict.fromkeys(("sequence", "model", "method", "policy", "seed"))
+        aps = dict.fromkeys(("rougeL", "nll"))
         try:
-            facts = policy = str(loads(path.read_bytes())["policy"])
+            record = loads(path.read_bytes())
+            facts = {name: record[name] for name in facts}
             metrics = path.with_name("metrics.json")
             if metrics.is_file():  # written by the analysis; runs of a probe or from an archive have none yet
-                ap = loads(metrics.read_bytes())["metrics"]["rougeL"]["reference"]["AP"]
-                facts += f", AP {'-' if ap is None else f'{ap:.2f}'} ROUGE-L"
+                of_measure = loads(metrics.read_bytes())["metrics"]
+                aps = {name: of_measure[name]["reference"]["AP"] for name in aps}
+            shown = [f"{name} {aps[key]:.2f}" for key, name in _MEASURES.items() if aps[key] is not None]
+            ap = f", AP {', '.join(shown)}" if shown else ""
+            text = f"{date}  {facts['model']}, {facts['policy']}{ap}"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            policy, facts = None, f"not readable ({type(error).__name__})"
-        yield {"name": path.parent.name, "description": facts, "policy": policy, "AP": ap}
+            text = f"not readable ({type(error).__name__})"
+        own = {"date": date, "AP": aps["rougeL"], "AP_nll": aps["nll"], "dir": str(path.parent)}
+        yield {"name": path.parent.name, "description": text, **facts, **own}

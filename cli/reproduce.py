@@ -153,8 +153,7 @@ def _drawn(
     n_runs = len(found.finished)
     return document, [
         Rule(found.target, align="left"),
-        *shown.parts,
-        *shown.remarks,
+        *shown.shown,
         f"Written to {output}; matrices and figures lie in the folders of the {n_runs} runs.",
         f"Took {duration(found.seconds)}.",
         f"Stages: {stages['computed']} computed, {stages['stored']} from the store.",

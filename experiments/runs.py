@@ -318,6 +318,8 @@ def _predictions(run: Run) -> pd.DataFrame:
         table.insert(1, "task", evaluation.task)
         table.insert(2, "prompt_index", evaluation.prompt.index)
         table.insert(3, "column", evaluation.column)
+        test = next(task for task in tasks if task.name == evaluation.task).test
+        table.insert(5, "input", [test[example].input for example in table["example"]])
         table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
         table["label_match"] = pd.array(label_matches(table, labels[evaluation.task]), dtype="Float64")
         tables.append(table)

@@ -72,18 +72,18 @@ def _few_permutations(monkeypatch):
 
 def test_analyze_several_runs(store, tmp_path):
     out = tmp_path / "out"
-    result = document("analyze", "*", "--output", out, "--report")
+    result = document("analyze", "*", "--output", out, "--measure", "rougeL", "--report")
     assert [run["dir"].split("/")[-1] for run in result["runs"]] == ["sapo0", "sapo1", "static0", "static1"]
-    labels = [(row["source"], row["policy"], row["difference"]) for row in result["table1"]["rows"]]
+    labels = [(row["source"], row["policy"], row["difference"]) for row in result["table"]["rows"]]
     ours = [("ours", "static", False), ("ours", "sapo", True)]
     assert labels == [*ours, ("paper", "static", False), ("paper", "sapo", True)]
-    more = [(row["source"], row["policy"], row["difference"]) for row in result["table1"]["more_rows"]]
+    more = [(row["source"], row["policy"], row["difference"]) for row in result["table"]["more_rows"]]
     assert more == ours * 2
-    assert {row["measure"] for row in result["table1"]["rows"]} == {"rougeL"}
-    measures = [row["measure"] for row in result["table1"]["more_rows"]]
+    assert {row["measure"] for row in result["table"]["rows"]} == {"rougeL"}
+    measures = [row["measure"] for row in result["table"]["more_rows"]]
     assert measures == ["nll", "nll", "exact_match", "exact_match"]
-    assert result["table1"]["rows"][1]["cells"]["AP"]["estimate"] == pytest.approx(2.0)
-    names = {f"{name}.{kind}" for name in ("table1", "prompts") for kind in ("csv", "md", "tex")}
+    assert result["table"]["rows"][1]["cells"]["AP"]["estimate"] == pytest.approx(2.0)
+    names = {f"{name}.{kind}" for name in ("comparison", "prompts") for kind in ("csv", "md", "tex")}
     assert {path.name for path in out.iterdir()} == names | {"report.md", "report.html"}
     assert (store / "runs" / "sapo0" / "forgetting.png").is_file()
     assert all((store.parent / file).is_file() for file in result["files"])
@@ -92,11 +92,21 @@ def test_analyze_several_runs(store, tmp_path):
 
 def test_analyze_prints_tables_and_where_files_are(store):
     text = call("analyze", "static0", "sapo0")
-    for part in ("mini_three", "sapo", "Demonstration", "Prompts of static0", "results/analysis"):
-        assert part in text
+    places = [
+        text.index(part) for part in ("sapo - static", "Demonstration", "Prompts of static0", "Written to")
+    ]
+    assert places == sorted(places)
     text = call("analyze", "sapo1")
-    for part in ("By ROUGE-L", "By exact match", "reference *"):
-        assert part in text
+    places = [text.index(part) for part in ("NLL (lower", "ROUGE-L;", "exact match;", "Prompts of sapo1")]
+    assert places == sorted(places)
+
+
+def test_each_set_of_runs_has_a_report_of_its_own(store):
+    for names in (["static0", "sapo0"], ["sapo0", "static0"], ["static0", "static1"], ["sapo1"]):
+        call("analyze", *names)
+    several, other, alone = sorted((store / "reports").iterdir(), key=lambda path: path.name.count("sapo1"))
+    assert alone.name == "analysis-sapo1"
+    assert {several.name[:11], other.name[:11]} == {"analysis-2-"}
 
 
 def test_analyze_draws_probes(tmp_path, probe_folder, run_folder, monkeypatch):
@@ -130,9 +140,9 @@ def test_runs_that_differ_in_one_prompt_are_correlated(tmp_path, run_folder):
     assert (cell["x_task"], cell["y_task"], cell["n_prompts"]) == ("T1", "X", 6)
     assert {path.suffix for path in out.glob("correlation_nll.*")} == {".csv", ".png", ".pdf"}
     assert (out / "prompt_effects_nll.csv").is_file()
-    assert result["table1"] is None
-    left_out, test = result["notes"]
-    assert left_out.endswith("lorainc is not in Table 1: several fixed runs have one seed.")
+    labels = [row["policy"] for row in result["table"]["rows"]]
+    assert labels == [f"fixed, v{index}" for index in range(6)]
+    (test,) = result["notes"]
     assert test.startswith("Test of a correlation map: prompts permuted")
     assert "Holm: over the 2 maps" in test
 
@@ -152,7 +162,7 @@ def test_a_map_of_nothing_is_not_drawn_and_why_is_said(run_folder, tmp_path):
 
 def test_what_is_wrong_is_refused_before_anything_is_written(run_folder, tmp_path):
     one, other = run_folder("one"), run_folder("other", policy="sapo")
-    edit_run(other, comparable={"model": "another"})
+    edit_run(other, comparable={"data": "another"})
     for folders, measure, definition, message in (
         ([one], "rouge", "reference", "Unknown measure"),
         ([one], "nll", "gems", "Unknown metric definition"),

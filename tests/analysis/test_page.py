@@ -63,8 +63,7 @@ class Page(HTMLParser):
 
 def report_of(*folders: Path) -> Report:
     runs = [load_run(folder) for folder in folders]
-    table = score_table(runs, draws=50) if len(runs) > 1 else None
-    return Report(runs, table=table)
+    return Report(runs, table=score_table(runs, draws=50))
 
 
 def hostile_run(run_folder) -> Path:
@@ -110,10 +109,10 @@ def two(tmp_path_factory) -> Report:
             policy,
             policy=policy,
             shift=shift,
-            identity={"trainer": {"epochs": epochs, "names": ["q", "v"]}},
+            identity={"policy": {"index": index}, "trainer": {"names": ["q", "v"]}},
             **common,
         )
-        for policy, shift, epochs in (("static", 0.0, 3), ("sapo", 2.0, 4))
+        for policy, shift, index in (("static", 0.0, 3), ("sapo", 2.0, 4))
     ]
     report = report_of(*folders)
     for name in ("a.png", "a.pdf", "sapo/of_a_run.png"):
@@ -165,7 +164,7 @@ def test_any_text_comes_out_as_it_went_in(text):
 
 def test_the_table_stands_with_intervals_counts_and_the_papers_rows(two, page):
     cell = two.table.lines.at[0, "AP"]
-    parts = ("Table 1: AP, BWT, FWT", "paper: static *", "sapo - static", "reference", "65.41")
+    parts = ("Comparison: AP, BWT, FWT", "paper: static *", "sapo - static", "reference", "65.41")
     for part in (*parts, f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]", "Demonstration on a small"):
         assert part in page.text
 
@@ -186,7 +185,7 @@ def test_a_policy_that_measures_nothing_has_its_prompt_alone(run_folder):
 
 def test_settings_versions_and_data_stand_where_they_differ_and_where_they_do_not(page):
     differing, _, shared = page.text.partition("What all runs have in common")
-    assert "trainer.epochs 3 4" in differing
+    assert "policy.index 3 4" in differing
     data = "test data, task363_sst2 sha-task363_sst2"
     for fact in ("torch 9.1", "git commit abc", "trainer.names q, v", data):
         assert fact in shared

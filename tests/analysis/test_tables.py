@@ -115,7 +115,7 @@ def test_where_nll_leads_rouge_l_follows_with_the_papers_rows(runs):
 
 def test_seeds_and_bases_that_are_missing_are_said(runs):
     table = score_table([run for run in runs if run.policy != "static"], draws=50)
-    assert list(table.lines.query("is_first and source == 'ours'")["label"]) == ["sapo", "random"]
+    assert list(table.lines.query("is_first and source == 'ours'")["label"]) == ["sapo", "random - sapo"]
     table = score_table(runs[:3], draws=50)
     assert "sapo - static (mini_three, lorainc): over the seeds that both have." in table.notes
     table = score_table([runs[0], runs[3]], draws=50)
@@ -189,10 +189,56 @@ def test_markdown(table):
     assert DEMONSTRATION in lines
 
 
-def test_one_task_shows_dashes_and_says_why(run_folder):
+def test_one_task_has_ap_alone_and_no_rows_of_the_paper(run_folder):
     table = score_table([load_run(run_folder(tasks=["a"]))], draws=50)
-    assert "| - | - | 20 | 1 |" in render.score_markdown(table)
-    assert any(note.startswith("A dash") for note in table.notes)
+    assert render.score_markdown(table).startswith("| Model | Sequence | Method | Policy | Score | AP | Ex")
+    assert set(table.lines["source"]) == {"ours"}
+    assert not any("BWT" in line or "dash" in line for line in text_of(render.score_terminal(table), 80))
+    without = edit_run(run_folder("nll"), lambda frame: frame.assign(rougeL=None, exact_match=None))
+    edit_run(without, identity={"evaluator": {"answers": False}})
+    assert set(score_table([load_run(without)], "nll", draws=20).lines["measure"]) == {"nll"}
+
+
+def test_runs_are_compared_by_whatever_they_differ_in(run_folder):
+    """Paired over equal rows: 2 points more at the higher rate, 1 more by the other method."""
+
+    def run(name, shift=0.0, rate=1e-3, **facts):
+        identity = {"trainer": {"learning_rate": rate, "epochs": 1}, "policy": {"index": -1}}
+        return load_run(run_folder(name, shift=shift, identity=identity, **facts))
+
+    slow, fast, ewc = run("slow"), run("fast", 2.0, 1e-2), run("ewc", 1.0, method="ewc")
+    other = [run("fast1", 2.0, 1e-2, seed=1), run("slow1", seed=1)]
+
+    def firsts(*runs):
+        table = score_table(runs, draws=50)
+        lines = table.lines.query("is_first and source == 'ours'")
+        return table.settings, lines["group"].iloc[0], dict(zip(lines["label"], lines["AP"], strict=True))
+
+    settings, group, found = firsts(slow, fast, *other)
+    assert (settings, group) == (("trainer.learning_rate",), "smollm2_135m · mini_three · lorainc · static")
+    assert list(found) == ["0.001", "0.01 - 0.001"]
+    difference = found["0.01 - 0.001"]
+    assert [difference.value, difference.low, difference.high] == pytest.approx([2.0] * 3)
+    assert difference.n_seeds == 2
+    settings, group, found = firsts(slow, ewc)
+    assert (settings, group) == (("method",), "smollm2_135m · mini_three · static")
+    assert found["ewc - lorainc"].value == pytest.approx(1.0)
+    assert list(firsts(fast, slow)[2]) == ["0.01", "0.001 - 0.01"]  # the first named is the base
+    sapo = [run("sapo", 3.0, policy="sapo"), run("sapofast", 5.0, 1e-2, policy="sapo")]
+    *_, found = firsts(slow, fast, *sapo)
+    labels = ["static, 0.001", "static, 0.01 - static, 0.001"]
+    labels += ["sapo, 0.001 - static, 0.001", "sapo, 0.01 - static, 0.01"]  # each with its own static
+    assert list(found) == labels
+    assert [found[label].value for label in labels[1:]] == pytest.approx([2.0, 3.0, 3.0])
+    again = run("again-01234567")  # with other prompts, say
+    assert list(firsts(slow, again)[2])[1].startswith("static, 01234567 - ")
+    table = score_table([slow, fast], draws=50)
+    assert "trainer.learning_rate" in render.score_markdown(table).splitlines()[0]
+    for width in (60, 80):
+        text = text_of(render.score_terminal(table), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "+2.00" in text
+        assert "[+2.00, +2.00]" in text
 
 
 def test_chosen_prompts(runs, run_folder):
@@ -227,7 +273,7 @@ def test_pools_and_sizes_are_told_apart_where_they_differ(run_folder):
 
     def variants(*which):
         (found,) = grouped([runs[i] for i in which]).values()
-        return list(found)
+        return [variant.name for variant in found]
 
     assert variants(1) == ["sapo"]
     assert variants(1, 3) == ["sapo (bank)", "sapo (terse)"]
@@ -295,7 +341,7 @@ def sizes(tmp_path_factory):
 def test_points_are_differences_by_size_with_a_line_a_pool(sizes):
     points = size_points(sizes, "rougeL")
     assert len(points) == 4 * 3
-    assert points["is_difference"].all()
+    assert set(points["base"]) == {"static"}
     assert set(points["policy"]) == {"sapo (bank)", "sapo (terse)"}
     which = "metric == 'AP' and policy == 'sapo (bank)'"
     bank = points.query(which).set_index("pool_size")["estimate"]

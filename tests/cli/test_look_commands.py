@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -42,12 +43,24 @@ def test_ls_of_an_empty_store(sapo):
 
 def test_ls_runs_with_a_damaged_one_and_one_that_is_not_analyzed_yet(sapo, tmp_path, monkeypatch):
     monkeypatch.setenv("SAPO_STORE", str(tmp_path))
-    for name, text in (("broken", "{"), ("fresh", '{"policy": "fixed"}')):
+    facts = {"sequence": "s", "model": "m", "method": "ewc", "policy": "fixed", "seed": 3}
+    for name, text in (("broken", "{"), ("fresh", json.dumps(facts))):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").write_text(text)
     broken, fresh = sapo("ls", "runs", "--json").document["runs"]
     assert broken["description"].startswith("not readable")
-    assert fresh == {"name": "fresh", "description": "fixed", "policy": "fixed", "AP": None}
+    assert broken.keys() == fresh.keys() == {*facts, "name", "description", "date", "AP", "AP_nll", "dir"}
+    assert {name: fresh[name] for name in facts} == facts
+    assert fresh["description"] == f"{fresh['date']}  m, fixed"
+
+
+def test_ls_runs_filters_and_is_a_table_of_pandas(sapo, trained):
+    listed = sapo("ls", "runs", "policy=sapo", "seed=0", "--json")
+    frame = pd.DataFrame(listed.document["runs"])
+    assert list(frame["name"]) == [trained.adaptive["id"]]
+    assert frame["AP_nll"][0] == trained.adaptive["metrics"]["nll"]["reference"]["AP"]
+    assert "no runs with seed=9" in sapo("ls", "runs", "seed=9").err
+    assert "Unknown key 'polcy'. Did you mean policy" in sapo("ls", "runs", "polcy=sapo").refused()
 
 
 def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):

@@ -28,7 +28,7 @@ def test_train_eval_analyze_reproduce(start, document, small, workplace):
     analyzed = document("analyze", *(run["id"] for run in trained["runs"]))
     assert [run["metrics"] for run in analyzed["runs"]] == [run["metrics"] for run in trained["runs"]]
     labels = [
-        (row["policy"], row["difference"]) for row in analyzed["table1"]["rows"] if row["source"] == "ours"
+        (row["policy"], row["difference"]) for row in analyzed["table"]["rows"] if row["source"] == "ours"
     ]
     assert labels == [("static", False), ("sapo", True)]
 

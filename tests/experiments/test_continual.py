@@ -142,6 +142,9 @@ def test_every_policy_and_every_method_work(store, method, policy):
     ((run,), _) = finish([asked], store)
     table = pd.read_parquet(write_run(run, store) / "predictions.parquet")
     assert table[table["after"] == 2]["task"].nunique() == 2
+    inputs = {task.name: [example.input for example in task.test] for task in (*run.tasks, *run.unseen)}
+    read = zip(table["task"], table["example"], table["input"], strict=True)
+    assert all(inputs[task][example] == text for task, example, text in read)
     assert np.isfinite(table[["rougeL", "exact_match", "nll"]].to_numpy()).all()
     assert stages_asked(partial(run_sequence, asked)) >= len(run.evaluations) + len(run.trained)
 
