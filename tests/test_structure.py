@@ -1,6 +1,7 @@
 """The shape of the code: imports go down, packages are complete, files and functions stay small."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ PARTS = {
     "jobs": 1,
     "engine": 2,
     "stages": 3,
+    "costs": 4,
     "runs": 4,
     "reevaluation": 4,
     "export": 4,
@@ -30,6 +32,7 @@ PARTS = {
     "compare": 5,
     "probe": 5,
     "plan": 5,
+    "measure": 5,
     "select": 5,
     "targets": 5,
     "ready": 5,
@@ -94,6 +97,20 @@ def test_imports_go_down_the_parts_of_experiments() -> None:
 @pytest.mark.parametrize("name", ["sapo.analysis.metrics", "sapo.analysis.tables", "sapo.cli.app"])
 def test_what_needs_no_tensors_starts_without_torch(name: str) -> None:
     assert not {"torch", "transformers", "peft"} & modules_after(f"import {name}")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=str,
+)
+def test_threads_spin_briefly_from_before_torch_is_imported_unless_the_user_says(given, spins) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    code = "import os, sys, sapo.experiments; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    assert done.stdout.split() == [spins, "False"]
 
 
 # --- packages ----------------------------------------------------------------------------------------------
