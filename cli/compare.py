@@ -41,7 +41,10 @@ def command(
         notice(f"sapo: {note}")
     with computing([Job(config) for config in configs], force=False) as (engine, progress):
         todo = cost(setting, engine)
-        time = "unknown, nothing was measured here yet" if todo.seconds is None else duration(todo.seconds)
+        for note in todo.notes:
+            notice(f"sapo: {note}")
+        hint = "unknown (measured in a minute by `sapo plan --measure model=…`)"
+        time = hint if todo.seconds is None else duration(todo.seconds)
         line = f"{todo.trainings} trainings and {todo.evaluations} evaluations to do; time: {time}"
         if dry_run:
             emit(asdict(todo), json, [line])

@@ -110,10 +110,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     return found
 
 
-def duration(seconds: float | None) -> str:
-    """`45 s`, `12 min`, `3.5 h`, for people."""
+def duration(seconds: "float | Sequence[float] | None") -> str:
+    """`45 s`, `12 min`, `3.5 h`, for people; of the least and the most `45 s to 2 min`."""
     if seconds is None:
         return "unknown"
+    if isinstance(seconds, Sequence):
+        return " to ".join(dict.fromkeys(map(duration, seconds)))
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

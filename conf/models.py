@@ -1,6 +1,7 @@
 """Models that no YAML file describes: a folder, or a repository on the hub, called what it is."""
 
 import json
+import math
 import os
 import re
 from contextlib import suppress
@@ -95,9 +96,13 @@ def _facts(folder: Path) -> dict[str, Any]:
         if path.is_file()
     )
     precision = str(config.get("dtype") or config.get("torch_dtype")) if family else ""
+    matrices = 1 if not family or config.get("tie_word_embeddings", True) else 2
+    sizes = [config.get(name) for name in ("vocab_size", "hidden_size")] if family else []
+    elements = math.prod(sizes) if sizes and all(isinstance(each, int) for each in sizes) else 0
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return {
         "lora_targets": targets,
         "template_options": {_THINKING: False} if thinks else {},
         "parameters": round(size / (2 if "16" in precision else 4) / 1e9, 3),
+        "embeddings": round(matrices * float(elements) / 1e9, 3),
     }

@@ -80,6 +80,7 @@ class ModelConfig:
     )
     lora_targets: list[str] = identity("Modules that get a LoRA adapter", ["q_proj", "v_proj"])
     parameters: float = runtime("Billions of parameters, to estimate time and memory", 0.0, least=0)
+    embeddings: float = runtime("Billions of these in token embeddings and output layer", 0.0, least=0)
     trust_remote_code: bool = runtime("Run code that comes with the model", False)
 
 

@@ -36,12 +36,13 @@ from sapo.experiments.continual import Engine
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import label_matches
+from sapo.experiments.model.identity import looked_at_once
 from sapo.experiments.model.load import load_tokenizer
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
-from sapo.experiments.plan import PlanEngine, estimated_tokens, measured_rates
+from sapo.experiments.plan import PlanEngine, Prices, total_range
 from sapo.experiments.runs import Planned
-from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
+from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
 UNTOUCHED = "untouched"  # the model before any training
 NO_INSTRUCTION, SHORT = Prompt("", -2), -3  # beside the pool's indices and the original's
@@ -299,29 +300,23 @@ def _own(setting: Setting, wordings: Wordings, trained: str) -> tuple[Prompt, ..
 
 @dataclass(frozen=True)
 class Cost:
-    """Stages that are to do, and about how many seconds they take: None where nothing was measured yet."""
+    """Stages that are to do, and their least and most seconds: None where nothing was measured."""
 
     trainings: int
     evaluations: int
-    seconds: float | None
+    seconds: tuple[float, float] | None
+    notes: tuple[str, ...] = ()
 
 
 def cost(setting: Setting, engine: LocalEngine) -> Cost:
-    """What a comparison would compute, from the rates of this store's finished stages of the same model."""
-    planned = PlanEngine(engine.store)
+    """What a comparison would compute, and how long it takes at the rates measured here."""
+    planned, prices = PlanEngine(engine.store), Prices()
     asyncio.run(measure(setting, planned))
-    name = setting.configs[0].model.name
-    rates = measured_rates(engine.store, {name})
-    to_do: list[Stage] = list(planned.to_do.values())
-    seconds = [
-        estimated_tokens(stage) / rates[stage.kind, name] if (stage.kind, name) in rates else None
-        for stage in to_do
-    ]
-    return Cost(
-        sum(stage.kind == "train" for stage in to_do),
-        sum(stage.kind == "evaluate" for stage in to_do),
-        None if None in seconds else sum(filter(None, seconds)),
-    )
+    to_do = list(planned.to_do.values())
+    with looked_at_once():
+        seconds = total_range([prices.cost(stage).seconds for stage in to_do])
+    kinds = [stage.kind for stage in to_do]
+    return Cost(kinds.count("train"), kinds.count("evaluate"), seconds, tuple(prices.notes))
 
 
 def compare(

@@ -1,12 +1,10 @@
 """What a set of jobs would compute: stages to do and done, what they share, and what they take."""
 
 import asyncio
-import statistics
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
@@ -14,6 +12,17 @@ from sapo.data.remembering import remembered
 from sapo.data.tasks import Example, digest
 from sapo.experiments import targets
 from sapo.experiments.continual import run_sequence
+from sapo.experiments.costs import (
+    CHARACTERS_A_TOKEN,
+    MARGIN,
+    TEMPLATE_TOKENS,
+    Estimate,
+    Range,
+    Rates,
+    find_rates,
+    hours_of_paper,
+    hours_of_peak,
+)
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
@@ -23,16 +32,7 @@ from sapo.experiments.ready import plannable
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
 
-# Rules of thumb: English text in subword tokens; the chat template adds a few dozen.
-_CHARACTERS_A_TOKEN = 4.0
-_TEMPLATE_TOKENS = 40
 _BYTES = {"float32": 4, "bfloat16": 2}
-
-# Paper, Table 10: hours of Qwen3-8B on NI-Seq-M1 with 8 H20 by method, and what 20 paraphrases add. A plan of
-# that sequence estimates 18.5 million tokens of training and 9.5 million of scoring.
-_PAPER_HOURS = {"lorainc": 2.0, "olora": 2.2, "inscl": 2.5, "ewc": 3.0}
-_PAPER_TRAIN_TOKENS, _PAPER_SCORE_TOKENS, _PAPER_SCORE_HOURS = 18.5e6, 9.5e6, 0.25
-_PAPER_GPUS, _PAPER_BILLIONS = 8, 8.2
 
 # Layers x width of a decoder of B billion parameters, within a tenth for Llama 2 7B, 13B and Qwen3 8B, 14B.
 _LAYERS_TIMES_WIDTH = 36_500
@@ -67,32 +67,48 @@ class PlanEngine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage that is to do takes: tokens, seconds at this store's rate, and hours of one device.
+    """What a stage that is to do takes: tokens, seconds at measured rates, and hours at stated ones.
 
-    The hours are at this store's rate (`measured`), or at the paper's (`stated`). None for what is not known.
+    Seconds are the least and the most, `hours` those of one GPU: `paper` at the paper's rates, `peak` at a
+    share of a card's peak. None for what is not known: nothing measured here, the model's size.
     """
 
     stage: Stage
     tokens: int
-    seconds: float | None
-    gpu_hours: float | None
-    rate: str
+    seconds: Range | None
+    hours: dict[str, float | None]
 
-    @classmethod
-    def of(cls, stage: Stage, rates: Mapping[tuple[str, str], float]) -> Self:
-        """The cost of a stage at a store's rates."""
-        tokens, measured = estimated_tokens(stage), rates.get((stage.kind, stage.config.model.name))
-        rate = measured or stated_rate(stage)
-        seconds, hours = (tokens / measured if measured else None), (tokens / rate / 3600 if rate else None)
-        return cls(stage, tokens, seconds, hours, "measured" if measured else "stated")
+
+@dataclass
+class Prices:
+    """What stages cost, by the rates that were measured here with their models; `notes` are for people."""
+
+    notes: list[str] = field(default_factory=list)
+    _estimate: Estimate = field(default_factory=Estimate)
+    _rates: dict[str, Rates | None] = field(default_factory=dict)
+
+    def cost(self, stage: Stage) -> Cost:
+        """The cost of a stage that comes after those that were asked for before."""
+        key = repr((stage.config.model, stage.config.engine))
+        if key not in self._rates:
+            self._rates[key], note = find_rates(stage.config)
+            self.notes += [note] if note and note not in self.notes else []
+        rates, tokens = self._rates[key], estimated_tokens(stage)
+        least, most = self._estimate.work(stage)
+        seconds = None
+        if rates:
+            seconds = rates.seconds(stage, least) * (1 - MARGIN), rates.seconds(stage, most) * (1 + MARGIN)
+        hours = {"paper": hours_of_paper(stage, tokens), "peak": hours_of_peak(stage, most)}
+        return Cost(stage, tokens, seconds, hours)
 
 
 def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> dict[str, Any]:
     """What some runs would compute, and what is measured for probes, as JSON values; shared stages once.
 
     A probe is given by its jobs, and whether it needs gradients. Tokens are estimated from characters;
-    seconds from the median rate of this store's finished stages of the same kind and model. None for what is
-    not known. Runs that cannot be planned are left out, and counted by their reason; UserError if none can.
+    seconds, the least and the most, from rates that were measured on this device with the model. None for
+    what is not known. Runs that cannot be planned are left out, and counted by their reason; UserError if
+    none can.
     """
     possible, unplanned = plannable(jobs)
     kept = {job.key for job in possible}
@@ -107,8 +123,9 @@ def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] 
             found = probes_of([job for job in of_probe if job.key in kept])
             asyncio.run(measure_all(found, engine, gradients))
     models = {job.config.model.name: job.config for job in possible}
-    rates = measured_rates(engine.store, models)
-    costs = [Cost.of(stage, rates) for stage in engine.to_do.values()]
+    prices = Prices()
+    with looked_at_once():
+        costs = [prices.cost(stage) for stage in engine.to_do.values()]
     done = list(engine.done.values())
     kinds = [_line(kind, done, costs) for kind in KINDS]
     places = {stage.position for stage in (*done, *engine.to_do.values()) if isinstance(stage, Train)}
@@ -121,14 +138,15 @@ def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] 
         "trainings": [_line("train", done, costs, place) for place in sorted(places)],
         "asked": engine.asked,
         "shared": engine.asked - len(done) - len(costs),
-        "seconds": _total(cost.seconds for cost in costs),
-        "gpu_hours": _total(cost.gpu_hours for cost in costs),
+        "seconds": total_range(cost.seconds for cost in costs),
+        "gpu_hours": _hours(costs),
+        "notes": prices.notes,
         "models": {
             name: {
                 "stages": len(own),
                 "tokens": sum(cost.tokens for cost in own),
-                "gpu_hours": _total(cost.gpu_hours for cost in own),
-                "rates": list(dict.fromkeys(cost.rate for cost in own if cost.gpu_hours is not None)),
+                "seconds": total_range(cost.seconds for cost in own),
+                "gpu_hours": _hours(own),
                 "disk_bytes": sum(stage_bytes(cost.stage) for cost in own),
             }
             for name, own in by_model.items()
@@ -187,8 +205,19 @@ def _line(
         "done": sum(map(is_meant, done)),
         "to_do": len(own),
         "tokens": sum(cost.tokens for cost in own),
-        "seconds": _total(cost.seconds for cost in own),
+        "seconds": total_range(cost.seconds for cost in own),
     }
+
+
+def total_range(ranges: Iterable[Range | None]) -> Range | None:
+    """The sums of the least and of the most, None if one of the ranges is not known."""
+    found = list(ranges)
+    known = [each for each in found if each is not None]
+    return (sum(low for low, _ in known), sum(high for _, high in known)) if found == known else None
+
+
+def _hours(costs: Sequence[Cost]) -> dict[str, float | None]:
+    return {name: _total(cost.hours[name] for cost in costs) for name in ("paper", "peak")}
 
 
 def _total(values: Iterable[float | None]) -> float | None:
@@ -202,46 +231,17 @@ def _total(values: Iterable[float | None]) -> float | None:
 
 
 def estimated_tokens(stage: Stage) -> int:
-    """Tokens that a stage reads, from the characters of its texts."""
+    """Tokens of all that a stage reads, prompts in every row, from the characters of its texts."""
     tokens = 0.0
     for task, rows, prompt, times in stage.readings:
         characters = _characters(rows) + (len(prompt.text) + len(task.suffix)) * len(rows)
-        tokens += times * int(characters / _CHARACTERS_A_TOKEN + _TEMPLATE_TOKENS * len(rows))
+        tokens += times * int(characters / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS * len(rows))
     return round(tokens)
 
 
 @remembered(1024)
 def _characters(rows: tuple[Example, ...]) -> int:
     return sum(len(example.input) + len(example.target) for example in rows)
-
-
-def measured_rates(store: Store, models: Collection[str]) -> dict[tuple[str, str], float]:
-    """Median tokens a second of finished stages by kind and model name; one that is damaged tells none."""
-    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for kind, stored in store.stages():
-        try:
-            result = stored.result
-            if result.model in models:
-                rates[kind, result.model].append(result.tokens / result.seconds)
-        except (UserError, ZeroDivisionError):
-            continue
-    return {key: statistics.median(values) for key, values in rates.items()}
-
-
-def stated_rate(stage: Stage) -> float | None:
-    """Tokens a second of one GPU by the paper's Table 10, in proportion to the model's parameters.
-
-    Evaluation is counted as scoring: the table has no time of it. None if the model's size is not known.
-    """
-    billions = stage.config.model.parameters
-    if billions <= 0:
-        return None
-    if isinstance(stage, Train):
-        hours = _PAPER_HOURS.get(stage.config.method.name, _PAPER_HOURS["lorainc"])
-        rate = _PAPER_TRAIN_TOKENS / (hours * 3600 * _PAPER_GPUS)
-    else:
-        rate = _PAPER_SCORE_TOKENS / (_PAPER_SCORE_HOURS * 3600 * _PAPER_GPUS)
-    return rate * _PAPER_BILLIONS / billions
 
 
 def stage_bytes(stage: Stage) -> int:

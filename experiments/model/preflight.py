@@ -42,7 +42,7 @@ def preflight(
     is trained, `answers` whether answers are generated. UserError, with the way out, for what would make
     every number wrong; what else a user should know is logged as a warning, each line once a process.
     """
-    key = _read_once(config)
+    key = read_once(config)
     model, renderer = _read[key]
     answers = answers and config.evaluator.answers
     if answers:
@@ -62,8 +62,8 @@ def preflight(
                 _warn(note)
 
 
-def _read_once(config: Config) -> str:
-    """Reads the model on device `meta` and its renderer, and returns the key by which `_read` has them.
+def read_once(config: Config) -> str:
+    """Reads the model on device `meta` and its renderer, and returns the key by which `known` gives them.
 
     The last ones are kept while their files stay, since many runs share them.
     """
@@ -75,6 +75,11 @@ def _read_once(config: Config) -> str:
         _read.clear()
         _read[key] = (read_model(model, "auto", "meta"), load_renderer(config))
     return key
+
+
+def known(key: str) -> tuple[PreTrainedModel, Renderer]:
+    """The model on device `meta`, and its renderer, that `read_once` has read."""
+    return _read[key]
 
 
 @lru_cache(maxsize=256)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sapo.cli.app import main
+from sapo.experiments import costs
 
 SMALL = (
     "model=tiny_llama",
@@ -90,6 +91,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rates of this machine's user."""
+    monkeypatch.setattr(costs, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

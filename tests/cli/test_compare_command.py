@@ -26,7 +26,7 @@ MINE = (
 
 def test_cost_document_files_and_the_command_that_trains_for_good(sapo, tmp_path):
     before = sapo("compare", *MINE, "--dry-run", "--json")
-    assert before.document == {"trainings": 2, "evaluations": 11, "seconds": None}
+    assert before.document == {"trainings": 2, "evaluations": 11, "seconds": None, "notes": []}
     done = sapo("compare", *MINE, "--json")
     assert "2 trainings and 11 evaluations to do; time: unknown" in done.err
     assert "12 of 96 rows are kept for the test; none of them is scored" in done.err

@@ -134,7 +134,7 @@ def test_a_plan_of_what_is_done(sapo, small, trained):
         (2, 0, 0),
         (9, 0, 0),
     ]
-    assert document["seconds"] == 0
+    assert document["seconds"] == [0, 0]
     assert "memory" in sapo("plan", *small, "policy=random", "seed=range(2)").out
 
 

@@ -1,12 +1,20 @@
 """What tests of trainings share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from trainings import learn
 
+from sapo.experiments import costs
 from sapo.experiments.model import training
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rates of this machine's user."""
+    monkeypatch.setattr(costs, "cache_folder", lambda: tmp_path / "cache")
 
 
 class KillError(Exception):

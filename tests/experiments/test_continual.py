@@ -189,7 +189,7 @@ def test_plans_and_runs_share_what_they_have_in_common_and_compute_nothing_twice
     assert [run.prompts for run in again] == [run.prompts for run in runs]
     assert again[1].prompts == adaptive.prompts
     kinds = plan_jobs(jobs)["kinds"]
-    assert [(kind["to_do"], kind["tokens"], kind["seconds"]) for kind in kinds] == [(0, 0, 0)] * 3
+    assert [(kind["to_do"], kind["tokens"], kind["seconds"]) for kind in kinds] == [(0, 0, (0, 0))] * 3
 
 
 def test_force_computes_again_and_gets_the_same(tmp_path):

@@ -1,0 +1,121 @@
+"""What stages take: their work against what goes through the model, and rates that hold here or do not."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sapo.data.mini import generate
+from sapo.data.prompts import Prompt
+from sapo.experiments import costs
+from sapo.experiments.costs import Estimate, Rates, Work, find_rates, hours_of_paper, hours_of_peak
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.model.forward import CPU_PASS
+from sapo.experiments.model.load import load_model
+from sapo.experiments.model.rows import TrainingTask
+from sapo.experiments.plan import Prices
+from sapo.experiments.stages import BASE, Evaluate, Score, Train
+
+TASK = generate("mini_city", 24, 12, 0)
+PROMPT = Prompt(TASK.instruction)
+RATES = {"training": 100.0, "reading": 400.0, "steps": 2.0, "rows": 10}
+
+
+def rates_here(config):
+    beside = {"train": 3.0, "score": 1.0, "evaluate": 2.0}
+    return Rates(place=costs.place_of(config), beside=beside, a_pass=CPU_PASS, **RATES)
+
+
+def test_work_is_what_goes_through_the_model(tiny_config, tmp_path):
+    """Against the tokens that its embedding sees; a pass counts as CPU_PASS of them."""
+    config = tiny_config("trainer.epochs=2", "evaluator.max_new_tokens=24", "data.max_input_tokens=600")
+    engine, estimate, seen = LocalEngine(Store(tmp_path)), Estimate(), []
+    embedding = load_model(config).base.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel()))
+    trained = Train(config, BASE, 0, (TrainingTask(TASK, (PROMPT,)),))
+    stages = [
+        Score(config, BASE, TASK, TASK.train, (PROMPT, Prompt("Name the country of the city.", 0))),
+        trained,
+        Evaluate(config, BASE, TASK, PROMPT),
+        Evaluate(config, trained.key, TASK, PROMPT),
+    ]
+    for stage in stages:
+        seen.clear()
+        asyncio.run(engine.run(stage))
+        real = sum(seen) + CPU_PASS * len(seen)
+        least, most = (work.trained + work.read + work.generated for work in estimate.work(stage))
+        assert 0.8 * least < real < 1.25 * most, stage
+    handle.remove()
+
+
+def test_a_race_is_a_range_and_kept_predictions_are_not_read_again(tiny_config):
+    prompts = (PROMPT, Prompt("Where is it?", 0))
+    least, most = Estimate().work(Score(tiny_config("scorer=race"), BASE, TASK, TASK.train, prompts))
+    full = Estimate().work(Score(tiny_config(), BASE, TASK, TASK.train, prompts))
+    assert most == full[0] == full[1]
+    assert 0.4 < least.read / most.read < 0.9
+    estimate, silent = Estimate(), tiny_config("evaluator.answers=false")
+    first, second = (estimate.work(Evaluate(silent, "a" * 64, TASK, PROMPT))[0].read for _ in range(2))
+    assert first == 2 * second == 2 * estimate.work(Evaluate(silent, BASE, TASK, PROMPT))[0].read
+
+
+def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_config):
+    config = tiny_config()
+    stage = Evaluate(config, BASE, TASK, PROMPT)
+    rates = rates_here(config)
+    assert rates.seconds(stage, Work(100, 200, 2 * (CPU_PASS + 10))) == 2.0 + 1.0 + 0.5 + 1.0
+    assert Prices().cost(stage).seconds is None
+    costs.save_rates(config, rates)
+    least, most = Estimate().work(stage)
+    assert Prices().cost(stage).seconds == (
+        pytest.approx(0.8 * rates.seconds(stage, least)),
+        pytest.approx(1.2 * rates.seconds(stage, most)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"place": {"machine": "cpu: another", "torch": "1.0", "model": "m"}}, "measured elsewhere.*another"),
+        ({"training": 0}, "not above 0"),
+        ({"reading": float("nan")}, "not above 0"),
+        ({"beside": {"train": 1.0}}, "not whole"),
+        ({"speed": 3}, "speed"),
+    ],
+    ids=str,
+)
+def test_a_file_that_says_nothing_here_is_a_line(tiny_config, change, reason):
+    config = tiny_config()
+    assert find_rates(config) == (None, "")
+    costs.save_rates(config, rates_here(config))
+    assert find_rates(config) == (rates_here(config), "")
+    path = costs.rates_file(config)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    prices = Prices()
+    costs_of = [prices.cost(Evaluate(config, BASE, TASK, PROMPT)) for _ in range(2)]
+    assert [cost.seconds for cost in costs_of] == [None, None]
+    (note,) = prices.notes
+    assert re.search(f"is not used.*{reason}.*sapo plan --measure", note)
+
+
+def test_stated_hours_of_the_paper_and_of_a_share_of_the_peak(tiny_config):
+    config = tiny_config("model.parameters=8.19", "model.embeddings=1.245")  # Qwen3-8B
+    stage = Train(config, BASE, 0, (TrainingTask(TASK, (PROMPT,)),))
+    hours = hours_of_peak(stage, Work(trained=1e9, read=2e9))
+    assert hours == pytest.approx((27.78e9 * 1e9 + 13.89e9 * 2e9) / (989e12 * 0.4) / 3600, rel=1e-3)
+    assert hours_of_paper(stage, 18.5e6) == pytest.approx(16 * 8.19 / 8.2)
+    unknown = Train(tiny_config(), BASE, 0, (TrainingTask(TASK, (PROMPT,)),))
+    assert hours_of_peak(unknown, Work(trained=1e9)) is hours_of_paper(unknown, 1) is None
+
+
+def test_tokens_of_a_model_that_is_not_here_are_estimated(tiny_config, tmp_path, monkeypatch):
+    """By characters, about as many as the tokenizer of such a model would make."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(Path(tmp_path)))
+    config = tiny_config("model=qwen3_8b", "data.max_input_tokens=50")
+    shape = costs.shape_of(TASK, TASK.train, config)
+    assert shape.rows == 24
+    assert 10 < shape.prefix < 60
+    assert 24 * 20 < shape.own < 24 * 70
