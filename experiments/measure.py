@@ -133,15 +133,15 @@ def measure(config: Config, tell: Callable[[str], object]) -> Rates:
     passes, tokens, generating = (
         sum(getattr(steps, name) for *_, steps in evaluate) for name in ("passes", "tokens", "seconds")
     )
-    if not passes:
-        raise UserError("No answer had two tokens: set evaluator.max_new_tokens to 8 or more to measure.")
     beside_evaluating = min(took - work.read / reading - steps.seconds for took, work, steps in evaluate)
-    rows = max(1, round(tokens / passes))
+    # Where all answers were right at once, a step is taken for a pass that reads.
+    generation = (passes * a_pass + tokens) / generating if passes else reading
+    rows = max(1, round(tokens / max(1, passes)))
     return Rates(
         place=place_of(config),
         training=training,
         reading=reading,
-        steps=(passes * a_pass + tokens) / generating / (a_pass + rows),
+        steps=generation / (a_pass + rows),
         rows=rows,
         beside={"train": beside_training, "score": beside_scoring, "evaluate": max(0.0, beside_evaluating)},
         a_pass=a_pass,
