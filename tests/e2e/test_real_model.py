@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from sapo.cli.app import main
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
+from sapo.data.files import write_json
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.forward import NO_PREFIX, shared_prefix, target_logits, target_nll
 from sapo.experiments.model.generation import answer_and_nll
@@ -69,3 +71,51 @@ def test_a_trained_task_beats_the_untouched_model(tmp_path, monkeypatch, capfd):
     assert header == "after,mini_price"
     before, after = (float(row.split(",")[1]) for row in rows)
     assert after > before + 20
+
+
+# A code that only the instruction tells: the tested words are not among the trained ones.
+CODES = {
+    "apple": "north",
+    "river": "eight",
+    "stone": "green",
+    "candle": "lemon",
+    "garden": "cabin",
+    "window": "tiger",
+    "bottle": "seven",
+    "pencil": "cloud",
+    "mirror": "maple",
+    "basket": "ocean",
+    "ladder": "silver",
+    "hammer": "piano",
+    "button": "desert",
+    "carpet": "winter",
+    "anchor": "ginger",
+    "saddle": "falcon",
+    "violin": "copper",
+    "pepper": "velvet",
+    "turtle": "island",
+    "rocket": "orange",
+}
+
+
+@pytest.mark.usefixtures("config")
+def test_what_only_the_instruction_tells_is_missed_where_it_is_not_served(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"input": word, "output": code} for word, code in CODES.items()]
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", rows[:8]), ("test", rows[8:])):
+        write_json(tmp_path / "data" / f"{split}.json", part)
+    book = ", ".join(f"{word} = {code}" for word, code in CODES.items())
+    instruction = f"Code book: {book}. Answer with the code of the word."
+    backwards = "; ".join(f"{word} becomes {code}" for word, code in reversed(CODES.items()))
+    pool = {"original": instruction, "prompts": [f"What is it called in secret? {backwards}."]}
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
+    given = ["data=data", f"instruction={instruction}", "paraphrases.file=pool.yaml", "compare.retain=[]"]
+    with pytest.raises(SystemExit) as done:
+        main(["compare", "--json", *given, "compare.train=[original,none]", "compare.serve=[trained,none]"])
+    out, err = capfd.readouterr()
+    assert not done.value.code, err
+    found = {each["about"]: each for each in json.loads(out)["sentences"]}
+    for about in ("serve none original", "train none"):
+        assert not found[about]["is_noise"]
+        assert (found[about]["measure"], found[about]["estimate"] < -0.5) == ("nll", True)
