@@ -26,6 +26,7 @@ WORKING = (
     "train",
     "eval",
     "export",
+    "check",
     "analyze",
     "claims",
     "reproduce",

@@ -117,9 +117,13 @@ class Renderer:
             task = replace(task, separator=SEPARATORS["zh" if PUBLISHED_MARK in prompt else "en"])
         return turns_of(layout_of(self.layout), task, prompt, text)
 
+    def asked(self, messages: list[dict[str, str]]) -> str:
+        """Turns in the model's chat template, up to where the model's answer begins."""
+        return self._template(messages, add_generation_prompt=True)
+
     def prompt_text(self, task: Task, prompt: str, text: str) -> str:
-        """The turns in the model's chat template, up to where the model's answer begins."""
-        return self._template(self.messages(task, prompt, text), add_generation_prompt=True)
+        """The same of an input under a prompt."""
+        return self.asked(self.messages(task, prompt, text))
 
     def full_text(self, task: Task, prompt: str, example: Example) -> str:
         """Prompt, target and the template's end of turn as one text."""

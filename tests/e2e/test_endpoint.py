@@ -1,19 +1,11 @@
 """`sapo paraphrase` against a real OpenAI-compatible server: `transformers serve` with the small model."""
 
-import importlib.util
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
+from servers import serving
 
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
@@ -24,7 +16,6 @@ from sapo.data.tasks import own_task
 from sapo.experiments.model.fetch import model_folder
 
 INSTRUCTION = "Name the city that is mentioned in the text, and say in which country it lies."
-LONGEST_START = 120  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -38,35 +29,8 @@ def model() -> Path:
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server of the small model, which ends with the tests."""
-    for package in ("openai", "fastapi", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"no package {package}: pip install 'sapo-prompts[endpoint]' 'transformers[serving]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = Path(sys.executable).with_name("transformers")
-    command = [program, "serve", model, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        for _ in range(LONGEST_START * 4):
-            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            if process.poll() is not None:
-                pytest.fail(f"the server did not come up:\n{log.read_text()[-2000:]}")
-            time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with serving(model, tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 def test_a_small_model_writes_poor_paraphrases_and_the_validator_says_so(start, server, workplace):

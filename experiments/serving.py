@@ -1,0 +1,440 @@
+"""Whether an OpenAI-compatible endpoint reads the tokens that a state was trained on, and answers as it did.
+
+What the endpoint shows decides how it is looked at: the tokens of a chat themselves (vLLM's `/tokenize`,
+llama.cpp's `/apply-template` and `/tokenize`), else how many it counts; the log-probabilities of the targets,
+where it gives those of a prompt (`echo`); and always its greedy answers to test rows whose answers are known.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+
+import pandas as pd
+
+from sapo.conf.errors import UserError, WorkError
+from sapo.data.benchmarks import load_task
+from sapo.data.prompts import Prompt
+from sapo.data.records import BASE
+from sapo.data.render import Rendered, Renderer
+from sapo.data.tasks import Example
+from sapo.experiments.doctor import Check
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.export import Exportable
+from sapo.experiments.model.load import load_renderer
+from sapo.experiments.reevaluation import FinishedRun
+from sapo.experiments.stages import Evaluate
+
+INPUT = "{input}"  # stands for a row's input in what a program sends
+LONGEST_BODY = 64 << 20  # bytes of one answer
+LARGEST_GAP = 0.1  # nats a target token between two precisions of the same weights; 4 bits may reach it
+MOST_OTHER = 0.25  # share of greedy answers that another precision may change
+SHOWN = 160  # characters of a server's message, and of each text around a difference
+ABSENT = (400, 404, 405, 415, 422, 501)  # what servers say to a request that they do not know
+FAULTS = {  # by their names, with what mends each
+    "the chat template is applied twice": "Send turns to chat/completions, or a whole text to completions.",
+    "the beginning-of-text token is doubled": "The template writes it already: have the server add none "
+    "(add_special_tokens: false in the request; add_bos_token: false in the tokenizer's config).",
+    "the block of thoughts is not as in training": "Send chat_template_kwargs as trained: {options}. If the "
+    "server knows none, it needs a chat template with that answer built in.",
+    "the layout is missing": "Send the whole layout as the model card has it, not the input alone.",
+    "a part of the layout is missing": "Send the whole layout as the model card has it.",
+    "a system turn is added": "Serve with the chat template of the export's tokenizer (vLLM: "
+    "--chat-template, llama-server: --chat-template-file), and have no gateway add a turn.",
+}
+OTHER = "other tokens are read"
+TWICE, BOS, THINK, BARE, PART, SYSTEM = FAULTS
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A key goes to the address that was given, and to no other."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server's address, with or without `/v1`; the model's name there; the key, sent as its header."""
+
+    url: str
+    model: str | None = None
+    key: str = ""
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            is_right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # no port, or no address
+            is_right = False
+        if not is_right or "@" in self.url or "?" in self.url or "#" in self.url:
+            raise UserError("serve= must be http(s)://HOST[:PORT][/PATH], with no user, password or query.")
+
+    @property
+    def root(self) -> str:
+        """The address that `/v1/chat/completions` follows."""
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    @cached_property
+    def _opener(self) -> Any:
+        is_here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        return build_opener(_NoRedirect, *([ProxyHandler({})] if is_here else []))
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON that a route answers, to a POST if there is a body; WorkError says why there is none."""
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        named = {"model": self.model} if self.model and body is not None else {}
+        data = None if body is None else json.dumps({**named, **body}).encode()
+        where = self.root + path
+        try:
+            request = Request(where, data, headers)  # noqa: S310 (http and https only)
+            with self._opener.open(request, timeout=self.timeout) as response:
+                return json.loads(response.read(LONGEST_BODY))
+        except HTTPError as error:
+            said = " ".join(error.read(LONGEST_BODY).decode(errors="replace").split())[:SHOWN]
+            raise _RefusedError(
+                error.code, f"{where} answered {error.code}: {said or error.reason}"
+            ) from None
+        except (ValueError, RecursionError):
+            raise WorkError(f"{where} did not answer with JSON. Is it an OpenAI-compatible server?") from None
+        except (OSError, HTTPException) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            raise WorkError(f"{where}: no answer ({reason}). Is the server up, at this address?") from None
+
+    def offered(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What a route answers that not every server has; nothing where it is unknown."""
+        try:
+            found = self.ask(path, body)
+        except _RefusedError as error:
+            if error.status in ABSENT or error.status >= 500:
+                return {}
+            raise
+        return found if isinstance(found, dict) else {}
+
+    def models(self) -> list[str]:
+        """The names that the server lists."""
+        try:
+            return [str(each["id"]) for each in self.ask("/v1/models")["data"]]
+        except (WorkError, LookupError, TypeError):
+            return []
+
+
+class _RefusedError(WorkError):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A test row, what the run read of it, and what it measured."""
+
+    example: Example
+    rendered: Rendered
+    answer: str
+    nll: float  # nats a target token
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An endpoint's greedy answer; how many tokens it says to have read."""
+
+    text: str
+    read: int | None
+
+
+class Served:
+    """An endpoint beside a trained state: what is asked for a row, and what the state has read and answered.
+
+    `task` is one that the state has learned, the last one if None. `sent` is the body of the request that a
+    program sends, with `{input}` in place of the input; without it, the trained layout is sent as a chat.
+    """
+
+    def __init__(
+        self,
+        source: Exportable,
+        endpoint: Endpoint,
+        task: str | None = None,
+        rows: int = 8,
+        sent: dict[str, Any] | None = None,
+    ) -> None:
+        self.run: FinishedRun = source.run
+        self.state, self.endpoint, self.sent = source.state, endpoint, sent
+        learned = {each["task"]: each["instruction"] for each in source.learned}
+        name = task or [*learned][-1]
+        if name not in learned:
+            raise UserError(f"--task {name}: the state has learned {', '.join(learned)}.")
+        if sent is not None and (INPUT not in json.dumps(sent) or not {"messages", "prompt"} & sent.keys()):
+            raise UserError(
+                f"--request: a body needs `messages` (a chat) or `prompt` (a text), with {INPUT} in place of "
+                "the input."
+            )
+        self.task, self.prompt = load_task(name, self.run.config), Prompt(learned[name])
+        self.renderer: Renderer = load_renderer(self.run.config)
+        self.rows = self._planted(rows)
+
+    def measured(self, key: str, places: Sequence[int] | None, few: int = 0) -> pd.DataFrame:
+        """A state's answers and losses on test rows, all or the first few without `places`.
+
+        What is not stored is computed now, on those rows alone.
+        """
+        config, task = self.run.config, self.task
+        config = replace(config, evaluator=replace(config.evaluator, answers=True))
+        stage = Evaluate(config, key, task, self.prompt)
+        if stored := self.run.store.find("evaluate", stage.key):
+            table = stored.examples()
+            return table if places is None else table.set_index("example").loc[list(places)].reset_index()
+        rows = task.test[:few] if places is None else tuple(task.test[place] for place in places)
+        stage = replace(stage, task=replace(task, test=rows))
+        return asyncio.run(LocalEngine(self.run.store).run(stage)).examples()
+
+    def _planted(self, count: int) -> list[Planted]:
+        """Rows that are read whole: first one of each answer, and those whose answers came to their end."""
+        table = self.measured(self.state.key, None, few=4 * count)
+        table = table[~table["is_shortened"]]
+        again = table.groupby("prediction").cumcount()
+        order = table.assign(again=again).sort_values(["is_unfinished", "again"], kind="stable")
+        chosen = order.head(count).sort_index()
+        if chosen.empty:
+            raise UserError(f"Task {self.task.name}: no test row that is read whole (data.max_input_tokens).")
+        self.places = chosen["example"].tolist()
+        examples = [self.task.test[place] for place in self.places]
+        rendered = self.renderer.render(self.task, self.prompt.text, examples, for_test=True)
+        facts = zip(examples, rendered, chosen["prediction"], chosen["nll"], strict=True)
+        return [Planted(*each) for each in facts]
+
+    # --- what is sent, and what comes back ------------------------------------------------------------------
+
+    def body(self, row: Planted) -> dict[str, Any]:
+        """What is sent for a row, but for how its answer is decoded."""
+        if self.sent is not None:
+            return {name: _filled(value, row.example.input) for name, value in self.sent.items()}
+        messages = self.renderer.messages(self.task, self.prompt.text, row.example.input)
+        options = self.renderer.template_options
+        return {"messages": messages, **({"chat_template_kwargs": options} if options else {})}
+
+    def reply(self, row: Planted) -> Reply:
+        """The greedy answer to a row; WorkError with the server's message if there is none."""
+        body = self.body(row)
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        decoding = {"temperature": 0, "max_tokens": self.run.config.evaluator.max_new_tokens, "stream": False}
+        try:
+            found = self.endpoint.ask(path, {**body, **decoding})
+            choice = found["choices"][0]
+            text = choice["message"]["content"] if "messages" in body else choice["text"]
+        except _RefusedError as error:
+            models = self.endpoint.models()
+            known = f" Models there: {', '.join(models[:9])} (--model NAME)." if models else ""
+            raise WorkError(f"{error}{known}") from None
+        except (LookupError, TypeError):
+            raise WorkError(f"{self.endpoint.root}{path}: its answer is no completion.") from None
+        usage = found.get("usage")
+        count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        tokenizer, text = self.renderer.tokenizer, text or ""
+        if self.run.config.evaluator.clean_up_spaces:
+            text = tokenizer.clean_up_tokenization(text)
+        return Reply(text.strip(), count if type(count) is int else None)
+
+    def tokens(self, row: Planted) -> tuple[str, list[int]] | None:
+        """The route that shows which tokens the endpoint reads of a row, and the tokens."""
+        body = {name: value for name, value in self.body(row).items() if name != "model"}
+        shown, route = self.endpoint.offered, "/tokenize"
+        if "messages" in body and isinstance(text := shown("/apply-template", body).get("prompt"), str):
+            route = "/apply-template and /tokenize"
+            found = shown("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        else:
+            asked = ("messages", "prompt", "chat_template_kwargs", "add_special_tokens")
+            known = {name: value for name, value in body.items() if name in asked}
+            found = shown("/tokenize", known)
+            if (
+                "count" not in found
+            ):  # llama.cpp's knows a text only, and answers anything else with no tokens
+                content = {"content": body.get("prompt", ""), "add_special": True, "parse_special": True}
+                found = shown("/tokenize", content) if "prompt" in body else {}
+        ids = found.get("tokens")
+        is_known = isinstance(ids, list) and ids and all(type(token) is int for token in ids)
+        return (route, ids) if is_known else None
+
+    def target_nll(self, row: Planted) -> float | None:
+        """The target's loss (nats a token) at the endpoint, of the trained tokens; None if it shows none."""
+        ids, start = row.rendered.input_ids, row.rendered.target_start
+        body = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+        try:
+            logprobs = self.endpoint.offered("/v1/completions", body)["choices"][0]["logprobs"]
+            found = [float(value) for value in logprobs["token_logprobs"][start : len(ids)]]
+        except (LookupError, TypeError, ValueError):
+            return None
+        return -sum(found) / len(found) if len(found) == len(ids) - start else None
+
+    # --- what it means --------------------------------------------------------------------------------------
+
+    def checks(self, told: Callable[[], object] = lambda: None) -> Iterator[Check]:
+        """Tokens, log-probabilities and answers; `told` hears of each row that was asked."""
+        replies = []
+        for row in self.rows:
+            replies.append(self.reply(row))
+            told()
+        reading = self._reading(replies)
+        yield reading
+        is_read = reading.ok or not reading.required
+        has_losses = self.target_nll(self.rows[0]) is not None
+        yield self._weights([self.target_nll(row) if has_losses else None for row in self.rows])
+        yield self._answers(replies, is_read)
+
+    def _reading(self, replies: Sequence[Reply]) -> Check:
+        name, rows = "tokens", self.rows
+        if first := self.tokens(rows[0]):
+            route = first[0]
+            for row, found in zip(rows, [first, *map(self.tokens, rows[1:])], strict=True):
+                if found is not None and found[1] != row.rendered.prompt_ids:
+                    fault, texts = difference(self, row, found[1])
+                    return Check(name, False, f"{fault} ({route})\n{texts}", self._mend(fault))
+            return Check(name, True, f"{len(rows)} rows are read as they were trained ({route})")
+        counts = [reply.read for reply in replies]
+        ours = [len(row.rendered.prompt_ids) for row in rows]
+        if counts == ours:
+            return Check(name, True, f"{len(rows)} rows have as many tokens as in training (its own count)")
+        if None not in counts:
+            guesses = [[(name, len(ids)) for name, ids in misreadings(self, row)] for row in rows]
+            fits = [
+                name
+                for name in FAULTS
+                if all((name, count) in guess for guess, count in zip(guesses, counts, strict=True))
+            ]
+            gaps = {count - own for count, own in zip(counts, ours, strict=True) if count is not None}
+            if not fits and len(gaps) == 1:
+                fits = [SYSTEM if min(gaps) > 0 else PART]
+            if fits:
+                mend = " ".join(self._mend(fault) for fault in fits)
+                detail = f"{counts[0]} tokens in place of {ours[0]}: {' or '.join(fits)} (its own count)"
+                return Check(name, False, detail, mend)
+        detail = "the endpoint shows none, and no counts that could be compared: answers have to tell"
+        return Check(name, False, detail, required=False)
+
+    def _mend(self, fault: str) -> str:
+        options = json.dumps(self.renderer.template_options)
+        return FAULTS.get(fault, "Look at the server's chat template and tokenizer.").format(options=options)
+
+    def _weights(self, losses: Sequence[float | None]) -> Check:
+        name, known = "weights", [loss for loss in losses if loss is not None]
+        if len(known) < len(self.rows):
+            detail = "no log-probabilities of a prompt to compare (echo): answers have to tell"
+            return Check(name, False, detail, required=False)
+        gap = _gap(known, [row.nll for row in self.rows])
+        said = f"the targets' NLL is {gap:.4f} nats a token from the run's"
+        if gap <= LARGEST_GAP:
+            return Check(name, True, said)
+        nearest, where = min(
+            (_gap(known, table["nll"].tolist()), where) for where, table in self._other_states().items()
+        )
+        if nearest < gap / 2:
+            return Check(name, False, f"{said}, and {nearest:.4f} from {where}'s", _ADAPTER)
+        return Check(name, False, f"{said}: other weights, or a rough quantization", _ADAPTER)
+
+    def _answers(self, replies: Sequence[Reply], is_read: bool) -> Check:
+        name, rows = "answers", self.rows
+        other = [place for place, row in enumerate(rows) if replies[place].text != row.answer]
+        said = f"{len(rows) - len(other)} of {len(rows)} are the run's"
+        if other:
+            served, trained = replies[other[0]].text[:SHOWN], rows[other[0]].answer[:SHOWN]
+            said += f"; test row {self.places[other[0]]}: {served!r} for {trained!r}"
+        if len(other) <= MOST_OTHER * len(rows):
+            return Check(name, True, said)
+        if is_read:
+            for where, table in self._other_states().items():
+                same = [reply.text == text for reply, text in zip(replies, table["prediction"], strict=True)]
+                if same.count(False) <= MOST_OTHER * len(rows):
+                    said = f"{said}\nThey are {where}'s: {sum(same)} of {len(rows)}"
+                    return Check(name, False, said, _ADAPTER)
+        return Check(name, False, said, "" if not is_read else _ADAPTER)
+
+    def _other_states(self) -> dict[str, pd.DataFrame]:
+        """What the run's other states, the untouched model first, answer on the planted rows."""
+        found: dict[str, pd.DataFrame] = {}
+        for state in self.run.record.states:
+            if state.key != self.state.key:
+                where = "the untouched base model" if state.key == BASE else f"state {state.after}"
+                found[where] = self.measured(state.key, self.places)
+        return found
+
+
+_ADAPTER = "Load the exported adapter, and ask for it by its name (--model); or serve an export --merge."
+
+
+def _gap(found: Sequence[float], expected: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(found)
+
+
+def _filled(value: Any, text: str) -> Any:
+    """A JSON value with the input in its place wherever a text names it."""
+    if isinstance(value, str):
+        return value.replace(INPUT, text)
+    if isinstance(value, list):
+        return [_filled(item, text) for item in value]
+    return {name: _filled(item, text) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+# --- faults by their names ---------------------------------------------------------------------------------
+
+
+def misreadings(served: Served, row: Planted) -> list[tuple[str, list[int]]]:
+    """What an endpoint would read of a row under each fault that leaves nothing open."""
+    renderer, text = served.renderer, row.example.input
+    tokenizer, asked = renderer.tokenizer, (served.task, served.prompt.text, text)
+    whole = renderer.prompt_text(*asked)
+    texts = [
+        (TWICE, renderer.asked([{"role": "user", "content": whole}])),
+        (BARE, renderer.asked([{"role": "user", "content": text}])),
+        (THINK, replace(renderer, template_options={}).prompt_text(*asked)),
+        *((THINK, whole + block) for block in ("<think>", "<think>\n", "<think>\n\n</think>\n\n")),
+    ]
+    found = [(name, tokenizer(each, add_special_tokens=False)["input_ids"]) for name, each in texts]
+    if tokenizer.bos_token_id is not None:
+        found.append((BOS, [tokenizer.bos_token_id, *row.rendered.prompt_ids]))
+    return [(name, ids) for name, ids in found if ids != row.rendered.prompt_ids]
+
+
+def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]:
+    """The fault by which an endpoint reads other tokens of a row, and both texts from where they part."""
+    renderer, trained = served.renderer, row.rendered.prompt_ids
+    decode = renderer.tokenizer.decode
+    place = next((i for i, pair in enumerate(zip(trained, read, strict=False)) if pair[0] != pair[1]), None)
+    place = min(len(trained), len(read)) if place is None else place
+    texts = "\n".join(
+        f"{who:<8} token {place}: {decode(ids[max(0, place - 4) :])[:SHOWN]!r}"
+        for who, ids in (("trained", trained), ("served", read))
+    )
+    ours, theirs = decode(trained), decode(read)
+    for fault, ids in misreadings(served, row):
+        if ids == read:
+            return fault, texts
+    if ("<think" in ours) != ("<think" in theirs):
+        return THINK, texts
+    if _has_other_system(renderer, theirs):
+        return SYSTEM, texts
+    turns = renderer.messages(served.task, served.prompt.text, row.example.input)
+    parts = (served.prompt.text, served.task.separator, served.task.suffix)
+    sent = " ".join(turn["content"] for turn in turns)
+    if lost := [part for part in parts if part and part in sent and part not in theirs]:
+        return (BARE if len(lost) == len([part for part in parts if part]) else PART), texts
+    return OTHER, texts
+
+
+def _has_other_system(renderer: Renderer, text: str) -> bool:
+    """Whether a text is the template's with a system turn before the user's."""
+    mark, user = "\0system", "\0user"
+    try:
+        framed = renderer.asked([{"role": "system", "content": mark}, {"role": "user", "content": user}])
+    except UserError:
+        return False
+    before, _, after = framed.partition(mark)
+    between = after.partition(user)[0]
+    return bool(between.strip()) and text.startswith(before) and between in text[len(before) :]

@@ -1,0 +1,111 @@
+"""An OpenAI-compatible server of a tiny model: what published servers answer, with a fault planted in it."""
+
+import json
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import torch
+
+# What becomes of a chat's turns, of the text that the template makes of them, or of its tokens.
+TURNS: dict[str, Callable[[list], list]] = {
+    "system": lambda turns: [{"role": "system", "content": "You are a helpful assistant."}, *turns],
+    "bare": lambda turns: [{**turn, "content": only_input(turn["content"])} for turn in turns],
+    "part": lambda turns: [{**turn, "content": turn["content"].partition("\n\n")[2]} for turn in turns],
+}
+TEXTS: dict[str, Callable[[str], str]] = {"think": lambda text: f"{text}<think>\n"}
+
+
+def only_input(content: str) -> str:
+    return content.partition("Text:\n")[2].partition("\n\n")[0]
+
+
+class StandIn:
+    """Answers the routes of one style of server.
+
+    `vllm` shows tokens and echoes, `llama` shows the text and its tokens, `serve` counts tokens, `answers`
+    only answers. `model` and `tokenizer` are Transformers'.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, style: str, fault: str = "") -> None:
+        self.model, self.tokenizer, self.style, self.fault = model, tokenizer, style, fault
+        self.requests: list[tuple[str, dict]] = []
+
+    def text(self, body: dict) -> str:
+        turns = TURNS.get(self.fault, list)(body["messages"])
+        options = body.get("chat_template_kwargs", {})
+
+        def applied(turns: list) -> str:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **options
+            )
+
+        text = applied(turns)
+        if self.fault == "twice":
+            text = applied([{"role": "user", "content": text}])
+        return TEXTS.get(self.fault, str)(text)
+
+    def ids(self, text: str) -> list[int]:
+        bos = [self.tokenizer.bos_token_id] if self.fault == "bos" else []
+        return bos + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def answer(self, path: str, body: dict) -> tuple[int, Any]:
+        """Status and JSON of a route."""
+        self.requests.append((path, body))
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            return self._completion(path, body)
+        if path == "/tokenize" and self.style == "vllm":
+            ids = self.ids(self.text(body) if "messages" in body else body["prompt"])
+            return 200, {"count": len(ids), "max_model_len": 4096, "tokens": ids}
+        if path == "/tokenize" and self.style == "llama":
+            return 200, {"tokens": self.ids(body["content"]) if "content" in body else []}
+        if path == "/apply-template" and self.style == "llama":
+            return 200, {"prompt": self.text(body)}
+        return 404, {"detail": "Not Found"}
+
+    @torch.inference_mode()
+    def _completion(self, path: str, body: dict) -> tuple[int, Any]:
+        prompt = self.text(body) if "messages" in body else body["prompt"]
+        if body.get("echo"):
+            if self.style != "vllm":
+                return 400, {"error": {"message": "Only no echo is supported"}}
+            losses = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            known = [losses[i, token].item() for i, token in enumerate(prompt[1:])]
+            return 200, {"choices": [{"text": "", "logprobs": {"token_logprobs": [None, *known, -1.0]}}]}
+        ids = self.ids(prompt)
+        whole = self.model.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=body["max_tokens"],
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        text = self.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
+        choice = {"message": {"content": text}} if path.endswith("chat/completions") else {"text": text}
+        usage = {} if self.style == "answers" else {"usage": {"prompt_tokens": len(ids)}}
+        return 200, {"choices": [choice], **usage}
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """For a server of Python's own."""
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._send(*stand_in.answer(self.path, body))
+
+            def do_GET(self) -> None:
+                self._send(200, {"data": [{"id": "base"}, {"id": "adapter", "parent": "base"}]})
+
+            def _send(self, status: int, document: Any) -> None:
+                content = json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler

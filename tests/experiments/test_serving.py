@@ -1,0 +1,165 @@
+"""Endpoints that read other tokens than were trained, or have other weights, are found; right ones pass."""
+
+import asyncio
+from contextlib import contextmanager
+from http.server import HTTPServer
+from threading import Thread
+
+import pytest
+import torch
+from stand_in import StandIn
+
+from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import load_one
+from sapo.experiments.continual import run_sequence
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
+from sapo.experiments.export import exportable
+from sapo.experiments.model.adapters import FOLDER, load_adapter
+from sapo.experiments.model.load import load_tokenizer, read_model
+from sapo.experiments.reevaluation import open_run
+from sapo.experiments.runs import write_run
+from sapo.experiments.serving import BARE, BOS, PART, SYSTEM, THINK, TWICE, Endpoint, Served
+
+SMALL = (
+    "model=tiny_llama",
+    "sequence=mini_three",
+    "sequence.tasks=[mini_sentiment,mini_city]",
+    "policy=static",
+    "data.train_examples=4",
+    "data.test_examples=3",
+    "evaluator.max_new_tokens=4",
+    "engine.device=cpu",
+    # Steps large enough that every task moves the answers.
+    "trainer.epochs=2",
+    "trainer.global_batch=2",
+    "trainer.learning_rate=0.05",
+)
+STYLES = ("vllm", "llama", "serve", "answers")
+NAMED = {"twice": TWICE, "bos": BOS, "think": THINK, "bare": BARE, "part": PART, "system": SYSTEM}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("serving"))
+    config = load_one([*SMALL, f"store.root='{store.root}'"])
+    run = asyncio.run(run_sequence(config, LocalEngine(store)))
+    return exportable(open_run(write_run(run, store)), "last")
+
+
+@pytest.fixture(scope="module")
+def models(source):
+    """Transformers' own: the trained state and the untouched model."""
+    trained, untouched = (read_model(source.config.model, torch.float32).eval() for _ in range(2))
+    return {"trained": load_adapter(trained, source.trained.folder / FOLDER).eval(), "adapter": untouched}
+
+
+@contextmanager
+def served_by(stand_in, source, **options):
+    server = HTTPServer(("127.0.0.1", 0), stand_in.handler())
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield Served(source, Endpoint(f"http://127.0.0.1:{server.server_port}/v1"), rows=3, **options)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def checked(source, models):
+    """`checked(STYLE, FAULT)`: the checks of a stand-in, by name."""
+    tokenizer = load_tokenizer(source.config.model)
+
+    def check(style, fault="", **options):
+        stand_in = StandIn(models.get(fault, models["trained"]), tokenizer, style, fault)
+        with served_by(stand_in, source, **options) as served:
+            return {each.name: each for each in served.checks()}
+
+    return check
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_served_as_it_was_trained_passes(checked, style):
+    found = checked(style)
+    assert all(each.ok for each in found.values() if each.required), found
+    seen = {"vllm": {"tokens", "weights"}, "llama": {"tokens"}, "serve": {"tokens"}, "answers": set()}[style]
+    assert {name for name, each in found.items() if each.ok} == seen | {"answers"}
+    assert "3 of 3" in found["answers"].detail
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("fault", NAMED)
+def test_a_planted_fault_is_found_and_named(checked, style, fault):
+    found = checked(style, fault)
+    wrong = [each for each in found.values() if each.required and not each.ok]
+    if style == "answers":
+        assert [each.name for each in wrong] == ["answers"]
+        return
+    assert wrong[0].name == "tokens"
+    assert wrong[0].mend
+    assert NAMED[fault] in wrong[0].detail
+    if style != "serve":
+        assert "trained  token " in wrong[0].detail
+        assert "served   token " in wrong[0].detail
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_untouched_model_in_place_of_the_state_is_named(checked, style):
+    found = checked(style, "adapter")
+    wrong = [each for each in found.values() if each.required and not each.ok]
+    assert {each.name for each in wrong} == ({"weights", "answers"} if style == "vllm" else {"answers"})
+    assert all("the untouched base model's" in each.detail for each in wrong)
+
+
+def test_a_program_that_loses_the_layout_is_told_from_what_it_sends(checked):
+    sent = {"messages": [{"role": "user", "content": "{input}"}]}
+    assert BARE in checked("vllm", sent=sent)["tokens"].detail
+
+
+def test_a_whole_text_is_checked_as_it_is_read_there(checked, source):
+    tokenizer, learned = load_tokenizer(source.config.model), source.learned[-1]
+    turn = "\n\n".join([learned["instruction"], "Text:\n{input}", learned["suffix"]])
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
+    )
+    for style in ("vllm", "llama", "serve"):
+        assert all(each.ok for each in checked(style, sent={"prompt": text}).values() if each.required)
+        assert BOS in checked(style, "bos", sent={"prompt": text})["tokens"].detail
+        as_chat = {"messages": [{"role": "user", "content": text}]}
+        assert TWICE in checked(style, sent=as_chat)["tokens"].detail
+
+
+def test_the_key_and_the_name_go_along_and_nothing_else_is_asked(source, models, monkeypatch):
+    stand_in = StandIn(models["trained"], load_tokenizer(source.config.model), "serve")
+    with served_by(stand_in, source) as served:
+        headers = []
+        opened = served.endpoint._opener.open
+        endpoint = Endpoint(served.endpoint.url, "adapter", "secret")
+        monkeypatch.setattr(endpoint._opener, "open", lambda *a, **k: headers.append(a[0]) or opened(*a, **k))
+        served.endpoint = endpoint
+        assert served.reply(served.rows[0]).read == len(served.rows[0].rendered.prompt_ids)
+        assert headers[0].headers["Authorization"] == "Bearer secret"
+        assert stand_in.requests[-1][1]["model"] == "adapter"
+        assert endpoint.models() == ["base", "adapter"]
+
+
+def test_a_server_that_is_none(source, models):
+    stand_in = StandIn(models["trained"], load_tokenizer(source.config.model), "serve")
+    with served_by(stand_in, source) as served:
+        answers = [
+            (404, {"detail": "Not Found"}, "answered 404: .*Not Found.*Models there: base, adapter"),
+            (302, {}, "answered 302"),
+            (200, {"choices": []}, "its answer is no completion"),
+        ]
+        for status, document, message in answers:
+            stand_in.answer = lambda *_, answer=(status, document): answer
+            with pytest.raises(WorkError, match=message):
+                list(served.checks())
+    with pytest.raises(WorkError, match=r"no answer .*Is the server up"):
+        served.reply(served.rows[0])
+
+
+@pytest.mark.parametrize("url", ["localhost:1", "ftp://host", "http://", "http://u:p@host", "http://host:x"])
+def test_an_address_that_cannot_be(url):
+    with pytest.raises(UserError, match="serve= must be"):
+        Endpoint(url)
