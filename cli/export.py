@@ -1,4 +1,4 @@
-"""`sapo export RUN --to FOLDER`: a trained state for other programs, with its model card."""
+"""`sapo export RUN --to FOLDER`, `--push OWNER/NAME`: a trained state for other programs, with its card."""
 
 import sys
 from contextlib import redirect_stdout
@@ -9,12 +9,21 @@ import typer
 from rich.filesize import decimal
 
 from sapo.cli.console import Json, Overrides, emit, find_run
+from sapo.conf.errors import UserError
 
 
 def command(
     run: Annotated[str, typer.Argument(help="Run folder or id")],
-    to: Annotated[Path, typer.Option(help="New folder to write")],
     overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option(help="New folder to write (with --push: NAME, if none is given)")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository on the hub")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that --push makes is for everybody, not private")
+    ] = False,
     state: Annotated[
         str, typer.Option(help="last, a number of trained tasks, or the task that was trained last")
     ] = "last",
@@ -29,10 +38,14 @@ def command(
     from sapo.analysis.model_card import model_card
     from sapo.analysis.results import load_run
     from sapo.conf.load import choices
-    from sapo.experiments.export import export, exportable, require_free
+    from sapo.experiments.export import export, exportable, require_free, require_repository, upload
     from sapo.experiments.reevaluation import open_run
 
-    to = to.expanduser()
+    if push:
+        require_repository(push)
+    if not (to or push):
+        raise UserError("Where to? Say --to FOLDER, --push OWNER/NAME, or both.")
+    to = (to or Path(str(push).rpartition("/")[2])).expanduser()
     require_free(to)
     folder = find_run(run, overrides)
     with redirect_stdout(sys.stderr):
@@ -40,6 +53,7 @@ def command(
         source = exportable(opened, state)
         facts = source.facts(merge)
         difference = export(source, to, merge, model_card(load_run(folder), facts))
+    commit = upload(to, push, public) if push else None
     files = sorted(path for path in to.rglob("*") if path.is_file())
     sizes = {path.relative_to(to).as_posix(): path.stat().st_size for path in files}
     base, rank = facts["base"], facts["rank"]
@@ -53,8 +67,16 @@ def command(
             f"from the adapter's by at most {difference:.1g} of the largest one",
             f"Test it: {test}",
         ]
-    document = {**facts, "dir": str(to), "files": sizes, "logits_difference": difference, "test": test}
+    document = {
+        **facts,
+        "dir": str(to),
+        "files": sizes,
+        "logits_difference": difference,
+        "test": test,
+        "commit": commit,
+    }
     tasks = ", ".join(learned["task"] for learned in facts["tasks"])
     head = f"{facts['run']} after {tasks}: {decimal(sum(sizes.values()))} in {to}"
     end = "README.md there has the prompts that it needs, and Python code to use it."
-    emit(document, json, [head, *what, end])
+    pushed = [f"Uploaded: {commit}"] if commit else []
+    emit(document, json, [head, *what, *pushed, end])

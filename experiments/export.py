@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
@@ -164,6 +167,34 @@ def require_free(folder: Path) -> None:
         raise UserError(f"--to {folder}: this folder is not empty. Name a new one; nothing is overwritten.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--to {folder}: this is a file. Name a new folder.")
+
+
+def require_repository(name: str) -> None:
+    """UserError unless `name` is OWNER/NAME as the hub can have it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push {name}: {error}") from error
+    if "/" not in name:
+        raise UserError(f"--push {name}: must be OWNER/NAME, the owner a user or an organization of the hub.")
+
+
+def upload(folder: Path, name: str, is_public: bool) -> str:
+    """Uploads an export to a repository on the hub, made if there is none, and returns the commit's address.
+
+    WorkError if the hub takes it not; the folder stays.
+    """
+    try:
+        api = HfApi()
+        repository = api.create_repo(name, private=not is_public, exist_ok=True).repo_id
+        done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of sapo")
+    except Exception as error:  # no network, no token, no right, a full quota: classes of several packages
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise WorkError(
+            f"Cannot push to {name}: {reason}. The export is whole in {folder}. When that is mended (hf auth "
+            f"login takes a token): hf upload {name} {folder}"
+        ) from error
+    return done.commit_url
 
 
 def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | None:

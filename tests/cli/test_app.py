@@ -16,7 +16,7 @@ COMMANDS = {
     "fetch": ("model", "benchmarks"),
     "store": ("verify", "ls", "gc", "export", "import"),
     **dict.fromkeys(("train", "eval", "export", "analyze", "reproduce", "plan", "select"), ()),
-    **dict.fromkeys(("paraphrase", "metrics", "ls", "doctor"), ()),
+    **dict.fromkeys(("paraphrase", "metrics", "ls", "doctor", "check"), ()),
 }
 
 

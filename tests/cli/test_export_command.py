@@ -4,7 +4,10 @@ import json
 import re
 import shlex
 import shutil
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -130,3 +133,66 @@ def test_where_the_store_is_can_be_said_as_elsewhere(sapo, trained, tmp_path, mo
     arguments = (*command, trained.static["id"], *options, "--json")
     assert "Unknown run" in sapo(*arguments).err
     assert sapo(*arguments, f"store.root={trained.root}").document
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in of the hub: what it was asked, and with which token; `refusal` is answered if it is set."""
+
+    class Hub(BaseHTTPRequestHandler):
+        asked, tokens, refusal = [], set(), None
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            documents = [json.loads(line) for line in body.splitlines()]
+            Hub.asked.append((self.path, documents))
+            Hub.tokens.add(self.headers.get("Authorization"))
+            answer = {}
+            if self.path == "/api/repos/create":
+                answer = {"url": f"{address}/me/tickets"}
+            elif self.path == "/api/models/me/tickets/preupload/main":
+                paths = [file["path"] for file in documents[0]["files"]]
+                regular = {"uploadMode": "regular", "shouldIgnore": False}
+                answer = {"files": [{"path": path, **regular} for path in paths]}
+            elif self.path == "/api/models/me/tickets/commit/main":
+                url = f"{address}/me/tickets/commit/c0ffee"
+                answer = {"success": True, "commitOid": "c0ffee", "commitUrl": url, "hookOutput": ""}
+            content = json.dumps(Hub.refusal or answer).encode()
+            self.send_response(401 if Hub.refusal else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    address = f"http://127.0.0.1:{server.server_port}"
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_export_is_uploaded_as_it_lies_in_its_folder(sapo, trained, tmp_path, monkeypatch, hub):
+    monkeypatch.chdir(tmp_path)
+    document = sapo("export", trained.static["id"], "--push", "me/tickets", "--json").document
+    assert document["commit"].endswith("/me/tickets/commit/c0ffee")
+    asked = dict(hub.asked)
+    assert asked["/api/repos/create"][0].items() >= {"name": "tickets", "organization": "me"}.items()
+    assert asked["/api/repos/create"][0]["visibility"] == "private"
+    assert hub.tokens == {"Bearer hf_mine"}
+    sent = [line["value"] for line in asked["/api/models/me/tickets/commit/main"] if line["key"] == "file"]
+    assert {file["path"]: b64decode(file["content"]) for file in sent} == {
+        name: (tmp_path / "tickets" / name).read_bytes() for name in document["files"]
+    }
+    hub.refusal = {"error": "Invalid credentials"}
+    options = ("--push", "me/tickets", "--to", tmp_path / "again")
+    message = sapo("export", trained.static["id"], *options).refused(1)
+    assert "Cannot push to me/tickets: " in message
+    assert f"hf upload me/tickets {tmp_path / 'again'}" in message
+    assert (tmp_path / "again" / "README.md").is_file()

@@ -19,7 +19,6 @@ USAGE = [
     (("metrics", "a.csv", "b.csv"), "unexpected extra argument"),
     (("store", "nonesuch"), "No such command"),
     (("store", "gc", "--yes=perhaps"), "does not take a value"),
-    (("export", "{run}"), "Missing option '--to'"),
 ]
 
 POOLED = ("data={tmp}/rows.csv", "instruction=Sort it.", "paraphrases.file={tmp}/pool.yaml")
@@ -135,6 +134,10 @@ COMMANDS = [
     (("select", *POOLED, "--write", "{tmp}"), "--write {tmp}"),
     (("select", *POOLED, "--write", f"{FILE}/x.jsonl"), "there is no folder"),
     (("select", *POOLED, "data.max_input_tokens=16", "--write", "{tmp}/out"), "data.max_input_tokens"),
+    (("export", "{run}"), "Where to? Say --to FOLDER, --push OWNER/NAME"),
+    (("export", "{run}", "--push", "name"), "--push name: must be OWNER/NAME"),
+    (("export", "{run}", "--push", "a/b/c"), "--push a/b/c: "),
+    (("export", "{run}", "--push", "me/tickets", "--to", FILE), "this is a file"),
     (("check", "{run}"), "Which endpoint? Say serve=URL"),
     (("check", "serve=http://127.0.0.1:9"), "Which run?"),
     (("check", "{run}", "serve=here"), "serve= must be http(s)://HOST"),

@@ -18,8 +18,11 @@ LONGEST_START = 120  # seconds
 
 
 @contextmanager
-def serving(model: Path, scratch: Path) -> Iterator[str]:
-    """A server's address for a model's folder; it ends with the block. Skips where none is installed."""
+def serving(scratch: Path, *model: Path) -> Iterator[str]:
+    """The address of a server of one model, or of whatever folder is asked for; it ends with the block.
+
+    Skips where none is installed.
+    """
     for package in ("openai", "fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"no package {package}: pip install 'sapo-prompts[endpoint]' 'transformers[serving]'")
@@ -27,7 +30,7 @@ def serving(model: Path, scratch: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    command = [*program, "serve", model, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
+    command = [*program, "serve", *model, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
     log = scratch / "server.txt"
     with log.open("w") as file:

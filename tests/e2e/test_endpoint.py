@@ -29,7 +29,7 @@ def model() -> Path:
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server of the small model, which ends with the tests."""
-    with serving(model, tmp_path_factory.mktemp("server")) as url:
+    with serving(tmp_path_factory.mktemp("server"), model) as url:
         yield url
 
 
