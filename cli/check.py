@@ -1,24 +1,38 @@
 """`sapo check RUN serve=URL`: whether an endpoint reads and answers what a run has trained."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sapo.cli.console import Json, Progress, emit, find_run, take
 from sapo.conf.errors import UserError
 
+if TYPE_CHECKING:
+    from sapo.experiments.doctor import Check
+
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN serve=URL [KEY=VALUE]…",
+        help="Run folder or id, the address of an OpenAI-compatible endpoint, and where things are: "
+        "data.root=FOLDER, store.root=FOLDER, model.path=FOLDER",
+    ),
+]
+Request = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file with the body that your program sends, {input} in place of the input "
+        "(default: the trained layout as a chat)"
+    ),
+]
+
 
 def command(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN serve=URL [KEY=VALUE]…",
-            help="Run folder or id, the address of an OpenAI-compatible endpoint, and where things are: "
-            "data.root=FOLDER, store.root=FOLDER, model.path=FOLDER",
-        ),
-    ],
+    words: Words,
     state: Annotated[
         str, typer.Option(help="last, a number of trained tasks, or the task that was trained last")
     ] = "last",
@@ -30,13 +44,7 @@ def command(
     key_variable: Annotated[
         str | None, typer.Option(help="Environment variable with the endpoint's key (default: none is sent)")
     ] = None,
-    request: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON file with the body that your program sends, {input} in place of the input "
-            "(default: the trained layout as a chat)"
-        ),
-    ] = None,
+    request: Request = None,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take", min=0.1)] = 120.0,
     json: Json = False,
 ) -> None:
@@ -64,21 +72,21 @@ def command(
 
     endpoint = Endpoint(own["serve"], model, key, timeout)
     sent = read_json(request) if request else None
-    if request and not isinstance(sent, dict):
-        raise UserError(f"--request {request}: must be a JSON object, the body of a request.")
     with Progress() as progress:
         served = Served(exportable(open_run(folder, overrides), state), endpoint, task, rows, sent)
         progress.expect(len(served.rows))
         found = list(served.checks(lambda: progress.advance("")))
     is_served = all(check.ok for check in found if check.required)
-    lines = [f"{folder.name}, state {served.state.after}: {len(served.rows)} test rows of {served.task.name}"]
-    for check in found:
-        mark = "ok" if check.ok else "wrong" if check.required else "unseen"
-        lines.append(f"{mark:<8}{check.name}: {check.detail}".replace("\n", f"\n{'':8}"))
-        if check.mend:
-            lines.append(f"{'':8}{check.mend}")
-    lines.append("Served as it was trained." if is_served else "Not served as it was trained.")
     document = {"run": folder.name, "task": served.task.name, "rows": len(served.rows), "served": is_served}
-    emit({**document, "checks": [asdict(check) for check in found]}, json, lines)
+    head = f"{folder.name}, state {served.state.after}: {len(served.rows)} test rows of {served.task.name}"
+    end = "Served as it was trained." if is_served else "Not served as it was trained."
+    emit({**document, "checks": [asdict(check) for check in found]}, json, [head, *_lines(found), end])
     if not is_served:
         raise typer.Exit(1)
+
+
+def _lines(found: "list[Check]") -> Iterator[str]:
+    for check in found:
+        mark = "ok" if check.ok else "wrong" if check.required else "unseen"
+        for number, line in enumerate(f"{check.name}: {check.detail}\n{check.mend}".rstrip().split("\n")):
+            yield f"{'' if number else mark:<8}{line}"

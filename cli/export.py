@@ -15,12 +15,8 @@ from sapo.conf.errors import UserError
 def command(
     run: Annotated[str, typer.Argument(help="Run folder or id")],
     overrides: Overrides = None,
-    to: Annotated[
-        Path | None, typer.Option(help="New folder to write (with --push: NAME, if none is given)")
-    ] = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository on the hub")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="New folder to write (default with --push: NAME)")] = None,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="A repository that --push makes is for everybody, not private")
     ] = False,
@@ -67,16 +63,9 @@ def command(
             f"from the adapter's by at most {difference:.1g} of the largest one",
             f"Test it: {test}",
         ]
-    document = {
-        **facts,
-        "dir": str(to),
-        "files": sizes,
-        "logits_difference": difference,
-        "test": test,
-        "commit": commit,
-    }
+    document = {**facts, "dir": str(to), "files": sizes, "logits_difference": difference}
+    document |= {"test": test, "commit": commit}
     tasks = ", ".join(learned["task"] for learned in facts["tasks"])
     head = f"{facts['run']} after {tasks}: {decimal(sum(sizes.values()))} in {to}"
     end = "README.md there has the prompts that it needs, and Python code to use it."
-    pushed = [f"Uploaded: {commit}"] if commit else []
-    emit(document, json, [head, *what, *pushed, end])
+    emit(document, json, [head, *what, *([f"Uploaded: {commit}"] if commit else []), end])

@@ -172,10 +172,12 @@ class Served:
         name = task or [*learned][-1]
         if name not in learned:
             raise UserError(f"--task {name}: the state has learned {', '.join(learned)}.")
-        if sent is not None and (INPUT not in json.dumps(sent) or not {"messages", "prompt"} & sent.keys()):
+        if sent is not None and not (
+            isinstance(sent, dict) and INPUT in json.dumps(sent) and {"messages", "prompt"} & sent.keys()
+        ):
             raise UserError(
-                f"--request: a body needs `messages` (a chat) or `prompt` (a text), with {INPUT} in place of "
-                "the input."
+                "--request: must be a request's body, a JSON object with `messages` (a chat) or `prompt` (a "
+                f"text), and {INPUT} in place of the input."
             )
         self.task, self.prompt = load_task(name, self.run.config), Prompt(learned[name])
         self.renderer: Renderer = load_renderer(self.run.config)
@@ -418,7 +420,8 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
             return fault, texts
     if ("<think" in ours) != ("<think" in theirs):
         return THINK, texts
-    if _has_other_system(renderer, theirs):
+    system = _system_of(renderer, theirs)
+    if system is not None and system != _system_of(renderer, ours):
         return SYSTEM, texts
     turns = renderer.messages(served.task, served.prompt.text, row.example.input)
     parts = (served.prompt.text, served.task.separator, served.task.suffix)
@@ -428,13 +431,15 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
     return OTHER, texts
 
 
-def _has_other_system(renderer: Renderer, text: str) -> bool:
-    """Whether a text is the template's with a system turn before the user's."""
+def _system_of(renderer: Renderer, text: str) -> str | None:
+    """What the system turn before the user's says in a text that the template wrote; None without one."""
     mark, user = "\0system", "\0user"
     try:
         framed = renderer.asked([{"role": "system", "content": mark}, {"role": "user", "content": user}])
     except UserError:
-        return False
+        return None
     before, _, after = framed.partition(mark)
     between = after.partition(user)[0]
-    return bool(between.strip()) and text.startswith(before) and between in text[len(before) :]
+    if not between.strip() or not text.startswith(before) or between not in text[len(before) :]:
+        return None
+    return text[len(before) :].partition(between)[0]

@@ -149,6 +149,7 @@ COMMANDS = [
     (("check", "{run}", "serve=http://h", "--key-variable", "NO_KEY"), "NO_KEY: this environment variable"),
     (("check", "{run}", "serve=http://h", "--request", "{tmp}/none.json"), "{tmp}/none.json"),
     (("check", "{run}", "serve=http://h", "--request", FILE), FILE),
+    (("check", "{run}", "serve=http://h", "--request", "{tmp}/list.json"), "must be a request's body"),
     (("check", "{run}", "serve=http://h", "trainer.epochs=3"), "a run's settings stay as they were"),
     (("metrics", "{tmp}/none.csv"), "No such file"),
     (("metrics", FILE), "begins with 'input'"),
@@ -161,6 +162,7 @@ def filled(small, trained, tmp_path):
     """`filled(WORDS)` puts in a folder with rows and pools, a store, its run, and small settings."""
     (tmp_path / "rows.csv").write_text("input,output\nx,y\nz,w\n", encoding="utf-8")
     (tmp_path / "pool.yaml").write_text("prompts: [Put it in order.]\n", encoding="utf-8")
+    (tmp_path / "list.json").write_text('["{input}"]')
     (tmp_path / "other.yaml").write_text("original: Do something else.\nprompts: [Do it.]\n")
     given = {"{tmp}": tmp_path, "{run}": trained.static["id"], "{store}": trained.root}
 
