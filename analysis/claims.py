@@ -273,7 +273,22 @@ def decided(
         found.append((claim, absent or contrast_estimate(contrast.parts)))
     adjusted = holm([basis.p for _, basis in found])
     alpha = ALPHA / max(1, sum(p is not None for p in adjusted))
-    return [_judged(*each, p, alpha) for each, p in zip(found, adjusted, strict=True)]
+    claims = []
+    for (claim, basis), p_holm in zip(found, adjusted, strict=True):
+        if p_holm is None:
+            claims.append(replace(claim, n=basis.n, reason=basis.reason))
+            continue
+        numbers = basis.numbers
+        is_decided = p_holm <= ALPHA and not numbers["low"] <= 0 <= numbers["high"]
+        if claim.id == "a":  # a ratio comes back from its logarithm
+            numbers = {name: float(np.exp(number)) for name, number in numbers.items()}
+        elif "correlation" in claim.statistic:
+            numbers = {name: min(1.0, max(-1.0, number)) for name, number in numbers.items()}
+        verdict = ("shown" if basis.value > 0 else "refuted") if is_decided else "undecided"
+        more = None if is_decided else basis.more(alpha)
+        facts = {"n": basis.n, "p": basis.p, "p_holm": p_holm, "verdict": verdict, "more": more}
+        claims.append(replace(claim, **numbers, **facts))
+    return claims
 
 
 def _of_probes(
@@ -308,18 +323,3 @@ def _of_probes(
                 tails = (permutation_p(basis.value, draws), permutation_p(-basis.value, -draws))
                 basis = replace(basis, p=min(1.0, 2 * min(tails)))
             yield Claim(key, sentence, statistic, measure, "trained"), basis
-
-
-def _judged(claim: Claim, basis: Estimate, adjusted: float | None, alpha: float) -> Claim:
-    """The claim with its numbers and verdict; a ratio comes back from its logarithm."""
-    if adjusted is None:
-        return replace(claim, n=basis.n, reason=basis.reason)
-    numbers = basis.numbers
-    is_decided = adjusted <= ALPHA and not numbers["low"] <= 0 <= numbers["high"]
-    if claim.id == "a":
-        numbers = {name: float(np.exp(number)) for name, number in numbers.items()}
-    elif "correlation" in claim.statistic:
-        numbers = {name: min(1.0, max(-1.0, number)) for name, number in numbers.items()}
-    verdict = ("shown" if basis.value > 0 else "refuted") if is_decided else "undecided"
-    more = None if is_decided else basis.more(alpha)
-    return replace(claim, **numbers, n=basis.n, p=basis.p, p_holm=adjusted, verdict=verdict, more=more)

@@ -164,8 +164,14 @@ class Comparison:
         """What these rows tell, a sentence a question, after Holm over all questions and measures."""
         asked = self._questions()
         tests = [(about, measure, sides) for about, sides in asked for measure in sides]
-        p = holm([_sign_p(sides[measure]) for _, measure, sides in tests])
-        adjusted = {(about, measure): value for (about, measure, _), value in zip(tests, p, strict=True)}
+        p: list[float | None] = []
+        for _, measure, sides in tests:  # random signs of the rows; a row keeps its seeds
+            rows = sides[measure].mean(axis=0)
+            permuted = np.abs(_signs(len(rows)) @ rows) / len(rows)
+            p.append(permutation_p(abs(float(rows.mean())), permuted))
+        adjusted = {
+            (about, measure): value for (about, measure, _), value in zip(tests, holm(p), strict=True)
+        }
         found = []
         for about, sides in asked:
             # The leading measure decides; where it does not, a smaller one may: NLL sees what labels do not.
@@ -191,28 +197,17 @@ class Comparison:
         pairs |= {f"train {name}": ((name, own), (base, own)) for name in others}
         for row in (base, *(name for name in others if name == "chosen")):
             pairs |= {f"serve {name} {row}": ((row, name), (row, own)) for name in self.served if name != own}
-        asked = [
-            (
-                about,
-                {
-                    measure: gain
-                    for measure in self.measures
-                    if (gain := self._gain(*pair, measure)) is not None
-                },
-            )
-            for about, pair in pairs.items()
-        ]
+        asked: list[tuple[str, dict[str, Array]]] = []
+        for about, (first, second) in pairs.items():
+            asked.append((about, {}))
+            for measure in self.measures:
+                one, other = (self.values(*cell, measure) for cell in (first, second))
+                if one is not None and other is not None:
+                    asked[-1][1][measure] = (other - one) if measure in LOWER_IS_BETTER else (one - other)
         if tasks := list(self._cell(base, RETAINED)["task"].unique()):
             lost = self._change(base, tasks)
             asked += [(f"forget {name}", {"nll": lost - self._change(name, tasks)}) for name in others]
         return [(about, gains) for about, gains in asked if any(gain.any() for gain in gains.values())]
-
-    def _gain(self, first: tuple[str, str], second: tuple[str, str], measure: str) -> Array | None:
-        """How much better the first cell is than the second, row by row."""
-        one, other = (self.values(*cell, measure) for cell in (first, second))
-        if one is None or other is None:
-            return None
-        return (other - one) if measure in LOWER_IS_BETTER else (one - other)
 
     def _sentence(self, about: str, measure: str, gain: Array, p: float) -> Sentence:
         """A question's answer in words, with its error."""
@@ -385,13 +380,6 @@ def _interval(values: Array) -> Interval:
     """The mean of scores (seeds x rows) with its bootstrap interval over rows and seeds."""
     low, high = np.percentile(bootstrap([(values, np.ones(values.shape[1]))], 2000, 0), [2.5, 97.5])
     return Interval(float(values.mean()), float(low), float(high), n=values.shape[1], n_seeds=len(values))
-
-
-def _sign_p(gain: Array) -> float:
-    """Two-sided p of the mean gain (seeds x rows) under random signs of the rows; a row keeps its seeds."""
-    rows = gain.mean(axis=0)
-    permuted = np.abs(_signs(len(rows)) @ rows) / len(rows)
-    return permutation_p(abs(float(rows.mean())), permuted)
 
 
 @lru_cache(maxsize=4)

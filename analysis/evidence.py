@@ -1,9 +1,9 @@
 """What claims rest on: finished probes and runs, read into arrays, refused where they are of two kinds."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from sapo.analysis.claims import Claim, Contrast, Parts, ProbeData
-from sapo.analysis.intervals import Array, by_distinct_row
+from sapo.analysis.intervals import contributions
 from sapo.analysis.metrics import METRICS, check_definition, metric_weights
 from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable, sign_of
 from sapo.analysis.published import paper_csv, plain
@@ -29,7 +29,6 @@ from sapo.analysis.results import (
     load_run,
     n_examples,
     named,
-    row_numbers,
     tests_apart,
 )
 from sapo.conf.errors import UserError
@@ -103,7 +102,13 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
         (f"Probe {p.id}", _facts(*list(p.runs.values())[:1]) | {"prompts": len({*p.runs, *p.missing})})
         for p in probes
     ]
-    counted = [path for path in folders if (path / RUN).is_file() and _is_counted(path)]
+    # Runs of other policies and of bounds stand in no claim: their predictions are not even read.
+    records = {path: read_record(RunRecord, path) for path in folders if (path / RUN).is_file()}
+    counted = [
+        path
+        for path, r in records.items()
+        if r.policy in POLICIES and r.method not in ("multitask", "single")
+    ]
     roles = _roles([load_run(path) for path in counted])
     runs = [run for of_role in roles.values() for run in of_role.values()]
     _require_alike(of_probes)
@@ -126,12 +131,6 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
         is_demonstration=any(p.demonstration for p in probes) or any(r.demonstration for r in runs),
         measures=measures,
     )
-
-
-def _is_counted(folder: Path) -> bool:
-    """Whether a run can stand in a claim: those of probes and of other policies are not even read."""
-    record = read_record(RunRecord, folder)
-    return record.policy in POLICIES and record.method not in ("multitask", "single")
 
 
 # --- what goes together ------------------------------------------------------------------------------------
@@ -258,43 +257,15 @@ def _contrasts(
             # Tasks that are not learned yet have one prompt, and what is served in zero shot is the prompt.
             if column == "common" and (not is_apart or metric == "FWT" or len(signs) > 2):
                 continue
-            parts = {
-                name: _parts(each, scores, measure, column, (definition, metric))
-                for name, each in seeds.items()
-            }
-            whole = {name: each for name, each in parts.items() if each}
+            whole: dict[str, Parts] = {}
+            for name, each in seeds.items():
+                weights = metric_weights(definition, metric, len(each[0][0][0].tasks))
+                of_run = partial(scores, measure=measure, column=column)
+                parts = [] if weights is None else contributions(each, of_run, weights)
+                if parts:
+                    whole[name] = [(sign_of(measure) * sums, sizes) for sums, sizes in parts]
             statistic = f"mean difference of {metric} over sequences and seeds"
             yield Contrast(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column, whole)
-
-
-def _parts(
-    seeds: Sequence[Sides], scores: Callable[..., Any], measure: str, column: str, metric: tuple[str, str]
-) -> Parts:
-    """What every distinct test row of each task adds to a metric's difference, seed by seed.
-
-    Empty where the metric is not defined, or a cell that it needs was not evaluated.
-    """
-    run = seeds[0][0][0]
-    weights = metric_weights(*metric, len(run.tasks))
-    if weights is None:
-        return []
-    parts: list[tuple[Array, Array]] = []
-    for place in np.flatnonzero(weights.any(axis=0)):
-        task, states = run.tasks[place], np.flatnonzero(weights[:, place])
-        values = []
-        for sides in seeds:
-            tables = [(scores(side, measure, column), sign * sign_of(measure)) for side, sign in sides]
-            if not all((after, task) in table for table, _ in tables for after in states):
-                return []
-            values.append(
-                sum(
-                    sign * weights[after, place] * table[after, task]
-                    for table, sign in tables
-                    for after in states
-                )
-            )
-        parts.append(by_distinct_row(np.stack(values), row_numbers(run, task)))
-    return parts
 
 
 def _papers(method: str) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ are (1 + permutations at least as extreme) / (1 + permutations), which is never 
 interval over prompts speaks of other prompts for the same tasks, model and seed, and of nothing else.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -89,13 +89,28 @@ def metric_intervals(
     rows that repeat another are no further evidence. Raises UserError if the runs were not tested on the same
     rows or do not train the same tasks, share no seed, or have two runs of one seed.
     """
-    pairs = _pairs(runs, against)
-    scores = {run: example_scores(run, measure, column) for pair in pairs for run in pair}
-    tasks = pairs[0][0].tasks
+    require_comparable([*runs, *(against or ())], ["data"])
+    sides: list[dict[int, RunResult]] = []
+    for side in (runs,) if against is None else (runs, against):
+        sides.append({})
+        for run in side:
+            other = sides[-1].setdefault(run.seed, run)
+            if other is not run:
+                raise UserError(f"Runs {other.id} and {run.id} have the same seed: leave one of them out.")
+    common = [seed for seed in sides[0] if all(seed in side for side in sides)]
+    if not common:
+        names = [[run.id for run in side] for side in (runs, against or ())]
+        raise UserError(f"No seed is common to {names[0]} and {names[1]}.")
+    pairs = [[(side[seed], sign) for side, sign in zip(sides, (1, -1), strict=False)] for seed in common]
+    if len({run.tasks for pair in pairs for run, _ in pair}) > 1:
+        raise UserError(
+            "Metrics can only be averaged or compared over runs that train the same tasks in one order."
+        )
+    scores = {run: example_scores(run, measure, column) for pair in pairs for run, _ in pair}
     found = {}
     for metric in METRICS:
-        weights = metric_weights(definition, metric, len(tasks))
-        parts = None if weights is None else _contributions(pairs, scores, weights)
+        weights = metric_weights(definition, metric, len(pairs[0][0][0].tasks))
+        parts = None if weights is None else contributions(pairs, scores.__getitem__, weights)
         if not parts:
             found[metric] = Interval(None)
             continue
@@ -106,52 +121,37 @@ def metric_intervals(
     return found
 
 
-def _pairs(runs: Sequence[RunResult], against: Sequence[RunResult] | None) -> list[tuple[RunResult, ...]]:
-    """(run,) or (run, run it is compared with) for every seed."""
-    require_comparable([*runs, *(against or ())], ["data"])
-    sides: list[dict[int, RunResult]] = []
-    for side in (runs,) if against is None else (runs, against):
-        sides.append({})
-        for run in side:
-            other = sides[-1].setdefault(run.seed, run)
-            if other is not run:
-                raise UserError(f"Runs {other.id} and {run.id} have the same seed: leave one of them out.")
-    pairs = [tuple(side[seed] for side in sides) for seed in sides[0] if all(seed in side for side in sides)]
-    if not pairs:
-        names = [[run.id for run in side] for side in (runs, against or ())]
-        raise UserError(f"No seed is common to {names[0]} and {names[1]}.")
-    if len({run.tasks for pair in pairs for run in pair}) > 1:
-        raise UserError(
-            "Metrics can only be averaged or compared over runs that train the same tasks in one order."
-        )
-    return pairs
-
-
-def _contributions(
-    pairs: list[tuple[RunResult, ...]],
-    scores: dict[RunResult, dict[tuple[int, str], Array]],
+def contributions(
+    seeds: Sequence[Sequence[tuple[RunResult, int]]],
+    scores: Callable[[RunResult], Mapping[tuple[int, str], Array]],
     weights: Weights,
 ) -> list[tuple[Array, Array]]:
     """Per task that a metric reads, what each distinct row adds to it: (seeds x rows, examples of each row).
 
-    Empty if a cell that the metric needs was not evaluated.
+    Args:
+        seeds: For each seed the runs, with the signs that they have in a sum of metrics.
+        scores: Of a run those of every test example, by state and task.
+        weights: The metric's weights of states and tasks.
+
+    Returns:
+        The contributions; empty if a cell that the metric needs was not evaluated.
     """
-    parts = []
+    parts, first = [], seeds[0][0][0]
     for column in np.flatnonzero(weights.any(axis=0)):
-        task = pairs[0][0].tasks[column]
+        task = first.tasks[column]
         cells = [(int(after), weights[after, column]) for after in np.flatnonzero(weights[:, column])]
-        if not all((after, task) in scores[run] for pair in pairs for run in pair for after, _ in cells):
+        tables = [[(scores(run), sign) for run, sign in sides] for sides in seeds]
+        if not all((after, task) in table for sides in tables for table, _ in sides for after, _ in cells):
             return []
-        sides = [
-            [sum(weight * scores[run][after, task] for after, weight in cells) for run in pair]
-            for pair in pairs
+        values = [
+            [sign * sum(weight * table[after, task] for after, weight in cells) for table, sign in sides]
+            for sides in tables
         ]
-        if len({len(side) for pair in sides for side in pair}) > 1:
+        if len({len(side) for sides in values for side in sides}) > 1:
             raise UserError(
                 f"The runs were scored on different numbers of test examples of {task}: evaluate them alike."
             )
-        values = np.stack([pair[0] - pair[1] if len(pair) == 2 else pair[0] for pair in sides])
-        parts.append(by_distinct_row(values, row_numbers(pairs[0][0], task)))
+        parts.append(by_distinct_row(np.stack([sum(sides) for sides in values]), row_numbers(first, task)))
     return parts
 
 

@@ -146,8 +146,18 @@ def indicator_figure(cells: Sequence[Power] | Sequence[Pooled], what: str, title
     figure, panels = _canvas(9.6, 5.2, columns=2)
     for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
         for cell in cells:
-            if cell.coefficient == coefficient:
-                _indicator(axes, shown.index(cell.indicator), cell.mean, cell.points)
+            if cell.coefficient != coefficient:
+                continue
+            place, mean, values = shown.index(cell.indicator), cell.mean, [*cell.points.values()]
+            if mean.value is None:
+                axes.text(0.02, place, _why_none(mean), fontsize=8, va="center", color=GREY)
+                continue
+            axes.barh(place, mean.value, height=0.62, color="#56B4E9", alpha=0.6)
+            offsets = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
+            axes.scatter(values, place + offsets, s=13, color=BLACK, alpha=0.6, linewidths=0)
+            axes.plot([mean.value], [place], marker="|", markersize=12, color="#D55E00", markeredgewidth=2.2)
+            if mean.low is not None and mean.high is not None:
+                axes.hlines(place, mean.low, mean.high, color="#D55E00", linewidth=2)
         axes.axvline(0, color=BLACK, linewidth=0.8)
         axes.set(xlim=(-1.05, 1.05), ylim=(len(shown) - 0.4, -0.6))
         axes.set_yticks(range(len(shown)), shown if axes is panels[0] else [""] * len(shown))
@@ -169,18 +179,6 @@ def _why_none(cell: Interval) -> str:
     return NO_VARIANCE if SAME in (cell.reason or "") else "not defined"
 
 
-def _indicator(axes: Axes, place: int, mean: Interval, points: Mapping[str, float]) -> None:
-    if mean.value is None:
-        axes.text(0.02, place, _why_none(mean), fontsize=8, va="center", color=GREY)
-        return
-    axes.barh(place, mean.value, height=0.62, color="#56B4E9", alpha=0.6)
-    offsets = np.linspace(-0.22, 0.22, len(points)) if len(points) > 1 else np.zeros(1)
-    axes.scatter(list(points.values()), place + offsets, s=13, color=BLACK, alpha=0.6, linewidths=0)
-    axes.plot([mean.value], [place], marker="|", markersize=12, color="#D55E00", markeredgewidth=2.2)
-    if mean.low is not None and mean.high is not None:
-        axes.hlines(place, mean.low, mean.high, color="#D55E00", linewidth=2)
-
-
 def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
     """Violins of cosines by loss rank, a panel a role, a colour a projection; a bar marks the mean."""
     roles = [role for role in GRADIENT_ROLES if (gradients["role"] == role).any()]
@@ -193,7 +191,18 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
     for axes, role in zip(panels, roles, strict=True):
         of_role = gradients[gradients["role"] == role]
         for number, projection in enumerate(projections):
-            _violins(axes, of_role[of_role["projection"] == projection], ranks, number, len(projections))
+            rows = of_role[of_role["projection"] == projection]
+            by_rank = rows.groupby("rank")["cosine"].apply(np.array)
+            width = 0.8 / len(projections)
+            beside = (number - (len(projections) - 1) / 2) * width
+            places = [ranks.index(rank) + beside for rank in by_rank.index]
+            parts = axes.violinplot(
+                list(by_rank), places, widths=0.9 * width, showmeans=True, showextrema=False
+            )
+            colour = PROJECTION_COLOURS[number % len(PROJECTION_COLOURS)]
+            for body in parts["bodies"]:  # type: ignore[attr-defined]
+                body.set(facecolor=colour, edgecolor=colour, alpha=0.6)
+            parts["cmeans"].set(color=BLACK, linewidth=1.4)
         labels = [f"rank {rank}\n{cosines[role, rank].text()}".replace(" [", "\n[") for rank in ranks]
         axes.set_xticks(range(len(ranks)), labels, fontsize=8)
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
@@ -210,17 +219,6 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
         f"in the state before it\n{probe.facts}",
     )
     return figure
-
-
-def _violins(axes: Axes, rows: pd.DataFrame, ranks: Sequence[int], number: int, of: int) -> None:
-    width = 0.8 / of
-    by_rank = rows.groupby("rank")["cosine"].apply(np.array)
-    places = [ranks.index(rank) + (number - (of - 1) / 2) * width for rank in by_rank.index]
-    parts = axes.violinplot(list(by_rank), places, widths=0.9 * width, showmeans=True, showextrema=False)
-    colour = PROJECTION_COLOURS[number % len(PROJECTION_COLOURS)]
-    for body in parts["bodies"]:  # type: ignore[attr-defined]
-        body.set(facecolor=colour, edgecolor=colour, alpha=0.6)
-    parts["cmeans"].set(color=BLACK, linewidth=1.4)
 
 
 def _canvas(

@@ -144,30 +144,26 @@ def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
             | {"p (Holm)": _p_text(p), "prompts": len(result.changes)}
             | {"other tasks": sum(result.variation[task].value is not None for task in probe.others)}
         )
-        _warn_of_spread(report, result)
+        # Which changes and intervals are not there, and which intervals a single prompt makes.
+        where = f"{probe.sequence}, {measure_name(measure)}"
+        for task, reason in result.no_change.items():
+            report.warnings.append(f"{where}, {short_name(task)}: no relative change ({reason}).")
+        for what in ("in_task", "cross_task", "ratio"):
+            if gap := _gap(getattr(result, what)):
+                report.warnings.append(f"Figure 1, {where}, {what.replace('_', '-')}: {gap}.")
+        spreads = result.variation | {statistics.CROSS_TASK: result.cross_task}
+        for task, (prompt, without) in result.lone.items():
+            rest = f"it is {without.text(2)} % without it" if without.value else "nothing varies without it"
+            report.warnings.append(
+                f"Figure 1, {where}, {short_name(task)}: {prompt_name(prompt)} alone makes the coefficient "
+                f"of variation what it is, {spreads[task].text(2)} %: {rest}."
+            )
     report.keep("figure1", "Figure 1: spread over prompts, in-task against cross-task", rows)
     n_tests = sum(result.p is not None for result in results)
     report.notes += [
         f"Spread: coefficient of variation over prompts. Test of Figure 1: {statistics.SPREAD_TEST}.",
         f"p (Holm) of Figure 1: over the {n_tests} tests of this report.",
     ]
-
-
-def _warn_of_spread(report: ProbeReport, result: statistics.Spread) -> None:
-    """Which changes and intervals are not there, and which intervals a single prompt makes."""
-    where = f"{result.probe.sequence}, {measure_name(result.measure)}"
-    for task, reason in result.no_change.items():
-        report.warnings.append(f"{where}, {short_name(task)}: no relative change ({reason}).")
-    for what in ("in_task", "cross_task", "ratio"):
-        if gap := _gap(getattr(result, what)):
-            report.warnings.append(f"Figure 1, {where}, {what.replace('_', '-')}: {gap}.")
-    spreads = result.variation | {statistics.CROSS_TASK: result.cross_task}
-    for name, (prompt, without) in result.lone.items():
-        rest = f"it is {without.text(2)} % without it" if without.value else "nothing varies without it"
-        report.warnings.append(
-            f"Figure 1, {where}, {short_name(name)}: {prompt_name(prompt)} alone makes the coefficient of "
-            f"variation what it is, {spreads[name].text(2)} %: {rest}."
-        )
 
 
 def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
@@ -486,27 +482,20 @@ def probe_report(
     report.warnings += [DEMONSTRATION] * demonstration
     report.notes += [NLL_LEADS] * (demonstration and len(ordered) > 1)
     for probe in probes:
-        report.warnings += _lacks(probe)
+        if probe.n_cut:
+            n_all = probe.losses["example"].nunique() + probe.n_cut
+            report.warnings.append(
+                f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} "
+                "are left out of losses and answers: their targets are cut off under some prompt."
+            )
+        if probe.missing:
+            missing = ", ".join(map(str, probe.missing))
+            report.warnings.append(
+                f"Probe {probe.id} lacks prompt {missing}, whose run failed: the same command tries again."
+            )
     pairs = Counter((probe.model, probe.method, probe.pair) for probe in probes)
     report.notes += [SHARED_PAIRS] * (max(pairs.values()) > 1) + [INTERVALS]
     for name in dict.fromkeys(names):
         FIGURES[name](report, ordered)
     report.warnings, report.notes = [*dict.fromkeys(report.warnings)], [*dict.fromkeys(report.notes)]
     return report
-
-
-def _lacks(probe: ProbeResult) -> list[str]:
-    """What a probe lacks: examples that are left out, runs that failed."""
-    found = []
-    if probe.n_cut:
-        n_all = probe.losses["example"].nunique() + probe.n_cut
-        found.append(
-            f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} "
-            "are left out of losses and answers: their targets are cut off under some prompt."
-        )
-    if probe.missing:
-        missing = ", ".join(map(str, probe.missing))
-        found.append(
-            f"Probe {probe.id} lacks prompt {missing}, whose run failed: the same command tries again."
-        )
-    return found

@@ -138,9 +138,17 @@ def load_probe(folder: Path) -> ProbeResult:
         file = folder / f"{name}.parquet"
         is_optional = name == "gradients" and not file.is_file()
         tables[name] = None if is_optional else read_table(file, (*numbers, *texts), numbers)
-        problem = None if name == "gradients" else _problem(tables[name], sorted(record.prompts))
-        if problem:
-            raise damaged(file, problem)
+        if name == "gradients":
+            continue
+        # Every prompt was measured on the same examples.
+        frame, prompts = tables[name], sorted(record.prompts)
+        measured, counts = sorted(map(int, set(frame["prompt"]))), frame["example"].value_counts()
+        if measured != prompts:
+            raise damaged(file, f"it holds prompts {measured} instead of {prompts}")
+        if frame.duplicated(["prompt", "example"]).any() or not (counts == len(prompts)).all():
+            raise damaged(file, "the prompts were not measured on the same examples, each once")
+        if "n_tokens" in frame and (frame["n_tokens"] < 1).any():
+            raise damaged(file, "a target without tokens")
     names = ("id", "sequence", "model", "seed", "demonstration", "n_cut", "unseen", "missing", "comparable")
     trained, current = record.tasks
     return ProbeResult(
@@ -180,17 +188,6 @@ def _finals(folder: Path, record: ProbeRecord, runs: dict[int, RunResult]) -> pd
         tested_on = f"were tested on different rows of {tested.idxmax()}"
         raise UserError(f"The runs of the probe {folder} {tested_on}. {mend(folder)}")
     return finals.reset_index(drop=True)
-
-
-def _problem(frame: pd.DataFrame, prompts: list[int]) -> str | None:
-    """What is wrong with a table of what was measured for every prompt on the same examples, or None."""
-    found = sorted(map(int, set(frame["prompt"])))
-    if found != prompts:
-        return f"it holds prompts {found} instead of {prompts}"
-    counts = frame["example"].value_counts()
-    if frame.duplicated(["prompt", "example"]).any() or not (counts == len(prompts)).all():
-        return "the prompts were not measured on the same examples, each once"
-    return "a target without tokens" if "n_tokens" in frame and (frame["n_tokens"] < 1).any() else None
 
 
 def require_poolable(probes: Sequence[ProbeResult]) -> None:

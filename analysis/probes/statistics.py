@@ -71,7 +71,18 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
     """The spread of a probe's final scores over its prompts, in-task against cross-task."""
     scores = probe.outcomes(measure)
     changes, no_change = relative_changes(scores)
-    variation = {task: _variation(scores[task]) for task in scores}
+    variation = {}
+    for task, column in scores.items():
+        missing = _missing(column)
+        if not missing and len(column) < FEWEST_PROMPTS:
+            missing = f"{len(column)} prompts: a spread needs {FEWEST_PROMPTS} or more"
+        if not missing and column.mean() == 0:
+            missing = "0 under every prompt"
+        variation[task] = (
+            Interval(None, n=len(column), reason=missing)
+            if missing
+            else jackknife_interval(column.to_numpy(dtype=float)[:, None], mean_variation)
+        )
     in_task = variation[probe.current]
     usable = [task for task in probe.others if variation[task].value is not None]
     reason = (in_task if usable else variation[probe.trained]).reason or "no other task has a spread"
@@ -121,17 +132,6 @@ def ratio_of(rows: Array) -> Array:
     """Mean variation of the columns but the first over that of the first (... x n x k -> ...)."""
     in_task = variation_of(rows)[..., 0]
     return mean_variation(rows[..., 1:]) / np.where(in_task > 0, in_task, np.nan)
-
-
-def _variation(column: pd.Series) -> Interval:
-    reason = _missing(column)
-    if not reason and len(column) < FEWEST_PROMPTS:
-        reason = f"{len(column)} prompts: a spread needs {FEWEST_PROMPTS} or more"
-    if not reason and column.mean() == 0:
-        reason = "0 under every prompt"
-    if reason:
-        return Interval(None, n=len(column), reason=reason)
-    return jackknife_interval(column.to_numpy(dtype=float)[:, None], mean_variation)
 
 
 def _missing(column: pd.Series) -> str | None:
