@@ -176,8 +176,30 @@ class Comparison:
         for about, sides in asked:
             # The leading measure decides; where it does not, a smaller one may: NLL sees what labels do not.
             order = sorted(sides, key=lambda measure: not sides[measure].any())
-            shown = next((m for m in order if (adjusted[about, m] or 0.0) < LEVEL), order[0])
-            found.append(self._sentence(about, shown, sides[shown], float(adjusted[about, shown] or 0.0)))
+            measure = next((m for m in order if (adjusted[about, m] or 0.0) < LEVEL), order[0])
+            gain, p_holm = sides[measure], float(adjusted[about, measure] or 0.0)
+            interval = _interval(gain)
+            value, low, high = (float(x or 0.0) for x in (interval.value, interval.low, interval.high))
+            decimals = 3 if measure == "nll" else 1
+            unit = "nats a token" if measure == "nll" else f"points of {measure_name(measure)}"
+            verb, size = "gains" if value > 0 else "costs", f"{abs(value):.{decimals}f} {unit}"
+            kind, name, row = (*about.split(" "), "", "")[:3]
+            less = "less" if value > 0 else "more"
+            what = {
+                "training": f"Training with {self.base} {verb} {size} over the untouched model",
+                "train": f"Training with {name} instead of {self.base} {verb} {size}, each served as trained",
+                "serve": f"{_SERVED.get(name, name)} to the model trained with {row} {verb} {size}",
+                "forget": f"Trained with {name} it forgets {less} than with {self.base}, by {size}",
+            }[kind]
+            error = f"[{low:+.{decimals}f}, {high:+.{decimals}f}], "
+            error += "p < 0.001" if p_holm < 1e-3 else f"p = {p_holm:.2g}"
+            if p_holm >= LEVEL:
+                rows = gain.mean(axis=0)
+                least = DETECTABLE * float(rows.std(ddof=1)) / math.sqrt(len(rows))
+                error += f": noise. {len(rows)} distinct rows tell differences from {least:.{decimals}f} on"
+                if value:
+                    error += f", and this one would take about {len(rows) * (least / value) ** 2:,.0f}"
+            found.append(Sentence(about, f"{what}: {error}.", measure, value, low, high, p_holm))
         return found
 
     @property
@@ -208,30 +230,6 @@ class Comparison:
             lost = self._change(base, tasks)
             asked += [(f"forget {name}", {"nll": lost - self._change(name, tasks)}) for name in others]
         return [(about, gains) for about, gains in asked if any(gain.any() for gain in gains.values())]
-
-    def _sentence(self, about: str, measure: str, gain: Array, p: float) -> Sentence:
-        """A question's answer in words, with its error."""
-        found = _interval(gain)
-        value, low, high = (float(x) for x in (found.value or 0.0, found.low or 0.0, found.high or 0.0))
-        decimals = 3 if measure == "nll" else 1
-        unit = "nats a token" if measure == "nll" else f"points of {measure_name(measure)}"
-        verb, size = "gains" if value > 0 else "costs", f"{abs(value):.{decimals}f} {unit}"
-        kind, name, row = (*about.split(" "), "", "")[:3]
-        less = "less" if value > 0 else "more"
-        what = {
-            "training": f"Training with {self.base} {verb} {size} over the untouched model",
-            "train": f"Training with {name} instead of {self.base} {verb} {size}, each served as trained",
-            "serve": f"{_SERVED.get(name, name)} to the model trained with {row} {verb} {size}",
-            "forget": f"Trained with {name} it forgets {less} than with {self.base}, by {size}",
-        }[kind]
-        error = f"[{low:+.{decimals}f}, {high:+.{decimals}f}], {'p < 0.001' if p < 1e-3 else f'p = {p:.2g}'}"
-        if p >= LEVEL:
-            rows = gain.mean(axis=0)
-            least = DETECTABLE * float(rows.std(ddof=1)) / math.sqrt(len(rows))
-            error += f": noise. {len(rows)} distinct rows tell differences from {least:.{decimals}f} on"
-            if value:
-                error += f", and this one would take about {len(rows) * (least / value) ** 2:,.0f}"
-        return Sentence(about, f"{what}: {error}.", measure, value, low, high, p)
 
     # --- looks ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,25 +89,22 @@ def metric_weights(definition: str, metric: str, n: int) -> Weights | None:
         return weights
     if n < 2:
         return None
-    for after, task, since, weight in _changes(definition, metric == "BWT", n):
+    backward = metric == "BWT"
+    changes: list[tuple[int, int, int, float]] = []  # (i, j, i', weight) of every a[i][j] - a[i'][j]
+    if definition == "gem":
+        tasks = range(1, n) if backward else range(2, n + 1)
+        changes = [(n, j, j, 1 / (n - 1)) if backward else (j - 1, j, 0, 1 / (n - 1)) for j in tasks]
+    for after in () if definition == "gem" else range(2, n + 1) if backward else range(1, n):
+        tasks = range(1, after) if backward else range(after + 1, n + 1)
+        if definition == "reference":
+            share = 1 / ((n - 1) * len(tasks))
+            changes += [(after, task, task if backward else 0, share) for task in tasks]
+        else:
+            changes += [(after, task, after - 1, 1 / (n * len(tasks))) for task in tasks]
+    for after, task, since, weight in changes:
         weights[after, task - 1] += weight
         weights[since, task - 1] -= weight
     return weights
-
-
-def _changes(definition: str, backward: bool, n: int) -> Iterator[tuple[int, int, int, float]]:
-    """(i, j, i', weight) of every a[i][j] - a[i'][j] in BWT, or in FWT."""
-    if definition == "gem":
-        for task in range(1, n) if backward else range(2, n + 1):
-            yield (n, task, task, 1 / (n - 1)) if backward else (task - 1, task, 0, 1 / (n - 1))
-        return
-    for after in range(2, n + 1) if backward else range(1, n):
-        tasks = range(1, after) if backward else range(after + 1, n + 1)
-        for task in tasks:
-            if definition == "reference":
-                yield after, task, task if backward else 0, 1 / ((n - 1) * len(tasks))
-            else:
-                yield after, task, after - 1, 1 / (n * len(tasks))
 
 
 def rounded(value: float) -> float:

@@ -331,41 +331,42 @@ def answers(runs: Sequence[RunResult], labels: Sequence[str]) -> dict[str, list[
     for run, label in zip(runs, labels, strict=True):
         by_task = dict(list(column_rows(run, "trained").groupby("task")))
         for task in (*run.tasks, *run.unseen):
-            found = blocks.setdefault(task, [])
-            if task in by_task:
-                found.append({"run": run.id, "label": label, **_answers(run, task, by_task[task], most)})
-    return {task: found for task, found in blocks.items() if found}
-
-
-def _answers(run: RunResult, task: str, tested: pd.DataFrame, most: int) -> dict[str, Any]:
-    last = int(tested["after"].max())
-    trained = run.tasks.index(task) + 1 if task in run.tasks else 0
-    states = set(tested["after"]) - {last}
-    first = next((state for state in (trained, 0) if state in states), None)
-    rows = tested[tested["after"] == last][["example", "target", "prediction", "rougeL"]]
-    rows = rows.set_axis(["example", "target", "after", "after_score"], axis=1)
-    rows = rows.assign(before=rows["after"], before_score=rows["after_score"], change="reworded")
-    if first is not None:
-        before = tested[tested["after"] == first].set_index("example").loc[rows["example"]]
-        rows["before"], rows["before_score"] = before["prediction"].array, before["rougeL"].array
-    difference = rows["after_score"] - rows["before_score"]
-    rows.loc[(difference == 0) & (rows["after"] == rows["before"]), "change"] = "same"
-    rows.loc[difference > 0, "change"] = "gained"
-    rows.loc[difference < 0, "change"] = "lost"
-    # The largest losses first, then gains, then other texts of the same score.
-    counts = rows["change"].value_counts()
-    rows = rows.assign(place=rows["change"].map(CHANGES.index), size=-difference.abs())
-    rows = rows.sort_values(["place", "size", "example"])
-    kept = rows.drop(columns=["place", "size"]).head(most)
-    for column in ("target", "before", "after"):
-        kept[column] = [
-            text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} letters)"
-            for text in kept[column]
-        ]
-    return {
-        "before": None if first is None else state_name(run, first),
-        "after": state_name(run, last),
-        "counts": {change: int(counts.get(change, 0)) for change in CHANGES if first is not None},
-        "total": len(rows),
-        "rows": kept.to_dict("records"),
-    }
+            if task not in by_task:
+                continue
+            tested = by_task[task]
+            last = int(tested["after"].max())
+            trained = run.tasks.index(task) + 1 if task in run.tasks else 0
+            states = set(tested["after"]) - {last}
+            first = next((state for state in (trained, 0) if state in states), None)
+            rows = tested[tested["after"] == last][["example", "target", "prediction", "rougeL"]]
+            rows = rows.set_axis(["example", "target", "after", "after_score"], axis=1)
+            rows = rows.assign(before=rows["after"], before_score=rows["after_score"], change="reworded")
+            if first is not None:
+                before = tested[tested["after"] == first].set_index("example").loc[rows["example"]]
+                rows["before"], rows["before_score"] = before["prediction"].array, before["rougeL"].array
+            difference = rows["after_score"] - rows["before_score"]
+            rows.loc[(difference == 0) & (rows["after"] == rows["before"]), "change"] = "same"
+            rows.loc[difference > 0, "change"] = "gained"
+            rows.loc[difference < 0, "change"] = "lost"
+            # The largest losses first, then gains, then other texts of the same score.
+            counts = rows["change"].value_counts()
+            rows = rows.assign(place=rows["change"].map(CHANGES.index), size=-difference.abs())
+            rows = rows.sort_values(["place", "size", "example"])
+            kept = rows.drop(columns=["place", "size"]).head(most)
+            for column in ("target", "before", "after"):
+                kept[column] = [
+                    text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} letters)"
+                    for text in kept[column]
+                ]
+            blocks.setdefault(task, []).append(
+                {
+                    "run": run.id,
+                    "label": label,
+                    "before": None if first is None else state_name(run, first),
+                    "after": state_name(run, last),
+                    "counts": {change: int(counts.get(change, 0)) for change in CHANGES if first is not None},
+                    "total": len(rows),
+                    "rows": kept.to_dict("records"),
+                }
+            )
+    return blocks

@@ -37,7 +37,18 @@ def command(
         group = groups[kind]
         entries = [{"name": name, "description": description(group, name)} for name in choices(group)]
     elif kind == "tasks":
-        entries += _tasks()
+        from dataclasses import asdict
+
+        from sapo.conf.load import load_one
+        from sapo.data.benchmarks import catalogue
+
+        root = load_one([]).data.root
+        for entry in catalogue(Path(root) if root else None):
+            where = "" if entry.at_hand else " (no data: sapo fetch benchmarks)"
+            start = entry.instruction if len(entry.instruction) <= 70 else f"{entry.instruction[:69]}…"
+            facts = f"{entry.benchmark}, {entry.paraphrases} paraphrases{where}"
+            text = f"{facts}: {' '.join(start.split()) or '(empty)'}"
+            entries.append({**asdict(entry), "description": text})
     elif kind == "runs":
         entries += runs(store_root())
     elif kind is None:
@@ -64,20 +75,6 @@ def kinds() -> dict[str, str]:
 
     plural = {group: f"{group[:-1]}ies" if group.endswith("y") else f"{group}s" for group in GROUPS}
     return {name: group for group, name in (plural | {"paraphrases": "paraphrases"}).items()}
-
-
-def _tasks() -> Iterator[dict[str, Any]]:
-    from dataclasses import asdict
-
-    from sapo.conf.load import load_one
-    from sapo.data.benchmarks import catalogue
-
-    root = load_one([]).data.root
-    for entry in catalogue(Path(root) if root else None):
-        where = "" if entry.at_hand else " (no data: sapo fetch benchmarks)"
-        start = entry.instruction if len(entry.instruction) <= 70 else f"{entry.instruction[:69]}…"
-        facts = f"{entry.benchmark}, {entry.paraphrases} paraphrases{where}"
-        yield {**asdict(entry), "description": f"{facts}: {' '.join(start.split()) or '(empty)'}"}
 
 
 def runs(root: Path) -> Iterator[dict[str, Any]]:

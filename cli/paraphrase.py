@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sapo.data.tasks import Task
     from sapo.experiments.paraphrase.chat import Reply
     from sapo.experiments.paraphrase.expand import Expansion
-    from sapo.experiments.paraphrase.writing import Pool
 
 
 def command(
@@ -53,13 +52,29 @@ def command(
         message = request.get("message") or request["body"]["messages"][0]["content"]
         emit(request, json, [JSON.from_data(request), message, "Nothing was sent."])
         return
-    document = _pool(task, config, write, force).as_json(task, config)
+    from sapo.data.pools import written_path
+    from sapo.experiments.paraphrase.writing import copy_pool, write_paraphrases
+
+    def tell(answer: "Reply", expansion: "Expansion") -> None:
+        found = answer.error or (f"rejected: {answer.reason}" if answer.reason else "accepted")
+        notice(f"[{len(expansion.accepted)}/{config.paraphrases.count}] {found}")
+
+    path, is_there = (
+        write or written_path(task, config.paraphrases),
+        config.paraphrases.source in ("bank", "file"),
+    )
+    if is_there:
+        pool = copy_pool(task, config, path, force)
+    else:
+        with keeping("Accepted paraphrases"), redirect_stdout(sys.stderr):
+            pool = write_paraphrases(task, config, path, force, tell)
+    document = pool.as_json(task, config)
     emit(document, json, _lines(document))
     if not document["complete"]:
         count, asked = len(document["accepted"]), document["asked"]
         held = "the pool holds these." if document["file"] else "nothing was written."
         more = "The same command asks for the rest again; another model may write better ones."
-        if config.paraphrases.source in ("bank", "file"):
+        if is_there:
             more = "There are no more in the pool that they come from."
         notice(f"sapo: {count} of {asked} paraphrases; {held} {more}")
         raise typer.Exit(1)
@@ -107,22 +122,6 @@ def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
         )
     labels = tuple(names(own.get("labels", "")))
     return config, own_task(instruction_name(instruction), instruction, own.get("suffix", ""), labels)
-
-
-def _pool(task: "Task", config: "Config", write: Path | None, force: bool) -> "Pool":
-    from sapo.data.pools import written_path
-    from sapo.experiments.paraphrase.writing import copy_pool, write_paraphrases
-
-    path = write or written_path(task, config.paraphrases)
-    if config.paraphrases.source in ("bank", "file"):
-        return copy_pool(task, config, path, force)
-
-    def tell(answer: "Reply", expansion: "Expansion") -> None:
-        found = answer.error or (f"rejected: {answer.reason}" if answer.reason else "accepted")
-        notice(f"[{len(expansion.accepted)}/{config.paraphrases.count}] {found}")
-
-    with keeping("Accepted paraphrases"), redirect_stdout(sys.stderr):
-        return write_paraphrases(task, config, path, force, tell)
 
 
 def _lines(document: dict[str, Any]) -> Iterator[str]:

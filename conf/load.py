@@ -55,7 +55,22 @@ def load(overrides: list[str]) -> list[Config]:
     """
     _check_own_files()
     overrides = _with_models([_with_text(override) for override in overrides])
-    _check_names(overrides)
+    # Unknown settings and group members get suggestions before Hydra's long messages would.
+    known = {*_SETTINGS, *GROUPS}
+    for override in _parse(overrides):
+        key, is_switch = override.key_or_group, override.key_or_group.startswith(_OPEN)
+        if key not in known and not is_switch:
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"Unknown setting {key}.{hint} `sapo show config` lists all that there are.")
+        if override.is_delete() or override.package is not None or (override.is_add() and not is_switch):
+            raise UserError(
+                f"{override.input_line}: settings are neither added nor removed; write {key}=VALUE."
+            )
+        names = _swept(override) if override.is_sweep_override() else [str(override.value())]
+        for name in names if key in GROUPS else ():
+            if name not in (members := choices(key)) and name not in _CALLED:
+                raise unknown(key, name, members)
     experiments = [axis for axis in _axes(overrides) if axis[0].startswith("experiment=")]
     others = [override for override in overrides if not override.startswith("experiment=")]
     configs = [config for chosen in product(*experiments) for config in _compose_all([*chosen, *others])]
@@ -285,32 +300,26 @@ def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield f"{where}{name}", value
 
 
-def _check_names(overrides: list[str]) -> None:
-    """Unknown settings and group members get suggestions before Hydra's long messages would."""
-    known = {*_SETTINGS, *GROUPS}
-    for override in _parse(overrides):
-        key, is_switch = override.key_or_group, override.key_or_group.startswith(_OPEN)
-        if key not in known and not is_switch:
-            near = difflib.get_close_matches(key, known, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"Unknown setting {key}.{hint} `sapo show config` lists all that there are.")
-        if override.is_delete() or override.package is not None or (override.is_add() and not is_switch):
-            raise UserError(
-                f"{override.input_line}: settings are neither added nor removed; write {key}=VALUE."
-            )
-        if key in GROUPS:
-            for name in _swept(override) if override.is_sweep_override() else [str(override.value())]:
-                if name not in (members := choices(key)) and name not in _CALLED:
-                    raise unknown(key, name, members)
-
-
 def _compose(overrides: Sequence[str]) -> Config:
+    """The config of overrides without sweeps.
+
+    A trainer that is named alone brings the scale of its name, and the other way round. Where none of the two
+    is named, own rows are taken whole: the default sizes are a demonstration's.
+    """
+    named = dict(override.partition("=")[::2] for override in overrides)
+    files = [path for path in _choice_files("sequence") if path.stem == named.get("sequence")]
+    benchmark = named.get("sequence.benchmark", "").strip("'")
+    is_own = benchmark == "own" or any(_OWN in path.read_text(encoding="utf-8") for path in files)
+    brought = ["scale=own"] if is_own and not {*PAIR, "experiment"} & named.keys() else []
+    for one, other in (PAIR, PAIR[::-1]):
+        if one in named and other not in named and named[one] in choices(other):
+            brought = [f"{other}={named[one]}"]
     ConfigStore.instance().store(name="schema", node=Config)
     own = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in _own_folders())
     search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            composed = compose("config", overrides=[*_paired(overrides), *search])
+            composed = compose("config", overrides=[*overrides, *brought, *search])
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise UserError(f"No value for {', '.join(sorted(missing))}.")
@@ -320,23 +329,6 @@ def _compose(overrides: Sequence[str]) -> Config:
     # Hydra lets through what its readers of YAML and of defaults lists raise.
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"The configuration does not fit: {_cause(error)}") from error
-
-
-def _paired(overrides: Sequence[str]) -> list[str]:
-    """The overrides; a trainer that is named alone brings the scale of its name, and the other way round.
-
-    Where none of the two is named, own rows are taken whole: the default sizes are a demonstration's.
-    """
-    named = dict(override.partition("=")[::2] for override in overrides)
-    files = [path for path in _choice_files("sequence") if path.stem == named.get("sequence")]
-    benchmark = named.get("sequence.benchmark", "").strip("'")
-    is_own = benchmark == "own" or any(_OWN in path.read_text(encoding="utf-8") for path in files)
-    if is_own and not {*PAIR, "experiment"} & named.keys():
-        return [*overrides, "scale=own"]
-    for one, other in (PAIR, PAIR[::-1]):
-        if one in named and other not in named and named[one] in choices(other):
-            return [*overrides, f"{other}={named[one]}"]
-    return [*overrides]
 
 
 def _cause(error: BaseException) -> str:

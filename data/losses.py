@@ -24,14 +24,12 @@ def prompt_losses(losses: pd.DataFrame, reduction: str) -> pd.DataFrame:
     elif reduction == "example":
         totals["loss"] = (losses["nll"] / losses["n_tokens"]).groupby(losses["prompt"]).mean()
     else:
-        totals["loss"] = [_batch_mean(rows) for _, rows in grouped]
+        batches = []
+        for _, rows in grouped:
+            n_whole = len(rows) // PUBLISHED_BATCH * PUBLISHED_BATCH or len(rows)
+            whole = rows.sort_values("example").iloc[:n_whole]
+            sums = whole.groupby(np.arange(n_whole) // PUBLISHED_BATCH)[["nll", "n_tokens"]].sum()
+            batches.append(float((sums["nll"] / sums["n_tokens"]).mean()))
+        totals["loss"] = batches
     totals["is_complete"] = totals["n_examples"] == totals["n_examples"].max()
     return totals.reset_index()[["prompt", "loss", "n_examples", "n_tokens", "is_complete"]]
-
-
-def _batch_mean(rows: pd.DataFrame) -> float:
-    rows = rows.sort_values("example")
-    whole = rows.iloc[: len(rows) // PUBLISHED_BATCH * PUBLISHED_BATCH or len(rows)]
-    batch = np.arange(len(whole)) // PUBLISHED_BATCH
-    sums = whole.groupby(batch)[["nll", "n_tokens"]].sum()
-    return float((sums["nll"] / sums["n_tokens"]).mean())

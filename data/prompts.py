@@ -94,7 +94,12 @@ def read_pool(path: Path, task: Task) -> PromptPool:
             f"  pool: {original}\n  task: {task.instruction}"
         )
     texts = [text.strip() for text in texts]
-    return pool_of(task, texts, _source_text(source, texts))
+    if isinstance(source, dict):  # of a recorded source: who wrote the pool, when, and whether it was edited
+        said = [source.get(name) for name in ("paraphraser", "model", "date")]
+        names = [str(value) for value in said if value and isinstance(value, str | int | float | date)]
+        is_edited = source.get("prompts_sha256") not in (None, digest(texts))
+        source = ", ".join([*names, "edited since"] if is_edited else names) or "a recorded source"
+    return pool_of(task, texts, source)
 
 
 def pool_content(path: Path) -> dict[str, Any]:
@@ -106,13 +111,3 @@ def pool_content(path: Path) -> dict[str, Any]:
     if isinstance(content, list) and content:
         return {"prompts": content}
     return content if isinstance(content, dict) else {}
-
-
-def _source_text(source: str | dict[str, object], texts: list[str]) -> str:
-    """A source in a line; of a recorded one: who wrote the pool, when, and whether it was edited."""
-    if not isinstance(source, dict):
-        return source
-    said = [source.get(name) for name in ("paraphraser", "model", "date")]
-    names = [str(value) for value in said if value and isinstance(value, str | int | float | date)]
-    is_edited = source.get("prompts_sha256") not in (None, digest(texts))
-    return ", ".join([*names, "edited since"] if is_edited else names) or "a recorded source"

@@ -82,7 +82,12 @@ class Renderer:
             is_shortened = is_long and self.truncation == "input"
             if is_shortened:
                 text, ids = self._shorten(task, prompt, given)
-            target_ids = self._target_ids(text, ids, task, example)
+            answer = self.answer(example.target)
+            (both,) = self._tokenize([text + answer])
+            # A tokenizer that merges over the border would train on other prompt tokens than generation sees.
+            target_ids = both[len(ids) :] if both[: len(ids)] == ids else self._tokenize([answer])[0]
+            if not target_ids:
+                raise UserError(f"Task {task.name}: an example has no target ({example.input[:60]!r}).")
             whole = Rendered([*ids, *target_ids], len(ids), is_shortened)
             rendered.append(self._cut(whole, for_test) if self.truncation == "end" else whole)
         return rendered
@@ -167,16 +172,6 @@ class Renderer:
         (ids,) = self._tokenize([whole.rpartition(_SOME_TEXT)[2]])
         controls = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return next((token for token in ids if token in controls), None)
-
-    def _target_ids(self, text: str, prompt_ids: list[int], task: Task, example: Example) -> list[int]:
-        answer = self.answer(example.target)
-        (whole,) = self._tokenize([text + answer])
-        n = len(prompt_ids)
-        # A tokenizer that merges over the border would train on other prompt tokens than generation sees.
-        target_ids = whole[n:] if whole[:n] == prompt_ids else self._tokenize([answer])[0]
-        if not target_ids:
-            raise UserError(f"Task {task.name}: an example has no target ({example.input[:60]!r}).")
-        return target_ids
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])

@@ -116,14 +116,20 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
         )
     material = gather(given, first)
     task, scored, notes = _rows(material, given, first)
-    retained = tuple(_retained(name, first) for name in first.compare.retain)
-    for other in retained:
+    retained: list[Task] = []
+    for name in first.compare.retain:
+        path = user_path(name)  # a user's own task is named by its file
+        is_own = name.endswith((".yaml", ".yml"))
+        own = cut(load_own_task(path.stem, path.parent), first) if is_own else None
+        other = own or load_task(name, first)
+        retained.append(other)
         if other.test == task.test or other.name == task.name:
             raise UserError(f"compare.retain: {other.name} is the task that is trained; name others.")
     _require_tellable(task, material.source)
     found = row_findings(task.train, control_tokens(load_tokenizer(first.model)))
     notes = (*notes, *(finding.message for finding in found))
-    setting = Setting(tuple(configs), task, scored, material.pool, retained, material.source, notes)
+    pool, source = material.pool, material.source
+    setting = Setting(tuple(configs), task, scored, pool, tuple(retained), source, notes)
     prompts = [*material.pool.candidates(include_original=True)]
     if first.compare.short:
         prompts.append(Prompt(first.compare.short, SHORT))
@@ -154,7 +160,19 @@ def _rows(
             train = tuple(material.rows)
             test = tuple(OwnExamples(splits["test"], material.columns, material.task))[:limit]
         else:
-            train, test = _split(material, limit, config.seed)
+            rows, known = list(material.rows), {example.input for example in material.task.train}
+            free = list(dict.fromkeys(example.input for example in rows if example.input not in known))
+            size = min(len(rows) // TEST_SHARE, limit)
+            if len(free) < min(size, LEAST_TEST):
+                fewer = max(2, len(rows) - len(rows) // TEST_SHARE)
+                raise UserError(
+                    f"{material.source}: {len(known)} inputs are scored, and {len(free)} others are left to "
+                    f"test; it takes {LEAST_TEST}. Score fewer rows, scorer.examples={fewer}, or give more."
+                )
+            draws = Random(f"test {config.seed} {material.task.name}")  # noqa: S311
+            chosen = set(draws.sample(free, min(size, len(free))))
+            train = tuple(example for example in rows if example.input not in chosen)
+            test = tuple(example for example in rows if example.input in chosen)
             notes.append(
                 f"{len(test)} of {material.n_rows} rows are kept for the test; none of them is scored"
             )
@@ -165,31 +183,6 @@ def _rows(
     if repeated := len(task.test) - len(set(distinct_rows(task.test))):
         notes.append(f"{repeated} of {len(task.test)} test rows repeat others: intervals count distinct rows")
     return task, scored, tuple(notes)
-
-
-def _split(material: Material, limit: int, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """All rows in two: to train with, and a third, at most `limit` inputs, to test with."""
-    rows, known = list(material.rows), {example.input for example in material.task.train}
-    free = list(dict.fromkeys(example.input for example in rows if example.input not in known))
-    size = min(len(rows) // TEST_SHARE, limit)
-    if len(free) < min(size, LEAST_TEST):
-        fewer = max(2, len(rows) - len(rows) // TEST_SHARE)
-        raise UserError(
-            f"{material.source}: {len(known)} inputs are scored, and {len(free)} others are left to test; "
-            f"it takes {LEAST_TEST}. Score fewer rows, scorer.examples={fewer}, or give more."
-        )
-    draws = Random(f"test {seed} {material.task.name}")  # noqa: S311
-    chosen = set(draws.sample(free, min(size, len(free))))
-    train = tuple(example for example in rows if example.input not in chosen)
-    return train, tuple(example for example in rows if example.input in chosen)
-
-
-def _retained(name: str, config: Config) -> Task:
-    """A task by its name, or a user's own by its file."""
-    if name.endswith((".yaml", ".yml")):
-        path = user_path(name)
-        return cut(load_own_task(path.stem, path.parent), config)
-    return load_task(name, config)
 
 
 def _require_tellable(task: Task, source: str) -> None:
@@ -277,11 +270,13 @@ async def _of_seed(setting: Setting, wordings: Wordings, config: Config, engine:
 
     keys = await asyncio.gather(*(state_of(prompts) for prompts in wordings.trained.values()))
     states = {UNTOUCHED: BASE, **dict(zip(wordings.trained, keys, strict=True))}
+    # As it was trained: a mixture is served the original, and the untouched model nothing.
+    own = {n: (setting.pool.original,) if len(each) > 1 else each for n, each in wordings.trained.items()}
     asked = [
         (name, column, prompt, task)
         for name in states
         for column, prompts in wordings.served.items()
-        for prompt in (_own(setting, wordings, name) if column == "trained" else prompts)
+        for prompt in (own.get(name, ()) if column == "trained" else prompts)
     ]
     asked += [(n, "retained", Prompt(other.instruction), other) for n in states for other in setting.retained]
 
@@ -290,12 +285,6 @@ async def _of_seed(setting: Setting, wordings: Wordings, config: Config, engine:
         return Cell(config.seed, name, column, prompt, tested, stored)
 
     return list(await asyncio.gather(*(cell(*each) for each in asked)))
-
-
-def _own(setting: Setting, wordings: Wordings, trained: str) -> tuple[Prompt, ...]:
-    """What a row is served with as it was trained: the original for a mixture, nothing for the untouched."""
-    prompts = wordings.trained.get(trained, ())
-    return (setting.pool.original,) if len(prompts) > 1 else prompts
 
 
 @dataclass(frozen=True)

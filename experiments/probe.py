@@ -169,7 +169,17 @@ def write_probes(
 
     async def finish(probe: Probe) -> Path | Exception:
         original = read_record(RunRecord, folders[probe.jobs[ORIGINAL].key])
-        name, identity = _identity(probe, original)
+        config, current = probe.config, probe.tasks[1]
+        shared = {k: v for k, v in original.identity.items() if k not in ("policy", "prompts", "drawn")}
+        pool = load_pool(current, config.paraphrases).candidates(include_original=True)
+        identity = {
+            **shared,
+            "unseen": [task.name for task in probe.unseen],
+            "pool": [prompt.text for prompt in pool],
+            "scored": examples_digest(scored_examples(current, config)),
+        }
+        groups = (config.sequence, config.model, config.method)
+        name = id_of([*(group.name for group in groups), f"s{config.seed}"], identity)
         target = engine.store.probe_folder(name)
         try:
             # Gradients that were asked for once stay with their probe: by now they only have to be read.
@@ -221,20 +231,6 @@ async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
     under_ranks = (gradient(current, ranked[rank - 1], rank) for rank in spread_ranks(len(ranked)))
     others = (gradient(task, Prompt(task.instruction)) for task in (trained, *probe.unseen))
     return replace(measured, gradients=tuple(await asyncio.gather(*under_ranks, *others)))
-
-
-def _identity(probe: Probe, original: RunRecord) -> tuple[str, dict[str, Any]]:
-    """The id of a probe, and the identity that its digest is of; `original` is its run with the original."""
-    config, current = probe.config, probe.tasks[1]
-    shared = {k: v for k, v in original.identity.items() if k not in ("policy", "prompts", "drawn")}
-    identity = {
-        **shared,
-        "unseen": [task.name for task in probe.unseen],
-        "pool": [p.text for p in load_pool(current, config.paraphrases).candidates(include_original=True)],
-        "scored": examples_digest(scored_examples(current, config)),
-    }
-    groups = (config.sequence, config.model, config.method)
-    return id_of([*(group.name for group in groups), f"s{config.seed}"], identity), identity
 
 
 def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, Any]) -> None:

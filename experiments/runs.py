@@ -127,11 +127,31 @@ class Run:
 
 def write_run(run: Run, store: Store) -> Path:
     """Writes `run.json`, `predictions.parquet`, `config.yaml` and their manifest, and returns the folder."""
-    pool = _pool(run)
+    texts = {choice.task: list(choice.paraphrases) for choice in run.choices}  # of the pools that it read
+    pool, asked = None, run.config.paraphrases
+    if size := max(map(len, texts.values())):
+        pool_name = Path(str(asked.file)).stem if asked.source == "file" else asked.name
+        pool = PoolRecord(name=pool_name, size=size, digest=digest(texts))
     identity = json.loads(json.dumps(_identity(run, pool)))
     name = id_of([run_name(run.config)], identity)
+    # `row` is the number of the first test example with the same input and target: repeated rows are one.
+    tasks = (*run.tasks, *run.unseen)
+    labels = {task.name: task.labels for task in tasks}
+    first_equal = {task.name: distinct_rows(task.test) for task in tasks}
+    tables = []
+    for evaluation in run.evaluations:
+        table = computed(evaluation.stored).examples()
+        table.insert(0, "after", evaluation.after)
+        table.insert(1, "task", evaluation.task)
+        table.insert(2, "prompt_index", evaluation.prompt.index)
+        table.insert(3, "column", evaluation.column)
+        test = next(task for task in tasks if task.name == evaluation.task).test
+        table.insert(5, "input", [test[example].input for example in table["example"]])
+        table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
+        table["label_match"] = pd.array(label_matches(table, labels[evaluation.task]), dtype="Float64")
+        tables.append(table)
     with store.lock(name), store.scratch(name) as building:
-        _predictions(run).to_parquet(building / "predictions.parquet")
+        pd.concat(tables, ignore_index=True).to_parquet(building / "predictions.parquet")
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
         write_last(building, _record(name, run, identity, pool))
         put_record(building, store.run_folder(name))
@@ -199,15 +219,6 @@ def _identity(run: Run, pool: PoolRecord | None) -> dict[str, Any]:
         "seed": config.seed,
         **({"pool": pool.digest} if pool and config.policy.name != "fixed" else {}),
     }
-
-
-def _pool(run: Run) -> PoolRecord | None:
-    """The pools that a run read: their name, the paraphrases of the largest, and their texts' digest."""
-    texts = {choice.task: list(choice.paraphrases) for choice in run.choices}
-    size = max(map(len, texts.values()))
-    config = run.config.paraphrases
-    name = Path(str(config.file)).stem if config.source == "file" else config.name
-    return PoolRecord(name=name, size=size, digest=digest(texts)) if size else None
 
 
 def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | None) -> RunRecord:
@@ -301,26 +312,3 @@ def shortened(stages: Iterable[Stored]) -> dict[str, int]:
             count = int(table.loc[table["is_shortened"], "example"].nunique())
         counts[task] = max(counts.get(task, 0), count)
     return counts
-
-
-def _predictions(run: Run) -> pd.DataFrame:
-    """Every test example's scores in every evaluation; `label_match` is null for a task without labels.
-
-    `row` is the number of the first test example with the same input and target: repeated rows are one.
-    """
-    tasks = (*run.tasks, *run.unseen)
-    labels = {task.name: task.labels for task in tasks}
-    first_equal = {task.name: distinct_rows(task.test) for task in tasks}
-    tables = []
-    for evaluation in run.evaluations:
-        table = computed(evaluation.stored).examples()
-        table.insert(0, "after", evaluation.after)
-        table.insert(1, "task", evaluation.task)
-        table.insert(2, "prompt_index", evaluation.prompt.index)
-        table.insert(3, "column", evaluation.column)
-        test = next(task for task in tasks if task.name == evaluation.task).test
-        table.insert(5, "input", [test[example].input for example in table["example"]])
-        table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
-        table["label_match"] = pd.array(label_matches(table, labels[evaluation.task]), dtype="Float64")
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)

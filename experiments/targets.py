@@ -99,16 +99,10 @@ def jobs_of(name: str, scale: str, overrides: Sequence[str]) -> list[Job]:
     """The runs of a target at a scale that it has, each once; UserError for overrides that do not fit."""
     if any(override.startswith("experiment=") for override in overrides):
         raise UserError(f"{name} is an experiment itself: leave experiment=… out, or use sapo train.")
-    if name == CLAIMS:
-        return _distinct(_claims(scale, overrides))
-    return _distinct(load([f"experiment={TARGETS[name].experiment}_{scale}", *overrides]))
-
-
-def _claims(scale: str, overrides: Sequence[str]) -> list[Config]:
-    """What claims rest on: a probe, the runs of Table 1, and those of rival explanations.
-
-    `policy.index=…` is of the probe's prompts, `policy=…` of the runs.
-    """
+    if name != CLAIMS:
+        return _distinct(load([f"experiment={TARGETS[name].experiment}_{scale}", *overrides]))
+    # What claims rest on: a probe, the runs of Table 1, and those of rival explanations. `policy.index=…` is
+    # of the probe's prompts, `policy=…` of the runs.
     of_runs = [each for each in overrides if not each.startswith("policy.")]
     of_probe = [each for each in overrides if not each.startswith("policy=")]
     of_runs = [f"experiment=table1_{scale}", *_replaced(_CLAIM_RUNS[scale], of_runs)]
@@ -117,7 +111,7 @@ def _claims(scale: str, overrides: Sequence[str]) -> list[Config]:
     lower = f"trainer.learning_rate={runs[0].trainer.learning_rate / 3:.0e}"
     for rival in (["policy=static", lower], ["policy=static,sapo", "method=zero_shot"]):
         runs += load(_replaced(of_runs, rival))
-    return runs + load([f"experiment=probe_{scale}", *of_probe])
+    return _distinct(runs + load([f"experiment=probe_{scale}", *of_probe]))
 
 
 def _replaced(overrides: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -103,11 +103,20 @@ def _weights(model: ModelConfig) -> str:
 
 
 def folder_digest(folder: Path, weights: bool = True) -> str:
-    """SHA-256 over names and contents of all files of a folder that loading a model or tokenizer reads."""
+    """SHA-256 over names and contents of all files of a folder that loading a model or tokenizer reads.
+
+    A file's own is remembered by path, size, time and inode.
+    """
     files = read_files(folder) + (weight_files(folder) if weights else [])
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{path.relative_to(folder).as_posix()} {_file_digest(path)}\n".encode())
+        real = path.resolve()
+        facts = real.stat()
+        if time.time_ns() - facts.st_mtime_ns <= _TICK:
+            content = sha256(real)
+        else:
+            content = _remembered_digest(real, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -152,15 +161,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object. Replace it by a whole copy.")
     return content
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size, time and inode."""
-    real = path.resolve()
-    facts = real.stat()
-    if time.time_ns() - facts.st_mtime_ns <= _TICK:
-        return sha256(real)
-    return _remembered_digest(real, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
 @cache

@@ -7,7 +7,7 @@ import torch
 
 from sapo.conf.schema import Config
 from sapo.experiments.model.budgets import one_example
-from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.load import load_model
 from sapo.experiments.paraphrase.chat import OnReply, Reply
 
 LONGEST = 512
@@ -38,38 +38,38 @@ class LocalChat:
     def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
         """One answer after the other, so that none depends on the others; the i-th one's seed is seed + i."""
         model, replies = load_model(self._config), []
-        for i, text in enumerate(texts):
-            replies.append(self._answer(model, text, seed + i))
-            if on_reply:
-                on_reply(i, replies[-1])
-        return replies
-
-    @torch.inference_mode()
-    def _answer(self, model: LanguageModel, text: str, seed: int) -> Reply:
-        inputs: Any = model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            **dict(model.config.template_options),
-        )
-        inputs = inputs.to(model.base.device)
         base: Any = model.base
         temperature = self._config.paraphrases.temperature
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         stops = list(model.stop_ids())
-        n_read = inputs["input_ids"].shape[1]
-        devices = [model.base.device] if model.base.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), one_example(n_read + self._max_tokens):
-            torch.manual_seed(seed)
-            ids = base.generate(
-                **inputs,
-                **sampling,
-                max_new_tokens=self._max_tokens,
-                eos_token_id=stops,
-                pad_token_id=stops[0],
+        devices = [base.device] if base.device.type == "cuda" else []
+        for i, text in enumerate(texts):
+            inputs: Any = model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+                **dict(model.config.template_options),
             )
-        answer = ids[0, n_read:].tolist()
-        decoded = str(model.tokenizer.decode(answer, skip_special_tokens=True))
-        is_cut = len(answer) == self._max_tokens and answer[-1] not in stops
-        return Reply(decoded, None, n_read, len(answer), is_cut)
+            inputs = inputs.to(base.device)
+            n_read = inputs["input_ids"].shape[1]
+            with (
+                torch.inference_mode(),
+                torch.random.fork_rng(devices=devices),
+                one_example(n_read + self._max_tokens),
+            ):
+                torch.manual_seed(seed + i)
+                ids = base.generate(
+                    **inputs,
+                    **sampling,
+                    max_new_tokens=self._max_tokens,
+                    eos_token_id=stops,
+                    pad_token_id=stops[0],
+                )
+            answer = ids[0, n_read:].tolist()
+            decoded = str(model.tokenizer.decode(answer, skip_special_tokens=True))
+            is_cut = len(answer) == self._max_tokens and answer[-1] not in stops
+            replies.append(Reply(decoded, None, n_read, len(answer), is_cut))
+            if on_reply:
+                on_reply(i, replies[-1])
+        return replies

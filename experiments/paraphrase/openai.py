@@ -72,42 +72,44 @@ class OpenAIChat:
     def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
         """The replies in order; `seed` does nothing, since endpoints differ in whether they know one."""
         del seed
-        return asyncio.run(self._ask(texts, on_reply or (lambda *_: None)))
-
-    async def _ask(self, texts: Sequence[str], on_reply: OnReply) -> list[Reply]:
         settings, openai = self._settings, self._openai
-        client = openai.AsyncOpenAI(
-            api_key="set in the header of each request",
-            base_url=self._address,
-            timeout=settings.timeout,
-            max_retries=settings.retries,
-            http_client=openai.DefaultAsyncHttpxClient(
-                follow_redirects=False,  # the key goes to the address that was given, and to no other
-                trust_env=not _is_loopback(self._address),  # a proxy cannot reach this machine's loopback
-                event_hooks={"request": [self._set_headers], "response": [self._bound]},
-            ),
-        )
-        places = asyncio.Semaphore(settings.concurrency)
 
-        async def ask_one(i: int) -> tuple[int, Reply]:
-            async with places:
-                return i, await self._answer(client, texts[i])
+        async def ask_all() -> list[Reply]:
+            client = openai.AsyncOpenAI(
+                api_key="set in the header of each request",
+                base_url=self._address,
+                timeout=settings.timeout,
+                max_retries=settings.retries,
+                http_client=openai.DefaultAsyncHttpxClient(
+                    follow_redirects=False,  # the key goes to the address that was given, and to no other
+                    trust_env=not _is_loopback(self._address),  # a proxy cannot reach this machine's loopback
+                    event_hooks={"request": [self._set_headers], "response": [self._bound]},
+                ),
+            )
+            places = asyncio.Semaphore(settings.concurrency)
 
-        replies, failed = [Reply(error=NOT_ASKED)] * len(texts), 0
-        tasks = [asyncio.create_task(ask_one(i)) for i in range(len(texts))]
-        try:
-            for task in asyncio.as_completed(tasks):
-                i, replies[i] = await task
-                on_reply(i, replies[i])
-                failed = failed + 1 if replies[i].error is not None else 0
-                if failed >= max(FEWEST_FAILURES, settings.concurrency):
-                    break
-        finally:
-            for unfinished in tasks:
-                unfinished.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await client.close()
-        return replies
+            async def ask_one(i: int) -> tuple[int, Reply]:
+                async with places:
+                    return i, await self._answer(client, texts[i])
+
+            replies, failed = [Reply(error=NOT_ASKED)] * len(texts), 0
+            tasks = [asyncio.create_task(ask_one(i)) for i in range(len(texts))]
+            try:
+                for task in asyncio.as_completed(tasks):
+                    i, replies[i] = await task
+                    if on_reply:
+                        on_reply(i, replies[i])
+                    failed = failed + 1 if replies[i].error is not None else 0
+                    if failed >= max(FEWEST_FAILURES, settings.concurrency):
+                        break
+            finally:
+                for unfinished in tasks:
+                    unfinished.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await client.close()
+            return replies
+
+        return asyncio.run(ask_all())
 
     async def _set_headers(self, request: Any) -> None:
         """Sends the key that was asked for, and nothing else that the client finds in the environment."""

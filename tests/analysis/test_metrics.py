@@ -1,8 +1,6 @@
 """The three definitions of AP, BWT and FWT, and MATRIX.csv."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,13 +200,6 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(UserError, match="Cannot read the matrix"):
             read_matrix(path)
-
-
-def test_importing_metrics_loads_neither_pandas_nor_torch():
-    heavy = "('pandas', 'torch', 'scipy', 'rich')"
-    code = f"import sys, sapo.analysis.metrics; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 @SMALL

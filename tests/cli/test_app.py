@@ -57,10 +57,6 @@ def test_every_command_explains_itself(sapo):
             assert f"Usage: sapo {' '.join(words)}" in done.out
 
 
-def test_version(sapo):
-    assert sapo("--version").out.startswith("sapo 0.")
-
-
 def test_no_command_shows_help(sapo):
     done = sapo()
     assert done.code == 2

@@ -55,12 +55,7 @@ def test_cost_document_files_and_the_command_that_trains_for_good(sapo, tmp_path
         (["compare.serve=[raw]"], "compare.serve"),
         (["compare.unseen=0"], "compare.unseen"),
         (["compare.train=[9]"], "No prompt 9"),
-        (["compare.unseen=6"], "compare.unseen=6"),
-        (["compare.retain=[nowhere]"], "nowhere"),
-        (["scorer.examples=90"], "scorer.examples=64"),
         (["adapter=x"], "adapter"),
-        (["data=missing.csv"], "missing.csv"),
-        (["seed=0,1", "method.rank=4,8"], "one value of every setting but the seed"),
     ],
 )
 def test_what_is_refused_is_one_message_and_leaves_nothing(sapo, overrides, message, tmp_path):

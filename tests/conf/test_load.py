@@ -178,11 +178,7 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
         (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
         (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a finite number"),
         (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
-        (["sequence.tasks=[]"], "sequence mini_three has no tasks: sequence.tasks=[NAME,…] names them"),
-        (["sequence.tasks=[mini_city,mini_city]"], "sequence mini_three names mini_city twice"),
-        (["sequence.tasks=[mini_city]", "sequence.unseen=[mini_city]"], "names mini_city twice"),
         (["data.root='~no such user/x'"], "data.root='~no such user/x': there is no such user"),
-        (["paraphrases=file"], "say which with paraphrases.file=POOL.yaml"),
     ],
 )
 def test_values_that_cannot_work(overrides: list[str], said: str) -> None:

@@ -228,6 +228,7 @@ def test_an_own_task_file_beside_its_table(tmp_path: Path) -> None:
     assert (task.name, task.instruction, task.suffix) == ("dishes", "Sweet or sour?", "Taste:")
     assert (task.kind, len(task.train), len(task.test)) == ("classification", 1, 1)
     assert {*task.train, *task.test} == {Example("honey cake", "sweet"), Example("lemon tart", "sour")}
+    assert "Unknown own task 'dishs'. Did you mean dishes?" in refusal(load_own_task, "dishs", tmp_path)
 
 
 def test_rows_in_the_working_folder_are_read_again_when_they_change(
@@ -244,24 +245,6 @@ def test_rows_in_the_working_folder_are_read_again_when_they_change(
         task = load_task("dishes", config)
         lengths.append(len(task.train) + len(task.test))
     assert lengths == [2, 3]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("instruction: Do.\n", "dishes.yaml: a task needs `instruction` and `data`."),
-        ("- a list\n", "dishes.yaml: a task needs"),
-        ("instruction: [\n", "Cannot read "),
-        ("instruction: Do.\ndata: dishes.csv\nlables: [a]\n", "'lables'. Did you mean labels?"),
-        ("instruction: Do.\ndata: dishes.csv\ncolumns: dish\n", "`columns` is a list of two names"),
-        ("instruction: Do.\ndata: dishes.csv\n", "no known pair of columns among dish, taste"),
-        ("instruction: Do.\ndata: plates.csv\n", "plates.csv: there is no such file or folder"),
-    ],
-)
-def test_faults_of_an_own_task_file(tmp_path: Path, text: str, said: str) -> None:
-    own(tmp_path, text)
-    assert said in refusal(load_own_task, "dishes", tmp_path)
-    assert "Unknown own task 'dishs'. Did you mean dishes?" in refusal(load_own_task, "dishs", tmp_path)
 
 
 # --- faults ------------------------------------------------------------------------------------------------
@@ -287,30 +270,3 @@ def test_a_task_that_cannot_be_found_is_named_with_the_way_on(root: Path, tmp_pa
     )
     (base / "task007_moods").rename(root / "elsewhere")
     assert f"no folder {base / 'task007_moods'}." in refusal(load_task, "NI007", config_of(root))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'[{"sentence": "a", "label": "b"},\n {"sentence": "a" "label": "b"}]', ", line 2, column 19: "),
-        (b"[]", ": expected a list of at least one example."),
-        (b'{"sentence": "a", "label": "b"}', ": expected a list of at least one example."),
-        (b'[{"sentence": "a", "label": "b"}, {"input": "a"}]', ', row 2: expected {"sentence": '),
-        (b'[{"sentence": "a", "label": "b"}, "a"]', ", row 2: expected "),
-        (
-            b'[{"sentence": "a", "label": "b"}, {"sentence": "a", "label": ["b"]}]',
-            ", row 2: `sentence` must ",
-        ),
-        (b'[{"sentence": "a", "label": null}]', ", row 1: `sentence` must "),
-        (
-            b'[{"sentence": "a", "label": "b"}, {"sentence": "c", "label": " "}]',
-            ": no target (`label` is empty) in 1 of 2 rows: 2.",
-        ),
-        (b'[{"sentence": 3, "label": "b"}]', ", row 1: `sentence` must "),
-        ('[{"sentence": "é", "label": "b"}]'.encode("latin-1"), " is not UTF-8: byte 15."),
-    ],
-)
-def test_faults_of_a_split_are_named_with_their_place(tmp_path: Path, content: bytes, said: str) -> None:
-    path = tmp_path / "train.json"
-    path.write_bytes(content)
-    assert refusal(read_examples, path).startswith(f"{path}{said}")

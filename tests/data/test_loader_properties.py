@@ -84,13 +84,6 @@ def test_any_yaml_gives_a_task_or_a_user_error(tmp_path, content):
     assert task is None or isinstance(task, Task)
 
 
-@pytest.mark.parametrize("text", ["!!int x", "a: !!bool x", "!!binary x", "2001-13-01", "&a [*a]", "\x00"])
-def test_any_yaml_text_gives_a_pool_or_a_user_error(tmp_path, text):
-    path = tmp_path / "pool.yaml"
-    path.write_text(text)
-    assert outcome(read_pool, path, TASK) is None
-
-
 @SMALL
 @given(prompts=st.lists(TEXTS | st.text(max_size=60), max_size=5), rest=VALUES)
 def test_any_pool_is_checked(tmp_path, prompts, rest):

@@ -226,9 +226,6 @@ def test_long_inputs_are_cut_and_counted(select):
     [
         ([], {}, "no rows"),
         (PAIRS[:1], {}, "1 of 1 examples"),
-        ([("a", "b"), ("c", " ")], {}, "empty target in row 1"),
-        ([("a", "b"), ("c", None)], {}, "column 'target' is empty or absent in row 1"),
-        ([("a", "b"), ("c", 3)], {}, "mixes types: text (row 0), number (row 1)"),
         ([("a", "b"), "c"], {}, "row 1: expected (input, target)"),
         ([{"x": "a", "y": "b"}] * 2, {}, "columns=[INPUT,TARGET]"),
         (PAIRS, {"candidates": "Is it odd?"}, "one text"),

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+sys.path.append(str(Path(__file__).parents[1] / "analysis"))
+from made_up import write_run
 
 STAGES_A_RUN = 50  # about: five tasks, six states, learned tasks tested with two prompts
 SIZES = (100, 1_000, 10_000, 100_000)
@@ -72,38 +72,12 @@ def analyze(n_runs: int, scratch: Path) -> dict[str, float]:
 
 def write_runs(root: Path, count: int) -> None:
     """Finished runs of five tasks, two policies and many seeds, with 200 test rows a task."""
-    rng, n = np.random.default_rng(0), 200
-    comparable = {"model": "m", "data": {task: task for task in TASKS}, "evaluator": {}}
-    cells = pd.MultiIndex.from_product([range(6), TASKS, range(n)], names=["after", "task", "example"])
-    metrics = {"metrics": {"rougeL": {"reference": {"AP": 50.0}}}}
     for number in range(count):
         policy, seed = ("static", "sapo")[number % 2], number // 2
-        record = {
-            "id": f"{policy}-s{seed}",
-            "sequence": "mini_five_a",
-            "tasks": list(TASKS),
-            "unseen": [],
-            "model": "tiny_llama",
-            "method": "lorainc",
-            "policy": policy,
-            "seed": seed,
-            "parity": "paper",
-            "demonstration": True,
-            "prompts": dict.fromkeys(TASKS, "Answer."),
-            "choices": [{"task": task, "index": -1, "text": "Answer.", "candidates": None} for task in TASKS],
-            "comparable": comparable,
-            "notes": [],
-            "stages": [],
-        }
-        folder = root / "runs" / str(record["id"])
-        folder.mkdir(parents=True)
-        scores = rng.uniform(0, 100, len(cells)).round(2)
-        facts = {"prompt_index": -1, "column": "trained", "prediction": "yes", "target": "no"}
-        frame = pd.DataFrame(facts, index=cells).reset_index()
-        frame = frame.assign(rougeL=scores, exact_match=scores.round(-2), nll=scores / 50, target_tokens=3)
-        frame.to_parquet(folder / "predictions.parquet")
-        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        folder = write_run(
+            root / "runs", f"{policy}-s{seed}", tasks=TASKS, n=200, shift=number % 2, policy=policy, seed=seed
+        )
+        (folder / "metrics.json").write_text('{"metrics": {"rougeL": {"reference": {"AP": 50.0}}}}')
 
 
 WORKS = {"plan": plan, "ls runs": list_runs, "analyze": analyze}

@@ -267,11 +267,7 @@ SETTINGS = [
 ]
 FORGED = [
     ("run.json: sequence: Field required", "run", "run.json", {"id": RUN}, True),
-    ("run.json: seed: ", "run", "run.json", record(RUN, [], seed="0"), True),
-    ("run.json: Input should be an object", "run", "run.json", [], True),
     ("run.json: stages.0.kind: ", "run", "run.json", of_stage(kind="../.."), True),
-    ("run.json: stages.0.kind: ", "run", "run.json", of_stage(kind=""), True),
-    ("run.json: stages.0.key: ", "run", "run.json", of_stage(key="../.."), True),
     ("run.json: stages.0.key: ", "run", "run.json", of_stage(key="/" + "a" * 63), True),
     ("stage train/.* of run .* is missing", "run", "run.json", of_stage(), True),
     ("has another id", "run", "run.json", record("b", []), True),
