@@ -107,6 +107,7 @@ def test_each_set_of_runs_has_a_report_of_its_own(store):
     assert {several.name[:11], other.name[:11]} == {"analysis-2-"}
 
 
+@pytest.mark.slow  # four figures of a probe in two measures
 def test_analyze_draws_probes(tmp_path, probe_folder, run_folder, monkeypatch):
     probe = probe_folder("p", n_prompts=5, unseen=["task618_x"])
     monkeypatch.setenv("SAPO_STORE", str(tmp_path))

@@ -64,6 +64,7 @@ def made_contrasts(rng, sequences=2, seeds=3, rows=60, gain=0.0, measures=NUMBER
     return found
 
 
+@pytest.mark.slow  # a simulation
 @pytest.mark.parametrize(
     ("facts", "sequences", "signs", "measures"),
     [
@@ -89,6 +90,7 @@ def test_stores_without_an_effect_show_one_in_at_most_five_percent(facts, sequen
     assert wrong <= 0.05 * stores
 
 
+@pytest.mark.slow  # a simulation
 def test_effects_of_the_papers_size_are_found():
     """Six pairs of 21 prompts and nine tasks; the power is in docs/claims.md."""
     rng, shown = np.random.default_rng(0), []

@@ -55,6 +55,7 @@ def test_what_was_planted_is_said():
     assert "costs" in by_question["serve none chosen"].text
 
 
+@pytest.mark.slow  # a simulation
 def test_where_nothing_differs_every_sentence_says_noise_in_19_of_20_seeds():
     quiet = [all(s.is_noise for s in made_up(lambda *_: 0.0, seed=seed).verdict) for seed in range(20)]
     assert sum(quiet) >= 19

@@ -93,6 +93,7 @@ def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, reproduced,
         assert line in (root / "reports" / "table1-mini" / file).read_text(), file
 
 
+@pytest.mark.slow  # plans of four targets
 def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planned(
     sapo, small, tmp_path, monkeypatch
 ):
@@ -184,6 +185,7 @@ def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
         run.reproduce("figure2", "mini", settings)
 
 
+@pytest.mark.slow  # plans of real benchmarks
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_the_papers_scale_without_a_gpu_is_refused_with_a_plan(sapo, benchmarks):
     done = sapo("reproduce", "table1", "--scale", "paper", "model=qwen3_8b", "sequence=trace", "--json")

@@ -107,6 +107,7 @@ def test_each_row_and_column_is_the_prompt_that_its_name_means(given, config):
     assert wordings_of(own, losses).served["short"] == (Prompt("odd, even?", -3),)
 
 
+@pytest.mark.slow  # trains under three prompts with two seeds
 def test_every_row_is_served_every_column_and_what_is_equal_is_computed_once(given, config):
     rows = "compare.train=[original,chosen,mixed]"
     configs = [config(rows), config(rows, "seed=1")]
