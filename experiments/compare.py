@@ -120,8 +120,7 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
     for name in first.compare.retain:
         path = user_path(name)  # a user's own task is named by its file
         is_own = name.endswith((".yaml", ".yml"))
-        own = cut(load_own_task(path.stem, path.parent), first) if is_own else None
-        other = own or load_task(name, first)
+        other = cut(load_own_task(path.stem, path.parent), first) if is_own else load_task(name, first)
         retained.append(other)
         if other.test == task.test or other.name == task.name:
             raise UserError(f"compare.retain: {other.name} is the task that is trained; name others.")
