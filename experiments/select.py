@@ -193,17 +193,8 @@ def select_prompt(
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
     not finite.
     """
-    adapter = getattr(model, "active_peft_config", None)
-    if adapter is not None and adapter.is_prompt_learning:
-        raise UserError(
-            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
-            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
-        )
-    if not tokenizer.chat_template:
-        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
     prompts = _prompts(candidates, original)
+    _require_usable(model, tokenizer, reduction)
     task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
@@ -247,15 +238,9 @@ def select(
         used = len(material.pool.paraphrases)
         tell(f"sapo: {used:,} of {used + more:,} paraphrases of the pool are used (paraphrases.count)")
     adapter = Path(given["adapter"]).expanduser() if given.get("adapter") else None
-    if adapter:  # one of like shapes would fit another model than it was trained on
-        _require_adapter(adapter)
-        facts = read_json(adapter / "adapter_config.json")
-        if not isinstance(facts, dict):
-            raise UserError(f"adapter={adapter}: {adapter / 'adapter_config.json'} is no JSON object.")
-        base, named = facts.get("base_model_name_or_path"), config.model.source.partition(":")[2]
+    if adapter and (base := _other_base(adapter, config)):
         here = model_folder(config.model)
-        if base and base != named and Path(base).resolve() != here.resolve():
-            tell(f"sapo: the adapter in {adapter} says it was trained on {base}; it is used on {here}.")
+        tell(f"sapo: the adapter in {adapter} says it was trained on {base}; it is used on {here}.")
     task, prompts = material.task, material.pool.candidates(include_original=True)
     preflight(config, [(task, prompts)], trains=False, answers=False)
     tell("Loading the model …")
@@ -312,6 +297,19 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
         "reduction": config.scorer.reduction,
         "seed": config.seed,
     }
+
+
+def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise UserError(
+            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
+            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
+        )
+    if not tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
 
 
 def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
@@ -493,3 +491,14 @@ def _require_adapter(folder: Path) -> None:
             f"adapter={folder}: no weights there: {WEIGHTS}; other formats are not loaded. "
             "PEFT writes one with save_pretrained(FOLDER)."
         )
+
+
+def _other_base(folder: Path, config: Config) -> str | None:
+    """The model that an adapter says it was trained on if it is another, as one of like shapes would fit."""
+    _require_adapter(folder)
+    facts = read_json(folder / "adapter_config.json")
+    if not isinstance(facts, dict):
+        raise UserError(f"adapter={folder}: {folder / 'adapter_config.json'} is no JSON object.")
+    base, named = facts.get("base_model_name_or_path"), config.model.source.partition(":")[2]
+    is_this = not base or base == named or Path(base).resolve() == model_folder(config.model).resolve()
+    return None if is_this else base
