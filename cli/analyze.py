@@ -8,6 +8,11 @@ import typer
 
 from sapo.cli.console import Json, emit, store_root
 
+EXAMPLES = (
+    "sapo analyze RUN OTHER_RUN",
+    "sapo analyze 'mini_three-*' --measure nll --report",
+)
+
 
 def command(
     runs: Annotated[

@@ -38,10 +38,13 @@ WORKING = (
 LOOKING = ("metrics", "ls", "show", "fetch", "doctor", "store")
 for _name in WORKING + LOOKING:
     _module = import_module(f"sapo.cli.{_name}")  # a file a command, or a group of them
+    _epilog = "\n\n".join(["Examples:", *getattr(_module, "EXAMPLES", ())]).replace(
+        "[", r"\["
+    )  # else Rich takes it for markup
     if hasattr(_module, "group"):
-        app.add_typer(_module.group, name=_name)
+        app.add_typer(_module.group, name=_name, epilog=_epilog)
     else:
-        app.command(_name)(_module.command)
+        app.command(_name, epilog=_epilog)(_module.command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,10 @@ from sapo.conf.errors import UserError
 if TYPE_CHECKING:
     from sapo.experiments.doctor import Check
 
+EXAMPLES = (
+    "sapo check RUN serve=http://127.0.0.1:8000",
+    "sapo check RUN serve=http://127.0.0.1:8000 --rows 32 --request body.json",
+)
 
 Words = Annotated[
     list[str],

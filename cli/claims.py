@@ -7,6 +7,11 @@ import typer
 
 from sapo.cli.console import Json, emit, store_root
 
+EXAMPLES = (
+    "sapo claims",
+    "sapo claims 'ni_probe_*' --json",
+)
+
 
 def command(
     names: Annotated[

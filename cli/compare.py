@@ -13,6 +13,11 @@ from sapo.cli.console import Json, computing, duration, emit, notice, table, tak
 if TYPE_CHECKING:
     from sapo.analysis.comparison import Comparison
 
+EXAMPLES = (
+    "sapo compare data=tickets.csv paraphrases.file=tickets.yaml --dry-run",
+    'sapo compare task=mini_topic "compare.train=[original,chosen]" "seed=range(3)"',
+)
+
 
 def command(
     arguments: Annotated[

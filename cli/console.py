@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -52,7 +52,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[GROUP=NAME|KEY=VALUE]…",
-        help="Hydra overrides; `seed=range(2)` makes two runs. See `sapo ls` and `sapo show config`.",
+        help="Hydra overrides; `seed=range(2)` makes two runs. See `sapo ls` and `sapo show config`. "
+        "JOB.yaml: a file of them, also a run's config.yaml.",
         autocompletion=complete_override,
     ),
 ]
@@ -99,15 +100,16 @@ def emit(document: Any, as_json: bool, shown: Iterable[RenderableType]) -> None:
         ) from error
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> RenderableType:
     """An open table: a text column, then right-aligned ones."""
-    found = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True)
+    found = Table(box=box.SIMPLE_HEAD, collapse_padding=True)
     found.add_column(columns[0], overflow="fold")
     for name in columns[1:]:
         found.add_column(name, justify="right")
     for row in rows:
         found.add_row(*map(str, row))
-    return found
+    # Not as the title of the table, which would be broken to its width.
+    return Group(title, found) if title else found
 
 
 def duration(seconds: "float | Sequence[float] | None") -> str:
@@ -122,9 +124,14 @@ def duration(seconds: "float | Sequence[float] | None") -> str:
 
 
 def take(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The values of a command's own KEY=VALUE arguments, which Hydra would not know, and the overrides."""
+    """The values of a command's own KEY=VALUE arguments, which Hydra would not know, and the overrides.
+
+    Both may stand in job files.
+    """
+    from sapo.conf.job_files import with_job_files
+
     own, overrides = {}, []
-    for argument in arguments:
+    for argument in with_job_files(arguments):
         key, equals, value = argument.partition("=")
         if equals and key in names:
             own[key] = value
@@ -152,6 +159,12 @@ def find_run(name: str, overrides: Sequence[str] | None = None) -> Path:
         names = ", ".join(folder.name for folder in folders)
         raise UserError(f"'{name}' means {len(folders)} runs; this command takes one: {names}")
     return folders[0]
+
+
+def may_replace(path: Path) -> bool:
+    """Whether a file that is there may be replaced: a person at a terminal is asked, nobody else agrees."""
+    is_asked = path.is_file() and sys.stdin.isatty() and sys.stderr.isatty()
+    return is_asked and typer.confirm(f"{printable(str(path))} is there already. Replace it?", err=True)
 
 
 def notice(text: str) -> None:

@@ -4,6 +4,11 @@ import typer
 
 from sapo.cli.console import Json, Overrides, emit
 
+EXAMPLES = (
+    "sapo doctor",
+    "sapo doctor --json",
+)
+
 
 def command(overrides: Overrides = None, json: Json = False) -> None:
     """Check this machine for the default job, or that of the overrides; exit 1 if something is missing."""

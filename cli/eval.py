@@ -6,6 +6,11 @@ import typer
 
 from sapo.cli.console import Json, Progress, emit, find_run, table
 
+EXAMPLES = (
+    "sapo eval RUN",
+    "sapo eval RUN mini_price --state last --prompt original",
+)
+
 
 def command(
     run: Annotated[str, typer.Argument(help="Run folder or id")],

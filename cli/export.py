@@ -11,6 +11,11 @@ from rich.filesize import decimal
 from sapo.cli.console import Json, Overrides, emit, find_run
 from sapo.conf.errors import UserError
 
+EXAMPLES = (
+    "sapo export RUN --to adapter",
+    "sapo export RUN --to merged --merge",
+)
+
 
 def command(
     run: Annotated[str, typer.Argument(help="Run folder or id")],

@@ -8,6 +8,11 @@ import typer
 
 from sapo.cli.console import Json, emit
 
+EXAMPLES = (
+    "sapo fetch benchmarks",
+    "sapo fetch model OWNER/NAME",
+)
+
 group = typer.Typer(help="Get models and benchmarks onto this machine.", no_args_is_help=True)
 
 

@@ -9,6 +9,11 @@ import typer
 
 from sapo.cli.console import Json, emit, notice, store_root
 
+EXAMPLES = (
+    "sapo ls models",
+    "sapo ls runs policy=sapo seed=0",
+)
+
 _MEASURES = {"nll": "NLL", "rougeL": "ROUGE-L"}
 
 

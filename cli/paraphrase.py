@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from sapo.experiments.paraphrase.chat import Reply
     from sapo.experiments.paraphrase.expand import Expansion
 
+EXAMPLES = (
+    "sapo paraphrase instruction=TEXT paraphrases=openai paraphrases.base_url=http://HOST:8000/v1",
+    "sapo paraphrase task=mini_topic paraphrases=local paraphrases.count=10",
+)
+
 
 def command(
     arguments: Annotated[

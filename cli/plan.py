@@ -12,6 +12,11 @@ from sapo.cli.console import Json, Overrides, duration, emit, notice, notice_row
 if TYPE_CHECKING:
     from sapo.conf.schema import Config
 
+EXAMPLES = (
+    "sapo plan sequence=mini_five_a policy=static,random,sapo",
+    "sapo plan job.yaml",
+)
+
 _NOTES = (
     "Estimates: tokens from characters; time of one device, from rates measured on it with the model; disk "
     "as adapters in float32 and tables of answers; memory of weights as parameters x bytes.",

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from sapo.experiments.jobs import Job
     from sapo.experiments.run import Reproduction
 
+EXAMPLES = (
+    "sapo reproduce table1 --scale mini",
+    "sapo reproduce figure1 --scale small --dry-run",
+)
+
 
 def _targets() -> list[str]:
     from sapo.experiments.targets import ALL, TARGETS

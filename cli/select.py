@@ -10,7 +10,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sapo.cli.console import Json, Progress, emit, take
+from sapo.cli.console import Json, Progress, emit, may_replace, take
+
+EXAMPLES = (
+    "sapo select data=tickets.csv paraphrases.file=tickets.yaml --write chosen.jsonl",
+    "sapo select task=mini_topic model=FOLDER scorer.examples=32",
+)
 
 
 def command(
@@ -40,7 +45,7 @@ def command(
     if write:
         sent = write.with_suffix(".sent.json")
         for path in (write, sent):
-            require_writable(path)
+            require_writable(path, replaces=may_replace(path))
     from sapo.experiments.select import as_json, select
 
     with Progress() as progress:

@@ -17,6 +17,11 @@ from sapo.conf.errors import UserError, unknown
 if TYPE_CHECKING:
     from sapo.conf.schema import Config
 
+EXAMPLES = (
+    "sapo show config policy=random",
+    "sapo show example task=mini_topic index=0 prompt=3",
+)
+
 group = typer.Typer(help="A config, run, task, model, or example token by token.", no_args_is_help=True)
 
 

@@ -12,6 +12,11 @@ from sapo.conf.errors import UserError, WorkError
 if TYPE_CHECKING:
     from sapo.experiments.engine.store import Store
 
+EXAMPLES = (
+    "sapo store ls",
+    "sapo store export 'mini_three-*' runs.tar.gz",
+)
+
 group = typer.Typer(
     help="What lies in the store, whether it is still what was stored, and how it moves elsewhere.",
     no_args_is_help=True,

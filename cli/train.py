@@ -7,10 +7,15 @@ import typer
 from rich.console import RenderableType
 
 from sapo.cli import plan
-from sapo.cli.console import Json, Overrides, computing, emit, notice, notice_rows
+from sapo.cli.console import Json, Overrides, computing, emit, notice, notice_rows, take
 
 if TYPE_CHECKING:
     from sapo.experiments.run import Outcome
+
+EXAMPLES = (
+    'sapo train sequence=mini_three policy=static,sapo "seed=range(2)"',
+    "sapo train data=tickets.csv paraphrases.file=tickets.yaml policy=sapo",
+)
 
 
 def command(
@@ -22,13 +27,21 @@ def command(
         bool, typer.Option("--keep-going/--fail-fast", help="After a failed run, go on with the others")
     ] = True,
 ) -> None:
-    """Train sequences of tasks, choosing each task's prompt by a policy; evaluate every task after each."""
+    """Train sequences of tasks, choosing each task's prompt by a policy; evaluate every task after each.
+
+    Rows of your own are a sequence of one task: data=FILE instruction=TEXT labels=[A,B], as in `sapo select`.
+    """
+    from sapo.conf.load import load
+    from sapo.data.own import OF_TASK, own_sequence
+
+    given, overrides = take(overrides or [], OF_TASK)
+    if given:
+        overrides = own_sequence(given, overrides, load(overrides)[0])
     if dry_run:
         plan.command(overrides, json)
         return
-    from sapo.conf.load import load
 
-    configs = load(overrides or [])  # a wrong override is answered before PyTorch is imported
+    configs = load(overrides)  # a wrong override is answered before PyTorch is imported
     notice_rows(configs)
     from sapo.experiments.jobs import Job
     from sapo.experiments.run import require_some, run

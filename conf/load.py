@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from sapo.conf.errors import UserError, unknown
+from sapo.conf.job_files import with_job_files
 from sapo.conf.models import model_called, model_in, model_on_hub
 from sapo.conf.schema import Config, settings
 from sapo.conf.validate import problems
@@ -51,16 +52,18 @@ _CALLED: set[str] = set()  # members of the group of models that stand for folde
 def load(overrides: list[str]) -> list[Config]:
     """Composes and validates one config for each combination of the overrides' comma lists and ranges.
 
-    `experiment=NAME` adds that experiment's own sweep. Raises UserError naming every problem at once.
+    `experiment=NAME` adds that experiment's own sweep; a job file, FILE.yaml, stands for the overrides in it.
+    Raises UserError naming every problem at once.
     """
     _check_own_files()
+    overrides = with_job_files(overrides)
     overrides = _with_models([_with_text(override) for override in overrides])
     # Unknown settings and group members get suggestions before Hydra's long messages would.
     known = {*_SETTINGS, *GROUPS}
     for override in _parse(overrides):
         key, is_switch = override.key_or_group, override.key_or_group.startswith(_OPEN)
         if key not in known and not is_switch:
-            near = difflib.get_close_matches(key, known, n=3)
+            near = _near(key)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"Unknown setting {key}.{hint} `sapo show config` lists all that there are.")
         if override.is_delete() or override.package is not None or (override.is_add() and not is_switch):
@@ -298,6 +301,24 @@ def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{where}{name}.")
         else:
             yield f"{where}{name}", value
+
+
+def _near(key: str) -> list[str]:
+    """The settings and groups that a name may stand for, the likeliest first: by letters, words, initials."""
+    group, _, last = key.rpartition(".")
+
+    def likeness(name: str) -> float:
+        where, _, own = name.rpartition(".")
+        words = own.split("_")
+        ratio = difflib.SequenceMatcher(None, last, own).ratio()
+        is_meant = last == "".join(word[0] for word in words) or (len(last) > 3 and last in words)
+        shared = 0.5 * len({*words} & {*last.split("_")}) / len(words)
+        return max(ratio, 0.9 * is_meant) + shared + (0.2 if where == group else 0.0)
+
+    likely = {name: likeness(name) for name in {*_SETTINGS, *GROUPS}}
+    best = max(likely.values())
+    names = [name for name in likely if likely[name] > max(0.75, best - 0.25)]
+    return sorted(names, key=lambda name: (-likely[name], name))[:3]
 
 
 def _compose(overrides: Sequence[str]) -> Config:

@@ -5,14 +5,17 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import yaml
+
 from sapo.conf.errors import UserError
+from sapo.conf.names import plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_task
 from sapo.data.files import is_text, read_yaml, user_path, written_whole
@@ -332,7 +335,8 @@ def require_enough(drawn: Iterable[Example], n_rows: int) -> None:
 # --- what `sapo select` chooses from -----------------------------------------------------------------------
 
 _OF_DATA = ("instruction", "suffix", "columns", "labels")
-ARGUMENTS = ("data", *_OF_DATA, "adapter")  # what a selection is told beside the settings
+OF_TASK = ("data", *_OF_DATA)  # what describes a task of own rows
+ARGUMENTS = (*OF_TASK, "adapter")  # what a selection is told beside the settings
 # What `select` and `compare` begin with, so that they score the same rows: enough to see differences of some
 # hundredths of a nat, few enough for a minute or two on two cores, drawn from all rows.
 DEFAULTS = ("scorer.examples=64", "data.train_examples=null", "data.max_input_tokens=1536")
@@ -357,7 +361,7 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
     """
     scorer = config.scorer
     if config.task:
-        if named := [name for name in ("data", *_OF_DATA) if name in given]:
+        if named := [name for name in OF_TASK if name in given]:
             raise UserError(
                 f"task={config.task} brings its own {named[0]}: say task=, or data= and the like."
             )
@@ -423,16 +427,52 @@ def _own_pool(task: Task, config: Config) -> PromptPool:
     )
 
 
+def write_own_task(given: Mapping[str, str], instruction: str, folder: Path) -> str:
+    """Writes NAME.yaml, the task that `data=` and the like describe, into `folder`; returns its name."""
+    source = user_path(given["data"])
+    name = plain(own_name(given["data"]))
+    facts = {
+        "instruction": instruction,
+        "data": str(source.resolve()) if source.exists() else given["data"],
+        **({"suffix": given["suffix"]} if given.get("suffix") else {}),
+        **({key: names(given[key]) for key in ("labels", "columns") if given.get(key)}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / f"{name}.yaml") as file:
+        yaml.safe_dump(facts, file, allow_unicode=True, sort_keys=False)
+    return name
+
+
+def own_sequence(given: Mapping[str, str], overrides: Sequence[str], config: Config) -> list[str]:
+    """The overrides that train `data=FILE` and the like as a sequence of one task, kept in the store.
+
+    `config` is that of `overrides`. UserError for rows or an instruction that are missing, and for a sequence
+    beside them.
+    """
+    if "data" not in given:
+        raise UserError(f"{next(iter(given))}= describes the rows of data=FILE: say which.")
+    if beside := [each for each in overrides if each.startswith(("sequence", "data.root="))]:
+        raise UserError(f"data={given['data']} is a sequence of its own: leave {beside[0]} out.")
+    instruction = given.get("instruction") or _pool_original(config)
+    if not instruction:
+        raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
+    read_splits(user_path(given["data"]), given["data"])  # refuses what is not there
+    folder = Path(config.store.root) / "tasks"
+    name = write_own_task(given, instruction, folder)
+    own = ["sequence=own", f"sequence.name={name}", f"sequence.tasks=[{name}]", f"data.root={folder}"]
+    return [*own, *overrides]
+
+
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def require_writable(path: Path) -> None:
-    """UserError unless a new file can be written at `path`."""
+def require_writable(path: Path, replaces: bool = False) -> None:
+    """UserError unless a file can be written at `path`, a new one unless it `replaces` what is there."""
     if path.is_dir():
         raise UserError(f"--write {path}: that is a folder; name a file, such as {path / 'rows.jsonl'}.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--write {path}: there is no folder {path.parent} that can be written to.")
-    if path.exists() or path.is_symlink():
+    if not replaces and (path.exists() or path.is_symlink()):
         raise UserError(f"--write {path}: there is such a file already. Name another, or delete it first.")
 
 

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,10 +22,10 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import cut, load_own_task, load_task
-from sapo.data.files import user_path, written_whole
+from sapo.data.files import user_path
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.losses import prompt_losses
-from sapo.data.own import DEFAULTS, Material, OwnExamples, examples_of, gather, names, write_jsonl
+from sapo.data.own import DEFAULTS, Material, OwnExamples, examples_of, gather, write_jsonl, write_own_task
 from sapo.data.own_files import read_splits
 from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
@@ -374,16 +373,8 @@ def write_task(
         where = [f"sequence.benchmark={config.sequence.benchmark}", f"data.root={config.data.root}"]
         where = [f"sequence.name={name}", *(where if config.sequence.benchmark != "mini" else where[:1])]
     else:
-        name, source = setting.task.name, user_path(given["data"])
-        facts = {
-            "instruction": "" if trained == "none" else setting.task.instruction,
-            "data": str(source.resolve()) if source.exists() else given["data"],
-            **({"suffix": setting.task.suffix} if setting.task.suffix else {}),
-            **({"labels": list(setting.task.labels)} if setting.task.labels else {}),
-            **({"columns": names(given["columns"])} if "columns" in given else {}),
-        }
-        with written_whole(folder / f"{name}.yaml") as file:
-            yaml.safe_dump(facts, file, allow_unicode=True, sort_keys=False)
+        instruction = "" if trained == "none" else setting.task.instruction
+        name = write_own_task(given, instruction, folder)
         where = ["sequence=own", f"data.root={folder}"]
     policy = ["policy=paft"] if len(prompts) > 1 else ["policy=fixed", f"policy.index={prompts[0].index}"]
     if trained in ("original", "none"):

@@ -4,11 +4,13 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from typer.main import get_command
 
-from sapo.cli.app import app, interrupt
+from sapo.cli.app import LOOKING, WORKING, app, interrupt
+from sapo.cli.console import may_replace
 from sapo.conf.errors import UserError, WorkError
 
 COMMANDS = {
@@ -55,6 +57,28 @@ def test_every_command_explains_itself(sapo):
             done = sapo(*words, "--help")
             assert done.code == 0
             assert f"Usage: sapo {' '.join(words)}" in done.out
+
+
+def test_every_command_has_two_examples(sapo):
+    for command in WORKING + LOOKING:
+        shown = " ".join(sapo(command, "--help").out.split())
+        examples = import_module(f"sapo.cli.{command}").EXAMPLES
+        assert len(examples) == 2
+        for example in examples:
+            assert example.startswith(f"sapo {command}")
+            assert example.replace(" ", "") in shown.replace(" ", "")
+
+
+def test_a_file_is_replaced_by_nobody_but_who_is_asked(monkeypatch, tmp_path):
+    path, asked = tmp_path / "rows.jsonl", []
+    monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text) or True)
+    path.touch()
+    assert not may_replace(path)
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    assert may_replace(path)
+    assert not may_replace(tmp_path / "new")
+    assert asked == [f"{path} is there already. Replace it?"]
 
 
 def test_no_command_shows_help(sapo):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 RUN_KEYS = {"id", "dir", "sequence", "model", "method", "policy", "seed", "prompts", "matrix", "metrics"}
 
@@ -80,6 +81,33 @@ def test_again_computes_nothing_and_says_the_same(sapo, small, trained):
         done.err
         == "sapo: 8 of 1,000 training rows a task, 4 of 200 test rows (scale=mini, data.train_examples)\n"
     )
+
+
+def test_a_runs_own_config_is_that_run(sapo, trained):
+    file = Path(trained.adaptive["dir"]) / "config.yaml"
+    (run,) = sapo("train", file, "--json").document["runs"]
+    assert (run["id"], run["dir"]) == (trained.adaptive["id"], trained.adaptive["dir"])
+    assert run["stages"] == {"computed": 0, "stored": 13}
+    assert "scale= would change none" in sapo("train", file, "scale=paper").refused()
+
+
+def test_own_rows_are_a_sequence_of_one_task(sapo, small, tmp_path):
+    rows, root = tmp_path / "rows.csv", tmp_path / "store"
+    rows.write_text("text,label\n" + "".join(f"x{i},{'ab'[i % 2]}\n" for i in range(20)))
+    settings = [override for override in small if not override.startswith("sequence")]
+    arguments = ("train", f"data={rows}", "instruction=Sort it.", "labels=[a,b]", *settings)
+    document = sapo(*arguments, "policy=static", f"store.root={root}", "--dry-run", "--json").document
+    assert {kind["kind"]: kind["to_do"] for kind in document["kinds"]} == {
+        "score": 0,
+        "train": 1,
+        "evaluate": 2,
+    }
+    facts = yaml.safe_load((root / "tasks" / "rows.yaml").read_text())
+    assert facts == {"instruction": "Sort it.", "data": str(rows), "labels": ["a", "b"]}
+    assert "no such file" in sapo("train", "data=none.csv", "instruction=x").refused()
+    assert "Which instruction?" in sapo("train", f"data={rows}").refused()
+    assert "say which" in sapo("train", "labels=[a]").refused()
+    assert "leave sequence=trace out" in sapo("train", f"data={rows}", "sequence=trace").refused()
 
 
 def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):
