@@ -172,8 +172,8 @@ def import_archive(
     done = archive.import_archive(file, store)
     notice("sapo: an archive shows that it is whole, not who made it: import only from people you trust.")
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
-    document = {"root": str(store.root), "runs": done.runs, "probes": done.probes}
-    document |= {"stages": done.stages, "kept": done.kept}
+    counts = {"stages": done.stages, "kept": done.kept}
+    document = {"root": str(store.root), "runs": done.runs, "probes": done.probes, **counts}
     emit(document, json, [text, *(f"  {name}" for name in (*done.runs, *done.probes))])
 
 

@@ -193,8 +193,10 @@ def import_archive(file: Path, store: Store) -> Archived:
             with store.lock(record.name):
                 if not any((final / kind.FILE).is_file() for kind in (RunRecord, ProbeRecord)):
                     put_record(record, final)
-    names = [[path.name for path in records if path.parent.name == kind] for kind in ("runs", "probes")]
-    return Archived(*names, len(stages), len(stages) - sum(put), n_bytes)
+    runs, probes = (
+        [path.name for path in records if path.parent.name == kind] for kind in ("runs", "probes")
+    )
+    return Archived(runs, probes, len(stages), len(stages) - sum(put), n_bytes)
 
 
 def _put_stage(store: Store, stage: Path) -> bool:
