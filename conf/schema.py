@@ -286,6 +286,9 @@ class EngineConfig:
     device: str = runtime(
         "Where models run; which GPU: CUDA_VISIBLE_DEVICES", "auto", choices="auto cuda cpu mps"
     )
+    devices: int = runtime(
+        "Devices that compute one stage together, a process each; of a CPU, cores (docs/scale.md)", 1, least=1
+    )
     address: str | None = runtime(
         "ray: a cluster to join; null: one is started on this machine",
         None,
@@ -298,8 +301,8 @@ class EngineConfig:
     gpus: float | None = runtime(
         "ray: GPUs of a worker, or a part of one (0.5); null: 1 if any", None, least=0
     )
-    cpus: float = runtime("ray: CPU cores of a worker", 1.0, above=0)
-    retries: int = runtime("ray: how often a stage is run again after its worker died", 2, least=0)
+    cpus: float = runtime("ray: CPU cores of a device's process", 1.0, above=0)
+    retries: int = runtime("How often a stage is run again after its process died", 2, least=0)
 
 
 @dataclass

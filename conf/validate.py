@@ -35,6 +35,11 @@ def problems(config: Config) -> Iterator[str]:
             yield str(error)
     yield from _of_tasks_and_prompts(config)
     yield from _of_engine_and_method(config.engine, config.method)
+    if config.trainer.global_batch < config.engine.devices:
+        yield (
+            f"engine.devices={config.engine.devices}: each needs a row of every global batch, and "
+            f"trainer.global_batch={config.trainer.global_batch}"
+        )
 
 
 def _of_tasks_and_prompts(config: Config) -> Iterator[str]:
@@ -85,6 +90,8 @@ def _of_engine_and_method(engine: EngineConfig, method: MethodConfig) -> Iterato
     given = engine.address or engine.workers or engine.gpus
     if engine.name != "ray" and given is not None:
         yield f"engine.address, engine.workers and engine.gpus are for engine=ray, not engine={engine.name}"
+    if engine.devices > 1 and engine.gpus is not None:
+        yield f"engine.gpus={engine.gpus:g} with engine.devices={engine.devices}: each has a whole device"
     if method.name == "inscl" and method.unit != "instance" and method.tags is not None:
         yield f"method.tags={method.tags}: only method.unit=instance reads tags"
     if method.name == "inscl" and method.unit == "instance" and method.tags is None:

@@ -14,7 +14,7 @@ from sapo.experiments.continual import pool_for
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.identity import device_of
+from sapo.experiments.model.identity import device_of, require_devices
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.training import require_trackers
 
@@ -60,7 +60,9 @@ def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
         has_model = refusal(partial(model_folder, config.model), "model", config.model)
         reasons = []
         if not is_plan:
-            reasons += refusal(partial(device_of, config), "device", config.engine) + has_model
+            # Ray's workers may be elsewhere.
+            is_there = device_of if config.engine.name == "ray" else require_devices
+            reasons += refusal(partial(is_there, config), "device", config.engine) + has_model
             reasons += refusal(partial(require_trackers, config.trainer), "trackers", config.trainer)
         data = (config.sequence, config.data)
         no_tasks = refusal(partial(_shown, config), "tasks", *data, config.paraphrases, config.policy)

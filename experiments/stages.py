@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 
 from sapo.conf.errors import WorkError
@@ -20,7 +21,7 @@ from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.methods import METHODS, Context, method_of
-from sapo.experiments.model import evaluation, gradients, scoring, training
+from sapo.experiments.model import evaluation, gradients, ranks, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import LanguageModel
@@ -268,7 +269,11 @@ class Evaluate(Stage):
         renderer = self.renderer(language_model)
         rendered = renderer.render(self.task, self.prompt.text, self.task.test, for_test=True)
         with in_state(language_model, store, self.state) as model:
-            table = evaluation.evaluate(language_model, model, self.task.test, rendered, self.config)
+            own = ranks.share(range(len(rendered)))
+            examples, rows = ([each[i] for i in own] for each in (self.task.test, rendered))
+            table = evaluation.evaluate(language_model, model, examples, rows, self.config)
+        parts = [part for part in ranks.gathered(table.assign(example=own)) if len(part)]
+        table = pd.concat(parts).sort_values("example", ignore_index=True)
         scoring.require_finite(table, self.task, self.prompt)
         if self.config.data.truncation == "end":
             # The published code finds no answer where a test prompt lost its end, and scores 0 (D17).

@@ -2,23 +2,16 @@
 
 import asyncio
 import shutil
-import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import yaml
-
-from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config
-from sapo.data.files import write_json
-from sapo.data.records import StageResult, write_record
-from sapo.experiments.engine.environment import environment
+from sapo.experiments.engine.devices import compute
 from sapo.experiments.engine.store import Store, Stored
-from sapo.experiments.model.budgets import DoesNotFitError
-from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.load import LanguageModel
 
 Result = TypeVar("Result")
 
@@ -101,16 +94,11 @@ class LocalEngine:
                 if is_new:
                     self.watch(stage, "begin")
                     with self.store.building(stage.kind, key) as folder:
-                        model = load_model(stage.config)
-                        begun = time.monotonic()
-                        facts = stage.compute(self.store, model, folder)
-                        _describe(stage, facts, time.monotonic() - begun, model, folder)
+                        compute(stage, self.store, folder)
                 # Not before the stage is in its place: a kill, or a disk that is full by then, would cost it.
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
-        except BaseException as error:
+        except BaseException:
             self.watch(stage, "failed")
-            if isinstance(error, DoesNotFitError):
-                raise WorkError(f"Task {stage.name} ({stage.kind}): {error}") from error
             raise
         return self._finished(stage, key, is_new)
 
@@ -134,18 +122,3 @@ class LocalEngine:
             return list(await asyncio.gather(*works))
 
         return self.wait(all_of_them())
-
-
-def _describe(
-    stage: Stage, facts: Mapping[str, Any], seconds: float, model: LanguageModel, folder: Path
-) -> None:
-    """Writes what a stage took and measured, what it is, and with what it was computed."""
-    seconds = round(seconds + facts.get("earlier_seconds", 0.0), 3)
-    common = {"task": stage.name, "model": stage.config.model.name, "seconds": seconds}
-    result = StageResult.model_validate({**common, **facts}, strict=False)
-    write_record(folder / "result.json", result)
-    write_json(folder / "identity.json", stage.identity())
-    write_json(folder / "environment.json", environment(model.base.device))
-    read = {group: value for group, value in asdict(stage.config).items() if group in stage.groups}
-    text = yaml.safe_dump(read, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")

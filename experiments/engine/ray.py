@@ -253,7 +253,7 @@ class Cluster:
             # Ray would exit at once, with its workers' remains left on the disk, where we end in good order.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)
-        return self.plan(ray.cluster_resources())
+        return self.plan(*(node["Resources"] for node in ray.nodes() if node["Alive"]))
 
     def _local(self) -> dict[str, Any]:
         """How Ray starts here: on the loopback address, behind a token, in a folder of this user's alone.
@@ -292,22 +292,27 @@ class Cluster:
             "_temp_dir": str(self._folder),
         }
 
-    def plan(self, there: dict[str, float]) -> int:
-        """Sets what each worker asks for; how many workers what is there, in GPUs and cores, suffices for."""
-        config, there = self.config, {"GPU": 0.0, "CPU": 0.0, **there}
-        gpus = config.gpus
+    def plan(self, *machines: dict[str, float]) -> int:
+        """Sets what each worker asks for; how many workers the machines' GPUs and cores suffice for."""
+        config = self.config
+        there = {name: sum(machine.get(name, 0.0) for machine in machines) for name in ("GPU", "CPU")}
+        gpus, cpus = config.gpus, config.cpus * config.devices
         if gpus is None:
-            gpus = 1.0 if config.device in ("auto", "cuda") and there["GPU"] >= 1 else 0.0
-        needs = {"GPU": gpus, "CPU": config.cpus}
-        self.options = {"num_gpus": gpus, "num_cpus": config.cpus}
-        # 1 / 0.1 is a little less than 10.
-        room = math.floor(min(there[name] / need for name, need in needs.items() if need) + 1e-9)
+            gpus = float(config.devices) if config.device in ("auto", "cuda") and there["GPU"] >= 1 else 0.0
+        needs = {"GPU": gpus, "CPU": cpus}
+        self.options = {"num_gpus": gpus, "num_cpus": cpus}
+        # A worker's devices are on one machine. 1 / 0.1 is a little less than 10.
+        room = sum(
+            math.floor(min(machine.get(name, 0.0) / need for name, need in needs.items() if need) + 1e-9)
+            for machine in machines
+        )
         size = config.workers or room
         if not size or (size > room and config.address is None):
             raise UserError(
-                f"No room for {size or 1} workers of {gpus:g} GPUs and {config.cpus:g} cores: Ray has "
-                f"{there['GPU']:g} GPUs and {there['CPU']:g} cores. Set engine.gpus (0.5: two share one) and "
-                "engine.cpus; on a cluster, engine.workers waits for machines that are still to join."
+                f"No room for {size or 1} workers of {gpus:g} GPUs and {cpus:g} cores: Ray has "
+                f"{there['GPU']:g} GPUs and {there['CPU']:g} cores. Set engine.gpus (0.5: two share one), "
+                "engine.devices (all on one machine) and engine.cpus; on a cluster, engine.workers waits for "
+                "machines that are still to join."
             )
         return size
 

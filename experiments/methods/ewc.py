@@ -27,6 +27,7 @@ from sapo.conf.schema import MethodConfig
 from sapo.data.render import Rendered
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.sequential import Sequential
+from sapo.experiments.model import ranks
 from sapo.experiments.model.adapters import trained_weights
 from sapo.experiments.model.budgets import one_example
 from sapo.experiments.model.forward import target_logits, target_nll
@@ -116,12 +117,13 @@ def fisher_information(model: PeftModel, examples: Sequence[Rendered]) -> Tensor
     model.eval()
     weights = trained_weights(model)
     squares = [torch.zeros_like(value, dtype=torch.float32) for value in weights.values()]
-    for example in examples:
+    for example in ranks.share(examples):
         with one_example(len(example.input_ids)):
             nll = target_nll(*target_logits(model, [example])).sum()  # type: ignore[arg-type]
             gradients = torch.autograd.grad(nll / len(example.target_ids), list(weights.values()))
         for square, gradient in zip(squares, gradients, strict=True):
             square.addcmul_(gradient.float(), gradient.float())
+    ranks.add_up(squares)
     return {key: square / len(examples) for key, square in zip(weights, squares, strict=True)}
 
 

@@ -4,8 +4,8 @@ A checkpoint is whole when it has its manifest, which is written last, and its f
 is read before that was checked, and `state.pt` with `weights_only=True`: tensors and plain values, no code.
 
 `trainable.safetensors` holds the parameters in training, A (r, d_in) and B (d_out, r) of each module;
-`state.pt` AdamW's two moments of each in the same shapes and float32, the schedule's step, and the states of
-the random generators: Python's, NumPy's (624), PyTorch's on the CPU (5056 bytes) and of each GPU.
+`state.pt` AdamW's two moments of each in the same shapes and float32, the schedule's step, and of each rank
+the states of the random generators: Python's, NumPy's (624), PyTorch's on CPU (5056 bytes) and each GPU.
 """
 
 import io
@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sapo.conf.errors import WorkError
 from sapo.data.files import flush, sync, write_json
 from sapo.data.records import MANIFEST, damage, manifest_of
+from sapo.experiments.model import ranks
 
 PREFIX = "checkpoint-"
 WEIGHTS, STATE = "trainable.safetensors", "state.pt"
@@ -66,19 +67,18 @@ def save(
         history: What was measured at every step so far; the checkpoint is named by their number.
         seconds: How long the training took until here, its earlier parts included.
     """
+    drawn = ranks.gathered(_random_state())
+    if ranks.rank() > 0:
+        return
     folder = scratch / f"{PREFIX}{len(history)}"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)
-    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
     state = {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "history": [dict(facts) for facts in history],
         "seconds": seconds,
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": drawn,
     }
     # Written by Python: of a disk that is full, torch's own writer says nothing that can be recognized.
     content = io.BytesIO()
@@ -100,7 +100,7 @@ def resume(
     Returns the history and the seconds, none of both if there is no checkpoint; WorkError if it is of other
     weights.
     """
-    folder = newest(scratch)
+    folder = ranks.gathered(newest(scratch) if ranks.rank() == 0 else None)[0]
     if folder is None:
         return [], 0.0
     saved = load_file(folder / WEIGHTS)
@@ -112,13 +112,26 @@ def resume(
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["cpu"])
-    for number, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator, number)  # a checkpoint may go on where there are fewer
+    states = state.get("random", [state])  # earlier versions had the one beside the rest
+    if ranks.rank() < len(states):  # of more ranks than before, the new ones begin at their seeds
+        drawn = states[ranks.rank()]
+        random.setstate(drawn["python"])
+        name, keys, *rest = drawn["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(drawn["cpu"])
+        for number, generator in enumerate(drawn["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator, number)  # a checkpoint may go on where there are fewer
     return state["history"], state["seconds"]
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    return {
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def _checkpoints(scratch: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config, TrainerConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import digest
+from sapo.experiments.model import ranks
 from sapo.experiments.model.adapters import CURRENT, with_new_adapter
 from sapo.experiments.model.budgets import training_tokens
 from sapo.experiments.model.forward import in_batches, pass_tokens, shared_prefix, target_logits, target_nll
@@ -61,6 +62,7 @@ def adapter_gradients(
     free = {_B.sub(r"\g<module>", key): p for key, p in model.named_parameters() if p.requires_grad}
     sums = {module: torch.zeros_like(p, dtype=torch.float32) for module, p in free.items()}
     n_tokens = sum(len(row.target_ids) for row in rows)
+    rows = ranks.share(rows)
     prefix = shared_prefix(model, rows, config.shared_prefix)
 
     def work(batch: list[int]) -> list[int]:
@@ -76,6 +78,7 @@ def adapter_gradients(
     budget = training_tokens(model, config.micro_batch_tokens)
     for _ in in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length):
         pass
+    ranks.add_up(list(sums.values()))
     for module, gradient in sums.items():
         if not 0 < gradient.norm().item() < float("inf"):
             raise WorkError(f"The gradient of {what} at {module} is zero or not finite: it has no direction.")

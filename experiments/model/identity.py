@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,26 @@ def device_of(config: Config) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("engine.device=mps, and PyTorch sees no such device. Try engine.device=cpu.")
     return torch.device(name)
+
+
+def require_devices(config: Config) -> None:
+    """UserError unless `engine.devices` devices of one kind are here."""
+    wanted, device = config.engine.devices, device_of(config).type
+    if wanted == 1:
+        return
+    names = [device]  # of Apple's there is one
+    if device == "cuda":
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    elif device == "cpu":
+        names *= len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted > len(names):
+        there = f"{len(names)} cores" if device == "cpu" else f"{len(names)} of kind {device}"
+        raise UserError(f"engine.devices={wanted}: here are only {there}. Set engine.devices={len(names)}.")
+    if len(kinds := dict.fromkeys(names[:wanted])) > 1:
+        raise UserError(
+            f"engine.devices={wanted}: different kinds ({', '.join(kinds)}): results would differ, "
+            "and the fast ones wait. Choose equal ones with CUDA_VISIBLE_DEVICES."
+        )
 
 
 def dtype_of(config: Config) -> str:

@@ -38,6 +38,7 @@ from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
 from sapo.data.tasks import Task
+from sapo.experiments.model import ranks
 from sapo.experiments.model.budgets import reading_tokens
 from sapo.experiments.model.forward import (
     NO_PREFIX,
@@ -165,17 +166,20 @@ def pool_losses(
         require_finite(losses, task, prompts[candidate])
         return losses.assign(prompt=prompts[candidate].index)
 
+    def read_each(candidates: Sequence[int], examples: Sequence[int]) -> list[pd.DataFrame]:
+        found = ranks.merged({candidate: read(candidate, examples) for candidate in ranks.share(candidates)})
+        return [found[candidate] for candidate in candidates]
+
     if not is_race:
-        everything = [read(candidate, range(len(rows))) for candidate, rows in enumerate(rendered)]
-        return pd.concat(everything, ignore_index=True)
+        return pd.concat(read_each(range(len(rendered)), range(len(rendered[0]))), ignore_index=True)
     order = list(range(len(rendered[0])))
     random.Random(f"race {config.seed} {task.name}").shuffle(order)  # noqa: S311
     scales = [weights([len(r.target_ids) for r in rows], config.scorer.reduction) for rows in rendered]
     parts: list[list[pd.DataFrame]] = [[] for _ in rendered]
 
     def values(candidates: Sequence[int], examples: Sequence[int]) -> NDArray[np.float64]:
-        for candidate in candidates:
-            parts[candidate].append(read(candidate, examples))
+        for candidate, table in zip(candidates, read_each(candidates, examples), strict=True):
+            parts[candidate].append(table)
         return np.array([parts[c][-1]["nll"].to_numpy() * scales[c][list(examples)] for c in candidates])
 
     race(values, len(rendered), order, config.scorer.confidence)

@@ -5,6 +5,7 @@ same seed the order of the rows and dropout are those of the Hugging Face Traine
 devices average 8 token means a step (D19); here a step's loss is one token mean of the global batch.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -27,7 +28,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import TrainerConfig
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
-from sapo.experiments.model import checkpoints
+from sapo.experiments.model import checkpoints, ranks
 from sapo.experiments.model.budgets import is_out_of_memory, training_tokens
 from sapo.experiments.model.forward import (
     gathered_gradients,
@@ -66,7 +67,7 @@ def train(
     WorkError if a loss or a weight is not finite, or a single example does not fit in memory.
     """
     begun = time.monotonic()
-    set_seed(draws.seed)
+    set_seed(draws.seed + ranks.rank())  # dropout is drawn by each rank for itself
     accelerator = _accelerator(model, config, scratch, what)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
@@ -91,7 +92,11 @@ def train(
         if config.checkpoint_steps and ((step + 1) % config.checkpoint_steps == 0 or step + 1 == steps):
             seconds = earlier + time.monotonic() - begun
             checkpoints.save(scratch, weights, optimizer, schedule, history, seconds)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # as `end_training` does, which also parts the ranks
+        tracker.finish()
+    sums = ranks.gathered([float(p.detach().sum()) for p in weights.values()] if ranks.count() > 1 else None)
+    if any(other != sums[0] for other in sums):
+        raise WorkError(f"{what}: the devices have come to different weights. Nothing was stored.")
     if not all(torch.isfinite(p).all() for p in weights.values()):
         raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
     lengths = (sum(len(one.input_ids) for one in row.rendered) / len(row.rendered) for row in rows)
@@ -171,11 +176,26 @@ def global_batch(rows: Sequence[Row], config: TrainerConfig, draws: Draws, step:
     return list(groups.values())
 
 
+def _share(groups: Sequence[Sequence[Rendered]]) -> list[list[Rendered]]:
+    """This rank's rows of a global batch, by prompt: dealt by length, so that all have as much to do."""
+    places = itertools.count()
+    own = [
+        [
+            row
+            for row in sorted(group, key=lambda row: len(row.input_ids))
+            if next(places) % ranks.count() == ranks.rank()
+        ]
+        for group in groups
+    ]
+    return [group for group in own if group]
+
+
 class Backward:
     """Leaves the gradients of a global batch, computed in micro-batches that fit in memory.
 
     The loss is the sum of the NLL of all its target tokens over their number, whatever the split (paper,
-    Section 4; official code with transformers 4.51), and the penalty once.
+    Section 4; official code with transformers 4.51), and the penalty once. Of several ranks each computes a
+    share of the rows; the sums over all of them are what each is left with.
     """
 
     def __init__(
@@ -188,9 +208,12 @@ class Backward:
 
     def __call__(self, groups: Sequence[Sequence[Rendered]]) -> dict[str, float]:
         """`loss`, with the penalty, and `penalty` if there is one; what does not fit restarts in halves."""
+        n_tokens = sum(len(example.target_ids) for group in groups for example in group)
+        groups = _share(groups)
         while True:
             try:
-                return self._accumulate(groups)
+                own = self._accumulate(groups, n_tokens)
+                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -206,9 +229,16 @@ class Backward:
                     self.tokens,
                 )
                 torch.cuda.empty_cache()
+        # Ranks meet here, after whatever each had to repeat.
+        parts = ranks.gathered(own)
+        if len(parts) > 1:
+            free = [p for p in self.model.parameters() if p.requires_grad]
+            for p in free:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            ranks.add_up([p.grad for p in free])
+        return {name: sum(part.get(name, 0.0) for part in parts) for name in parts[0]}
 
-    def _accumulate(self, groups: Sequence[Sequence[Rendered]]) -> dict[str, float]:
-        n_tokens = sum(len(example.target_ids) for group in groups for example in group)
+    def _accumulate(self, groups: Sequence[Sequence[Rendered]], n_tokens: int) -> dict[str, float]:
         total = torch.zeros((), device=self.model.device)
         for group in groups:  # examples under one prompt, whose beginning is read once for all of them
             part = torch.zeros_like(total)
@@ -221,7 +251,7 @@ class Backward:
                     self.accelerator.backward(loss)
                     part += loss.detach()
             total += part
-        penalty = self.penalty(self.model) if self.penalty else None
+        penalty = self.penalty(self.model) if self.penalty and ranks.rank() == 0 else None
         if penalty is None:
             return {"loss": total.item()}
         self.accelerator.backward(penalty)

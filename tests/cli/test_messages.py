@@ -224,6 +224,8 @@ SETTINGS = [
     ({"engine.gpus": 2.5, "engine.name": "ray"}, "must be a part of one GPU"),
     ({"engine.gpus": 1.0}, "are for engine=ray"),
     ({"engine.workers": 2}, "are for engine=ray"),
+    ({"engine.devices": 65}, "engine.devices=65: each needs a row of every global batch"),
+    ({"engine.devices": 2, "engine.gpus": 0.5, "engine.name": "ray"}, "each has a whole device"),
     ({"engine.address": "auto"}, "are for engine=ray"),
     ({"policy.name": "random", "policy.last_only": True}, "policy.last_only=true with policy=random"),
     ({"method.name": "inscl", "method.unit": "instance"}, "needs tags of all training rows"),

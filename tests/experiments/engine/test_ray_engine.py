@@ -304,6 +304,14 @@ def test_as_many_workers_as_there_is_room_for(setting, there, size, gpus):
     assert cluster.options == {"num_cpus": setting.get("cpus", 1.0), "num_gpus": gpus}
 
 
+def test_the_devices_of_a_worker_are_on_one_machine():
+    cluster = Cluster(EngineConfig("ray", address="auto", devices=4, cpus=2))
+    assert cluster.plan({"GPU": 8, "CPU": 96}, {"GPU": 6, "CPU": 96}, {"GPU": 3, "CPU": 8}) == 3
+    assert cluster.options == {"num_cpus": 8, "num_gpus": 4}
+    with pytest.raises(UserError, match=r"No room for 1 workers of 4 GPUs and 8 cores: Ray has 6 GPUs"):
+        cluster.plan({"GPU": 3, "CPU": 96}, {"GPU": 3, "CPU": 96})
+
+
 @pytest.mark.parametrize("setting", [{"gpus": 4}, {"gpus": 1, "workers": 3}])
 def test_no_room_for_a_worker_is_said(setting):
     with pytest.raises(UserError, match=r"No room for \d workers of \d GPUs and 1 cores: Ray has 2 GPUs"):
@@ -317,7 +325,7 @@ def local_cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ, "RAY_TMPDIR": str(tmp_path)})
     monkeypatch.setattr(ray.ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(ray.ray, "init", lambda **options: calls.append(options))
-    monkeypatch.setattr(ray.ray, "cluster_resources", lambda: {"CPU": 1})
+    monkeypatch.setattr(ray.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1}}])
     return Cluster(EngineConfig("ray", device="cpu", workers=1)), calls
 
 

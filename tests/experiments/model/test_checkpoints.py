@@ -17,7 +17,8 @@ from trainings import learn, price_method, same
 from sapo.conf.errors import WorkError
 from sapo.data.files import write_json
 from sapo.data.prompts import Prompt
-from sapo.experiments.engine import local
+from sapo.experiments.engine import devices
+from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import checkpoints, training
 
@@ -81,13 +82,13 @@ def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypa
         kind="train",
         key=key,
         name="a task",
-        config=None,
+        config=SimpleNamespace(engine=SimpleNamespace(devices=1)),
         identity=dict,
         compute=lambda *_: store.checkpoints(key).mkdir(parents=True),
     )
-    monkeypatch.setattr(local, "load_model", lambda config: None)
-    monkeypatch.setattr(local, "_describe", lambda *facts: write_json(facts[-1] / "identity.json", {}))
-    engine = local.LocalEngine(store)
+    monkeypatch.setattr(devices, "load_model", lambda config: None)
+    monkeypatch.setattr(devices, "_describe", lambda *facts: write_json(facts[-1] / "identity.json", {}))
+    engine = LocalEngine(store)
 
     def refuse(*_, **__):
         raise OSError("no rename")
