@@ -270,7 +270,7 @@ class Evaluate(Stage):
         rendered = renderer.render(self.task, self.prompt.text, self.task.test, for_test=True)
         with in_state(language_model, store, self.state) as model:
             own = ranks.share(range(len(rendered)))
-            examples, rows = ([each[i] for i in own] for each in (self.task.test, rendered))
+            examples, rows = [self.task.test[i] for i in own], [rendered[i] for i in own]
             table = evaluation.evaluate(language_model, model, examples, rows, self.config)
         parts = [part for part in ranks.gathered(table.assign(example=own)) if len(part)]
         table = pd.concat(parts).sort_values("example", ignore_index=True)

@@ -108,8 +108,9 @@ class _Group:
             said: set[str] = set()
             waiting = list(self._pipes)
             while waiting:
-                for pipe in connection.wait(waiting):
-                    found = pipe.recv()  # type: ignore[union-attr]  # only pipes are waited for
+                ready: list[Any] = connection.wait(waiting)
+                for pipe in ready:
+                    found = pipe.recv()
                     if isinstance(found, logging.LogRecord):
                         if found.getMessage() not in said:
                             said.add(found.getMessage())
@@ -117,7 +118,7 @@ class _Group:
                     elif found is not None:
                         raise found
                     else:
-                        waiting.remove(pipe)  # type: ignore[arg-type]
+                        waiting.remove(pipe)
         except (EOFError, ConnectionError):
             self._raise_cause()
         except BaseException:
@@ -175,7 +176,7 @@ def close() -> None:
 
 class _Sender(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue.send(record)  # type: ignore[union-attr]  # a pipe
+        self.queue.send(record)  # type: ignore[attr-defined]  # a pipe
 
 
 def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], level: int) -> None:
