@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,7 @@ def train(
             checkpoints.save(scratch, weights, optimizer, schedule, history, seconds)
     for tracker in accelerator.trackers:  # as `end_training` does, which also parts the ranks
         tracker.finish()
-    sums = ranks.gathered([float(p.detach().sum()) for p in weights.values()] if ranks.count() > 1 else None)
-    if any(other != sums[0] for other in sums):
-        raise WorkError(f"{what}: the devices have come to different weights. Nothing was stored.")
-    if not all(torch.isfinite(p).all() for p in weights.values()):
-        raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
+    _require_sound(weights.values(), what)
     lengths = (sum(len(one.input_ids) for one in row.rendered) / len(row.rendered) for row in rows)
     passes = len(history) / math.ceil(len(rows) / config.global_batch)
     return {
@@ -110,6 +106,15 @@ def train(
         "trainable_parameters": sum(p.numel() for p in weights.values()),
         **({"earlier_seconds": earlier} if earlier else {}),
     }
+
+
+def _require_sound(weights: Iterable[Tensor], what: str) -> None:
+    """WorkError unless the trained weights are finite, and the same on all devices."""
+    sums = torch.stack([weight.detach().float().sum() for weight in weights]).tolist()
+    if not all(map(math.isfinite, sums)):
+        raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
+    if any(other != sums for other in ranks.gathered(sums)):
+        raise WorkError(f"{what}: the devices have come to different weights. Nothing was stored.")
 
 
 def optimizer_steps(n_rows: int, config: TrainerConfig) -> int:
