@@ -47,6 +47,7 @@ _FOR_HYDRA = re.compile(r"^(?:choice|range|glob|sort|shuffle|str)\(.*\)$|^(['\"]
 _OPEN = "model.template_options."  # switches that only the chat template knows
 _OWN = "benchmark: own"  # in the file of a sequence of users' own tasks
 _CALLED: set[str] = set()  # members of the group of models that stand for folders and repositories
+ConfigStore.instance().store(name="schema", node=Config)
 
 
 def load(overrides: list[str]) -> list[Config]:
@@ -335,7 +336,6 @@ def _compose(overrides: Sequence[str]) -> Config:
     for one, other in (PAIR, PAIR[::-1]):
         if one in named and other not in named and named[one] in choices(other):
             brought = [f"{other}={named[one]}"]
-    ConfigStore.instance().store(name="schema", node=Config)
     own = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in _own_folders())
     search = [f"hydra.searchpath=[{own}]"] if own else []
     try:

@@ -4,7 +4,7 @@ Classification, extraction and program execution in SuperNI's manner, with input
 answers of 1-6. Every answer is right by construction. A seed changes the examples, never the task.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -50,32 +50,27 @@ def generate(name: str, train: int, test: int, seed: int) -> Task:
         )
     task = _TASKS[name]
     seen: set[str] = set()
-    rows = {
-        split: tuple(_examples(name, task, size, Random(f"{name} {split} {seed}"), seen))  # noqa: S311
-        for split, size in (("test", test), ("train", train))
-    }
-    return Task(name, task.instruction, task.suffix, rows["train"], rows["test"], task.labels)
-
-
-def _examples(name: str, task: MiniTask, size: int, rng: Random, seen: set[str]) -> Iterator[Example]:
-    """`size` examples with inputs not in `seen`, which grows by them; labels come in blocks of one each."""
-    block: list[str] = []
-    for _ in range(size):
-        if not block:
-            block = list(task.labels or ("",))
-            rng.shuffle(block)
-        label = block.pop()
-        for _ in range(PATIENCE):
-            example = task.draw(rng, label)
-            if example.input not in seen:
-                break
-        else:
-            raise UserError(
-                f"{name} has no more distinct examples{f' for {label!r}' if label else ''} after {len(seen)} "
-                "in train and test together: ask for fewer."
-            )
-        seen.add(example.input)
-        yield example
+    rows: dict[str, list[Example]] = {"test": [], "train": []}
+    for (split, found), size in zip(rows.items(), (test, train), strict=True):
+        rng, block = Random(f"{name} {split} {seed}"), []  # noqa: S311
+        for _ in range(size):
+            if not block:  # labels come in blocks of one each
+                block = list(task.labels or ("",))
+                rng.shuffle(block)
+            label = block.pop()
+            for _ in range(PATIENCE):
+                example = task.draw(rng, label)
+                if example.input not in seen:
+                    break
+            else:
+                raise UserError(
+                    f"{name} has no more distinct examples{f' for {label!r}' if label else ''} after "
+                    f"{len(seen)} in train and test together: ask for fewer."
+                )
+            seen.add(example.input)
+            found.append(example)
+    train_rows, test_rows = tuple(rows["train"]), tuple(rows["test"])
+    return Task(name, task.instruction, task.suffix, train_rows, test_rows, task.labels)
 
 
 def _fill(rng: Random, template: str) -> str:

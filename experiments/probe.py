@@ -5,7 +5,7 @@ what can be known before the last task is trained: losses, answers and gradients
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,8 +250,26 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
     answers = answers[~answers["example"].isin(cut)]
     losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
-    if measured.gradients:
-        pd.DataFrame(_cosine_rows(probe, measured)).to_parquet(folder / _GRADIENTS)
+    read = [(found, load_gradients(computed(found.stored).folder)) for found in measured.gradients]
+    others = [(found.task, gradients) for found, gradients in read if not found.rank]
+    rows = [
+        {
+            "prompt": found.prompt,
+            "rank": found.rank,
+            "task": task.name,
+            "role": "trained" if task.name == probe.tasks[0].name else "unseen",
+            "module": module,
+            "projection": module.rsplit(".", 1)[-1],
+            "layer": layer_of(module),
+            "cosine": cosine,
+        }
+        for found, own in read
+        if found.rank
+        for task, other in others
+        for module, cosine in cosines(own, other).items()
+    ]
+    if rows:  # one for every prompt of the second task, other task, and module
+        pd.DataFrame(rows).to_parquet(folder / _GRADIENTS)
     gradients = [gradient.stored for gradient in measured.gradients]
     stages = (measured.losses, *measured.answers.values(), *gradients)
     record = ProbeRecord(
@@ -263,22 +281,3 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
         n_cut=len(cut),
     )
     write_last(folder, record)
-
-
-def _cosine_rows(probe: Probe, measured: Measured) -> Iterator[dict[str, Any]]:
-    """A row for every prompt of the second task, other task, and module."""
-    read = [(found, load_gradients(computed(found.stored).folder)) for found in measured.gradients]
-    others = [(found.task, gradients) for found, gradients in read if not found.rank]
-    for found, own in read:
-        for task, other in others if found.rank else ():
-            for module, cosine in cosines(own, other).items():
-                yield {
-                    "prompt": found.prompt,
-                    "rank": found.rank,
-                    "task": task.name,
-                    "role": "trained" if task.name == probe.tasks[0].name else "unseen",
-                    "module": module,
-                    "projection": module.rsplit(".", 1)[-1],
-                    "layer": layer_of(module),
-                    "cosine": cosine,
-                }

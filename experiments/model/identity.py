@@ -94,9 +94,24 @@ def model_identity(config: Config) -> dict[str, Any]:
 
 
 def _identity_of(config: Config) -> dict[str, Any]:
+    """The same, looked at now.
+
+    The weights are the hub's commit, or the digest of the folder; of a model that is not here to run the
+    source alone.
+    """
     model = config.model
+    is_folder = bool(model.path) or model.source.startswith("path:")
+    try:
+        folder = model_folder(model)
+    except UserError:
+        if is_folder:
+            raise
+        weights = f"{model.source}@{model.revision}" if model.revision else model.source
+    else:
+        is_snapshot = not is_folder and folder.parent.name == "snapshots"
+        weights = f"{model.source}@{folder.name}" if is_snapshot else folder_digest(folder)
     identity: dict[str, Any] = {
-        "weights": _weights(model),
+        "weights": weights,
         "template_options": dict(model.template_options),
         "clock": CLOCK.isoformat(),  # what a template that writes the date is given
         "dtype": dtype_of(config),
@@ -107,20 +122,6 @@ def _identity_of(config: Config) -> dict[str, Any]:
     if model.chat_template:
         identity["chat_template"] = hashlib.sha256(template_text(model).encode()).hexdigest()
     return identity
-
-
-def _weights(model: ModelConfig) -> str:
-    """The hub's commit, or the digest of the folder; the source alone of a model that is not here to run."""
-    is_folder = bool(model.path) or model.source.startswith("path:")
-    try:
-        folder = model_folder(model)
-    except UserError:
-        if is_folder:
-            raise
-        return f"{model.source}@{model.revision}" if model.revision else model.source
-    if not is_folder and folder.parent.name == "snapshots":
-        return f"{model.source}@{folder.name}"
-    return folder_digest(folder)
 
 
 def folder_digest(folder: Path, weights: bool = True) -> str:

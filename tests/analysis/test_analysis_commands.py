@@ -123,6 +123,7 @@ def test_analyze_draws_probes(tmp_path, probe_folder, run_folder, monkeypatch):
         call("analyze", "p", "r")
 
 
+@pytest.mark.slow  # draws six runs
 def test_runs_that_differ_in_one_prompt_are_correlated(tmp_path, run_folder):
     rng = np.random.default_rng(1)
     folders = []

@@ -45,6 +45,7 @@ def drawn(monkeypatch):
     return figures
 
 
+@pytest.mark.slow  # lays out seven figures
 def test_no_text_lies_on_other_text_or_outside(report, stored_probe, drawn, tmp_path):
     probe_report([stored_probe], ["figure1"], tmp_path, ["nll"])  # which grows with the tasks
     assert (len(drawn), len(report.drawn)) == (1, 6)

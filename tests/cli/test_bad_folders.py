@@ -72,15 +72,11 @@ EXPORT, ARCHIVE = ("export", "{run}", "--to", "{tmp}/o"), ("store", "export", "{
 ADAPTER = "stages/train/{key}/adapter"
 DAMAGES = [
     ("runs/{run}/predictions.parquet", ("analyze", "{run}"), "predictions.parquet"),
-    ("runs/{run}/predictions.parquet", ARCHIVE, "predictions.parquet"),
     ("runs/{run}/config.yaml", ("eval", "{run}"), "config.yaml"),
-    ("runs/{run}/config.yaml", EXPORT, "config.yaml"),
     ("runs/{run}/manifest.json", ("show", "run", "{run}"), "manifest.json"),
-    ("runs/{run}/manifest.json", ARCHIVE, "manifest.json"),
     (f"{ADAPTER}/adapter_model.safetensors", EXPORT, "{key}"),
     (f"{ADAPTER}/adapter_config.json", ("eval", "{run}", "mini_odd", "--state", "last"), "{key}"),
     ("stages/train/{key}/result.json", ARCHIVE, "{key}"),
-    ("stages/train/{key}/config.yaml", ("store", "verify"), "{key}"),
     ("stages/train/{key}/manifest.json", ("store", "verify"), "{key}"),
     ("stages/train/{key}/result.json", ("train",), "{key}"),
     ("stages/train/{key}/result.json", ("plan",), "{key}"),

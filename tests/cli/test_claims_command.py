@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 FIELDS = {"id", "claim", "measure", "column", "estimate", "low", "high", "n", "verdict", "p", "paper"}
 
 
@@ -21,6 +23,7 @@ def test_claims_of_a_store(sapo, trained, tmp_path):
     assert (refused.code, "Unknown run 'nothing'" in refused.err) == (2, True)
 
 
+@pytest.mark.slow  # trains nine runs
 def test_reproduce_claims_runs_what_they_need(sapo, small, tmp_path):
     root = tmp_path / "s"
     overrides = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1", "seed=0", f"store.root='{root}'")

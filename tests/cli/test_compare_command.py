@@ -24,6 +24,7 @@ MINE = (
 )
 
 
+@pytest.mark.slow  # trains twice, then for good
 def test_cost_document_files_and_the_command_that_trains_for_good(sapo, tmp_path):
     before = sapo("compare", *MINE, "--dry-run", "--json")
     assert before.document == {"trainings": 2, "evaluations": 11, "seconds": None, "notes": []}

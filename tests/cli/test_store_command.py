@@ -48,6 +48,7 @@ def test_ls_says_what_everything_takes(sapo, copy):
     assert sapo("store", "ls", "--root", copy).out.splitlines()[-2].split()[0] == "all"
 
 
+@pytest.mark.slow  # trains again
 def test_verify_deletes_what_is_damaged_when_asked_and_the_same_command_makes_it_again(
     sapo, small, trained, copy
 ):
@@ -113,6 +114,7 @@ def test_gc_keeps_what_no_finished_run_refers_to_unless_told(sapo, trained, copy
     assert {stored.key for _, stored in Store(copy).stages()} == {stage["key"] for stage in record["stages"]}
 
 
+@pytest.mark.slow  # trains again
 def test_a_run_goes_on_on_another_machine(sapo, small, trained, tmp_path):
     file, root = tmp_path / "run.tar.gz", tmp_path / "there"
     exported = sapo("store", "export", trained.adaptive["id"], file, "--json").document

@@ -135,12 +135,6 @@ def test_what_a_run_cannot_have_is_not_printed(sapo, small):
         assert absent not in done.out
 
 
-def test_force_computes_again_and_finds_the_same(sapo, small, trained):
-    (run,) = sapo("train", *small, "policy=static", "--json", "--force").document["runs"]
-    assert run["stages"] == {"computed": 8, "stored": 0}
-    assert run["metrics"] == trained.static["metrics"]
-
-
 def test_dry_run_and_plan_compute_nothing(sapo, small, tmp_path):
     root = tmp_path / "planned"
     document = sapo("train", *small, "policy=static", f"store.root='{root}'", "--dry-run", "--json").document

@@ -54,27 +54,6 @@ def test_no_kind_is_missing(whole: Whole, others: Path):
     assert {kind[1] for kind in found if kind[0] == "stages"} == {"score", "train", "evaluate", "gradient"}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found_in_every_kind_of_file(
-    whole: Whole, others: Path, tmp_path: Path, damage: str, is_long: bool
-):
-    draw = random.Random(21)  # noqa: S311
-    for number, source in enumerate((whole.root, others)):
-        root = shutil.copytree(source, tmp_path / f"store-{number}")
-        known = stored_files(whole.root) if number else {}
-        for kind, path in stored_files(root).items():
-            if kind in known:
-                continue
-            content = path.read_bytes()
-            for _ in range(10 if is_long else 1):
-                DAMAGES[damage](path, draw)
-                problem, *_ = verify(Store(root))
-                assert problem.path in (path, *path.parents)
-                assert str(problem.path) in problem.line
-                path.write_bytes(content)
-        assert not verify(Store(root))
-
-
 def read(root: Path, path: Path) -> None:
     """Reads the stage, run or probe that a file is of, as commands do."""
     room, *rest = path.relative_to(root).parts
@@ -87,13 +66,24 @@ def read(root: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_refused_in_every_kind_of_file_that_is_read(others: Path, tmp_path: Path, damage: str):
-    draw = random.Random(25)  # noqa: S311
-    root = shutil.copytree(others, tmp_path / "store")
-    for path in stored_files(root).values():
-        content = path.read_bytes()
-        read(root, path)
-        DAMAGES[damage](path, draw)
-        with pytest.raises(WorkError, match=r"(?i)damaged"):
+def test_damage_is_found_and_refused_in_every_kind_of_file(
+    whole: Whole, others: Path, tmp_path: Path, damage: str, is_long: bool
+):
+    draw = random.Random(21)  # noqa: S311
+    for number, source in enumerate((whole.root, others)):
+        root = shutil.copytree(source, tmp_path / f"store-{number}")
+        known = stored_files(whole.root) if number else {}
+        for kind, path in stored_files(root).items():
+            if kind in known:
+                continue
+            content = path.read_bytes()
             read(root, path)
-        path.write_bytes(content)
+            for _ in range(10 if is_long else 1):
+                DAMAGES[damage](path, draw)
+                problem, *_ = verify(Store(root))
+                assert problem.path in (path, *path.parents)
+                assert str(problem.path) in problem.line
+                with pytest.raises(WorkError, match=r"(?i)damaged"):
+                    read(root, path)
+                path.write_bytes(content)
+        assert not verify(Store(root))

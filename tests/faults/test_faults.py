@@ -143,17 +143,6 @@ def test_damage_is_refused_when_it_is_read_and_mended_by_one_command(
     assert stages_noted(root, "begin").total() == stages_noted(root, "stored").total() == len(victims)
 
 
-def test_a_damaged_run_folder_is_written_again(drivers: Drivers, whole: Whole, tmp_path: Path):
-    root = whole.copy(tmp_path / "store")
-    (run,) = Store(root).runs()
-    flip(run / "predictions.parquet", random.Random(23))  # noqa: S311
-    driver = drivers.run(root, "analyze", str(run))
-    assert (driver.code, "Damaged" in driver.text, "predictions.parquet" in driver.text) == (1, True, True)
-    assert drivers.run(root).code == 0
-    whole.assert_same(root)
-    assert not stages_noted(root, "begin")
-
-
 def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
     """Killed inside a training, whose checkpoint is then damaged or half-written."""
     draw = random.Random(24)  # noqa: S311
