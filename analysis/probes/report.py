@@ -241,6 +241,9 @@ INDICATOR_NOTES = (
     "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
     "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
     "on the same test examples, hence a regret errs to the high side.",
+    "Gain: the mean score over the tasks that are not current, good up, of the prompt of the lowest loss "
+    "minus that of a random one: exact over all pools of a size; the mean over "
+    f"{statistics.SUBSETS} draws of so many scored rows.",
 )
 
 
@@ -281,6 +284,15 @@ def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
     report.keep("figure3_loss", "Figure 3: -loss against scores after training", losses)
     choices = {key: statistics.lowest_loss_choice(*key) for key in found}
     report.keep("figure3_choice", "The prompt of the lowest loss: is it good?", choice_rows(choices))
+    sizes = [
+        _who(*key)
+        | {"prompts": f"{row.prompts}", "scored rows": f"{row.rows}"}
+        | {"gain": f"{row.gain:+.3f}", "of the best prompt": f"{row.best:+.3f}"}
+        for key, choice in choices.items()
+        if not isinstance(choice, str)
+        for row in statistics.smaller_choices(*key).itertuples()
+    ]
+    report.keep("figure3_sizes", "Fewer prompts or scored rows: what the lowest loss gains", sizes)
     for (probe, measure), choice in choices.items():
         for task in () if isinstance(choice, str) else choice.missing:
             where = f"Regret, {probe.sequence}, {measure_name(measure)}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from sapo.analysis.intervals import (
     why_undefined,
 )
 from sapo.analysis.probes.results import ProbeResult, sign_of
+from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
 
 # --- how much a prompt moves its own task, and the others (Figures 1, 5, 6) --------------------------------
@@ -369,6 +371,39 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
         of_random=float(best - means[probe.candidates].mean()),
         missing=tuple(task for task in scores if task not in whole),
     )
+
+
+POOL_SIZES, SCORED_ROWS, SUBSETS = (2, 5, 10), (4, 8, 16, 32), 100  # as in Figure 15, but within one probe
+
+
+def smaller_choices(probe: ProbeResult, measure: str, seed: int = 0) -> pd.DataFrame:
+    """What the lowest loss gains over a random prompt when fewer prompts or fewer rows are scored.
+
+    A row for each number of `prompts` and of scored `rows`: `gain` is the mean score over the other tasks,
+    good up, of the prompt of the lowest loss minus that of a random one; `best` the same for the best prompt.
+    It is exact over all pools of a size, and the mean over SUBSETS drawn subsets of the rows.
+    """
+    means = (
+        (sign_of(measure) * probe.outcomes(measure)[list(probe.others)]).dropna(axis="columns").mean(axis=1)
+    )
+    means = means[probe.candidates] - means[probe.candidates].mean()
+    by_loss = means[probe.pre_update_losses()[means.index].sort_values(kind="stable").index].to_numpy()
+    n, examples = len(means), probe.losses["example"].unique()
+    found = []
+    for size in (*(size for size in POOL_SIZES if size < n), n):
+        # How often the prompt of each rank is the lowest of a pool of this size.
+        chances = np.array([comb(n - 1 - rank, size - 1) for rank in range(n)]) / comb(n, size)
+        found.append((size, len(examples), float(chances @ by_loss)))
+    rng, of_candidates = np.random.default_rng(seed), probe.losses[probe.losses["prompt"].isin(means.index)]
+    for rows in (rows for rows in SCORED_ROWS if rows < len(examples)):
+        drawn = (rng.choice(examples, rows, replace=False) for _ in range(SUBSETS))
+        tables = (
+            prompt_losses(of_candidates[of_candidates["example"].isin(each)], probe.reduction)
+            for each in drawn
+        )
+        chosen = [table.set_index("prompt")["loss"].idxmin() for table in tables]
+        found.append((n, rows, float(means[chosen].mean())))
+    return pd.DataFrame(found, columns=["prompts", "rows", "gain"]).assign(best=float(means.max()))
 
 
 # --- does a low loss mean a gradient that points the way of other tasks? (Figure 4) ------------------------

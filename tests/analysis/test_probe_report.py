@@ -60,7 +60,7 @@ def test_every_figure_is_there_as_png_pdf_and_csv_and_tables_are_ready_to_print(
     assert {report.output / f"{stem}{end}" for stem in stems for end in (".pdf", ".csv")} <= {*report.files}
     kinds = {stem.replace("_probe", "").replace("_nll", "") for stem in stems}
     assert kinds == {"figure1", "figure2", "figure2_pairs", "figure3", "figure3_loss", "figure4"}
-    assert len(report.tables) == 7
+    assert len(report.tables) == 8
     for title, table in report.tables.items():
         assert len(table) > 0, title
         assert "nan" not in table.to_string().lower(), title

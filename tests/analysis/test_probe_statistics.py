@@ -1,6 +1,7 @@
 """What a probe says in numbers: by hand, against pandas and scipy, and by property."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from sapo.analysis.probes.statistics import (
     rank_difference,
     ratio_of,
     relative_changes,
+    smaller_choices,
     spread,
     spread_test,
     variation_of,
@@ -290,3 +292,20 @@ def test_the_difference_pairs_modules_of_two_ranks(whole):
     for frame in (None, gradients[gradients["rank"] == 1]):
         none = rank_difference(replace(whole, gradients=frame), "trained")
         assert none.reason == "a difference needs two ranked prompts"
+
+
+def test_fewer_prompts_or_rows_choose_as_all_their_subsets_do_on_average(small):
+    found = smaller_choices(small, "nll").set_index(["prompts", "rows"])["gain"]
+    losses, means = small.pre_update_losses(), -small.outcomes("nll")[list(small.others)].mean(axis=1)
+    n_rows = small.losses["example"].nunique()
+    for size in (2, 5, 6):
+        pools = [list(pool) for pool in combinations(small.candidates, size)]
+        gains = [means[losses[pool].idxmin()] - means[small.candidates].mean() for pool in pools]
+        assert found[size, n_rows] == pytest.approx(np.mean(gains))
+    assert set(found.index) == {(size, n_rows) for size in (2, 5, 6)}
+    twice = pd.concat([small.losses, small.losses.assign(example=small.losses["example"] + n_rows)])
+    found = smaller_choices(replace(small, losses=twice), "nll").set_index(["prompts", "rows"])["gain"]
+    assert list(found.index[-1:]) == [(6, 4)]
+    # Drawn rows never choose better than the best, nor worse than the worst.
+    assert (means.min() <= found + means.mean()).all()
+    assert (found + means.mean() <= means.max() + 1e-12).all()
