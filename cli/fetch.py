@@ -1,6 +1,7 @@
-"""`sapo fetch model|benchmarks`: what a job needs, onto this machine."""
+"""`sapo fetch model|benchmarks|superni`: what a job needs, onto this machine."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -43,16 +44,28 @@ def model(
     emit({"models": found}, json, [f"{each['name']}: {each['path']}" for each in found])
 
 
+To = Annotated[Path | None, typer.Option(help="Folder (default: SAPO_DATA, else benchmarks)")]
+
+
 @group.command()
-def benchmarks(
-    to: Annotated[Path | None, typer.Option(help="Folder (default: SAPO_DATA, else benchmarks)")] = None,
-    json: Json = False,
-) -> None:
+def benchmarks(to: To = None, json: Json = False) -> None:
     """Get SuperNI and TRACE from the paper's repository (needs git and the network)."""
     from sapo.data.fetch import fetch_benchmarks
 
+    _fetched(to, fetch_benchmarks, json)
+
+
+@group.command()
+def superni(to: To = None, json: Json = False) -> None:
+    """Get all tasks of Natural Instructions from their public repository (needs git and the network)."""
+    from sapo.data.fetch import fetch_natural
+
+    _fetched(to, fetch_natural, json)
+
+
+def _fetched(to: Path | None, fetch: Callable[[Path], bool], json: bool) -> None:
     target = to or Path(os.environ.get("SAPO_DATA") or "benchmarks")
-    is_new = fetch_benchmarks(target)
+    is_new = fetch(target)
     lines = [f"{'Fetched to' if is_new else 'There already:'} {target}"]
     if os.environ.get("SAPO_DATA") != str(target):
         lines.append(f"Tell sapo where: export SAPO_DATA={target.resolve()} (or pass data.root={target})")

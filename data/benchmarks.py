@@ -12,6 +12,7 @@ from sapo.conf.names import shown, why_no_name
 from sapo.conf.schema import Config
 from sapo.data.files import is_text, read_json, read_yaml, user_path
 from sapo.data.mini import generate, mini_tasks
+from sapo.data.natural import definition, natural_task, task_files
 from sapo.data.prompts import BANK
 from sapo.data.remembering import Stamp, remembered, stamp
 from sapo.data.tasks import Example, Task, own_task, short_name, with_separator
@@ -127,17 +128,22 @@ def benchmark_of(name: str, default: str, root: Path | None = None) -> str:
 def load_benchmark_task(name: str, benchmark: str, root: Path, keep_blanks: bool = False) -> Task:
     """A SuperNI or TRACE task: `ROOT/SUPERNI/<task>/{train,test}.json`, and `instructions.json` beside it.
 
+    SuperNI tasks that are not there come from the files of Natural Instructions, where `root` holds them.
     Blanks around labels are stripped, or kept as by the published code.
     """
-    base = root / FOLDERS[benchmark]
-    if not base.is_dir():
+    base, short = root / FOLDERS[benchmark], short_name(name)
+    natural = task_files(root) if benchmark == "superni" else {}
+    if not base.is_dir() and not natural:
         raise UserError(f"No folder {FOLDERS[benchmark]} in {root}. {_FETCH}")
     path = base / "instructions.json"
-    instructions = read_instructions(path)
+    instructions = read_instructions(path) if base.is_dir() else {}
     folders = {short_name(folder): folder for folder in instructions}
-    folder = folders.get(short_name(name))
+    folder = folders.get(short)
+    if short in natural and not (folder and (base / folder / "train.json").is_file()):
+        facts = folder and checked_facts(instructions[folder], f"{path}: {folder}", ("instruction", "suffix"))
+        return natural_task(natural[short], facts or None, keep_blanks)
     if folder is None:
-        raise unknown(f"{FOLDERS[benchmark]} task", name, folders)
+        raise unknown(f"{FOLDERS[benchmark]} task", name, folders | natural)
     if not (base / folder).is_dir():
         raise UserError(f"Task {name}: no folder {base / folder}. {_FETCH}")
     splits = (base / folder / "train.json", base / folder / "test.json")
@@ -286,6 +292,11 @@ def catalogue(root: Path | None) -> list[Entry]:
         for folder, facts in read_instructions(path).items() if path.is_file() else ():
             checked_facts(facts, f"{path}: {folder}", ("instruction", "suffix"))
             found.setdefault(short_name(folder), (benchmark, facts["instruction"], 0))
+    natural = task_files(root) if root else {}
+    at_hand |= natural.keys()
+    for short, path in natural.items():
+        if short not in found:
+            found[short] = ("superni", definition(path), 0)
     for path in sorted(root.glob("*.yaml")) if root else ():
         facts = read_yaml(path)
         if isinstance(facts, dict) and facts.keys() >= {"instruction", "data"}:

@@ -15,6 +15,7 @@ import torch
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import FOLDERS, load_tasks
+from sapo.data.natural import task_files
 from sapo.data.pools import load_pool
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of, dtype_of
@@ -89,6 +90,8 @@ def _benchmarks(config: Config) -> Check:
     ]
     if not missing:
         return Check("benchmarks", True, str(root), required=required)
+    if config.sequence.benchmark == "superni" and root and (natural := task_files(Path(root))):
+        return Check("benchmarks", True, f"{len(natural):,} tasks of Natural Instructions in {root}")
     detail = f"no {' and '.join(missing)} in {root}" if root else "no folder is set (SAPO_DATA or data.root)"
     return Check("benchmarks", False, detail, "sapo fetch benchmarks", required)
 

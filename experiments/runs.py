@@ -290,6 +290,8 @@ def _notes(run: Run) -> Iterator[str]:
     method, policy = run.config.method, run.config.policy.name
     yield from filter(None, [METHODS[method.name].note(method), POLICIES[policy].note])
     for task in (*run.tasks, *run.unseen):
+        if run.config.sequence.benchmark != "own":  # a user's own are notes on their files
+            yield from task.notes
         if not task.instruction.strip() and policy != "static":
             yield f"{task.name}: an empty instruction has no paraphrases; policy {policy} keeps it."
         if empty := sum(not example.target for example in (*task.train, *task.test)):

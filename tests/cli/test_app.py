@@ -15,7 +15,7 @@ from sapo.conf.errors import UserError, WorkError
 
 COMMANDS = {
     "show": ("config", "run", "task", "model", "example"),
-    "fetch": ("model", "benchmarks"),
+    "fetch": ("model", "benchmarks", "superni"),
     "store": ("verify", "ls", "gc", "export", "import"),
     **dict.fromkeys(("train", "eval", "export", "analyze", "reproduce", "plan", "select"), ()),
     **dict.fromkeys(("paraphrase", "metrics", "ls", "doctor", "check"), ()),

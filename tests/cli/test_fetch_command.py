@@ -1,5 +1,6 @@
 """`sapo fetch`."""
 
+import json
 import subprocess
 
 import pytest
@@ -8,17 +9,22 @@ from sapo.conf.errors import WorkError
 from sapo.data.fetch import fetch_benchmarks
 
 
-@pytest.fixture
-def repository(tmp_path):
-    """A git repository laid out as the reference's."""
-    folder = tmp_path / "reference"
-    for name in ("SUPERNI", "TRACE", "src"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "instructions.json").write_text("{}")
+def git_repository(folder, files):
+    """The address of a git repository with JSON files."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], check=True)
     return folder.as_uri()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A git repository laid out as the reference's."""
+    names = ("SUPERNI", "TRACE", "src")
+    return git_repository(tmp_path / "reference", {f"{name}/instructions.json": {} for name in names})
 
 
 def test_only_the_benchmarks_are_kept(repository, tmp_path):
@@ -27,6 +33,21 @@ def test_only_the_benchmarks_are_kept(repository, tmp_path):
     assert sorted(path.name for path in target.iterdir()) == ["SUPERNI", "TRACE"]
     assert [path.name for path in target.parent.iterdir()] == ["data"]
     assert fetch_benchmarks(target, "file:///nowhere") is False  # there already: nothing is asked
+
+
+def test_the_tasks_of_natural_instructions_are_kept_and_found(sapo, tmp_path, monkeypatch):
+    rows = [{"input": str(i), "output": ["even" if i % 2 == 0 else "odd"]} for i in range(20)]
+    files = {
+        "tasks/task9001_evenness.json": {"Definition": ["Even?"], "Instances": rows},
+        "splits/default/test_tasks.txt": [],
+    }
+    repository = git_repository(tmp_path / "natural", files)
+    monkeypatch.setattr("sapo.data.fetch.fetch_natural.__defaults__", (repository,))
+    document = sapo("fetch", "superni", "--to", tmp_path / "data", "--json").document
+    assert document == {"path": str(tmp_path / "data"), "fetched": True}
+    assert [path.name for path in (tmp_path / "data").rglob("*")] == ["tasks", "task9001_evenness.json"]
+    shown = sapo("show", "task", "task=NI9001", f"data.root={tmp_path / 'data'}", "--json").document
+    assert shown["instruction"] == "Even?"
 
 
 def test_what_is_there_is_left_alone(repository, tmp_path):
