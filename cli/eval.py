@@ -1,10 +1,13 @@
 """`sapo eval RUN [TASKS…] [OVERRIDES…]`: a run's states on tasks, under given prompts."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
-from sapo.cli.console import Json, Progress, emit, find_run, table
+from sapo.cli.console import Json, Progress, emit, find_run, table, take
+from sapo.conf.errors import UserError
 
 EXAMPLES = (
     "sapo eval RUN",
@@ -18,8 +21,8 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="[TASK|KEY=VALUE]…",
-            help="Tasks, also ones that the run does not have (default: the run's), and where things are: "
-            "data.root=FOLDER, engine.device=cpu, paraphrases.file=POOL.yaml, …",
+            help="Tasks, also ones that the run does not have (default: the run's); tasks=lm_eval:NAME,… of "
+            "EleutherAI's harness; and where things are: data.root=FOLDER, engine.device=cpu, …",
         ),
     ] = None,
     prompt: Annotated[
@@ -34,11 +37,26 @@ def command(
     """Evaluate the states of a finished run, the untouched model included, on tasks."""
     from sapo.experiments.reevaluation import evaluate, open_run
 
-    overrides = [argument for argument in tasks or [] if "=" in argument]
-    names = [argument for argument in tasks or [] if "=" not in argument]
+    own, rest = take(tasks or [], ["tasks"])
+    overrides = [argument for argument in rest if "=" in argument]
+    names = [argument for argument in rest if "=" not in argument]
+    kind, is_harness, wanted = own.get("tasks", "").rpartition("lm_eval:")
+    if is_harness and (kind or names or prompt != "trained"):
+        raise UserError("tasks=lm_eval:NAME,… stands alone: the harness brings its own prompts.")
+    names += [name for name in wanted.split(",") if name]
     folder = find_run(run, overrides)
     with Progress() as progress:
-        rows = evaluate(open_run(folder, overrides), names, prompt, state, progress, progress.expect)
+        opened = open_run(folder, overrides)
+        if is_harness:
+            from sapo.experiments import harness
+
+            rows = harness.evaluate(opened, names, state, progress, progress.expect)
+        else:
+            rows = evaluate(opened, names, prompt, state, progress, progress.expect)
+    document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
+    if is_harness:
+        emit(document, json, _matrix(rows))
+        return
 
     def cells(row: dict[str, Any]) -> tuple[object, ...]:
         index = row["prompt"]["index"]
@@ -51,5 +69,23 @@ def command(
         "after: tasks trained so far (0: untouched model). exact, label: exact and label match in % (-: the "
         "task has no labels). NLL: nats per target token, lower is better. n: test examples."
     )
-    document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
     emit(document, json, [table(columns, map(cells, rows)), legend])
+
+
+def _matrix(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    """The harness's metrics with the states as columns, as in a run's matrices."""
+    states = list(dict.fromkeys(row["after"] for row in rows))
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        for metric, value in row["metrics"].items():
+            found.setdefault((row["task"], metric), {})[row["after"]] = value
+    count = {row["task"]: row["examples"] for row in rows}
+    cells = [
+        (task, metric, *(f"{values[after]:.4f}" for after in states), count[task])
+        for (task, metric), values in found.items()
+    ]
+    yield table(("task", "metric", *(f"after {after}" for after in states), "n"), cells)
+    yield (
+        "after: tasks trained so far (0: untouched model). Metrics and prompts are lm-evaluation-harness's. "
+        "n: documents."
+    )

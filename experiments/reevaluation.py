@@ -117,6 +117,24 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> FinishedRun:
     return FinishedRun(record, settled(config), Store(folder.parent.parent))
 
 
+def asked_states(run: FinishedRun, state: str) -> list[StateRecord]:
+    """The run's states that `all`, `base`, `last` or a number of trained tasks means; UserError for none."""
+    last = run.record.states[-1].after
+    number = {"base": 0, "last": last}.get(state, int(state) if state.isdecimal() else -1)
+    states = [each for each in run.record.states if state == "all" or each.after == number]
+    if not states:
+        raise UserError(f"--state {state}: run {run.record.id} has states 0 (base) to {last} (last), or all.")
+    return states
+
+
+def require_states(run: FinishedRun, states: Sequence[StateRecord]) -> None:
+    """UserError unless the store has the states, and this machine the base model that they belong to."""
+    for each in states:
+        if each.key != BASE and run.store.find("train", each.key) is None:
+            raise run.missing(each.after)
+    run.require_same_base()
+
+
 def evaluate(
     run: FinishedRun,
     names: Sequence[str] = (),
@@ -134,11 +152,7 @@ def evaluate(
 
     Raises UserError for what is not there: a task, a prompt, a state, or the model that was trained.
     """
-    last = run.record.states[-1].after
-    number = {"base": 0, "last": last}.get(state, int(state) if state.isdecimal() else -1)
-    states = [each for each in run.record.states if state == "all" or each.after == number]
-    if not states:
-        raise UserError(f"--state {state}: run {run.record.id} has states 0 (base) to {last} (last), or all.")
+    states = asked_states(run, state)
     tasks = [load_task(name, run.config) for name in names or [*run.record.tasks, *run.record.unseen]]
     asked = [
         (each, task, _prompt(run, task, each, prompt))
@@ -147,10 +161,7 @@ def evaluate(
         if names or task.name in each.tasks
     ]
     preflight(run.config, [(task, [chosen]) for _, task, chosen in asked], trains=False)
-    for each in states:
-        if each.key != BASE and run.store.find("train", each.key) is None:
-            raise run.missing(each.after)
-    run.require_same_base()
+    require_states(run, states)
     expect(len(asked))
     engine = LocalEngine(run.store, watch)
 

@@ -38,6 +38,7 @@ PARTS = {
     "ready": 5,
     "doctor": 5,
     "serving": 5,
+    "harness": 5,
 }
 TOP = 6
 MODULES = sorted(path.relative_to(ROOT) for folder in LEVELS for path in (ROOT / folder).glob("**/*.py"))
