@@ -107,7 +107,7 @@ def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
     """The config, and the named task or one that is an instruction only."""
     from sapo.conf.load import load_one
     from sapo.data.benchmarks import load_task
-    from sapo.data.own import names
+    from sapo.data.own import labels_of
     from sapo.data.pools import instruction_name
     from sapo.data.tasks import own_task
 
@@ -125,7 +125,7 @@ def _config_and_task(arguments: list[str]) -> tuple["Config", "Task"]:
             "The bank has no paraphrases by instruction, only by task (task=NAME). Say who is to write them: "
             "paraphrases=openai paraphrases.base_url=URL, or paraphrases=local."
         )
-    labels = tuple(names(own.get("labels", "")))
+    labels = tuple(dict.fromkeys(labels_of(own.get("labels", "")).values()))
     return config, own_task(instruction_name(instruction), instruction, own.get("suffix", ""), labels)
 
 

@@ -246,6 +246,11 @@ class DataConfig:
     root: str | None = runtime("Folder of the benchmarks; SAPO_DATA if not set", None, is_path=True)
     train_examples: int | None = runtime("First training rows that a task uses; null: all", 1000, least=1)
     test_examples: int | None = runtime("First test rows that a task evaluates; null: all", None, least=1)
+    delimiter: str | None = runtime(
+        "Between the fields of your own CSV files (tab for a tabulator); null: found out",
+        None,
+        pattern=(r"tab|\\t|[^\w\s\"]", "be one character that is no letter, digit, blank or quote, or tab"),
+    )
     max_input_tokens: int = identity(
         "Longest prompt; inputs are shortened, never the instruction", 1536, least=16
     )

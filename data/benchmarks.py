@@ -106,7 +106,7 @@ def load_whole_task(name: str, config: Config) -> Task:
     if root is None:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
     if benchmark == "own":
-        return load_own_task(name, root)
+        return load_own_task(name, root, config.data.delimiter)
     return load_benchmark_task(name, benchmark, root, config.data.label_blanks == "keep")
 
 
@@ -176,7 +176,7 @@ def _instructions(path: Path, _stamp: Stamp) -> dict[str, Any]:
     return content
 
 
-def _is_label(value: Any) -> bool:
+def is_label(value: Any) -> bool:
     """A text or a finite number: YAML reads an unquoted yes or no as true or false, which no target is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return is_text(value)
@@ -188,8 +188,11 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "suffix": (is_text, "must be a text"),
     "data": (is_text, "must be a text: a file, or a dataset's name"),
     "labels": (
-        lambda labels: isinstance(labels or [], list) and all(map(_is_label, labels or [])),
-        "must be a list of texts or numbers; put yes and no in quotes",
+        lambda labels: (
+            isinstance(labels or [], list | dict)
+            and all(map(is_label, [*(labels or []), *(labels.values() if isinstance(labels, dict) else [])]))
+        ),
+        "must be a list of texts or numbers, or such a label for each value; put yes and no in quotes",
     ),
     "columns": (
         lambda pair: pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(is_text, pair))),
@@ -208,8 +211,11 @@ def checked_facts(facts: Any, where: str, needed: tuple[str, str]) -> dict[str, 
     return facts
 
 
-def load_own_task(name: str, root: Path) -> Task:
-    """A user's task in `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns."""
+def load_own_task(name: str, root: Path, delimiter: str | None = None) -> Task:
+    """A user's task in `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns.
+
+    `delimiter` is that of a CSV file, found out if not given.
+    """
     if reason := why_no_name(name):
         raise UserError(f"{shown(name)} cannot be a task's name: {reason}.")
     path = root / f"{name}.yaml"
@@ -221,11 +227,11 @@ def load_own_task(name: str, root: Path) -> Task:
     beside = path.parent / user_path(facts["data"])
     # Else a file in the working folder, a dataset's name, or a file that is missing.
     data = str(beside) if beside.exists() else facts["data"]
-    return _own_task(name, path, data, stamp(path, user_path(data)))
+    return _own_task(name, path, data, delimiter, stamp(path, user_path(data)))
 
 
 @lru_cache(KEPT_TASKS)
-def _own_task(name: str, path: Path, data: str, _stamp: Stamp) -> Task:
+def _own_task(name: str, path: Path, data: str, delimiter: str | None, _stamp: Stamp) -> Task:
     from sapo.data.own import load_own  # which loads tasks by their names itself
 
     facts = read_yaml(path)
@@ -233,9 +239,10 @@ def _own_task(name: str, path: Path, data: str, _stamp: Stamp) -> Task:
         data,
         facts["instruction"],
         suffix=facts.get("suffix", ""),
-        labels=tuple(map(str, facts.get("labels") or ())),
+        labels=facts.get("labels") or (),
         columns=tuple(facts["columns"]) if facts.get("columns") else None,
         name=name,
+        delimiter=delimiter,
     )
 
 
@@ -253,7 +260,7 @@ def read_examples(path: Path, keep_blanks: bool = False) -> tuple[Example, ...]:
         if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys():
             raise UserError(f'{path}, row {number}: expected {{"sentence": …, "label": …}}.')
         text, label = row["sentence"], row["label"]
-        if not is_text(text) or not _is_label(label):
+        if not is_text(text) or not is_label(label):
             raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
         examples.append(Example(text, str(label) if keep_blanks else str(label).strip()))
     empty = [number for number, example in enumerate(examples, start=1) if not example.target.strip()]

@@ -17,9 +17,9 @@ import yaml
 from sapo.conf.errors import UserError
 from sapo.conf.names import plain
 from sapo.conf.schema import Config
-from sapo.data.benchmarks import load_task
+from sapo.data.benchmarks import is_label, load_task
 from sapo.data.files import is_text, read_yaml, user_path, written_whole
-from sapo.data.own_files import Row, Rows, dataset_rows, kind_of, read_splits
+from sapo.data.own_files import Row, Rows, kind_of, read_splits, splits_of
 from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, PromptPool, pool_content
 from sapo.data.subset import draw, subset
@@ -55,24 +55,29 @@ def load_own(
     instruction: str,
     *,
     suffix: str = "",
-    labels: tuple[str, ...] = (),
+    labels: Sequence[str] | Mapping[str, str] = (),
     columns: tuple[str, str] | None = None,
     test_share: float = 0.2,
     seed: int = 0,
     name: str | None = None,
+    delimiter: str | None = None,
 ) -> Task:
     """A task from a JSONL, JSON, CSV, TSV or parquet file, a folder with train and test files, or a dataset.
 
     A Hugging Face dataset is taken from the disk if it was saved there, else by its name. `columns` names the
-    columns of input and target; without it `guess_columns` decides. Without a test split, a share of
+    columns of input and target; without it `guess_columns` decides. `labels` may map what stands in the rows
+    to labels. Without a test split, a share of
     `test_share` of the rows, drawn with `seed`, becomes the test set. The task's notes say what was read, and
     what was left out. Raises UserError for what is wrong with the data, naming file and row.
     """
     if not 0 < test_share < 1:
         raise UserError(f"test_share is {test_share}; it must lie between 0 and 1, such as 0.2.")
-    frame = own_task(name or own_name(path_or_name), instruction, suffix, labels)
-    splits = read_splits(user_path(path_or_name), path_or_name)
-    read = {split: OwnExamples(rows, columns, frame) for split, rows in splits.items()}
+    renamed = labels_of(labels)
+    frame = own_task(
+        name or own_name(path_or_name), instruction, suffix, tuple(dict.fromkeys(renamed.values()))
+    )
+    splits = read_splits(user_path(path_or_name), path_or_name, delimiter)
+    read = {split: OwnExamples(rows, columns, frame, renamed) for split, rows in splits.items()}
     train, test = list(read["train"]), list(read.get("test", ()))
     notes = [note for examples in read.values() for note in examples.notes]
     if "test" not in read:
@@ -98,7 +103,7 @@ def own_name(path_or_name: str) -> str:
     """What a task is called after its data: the file's or folder's name, or the dataset's."""
     path = user_path(path_or_name)
     if path.exists():
-        return path.stem if path.is_file() else path.resolve().name
+        return Path(path.name.removesuffix(".gz")).stem if path.is_file() else path.resolve().name
     return path_or_name.replace("/", "_")
 
 
@@ -139,10 +144,17 @@ class OwnExamples:
     What it left out of rows that it used is counted in `notes`. `columns` are those of input and target, and
     guessed if not given; a name `a+b` joins the texts of two columns by a blank line. `frame` is the task
     that the rows belong to: its labels are checked, and its instruction is not repeated in an input.
+    `renamed` has the label for what stands in the target's column.
     """
 
-    def __init__(self, rows: Rows, columns: tuple[str, str] | None = None, frame: Task | None = None) -> None:
-        self.rows, self.frame = rows, frame or own_task("own", "")
+    def __init__(
+        self,
+        rows: Rows,
+        columns: tuple[str, str] | None = None,
+        frame: Task | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        self.rows, self.frame, self.renamed = rows, frame or own_task("own", ""), renamed or {}
         seen = [row.values for row in islice(rows.read(), LOOKED_AT)]
         if not seen:
             raise UserError(f"{rows.source}: no rows.")
@@ -173,6 +185,7 @@ class OwnExamples:
         """What was read, and what the last iteration left out, a line each."""
         given, target = (" and ".join(map(repr, names)) for names in (self.inputs, self.targets))
         lines = [f"{self.rows.source}: input from column {given}, target from column {target}"]
+        lines += [f"{self.rows.source}: {line}" for line in self.rows.said]
         left_out = [f"{count} {what}" for what, count in self.left_out.items()] + self.rows.left_out
         if self.unused:
             unused = ", ".join(map(repr, self.unused))
@@ -228,8 +241,11 @@ class OwnExamples:
         target = "\n\n".join(answer for answer in answers if answer)
         if not target.strip():
             raise _RowError("empty target")
+        target = self.renamed.get(target, target)
         if self.frame.labels and target not in self.frame.labels:
-            raise _RowError(f"target is none of the labels {', '.join(self.frame.labels)}", f" ({target!r})")
+            way = " (labels={0: NAME, 1: NAME} names numbers)" if target.isdecimal() else ""
+            labels = ", ".join(self.frame.labels)
+            raise _RowError(f"target is none of the labels {labels}{way}", f" ({target!r})")
         if len(texts) == 1:
             is_turn = isinstance(given[self.inputs[0]], list) and not self.is_chat
             return Example(self._unframed(str(texts[0])) if is_turn else str(texts[0]), target)
@@ -247,8 +263,9 @@ class OwnExamples:
         if kind == "nothing":
             return None
         self.kinds.setdefault(name, {}).setdefault(kind, where)
-        if self.is_chat or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+        if self.is_chat or (isinstance(value, list) and any(map(_role, value))):
             return self._turn(value or [], name, role)
+        value = _content(value, name)
         if isinstance(value, list) and all(kind_of(item) == "text" for item in value):
             if len(value) > 1 and role == "assistant":
                 self.left_out["rows' further targets (the first is taken)"] += 1
@@ -268,9 +285,7 @@ class OwnExamples:
         """The content of the role's last turn, of text parts too; the other turns are counted."""
         used = max((place for place, turn in enumerate(turns) if _role(turn) == role), default=None)
         content = None if used is None else turns[used].get("content", turns[used].get("value"))
-        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            parts = [part.get("text") for part in content]
-            content = "\n".join(parts) if all(map(is_text, parts)) else None
+        content = _content(content, name)
         if used is None or not is_text(content):
             raise _RowError(f"column '{name}' has no {role} turn, with role and content (texts),")
         for place, turn in enumerate(turns):
@@ -290,9 +305,20 @@ class OwnExamples:
 
 
 def _role(turn: Any) -> str:
-    """Who speaks in a turn, under ShareGPT's names, too."""
-    role = str(turn.get("role", turn.get("from"))) if isinstance(turn, dict) else ""
+    """Who speaks in a turn, under ShareGPT's names, too; empty for what is no turn."""
+    role = str(turn.get("role", turn.get("from", ""))) if isinstance(turn, dict) else ""
     return ROLES.get(role, role)
+
+
+def _content(value: Any, name: str) -> Any:
+    """The text of content parts, which are objects with a text, or texts; anything else is as it was."""
+    if not isinstance(value, list) or not any(isinstance(part, dict) for part in value):
+        return value
+    texts = [part.get("text") if isinstance(part, dict) else part for part in value]
+    kinds = [part.get("type") for part, text in zip(value, texts, strict=True) if not is_text(text) and part]
+    if any(kinds):
+        raise _RowError(f"column '{name}' has parts that are no texts ({kinds[0]})")
+    return "\n".join(texts) if all(map(is_text, texts)) else None
 
 
 def _instruction(value: Any) -> str | None:
@@ -302,24 +328,9 @@ def _instruction(value: Any) -> str | None:
     return value if is_text(value) and value.strip() else None
 
 
-def examples_of(
-    items: Iterable[Any], columns: tuple[str, str] | None = None, frame: Task | None = None
-) -> OwnExamples:
-    """Objects that a caller has as examples: (input, target) pairs, Examples, dicts, or a dataset's split."""
-    if hasattr(items, "features") and hasattr(items, "__len__"):
-        return OwnExamples(Rows("examples", lambda: dataset_rows(items)), columns, frame)
-    held = []
-    for i, item in enumerate(items):
-        if isinstance(item, Example):
-            item = (item.input, item.target)
-        if isinstance(item, tuple | list) and len(item) == 2:
-            item = dict(zip(("input", "target"), item, strict=True))
-        if not isinstance(item, Mapping):
-            raise UserError(
-                f"examples, row {i}: expected (input, target) or a dict of columns, found {kind_of(item)}."
-            )
-        held.append(Row(f"row {i}", item))
-    return OwnExamples(Rows("examples", lambda: iter(held)), columns, frame)
+def examples_of(items: Any, columns: tuple[str, str] | None = None, frame: Task | None = None) -> OwnExamples:
+    """What a caller has as examples, as `splits_of` takes it: the training rows of splits."""
+    return OwnExamples(splits_of(items)["train"], columns, frame)
 
 
 def require_enough(drawn: Iterable[Example], n_rows: int) -> None:
@@ -372,24 +383,23 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
         return Material(replace(task, train=scored), pool, task.train, len(task.train), task.name, None)
     if not given.get("data"):
         raise UserError("Which rows? Say data=FILE instruction=TEXT, or task=NAME (`sapo ls tasks`).")
-    columns = names(given.get("columns", ""))
-    if columns and len(columns) != 2:
-        raise UserError(f"columns={given['columns']}: give columns=[INPUT,TARGET].")
-    pair = (columns[0], columns[1]) if columns else None
+    pair = _pair(given)
+
+    renamed = labels_of(given.get("labels", ""))
 
     def framed(instruction: str) -> Task:
-        labels = tuple(names(given.get("labels", "")))
+        labels = tuple(dict.fromkeys(renamed.values()))
         task = own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
         return with_separator(task, config.data.separator)
 
     frame = framed(given.get("instruction") or _pool_original(config))
     fitting = _own_pool(frame, config) if frame.instruction else None  # tried before any row is read
-    rows = read_splits(user_path(given["data"]), given["data"])["train"]
+    rows = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
     if fitting is None:
         frame = framed(OwnExamples(rows, pair).instruction or "")
     if not frame.instruction:
         raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
-    examples = OwnExamples(rows, pair, frame)
+    examples = OwnExamples(rows, pair, frame, renamed)
     pool = fitting or _own_pool(frame, config)
     drawn, n_rows = draw(examples, scorer.examples, scorer.subset, config.seed, frame.name)
     require_enough(drawn, n_rows)
@@ -401,6 +411,28 @@ def names(text: str) -> list[str]:
     """`[a,b]` or `a,b` as texts; a name with a comma stands in double quotes."""
     inner = text.strip().removeprefix("[").removesuffix("]")
     return [name.strip() for name in next(csv.reader([inner], skipinitialspace=True), []) if name.strip()]
+
+
+def labels_of(given: Any) -> dict[str, str]:
+    """The label of what stands in the rows for it: `[A,B]` for themselves, or `{0: A, 1: B}`."""
+    if isinstance(given, str) and given.strip().startswith("{"):
+        try:
+            given = yaml.safe_load(text := given)
+        except yaml.YAMLError:
+            given = None
+        if not isinstance(given, dict) or not all(map(is_label, [*given, *given.values()])):
+            raise UserError(f"labels={text}: write labels={{0: NAME, 1: NAME}}; put yes and no in quotes.")
+    listed = names(given) if isinstance(given, str) else given or ()
+    pairs = listed.items() if isinstance(listed, Mapping) else zip(listed, listed, strict=True)
+    return {str(value): str(label) for value, label in pairs}
+
+
+def _pair(given: Mapping[str, str]) -> tuple[str, str] | None:
+    """The columns that are named."""
+    columns = names(given.get("columns", ""))
+    if columns and len(columns) != 2:
+        raise UserError(f"columns={given['columns']}: give columns=[INPUT,TARGET].")
+    return (columns[0], columns[1]) if columns else None
 
 
 def _pool_original(config: Config) -> str:
@@ -429,13 +461,14 @@ def _own_pool(task: Task, config: Config) -> PromptPool:
 
 def write_own_task(given: Mapping[str, str], instruction: str, folder: Path) -> str:
     """Writes NAME.yaml, the task that `data=` and the like describe, into `folder`; returns its name."""
-    source = user_path(given["data"])
+    source, renamed = user_path(given["data"]), labels_of(given.get("labels", ""))
     name = plain(own_name(given["data"]))
     facts = {
         "instruction": instruction,
         "data": str(source.resolve()) if source.exists() else given["data"],
         **({"suffix": given["suffix"]} if given.get("suffix") else {}),
-        **({key: names(given[key]) for key in ("labels", "columns") if given.get(key)}),
+        **({"labels": renamed if [*renamed] != [*renamed.values()] else [*renamed]} if renamed else {}),
+        **({"columns": names(given["columns"])} if given.get("columns") else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / f"{name}.yaml") as file:
@@ -453,10 +486,11 @@ def own_sequence(given: Mapping[str, str], overrides: Sequence[str], config: Con
         raise UserError(f"{next(iter(given))}= describes the rows of data=FILE: say which.")
     if beside := [each for each in overrides if each.startswith(("sequence", "data.root="))]:
         raise UserError(f"data={given['data']} is a sequence of its own: leave {beside[0]} out.")
+    rows = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
     instruction = given.get("instruction") or _pool_original(config)
+    instruction = instruction or OwnExamples(rows, _pair(given)).instruction or ""
     if not instruction:
         raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
-    read_splits(user_path(given["data"]), given["data"])  # refuses what is not there
     folder = Path(config.store.root) / "tasks"
     name = write_own_task(given, instruction, folder)
     own = ["sequence=own", f"sequence.name={name}", f"sequence.tasks=[{name}]", f"data.root={folder}"]

@@ -1,17 +1,27 @@
-"""Rows out of files, folders and Hugging Face datasets, one at a time: only a JSON list is held whole."""
+"""Rows out of files, folders, data frames and datasets, one at a time: only a JSON list is held whole."""
 
 import csv
+import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sapo.conf.errors import UserError
+from sapo.data.tasks import Example
 
 LONGEST_LINE = 2**26  # bytes; a longer one is no line of a data set, and would have to be held whole
 LARGEST_JSON = 2**28  # bytes; a JSON list has to be held whole
 PARQUET_ROWS = 1024  # rows read at once
+DELIMITERS = (",", ";", "\t", "|")
+SNIFFED = 50  # lines by which a delimiter is told
+SPLITS = dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation")
+SPLITS |= {"train": "train", "training": "train", "test": "test"}
+_SPLIT = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -24,12 +34,13 @@ class Row(NamedTuple):
 class Rows(NamedTuple):
     """The rows of one file or split, read anew by each call, and what to call them in messages.
 
-    `left_out` is what a reading found beside the rows, and did not read.
+    `left_out` is what a reading found beside the rows, and did not read; `said` are lines on how it is read.
     """
 
     source: str
     read: Callable[[], Iterator[Row]]
     left_out: list[str] = []  # noqa: RUF012 (a file has its own)
+    said: list[str] = []  # noqa: RUF012
 
 
 class Number(str):
@@ -38,44 +49,138 @@ class Number(str):
     __slots__ = ()
 
 
-def read_splits(path: Path, name: str) -> dict[str, Rows]:
-    """The rows under "train" and, if there is such a split, "test"; UserError if there is no such data."""
+# --- splits ------------------------------------------------------------------------------------------------
+
+
+def read_splits(path: Path, name: str, delimiter: str | None = None) -> dict[str, Rows]:
+    """The rows under "train" and, if there is such a split, "test"; UserError if there is no such data.
+
+    A folder holds a file a split, shards of each (`train-0001.jsonl`, `train/…`), or shards of one whose
+    names tell no split. `delimiter` stands between the fields of a CSV file; it is found out if not given.
+    """
     if path.is_file():
-        return {"train": _file(path)}
+        return {"train": _files(str(path), [path], delimiter)}
     if path.is_dir() and any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
         return _dataset(str(path), on_disk=True)
-    if not path.is_dir():
-        if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")):
-            raise UserError(f"{name}: there is no such file or folder.")
-        return _dataset(name, on_disk=False)
-    splits = {}
-    for split in ("train", "test"):
-        found = sorted(file for file in path.glob(f"{split}.*") if file.suffix.lower() in READERS)
-        if len(found) > 1:
-            raise UserError(f"{path}: more than one {split} file: {', '.join(file.name for file in found)}.")
-        if found:
-            splits[split] = _file(found[0])
-    if "train" not in splits:
-        there = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "nothing"
+    if path.is_dir():
+        return _folder(path, delimiter)
+    if _ending(path) in READERS or path.is_absolute() or name.startswith((".", "~")):
+        raise UserError(f"{name}: there is no such file or folder.")
+    return _dataset(name, on_disk=False)
+
+
+def splits_of(items: Any) -> dict[str, Rows]:
+    """The same of what a caller has: (input, target) pairs, Examples or dicts, a data frame, a dataset.
+
+    Or a dictionary of such splits, as a DatasetDict is one.
+    """
+    if isinstance(items, Mapping):
+        return settled({name: splits_of(split)["train"] for name, split in items.items()}, "examples")
+    if hasattr(items, "features"):
+        return {"train": Rows("examples", partial(dataset_rows, items))}
+    if hasattr(items, "iloc"):
+        items = items.astype(object).where(items.notna(), None).to_dict("records")
+    if isinstance(items, str | Path) or not hasattr(items, "__iter__"):
+        raise UserError(f"examples: expected rows, a data frame or a dataset, found {kind_of(items)}.")
+    held = []
+    for i, item in enumerate(items):
+        if isinstance(item, Example):
+            item = (item.input, item.target)
+        if isinstance(item, tuple | list) and len(item) == 2:
+            item = dict(zip(("input", "target"), item, strict=True))
+        if not isinstance(item, Mapping):
+            raise UserError(
+                f"examples, row {i}: expected (input, target) or a dict of columns, found {kind_of(item)}."
+            )
+        held.append(Row(f"row {i}", item))
+    return {"train": Rows("examples", lambda: iter(held))}
+
+
+def settled(found: Mapping[str, Rows], name: str) -> dict[str, Rows]:
+    """Train and test of all splits there are; a validation split is the test where there is no other."""
+    if "train" not in found:
+        raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(found)}.")
+    named = {SPLITS.get(split, split): rows for split, rows in reversed(found.items())}
+    train, test = named["train"], named.get("test", named.get("validation"))
+    said = list(train.said)
+    if test is not None and "test" not in named:
+        said.append("no test split there: the validation split is the test")
+    used = {"train", "test" if "test" in named else "validation"}
+    said += [f"the split {split!r} is not read" for split in found if SPLITS.get(split, split) not in used]
+    splits = {"train": train._replace(said=said)}
+    return splits if test is None else {**splits, "test": test}
+
+
+def _folder(path: Path, delimiter: str | None) -> dict[str, Rows]:
+    files: dict[str, list[Path]] = {}
+    there = sorted(each for each in path.iterdir() if not each.name.startswith((".", "_")))
+    for each in there:
+        named = _SPLIT.match(each.name)
+        inner = sorted(each.iterdir()) if named and each.is_dir() else [each]
+        readable = [file for file in inner if file.is_file() and _ending(file) in READERS]
+        if readable:
+            files.setdefault(SPLITS[named[1].lower()] if named else "", []).extend(readable)
+    others = files.pop("", [])
+    if "train" not in files and len({_ending(file) for file in others}) == 1:
+        files, others = {"train": others, **files}, []
+    if not files and (path / "data").is_dir():  # of a repository on the hub
+        return _folder(path / "data", delimiter)
+    names = ", ".join(file.name for file in there[:10]) or "nothing"
+    if "train" not in files:
         raise UserError(
-            f"{path}: no train file ({', '.join('train' + end for end in READERS)}); it has {there}."
+            f"{path}: no train file ({', '.join('train' + end for end in READERS)}); it has {names}."
         )
-    return splits
+    splits = {}
+    for split, found in files.items():
+        if len({_ending(file) for file in found}) > 1:
+            several = ", ".join(file.name for file in found[:5])
+            raise UserError(f"{path}: more than one {split} file: {several}.")
+        source = str(found[0]) if len(found) == 1 else f"{path} ({len(found)} {split} files)"
+        splits[split] = _files(source, found, delimiter)
+    return settled(splits, str(path))
 
 
-def _file(path: Path) -> Rows:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(READERS)}.")
+def _ending(path: Path) -> str:
+    """The ending by which a file is read; that of what it packs, for .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _files(source: str, files: Sequence[Path], delimiter: str | None) -> Rows:
+    """The rows of files of one kind, one after the other."""
+    reader = READERS.get(_ending(files[0]))
+    if reader is None or (reader is _parquet and files[0].suffix.lower() == ".gz"):
+        raise UserError(
+            f"{files[0]}: cannot read '{files[0].suffix}' files; known: {', '.join(READERS)}, and all but "
+            "the last packed as .gz."
+        )
     left_out: list[str] = []
-    return Rows(str(path), partial(reader, path, left_out), left_out)
+    said: list[str] = []
+    options = {}
+    if reader is _delimited:
+        usual = "\t" if _ending(files[0]) == ".tsv" else ","
+        options["delimiter"] = {"tab": "\t", "\\t": "\t", None: None}.get(delimiter, delimiter) or _sniffed(
+            files[0], usual
+        )
+        if options["delimiter"] != usual:
+            said.append(f"fields are separated by {options['delimiter']!r}")
+
+    def read() -> Iterator[Row]:
+        left_out.clear()
+        for file in files:
+            for row in reader(file, left_out, **options):
+                yield row._replace(where=f"{file.name}, {row.where}") if len(files) > 1 else row
+
+    return Rows(source, read, left_out, said)
+
+
+# --- files -------------------------------------------------------------------------------------------------
 
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends, split at line feeds only: JSON texts may hold U+2028."""
     number, offset = 1, 0
     try:
-        with path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for line in iter(partial(file.readline, LONGEST_LINE + 1), b""):
                 if len(line) > LONGEST_LINE:
                     raise UserError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB.")
@@ -86,8 +191,8 @@ def _lines(path: Path) -> Iterator[str]:
             f"{path}: not UTF-8 at byte {offset + error.start} (line {number}): {error.reason}. "
             "Save the file as UTF-8."
         ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _json(path: Path, text: str, first_line: int) -> Any:
@@ -114,18 +219,20 @@ def _jsonl(path: Path, _: list[str]) -> Iterator[Row]:
 
 def _json_file(path: Path, left_out: list[str]) -> Iterator[Row]:
     """The rows of a JSON file: a list, an object a line, or an object that holds the one list."""
-    left_out.clear()
     written = (line.strip() for line in _lines(path) if line.strip())
     first, second = next(written, ""), next(written, "")
     if second and first.startswith("{") and first.endswith("}"):
         yield from _jsonl(path, left_out)
         return
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError(
-            f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be read "
-            "in parts. Write it as JSONL, an object a line."
-        )
-    content = _json(path, "".join(_lines(path)), 1)
+    lines, size = [], 0
+    for line in _lines(path):
+        lines.append(line)
+        if (size := size + len(line)) > LARGEST_JSON:
+            raise UserError(
+                f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be "
+                "read in parts. Write it as JSONL, an object a line."
+            )
+    content = _json(path, "".join(lines), 1)
     items = content if isinstance(content, list) else _wrapped(path, content, left_out)
     for i, item in enumerate(items, start=1):
         yield _object(path, f"item {i}", item)
@@ -150,8 +257,20 @@ def _wrapped(path: Path, content: Any, left_out: list[str]) -> list[Any]:
     definition = members.get("Definition")
     shared = {"definition": definition} if definition else {}
     others = [name for name, value in members.items() if value and name not in (lists[0], "Definition")]
-    left_out += [f"member {name!r}" for name in others]
+    left_out += [noted for name in others if (noted := f"member {name!r}") not in left_out]
     return [shared | item for item in members[lists[0]]]
+
+
+def _sniffed(path: Path, usual: str) -> str:
+    """The delimiter by which the first rows have as many fields as the header; the usual one if none has."""
+    csv.field_size_limit(LONGEST_LINE)
+    sample = list(islice(_lines(path), SNIFFED))
+    for delimiter in dict.fromkeys((usual, *DELIMITERS)):
+        rows = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row]
+        whole = rows[:-1] if len(sample) == SNIFFED else rows  # the last one may go on
+        if whole and whole[0] > 1 and len(set(whole)) == 1:
+            return delimiter
+    return usual
 
 
 def _delimited(path: Path, _: list[str], delimiter: str) -> Iterator[Row]:
@@ -165,7 +284,8 @@ def _delimited(path: Path, _: list[str], delimiter: str) -> Iterator[Row]:
             if len(fields) != len(header):
                 raise UserError(
                     f"{path}, line {lines.line_num}: {len(fields)} fields, but the header has {len(header)} "
-                    "columns. Put fields that hold the delimiter in double quotes."
+                    f"columns. Put fields that hold the delimiter {delimiter!r} in double quotes, or say "
+                    "another one: data.delimiter=."
                 )
             yield Row(f"line {lines.line_num}", dict(zip(header, fields, strict=True)))
     except csv.Error as error:
@@ -179,11 +299,16 @@ def _parquet(path: Path, _: list[str]) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            classes = {}
+            if b"huggingface" in (file.schema_arrow.metadata or {}):  # as datasets writes it
+                from datasets import Features
+
+                classes = _classes(Features.from_arrow_schema(file.schema_arrow))
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for record in batch.to_pylist():
                     number += 1
-                    yield Row(f"row {number}", record)
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+                    yield Row(f"row {number}", record | _class_names(record, classes))
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from error
 
 
@@ -191,8 +316,8 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json_file,
-    ".csv": partial(_delimited, delimiter=","),
-    ".tsv": partial(_delimited, delimiter="\t"),
+    ".csv": _delimited,
+    ".tsv": _delimited,
     ".parquet": _parquet,
 }
 
@@ -208,29 +333,29 @@ def _dataset(name: str, on_disk: bool) -> dict[str, Rows]:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{name}: {what} cannot be loaded ({reason}).") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    if "train" not in splits:
-        raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(splits)}.")
-    return {
-        split: Rows(f"{name} ({split})", partial(dataset_rows, splits[split]))
-        for split in ("train", "test")
-        if split in splits
-    }
+    rows = {split: Rows(f"{name} ({split})", partial(dataset_rows, splits[split])) for split in splits}
+    return settled(rows, name)
 
 
 def dataset_rows(dataset: Any) -> Iterator[Row]:
     """The rows of a Hugging Face split, with the names of classes in place of their numbers."""
-    classes = {
-        column: feature.names
-        for column, feature in dataset.features.items()
-        if type(feature).__name__ == "ClassLabel"
+    classes = _classes(dataset.features or {})
+    plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+    for i, record in enumerate(plain, start=1):
+        yield Row(f"row {i}", record | _class_names(record, classes))
+
+
+def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of classes by their column."""
+    return {column: f.names for column, f in features.items() if type(f).__name__ == "ClassLabel"}
+
+
+def _class_names(record: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    numbers = {column: record[column] for column in classes if column in record}
+    return {
+        column: None if number is None or number < 0 else classes[column][number]
+        for column, number in numbers.items()
     }
-    for i, record in enumerate(dataset, start=1):
-        numbers = {column: record[column] for column in classes}
-        named = {
-            column: None if number is None or number < 0 else classes[column][number]
-            for column, number in numbers.items()
-        }
-        yield Row(f"row {i}", record | named)
 
 
 KINDS = (

@@ -51,6 +51,7 @@ _MARKERS = tuple(
         r"\b(?:para|re)phras\w*",
         r"\bre-?word(?:ed|ing)\b",
         r"\brewrit(?:e|ing|ten)\b[^.]*\b(?:version|wording|instruction|prompt)s?\b",
+        r"\bthe original (?:text|instruction|wording|prompt)s?\b|\bexactly the same task\b",
         r"改写|重写|换句话说",
         r"^here(?: is|'s|’s| are)\b[^.:]*\b(?:version|wording|instruction|prompt|variation|variant)s?\b",
         r"^(?:(?:sure|certainly|of course|okay)[,!.]|i can't|i cannot)",

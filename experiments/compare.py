@@ -5,8 +5,9 @@ was interrupted, and a second one shares what it has in common with the first.
 """
 
 import asyncio
+import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -25,8 +26,16 @@ from sapo.data.benchmarks import cut, load_own_task, load_task
 from sapo.data.files import user_path
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.losses import prompt_losses
-from sapo.data.own import DEFAULTS, Material, OwnExamples, examples_of, gather, write_jsonl, write_own_task
-from sapo.data.own_files import read_splits
+from sapo.data.own import (
+    DEFAULTS,
+    Material,
+    OwnExamples,
+    gather,
+    labels_of,
+    write_jsonl,
+    write_own_task,
+)
+from sapo.data.own_files import read_splits, splits_of
 from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
 from sapo.data.render import control_tokens
@@ -119,7 +128,11 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
     for name in first.compare.retain:
         path = user_path(name)  # a user's own task is named by its file
         is_own = name.endswith((".yaml", ".yml"))
-        other = cut(load_own_task(path.stem, path.parent), first) if is_own else load_task(name, first)
+        other = (
+            cut(load_own_task(path.stem, path.parent, first.data.delimiter), first)
+            if is_own
+            else load_task(name, first)
+        )
         retained.append(other)
         if other.test == task.test or other.name == task.name:
             raise UserError(f"compare.retain: {other.name} is the task that is trained; name others.")
@@ -153,10 +166,11 @@ def _rows(
         task = load_task(config.task, config)
     else:
         limit = config.data.test_examples or MOST_TEST
-        splits = read_splits(user_path(given["data"]), given["data"])
+        splits = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)
         if "test" in splits:
             train = tuple(material.rows)
-            test = tuple(OwnExamples(splits["test"], material.columns, material.task))[:limit]
+            renamed = labels_of(given.get("labels", ""))
+            test = tuple(OwnExamples(splits["test"], material.columns, material.task, renamed))[:limit]
         else:
             rows, known = list(material.rows), {example.input for example in material.task.train}
             free = list(dict.fromkeys(example.input for example in rows if example.input not in known))
@@ -394,10 +408,10 @@ def write_task(
 def compare_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[Any],
+    rows: Any,
     prompts: Sequence[str],
     *,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | Mapping[str, str] = (),
     columns: tuple[str, str] | None = None,
     settings: Sequence[str] = (),
 ) -> Comparison:
@@ -408,9 +422,10 @@ def compare_prompts(
     Args:
         model: a causal language model of Transformers; merge an adapter into it first.
         tokenizer: its tokenizer, with a chat template.
-        rows: (input, target) pairs, dicts, or a dataset's split. A third of them is kept for the test.
+        rows: (input, target) pairs, dicts, a data frame, a dataset, or a dictionary of such splits. Without a
+            test split a third of the rows is kept for the test.
         prompts: the original instruction, then its paraphrases.
-        labels: the answers that there are, for a classification.
+        labels: the answers that there are, for a classification; or the answer of what stands in the rows.
         columns: names of the input's and the target's column of dicts; guessed if not given.
         settings: overrides as on the command line: `["seed=range(3)", "compare.train=[original,chosen]"]`.
 
@@ -426,18 +441,20 @@ def compare_prompts(
         folder = Path(scratch)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        examples = examples_of(rows, columns)
-        pairs = ({"input": example.input, "target": example.target} for example in examples)
-        write_jsonl(folder / "rows.jsonl", pairs)
-        task = own_task("rows", prompts[0], labels=tuple(labels))
+        (folder / "rows").mkdir()
+        for split, found in splits_of(rows).items():
+            pairs = ({"input": each.input, "target": each.target} for each in OwnExamples(found, columns))
+            write_jsonl(folder / "rows" / f"{split}.jsonl", pairs)
+        renamed = labels_of(labels)
+        task = own_task("rows", prompts[0], labels=tuple(renamed.values()))
         write_pool(
             folder / "pool.yaml", pool_of(task, list(prompts[1:]), "a caller"), {"written by": "a caller"}
         )
         precision = str(model.dtype).removeprefix("torch.")
         given = {
-            "data": str(folder / "rows.jsonl"),
+            "data": str(folder / "rows"),
             "instruction": prompts[0],
-            "labels": ",".join(f'"{label}"' for label in labels),
+            "labels": json.dumps(renamed) if renamed else "",
         }
         own = [
             f"model.path={folder / 'model'}",

@@ -28,7 +28,7 @@ from sapo.data.own import Material, examples_of, gather, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
 from sapo.data.render import Renderer, as_sent, control_tokens, turns_of
 from sapo.data.subset import draw
-from sapo.data.tasks import Example, Task, own_task
+from sapo.data.tasks import SEPARATORS, Example, Task, own_task
 from sapo.experiments.engine.local import ignore
 from sapo.experiments.model.adapters import WEIGHTS, plain
 from sapo.experiments.model.fetch import model_folder
@@ -121,7 +121,7 @@ class Selection:
             return [first, f"Its lead over the next, {_named(second)}, is within noise: {found}."]
         return [first, f"{name.capitalize()} leads the next, {_named(second)}, by more than noise: {found}."]
 
-    def render(self, examples: Iterable[Any], index: int | None = None) -> list[dict[str, Any]]:
+    def render(self, examples: Any, index: int | None = None) -> list[dict[str, Any]]:
         """Examples, as `select_prompt` takes them, as TRL's prompt and completion: turns of a conversation.
 
         Under the chosen prompt, or under the candidate `index`.
@@ -136,20 +136,21 @@ class Selection:
         text = self.chosen.text if index is None else str(texts[index])
         options = {"chat_template_kwargs": dict(self.template_options)} if self.template_options else {}
         layout = layout_of(self.layout)
+        is_own = self.layout or self.task.separator not in SEPARATORS.values()
         for example in examples:
             yield {
                 "prompt": turns_of(layout, self.task, text, example.input),
                 "completion": [{"role": "assistant", "content": example.target}],
                 **options,
-                # Of a layout of the user's the input could not be told when the rows are read again.
-                **({"input": example.input} if self.layout else {}),
+                # In a layout of the user's the input could not be told when the rows are read again.
+                **({"input": example.input} if is_own else {}),
             }
 
 
 def select_prompt(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Iterable[Any],
+    examples: Any,
     candidates: Sequence[str],
     *,
     original: str | None = None,
@@ -173,7 +174,8 @@ def select_prompt(
         model: a causal language model of Transformers, or a PeftModel. It is neither moved nor changed;
             training mode and gradients are afterwards as they were.
         tokenizer: its tokenizer, with a chat template.
-        examples: training examples: (input, target) pairs, dicts, or a dataset's split.
+        examples: training examples: (input, target) pairs, dicts, a data frame, a dataset, or a dictionary of
+            such splits, whose training rows are taken.
         candidates: the prompts; the first is the original, unless `original` gives it.
         columns: names of the input's and the target's column of dicts; guessed if not given.
         separator: the line before the input; `Text:` or its Chinese form if not given.

@@ -61,7 +61,7 @@ OWN_TASKS = [
     ("instruction: x\ndata: 3", "`data` must be a text"),
     ("instruction: x\ndata: rows.csv\nsuffix:", "`suffix` must be a text"),
     ("instruction: x\ndata: rows.csv\nlabels: [yes, no]", "in quotes"),
-    ("instruction: x\ndata: rows.csv\nlabels: {a: b}", "must be a list"),
+    ("instruction: x\ndata: rows.csv\nlabels: {a: [b]}", "must be a list"),
     ("instruction: x\ndata: rows.csv\ncolumns: [a, b, c]", "`columns` is a list of two"),
     ("instruction: x\ndata: rows.csv\nlables: [a]", "'lables'. Did you mean labels?"),
     ("instruction: x\ndata: plates.csv", "there is no such file or folder"),

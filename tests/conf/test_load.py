@@ -175,6 +175,8 @@ def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
     ("overrides", "said"),
     [
         (["policy.name=best"], "policy.name=best: must be one of fixed, paft, random, sapo, sapp, static"),
+        (["data.delimiter=ab"], "data.delimiter=ab: must be one character that is no letter"),
+        (["paraphrases.allow=[nothing]"], "paraphrases.allow=nothing: must be one of empty, size, labels"),
         (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
         (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a finite number"),
         (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),

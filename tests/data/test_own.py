@@ -1,5 +1,6 @@
 """Users' own data: every format gives the same task, and every fault is named with its file and row."""
 
+import gzip
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sapo.data.own import (
     OwnExamples,
     examples_of,
     guess_columns,
+    labels_of,
     load_own,
     require_writable,
     write_jsonl,
@@ -38,9 +40,10 @@ ROWS = {Example(record["text"], record["label"]) for record in RECORDS}
 def write(path: Path, records: list[dict[str, object]]) -> Path:
     """The records in the format that the file's ending names."""
     table = pd.DataFrame(records)
-    if path.suffix == ".jsonl":
+    if ".jsonl" in path.suffixes:
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        content = ("\n".join(lines) + "\n").encode()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     elif path.suffix == ".json":
         path.write_text(json.dumps(records), encoding="utf-8")
     elif path.suffix == ".parquet":
@@ -95,6 +98,124 @@ def test_a_folder_with_one_split_or_both(tmp_path: Path) -> None:
     assert (task.name, len(task.train)) == ("v1.dishes", 3)
 
 
+@pytest.mark.parametrize(
+    "names", ["train-{}.jsonl", "train/{}.jsonl", "part-{}.jsonl.gz", "data/train-{}.csv"]
+)
+def test_shards_are_one_split(tmp_path: Path, names: str) -> None:
+    folder = tmp_path / "dishes"
+    paths = [folder / names.format(number) for number in range(2)]
+    for path, records in zip(paths, (RECORDS[:3], RECORDS[3:]), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, records)
+    (folder / "README.md").write_text("x")
+    (folder / "_SUCCESS").write_text("")
+    task = load(folder)
+    assert set(task.train + task.test) == ROWS
+    assert "dishes" in task.notes[0]
+    assert "(2 train files): input from column 'text'" in task.notes[0]
+    if names == "train/{}.jsonl":
+        write(paths[1], [*RECORDS, {"text": "x", "label": ""}])
+        assert "empty target in 1.jsonl, line 6." in refusal(folder)
+        write(folder / "test-1.jsonl", RECORDS[:1])
+        write(folder / "test-2.parquet", RECORDS[:1])
+        assert "more than one test file: test-1.jsonl, test-2.parquet" in refusal(folder)
+
+
+def test_a_validation_split_is_the_test_where_there_is_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", RECORDS[:3])
+    write(tmp_path / "dev.csv", RECORDS[3:4])
+    task = load(tmp_path)
+    assert [example.target for example in task.test] == ["sour"]
+    said = f"{tmp_path / 'train.jsonl'}: no test split there: the validation split is the test"
+    assert said in task.notes
+    write(tmp_path / "test.csv", RECORDS[4:])
+    task = load(tmp_path)
+    assert [example.input for example in task.test] == [RECORDS[4]["text"]]
+    assert f"{tmp_path / 'train.jsonl'}: the split 'validation' is not read" in task.notes
+
+
+def packed(path: Path, content: str) -> Path:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write(content)
+    return path
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    text = '{"input": "a", "output": "b"}\n' * 3
+    task = load(packed(tmp_path / "rows.jsonl.gz", text))
+    assert (task.name, len(task.train + task.test)) == ("rows", 3)
+    whole = packed(tmp_path / "list.json.gz", json.dumps(RECORDS))
+    assert set(load(whole).train + load(whole).test) == ROWS
+    (tmp_path / "no.csv.gz").write_bytes(b"text,label")
+    assert f"{tmp_path / 'no.csv.gz'}: cannot be read: Not a gzipped file" in refusal(tmp_path / "no.csv.gz")
+    whole.write_bytes(whole.read_bytes()[:60])
+    assert "cannot be read: Compressed file ended" in refusal(whole)
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    assert "cannot read '.gz' files; known: .jsonl" in refusal(tmp_path / "rows.parquet.gz")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_delimiter_is_found_out(tmp_path: Path, delimiter: str, ending: str) -> None:
+    path = tmp_path / f"dishes.{ending}"
+    pd.DataFrame(RECORDS).to_csv(path, index=False, sep=delimiter)
+    task = load(path)
+    assert set(task.train + task.test) == ROWS
+    usual = delimiter == ("," if ending == "csv" else "\t")
+    assert any("fields are separated by" in note for note in task.notes) == (not usual)
+
+
+def test_a_delimiter_can_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "dishes.csv"
+    path.write_text("text:label\n" + "a, b; c:x\n" * 60)
+    assert "line 2: 2 fields, but the header has 1 columns." in refusal(path)
+    assert load(path, delimiter=":").train[0] == Example("a, b; c", "x")
+    path.write_text("text,label\n" + "a,x\n" * 60 + "a,b,x\n")
+    assert "the delimiter ',' in double quotes, or say another one: data.delimiter=." in refusal(path)
+
+
+def test_labels_may_have_other_names_in_the_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "dishes.csv", [{"text": f"x{i}", "label": i % 2} for i in range(6)])
+    for labels in ({0: "sweet", 1: "sour"}, "{0: sweet, 1: sour}", '{"0": sweet, "1": sour}'):
+        task = load(path, labels=labels_of(labels))
+        assert task.labels == ("sweet", "sour")
+        assert {(int(e.input[1:]) % 2, e.target) for e in task.train + task.test} == {
+            (0, "sweet"),
+            (1, "sour"),
+        }
+    said = refusal(path, labels=("sweet", "sour"))
+    assert "none of the labels sweet, sour (labels={0: NAME, 1: NAME} names numbers) in line 2 ('0')" in said
+    (tmp_path / "dishes.yaml").write_text(
+        "instruction: Sort.\ndata: dishes.csv\nlabels: {0: sweet, 1: sour}\n"
+    )
+    assert load_own_task("dishes", tmp_path).labels == ("sweet", "sour")
+    for wrong in ("{0: a, 1", "{no: sour}", "{0: [sour]}"):
+        with pytest.raises(UserError, match="write labels="):
+            labels_of(wrong)
+
+
+def test_what_python_has_is_read_as_files_are() -> None:
+    frame = pd.DataFrame([*RECORDS, {"text": "x", "label": None}]).convert_dtypes()
+    with pytest.raises(UserError, match="column 'label' is empty or absent in row 5"):
+        list(examples_of(frame))
+    dataset = datasets.Dataset.from_list(RECORDS)
+    for items in (
+        frame[:5],
+        frame[:5].astype("category"),
+        dataset,
+        dataset.with_format("pandas"),
+        dataset.to_iterable_dataset(),
+        datasets.DatasetDict({"train": dataset, "test": dataset}),
+        {"train": RECORDS, "validation": RECORDS[:1]},
+    ):
+        examples = examples_of(items)
+        assert set(examples) == set(examples) == ROWS
+    assert {e.target for e in examples_of(pd.DataFrame({"text": ["a", "b"], "label": [1, 2]}))} == {"1", "2"}
+    for items, message in ((RECORDS[0], "found text"), ("rows.csv", "found text"), (3, "found number")):
+        with pytest.raises(UserError, match=f"expected rows, a data frame or a dataset, {message}"):
+            examples_of(items)
+
+
 def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sweet", "sour"])}
@@ -109,6 +230,8 @@ def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
     assert len(load(tmp_path / "one").train) == 1
     datasets.DatasetDict({"all": split}).save_to_disk(tmp_path / "all")
     assert "has no split 'train'; it has all" in refusal(tmp_path / "all")
+    split.to_parquet(tmp_path / "classes.parquet")
+    assert set(load(tmp_path / "classes.parquet", labels=("sweet", "sour")).train) <= set(task.train)
     (tmp_path / "one" / "state.json").write_text("{}")
     assert "the saved dataset cannot be loaded" in refusal(tmp_path / "one")
 
@@ -230,6 +353,21 @@ FORMS = {  # a row, its input and target, and what of it is left out
         },
         ("a", "b"),
         ["column 'rejected'"],
+    ),
+    "content parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "input_text", "text": "sweet"}, "honey"]},
+                {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+            ]
+        },
+        ("sweet\nhoney", "yes"),
+        [],
+    ),
+    "content parts in a column": (
+        {"prompt": [{"type": "text", "text": "honey"}], "response": "sweet"},
+        ("honey", "sweet"),
+        [],
     ),
     "preference without prompt": (
         {
@@ -407,6 +545,11 @@ FAULTS = [  # an ending, what is in the file, and what is said of it; a list is 
         )
     ),
     ("jsonl", [{"messages": [USER, {**ANSWER, "content": " "}]}], "empty target in line 1"),
+    (
+        "jsonl",
+        [{"messages": [{**USER, "content": [{"type": "image_url", "image_url": {}}]}, ANSWER]}],
+        "column 'messages' has parts that are no texts (image_url) in line 1",
+    ),
     (
         "jsonl",
         [GOOD, {**GOOD, "label": ""}, {**GOOD, "text": None}],

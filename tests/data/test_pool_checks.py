@@ -79,6 +79,7 @@ def test_a_sound_text_passes() -> None:
         ("Reworded, the task is this. " + SOUND, "'Reworded'"),
         ("The rewritten instruction: " + SOUND, "'rewritten instruction'"),
         ("Sure, " + SOUND, "'Sure,'"),
+        ("The original text asks to tell POS from NEG, of a tweet.", "'The original text'"),
         (f"<paraphrase>{SOUND}</paraphrase>", "'paraphrase'"),
         ("1. " + SOUND, "'1.'"),
         ("- " + SOUND, "'-'"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from sapo.conf.errors import UserError
 from sapo.data.benchmarks import load_tasks
@@ -130,7 +131,7 @@ def test_every_row_is_served_every_column_and_what_is_equal_is_computed_once(giv
     untouched = answers[answers["trained"] == UNTOUCHED].groupby("seed")["nll"].apply(list)
     assert untouched[0] == untouched[1]
     after = cost(setting, engine)
-    assert (after.trainings, after.evaluations, after.seconds) == (0, 0, 0)
+    assert (after.trainings, after.evaluations, after.seconds) == (0, 0, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -196,15 +197,33 @@ def test_the_commands_that_train_for_good_name_the_prompt_and_the_data(given, co
     assert (task.instruction, task.labels) == (ORIGINAL, ("odd", "even"))
 
 
+def test_a_layout_is_trained_with_and_named_in_the_commands(given, config, tmp_path):
+    """Rows under it are other stages; the command that trains for good says it too."""
+    laid, plain = (prepare(given, [config(*layout)]) for layout in (["data.layout=system"], []))
+    engine = LocalEngine(Store(tmp_path / "store"))
+    assert cost(laid, engine) == cost(plain, engine)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    command, _ = write_task(laid, given, ["data.layout=system"], "original", (laid.pool.original,), folder)
+    assert " data.layout=system" in command
+
+
 def test_objects_that_a_caller_has_are_compared_and_left_as_they_are(tiny_config):
     held = load_model(tiny_config())
     before = {name: value.clone() for name, value in held.base.state_dict().items()}
-    rows = [(f"number {i}", "odd" if i % 2 else "even") for i in range(45)]
+    whole = Dataset.from_list([{"input": f"number {i}", "output": i % 2} for i in range(45)])
+    rows = DatasetDict({"train": whole.select(range(30)), "validation": whole.select(range(30, 45))})
     settings = ["scorer.examples=20", "compare.train=[original,chosen]", "compare.serve=[trained,none]"]
     settings += ["compare.retain=[]", "trainer.epochs=1", "evaluator.max_new_tokens=4"]
     found = compare_prompts(
-        held.base, held.tokenizer, rows, [ORIGINAL, *PARAPHRASES], labels=["odd", "even"], settings=settings
+        held.base,
+        held.tokenizer,
+        rows,
+        [ORIGINAL, *PARAPHRASES],
+        labels={0: "even", 1: "odd"},
+        settings=settings,
     )
+    assert len(found.answers[["served", "row"]].drop_duplicates()) == 2 * 15
     assert found.trained == [UNTOUCHED, "original", "chosen"]
     assert found.served == ["trained", "none"]
     assert found.measures == ("label_match", "nll")

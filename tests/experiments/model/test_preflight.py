@@ -224,6 +224,42 @@ def test_a_template_without_an_end_of_turn_is_told(config, tiny_folder, warned):
     assert "writes no end after an answer" in warned[0]
 
 
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("system", []),
+        ("{instruction} {input}", ["data.layout has no suffix: that of mini_topic is left out ('Directly"]),
+        (
+            "{input} {instruction} {suffix}",
+            ["has the input before the instruction: rows have no instruction in"],
+        ),
+    ],
+)
+def test_what_a_layout_costs_is_told(config, warned, layout, said):
+    changed = config()
+    changed.data.layout = layout
+    preflight(changed, SHOWN)
+    assert len(warned) == len(said)
+    assert all(part in line for part, line in zip(said, warned, strict=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT,
+        CHAT.replace("for message in messages", "for message in messages if message.role != 'system'"),
+    ],
+    ids=["refuses it", "leaves it out"],
+)
+def test_a_template_without_system_turns_is_named(config, tiny_folder, text):
+    (tiny_folder / "chat_template.jinja").write_text(text)
+    system = config()
+    system.data.layout = "system"
+    said = refused(system)
+    assert "data.layout" in said
+    assert "no system turn" in said or "leaves out the instruction" in said
+
+
 def test_a_clock_in_a_template_stands_still_and_changes_nothing_else(config, tiny_folder, warned):
     forms = {"%d %b %Y": "26 Jul 2024", "%H:%M:%S": "00:00:00", "%-d. %B": "26. July"}
     clock = "{{% set now = strftime_now('{}') if strftime_now is defined %}}Today: {{{{ now }}}}\n"
