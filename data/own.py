@@ -318,7 +318,7 @@ def _content(value: Any, name: str) -> Any:
     kinds = [part.get("type") for part, text in zip(value, texts, strict=True) if not is_text(text) and part]
     if any(kinds):
         raise _RowError(f"column '{name}' has parts that are no texts ({kinds[0]})")
-    return "\n".join(texts) if all(map(is_text, texts)) else None
+    return "\n".join(map(str, texts)) if all(map(is_text, texts)) else None
 
 
 def _instruction(value: Any) -> str | None:

@@ -100,7 +100,7 @@ def settled(found: Mapping[str, Rows], name: str) -> dict[str, Rows]:
     """Train and test of all splits there are; a validation split is the test where there is no other."""
     if "train" not in found:
         raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(found)}.")
-    named = {SPLITS.get(split, split): rows for split, rows in reversed(found.items())}
+    named = {SPLITS.get(split, split): rows for split, rows in reversed([*found.items()])}
     train, test = named["train"], named.get("test", named.get("validation"))
     said = list(train.said)
     if test is not None and "test" not in named:
