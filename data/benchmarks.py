@@ -227,7 +227,10 @@ def load_own_task(name: str, root: Path, delimiter: str | None = None) -> Task:
     beside = path.parent / user_path(facts["data"])
     # Else a file in the working folder, a dataset's name, or a file that is missing.
     data = str(beside) if beside.exists() else facts["data"]
-    return _own_task(name, path, data, delimiter, stamp(path, user_path(data)))
+    try:
+        return _own_task(name, path, data, delimiter, stamp(path, user_path(data)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 @lru_cache(KEPT_TASKS)
