@@ -446,11 +446,8 @@ def compare_prompts(
             pairs = ({"input": each.input, "target": each.target} for each in OwnExamples(found, columns))
             write_jsonl(folder / "rows" / f"{split}.jsonl", pairs)
         renamed = labels_of(labels)
-        task = own_task("rows", prompts[0], labels=tuple(renamed.values()))
-        write_pool(
-            folder / "pool.yaml", pool_of(task, list(prompts[1:]), "a caller"), {"written by": "a caller"}
-        )
-        precision = str(model.dtype).removeprefix("torch.")
+        pool = pool_of(own_task("rows", prompts[0]), list(prompts[1:]), "a caller")
+        write_pool(folder / "pool.yaml", pool, {"written by": "a caller"})
         given = {
             "data": str(folder / "rows"),
             "instruction": prompts[0],
@@ -458,7 +455,7 @@ def compare_prompts(
         }
         own = [
             f"model.path={folder / 'model'}",
-            f"model.dtype={precision}",
+            f"model.dtype={str(model.dtype).removeprefix('torch.')}",
             f"engine.device={model.device.type}",
             f"paraphrases.file={folder / 'pool.yaml'}",
             f"store.root={folder / 'store'}",
