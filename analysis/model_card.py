@@ -16,6 +16,11 @@ from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, n_exampl
 from sapo.analysis.tables import DEMONSTRATION
 from sapo.conf.text import markdown_safe
 
+IN_4_BITS = (
+    " It was trained and measured on the base model in 4 bits: load that with `quantization_config="
+    'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)`.'
+)
+
 
 def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     """The page `README.md` of an export, in Markdown with the facts that model hubs read.
@@ -47,7 +52,8 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
         "record": run.record,
         "environment": environment,
         "demonstration": DEMONSTRATION,
-        "summary": f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}.",
+        "summary": f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}."
+        + (IN_4_BITS if base.get("in_4_bits") else ""),
         "adapter": {name: run.record.identity["method"][name] for name in ("rank", "alpha", "dropout")},
         "options": "".join(f", {key}={value!r}" for key, value in exported["template_options"].items()),
         "scores": scores,

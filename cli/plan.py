@@ -19,7 +19,7 @@ EXAMPLES = (
 
 _NOTES = (
     "Estimates: tokens from characters; time of one device, from rates measured on it with the model; disk "
-    "as adapters in float32 and tables of answers; memory of weights as parameters x bytes.",
+    "as adapters in float32 and tables of answers; memory of one row at a time, as long as settings allow.",
     "Trainings whose prompt is still to be chosen are to do.",
 )
 _RATES = ("H20 h", "H100 h")
@@ -36,6 +36,9 @@ def command(
     measure: Annotated[
         bool, typer.Option("--measure", help="First measure each model's rates on this device, in a minute")
     ] = False,
+    card_gb: Annotated[
+        float | None, typer.Option(min=1, help="Say what fits on a GPU of so many GB, not on this device")
+    ] = None,
 ) -> None:
     """Stages to do and done, with tokens, estimated time and memory; only measures."""
     from sapo.conf.load import load
@@ -47,7 +50,7 @@ def command(
 
     if measure:
         _measure(configs)
-    document = plan_jobs([Job(config) for config in configs])
+    document = plan_jobs([Job(config) for config in configs], card_gb=card_gb)
     emit(document, json, plan_parts(document))
 
 
@@ -99,16 +102,31 @@ def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     rows = []
     for name, model in document["models"].items():
         work = f"{model['stages']:,}", f"{model['tokens']:,}", duration(model["seconds"])
-        weights = document["weight_bytes"][name]
-        sizes = decimal(model["disk_bytes"]), decimal(weights) if weights else "unknown"
-        rows.append((name, *work, *_hours(model["gpu_hours"]), *sizes))
-    rows.append(("all, and runs", "", "", "", "", "", decimal(document["disk_bytes"]), ""))
-    yield table(("model", "to do", "tokens", "time", *_RATES, "disk", "weights"), rows)
+        rows.append((name, *work, *_hours(model["gpu_hours"]), decimal(model["disk_bytes"])))
+    rows.append(("all, and runs", "", "", "", "", "", decimal(document["disk_bytes"])))
+    yield table(("model", "to do", "tokens", "time", *_RATES, "disk"), rows)
+    yield from _fitting(document["memory"])
     yield from document["notes"]
     if any(model["seconds"] is None for model in document["models"].values()):
         yield _UNMEASURED
     yield from _NOTES
 
 
+def _fitting(memory: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Whether each model's training fits on the device."""
+    for name, need in memory.items():
+        if need["fits"] is None:
+            yield f"{name}: nothing says how large it is (model.parameters=BILLIONS)."
+            continue
+        takes, room = decimal(need["training"]), decimal(round(need["device"]))
+        fits = "fits in" if need["fits"] else "does not fit in"
+        ways = f"; with {' '.join(need['ways'])} it does" if need["ways"] else ""
+        yield (
+            f"{name}: weights {decimal(need['weights'])}; a training takes at least {takes}, which {fits} "
+            f"{room}{ways}."
+        )
+
+
 def _hours(hours: dict[str, float | None]) -> list[str]:
-    return ["unknown" if value is None else f"{value:,.1f}" for value in hours.values()]
+    known = [None if value is None else f"{value:,.{0 if value > 10 else 2}f}" for value in hours.values()]
+    return [text or "unknown" for text in known]

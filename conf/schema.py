@@ -75,6 +75,11 @@ class ModelConfig:
         "A name in data/templates, or FILE.jinja, for the tokenizer's own", None
     )
     template_options: dict[str, Any] = identity("Switches of the chat template", {})
+    load: str = identity(
+        "full: weights as their files have them; nf4: linear layers in 4 bits (QLoRA; extra `quant`)",
+        "full",
+        choices="full nf4",
+    )
     dtype: str = identity(
         "auto: bfloat16 on a GPU, float32 on a CPU", "auto", choices="auto float32 bfloat16"
     )

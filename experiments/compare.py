@@ -46,6 +46,7 @@ from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import label_matches
 from sapo.experiments.model.identity import looked_at_once
 from sapo.experiments.model.load import load_tokenizer
+from sapo.experiments.model.memory import require_memory
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.plan import PlanEngine, Prices, total_range
@@ -147,6 +148,8 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
     preflight(
         first, [(task, prompts), *((other, [Prompt(other.instruction)]) for other in retained)], trains=True
     )
+    if note := require_memory(first):
+        setting = replace(setting, notes=(*notes, note))
     wordings_of(
         setting, dict.fromkeys(range(-1, len(material.pool.paraphrases)), 0.0)
     )  # refuses what is not there

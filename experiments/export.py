@@ -74,6 +74,7 @@ class Exportable:
                 "load": name,
                 "revision": revision,
                 "source": model.source,
+                "in_4_bits": model.load == "nf4",
                 "is_folder": bool(model.path) or model.source.startswith("path:"),
             },
             "is_on_hub": not Path(name).is_absolute(),
@@ -204,6 +205,11 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
     largest logit; raises WorkError if it is above the tolerance.
     """
     require_free(folder)
+    if merge and source.config.model.load != "full":
+        raise UserError(
+            f"Run {source.run.record.id} trained on weights in 4 bits (model.load=nf4), which cannot take an "
+            "adapter in; merged into whole weights it would answer otherwise. Leave out --merge."
+        )
     tokenizer, target = load_tokenizer(source.config.model), folder.resolve()
     difference = None
     try:

@@ -25,18 +25,14 @@ from sapo.experiments.costs import (
 )
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.jobs import Job
-from sapo.experiments.methods import METHODS
-from sapo.experiments.model.identity import dtype_of, looked_at_once
+from sapo.experiments.methods import METHODS, earlier_adapters
+from sapo.experiments.model.identity import looked_at_once
+from sapo.experiments.model.memory import adapter_bytes, device_memory, training_memory, ways_to_fit
 from sapo.experiments.probe import measure_all, probes_of
 from sapo.experiments.ready import plannable
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
 
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-# Layers x width of a decoder of B billion parameters, within a tenth for Llama 2 7B, 13B and Qwen3 8B, 14B.
-_LAYERS_TIMES_WIDTH = 36_500
-_ADAPTER_BYTES = 4  # adapters, Fisher information and anchors are kept in float32
 # In the store of the mini Table 1 a scoring's folder has 15 kB, an evaluation's 10 kB, a training's 5 kB
 # beside its adapter; a run's folder has 305 to 325 kB, nearly all of it figures.
 _FILES = 12_000  # config, identity, environment, result and manifest of a stage, and a table's frame
@@ -102,13 +98,15 @@ class Prices:
         return Cost(stage, tokens, seconds, hours)
 
 
-def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = ()) -> dict[str, Any]:
+def plan_jobs(
+    jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = (), card_gb: float | None = None
+) -> dict[str, Any]:
     """What some runs would compute, and what is measured for probes, as JSON values; shared stages once.
 
     A probe is given by its jobs, and whether it needs gradients. Tokens are estimated from characters;
     seconds, the least and the most, from rates that were measured on this device with the model. None for
-    what is not known. Runs that cannot be planned are left out, and counted by their reason; UserError if
-    none can.
+    what is not known. Memory is set against a card of `card_gb`, else against this device's. Runs that
+    cannot be planned are left out, and counted by their reason; UserError if none can.
     """
     possible, unplanned = plannable(jobs)
     kept = {job.key for job in possible}
@@ -122,7 +120,7 @@ def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] 
         for of_probe, gradients in probes:
             found = probes_of([job for job in of_probe if job.key in kept])
             asyncio.run(measure_all(found, engine, gradients))
-    models = {job.config.model.name: job.config for job in possible}
+    models = dict.fromkeys(job.config.model.name for job in possible)
     prices = Prices()
     with looked_at_once():
         costs = [prices.cost(stage) for stage in engine.to_do.values()]
@@ -152,7 +150,10 @@ def plan_jobs(jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] 
             for name, own in by_model.items()
         },
         "disk_bytes": run_bytes + sum(stage_bytes(cost.stage) for cost in costs),
-        "weight_bytes": {name: weight_bytes(config) for name, config in models.items()},
+        "memory": {
+            name: _memory((job.config for job in possible if job.config.model.name == name), card_gb)
+            for name in models
+        },
     }
 
 
@@ -251,10 +252,10 @@ def stage_bytes(stage: Stage) -> int:
     if isinstance(stage, Evaluate):
         return _FILES + _table_bytes(stage.task.test)
     if isinstance(stage, Gradient):
-        return _FILES + _adapter_bytes(stage.config)
+        return _FILES + round(adapter_bytes(stage.config))
     assert isinstance(stage, Train)  # noqa: S101 (the one kind that is left)
     adapters = METHODS[stage.config.method.name].stored_adapters(stage.position)
-    return _FILES + _adapter_bytes(stage.config) * adapters
+    return _FILES + round(adapter_bytes(stage.config)) * adapters
 
 
 @remembered(1024)
@@ -263,12 +264,19 @@ def _table_bytes(rows: tuple[Example, ...]) -> int:
     return 2 * sum(len(example.target.encode()) for example in rows) + 40 * len(rows)
 
 
-def _adapter_bytes(config: Config) -> int:
-    """An adapter of the method's rank: a row and a column of each adapted matrix, taken as square."""
-    weights = _LAYERS_TIMES_WIDTH * config.model.parameters ** (2 / 3)
-    return round(2 * len(config.model.lora_targets) * weights * config.method.rank * _ADAPTER_BYTES)
-
-
-def weight_bytes(config: Config) -> int | None:
-    """Memory of the model's weights: parameters x bytes of the precision; None if the size is not known."""
-    return round(config.model.parameters * 1e9 * _BYTES[dtype_of(config)]) or None
+def _memory(configs: Iterable[Config], card_gb: float | None) -> dict[str, Any]:
+    """Bytes that the largest training takes at least, on a device of how many, and what would make it fit."""
+    kinds = {repr((c.method, len(c.sequence.tasks), c.trainer, c.data, c.model)): c for c in configs}.values()
+    needs = [(memory, c) for c in kinds if (memory := training_memory(c, earlier_adapters(c)))]
+    room = card_gb * 1e9 if card_gb else device_memory(next(iter(kinds)))
+    if not needs:
+        return {"weights": None, "training": None, "device": room, "fits": None, "ways": []}
+    memory, config = max(needs, key=lambda need: need[0].total)
+    fits = memory.total <= room
+    return {
+        "weights": round(memory.weights),
+        "training": round(memory.total),
+        "device": room,
+        "fits": fits,
+        "ways": [] if fits else ways_to_fit(config, room, earlier_adapters(config)),
+    }

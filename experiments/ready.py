@@ -1,5 +1,6 @@
 """What jobs need before their first stage: models, devices, data and pools that are there and fit."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,11 +13,15 @@ from sapo.data.prompts import Prompt
 from sapo.data.tasks import Task
 from sapo.experiments.continual import pool_for
 from sapo.experiments.jobs import Job
-from sapo.experiments.methods import METHODS
+from sapo.experiments.methods import METHODS, earlier_adapters
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of, require_devices
+from sapo.experiments.model.load import require_loadable
+from sapo.experiments.model.memory import require_memory
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.training import require_trackers
+
+_log = logging.getLogger(__name__)
 
 
 def require_ready(configs: Sequence[Config]) -> None:
@@ -61,8 +66,14 @@ def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
         reasons = []
         if not is_plan:
             # Ray's workers may be elsewhere.
-            is_there = device_of if config.engine.name == "ray" else require_devices
-            reasons += refusal(partial(is_there, config), "device", config.engine) + has_model
+            if config.engine.name == "ray":
+                reasons += refusal(partial(device_of, config), "device", config.engine)
+            else:
+                reasons += refusal(partial(require_devices, config), "device", config.engine)
+                reasons += refusal(partial(require_loadable, config), "load", config.engine, config.model)
+                read = (config.model, config.method, config.trainer, config.data, config.sequence.tasks)
+                reasons += refusal(partial(_require_memory, config), "memory", *read)
+            reasons += has_model
             reasons += refusal(partial(require_trackers, config.trainer), "trackers", config.trainer)
         data = (config.sequence, config.data)
         no_tasks = refusal(partial(_shown, config), "tasks", *data, config.paraphrases, config.policy)
@@ -83,6 +94,12 @@ def _shown(config: Config) -> list[tuple[Task, Sequence[Prompt]]]:
     tasks, unseen = load_tasks(config)
     trained = [(task, pool_for(task, config).candidates(True)) for task in tasks]
     return [*trained, *((task, [Prompt(task.instruction)]) for task in unseen)]
+
+
+def _require_memory(config: Config) -> None:
+    """UserError if not even the weights fit on the device; a line where the longest rows may not."""
+    if note := require_memory(config, earlier_adapters(config)):
+        _log.warning("%s", note)
 
 
 def _require_possible(config: Config) -> None:

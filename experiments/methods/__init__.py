@@ -4,6 +4,7 @@ One file a method; `method.py` says what each of them does around a training. A 
 in `METHODS`, and a YAML file in `conf/method/`.
 """
 
+from sapo.conf.schema import Config
 from sapo.experiments.methods.ewc import EWC
 from sapo.experiments.methods.inscl import InsCL
 from sapo.experiments.methods.lorainc import LoraInc
@@ -12,7 +13,7 @@ from sapo.experiments.methods.olora import OLora
 from sapo.experiments.methods.replay import Replay
 from sapo.experiments.methods.sequential import Sequential
 
-__all__ = ["METHODS", "Context", "Method", "method_of"]
+__all__ = ["METHODS", "Context", "Method", "earlier_adapters", "method_of"]
 
 METHODS: dict[str, type[Method]] = {
     "lorainc": LoraInc,
@@ -27,3 +28,8 @@ METHODS: dict[str, type[Method]] = {
 def method_of(context: Context) -> Method:
     """The configured method, for one training."""
     return METHODS[context.config.method.name](context)
+
+
+def earlier_adapters(config: Config) -> int:
+    """How many adapters of its rank the last training of a config's sequence holds beside its own."""
+    return METHODS[config.method.name].stored_adapters(len(config.sequence.tasks) - 1) - 1

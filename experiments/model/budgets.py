@@ -63,7 +63,7 @@ def training_tokens(model: PreTrainedModel, asked: int | None) -> int:
     if asked or model.device.type != "cuda":
         return asked or CPU_TRAINING
     config = model.config.get_text_config()
-    kept = config.num_hidden_layers * _layer_elements(config) * model.dtype.itemsize
+    kept = config.num_hidden_layers * layer_elements(config) * model.dtype.itemsize
     return _fitting(model.device, kept + LOGIT_BYTES * config.vocab_size)
 
 
@@ -77,7 +77,7 @@ def reading_tokens(model: PreTrainedModel, asked: int | None) -> int:
     head_size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     # Keys and values of all layers, twice while batches are joined; one layer's activations; logits.
     cache = 2 * 2 * config.num_hidden_layers * heads * head_size
-    elements = cache + _layer_elements(config) + config.vocab_size
+    elements = cache + layer_elements(config) + config.vocab_size
     return _fitting(model.device, elements * model.dtype.itemsize)
 
 
@@ -88,7 +88,7 @@ def _fitting(device: torch.device, bytes_a_token: int) -> int:
     return max(1, min(LARGEST, int(SHARE * free) // int(bytes_a_token)))
 
 
-def _layer_elements(config: PreTrainedConfig) -> int:
+def layer_elements(config: PreTrainedConfig) -> int:
     """Activations of a layer, a token. Configs that name no intermediate size mean four hidden ones."""
     intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return int(HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * intermediate)

@@ -117,6 +117,8 @@ def _identity_of(config: Config) -> dict[str, Any]:
         "dtype": dtype_of(config),
         "lora_targets": sorted(model.lora_targets),
     }
+    if model.load != "full":
+        identity["load"] = model.load
     if model.tokenizer:
         identity["tokenizer"] = folder_digest(Path(model.tokenizer), weights=False)
     if model.chat_template:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -119,7 +121,12 @@ def _without_reports() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None = None) -> PreTrainedModel:
+def read_model(
+    model: ModelConfig,
+    dtype: str | torch.dtype,
+    device: dict[str, torch.device] | str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
     """The model as its files have it; on device `meta`, all of it but the values of its weights.
 
     UserError if a file is missing, broken or not safetensors, or if weights are missing, left over or of
@@ -133,6 +140,8 @@ def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None 
     with _loading(f"the config of model {model.name}", folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     _require_causal(config, model.name)
+    if quantization and getattr(config, "quantization_config", None):
+        raise UserError(f"Model {model.name} is quantized already: leave out model.load=nf4.")
     for file in weight_files(folder):
         with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
             pass  # opening compares the file's length with what its header declares
@@ -142,6 +151,7 @@ def read_model(model: ModelConfig, dtype: str | torch.dtype, device: str | None 
             config=config,
             dtype=dtype,
             device_map=device,
+            quantization_config=quantization,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,  # other weight files are pickles, which can run code of whoever wrote them
             ignore_mismatched_sizes=True,  # they are named below
@@ -207,6 +217,40 @@ def load_renderer(config: Config) -> Renderer:
     return Renderer(load_tokenizer(config.model), options, *rendering(config.data))
 
 
+def require_loadable(config: Config) -> None:
+    """UserError where the config's device, or what its way of loading needs, is not there."""
+    device = device_of(config)
+    if config.model.load == "full":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "model.load=nf4 needs bitsandbytes, which is not installed: pip install 'sapo-prompts[quant]'"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"model.load=nf4: bitsandbytes has no 4-bit kernels for {device.type}. Try engine.device=cpu, or "
+            "model.load=full."
+        )
+
+
+def _in_4_bits(config: Config) -> PreTrainedModel:
+    """The model with its linear layers in NF4, scales quantized too, but for the output layer (QLoRA)."""
+    dtype = getattr(torch, dtype_of(config))
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    base = read_model(config.model, dtype, {"": device_of(config)}, quantization)
+    for module in base.modules():
+        # On some CPUs the first reading without gradients would round the scales for good: a training after
+        # an evaluation would be another than one before.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return base
+
+
 _loaded: dict[str, LanguageModel] = {}
 
 
@@ -214,9 +258,11 @@ def load_model(config: Config) -> LanguageModel:
     """The config's model, loaded once a process and kept; another model takes its place."""
     key = f"{model_identity(config)} {device_of(config)}"
     if key not in _loaded:
+        require_loadable(config)
         _loaded.clear()
         _log.info("loading %s", config.model.name)
-        base: Any = read_model(config.model, getattr(torch, dtype_of(config)))
+        precision = getattr(torch, dtype_of(config))
+        base: Any = _in_4_bits(config) if config.model.load == "nf4" else read_model(config.model, precision)
         # Memory can run out here, too.
         with _loading(f"model {config.model.name}", model_folder(config.model)):
             base = base.to(device_of(config)).eval().requires_grad_(False)

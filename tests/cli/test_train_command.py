@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sapo.experiments.model import memory
+
 RUN_KEYS = {"id", "dir", "sequence", "model", "method", "policy", "seed", "prompts", "matrix", "metrics"}
 
 
@@ -145,7 +147,7 @@ def test_dry_run_and_plan_compute_nothing(sapo, small, tmp_path):
         "evaluate": (0, 6),
     }
     assert document["seconds"] is None  # nothing of this model was ever timed here
-    assert document["weight_bytes"] == {"tiny_llama": None}
+    assert document["memory"]["tiny_llama"]["fits"] is True
     assert not root.exists()
 
 
@@ -160,9 +162,31 @@ def test_a_plan_of_what_is_done(sapo, small, trained):
     assert "memory" in sapo("plan", *small, "policy=random", "seed=range(2)").out
 
 
-def test_weights_are_parameters_times_bytes(sapo, small):
-    document = sapo("plan", *small, "model.parameters=0.5", "model.dtype=bfloat16", "--json").document
-    assert document["weight_bytes"] == {"tiny_llama": 1_000_000_000}
+def test_what_does_not_fit_is_said_before_anything_starts(sapo, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda config: 50_000.0)
+    root = f"store.root='{tmp_path / 'tight'}'"
+    message = sapo("train", *small, root).refused()
+    assert "tiny_llama cannot be trained here" in message
+    assert not (tmp_path / "tight").exists()
+    need = sapo("plan", *small, "policy=static", "--json").document["memory"]["tiny_llama"]
+    assert need["weights"] < need["training"]
+    shown = sapo("plan", *small, "policy=static", "--card-gb", 24).out
+    assert "tiny_llama: weights" in shown
+    assert "fits in 24.0 GB" in shown
+
+
+def test_a_run_in_4_bits_exports_its_adapter_and_no_merged_model(sapo, small, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="no bitsandbytes (extra `quant`)")
+    settings = [each for each in small if not each.startswith("sequence.tasks")]
+    one = ("sequence.tasks=[mini_city]", "policy=static", "method=sequential", "model.load=nf4")
+    (run,) = sapo("train", *settings, *one, "--json").document["runs"]
+    message = sapo("export", run["id"], "--to", tmp_path / "merged", "--merge").refused()
+    assert "4 bits" in message
+    assert "--merge" in message
+    assert not (tmp_path / "merged").exists()
+    assert sapo("export", run["id"], "--to", tmp_path / "adapter").code == 0
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "4 bits" in card
 
 
 DIVERGES = (

@@ -1,0 +1,170 @@
+"""What a training needs of a device's memory, estimated before it begins, and what the device has."""
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.filesize import decimal
+
+from sapo.conf.errors import UserError
+from sapo.conf.schema import Config
+from sapo.data.render import MAX_TARGET_TOKENS
+from sapo.experiments.model import preflight
+from sapo.experiments.model.adapters import ALL_LINEAR
+from sapo.experiments.model.budgets import LOGIT_BYTES, layer_elements
+from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.identity import device_of, dtype_of
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_NF4 = 0.516  # bytes of a 4-bit weight with its share of the scales, which are quantized too
+_ADAPTER_BYTES = 4  # adapters, their gradients, and each of AdamW's two moments are float32
+_CONTEXT = 1e9  # what CUDA and its libraries take; assumed
+# A decoder of B billion parameters that is not here: layers x width, within a tenth for Llama 2 7B, 13B and
+# Qwen3 8B, 14B; layers; activations that a layer keeps, in widths; words of the vocabulary.
+_LAYERS_TIMES_WIDTH, _LAYERS, _WIDTHS_KEPT, _VOCABULARY = 36_500, 36, 42, 150_000
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a model, in embeddings and output layer and in all else; what a layer keeps of a token.
+
+    `adapted` has the rows and columns of all matrices that get an adapter: parameters of one of rank 1.
+    """
+
+    embedded: float
+    others: float
+    layers: float
+    width: float
+    kept: float
+    vocabulary: int
+    adapted: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training takes at least: its longest row stands alone in a micro-batch."""
+
+    weights: float
+    adapters: float
+    activations: float
+    other: float
+
+    @property
+    def fixed(self) -> float:
+        """What it takes whatever the rows."""
+        return self.weights + self.adapters + self.other
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.fixed + self.activations
+
+
+def sizes_of(config: Config) -> Sizes | None:
+    """Exact where the model is here, else from its number of parameters; None if that is not known."""
+    model = config.model
+    try:
+        model_folder(model)
+        return _read_sizes(preflight.read_once(config), tuple(model.lora_targets))
+    except UserError:
+        if model.parameters <= 0:
+            return None
+    across = _LAYERS_TIMES_WIDTH * model.parameters ** (2 / 3)
+    width = across / _LAYERS
+    embedded, others = model.embeddings * 1e9, (model.parameters - model.embeddings) * 1e9
+    adapted = 2 * len(model.lora_targets) * across
+    return Sizes(embedded, others, _LAYERS, width, _WIDTHS_KEPT * width, _VOCABULARY, adapted)
+
+
+@lru_cache(maxsize=64)
+def _read_sizes(key: str, targets: tuple[str, ...]) -> Sizes:
+    base: Any
+    base, _ = preflight.known(key)
+    output = base.get_output_embeddings()
+    ends = {id(module.weight): module.weight for module in (base.get_input_embeddings(), output) if module}
+    embedded = sum(weight.numel() for weight in ends.values())
+    adapted = sum(
+        sum(module.weight.shape)
+        for name, module in base.named_modules()
+        if isinstance(module, preflight.LINEAR)
+        and module is not output
+        and (targets == (ALL_LINEAR,) or name.rpartition(".")[2] in targets)
+    )
+    text = base.config.get_text_config()
+    others = sum(parameter.numel() for parameter in base.parameters()) - embedded
+    layers, width = text.num_hidden_layers, text.hidden_size
+    return Sizes(embedded, others, layers, width, layer_elements(text), text.vocab_size, adapted)
+
+
+def adapter_bytes(config: Config) -> float:
+    """An adapter of the method's rank; 0 for a model of which nothing is known."""
+    sizes = sizes_of(config)
+    return config.method.rank * sizes.adapted * _ADAPTER_BYTES if sizes else 0.0
+
+
+def training_memory(config: Config, earlier: int = 0) -> Memory | None:
+    """What a config's training takes, beside as many adapters as are kept of `earlier` tasks.
+
+    None if the model's size is not known.
+    """
+    sizes, itemsize = sizes_of(config), _BYTES[dtype_of(config)]
+    if sizes is None:
+        return None
+    kept = sizes.layers * sizes.kept
+    if config.trainer.gradient_checkpointing:  # what enters each layer, and one layer computed again
+        kept = sizes.layers * sizes.width + sizes.kept
+    tokens = config.data.max_input_tokens + MAX_TARGET_TOKENS
+    return Memory(
+        weights=sizes.others * (_NF4 if config.model.load == "nf4" else itemsize) + sizes.embedded * itemsize,
+        adapters=adapter_bytes(config) * (4 + earlier),
+        activations=tokens * kept * itemsize + MAX_TARGET_TOKENS * sizes.vocabulary * LOGIT_BYTES,
+        other=_CONTEXT if device_of(config).type == "cuda" else 0.0,
+    )
+
+
+def device_memory(config: Config) -> float:
+    """Bytes that the config's device has in all; of a CPU, what this process may have."""
+    device = device_of(config)
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    has = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = _CGROUP.read_text(encoding="ascii").strip() if _CGROUP.is_file() else "max"
+    return min(has, float(limit)) if limit.isdecimal() else has
+
+
+def ways_to_fit(config: Config, room: float, earlier: int = 0) -> list[str]:
+    """The settings that would make the training fit, those that change least first; empty if none does."""
+    checkpointing, nf4 = "trainer.gradient_checkpointing=true", "model.load=nf4"
+    for ways in ([checkpointing], [nf4], [checkpointing, nf4]):
+        other = replace(
+            config,
+            trainer=replace(config.trainer, gradient_checkpointing=checkpointing in ways),
+            model=replace(config.model, load="nf4" if nf4 in ways else config.model.load),
+        )
+        memory = training_memory(other, earlier)
+        if memory and memory.total <= room:
+            return ways
+    return []
+
+
+def require_memory(config: Config, earlier: int = 0) -> str:
+    """A line where the longest rows may not fit on the device; UserError if not even the weights do."""
+    memory, room = training_memory(config, earlier), device_memory(config)
+    if memory is None or memory.total <= room:
+        return ""
+    ways = " ".join(ways_to_fit(config, room, earlier))
+    way = f"{ways} would fit" if ways else "it takes a smaller model, or a larger device"
+    has = f"of the {decimal(round(room))} of this device"
+    if memory.fixed > room:
+        raise UserError(
+            f"Model {config.model.name} cannot be trained here: weights, adapters and optimizer take "
+            f"{decimal(round(memory.fixed))} {has}: {way}."
+        )
+    return (
+        f"Model {config.model.name}: a training may take {decimal(round(memory.total))} with its longest "
+        f"rows (data.max_input_tokens={config.data.max_input_tokens}), {has}: {way}."
+    )
