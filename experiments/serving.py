@@ -432,12 +432,14 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
 
 
 def _system_of(renderer: Renderer, text: str) -> str | None:
-    """What the system turn before the user's says in a text that the template wrote; None without one."""
-    mark, user = "\0system", "\0user"
+    """What the system turn before the user's says in a decoded text; None without one."""
+    mark, user = "(system)", "(user)"
     try:
         framed = renderer.asked([{"role": "system", "content": mark}, {"role": "user", "content": user}])
     except UserError:
         return None
+    # Some tokenizers write other blanks than they have read.
+    framed = renderer.tokenizer.decode(renderer.tokenizer(framed, add_special_tokens=False)["input_ids"])
     before, _, after = framed.partition(mark)
     between = after.partition(user)[0]
     if not between.strip() or not text.startswith(before) or between not in text[len(before) :]:

@@ -2,8 +2,10 @@
 
 import asyncio
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import HTTPServer
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,10 @@ from stand_in import StandIn
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
+from sapo.conf.schema import ModelConfig
+from sapo.data.benchmarks import load_task
+from sapo.data.prompts import Prompt
+from sapo.data.render import Renderer
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
@@ -19,7 +25,18 @@ from sapo.experiments.model.adapters import FOLDER, load_adapter
 from sapo.experiments.model.load import load_tokenizer, read_model
 from sapo.experiments.reevaluation import open_run
 from sapo.experiments.runs import write_run
-from sapo.experiments.serving import BARE, BOS, PART, SYSTEM, THINK, TWICE, Endpoint, Served
+from sapo.experiments.serving import (
+    BARE,
+    BOS,
+    PART,
+    SYSTEM,
+    THINK,
+    TWICE,
+    Endpoint,
+    Planted,
+    Served,
+    difference,
+)
 
 SMALL = (
     "model=tiny_llama",
@@ -163,3 +180,36 @@ def test_a_server_that_is_none(source, models):
 def test_an_address_that_cannot_be(url):
     with pytest.raises(UserError, match="serve= must be"):
         Endpoint(url)
+
+
+REAL = {"qwen3": {"enable_thinking": False}, "llama2": {}}
+
+
+@pytest.mark.parametrize("family", REAL)
+def test_faults_are_told_apart_under_real_chat_templates(tokenizers, family):
+    template = {"chat_template": "llama2"} if family == "llama2" else {}
+    model = ModelConfig(name=family, source="tiny:llama", tokenizer=str(tokenizers / family), **template)
+    renderer = Renderer(load_tokenizer(model), REAL[family], 512)
+    task = load_task("mini_city", load_one([]))
+    (rendered,) = renderer.render(task, task.instruction, task.test[:1])
+    row = Planted(task.test[0], rendered, "", 0.0)
+    served = SimpleNamespace(renderer=renderer, task=task, prompt=Prompt(task.instruction))
+    turns = renderer.messages(task, task.instruction, row.example.input)
+    turn, tokenizer = turns[-1]["content"], renderer.tokenizer
+    system = {"role": "system", "content": "Be brief."}
+    read = {
+        TWICE: renderer.asked([{"role": "user", "content": renderer.asked(turns)}]),
+        SYSTEM: renderer.asked([system, *turns]),
+        BARE: renderer.asked([{"role": "user", "content": row.example.input}]),
+        PART: renderer.asked([{"role": "user", "content": turn.removesuffix(task.suffix)}]),
+        "other tokens are read": renderer.asked(turns) + "x",
+    }
+    if family == "qwen3":
+        read[THINK] = replace(renderer, template_options={}).asked(turns)
+    for fault, text in read.items():
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert difference(served, row, ids)[0] == fault
+    if family == "llama2":
+        doubled = [tokenizer.bos_token_id, *rendered.prompt_ids]
+        fault, texts = difference(served, row, doubled)
+        assert (fault, texts.splitlines()[1][:25]) == (BOS, "served   token 1: '<s><s>")
