@@ -64,7 +64,6 @@ OWN_TASKS = [
     ("instruction: x\ndata: rows.csv\nlabels: {a: [b]}", "must be a list"),
     ("instruction: x\ndata: rows.csv\ncolumns: [a, b, c]", "`columns` is a list of two"),
     ("instruction: x\ndata: rows.csv\nlables: [a]", "'lables'. Did you mean labels?"),
-    ("instruction: x\ndata: plates.csv", "there is no such file or folder"),
     ("instruction: x: y", "Cannot read"),
     ("a: &a [*a", "Cannot read"),
     ("!!python/object/apply:os.system ['true']", "Cannot read"),

@@ -197,6 +197,7 @@ DIVERGES = (
 )
 
 
+@pytest.mark.slow  # trains until it diverges
 def test_a_failed_run_does_not_stop_the_others(sapo, small, trained):
     done = sapo("train", *small, *DIVERGES, "--json")
     assert done.code == 1

@@ -229,6 +229,8 @@ def test_an_own_task_file_beside_its_table(tmp_path: Path) -> None:
     assert (task.kind, len(task.train), len(task.test)) == ("classification", 1, 1)
     assert {*task.train, *task.test} == {Example("honey cake", "sweet"), Example("lemon tart", "sour")}
     assert "Unknown own task 'dishs'. Did you mean dishes?" in refusal(load_own_task, "dishs", tmp_path)
+    own(tmp_path, "instruction: Do.\ndata: plates.csv\n")
+    assert "plates.csv: there is no such file or folder" in refusal(load_own_task, "dishes", tmp_path)
 
 
 def test_rows_in_the_working_folder_are_read_again_when_they_change(

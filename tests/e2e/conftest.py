@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import SMALL
 
 
 @pytest.fixture
 def small() -> tuple[str, ...]:
     """Overrides that make a run take a second."""
-    return (
-        "model=tiny_llama",
-        "sequence.tasks=[mini_city,mini_topic]",
-        "data.train_examples=8",
-        "data.test_examples=4",
-        "data.max_input_tokens=512",
-        "scorer.examples=4",
-        "paraphrases.count=3",
-        "evaluator.max_new_tokens=4",
-        "trainer.epochs=1",
-        "engine.device=cpu",
-    )
+    return SMALL
 
 
 @pytest.fixture

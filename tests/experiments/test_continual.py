@@ -135,6 +135,7 @@ GRID = [
 ]
 
 
+@pytest.mark.slow  # a run each; what each method and policy does has tests of its own
 @pytest.mark.parametrize(("method", "policy"), GRID)
 def test_every_policy_and_every_method_work(store, method, policy):
     few = ("method.buffer=2", "method.fisher_examples=2", "policy.index=0")
@@ -221,6 +222,7 @@ class Killed(BaseException):
     """In the place of a kill."""
 
 
+@pytest.mark.slow  # begins again and again
 def test_a_run_killed_after_each_stage_ends_with_the_same_numbers(store, adaptive, tmp_path, monkeypatch):
     run = adaptive
     expected = pd.read_parquet(write_run(run, store) / "predictions.parquet")

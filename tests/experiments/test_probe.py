@@ -247,6 +247,7 @@ class Killed(Exception):  # noqa: N818
     """In the place of a kill."""
 
 
+@pytest.mark.slow  # half a probe
 def test_a_probe_killed_half_way_goes_on_and_leaves_the_same_folder(probe, copy, run_probes, monkeypatch):
     folder, (_, root, _, _, engine, _) = probe[0], copy
     shutil.rmtree(root / "probes")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tiny import SMALL
 
 from sapo.data.records import MANIFEST
 from sapo.experiments.engine.garbage import verify
@@ -21,20 +22,12 @@ from sapo.experiments.engine.store import Store
 
 EXPERIMENT = (
     "train",
-    "model=tiny_llama",
-    "sequence.tasks=[mini_city,mini_topic]",
-    "data.train_examples=8",
-    "data.test_examples=4",
-    "data.max_input_tokens=512",
-    "scorer.examples=4",
-    "paraphrases.count=3",
-    "evaluator.max_new_tokens=4",
+    *SMALL,
     "trainer.epochs=2",
     "trainer.global_batch=4",
     "trainer.checkpoint_steps=1",
     "method.dropout=0.1",
     "policy=sapo",
-    "engine.device=cpu",
 )
 LONGEST_WAIT = 600  # seconds; everything that is waited for takes seconds
 

@@ -392,6 +392,7 @@ def test_labels_say_which_inscl_it_is(tiny_config, tmp_path):
 # --- whole runs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a whole run
 def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path):
     config = tiny_config(
         "method=inscl", "method.buffer=5", "policy=fixed", "policy.index=1", "trainer.global_batch=4",
