@@ -286,7 +286,13 @@ def decided(
             numbers = {name: min(1.0, max(-1.0, number)) for name, number in numbers.items()}
         verdict = ("shown" if basis.value > 0 else "refuted") if is_decided else "undecided"
         more = None if is_decided else basis.more(alpha)
-        facts = {"n": basis.n, "p": basis.p, "p_holm": p_holm, "verdict": verdict, "more": more}
+        facts: dict[str, Any] = {
+            "n": basis.n,
+            "p": basis.p,
+            "p_holm": p_holm,
+            "verdict": verdict,
+            "more": more,
+        }
         claims.append(replace(claim, **numbers, **facts))
     return claims
 

@@ -52,7 +52,8 @@ def generate(name: str, train: int, test: int, seed: int) -> Task:
     seen: set[str] = set()
     rows: dict[str, list[Example]] = {"test": [], "train": []}
     for (split, found), size in zip(rows.items(), (test, train), strict=True):
-        rng, block = Random(f"{name} {split} {seed}"), []  # noqa: S311
+        rng = Random(f"{name} {split} {seed}")  # noqa: S311
+        block: list[str] = []
         for _ in range(size):
             if not block:  # labels come in blocks of one each
                 block = list(task.labels or ("",))

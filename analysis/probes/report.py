@@ -501,9 +501,9 @@ def probe_report(
                 "are left out of losses and answers: their targets are cut off under some prompt."
             )
         if probe.missing:
-            missing = ", ".join(map(str, probe.missing))
+            lacking = ", ".join(map(str, probe.missing))
             report.warnings.append(
-                f"Probe {probe.id} lacks prompt {missing}, whose run failed: the same command tries again."
+                f"Probe {probe.id} lacks prompt {lacking}, whose run failed: the same command tries again."
             )
     pairs = Counter((probe.model, probe.method, probe.pair) for probe in probes)
     report.notes += [SHARED_PAIRS] * (max(pairs.values()) > 1) + [INTERVALS]
