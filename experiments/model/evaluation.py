@@ -29,7 +29,7 @@ from sapo.experiments.model.forward import (
     target_logits,
     target_nll,
 )
-from sapo.experiments.model.generation import answer_and_nll
+from sapo.experiments.model.generation import answer_and_nll, keeps_room
 from sapo.experiments.model.load import LanguageModel
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -93,7 +93,8 @@ def _answers(
     lengths = [len(each.input_ids) + limit for each in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    found = dict(in_batches(lengths, budget, budget, work, prefix.length))
+    skip = 0 if keeps_room(model.device) else prefix.length
+    found = dict(in_batches(lengths, budget, budget, work, skip))
     return [found[i] for i in range(len(rendered))]
 
 
@@ -129,12 +130,12 @@ def target_losses(
     def work(batch: list[int]) -> list[tuple[float, float]]:
         rows = [rendered[i] for i in batch]
         logits, targets = target_logits(model, rows, prefix)
-        nll = target_nll(logits, targets).sum(-1).tolist()
-        if not is_trained:
-            return [(loss, float("nan")) for loss in nll]
-        pairs = zip(read_untouched(rows), logits, strict=True)
-        kl = [float(kl_divergence(before, after[-len(before) :])) for before, after in pairs]
-        return list(zip(nll, kl, strict=True))
+        nll = target_nll(logits, targets).sum(-1)
+        kl = torch.full_like(nll, float("nan"))
+        if is_trained:
+            pairs = zip(read_untouched(rows), logits, strict=True)
+            kl = torch.stack([kl_divergence(before, after[-len(before) :]) for before, after in pairs])
+        return [(loss, moved) for loss, moved in torch.stack([nll, kl], 1).tolist()]  # one wait for a GPU
 
     lengths = [len(each.input_ids) for each in rendered]
     budget = reading_tokens(model, config.evaluator.batch_tokens)

@@ -42,11 +42,16 @@ def _built_folder(model: ModelConfig) -> Path:
     return cache_folder() / "models" / model.source.replace(":", "-").replace("==", "-")
 
 
+def is_random(model: ModelConfig) -> bool:
+    """Whether only the shape is a folder's and weights are drawn: to measure speed, for no result."""
+    return not model.path and model.source.startswith("random:")
+
+
 def model_folder(model: ModelConfig) -> Path:
     """The local Hugging Face folder of a model; UserError with the command that gets it."""
     kind, _, name = model.source.partition(":")
     folder: Path | None = None
-    if model.path or kind == "path":
+    if model.path or kind in ("path", "random"):
         folder = Path(model.path or name)
         if not (folder / "config.json").is_file():
             raise UserError(f"Model {model.name}: no config.json in {folder}.")
@@ -55,7 +60,9 @@ def model_folder(model: ModelConfig) -> Path:
     elif kind == "tiny":
         folder = build(model)
     elif kind != "wheel":
-        raise UserError(f"model.source={model.source}: must begin with hub:, wheel:, tiny: or path:.")
+        raise UserError(
+            f"model.source={model.source}: must begin with hub:, wheel:, tiny:, path: or random:."
+        )
     elif (_built_folder(model) / "config.json").is_file():
         folder = _built_folder(model)
     if folder is None:

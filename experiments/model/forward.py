@@ -29,6 +29,7 @@ IGNORED = -100
 # What a forward pass costs beside its tokens, since weights are read and kernels started; as a number of
 # tokens. Measured with SmolLM2-135M on one CPU core (docs/performance.md); assumed, not measured, elsewhere.
 CPU_PASS, OTHER_PASS = 40, 512
+AT_ONCE = 2**27  # numbers of a vocabulary's predictions in float32 on a GPU: 512 MiB, thrice while used
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def can_share_prefix(model: Any) -> bool:
     return takes_positions(model) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-class _PrefixLayer(DynamicLayer):
+class PrefixLayer(DynamicLayer):
     """One layer's keys and values of rows that begin with the same tokens; these are held once."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -75,10 +76,14 @@ class _PrefixLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Takes in new keys and values (B, H, L, D); all of them with the prefix (B, H, P + L so far, D)."""
-        own = super().update(key_states, value_states)
+        super().update(key_states, value_states)
+        return self.whole()
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, the prefix's in every row."""
         keys, values = (
-            torch.cat([first.expand(len(rest), -1, -1, -1), rest], dim=-2)
-            for first, rest in zip(self.prefix, own, strict=True)
+            torch.cat([first.expand(len(own), -1, -1, -1), own], dim=-2)
+            for first, own in zip(self.prefix, (self.keys, self.values), strict=True)
         )
         return keys, values
 
@@ -100,7 +105,7 @@ class Prefix:
 
     def cache(self) -> Cache | None:
         """A new cache for a batch that goes on from here; the prefix itself is not changed."""
-        return Cache(layers=[_PrefixLayer(*pair) for pair in self.layers]) if self.layers else None
+        return Cache(layers=[PrefixLayer(*pair) for pair in self.layers]) if self.layers else None
 
 
 NO_PREFIX = Prefix()
@@ -151,13 +156,15 @@ def target_logits(
     longest = targets.shape[1]
     if not can_share_prefix(model):
         return _logits_padded_right(model, batch, longest), targets
+    is_padded = len({len(example.input_ids) for example in batch}) > 1
     # Nothing is predicted from the last token.
     ids, mask, positions = pad_left(
         [e.input_ids[prefix.length : -1] for e in batch], prefix.length, model.device
     )
     logits = model(
         input_ids=ids,
-        attention_mask=mask,
+        # A mask that hides nothing would be read to see that, for which the processor waits for a GPU.
+        attention_mask=mask if prefix.length or is_padded else None,
         position_ids=positions,
         past_key_values=prefix.cache(),
         use_cache=prefix.length > 0,
@@ -216,16 +223,19 @@ def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
 def nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sums (B) over each row's target tokens: their NLL, and the entropy of their prediction; nats, float32.
 
-    Row by row, since log-probabilities of the whole vocabulary take memory.
+    Some rows at a time, since log-probabilities of the whole vocabulary take memory: on a CPU one, on a GPU
+    as many as keep it busy.
     """
-    sums = []
-    for row, target in zip(logits, targets, strict=True):
-        log_p = functional.log_softmax(row.float(), dim=-1)  # (T, V)
-        nll = functional.nll_loss(log_p, target, ignore_index=IGNORED, reduction="sum")
-        entropy = torch.special.entr(log_p.exp()).sum(-1) * (target != IGNORED)
-        sums.append(torch.stack([nll, entropy.sum()]))
-    nlls, entropies = torch.stack(sums).unbind(1)  # (B, 2) -> twice (B)
-    return nlls, entropies
+    at_once = 1 if logits.device.type == "cpu" else max(1, AT_ONCE // logits[0].numel())
+    nlls, entropies = [], []
+    for rows, target in zip(logits.split(at_once), targets.split(at_once), strict=True):
+        log_p = functional.log_softmax(rows.float(), dim=-1)  # (rows, T, V)
+        nlls += [
+            functional.nll_loss(*pair, ignore_index=IGNORED, reduction="sum")
+            for pair in zip(log_p, target, strict=True)
+        ]
+        entropies.append((torch.special.entr(log_p.exp()).sum(-1) * (target != IGNORED)).sum(-1))
+    return torch.stack(nlls), torch.cat(entropies)
 
 
 def kl_divergence(before: Tensor, after: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ Shape letters as in `forward`: B rows, L tokens, T target tokens of the longest 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
@@ -18,6 +20,7 @@ from sapo.experiments.model.forward import (
     IGNORED,
     NO_PREFIX,
     Prefix,
+    PrefixLayer,
     accepted,
     can_share_prefix,
     last_places,
@@ -32,6 +35,36 @@ from sapo.experiments.model.forward import (
 # Target tokens in one piece: enough to keep a processor busy, and few enough that their logits are small
 # (128 of a vocabulary of 49,152 in float32 are 25 MB). Assumed, not measured.
 TARGETS_AT_ONCE = 128
+
+
+def keeps_room(device: torch.device) -> bool:
+    """Whether rows hold the prefix each and room for their answers, so that a step copies nothing of either.
+
+    On a GPU: copying takes about as long there as the step itself. On a CPU a step is bound by computing, and
+    the memory is worth more.
+    """
+    return device.type != "cpu"
+
+
+class _RoomyLayer(DynamicLayer):
+    """One layer's keys and values (B, H, L, D), followed by room for what is still to come."""
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.length = keys.shape[-2]
+        self.keys, self.values = (functional.pad(tensor, (0, 0, 0, room)) for tensor in (keys, values))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Writes new keys and values in their place; all of them up to there."""
+        begin, self.length = self.length, self.length + key_states.shape[-2]
+        self.keys[:, :, begin : self.length] = key_states
+        self.values[:, :, begin : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        """Tokens so far."""
+        return self.length
 
 
 @dataclass
@@ -68,6 +101,13 @@ class _Reading:
         logits = self.read(self.tokens, torch.ones_like(self.tokens), self.positions, 1)
         self.tokens = logits.argmax(-1)
 
+    def make_room(self, steps: int) -> None:
+        """Has so many steps write their keys and values in place, one layer after another."""
+        layers = self.cache.layers if self.cache is not None else []
+        for number, layer in enumerate(layers):
+            keys, values = layer.whole() if isinstance(layer, PrefixLayer) else (layer.keys, layer.values)
+            layers[number] = _RoomyLayer(keys, values, steps)
+
     def select(self, rows: Sequence[int]) -> None:
         """Goes on with these rows only."""
         chosen = torch.tensor(rows, device=self.mask.device)
@@ -102,6 +142,8 @@ def answer_and_nll(
     nll = [loss for _, _, losses in read for loss in losses]
     begun = [answer for _, answers, _ in read for answer in answers]
     reading = _joined([reading for reading, _, _ in read], prefix.length)
+    if can_share_prefix(model) and keeps_room(model.device):
+        reading.make_room(max_new_tokens)
     answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model))
     rows = [(*answer, loss) for answer, loss in zip(answers, nll, strict=True)]
     found = dict(zip((i for part in parts for i in part), rows, strict=True))
@@ -120,7 +162,9 @@ def _read(
     if can_share_prefix(model):
         width = max(1, TARGETS_AT_ONCE // len(batch))
         reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
-        return reading, *_read_targets(reading, logits, targets, width)
+        counts, losses = _read_targets(reading, logits, targets, width)
+        begun = [example.target_ids[:count] for example, count in zip(batch, counts, strict=True)]
+        return reading, begun, losses
     # Other caches cannot leave out what they have read, and some cannot go on with several tokens.
     reading, _ = _read_prompts(model, batch, prefix, targets[:, :0])
     return reading, [[] for _ in batch], target_nll(*target_logits(model, batch)).sum(-1).tolist()
@@ -170,8 +214,8 @@ def _read_prompts(
 
 def _read_targets(
     reading: _Reading, logits: Tensor, targets: Tensor, width: int
-) -> tuple[list[list[int]], list[float]]:
-    """The beginning of each target that the model would have answered, and the summed NLL of each target.
+) -> tuple[list[int], list[float]]:
+    """How many tokens of each target that the model would have answered, and the summed NLL of each target.
 
     The logits (B, W + 1, V) are those of the W tokens that were read with the prompts. The others are read
     `width` at a time, since logits of the whole vocabulary take memory. The reading goes on after each
@@ -193,9 +237,9 @@ def _read_targets(
     reading.mask = torch.cat([reading.mask[:, :n_prompt], is_right], dim=1)
     reading.positions = reading.positions + n_right
     reading.tokens = predictions.gather(1, n_right)
-    counts = n_right.flatten().tolist()
-    begun = [target[:count] for target, count in zip(targets.tolist(), counts, strict=True)]
-    return begun, nll.tolist()
+    # Numbers of tokens are exact in float32: one wait for a GPU brings both.
+    found = torch.stack([n_right.flatten().float(), nll], 1).tolist()
+    return [int(count) for count, _ in found], [loss for _, loss in found]
 
 
 def _decode(

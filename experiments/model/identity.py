@@ -17,7 +17,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config, ModelConfig
 from sapo.data.files import sha256, write_json
 from sapo.data.render import CLOCK
-from sapo.experiments.model.fetch import cache_folder, model_folder
+from sapo.experiments.model.fetch import cache_folder, is_random, model_folder
 
 TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
 WEIGHTS = "model.safetensors"
@@ -100,7 +100,7 @@ def _identity_of(config: Config) -> dict[str, Any]:
     source alone.
     """
     model = config.model
-    is_folder = bool(model.path) or model.source.startswith("path:")
+    is_folder = bool(model.path) or model.source.startswith(("path:", "random:"))
     try:
         folder = model_folder(model)
     except UserError:
@@ -108,8 +108,10 @@ def _identity_of(config: Config) -> dict[str, Any]:
             raise
         weights = f"{model.source}@{model.revision}" if model.revision else model.source
     else:
-        is_snapshot = not is_folder and folder.parent.name == "snapshots"
-        weights = f"{model.source}@{folder.name}" if is_snapshot else folder_digest(folder)
+        if not is_folder and folder.parent.name == "snapshots":
+            weights = f"{model.source}@{folder.name}"
+        else:  # of a random model only the shape is the folder's
+            weights = folder_digest(folder, weights=False) if is_random(model) else folder_digest(folder)
     identity: dict[str, Any] = {
         "weights": weights,
         "template_options": dict(model.template_options),
@@ -119,6 +121,8 @@ def _identity_of(config: Config) -> dict[str, Any]:
     }
     if model.load != "full":
         identity["load"] = model.load
+    if is_random(model):
+        identity["drawn_on"] = device_of(config).type
     if model.tokenizer:
         identity["tokenizer"] = folder_digest(Path(model.tokenizer), weights=False)
     if model.chat_template:

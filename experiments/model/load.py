@@ -30,7 +30,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ModelConfig
 from sapo.data.render import Rendered, Renderer, rendering
 from sapo.experiments.model.budgets import is_out_of_memory
-from sapo.experiments.model.fetch import model_folder
+from sapo.experiments.model.fetch import is_random, model_folder
 from sapo.experiments.model.identity import (
     device_of,
     dtype_of,
@@ -129,6 +129,8 @@ def read_model(
 ) -> PreTrainedModel:
     """The model as its files have it; on device `meta`, all of it but the values of its weights.
 
+    Of a `random:` source only the shape is read; weights are drawn, on the device.
+
     UserError if a file is missing, broken or not safetensors, or if weights are missing, left over or of
     other shapes: those would be drawn at random.
     """
@@ -140,8 +142,17 @@ def read_model(
     with _loading(f"the config of model {model.name}", folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     _require_causal(config, model.name)
-    if quantization and getattr(config, "quantization_config", None):
-        raise UserError(f"Model {model.name} is quantized already: leave out model.load=nf4.")
+    if quantization and (is_random(model) or getattr(config, "quantization_config", None)):
+        reason = "has its weights drawn" if is_random(model) else "is quantized already"
+        raise UserError(f"Model {model.name} {reason}: leave out model.load=nf4.")
+    if is_random(model):
+        place = torch.device(str(device or "cpu"))
+        with _loading(f"model {model.name}", folder), torch.random.fork_rng(), place:
+            torch.manual_seed(0)
+            drawn: Any = AutoModelForCausalLM.from_config(
+                config, dtype=config.dtype if dtype == "auto" else dtype
+            )
+            return drawn
     for file in weight_files(folder):
         with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
             pass  # opening compares the file's length with what its header declares
@@ -262,7 +273,10 @@ def load_model(config: Config) -> LanguageModel:
         _loaded.clear()
         _log.info("loading %s", config.model.name)
         precision = getattr(torch, dtype_of(config))
-        base: Any = _in_4_bits(config) if config.model.load == "nf4" else read_model(config.model, precision)
+        # Weights that are read go through the CPU's memory; 16 GB of them are drawn faster on a GPU.
+        drawn_on = str(device_of(config)) if is_random(config.model) else None
+        is_small = config.model.load == "nf4"
+        base: Any = _in_4_bits(config) if is_small else read_model(config.model, precision, drawn_on)
         # Memory can run out here, too.
         with _loading(f"model {config.model.name}", model_folder(config.model)):
             base = base.to(device_of(config)).eval().requires_grad_(False)

@@ -71,8 +71,8 @@ def example_losses(
 
     def work(batch: list[int]) -> list[tuple[float, float]]:
         rendered = [examples[with_target[i]] for i in batch]
-        nll, entropy = nll_and_entropy(*target_logits(model, rendered, prefix))
-        return list(zip(nll.tolist(), entropy.tolist(), strict=True))
+        sums = nll_and_entropy(*target_logits(model, rendered, prefix))
+        return [(nll, entropy) for nll, entropy in torch.stack(sums, 1).tolist()]  # one wait for a GPU
 
     sums = [(0.0, 0.0)] * len(examples)
     lengths = [len(examples[i].input_ids) for i in with_target]

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from rouge_score.rouge_scorer import RougeScorer
 
 from sapo.data.mini import generate
+from sapo.experiments.model import evaluation, generation
 from sapo.experiments.model.evaluation import (
     decoded,
     evaluate,
@@ -149,7 +150,7 @@ def test_label_match_is_not_applicable_without_labels():
     assert mean_label_match(table, ("A", "B", "C")) == pytest.approx(100 / 3)
 
 
-def test_answers_and_losses_do_not_depend_on_the_batches(tiny_config):
+def test_answers_and_losses_do_not_depend_on_the_batches_or_on_room_for_answers(tiny_config, monkeypatch):
     model = load_model(tiny_config())
     task = generate("mini_topic", 2, 12, 0)
     rendered = model.renderer(512).render(task, task.instruction, task.test)
@@ -161,6 +162,11 @@ def test_answers_and_losses_do_not_depend_on_the_batches(tiny_config):
             ["trainer.shared_prefix=false"],
         )
     )
+    for module in (generation, evaluation):  # as on a GPU
+        monkeypatch.setattr(module, "keeps_room", lambda device: True)
+    for settings in (["evaluator.batch_tokens=150"], ["trainer.shared_prefix=false"], []):
+        config = tiny_config("evaluator.max_new_tokens=6", *settings)
+        others.append(evaluate(model, model.base, task.test, rendered, config))
     for other in others:
         assert one["prediction"].tolist() == other["prediction"].tolist()
         assert one["nll"].tolist() == pytest.approx(other["nll"].tolist(), rel=1e-5)
