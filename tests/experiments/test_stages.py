@@ -16,7 +16,7 @@ from sapo.experiments.stages import BASE, Evaluate, Gradient, Score, Train
 # What each kind of stage reads of the configuration; everything else must leave its key alone.
 MODEL = {
     "model.source", "model.tokenizer", "model.chat_template", "model.template_options", "model.dtype",
-    "model.lora_targets",
+    "model.lora_targets", "model.load",
 }  # fmt: skip
 DATA = {"data.layout", "data.max_input_tokens", "data.truncation", "data.separator", "data.label_blanks"}
 OPTIMIZATION = (
