@@ -1,7 +1,7 @@
 """Heat maps of effects and correlations: red is worse, blue better, legible to colour-blind readers."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ UNITS = {
 }
 NO_VALUE = "#e6e6e6"
 # Okabe and Ito's colours for colour-blind readers, with a marker each for print without colour.
+MOST_LINES = 12  # of loss curves in one figure
 STYLES = tuple(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "os^D", strict=True))
 
 
@@ -104,6 +105,36 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
     legend: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "fontsize": 9, "frameon": False}
     figure.legend(*figure.axes[0].get_legend_handles_labels(), title=title, **legend)
     return figure
+
+
+def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | None:
+    """The loss of every step, task after task, a line a run; None if no run knows its losses.
+
+    Behind each line stand the steps as they were; the line is their mean over a twentieth of a task's.
+    """
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    found = [(label, run.losses) for run, label in zip(runs, labels, strict=True)]
+    known = [(label, losses) for label, losses in found if losses is not None][:MOST_LINES]
+    for number, (label, losses) in enumerate(known):
+        colour, begin = STYLES[number % len(STYLES)][0], 0
+        for task, steps in losses.groupby("task", sort=False)["loss"]:
+            places = range(begin + 1, begin + len(steps) + 1)
+            smooth = steps.rolling(max(1, len(steps) // 20), min_periods=1).mean()
+            axes.plot(places, steps, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(places, smooth, color=colour, linewidth=1.5, label=None if begin else label)
+            if number == 0:
+                axes.axvline(begin + 0.5, color="#bbbbbb", linewidth=1, zorder=0)
+                name, at_top = "+".join(map(short_name, str(task).split("+"))), axes.get_xaxis_transform()
+                axes.text(begin + 1, 1.01, name, fontsize=8, transform=at_top)
+            begin += len(steps)
+    axes.set_xlabel("optimizer step", fontsize=9)
+    axes.set_ylabel("training loss (nats a target token)", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    some = f"{len(known)} of {len(runs)} runs" if len(known) < len(runs) else None
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, title=some)
+    return figure if known else None
 
 
 def remark(demonstration: bool, measure: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from sapo.analysis.figures import effect_heatmap, save
+from sapo.analysis.figures import effect_heatmap, loss_figure, save
 from sapo.analysis.files import write_file
 from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
 from sapo.analysis.results import (
@@ -48,12 +48,13 @@ EFFECTS = {
 
 
 def summarize_run(run: RunResult, measure: str = PAPER_MEASURE) -> dict[str, Any]:
-    """Writes matrices, effects, metrics, and heat maps of DRAWN and `measure` into the run's folder.
+    """Writes matrices, effects, metrics, loss curve, and heat maps of DRAWN and `measure` to its folder.
 
     Returns `{"files": [path, …], "metrics": {measure: {definition: {metric: value or None}}},
     "metrics_common": the same with learned tasks tested under their original instruction, or None}`.
     """
-    files = []
+    curve = loss_figure([run], [run.facts])
+    files = save(curve, run.path / "loss") if curve else []
     matrices = {name: score_matrix(run, name) for name in MEASURES}
     for name, scores in matrices.items():
         if scores.isna().all(axis=None):

@@ -9,14 +9,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 from pandas.api.types import is_bool, is_bool_dtype, is_numeric_dtype
 
+from sapo.analysis.figures import loss_figure
 from sapo.analysis.files import write_file
 from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
@@ -87,6 +90,7 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
         tables={title: constant_columns(texts_of(frame)) for title, frame in (tables or {}).items()},
         figures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
         correlations=correlations,
+        losses=_picture(loss_figure(runs, labels)) if runs else None,
         notes=report.notes,
         matrices=[
             (label, [(MEASURES[name], found) for name in order if (found := matrix_tables(run, name))])
@@ -99,6 +103,14 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
         answers=answers(runs, labels),
         changes=CHANGES,
     )
+
+
+def _picture(figure: Figure | None) -> str | None:
+    drawn = BytesIO()
+    if figure is None:
+        return None
+    figure.savefig(drawn, format="png", dpi=130)
+    return base64.b64encode(drawn.getvalue()).decode()
 
 
 @cache

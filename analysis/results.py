@@ -15,7 +15,7 @@ from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.names import DIGEST
 from sapo.data.files import read_yaml
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import RunRecord, differences, mend, read_record
+from sapo.data.records import LOSSES, RunRecord, differences, mend, read_record
 from sapo.data.tasks import digest, short_name
 
 MEASURES = {
@@ -83,6 +83,13 @@ class RunResult:
     def has(self, measure: str) -> bool:
         """Whether the run was measured so: without answers there is the NLL alone."""
         return bool(self.predictions[measure].notna().any())
+
+    @property
+    def losses(self) -> pd.DataFrame | None:
+        """The loss of each step of its trainings; None of a run that has none, or is older."""
+        file = self.path / LOSSES
+        frame = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+        return None if frame.empty else frame
 
     def devices(self, *kinds: str) -> set[str]:
         """The hardware that its stages were computed on: those of some kinds, or all."""

@@ -4,10 +4,13 @@ import codecs
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from json import dumps
 from pathlib import Path
+from statistics import fmean
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -204,11 +207,12 @@ def notice_rows(configs: "Sequence[Config]") -> None:
 class Progress:
     """How many pieces of how many are finished, on stderr: a bar on a terminal, a line a piece elsewhere.
 
-    As an engine's watcher it shows the stages. Stdout is for results: what libraries print meanwhile goes to
-    stderr as well.
+    As an engine's watcher it shows the stages, how long the rest will take, and of each training that goes on
+    in the store at `root` its step, loss and time left: elsewhere than on a terminal once a minute. Stdout is
+    for results: what libraries print meanwhile goes to stderr as well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
         from rich import progress
 
         console = Terminal(stderr=True)
@@ -223,15 +227,25 @@ class Progress:
         )
         self._row = self._bar.add_task("", total=0)
         self._redirected = redirect_stdout(sys.stderr)
+        self._root = root
         self._begun: dict[int, float] = {}
+        self._trainings: dict[
+            int, tuple[str, Path, Any]
+        ] = {}  # what it is, where it tells of itself, its row
+        self._left: Counter[str] = Counter()
+        self._took: dict[str, list[float]] = {}
+        self._over = Event()
         self.total, self.finished = 0, 0
 
     def __enter__(self) -> "Progress":
         self._redirected.__enter__()
         self._bar.start()
+        self._over.clear()
+        Thread(target=self._look, args=(60.0 if self._bar.disable else 1.0,), daemon=True).start()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._over.set()
         self._bar.stop()
         self._redirected.__exit__(*error)
 
@@ -239,15 +253,52 @@ class Progress:
         """Gets a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
         if event == "begin":
             self._begun[id(stage)] = time.monotonic()
-            self._bar.update(self._row, description=str(stage))
-            return
-        begun = self._begun.pop(id(stage), 0.0)
-        if event != "failed":
-            self.advance(f"{stage}: {time.monotonic() - begun:.1f} s" if event == "done" else "")
+            self._bar.update(self._row, description=self._rest(str(stage)))
+            if self._root and stage.kind == "train":
+                from sapo.data.records import PROGRESS
 
-    def expect(self, pieces: int) -> None:
-        """So many more are to come."""
-        self.total += pieces
+                path = self._root / "checkpoints" / stage.key / PROGRESS
+                self._trainings[id(stage)] = str(stage), path, self._bar.add_task(str(stage), total=None)
+            return
+        took = time.monotonic() - self._begun.pop(id(stage), 0.0)
+        if id(stage) in self._trainings:
+            self._bar.remove_task(self._trainings.pop(id(stage))[2])
+        self._left[stage.kind] -= 1
+        if event == "done":
+            self._took.setdefault(stage.kind, []).append(took)
+        if event != "failed":
+            self.advance(f"{stage}: {took:.1f} s" if event == "done" else "")
+            self._bar.update(self._row, description=self._rest(""))
+
+    def _rest(self, what: str) -> str:
+        """What goes on, and about how long the rest takes, once each kind that it has was computed here."""
+        left = {kind: count for kind, count in self._left.items() if count > 0}
+        if not left or not left.keys() <= self._took.keys():
+            return what
+        seconds = sum(count * fmean(self._took[kind]) for kind, count in left.items())
+        return f"about {duration(seconds / max(1, len(self._begun)))} left; {what}".removesuffix("; ")
+
+    def _look(self, every: float) -> None:
+        while not self._over.wait(every):
+            self.show_trainings()
+
+    def show_trainings(self) -> None:
+        """Shows how far the trainings are that go on."""
+        from json import loads
+
+        for what, path, row in list(self._trainings.values()):
+            with suppress(OSError, ValueError, KeyError):
+                told = loads(path.read_bytes())
+                step, steps = told["step"], told["steps"]
+                text = f"loss {told['loss']:.3f}, {duration(told['left'])} left"
+                self._bar.update(row, total=steps, completed=step, description=f"{text}; {what}")
+                if self._bar.disable:
+                    notice(f"{what}: step {step} of {steps}, {text}")
+
+    def expect(self, pieces: "int | Counter[str]") -> None:
+        """So many more are to come, or so many of each kind of stage."""
+        self._left.update(pieces if isinstance(pieces, Counter) else {})
+        self.total += pieces.total() if isinstance(pieces, Counter) else pieces
         self._bar.update(self._row, total=self.total)
 
     def advance(self, line: str) -> None:
@@ -280,6 +331,6 @@ def computing(jobs: "Sequence[Job]", force: bool) -> Iterator[tuple["LocalEngine
     """The one engine of a command and what it shows: what is computed by force is so once for all jobs."""
     from sapo.experiments.run import open_engine
 
-    progress = Progress()
+    progress = Progress(Path(jobs[0].config.store.root))
     with keeping("Finished stages"), open_engine(jobs, progress, progress.tell, force) as engine:
         yield engine, progress

@@ -27,6 +27,8 @@ from sapo.data.prompts import ORIGINAL
 from sapo.data.remembering import stamp
 
 MANIFEST = "manifest.json"
+LOSSES = "losses.csv"  # in a run's folder: task, step, loss
+PROGRESS = "progress.json"  # beside a training's checkpoints: step, steps, loss, seconds left
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # errors of a name that leads nowhere
 BASE = "base"  # the state of the untouched model
 

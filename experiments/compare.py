@@ -7,8 +7,10 @@ was interrupted, and a second one shares what it has in common with the first.
 import asyncio
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -40,7 +42,7 @@ from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
 from sapo.data.render import control_tokens
 from sapo.data.tasks import Example, Task, own_task
-from sapo.experiments.continual import Engine
+from sapo.experiments.continual import Engine, stages_asked
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import label_matches
@@ -324,21 +326,19 @@ def cost(setting: Setting, engine: LocalEngine) -> Cost:
 
 
 def compare(
-    setting: Setting, engine: LocalEngine, expect: Callable[[int], object] = ignore
+    setting: Setting, engine: LocalEngine, expect: Callable[[Counter[str]], object] = ignore
 ) -> tuple[Wordings, pd.DataFrame]:
     """Computes a comparison.
 
     Args:
         setting: What is compared.
         engine: Where stages are computed.
-        expect: Told how many stages are asked for, at most.
+        expect: Told how many stages of each kind are asked for, at most.
 
     Returns:
         The prompts, and a row for every seed, state, served prompt and test example: see `answers`.
     """
-    planned = PlanEngine(engine.store)
-    asyncio.run(measure(setting, planned))
-    expect(planned.asked)
+    expect(stages_asked(partial(measure, setting)))
     with engine.store.at_work():
         ((wordings, cells),) = engine.complete([measure(setting, engine)])
     return wordings, pd.concat(answers(cells), ignore_index=True)

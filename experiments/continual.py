@@ -5,6 +5,7 @@ computes those that are not in the store.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -33,19 +34,19 @@ class Engine(Protocol):
         ...
 
 
-def stages_asked(work: Callable[[Engine], Coroutine[Any, Any, object]]) -> int:
-    """How many stages a work asks its engine for, at most, without computing any.
+def stages_asked(work: Callable[[Engine], Coroutine[Any, Any, object]]) -> Counter[str]:
+    """How many stages of each kind a work asks its engine for, at most, without computing any.
 
     A task whose original instruction wins is tested once less than is counted.
     """
 
     class Counting:
-        asked = 0
+        def __init__(self) -> None:
+            self.asked: Counter[str] = Counter()
 
         async def run(self, stage: Stage) -> Planned:
-            del stage
-            self.asked += 1
-            return Planned(str(self.asked))
+            self.asked[stage.kind] += 1
+            return Planned(str(self.asked.total()))
 
     counting = Counting()
     asyncio.run(work(counting))

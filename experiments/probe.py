@@ -5,6 +5,7 @@ what can be known before the last task is trained: losses, answers and gradients
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,7 +155,7 @@ def write_probes(
     folders: Mapping[str, Path],
     engine: LocalEngine,
     gradients: bool = False,
-    expect: Callable[[int], object] = ignore,
+    expect: Callable[[Counter[str]], object] = ignore,
 ) -> tuple[list[Path], list[tuple[str, str]]]:
     """Measures what can be known before the second task is trained, and writes `ROOT/probes/ID`.
 

@@ -1,6 +1,7 @@
 """Running jobs: checked before they begin, on one engine, and each written as soon as it is finished."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def run(
     engine: LocalEngine | None = None,
     *,
     keep_going: bool = True,
-    expect: Callable[[int], object] = ignore,
+    expect: Callable[[Counter[str]], object] = ignore,
 ) -> list[Outcome]:
     """Runs jobs on one engine, writes the folder of each run as soon as it is finished, and says what came.
 
@@ -94,7 +95,7 @@ def run(
         with open_engine(jobs) as engine:
             return run(jobs, engine, keep_going=keep_going, expect=expect)
     require_ready([job.config for job in jobs])
-    expect(sum(stages_asked(partial(run_sequence, job.config)) for job in jobs))
+    expect(sum((stages_asked(partial(run_sequence, job.config)) for job in jobs), Counter()))
     with engine.store.at_work():
         if engine.at_once:
             return engine.complete([_outcome(job, engine, n, keep_going) for n, job in enumerate(jobs)])
@@ -153,7 +154,7 @@ def reproduce(
     overrides: Sequence[str] = (),
     engine: LocalEngine | None = None,
     *,
-    expect: Callable[[int], object] = ignore,
+    expect: Callable[[Counter[str]], object] = ignore,
 ) -> Reproduction:
     """Runs what a table or figure of the paper, a name in `TARGETS`, needs; `analysis.report.draw` shows it.
 

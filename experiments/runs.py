@@ -19,6 +19,7 @@ from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt
 from sapo.data.records import (
     BASE,
+    LOSSES,
     MANIFEST,
     Candidate,
     ChoiceRecord,
@@ -126,7 +127,7 @@ class Run:
 
 
 def write_run(run: Run, store: Store) -> Path:
-    """Writes `run.json`, `predictions.parquet`, `config.yaml` and their manifest, and returns the folder."""
+    """Writes the files of a run, with their manifest, and returns the folder."""
     texts = {choice.task: list(choice.paraphrases) for choice in run.choices}  # of the pools that it read
     pool, asked = None, run.config.paraphrases
     if size := max(map(len, texts.values())):
@@ -152,6 +153,7 @@ def write_run(run: Run, store: Store) -> Path:
         tables.append(table)
     with store.lock(name), store.scratch(name) as building:
         pd.concat(tables, ignore_index=True).to_parquet(building / "predictions.parquet")
+        _losses(run).to_csv(building / LOSSES, index=False)
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
         write_last(building, _record(name, run, identity, pool))
         put_record(building, store.run_folder(name))
@@ -263,6 +265,19 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
         environment=stages[0].environment,
         pool=pool,
     )
+
+
+def _losses(run: Run) -> pd.DataFrame:
+    """The loss of every optimizer step of each training, with the penalty and the gradient's norm if any."""
+    tables = [pd.DataFrame(columns=["task", "step", "loss"])]
+    for trained in run.trained:
+        result = computed(trained).result
+        columns = {"loss": result.losses, "penalty": result.penalties, "gradient_norm": result.gradient_norms}
+        table = pd.DataFrame({name: values for name, values in columns.items() if values})
+        table.insert(0, "task", result.task)
+        table.insert(1, "step", range(1, len(table) + 1))
+        tables.append(table)
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def stage_record(stored: Stored) -> StageRecord:

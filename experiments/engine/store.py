@@ -31,6 +31,7 @@ from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.conf.text import printable
 from sapo.data.files import flush, stored_json, sync, unreadable, write_json
 from sapo.data.records import (
+    LOSSES,
     MANIFEST,
     ProbeRecord,
     RunRecord,
@@ -42,7 +43,7 @@ from sapo.data.records import (
 )
 
 EXAMPLES = "examples.parquet"
-RUN_FILES = ("predictions.parquet", "config.yaml", MANIFEST, RunRecord.FILE)
+RUN_FILES = ("predictions.parquet", LOSSES, "config.yaml", MANIFEST, RunRecord.FILE)
 PROBE_FILES = ("losses.parquet", "answers.parquet", "gradients.parquet", MANIFEST, ProbeRecord.FILE)
 GC = "gc"  # the lock of who deletes what no finished run refers to
 KINDS = ("score", "train", "evaluate", "gradient")

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from transformers import get_scheduler
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import TrainerConfig
 from sapo.data.batches import by_tokens
+from sapo.data.files import write_json
+from sapo.data.records import PROGRESS
 from sapo.data.render import Rendered
 from sapo.experiments.model import checkpoints, ranks
 from sapo.experiments.model.budgets import is_out_of_memory, training_tokens
@@ -41,6 +44,7 @@ from sapo.experiments.model.rows import Draws, Row
 
 _log = logging.getLogger(__name__)
 
+SECONDS = 1.0  # between two of the lines that say how far a training is
 CODE_BATCH = 8  # rows that the official code's 8 devices take at once, one each
 
 Penalty = Callable[[PeftModel], Tensor | None]
@@ -69,14 +73,13 @@ def train(
     begun = time.monotonic()
     set_seed(draws.seed + ranks.rank())  # dropout is drawn by each rank for itself
     accelerator = _accelerator(model, config, scratch, what)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = AdamW(weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     steps = optimizer_steps(len(rows), config)
     schedule = rate_schedule(optimizer, config, steps)
     history, earlier = checkpoints.resume(scratch, weights, optimizer, schedule)
     backward = Backward(model, accelerator, config, penalty, what)
+    tell = _teller(scratch, len(history), steps)
     model.train()
     for step in range(len(history), steps):
         facts = backward(global_batch(rows, config, draws, step))
@@ -89,6 +92,7 @@ def train(
         optimizer.zero_grad()
         history.append(facts)
         accelerator.log(facts, step=step + 1)
+        tell(step + 1, facts["loss"])
         if config.checkpoint_steps and ((step + 1) % config.checkpoint_steps == 0 or step + 1 == steps):
             seconds = earlier + time.monotonic() - begun
             checkpoints.save(scratch, weights, optimizer, schedule, history, seconds)
@@ -115,6 +119,23 @@ def _require_sound(weights: Iterable[Tensor], what: str) -> None:
         raise WorkError(f"{what}: the weights are not finite after the last step. Nothing was stored.")
     if any(other != sums for other in ranks.gathered(sums)):
         raise WorkError(f"{what}: the devices have come to different weights. Nothing was stored.")
+
+
+def _teller(scratch: Path, first: int, steps: int) -> Callable[[int, float], None]:
+    """Leaves beside the checkpoints how far the training is, for whoever watches; nothing depends on it."""
+    begun, seen = time.monotonic(), 0.0
+
+    def tell(step: int, loss: float) -> None:
+        nonlocal seen
+        if ranks.rank() or time.monotonic() - seen < SECONDS:
+            return
+        seen = time.monotonic()
+        left = (seen - begun) / (step - first) * (steps - step)
+        with suppress(OSError):
+            scratch.mkdir(parents=True, exist_ok=True)
+            write_json(scratch / PROGRESS, {"step": step, "steps": steps, "loss": loss, "left": left})
+
+    return tell
 
 
 def optimizer_steps(n_rows: int, config: TrainerConfig) -> int:
@@ -208,6 +229,8 @@ class Backward:
     ) -> None:
         self.model, self.accelerator, self.penalty, self.what = model, accelerator, penalty, what
         self.tokens = training_tokens(model, config.micro_batch_tokens)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         # Recomputed activations and caches exclude each other.
         self.shares_prefix = config.shared_prefix and not config.gradient_checkpointing
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from made_up import candidate, edit_run, write_run
 
 from sapo.analysis import page as page_module
+from sapo.analysis.figures import loss_figure
 from sapo.analysis.page import answers, choice_facts, html, run_labels, run_warnings, texts_of, write_page
 from sapo.analysis.report import Report
 from sapo.analysis.results import load_run
@@ -114,6 +115,10 @@ def two(tmp_path_factory) -> Report:
         )
         for policy, shift, index in (("static", 0.0, 3), ("sapo", 2.0, 4))
     ]
+    losses = "task,step,loss\n" + "".join(
+        f"{task},{step},{1 / step}\n" for task in "ab" for step in range(1, 9)
+    )
+    (folders[0] / "losses.csv").write_text(losses)
     report = report_of(*folders)
     for name in ("a.png", "a.pdf", "sapo/of_a_run.png"):
         (folder / name).write_bytes(name.encode())
@@ -129,7 +134,9 @@ def page(two) -> Page:
 def test_the_page_needs_nothing_but_itself(two, page):
     assert {name for name, _ in page.tags}.isdisjoint({"link", "iframe", "object", "embed", "base"})
     content = base64.b64encode(b"a.png").decode()
-    assert [picture["src"] for picture in page.all("img")] == [f"data:image/png;base64,{content}"]
+    of_report, of_losses = (picture["src"] for picture in page.all("img"))
+    assert of_report == f"data:image/png;base64,{content}"
+    assert of_losses.startswith("data:image/png;base64,")
     links = [attributes["href"] for attributes in page.all("a")]
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert links
@@ -167,6 +174,16 @@ def test_the_table_stands_with_intervals_counts_and_the_papers_rows(two, page):
     parts = ("Comparison: AP, BWT, FWT", "paper: static *", "sapo - static", "reference", "65.41")
     for part in (*parts, f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]", "Demonstration on a small"):
         assert part in page.text
+
+
+def test_the_curve_of_the_losses_that_are_known_stands_in_the_page(two, page):
+    figure = loss_figure(two.runs, ["static", "sapo"])
+    (axes,) = figure.axes
+    for line in axes.lines[:2]:  # the steps, and their means over one step
+        assert list(line.get_ydata()) == pytest.approx([1 / step for step in range(1, 9)])
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]
+    assert figure.legends[0].get_title().get_text() == "1 of 2 runs"
+    assert "Training loss" in page.text
 
 
 def test_one_run_has_a_table_too(run_folder):

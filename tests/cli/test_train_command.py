@@ -2,11 +2,15 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from sapo.cli.console import Progress
+from sapo.data.records import PROGRESS
 from sapo.experiments.model import memory
 
 RUN_KEYS = {"id", "dir", "sequence", "model", "method", "policy", "seed", "prompts", "matrix", "metrics"}
@@ -125,6 +129,27 @@ def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):
         assert part in done.out
     assert str(trained.root) in done.out.replace("\n", "")
     assert done.out.index("NLL after each task") < done.out.index("ROUGE-L after each task")
+
+
+def test_how_long_it_goes_on_is_shown(capsys, monkeypatch, tmp_path):
+    """One of two trainings took 4 s, and each of three evaluations takes 1 s."""
+    clock = iter([0.0, 4.0, 4.0, 5.0, 5.0, 6.0])
+    monkeypatch.setattr("sapo.cli.console.time.monotonic", lambda: next(clock))
+    stages = [SimpleNamespace(kind=kind, key="k") for kind in ("train", "evaluate", "evaluate")]
+    progress = Progress(tmp_path)
+    progress.expect(Counter(train=2, evaluate=3))
+    rests = []
+    for stage in stages:
+        progress(stage, "begin")
+        progress(stage, "done")
+        rests.append(progress._rest("what"))
+    assert rests == ["what", "about 6 s left; what", "about 5 s left; what"]
+    told = tmp_path / "checkpoints" / "k" / PROGRESS
+    told.parent.mkdir(parents=True)
+    told.write_text(json.dumps({"step": 3, "steps": 9, "loss": 0.5, "left": 61.0}))
+    progress._trainings[0] = "training x", told, progress._row
+    progress.show_trainings()
+    assert capsys.readouterr().err.endswith("training x: step 3 of 9, loss 0.500, 61 s left\n")
 
 
 def test_what_a_run_cannot_have_is_not_printed(sapo, small):

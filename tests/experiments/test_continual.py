@@ -141,13 +141,16 @@ def test_every_policy_and_every_method_work(store, method, policy):
     few = ("method.buffer=2", "method.fisher_examples=2", "policy.index=0")
     asked = config(f"method={method}", f"policy={policy}", *few)
     ((run,), _) = finish([asked], store)
-    table = pd.read_parquet(write_run(run, store) / "predictions.parquet")
+    folder = write_run(run, store)
+    losses = pd.read_csv(folder / "losses.csv").groupby("task", sort=False)["loss"].apply(list)
+    assert losses.sum() == pytest.approx([loss for each in run.trained for loss in each.result.losses])
+    table = pd.read_parquet(folder / "predictions.parquet")
     assert table[table["after"] == 2]["task"].nunique() == 2
     inputs = {task.name: [example.input for example in task.test] for task in (*run.tasks, *run.unseen)}
     read = zip(table["task"], table["example"], table["input"], strict=True)
     assert all(inputs[task][example] == text for task, example, text in read)
     assert np.isfinite(table[["rougeL", "exact_match", "nll"]].to_numpy()).all()
-    assert stages_asked(partial(run_sequence, asked)) >= len(run.evaluations) + len(run.trained)
+    assert stages_asked(partial(run_sequence, asked)).total() >= len(run.evaluations) + len(run.trained)
 
 
 def test_a_task_without_an_instruction_keeps_its_empty_prompt_and_says_so(store, tmp_path):

@@ -1,5 +1,6 @@
 """Training one task: the loss of a step, its independence of the split, and what a training counts."""
 
+import json
 import math
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import TrainerConfig
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
+from sapo.data.records import PROGRESS
 from sapo.data.render import Rendered
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
@@ -274,6 +276,33 @@ def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
     assert (values["learning_rate"], values["what"]) == (1e-2, "Task t, prompt 2")
     assert [step for step, _ in steps] == [1, 2, 3, 4, 5, 6]
     assert [values["loss"] for _, values in steps] == facts["losses"]
+
+
+def test_a_training_leaves_how_far_it_is_for_those_who_watch(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("sapo.experiments.model.training.SECONDS", 0.0)
+    facts, _ = learn(price_method(tiny_config(*SMALL)), tmp_path)
+    told = json.loads((tmp_path / PROGRESS).read_bytes())
+    assert told == {"step": 6, "steps": 6, "loss": facts["losses"][-1], "left": 0.0}
+
+
+@pytest.mark.slow
+def test_tensorboard_itself_has_every_loss(tiny_config, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = tiny_config(*SMALL, "trainer.report_to=[tensorboard]")
+    facts, _ = learn(price_method(config), tmp_path / "checkpoints" / ("a" * 64))
+    events = reader.EventAccumulator(str(tmp_path / "trackers" / ("a" * 12) / "sapo")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(facts["losses"])
+
+
+@pytest.mark.slow
+def test_trackio_itself_has_every_loss(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    config = tiny_config(*SMALL, "trainer.report_to=[trackio]")
+    facts, _ = learn(price_method(config), tmp_path / "checkpoints" / ("a" * 64))
+    (run,) = storage.get_runs("sapo")
+    assert [row["loss"] for row in storage.get_logs("sapo", run)] == pytest.approx(facts["losses"])
 
 
 def test_a_tracker_that_is_not_there_is_named(tiny_config, tmp_path, monkeypatch):
