@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from sapo.conf.errors import UserError
+from sapo.conf.load import load_one
 from sapo.data import own_files
 from sapo.data.benchmarks import load_own_task
 from sapo.data.own import (
@@ -19,6 +20,7 @@ from sapo.data.own import (
     guess_columns,
     labels_of,
     load_own,
+    own_sequence,
     require_writable,
     write_jsonl,
 )
@@ -192,6 +194,20 @@ def test_labels_may_have_other_names_in_the_rows(tmp_path: Path) -> None:
     for wrong in ("{0: a, 1", "{no: sour}", "{0: [sour]}"):
         with pytest.raises(UserError, match="write labels="):
             labels_of(wrong)
+
+
+def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp_path: Path) -> None:
+    rows = [{"instruction": "Sort.", "input": f"x{i}", "output": "a" if i % 2 else "b"} for i in range(4)]
+    path = write(tmp_path / "alpaca.json", rows)
+    config = load_one(["task=mini_city", f"store.root='{tmp_path}'"])
+    overrides = own_sequence({"data": str(path), "labels": "{a: sweet, b: sour}"}, [], config)
+    assert "sequence.tasks=[alpaca]" in overrides
+    task = load_own_task("alpaca", tmp_path / "tasks")
+    assert (task.instruction, task.labels) == ("Sort.", ("sweet", "sour"))
+    assert {(each.input[0], each.target) for each in task.train} <= {("x", "sweet"), ("x", "sour")}
+    plain = write(tmp_path / "plain.json", RECORDS)
+    with pytest.raises(UserError, match="Which instruction"):
+        own_sequence({"data": str(plain)}, [], config)
 
 
 def test_what_python_has_is_read_as_files_are() -> None:
