@@ -104,12 +104,14 @@ def measure(config: Config, tell: Callable[[str], object]) -> Rates:
     task = load_tasks(config)[0][0]
     if not task.train:
         raise UserError(f"Task {task.name} has no training rows to measure with.")
+    is_bound = config.method.name in ("zero_shot", "multitask", "single")
     config = replace(
         config,
         trainer=replace(config.trainer, epochs=1, report_to=[]),
         evaluator=replace(config.evaluator, answers=True),
         scorer=replace(config.scorer, name="full"),
-        method=replace(config.method, name=_plain_method(config.method.name)),
+        # One that trains one task after another: bounds that do not are as fast.
+        method=replace(config.method, name="lorainc" if is_bound else config.method.name),
     )
     prompt, a_pass = Prompt(task.instruction), pass_tokens(device_of(config))
     embedding = load_model(config).base.get_input_embeddings()
@@ -146,11 +148,6 @@ def measure(config: Config, tell: Callable[[str], object]) -> Rates:
         beside={"train": beside_training, "score": beside_scoring, "evaluate": max(0.0, beside_evaluating)},
         a_pass=a_pass,
     )
-
-
-def _plain_method(name: str) -> str:
-    """A method that trains one task after another: bounds that do not are as fast."""
-    return "lorainc" if name in ("zero_shot", "multitask", "single") else name
 
 
 def _line(measured: list[tuple[float, float]]) -> tuple[float, float]:

@@ -218,17 +218,9 @@ def total_range(ranges: Iterable[Range | None]) -> Range | None:
 
 
 def _hours(costs: Sequence[Cost]) -> dict[str, float | None]:
-    return {name: _total(cost.hours[name] for cost in costs) for name in ("paper", "peak")}
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    """The sum, None if one of the values is not known."""
-    total = 0.0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
+    """The sums of hours by name, None if those of one stage are not known."""
+    hours = {name: [cost.hours[name] for cost in costs] for name in ("paper", "peak")}
+    return {name: None if None in each else sum(filter(None, each), 0.0) for name, each in hours.items()}
 
 
 def estimated_tokens(stage: Stage) -> int:
