@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 from sapo.conf.errors import UserError, unknown
 from sapo.conf.job_files import with_job_files
 from sapo.conf.models import model_called, model_in, model_on_hub
+from sapo.conf.plugins import plugin_names
 from sapo.conf.schema import Config, settings
 from sapo.conf.validate import problems
 
@@ -58,6 +59,9 @@ def load(overrides: list[str]) -> list[Config]:
     """
     _check_own_files()
     overrides = with_job_files(overrides)
+    for group in ("method", "policy"):  # from outside, and without a YAML file
+        for name in {*plugin_names(group)} - {path.stem for path in _choice_files(group)}:
+            ConfigStore.instance().store(group=group, name=name, node={"name": name})
     overrides = _with_models([_with_text(override) for override in overrides])
     # Unknown settings and group members get suggestions before Hydra's long messages would.
     known = {*_SETTINGS, *GROUPS}
@@ -107,13 +111,15 @@ def load_one(overrides: list[str]) -> Config:
 
 def choices(group: str) -> list[str]:
     """Names of the YAML files of a config group, the user's own (SAPO_CONF) included."""
-    return sorted({path.stem for path in _choice_files(group)})
+    return sorted({*(path.stem for path in _choice_files(group)), *plugin_names(group)})
 
 
 def description(group: str, name: str) -> str:
     """The first comment line of a group member's YAML file; empty if it has none."""
     _check_own_files()
-    path = next(path for path in _choice_files(group) if path.stem == name)
+    path = next((path for path in _choice_files(group) if path.stem == name), None)
+    if path is None:
+        return "from outside (docs/extend.md)"
     lines = path.read_text(encoding="utf-8").splitlines()
     comments = (line.removeprefix("#").strip() for line in lines if line.startswith("#"))
     return next((comment for comment in comments if not comment.startswith("@package")), "")

@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from sapo.conf.plugins import plugin_names
+
 _WORD = r"[A-Za-z0-9_][\w.-]*"
 _SOURCE = f"path:.*|hub:{_WORD}(?:/{_WORD})?|wheel:{_WORD}=={_WORD}|tiny:{_WORD}|random:.*"
 _URL = r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?"
@@ -96,7 +98,7 @@ class ModelConfig:
 class MethodConfig:
     """How weights change from task to task, and the adapter that is trained."""
 
-    name: str = identity("Name of the method", choices=_members("method"))
+    name: str = identity("Name of the method", choices=_members("method"), plugins="method")
     rank: int = identity("LoRA rank of the adapter that is trained", 8, least=1)
     alpha: float = identity("LoRA alpha; the scale of an adapter is alpha / rank", 32.0, above=0)
     dropout: float = identity("LoRA dropout in training", 0.1, least=0, below=1)
@@ -123,7 +125,7 @@ class MethodConfig:
 class PolicyConfig:
     """Which prompt a task is trained with."""
 
-    name: str = runtime("Name of the policy", choices=_members("policy"))
+    name: str = runtime("Name of the policy", choices=_members("policy"), plugins="policy")
     index: int = runtime("Prompt of the pool that `fixed` takes; -1 is the original", -1, least=-1)
     last_only: bool = runtime("fixed: for the last task alone; those before it get their original", False)
     redraw: int = identity("paft: examples in a row that are trained with one drawn prompt", 1, least=1)
@@ -405,7 +407,7 @@ def limits_of(f: Field[Any]) -> str:
     """What a value of the field must be, in words: `be at least 0 and below 1`; empty if anything may be."""
     known = f.metadata
     if "choices" in known:
-        return f"be one of {', '.join(known['choices'])}"
+        return f"be one of {', '.join([*known['choices'], *plugin_names(known.get('plugins', ''))])}"
     if "pattern" in known:
         return str(known["pattern"][1])
     words = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
@@ -417,7 +419,7 @@ def fits(f: Field[Any], value: Any) -> bool:
     """Whether a value that is set, or an item of a list, is within the field's limits."""
     known = f.metadata
     if "choices" in known:
-        return value in known["choices"]
+        return value in known["choices"] or value in plugin_names(known.get("plugins", ""))
     if "pattern" in known:
         return re.fullmatch(known["pattern"][0], value, re.DOTALL) is not None
     is_number = isinstance(value, int | float)

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sapo.conf.errors import UserError
+from sapo.conf.plugins import load_plugin
 from sapo.conf.schema import PolicyConfig
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool
 
@@ -60,17 +62,29 @@ def _reads_paraphrase(config: PolicyConfig, is_last: bool) -> bool:
     return config.index != ORIGINAL and (is_last or not config.last_only)
 
 
-POLICIES = {
-    "static": Policy(lambda offer: offer.pool.original, needs_pool=lambda *_: False),
-    "fixed": Policy(lambda offer: offer.pool.at(offer.config.index), needs_pool=_reads_paraphrase),
-    "random": Policy(_at_random),
-    # The lowest loss (paper, Algorithm 1).
-    "sapo": Policy(lambda offer: by_loss(offer.candidates, offer.losses)[0], needs_losses=True),
-    "sapp": Policy(lambda offer: by_loss(offer.candidates, offer.losses, -1)[0], needs_losses=True),
-    # PAFT, EMNLP 2025.
-    "paft": Policy(
-        lambda offer: offer.pool.original,
-        draws=True,
-        note="paft: every example is trained under a prompt drawn from the pool; tests use the original.",
-    ),
-}
+class _Policies(dict[str, Policy]):
+    def __missing__(self, name: str) -> Policy:
+        """One from outside, loaded when it is first asked for."""
+        found, _ = load_plugin("policy", name)
+        if not isinstance(found, Policy):
+            raise UserError(f"policy {name}: POLICY must be a sapo.experiments.policies.Policy.")
+        self[name] = found
+        return found
+
+
+POLICIES = _Policies(
+    {
+        "static": Policy(lambda offer: offer.pool.original, needs_pool=lambda *_: False),
+        "fixed": Policy(lambda offer: offer.pool.at(offer.config.index), needs_pool=_reads_paraphrase),
+        "random": Policy(_at_random),
+        # The lowest loss (paper, Algorithm 1).
+        "sapo": Policy(lambda offer: by_loss(offer.candidates, offer.losses)[0], needs_losses=True),
+        "sapp": Policy(lambda offer: by_loss(offer.candidates, offer.losses, -1)[0], needs_losses=True),
+        # PAFT, EMNLP 2025.
+        "paft": Policy(
+            lambda offer: offer.pool.original,
+            draws=True,
+            note="paft: every example is trained under a prompt drawn from the pool; tests use the original.",
+        ),
+    }
+)

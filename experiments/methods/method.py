@@ -52,6 +52,8 @@ class Method(ABC):
     """Settings of the method's config that it reads beside rank, alpha and dropout."""
     keeps: ClassVar[bool] = False
     """Whether it keeps more between tasks than the adapter."""
+    code: ClassVar[str] = ""
+    """Of a method from outside what tells its code from another: its stages are then its own."""
     replays: ClassVar[bool] = False
     """Whether it trains on rows of earlier tasks too, `method.buffer` of them."""
 
@@ -66,9 +68,10 @@ class Method(ABC):
         such methods share it.
         """
         adapter = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
-        if is_first and not cls.keeps:
+        if is_first and not cls.keeps and not cls.code:
             return {"name": "lora", **adapter}
-        return {"name": config.name, **adapter, **{name: getattr(config, name) for name in cls.reads}}
+        own = {name: getattr(config, name) for name in cls.reads} | ({"code": cls.code} if cls.code else {})
+        return {"name": config.name, **adapter, **own}
 
     @classmethod
     def label(cls, config: MethodConfig) -> str:
