@@ -1,8 +1,9 @@
 """Rates of this device with a model, measured in a minute through the stages themselves.
 
-Each kind of stage is run with 1, 4, 16, … rows of a task until its share of the time is used: the first says
-what a stage takes whatever its size, the last what its rows take. The state is one that training has left, so
-that adapters of earlier tasks, the method's penalty and the comparison with the untouched model are in it.
+Each kind of stage is run with 1, 4, 16, … rows of a task, and last with as many as its share of the time is
+enough for: the first says what a stage takes whatever its size, the last what its rows take. The state is one
+that training has left, so that adapters of earlier tasks, the method's penalty and the comparison with the
+untouched model are in it.
 """
 
 import asyncio
@@ -83,17 +84,18 @@ class _Growing:
     def __call__(
         self, kind: str, made: Callable[[Task], Stage], rows: int
     ) -> list[tuple[float, Work, Steps]]:
-        """Seconds, work and steps of stages with 1, 4, 16, … rows, until the share of the time is used."""
+        """Seconds, work and steps of stages with 1, 4, 16, … rows, and as many as the share has time for."""
         left, count, found = _SHARES[kind] * SECONDS, 1, []
-        while not found or (count < rows * _GROWTH and found[-1][0] * _GROWTH < left):
-            stage, begun = made(self.some(min(count, rows))), time.monotonic()
+        while not found or count > found[-1][0]:
+            stage, begun = made(self.some(count)), time.monotonic()
             with (steps := Steps()).counted(self.embedding):
                 asyncio.run(self.engine.run(stage))
             took = time.monotonic() - begun
-            found.append((took, self.estimate.work(stage)[1], steps))
-            self.tell(f"{kind}, {min(count, rows)} rows: {took:.2f} s")
-            left, count = left - took, count * _GROWTH
-        return found
+            found.append((count, took, self.estimate.work(stage)[1], steps))
+            self.tell(f"{kind}, {count} rows: {took:.2f} s")
+            left -= took
+            count = min(rows, _GROWTH * count, int(0.9 * left / took * count))
+        return [(took, work, steps) for _, took, work, steps in found]
 
 
 def measure(config: Config, tell: Callable[[str], object]) -> Rates:
