@@ -6,6 +6,7 @@ them here as it does for Accelerate's launchers: those end with the one function
 and would load the model anew for each stage.
 """
 
+import atexit
 import logging
 import os
 import shutil
@@ -168,6 +169,7 @@ def _group(stage: "Stage") -> _Group:
     return _running[1]
 
 
+@atexit.register
 def close() -> None:
     """Ends the processes that wait for a stage, if there are any."""
     if _running:

@@ -51,7 +51,7 @@ class _RoomyLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.length = keys.shape[-2]
         self.keys, self.values = (functional.pad(tensor, (0, 0, 0, room)) for tensor in (keys, values))
 
