@@ -486,7 +486,9 @@ def probe_report(
     unknown_in = {m: [p.id for p in probes if p.finals[m].isna().all()] for m in ordered}
     ordered = [measure for measure in ordered if not unknown_in[measure]]
     missing = [
-        f"Without {measure_name(m)}: {', '.join(ids)} has none." for m, ids in unknown_in.items() if ids
+        f"Without {measure_name(m)}, which was not measured in {', '.join(ids)}."
+        for m, ids in unknown_in.items()
+        if ids
     ]
     if not ordered:
         raise UserError(" ".join(missing) + " Choose another measure.")

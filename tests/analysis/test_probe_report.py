@@ -151,7 +151,7 @@ def test_what_was_not_generated_is_left_out_in_one_line(whole, drawn, tmp_path, 
     probe = replace(whole, finals=whole.finals.assign(**nothing), answers=whole.answers.assign(**nothing))
     monkeypatch.setattr(reports, "load_probe", lambda folder: probe)
     found = probe_report([tmp_path], ["figure1", "figure3"], tmp_path / "out", ["rougeL", "nll"])
-    assert f"Without ROUGE-L: {probe.id} has none." in found.warnings
+    assert f"Without ROUGE-L, which was not measured in {probe.id}." in found.warnings
     assert any("without the indicators exact_match and rougeL" in line for line in found.warnings)
     assert set(found.tables["Figure 3: indicators before training"]["measure"]) == {"NLL"}
     with pytest.raises(UserError, match="Choose another measure"):
