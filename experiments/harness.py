@@ -150,7 +150,9 @@ def evaluate(
         for each, stage in asked:
             result = (await engine.run(stage)).result
             facts = {"after": each.after, "state": each.key, "task": stage.name}
-            found.append({**facts, "metrics": result.model_extra["metrics"], "examples": result.examples})
+            found.append(
+                {**facts, "metrics": (result.model_extra or {})["metrics"], "examples": result.examples}
+            )
         return found
 
     with run.store.at_work():

@@ -263,8 +263,9 @@ class Served:
                 content = {"content": body.get("prompt", ""), "add_special": True, "parse_special": True}
                 found = shown("/tokenize", content) if "prompt" in body else {}
         ids = found.get("tokens")
-        is_known = isinstance(ids, list) and ids and all(type(token) is int for token in ids)
-        return (route, ids) if is_known else None
+        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
+            return None
+        return route, ids
 
     def target_nll(self, row: Planted) -> float | None:
         """The target's loss (nats a token) at the endpoint, of the trained tokens; None if it shows none."""
@@ -420,7 +421,7 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
         f"{who:<8} token {place}: {decode(ids[max(0, place - 4) :])[:SHOWN]!r}"
         for who, ids in (("trained", trained), ("served", read))
     )
-    ours, theirs = decode(trained), decode(read)
+    ours, theirs = str(decode(trained)), str(decode(read))
     for fault, ids in misreadings(served, row):
         if ids == read:
             return fault, texts
@@ -445,7 +446,7 @@ def _system_of(renderer: Renderer, text: str) -> str | None:
     except UserError:
         return None
     # Some tokenizers write other blanks than they have read.
-    framed = renderer.tokenizer.decode(renderer.tokenizer(framed, add_special_tokens=False)["input_ids"])
+    framed = str(renderer.tokenizer.decode(renderer.tokenizer(framed, add_special_tokens=False)["input_ids"]))
     before, _, after = framed.partition(mark)
     between = after.partition(user)[0]
     if not between.strip() or not text.startswith(before) or between not in text[len(before) :]:
