@@ -106,7 +106,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> FinishedRun:
         if key not in OVERRIDES and not key.startswith("paraphrases."):
             raise UserError(f"{key}: a run's settings stay as they were, but for {', '.join(OVERRIDES)}.")
     given = load_one(list(overrides))
-    if not (config.data.root and Path(config.data.root).expanduser().is_dir()):
+    is_there = config.data.root and Path(config.data.root).expanduser().is_dir()
+    if not is_there and (given.data.root or config.sequence.benchmark != "own"):
         keys.append("data.root")
     for key in keys:
         group, _, setting = key.partition(".")
@@ -153,7 +154,13 @@ def evaluate(
     Raises UserError for what is not there: a task, a prompt, a state, or the model that was trained.
     """
     states = asked_states(run, state)
-    tasks = [load_task(name, run.config) for name in names or [*run.record.tasks, *run.record.unseen]]
+    try:
+        tasks = [load_task(name, run.config) for name in names or [*run.record.tasks, *run.record.unseen]]
+    except UserError as error:
+        if run.config.sequence.benchmark != "own":
+            raise
+        moved = f"If the data has moved, say where it is: data.root=FOLDER (it was {run.config.data.root})."
+        raise UserError(f"{error} {moved}") from error
     asked = [
         (each, task, _prompt(run, task, each, prompt))
         for each in states

@@ -265,7 +265,8 @@ def test_eval_reads_data_and_pools_where_they_are_now(sapo, small, tmp_path, mon
     expected = sapo("eval", run["id"], "--json").document["evaluations"]
 
     (tmp_path / "before").rename(tmp_path / "gone")
-    assert "Set data.root=FOLDER or SAPO_DATA" in sapo("eval", run["id"]).err
+    moved = f"say where it is: data.root=FOLDER (it was {tmp_path / 'before'})"
+    assert moved in sapo("eval", run["id"]).err
     here = f"data.root='{tmp_path / 'now'}'"
     assert sapo("eval", run["id"], here, "--json").document["evaluations"] == expected
     monkeypatch.setenv("SAPO_DATA", str(tmp_path / "now"))
