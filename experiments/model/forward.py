@@ -81,9 +81,10 @@ class PrefixLayer(DynamicLayer):
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys and values so far, the prefix's in every row."""
+        own: Any = self.keys, self.values
         keys, values = (
-            torch.cat([first.expand(len(own), -1, -1, -1), own], dim=-2)
-            for first, own in zip(self.prefix, (self.keys, self.values), strict=True)
+            torch.cat([first.expand(len(rest), -1, -1, -1), rest], dim=-2)
+            for first, rest in zip(self.prefix, own, strict=True)
         )
         return keys, values
 

@@ -53,7 +53,8 @@ class _RoomyLayer(DynamicLayer):
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.length = keys.shape[-2]
-        self.keys, self.values = (functional.pad(tensor, (0, 0, 0, room)) for tensor in (keys, values))
+        self.keys: Tensor = functional.pad(keys, (0, 0, 0, room))
+        self.values: Tensor = functional.pad(values, (0, 0, 0, room))
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Writes new keys and values in their place; all of them up to there."""
@@ -103,7 +104,7 @@ class _Reading:
 
     def make_room(self, steps: int) -> None:
         """Has so many steps write their keys and values in place, one layer after another."""
-        layers = self.cache.layers if self.cache is not None else []
+        layers: list[Any] = self.cache.layers if self.cache is not None else []
         for number, layer in enumerate(layers):
             keys, values = layer.whole() if isinstance(layer, PrefixLayer) else (layer.keys, layer.values)
             layers[number] = _RoomyLayer(keys, values, steps)
