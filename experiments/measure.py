@@ -81,11 +81,10 @@ class _Growing:
         """The task with so many rows."""
         return replace(self.task, train=self.task.train[:count], test=self.task.test[:count])
 
-    def __call__(
-        self, kind: str, made: Callable[[Task], Stage], rows: int
-    ) -> list[tuple[float, Work, Steps]]:
+    def __call__(self, kind: str, made: Callable[[Task], Stage], rows: int) -> list[Measured]:
         """Seconds, work and steps of stages with 1, 4, 16, … rows, and as many as the share has time for."""
-        left, count, found = _SHARES[kind] * SECONDS, 1, []
+        found: list[Measured] = []
+        left, count = _SHARES[kind] * SECONDS, 1
         while not found or count > found[-1][0]:
             stage, begun = made(self.some(count)), time.monotonic()
             with (steps := Steps()).counted(self.embedding):

@@ -71,8 +71,8 @@ def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
             else:
                 reasons += refusal(partial(require_devices, config), "device", config.engine)
                 reasons += refusal(partial(require_loadable, config), "load", config.engine, config.model)
-                read = (config.model, config.method, config.trainer, config.data, config.sequence.tasks)
-                reasons += refusal(partial(_require_memory, config), "memory", *read)
+                taken = (config.model, config.method, config.trainer, config.data, config.sequence.tasks)
+                reasons += refusal(partial(_require_memory, config), "memory", *taken)
             reasons += has_model
             reasons += refusal(partial(require_trackers, config.trainer), "trackers", config.trainer)
         data = (config.sequence, config.data)

@@ -1,7 +1,7 @@
 """Language models and tokenizers, read whole or refused, and loaded once a process."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -254,7 +254,8 @@ def _in_4_bits(config: Config) -> PreTrainedModel:
         bnb_4bit_compute_dtype=dtype,
     )
     base = read_model(config.model, dtype, {"": device_of(config)}, quantization)
-    for module in base.modules():
+    modules: Iterable[Any] = base.modules()
+    for module in modules:
         # On some CPUs the first reading without gradients would round the scales for good: a training after
         # an evaluation would be another than one before.
         if hasattr(module, "support_avx512bf16_for_cpu"):
