@@ -84,17 +84,17 @@ class _Growing:
     def __call__(self, kind: str, made: Callable[[Task], Stage], rows: int) -> list[Measured]:
         """Seconds, work and steps of stages with 1, 4, 16, … rows, and as many as the share has time for."""
         found: list[Measured] = []
-        left, count = _SHARES[kind] * SECONDS, 1
-        while not found or count > found[-1][0]:
+        left, count, largest = _SHARES[kind] * SECONDS, 1, 0
+        while count > largest:
             stage, begun = made(self.some(count)), time.monotonic()
             with (steps := Steps()).counted(self.embedding):
                 asyncio.run(self.engine.run(stage))
             took = time.monotonic() - begun
-            found.append((count, took, self.estimate.work(stage)[1], steps))
+            found.append((took, self.estimate.work(stage)[1], steps))
             self.tell(f"{kind}, {count} rows: {took:.2f} s")
-            left -= took
+            left, largest = left - took, count
             count = min(rows, _GROWTH * count, int(0.9 * left / took * count))
-        return [(took, work, steps) for _, took, work, steps in found]
+        return found
 
 
 def measure(config: Config, tell: Callable[[str], object]) -> Rates:
