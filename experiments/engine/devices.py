@@ -16,8 +16,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from logging.handlers import QueueHandler
@@ -49,15 +49,12 @@ _log = logging.getLogger(__name__)
 
 
 def compute(stage: "Stage", store: Store, folder: Path) -> None:
-    """Computes a stage into a folder, on `engine.devices` devices.
+    """Computes a stage into a folder, on several devices (`engine.devices`).
 
     If one of several processes dies, the stage begins again, `engine.retries` times, a training from its last
     checkpoint. Whatever else ends it is raised; the processes are then gone.
     """
     engine = stage.config.engine
-    if engine.devices == 1:
-        compute_here(stage, store, folder)
-        return
     for left in range(engine.retries, -1, -1):
         try:
             _group(stage).compute(stage, folder, store.root.absolute())
@@ -71,15 +68,28 @@ def compute(stage: "Stage", store: Store, folder: Path) -> None:
             folder.mkdir()
 
 
-def compute_here(stage: "Stage", store: Store, folder: Path) -> None:
-    """Computes a stage in this process, and writes beside its result what it is and was made with."""
+@contextmanager
+def described(stage: "Stage", folder: Path) -> Iterator[tuple[LanguageModel, dict[str, Any]]]:
+    """The model to compute a stage with in this process, and a dict for what it measures.
+
+    Writes these beside the result, what the stage is, and with what it was made.
+    """
+    facts: dict[str, Any] = {}
     model = load_model(stage.config)
     begun = time.monotonic()
     try:
-        facts = stage.compute(store, model, folder)
+        yield model, facts
     except DoesNotFitError as error:
         raise WorkError(f"Task {stage.name} ({stage.kind}): {error}") from error
-    _describe(stage, facts, time.monotonic() - begun, model, folder)
+    seconds = round(time.monotonic() - begun + facts.get("earlier_seconds", 0.0), 3)
+    common = {"task": stage.name, "model": stage.config.model.name, "seconds": seconds}
+    result = StageResult.model_validate({**common, **facts}, strict=False)
+    write_record(folder / "result.json", result)
+    write_json(folder / "identity.json", stage.identity())
+    write_json(folder / "environment.json", environment(model.base.device))
+    read = {group: value for group, value in asdict(stage.config).items() if group in stage.groups}
+    text = yaml.safe_dump(read, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 class _DiedError(Exception):
@@ -215,9 +225,10 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
         except EOFError:
             return
         with tempfile.TemporaryDirectory() as aside:
-            answer = None
+            answer, own = None, Path(aside) if rank else folder
             try:
-                compute_here(stage, Store(root), Path(aside) if rank else folder)
+                with described(stage, own) as (model, facts):
+                    facts |= stage.compute(Store(root), model, own)
             except UserError as error:
                 answer = error
         pipe.send(answer)
@@ -228,18 +239,3 @@ def _end_with_parent() -> None:
     parent: Any = parent_process()
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _describe(
-    stage: "Stage", facts: Mapping[str, Any], seconds: float, model: LanguageModel, folder: Path
-) -> None:
-    """Writes what a stage took and measured, what it is, and with what it was computed."""
-    seconds = round(seconds + facts.get("earlier_seconds", 0.0), 3)
-    common = {"task": stage.name, "model": stage.config.model.name, "seconds": seconds}
-    result = StageResult.model_validate({**common, **facts}, strict=False)
-    write_record(folder / "result.json", result)
-    write_json(folder / "identity.json", stage.identity())
-    write_json(folder / "environment.json", environment(model.base.device))
-    read = {group: value for group, value in asdict(stage.config).items() if group in stage.groups}
-    text = yaml.safe_dump(read, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")

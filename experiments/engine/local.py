@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from sapo.conf.schema import Config
-from sapo.experiments.engine.devices import compute
+from sapo.experiments.engine import devices
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.load import LanguageModel
 
@@ -94,7 +94,11 @@ class LocalEngine:
                 if is_new:
                     self.watch(stage, "begin")
                     with self.store.building(stage.kind, key) as folder:
-                        compute(stage, self.store, folder)
+                        if stage.config.engine.devices > 1:
+                            devices.compute(stage, self.store, folder)
+                        else:
+                            with devices.described(stage, folder) as (model, facts):
+                                facts |= stage.compute(self.store, model, folder)
                 # Not before the stage is in its place: a kill, or a disk that is full by then, would cost it.
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         except BaseException:

@@ -114,7 +114,7 @@ COMMANDS = [
     (("eval", "{run}", "--prompt", "-2"), "No prompt -2"),
     (("eval", "{run}", "--prompt", "99"), "No prompt 99"),
     (("eval", "{run}", "trainer.epochs=3"), "a run's settings stay as they were, but for data.root, "),
-    (("eval", "{store}"), "means 2"),
+    (("eval", "{store}"), "runs; this command takes one"),
     (("select",), "Which rows?"),
     (("select", "data={tmp}/none.csv", *POOLED[1:]), "no such file"),
     (("select", "data={tmp}/rows.csv"), "Which instruction?"),

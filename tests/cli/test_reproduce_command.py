@@ -206,5 +206,5 @@ def test_the_papers_scale_without_a_gpu_is_refused_with_a_plan(sapo, benchmarks)
     assert done.code == 2
     assert "Runs: 8" in done.err
     assert "llama2_7b_chat" in done.err
-    assert "GPU hours" in done.err
+    assert "H100 h" in done.err
     assert not done.out

@@ -14,7 +14,7 @@ from sapo.experiments.stages import BASE, Train
 )
 def test_the_fifth_training_keeps_as_many_adapters_as_its_method(tiny_config, method, adapters):
     def size(name: str, position: int) -> int:
-        return stage_bytes(Train(tiny_config(f"method={name}"), BASE, position, tasks))
+        return stage_bytes(Train(tiny_config(f"method={name}", "method.rank=8"), BASE, position, tasks))
 
     task = generate("mini_city", 4, 2, 0)
     tasks = (TrainingTask(task, ()),)

@@ -202,6 +202,7 @@ def test_columns_by_name_and_rendering(select):
         "prompt": [{"role": "user", "content": turn}],
         "completion": [{"role": "assistant", "content": "yes, odd"}],
         "chat_template_kwargs": options,
+        "input": "number 1",  # which could not be told under a separator of the user's
     }
     assert selection.render(rows[1:2]) == [row]
     assert selection.render(rows[1:2], index=1)[0]["prompt"][0]["content"].startswith(CANDIDATES[2])
