@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import random
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,10 +90,15 @@ def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypa
         name="a task",
         config=SimpleNamespace(engine=SimpleNamespace(devices=1)),
         identity=dict,
-        compute=lambda *_: store.checkpoints(key).mkdir(parents=True),
+        compute=lambda *_: store.checkpoints(key).mkdir(parents=True) or {},
     )
-    monkeypatch.setattr(devices, "load_model", lambda config: None)
-    monkeypatch.setattr(devices, "_describe", lambda *facts: write_json(facts[-1] / "identity.json", {}))
+
+    @contextmanager
+    def described(_, folder):
+        yield None, {}
+        write_json(folder / "identity.json", {})
+
+    monkeypatch.setattr(devices, "described", described)
     engine = LocalEngine(store)
 
     def refuse(*_, **__):
