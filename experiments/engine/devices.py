@@ -225,10 +225,10 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
         except EOFError:
             return
         with tempfile.TemporaryDirectory() as aside:
-            answer, own = None, Path(aside) if rank else folder
+            answer, target = None, Path(aside) if rank else folder
             try:
-                with described(stage, own) as (model, facts):
-                    facts |= stage.compute(Store(root), model, own)
+                with described(stage, target) as (model, facts):
+                    facts |= stage.compute(Store(root), model, target)
             except UserError as error:
                 answer = error
         pipe.send(answer)
