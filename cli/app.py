@@ -1,5 +1,6 @@
 """The `sapo` command: its subcommands, and what errors look like."""
 
+import logging
 import os
 import signal
 import sys
@@ -103,11 +104,10 @@ def _prepare(debug: bool, downloads: bool) -> None:
     except FileNotFoundError as error:
         raise UserError("The present folder has been deleted: `cd` to one that is there.") from error
     if debug:
-        import logging
-
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
         return
     warnings.filterwarnings("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # speaks of kernels that nobody asked for
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not downloads:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
