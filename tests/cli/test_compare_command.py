@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sapo.experiments.model import memory
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 MINE = (
     f"data={EXAMPLES / 'tickets.csv'}",
@@ -66,3 +68,11 @@ def test_what_is_refused_is_one_message_and_leaves_nothing(sapo, overrides, mess
     assert "Traceback" not in done.err
     assert done.out == ""
     assert not list(tmp_path.rglob("stages/*/*/result.json"))
+
+
+def test_a_model_that_cannot_be_trained_here_is_refused_before_anything_starts(sapo, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda config: 50_000.0)
+    monkeypatch.setenv("SAPO_STORE", str(tmp_path / "store"))
+    message = sapo("compare", *MINE).refused()
+    assert "tiny_llama cannot be trained here" in message
+    assert not (tmp_path / "store" / "stages").exists()
