@@ -16,11 +16,8 @@ from sapo.conf.schema import settings
 _SETTINGS = settings()
 _GROUPS = {*(name for name in _SETTINGS if is_dataclass(_SETTINGS[name].type)), "experiment"}
 _WHOLE = ("sequence", "model", "method", "trainer")  # a file that has all their settings is a run's
-_REACHING = (
-    "experiment",
-    "scale",
-    "parity",
-)  # groups that set others' settings, all of which a run's file has
+# Groups that set others' settings, all of which a run's file has.
+_REACHING = ("experiment", "scale", "parity")
 _NOT_OURS = ("sweep", "task", "paraphrases.folder", "store.root")
 
 

@@ -57,9 +57,8 @@ from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
 UNTOUCHED = "untouched"  # the model before any training
 NO_INSTRUCTION, SHORT = Prompt("", -2), -3  # beside the pool's indices and the original's
-TEST_SHARE = (
-    3  # a third of the rows where there is no test file: differences need test rows more than training
-)
+# A third of the rows where there is no test file: differences need test rows more than training does.
+TEST_SHARE = 3
 MOST_TEST = 200
 LEAST_TEST = 12  # distinct rows; with fewer a sign test of 5 comparisons can hardly come out
 

@@ -144,9 +144,8 @@ class _Group:
             if killed:
                 name = signal.Signals(-killed[0].exitcode).name
                 raise _DiedError(f"process {killed[0].pid} ended by {name}.")
-            self._context.join(
-                _END, grace_period=_END
-            )  # raises what a process has raised, with its traceback
+            # Raises what a process has raised, with its traceback.
+            self._context.join(_END, grace_period=_END)
             raise _DiedError("a process ended.")
         finally:
             self.close()
