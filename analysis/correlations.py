@@ -22,8 +22,8 @@ from sapo.analysis.intervals import (
     why_undefined,
 )
 from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.results import RunResult, column_rows, require_comparable, score_matrix
-from sapo.conf.errors import UserError
+from sapo.analysis.results import RunResult, column_rows, score_matrix
+from sapo.data.tasks import digest
 
 MAP_TEST = (
     f"prompts permuted within each task independently ({PERMUTATIONS} permutations), one-sided: the mean "
@@ -91,27 +91,17 @@ def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     """
     groups: dict[tuple, dict[str | None, RunResult]] = {}
     for run in runs:
-        own = run.record.prompts.get(run.tasks[-1])
-        groups.setdefault(_all_but_last_prompt(run), {}).setdefault(own, run)
+        record, (*earlier, last) = run.record, run.tasks
+        key = (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, record.parity)
+        key += (*map(record.prompts.get, earlier), digest(record.comparable))
+        groups.setdefault(key, {}).setdefault(record.prompts.get(last), run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def _all_but_last_prompt(run: RunResult) -> tuple:
-    earlier = tuple(run.record.prompts.get(task) for task in run.tasks[:-1])
-    return (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, run.record.parity, earlier)
-
-
 def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
-    """Final scores per prompt and their correlations between every two non-current tasks.
-
-    Raises UserError if the runs differ in more than the last trained task's prompt.
+    """Final scores per prompt and their correlations between every two non-current tasks, of runs that differ
+    in the last trained task's prompt alone.
     """
-    require_comparable(runs)
-    if len({_all_but_last_prompt(run) for run in runs}) > 1:
-        raise UserError(
-            f"Runs {', '.join(run.id for run in runs)} differ in more than the prompt of their last task: "
-            "correlations of prompt effects need one model, sequence, method, seed, and equal earlier prompts"
-        )
     current = runs[0].tasks[-1]
     indexes = []
     for run in runs:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sapo.analysis.metrics import METRICS, Weights, metric_weights, rounded
-from sapo.analysis.results import RunResult, example_scores, require_comparable, row_numbers
+from sapo.analysis.results import RunResult, example_scores, row_numbers, rows_apart
 from sapo.conf.errors import UserError
 
 DRAWS = 2000
@@ -89,7 +89,6 @@ def metric_intervals(
     rows that repeat another are no further evidence. Raises UserError if the runs were not tested on the same
     rows or do not train the same tasks, share no seed, or have two runs of one seed.
     """
-    require_comparable([*runs, *(against or ())], ["data"])
     sides: list[dict[int, RunResult]] = []
     for side in (runs,) if against is None else (runs, against):
         sides.append({})
@@ -106,6 +105,8 @@ def metric_intervals(
         raise UserError(
             "Metrics can only be averaged or compared over runs that train the same tasks in one order."
         )
+    if apart := rows_apart([run for pair in pairs for run, _ in pair]):
+        raise UserError(f"Metrics can only be averaged or compared over the same test rows ({apart}).")
     scores = {run: example_scores(run, measure, column) for pair in pairs for run, _ in pair}
     found = {}
     for metric in METRICS:

@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ class RunResult:
         """Whether the run was measured so: without answers there is the NLL alone."""
         return bool(self.predictions[measure].notna().any())
 
+    @cached_property
+    def test_rows(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """Input and target of each trained task's test examples; of older runs, without inputs, none."""
+        if "input" not in self.predictions:
+            return {}
+        frame = self.predictions.drop_duplicates(["task", "example"]).sort_values("example")
+        frame = frame[frame["task"].isin(self.tasks)]
+        by_task = frame.groupby("task")[["input", "target"]]
+        return {str(task): tuple(rows.itertuples(index=False, name=None)) for task, rows in by_task}
+
     @property
     def losses(self) -> pd.DataFrame | None:
         """The loss of each step of its trainings; None of a run that has none, or is older."""
@@ -114,14 +125,16 @@ def load_run(path: Path) -> RunResult:
 
 
 def settings_of(run: RunResult) -> dict[str, str]:
-    """What the run was made with, by name: `trainer.epochs`, `3`; training rows are a digest."""
+    """What the run was made with, by name: `trainer.epochs`, `3`; training and test rows are digests."""
     identity, config = run.record.identity, run.path / "config.yaml"
     groups = ("model", "method", "policy", "scorer", "trainer", "evaluator", "common_prompt")
     facts: dict[str, Any] = {group: identity[group] for group in groups if group in identity}
     if config.is_file():
         data = read_yaml(config).get("data", {})
         facts["data"] = {name: data.get(name) or "all" for name in ("train_examples", "test_examples")}
+        facts["data"] |= {name: data.get(name) for name in ("separator", "label_blanks")}
     facts["training rows"] = digest(identity.get("train"))[:DIGEST]
+    facts["test rows"] = digest(run.test_rows or run.record.comparable.get("data"))[:DIGEST]
     (flat,) = pd.json_normalize(facts).to_dict("records")
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -343,17 +356,31 @@ def row_remarks(runs: Sequence[RunResult]) -> list[str]:
     return list(found)
 
 
-def require_comparable(runs: Sequence[RunResult], parts: Sequence[str] = ()) -> None:
-    """UserError, with every difference, unless the runs share `parts` of what makes runs comparable, or all.
+def rows_apart(runs: Sequence[RunResult]) -> str | None:
+    """How the test rows of the runs differ in a task that they train; None if each score has its pair.
+
+    A row is an input and a target: what stands around them may differ.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        for task in first.tasks:
+            recorded = [run.record.comparable.get("data", {}).get(task) for run in (first, other)]
+            ours, theirs = (run.test_rows.get(task) for run in (first, other))
+            if recorded[0] == recorded[1] or (ours and ours == theirs):
+                continue
+            both = f", {len({*ours} & {*theirs})} in both" if ours and theirs else ""
+            counts = [n_examples(run).get(task, 0) for run in (first, other)]
+            return f"{short_name(task)}: {counts[0]} and {counts[1]} test rows{both}"
+    return None
+
+
+def require_comparable(runs: Sequence[RunResult]) -> None:
+    """UserError, with every difference, unless the runs share all that makes runs comparable.
 
     These are model, data (that of the test), evaluator, trainer and train (training rows).
     """
-
-    def compared(run: RunResult) -> dict[str, Any]:
-        return {name: value for name, value in run.record.comparable.items() if not parts or name in parts}
-
     for other in runs[1:]:
-        found = list(differences(compared(runs[0]), compared(other)))
+        found = list(differences(runs[0].record.comparable, other.record.comparable))
         if found:
             raise UserError(
                 f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "

@@ -21,17 +21,18 @@ from sapo.analysis.results import (
     RunResult,
     check_measure,
     measure_name,
-    require_comparable,
     row_remarks,
+    rows_apart,
     settings_of,
     shown_measures,
     tests_apart,
     why_no_labels,
 )
+from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
-from sapo.data.tasks import digest
+from sapo.data.tasks import short_name
 
 DEMONSTRATION = (
     "Demonstration on a small model or small generated data: not a reproduction of the paper's numbers."
@@ -92,7 +93,8 @@ def score_table(
 ) -> ScoreTable:
     """The runs by variant, and where they differ in policies alone beside the paper's table `paper`.
 
-    Raises UserError if runs of one model and sequence were not tested on the same rows.
+    Where test rows differ there are scores, and no differences. Raises UserError if runs that would stand
+    together train different tasks.
     """
     check_measure(measure)
     check_definition(definition)
@@ -107,7 +109,7 @@ def score_table(
     lines: list[dict[str, Any]] = []
     for (model, sequence, method, parity), variants in groups.items():
         members = [run for variant in variants for run in variant.runs]
-        require_comparable(members, ["data"])
+        _require_same_tasks(members)
         title = [model, sequence, method, "" if parity in ("paper", "") else f"parity {parity}"]
         title += [] if "policy" in settings else policies
         group = {"group": " · ".join(filter(None, title))}
@@ -202,6 +204,8 @@ def varying(runs: Sequence[RunResult]) -> list[str]:
     owners: dict[str, Any] = {n: [getattr(run, n) for run in runs] for n in ("model", "method", "policy")}
     limits = facts.get("data.train_examples", pd.Series("", facts.index))
     owners["training rows"] = [f"{r.sequence} {r.seed} {most}" for r, most in zip(runs, limits, strict=True)]
+    limits = facts.get("data.test_examples", pd.Series("", facts.index))
+    owners["test rows"] = [f"{run.sequence} {most}" for run, most in zip(runs, limits, strict=True)]
     found = []
     for name in facts.drop(columns=["policy.name", "method.name"], errors="ignore"):
         owner = owners.get(name.partition(".")[0], [""] * len(runs))
@@ -219,14 +223,10 @@ def _merged(groups: dict[Group, list[Variant]]) -> tuple[dict[Group, list[Varian
 
     Also returns what their variants then differ in.
     """
-    tested = {
-        (key[1], digest(run.record.comparable.get("data")))
-        for key, variants in groups.items()
-        for variant in variants
-        for run in variant.runs
-    }
+    runs = [run for variants in groups.values() for variant in variants for run in variant.runs]
+    trained = {(run.sequence, run.tasks) for run in runs}
     is_alone = all(len(variants) == 1 for variants in groups.values())
-    if len(groups) < 2 or not is_alone or len(tested) > len({sequence for sequence, _ in tested}):
+    if len(groups) < 2 or not is_alone or len(trained) > len({sequence for sequence, _ in trained}):
         return groups, []
     names = ("model", "sequence", "method", "parity")
     apart = [place for place in (0, 2, 3) if len({key[place] for key in groups}) > 1]
@@ -238,6 +238,16 @@ def _merged(groups: dict[Group, list[Variant]]) -> tuple[dict[Group, list[Varian
         common = tuple("" if place in apart else part for place, part in enumerate(key))
         found.setdefault(common, []).append(replace(variant, name=name))  # type: ignore[arg-type]
     return found, [names[place] for place in apart]
+
+
+def _require_same_tasks(runs: Sequence[RunResult]) -> None:
+    for other in runs[1:]:
+        if other.tasks != runs[0].tasks:
+            both = (f"{run.id} {', '.join(map(short_name, run.tasks))}" for run in (runs[0], other))
+            raise UserError(
+                f"Runs that train different tasks cannot stand in one table: {'; '.join(both)}. "
+                "Analyze them apart."
+            )
 
 
 def base_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
@@ -299,6 +309,12 @@ def _lines(
             where = f"({runs[0].sequence}, {runs[0].method})"
             if not seeds & base_seeds:
                 notes.append(f"{name} {where}: scores, since it has no seed in common with {base.name}.")
+                base = None
+            elif apart := rows_apart([base.runs[0], *runs]):
+                notes.append(
+                    f"{name} {where}: scores over its own test rows, which are not those of {base.name} "
+                    f"({apart}): a difference with a paired interval needs the same rows."
+                )
                 base = None
             elif seeds != base_seeds:
                 notes.append(f"{name} - {base.name} {where}: over the seeds that both have.")

@@ -1,12 +1,10 @@
 """`sapo analyze RUNS…`: matrices, figures, Table 1 and correlations of finished runs, or probes' figures."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sapo.cli.console import Json, emit, store_root
+from sapo.cli.console import Json, Output, emit, report_folder, store_root
 
 EXAMPLES = (
     "sapo analyze RUN OTHER_RUN",
@@ -19,14 +17,7 @@ def command(
         list[str],
         typer.Argument(help="Folders or ids of runs or of probes, patterns, or folders of several"),
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder of what they say together; by default one for this set of runs",
-        ),
-    ] = None,
+    output: Output = None,
     measure: Annotated[
         str | None,
         typer.Option(help="rougeL, exact_match, label_match or nll; by default rougeL, of small scales nll"),
@@ -64,13 +55,3 @@ def command(
     names = ", ".join(sorted(path.name for path in report.files if path.parent == output))
     written = f"Written to {output}: {names}; matrices and figures lie in the folders of the runs."
     emit(document, json, [*report.shown, written])
-
-
-def report_folder(what: str, folders: Sequence[Path]) -> Path:
-    """Where the report of these runs or probes lies: the same for the same ones, in any order."""
-    from sapo.conf.names import DIGEST
-    from sapo.data.tasks import digest
-
-    names = sorted(folder.name for folder in folders)
-    name = names[0] if len(names) == 1 else f"{len(names)}-{digest(names)[:DIGEST]}"
-    return store_root() / "reports" / f"{what}-{name}"

@@ -1,11 +1,10 @@
 """`sapo claims [RUNS|PROBES…]`: what the paper claims, shown, refuted or undecided by finished runs."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sapo.cli.console import Json, emit, store_root
+from sapo.cli.console import Json, Output, emit, report_folder, store_root
 
 EXAMPLES = (
     "sapo claims",
@@ -21,9 +20,7 @@ def command(
             help="Folders or ids of runs and probes, patterns, or stores; without any: all of the store",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and page")] = Path(
-        "results/claims"
-    ),
+    output: Output = None,
     definition: Annotated[
         str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
     ] = "reference",
@@ -36,7 +33,9 @@ def command(
     from sapo.analysis.evidence import find_evidence
     from sapo.analysis.report import claims
 
-    report = claims("claims", find_evidence(names or [], store_root()), output, definition)
+    folders = find_evidence(names or [], store_root())
+    output = output or report_folder("claims", folders)
+    report = claims("claims", folders, output, definition)
     document = report.document
     written = f"Written to {output}."
     emit(document.pop("tables") | document, json, [*report.shown, written])

@@ -61,6 +61,10 @@ Overrides = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder of what they say together; by default one for this set"),
+]
 
 
 class Terminal(Console):
@@ -151,6 +155,16 @@ def store_root(overrides: Sequence[str] | None = None) -> Path:
 
         return Path(load_one(given).store.root)
     return Path(os.environ.get("SAPO_STORE") or "runs").expanduser()
+
+
+def report_folder(what: str, folders: Sequence[Path]) -> Path:
+    """Where the report of these runs or probes lies: the same for the same ones, in any order."""
+    from sapo.conf.names import DIGEST
+    from sapo.data.tasks import digest
+
+    names = sorted(folder.name for folder in folders)
+    name = names[0] if len(names) == 1 else f"{len(names)}-{digest(names)[:DIGEST]}"
+    return store_root() / "reports" / f"{what}-{name}"
 
 
 def find_run(name: str, overrides: Sequence[str] | None = None) -> Path:

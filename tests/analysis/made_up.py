@@ -38,6 +38,7 @@ def predictions_of(scores: dict[tuple[int, str], np.ndarray]) -> pd.DataFrame:
             "prompt_index": -1,
             "example": range(n),
             "row": range(n),
+            "input": [f"input {row}" for row in range(n)],
             "prediction": ["yes"] * n,
             "target": ["no"] * n,
             "rougeL": values,

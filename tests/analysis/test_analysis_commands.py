@@ -162,11 +162,11 @@ def test_a_map_of_nothing_is_not_drawn_and_why_is_said(run_folder, tmp_path):
 
 def test_what_is_wrong_is_refused_before_anything_is_written(run_folder, tmp_path):
     one, other = run_folder("one"), run_folder("other", policy="sapo")
-    edit_run(other, comparable={"data": "another"})
+    edit_run(other, tasks=list(reversed(TASKS)))
     for folders, measure, definition, message in (
         ([one], "rouge", "reference", "Unknown measure"),
         ([one], "nll", "gems", "Unknown metric definition"),
-        ([one, other], "nll", "gem", "cannot be compared"),
+        ([one, other], "nll", "gem", "train different tasks.*one NI.*; other NI"),
     ):
         with pytest.raises(UserError, match=message):
             analyze(folders, tmp_path / "out", measure, definition)

@@ -20,7 +20,6 @@ from sapo.analysis.correlations import (
     summarize_map,
 )
 from sapo.analysis.results import load_run
-from sapo.conf.errors import UserError
 
 TRAINED, UNSEEN = ("T1", "T2"), ("X", "Y")
 
@@ -78,13 +77,13 @@ def test_variants_are_runs_that_differ_only_in_the_last_prompt(run_folder):
     other_seed = probe(run_folder, seed=1)
     alone = load_run(run_folder("alone"))
     twin = load_run(run_folder("twin", tasks=TRAINED, unseen=UNSEEN, prompts=runs[0].record.prompts))
-    groups = prompt_variants([*runs, *other_seed, alone, twin])
+    facts = {"tasks": TRAINED, "unseen": UNSEEN, "prompts": runs[0].record.prompts | {TRAINED[-1]: "new"}}
+    longer = load_run(run_folder("longer", comparable={"trainer": {"epochs": 2}}, **facts))
+    groups = prompt_variants([*runs, *other_seed, alone, twin, longer])
     assert [[run.id for run in group] for group in groups] == [
         [run.id for run in runs],
         [run.id for run in other_seed],
     ]
-    with pytest.raises(UserError, match="more than the prompt of their last task"):
-        prompt_effects([runs[0], other_seed[1]], "rougeL")
 
 
 FACTS = {"model": "m", "sequence": "s", "method": "lorainc", "seed": 0, "tasks": TRAINED}

@@ -113,11 +113,11 @@ def test_runs_that_cannot_be_averaged_are_refused(run_folder):
     one, two = load_run(run_folder("one")), load_run(run_folder("two"))
     with pytest.raises(UserError, match="one and two have the same seed"):
         metric_intervals([one, two], "rougeL", "reference")
-    short = load_run(run_folder("short", n=7))
+    short = load_run(run_folder("short", n=7))  # its record says that the rows are the same
     with pytest.raises(UserError, match="different numbers of test examples"):
         metric_intervals([one], "rougeL", "reference", [short])
-    other = load_run(run_folder("other", comparable={"model": "other"}))
-    with pytest.raises(UserError, match="cannot be compared"):
+    other = load_run(run_folder("other", n=7, comparable={"model": "other"}))
+    with pytest.raises(UserError, match=r"the same test rows \(NI\d+: 20 and 7 test rows, 7 in both\)"):
         metric_intervals([one], "rougeL", "reference", [other])
 
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from made_up import candidate, edit_run, write_run
+from made_up import TASKS, candidate, edit_run, write_run
 from rich.console import Console
 from test_figures import assert_legible
 
 from sapo.analysis import render
 from sapo.analysis.figures import size_figure
+from sapo.analysis.intervals import metric_intervals
 from sapo.analysis.metrics import METRICS
 from sapo.analysis.page import run_warnings
 from sapo.analysis.published import published
@@ -26,6 +27,7 @@ from sapo.analysis.tables import (
     timings,
 )
 from sapo.conf.errors import UserError
+from sapo.data.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +241,31 @@ def test_runs_are_compared_by_whatever_they_differ_in(run_folder):
         assert max(map(len, text.splitlines())) <= width
         assert "+2.00" in text
         assert "[+2.00, +2.00]" in text
+
+
+def test_runs_of_other_test_rows_stand_with_scores_of_their_own(run_folder):
+    """Rows are paired where inputs and targets are the same, whatever stands around them."""
+    framed = {"data": dict.fromkeys(TASKS, "sha of the same rows under another line")}
+    whole, framed = run_folder("whole"), run_folder("framed", shift=2.0, comparable=framed)
+    few = [
+        run_folder(f"few-{policy}", policy=policy, n=5, shift=shift, comparable={"data": {}})
+        for policy, shift in (("static", 1.0), ("sapo", 4.0))
+    ]
+    for path, most in ((whole, None), (framed, None), *((path, 5) for path in few)):
+        line = "Text:" if path == framed else "task"
+        write_json(path / "config.yaml", {"data": {"test_examples": most, "separator": line}})
+    table = score_table([load_run(path) for path in (whole, framed, *few)], draws=50)
+    assert table.settings == ("data.test_examples", "data.separator", "policy")
+    first = table.lines[table.lines["is_first"]].set_index("label")
+    labels = ["static, all, task", "static, all, Text: - static, all, task", "static, 5, task"]
+    assert list(first.index) == [*labels, "sapo, 5, task - static, 5, task"]
+    assert [first["AP"].iloc[place].value for place in (1, 3)] == pytest.approx([2.0, 3.0])
+    assert list(first["n_examples"]) == [60, 60, 15, 15]
+    own = metric_intervals([load_run(few[0])], "rougeL", "reference", draws=50)
+    assert first.loc["static, 5, task", "AP"] == own["AP"]
+    (why,) = [note for note in table.notes if "own test rows" in note]
+    assert why.startswith("static, 5, task (mini_three, lorainc): scores over its own test rows")
+    assert "not those of static, all, task (NI195: 20 and 5 test rows, 5 in both)" in why
 
 
 def test_chosen_prompts(runs, run_folder):

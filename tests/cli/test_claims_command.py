@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sapo.cli.console import report_folder
+
 FIELDS = {"id", "claim", "measure", "column", "estimate", "low", "high", "n", "verdict", "p", "paper"}
 
 
@@ -16,9 +18,13 @@ def test_claims_of_a_store(sapo, trained, tmp_path):
     assert reasons["d-static-AP"] == "1 seed: 2 needed"
     assert reasons["a"] == reasons["d-random"] == reasons["e-prompt"] == "no runs"
     assert all(Path(file).is_file() for file in document["files"])
-    text = sapo("claims", trained.static["id"], trained.adaptive["id"], "-o", out)
+    text = sapo("claims", trained.static["id"], trained.adaptive["id"])
     assert "SAPO is better than static prompts (AP)" in text.out
-    assert f"Written to {out}." in text.out
+    folder = report_folder("claims", [Path(run["dir"]) for run in (trained.adaptive, trained.static)])
+    assert f"Written to {folder}." in text.out
+    assert (folder / "badges.md").is_file()
+    alone = sapo("claims", trained.static["id"])  # another set, another folder
+    assert f"Written to {trained.root}/reports/claims-{trained.static['id']}." in alone.out
     refused = sapo("claims", "nothing")
     assert (refused.code, "Unknown run 'nothing'" in refused.err) == (2, True)
 
