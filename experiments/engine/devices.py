@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from logging.handlers import QueueHandler
@@ -34,7 +34,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import write_json
 from sapo.data.records import StageResult, write_record
 from sapo.experiments.engine.environment import environment
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.store import Store, own_folder
 from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import device_of, require_devices
 from sapo.experiments.model.load import LanguageModel, load_model
@@ -100,12 +100,13 @@ class _Group:
     """The processes, waiting for a stage or at one."""
 
     def __init__(self, size: int, device: str) -> None:
-        self._meeting = Path(tempfile.mkdtemp(prefix="sapo-devices-"))
+        self._held = ExitStack()
+        meeting = self._held.enter_context(own_folder("sapo-devices-", tempfile.gettempdir()))
         pairs = [get_context("spawn").Pipe() for _ in range(size)]
         self._pipes = [ours for ours, _ in pairs]
         level = logging.getLogger("sapo").getEffectiveLevel()
         theirs = [end for _, end in pairs]
-        given = (size, device, str(self._meeting / "store"), theirs, level)
+        given = (size, device, str(meeting / "store"), theirs, level)
         self._context = start_processes(_work, given, nprocs=size, join=False, daemon=True)
         for end in theirs:  # so that the end of a process is the end of its pipe
             end.close()
@@ -159,7 +160,7 @@ class _Group:
         for process in self._context.processes:
             process.kill()  # nothing of theirs is half done: what they write lies aside until it is whole
             process.join()
-        shutil.rmtree(self._meeting, ignore_errors=True)
+        self._held.close()
 
 
 _running: tuple[Any, _Group] | None = None
@@ -211,6 +212,9 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
         torch.set_num_threads(threads)
         if sys.platform == "linux":  # what is exchanged stays on this machine
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    _end_with_parent(
+        0.0
+    )  # what follows waits for ever, and lets no other thread run, if the folder was swept
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         init_method=f"file://{meeting}",
@@ -223,7 +227,7 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
             stage, folder, root = pipe.recv()
         except EOFError:
             return
-        with tempfile.TemporaryDirectory() as aside:
+        with tempfile.TemporaryDirectory(dir=Path(meeting).parent) as aside:
             answer, target = None, Path(aside) if rank else folder
             try:
                 with described(stage, target) as (model, facts):
@@ -233,8 +237,8 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
         pipe.send(answer)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(timeout: float | None = None) -> None:
     """Ends this process, whatever it is at, when the one that started it is gone."""
     parent: Any = parent_process()
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    if connection.wait([parent.sentinel], timeout):
+        os._exit(1)

@@ -11,10 +11,8 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -31,7 +29,7 @@ from ray.exceptions import RayError, RayTaskError
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
 from sapo.experiments.engine.local import TURN, LocalEngine, Stage, Turn, Watcher, ignore
-from sapo.experiments.engine.store import Store, Stored, try_lock
+from sapo.experiments.engine.store import OWNED, Store, Stored, own_folder
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for
 SIGHT = 60.0  # seconds in which a network file system shows here what was written elsewhere
@@ -40,8 +38,6 @@ _ASK = 0.01  # seconds that a run has to ask for its next stage before a worker 
 _VARIABLES = (
     "SAPO_CACHE", "SAPO_CONF", "SAPO_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"
 )  # fmt: skip
-_PREFIX = "sapo-ray-"  # of the folder of a Ray that a driver has started
-_LOCK = "driver.lock"  # in it; held while that driver lives
 _OBJECT_MEMORY = 200 * 2**20  # bytes for what is sent: stages hold texts, and results go through the store
 _TOKEN = secrets.token_hex(32)  # of all clusters of this process: Ray may still read the last one's
 
@@ -228,8 +224,7 @@ class Cluster:
         self.config = config
         self.options: dict[str, Any] = {}
         self._folder: Path | None = None
-        self._lock = ExitStack()
-        self._is_evidence = False
+        self._held = ExitStack()
 
     def start(self) -> int:
         """Starts or joins Ray; how many workers there are to be. UserError if that, or so many, cannot be."""
@@ -262,13 +257,8 @@ class Cluster:
         """
         # TMPDIR is often too long for the names of sockets.
         parent = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108 (mkdtemp makes the folder its own)
-        for lock in Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
-            with try_lock(lock) as is_of_nobody:
-                if is_of_nobody:
-                    shutil.rmtree(lock.parent, ignore_errors=True)
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            self._lock.enter_context(try_lock(self._folder / _LOCK))
+            self._folder = self._held.enter_context(own_folder("sapo-ray-", parent))
         except OSError as error:
             raise UserError(
                 f"No folder for Ray's sockets and logs can be made in {parent}: {error}. Set RAY_TMPDIR to "
@@ -327,17 +317,14 @@ class Cluster:
 
     def keep_logs(self) -> str:
         """Has the logs stay, and says where they are."""
-        self._is_evidence = True
+        if self._folder:
+            (self._folder / OWNED).unlink(missing_ok=True)  # without it nobody sweeps the folder
         return str(self._folder or "in Ray's session folder on that machine")
 
     def close(self) -> None:
         """Leaves the cluster; one that was started here ends, and its folder goes unless a worker died."""
         ray.shutdown()
-        if self._folder and self._is_evidence:
-            (self._folder / _LOCK).unlink(missing_ok=True)  # without it nobody sweeps the folder
-        elif self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock.close()
+        self._held.close()
 
 
 async def in_sight(store: Store, kind: str, key: str) -> None:

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,6 +46,7 @@ from sapo.data.records import (
 EXAMPLES = "examples.parquet"
 RUN_FILES = ("predictions.parquet", LOSSES, "config.yaml", MANIFEST, RunRecord.FILE)
 PROBE_FILES = ("losses.parquet", "answers.parquet", "gradients.parquet", MANIFEST, ProbeRecord.FILE)
+OWNED = "driver.lock"  # in a folder of a process; held while it lives
 GC = "gc"  # the lock of who deletes what no finished run refers to
 KINDS = ("score", "train", "evaluate", "gradient")
 PATIENCE = 3.0  # seconds after which whoever waits for a lock says for whom
@@ -290,6 +292,26 @@ def try_lock(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def own_folder(prefix: str, parent: str) -> Iterator[Path]:
+    """A folder under `parent` while this process is inside; those that killed processes have left go.
+
+    One without its lock belongs to nobody, and stays: it is kept for people to look at.
+    """
+    for lock in Path(parent).glob(f"{prefix}*/{OWNED}"):
+        with try_lock(lock) as is_of_nobody:
+            if is_of_nobody:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    lock = folder / OWNED
+    with try_lock(lock):
+        try:
+            yield folder
+        finally:
+            if lock.exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _file_lock(path: Path) -> FileLock:

@@ -20,7 +20,7 @@ from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.experiments.engine import devices
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.store import Store, own_folder
 from sapo.experiments.model.identity import require_devices
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import Evaluate, Gradient, Score, Train
@@ -160,16 +160,24 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     code = (
         "from sapo.experiments.engine import devices\n"
         "if __name__ == '__main__':\n"
-        "    print(*devices._Group(2, 'cpu')._context.pids(), flush=True); input()"
+        "    group = devices._Group(2, 'cpu'); print(*group._context.pids(), flush=True); input()"
     )
     (tmp_path / "start.py").write_text(code)
+    (tmp_path / "temporary").mkdir()
     with subprocess.Popen(
-        [sys.executable, tmp_path / "start.py"], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        [sys.executable, tmp_path / "start.py"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
     ) as process:
         pids = process.stdout.readline().split()
         process.kill()
     assert len(pids) == 2
     assert are_gone(pids)
+    (left,) = (tmp_path / "temporary").iterdir()
+    with own_folder("sapo-devices-", str(left.parent)):  # the next one sweeps
+        assert not left.exists()
 
 
 CARD, OTHER = "Some H100", "Some A100"
