@@ -9,8 +9,8 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +79,23 @@ def train(
     schedule = rate_schedule(optimizer, config, steps)
     history, earlier = checkpoints.resume(scratch, weights, optimizer, schedule)
     backward = Backward(model, accelerator, config, penalty, what)
-    tell = _teller(scratch, len(history), steps)
     model.train()
-    for step in range(len(history), steps):
-        facts = backward(global_batch(rows, config, draws, step))
-        if not math.isfinite(facts["loss"]):
-            raise WorkError(f"{what}: the loss at step {step + 1} is {facts['loss']}. Nothing was stored.")
-        norm = accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
-        facts |= {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        history.append(facts)
-        accelerator.log(facts, step=step + 1)
-        tell(step + 1, facts["loss"])
-        if config.checkpoint_steps and ((step + 1) % config.checkpoint_steps == 0 or step + 1 == steps):
-            seconds = earlier + time.monotonic() - begun
-            checkpoints.save(scratch, weights, optimizer, schedule, history, seconds)
+    with _telling(scratch, len(history), steps) as tell:
+        for step in range(len(history), steps):
+            facts = backward(global_batch(rows, config, draws, step))
+            if not math.isfinite(loss := facts["loss"]):
+                raise WorkError(f"{what}: the loss at step {step + 1} is {loss}. Nothing was stored.")
+            norm = accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
+            facts |= {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            history.append(facts)
+            accelerator.log(facts, step=step + 1)
+            tell(step + 1, loss)
+            if config.checkpoint_steps and ((step + 1) % config.checkpoint_steps == 0 or step + 1 == steps):
+                seconds = earlier + time.monotonic() - begun
+                checkpoints.save(scratch, weights, optimizer, schedule, history, seconds)
     for tracker in accelerator.trackers:  # as `end_training` does, which also parts the ranks
         tracker.finish()
     _require_sound(weights.values(), what)
@@ -121,8 +121,9 @@ def _require_sound(weights: Iterable[Tensor], what: str) -> None:
         raise WorkError(f"{what}: the devices have come to different weights. Nothing was stored.")
 
 
-def _teller(scratch: Path, first: int, steps: int) -> Callable[[int, float], None]:
-    """Leaves beside the checkpoints how far the training is, for whoever watches; nothing depends on it."""
+@contextmanager
+def _telling(scratch: Path, first: int, steps: int) -> Iterator[Callable[[int, float], None]]:
+    """Leaves beside the checkpoints how far the training is, while it goes on; nothing depends on it."""
     begun, seen = time.monotonic(), 0.0
 
     def tell(step: int, loss: float) -> None:
@@ -135,7 +136,13 @@ def _teller(scratch: Path, first: int, steps: int) -> Callable[[int, float], Non
             scratch.mkdir(parents=True, exist_ok=True)
             write_json(scratch / PROGRESS, {"step": step, "steps": steps, "loss": loss, "left": left})
 
-    return tell
+    try:
+        yield tell
+    finally:
+        if ranks.rank() == 0:
+            with suppress(OSError):
+                (scratch / PROGRESS).unlink()
+                scratch.rmdir()  # unless it has a checkpoint
 
 
 def optimizer_steps(n_rows: int, config: TrainerConfig) -> int:

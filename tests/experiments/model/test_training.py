@@ -280,9 +280,20 @@ def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
 
 def test_a_training_leaves_how_far_it_is_for_those_who_watch(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("sapo.experiments.model.training.SECONDS", 0.0)
-    facts, _ = learn(price_method(tiny_config(*SMALL)), tmp_path)
-    told = json.loads((tmp_path / PROGRESS).read_bytes())
-    assert told == {"step": 6, "steps": 6, "loss": facts["losses"][-1], "left": 0.0}
+    """While it goes on: one that fails leaves nothing either."""
+    method, scratch, told = price_method(tiny_config(*SMALL)), tmp_path / "checkpoints", []
+
+    def look(model):
+        told.extend([json.loads(path.read_bytes()) for path in scratch.glob(PROGRESS)])
+        if len(told) == 3:
+            raise WorkError("stopped")
+
+    monkeypatch.setattr(method, "penalty", look)
+    with pytest.raises(WorkError, match="stopped"):
+        learn(method, scratch)
+    assert [(facts["step"], facts["steps"]) for facts in told] == [(1, 6), (2, 6), (3, 6)]
+    assert all(facts["left"] > 0 and facts["loss"] > 0 for facts in told)
+    assert not scratch.exists()
 
 
 @pytest.mark.slow
