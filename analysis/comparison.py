@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sapo.analysis.figures import NO_VALUE, save
-from sapo.analysis.files import write_file
 from sapo.analysis.intervals import PERMUTATIONS, Interval, bootstrap, holm, permutation_p
 from sapo.analysis.page import write_page
 from sapo.analysis.render import csv, markdown
 from sapo.analysis.report import Report
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
 from sapo.conf.text import markdown_safe
+from sapo.data.files import write_result
 
 UNTOUCHED, TRAINED, RETAINED = "untouched", "trained", "retained"
 LEVEL = 0.05
@@ -292,9 +292,9 @@ class Comparison:
     def write(self, folder: Path, commands: Sequence[str] = ()) -> list[Path]:
         """Writes the matrix and what is retained as CSV, heat maps, JSON, Markdown and a page."""
         files = [
-            write_file(folder / "matrix.csv", csv(self.table)),
-            write_file(folder / "retained.csv", csv(self.retained)),
-            write_file(folder / "compare.json", json.dumps(self.document(), indent=1, ensure_ascii=False)),
+            write_result(folder / "matrix.csv", csv(self.table)),
+            write_result(folder / "retained.csv", csv(self.retained)),
+            write_result(folder / "compare.json", json.dumps(self.document(), indent=1, ensure_ascii=False)),
         ]
         for measure in self.measures:
             files += save(self.plot(measure), folder / f"matrix_{measure}")
@@ -307,7 +307,7 @@ class Comparison:
             "",
             *(f"    {command}" for command in commands),
         ]
-        files.append(write_file(folder / "compare.md", "\n".join(lines) + "\n"))
+        files.append(write_result(folder / "compare.md", "\n".join(lines) + "\n"))
         names = {
             f"{MEASURES[name]}: trained with (down), served with (across)": name for name in self.measures
         }

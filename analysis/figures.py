@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from sapo.analysis.files import write_file
 from sapo.analysis.metrics import METRICS
 from sapo.analysis.results import LOWER_IS_BETTER, RunResult, measure_name
+from sapo.data.files import write_result
 from sapo.data.tasks import short_name
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         # date, equal figures are equal files.
         drawn, metadata = BytesIO(), {"CreationDate": None} if path.suffix == ".pdf" else None
         figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=160, metadata=metadata)
-        write_file(path, drawn.getvalue())
+        write_result(path, drawn.getvalue())
     return paths
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 
 from sapo.analysis.figures import effect_heatmap, loss_figure, save
-from sapo.analysis.files import write_file
 from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
 from sapo.analysis.results import (
     DRAWN,
@@ -18,6 +17,7 @@ from sapo.analysis.results import (
     score_matrix,
     why_no_labels,
 )
+from sapo.data.files import write_result
 
 PAPER_MEASURE = "rougeL"
 
@@ -82,7 +82,7 @@ def summarize_run(run: RunResult, measure: str = PAPER_MEASURE) -> dict[str, Any
         "unseen_gain": {name: unseen_gain(scores) for name, scores in matrices.items()},
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    files.append(write_file(run.path / "metrics.json", text + "\n"))
+    files.append(write_result(run.path / "metrics.json", text + "\n"))
     return {"files": files, **{name: content[name] for name in ("metrics", "metrics_common")}}
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sapo.analysis.files import write_file
 from sapo.conf.errors import UserError, unknown
+from sapo.data.files import write_result
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -125,7 +125,7 @@ def _checked(matrix: ArrayLike) -> NDArray[np.float64]:
 
 def write_matrix(frame: "DataFrame", path: Path) -> Path:
     """A matrix as `after,<task>,…` with an empty cell for NaN, in full precision; returns the path."""
-    return write_file(path, frame.to_csv(index_label="after", na_rep="", lineterminator="\n"))
+    return write_result(path, frame.to_csv(index_label="after", na_rep="", lineterminator="\n"))
 
 
 def read_matrix(path: Path) -> "DataFrame":

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from pandas.api.types import is_bool, is_bool_dtype, is_numeric_dtype
 
 from sapo.analysis.figures import loss_figure
-from sapo.analysis.files import write_file
 from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import are_numbers, constant_columns, score_texts
@@ -34,6 +33,7 @@ from sapo.analysis.results import (
     settings_of,
 )
 from sapo.analysis.tables import DEMONSTRATION, comparable_losses, varying
+from sapo.data.files import write_result
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
 from sapo.data.tasks import short_name
@@ -57,7 +57,7 @@ def write_page(report: "Report", output: Path, tables: Mapping[str, pd.DataFrame
     the folders of runs. Text from data and models is escaped, and the page's policy lets the browser load
     nothing and run no script but its own.
     """
-    return write_file(output / "report.html", html(report, tables or {}))
+    return write_result(output / "report.html", html(report, tables or {}))
 
 
 def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> str:

@@ -23,7 +23,6 @@ from sapo.analysis.correlations import (
 )
 from sapo.analysis.evidence import load_evidence
 from sapo.analysis.figures import correlation_heatmap, remark, save, size_figure
-from sapo.analysis.files import write_file
 from sapo.analysis.intervals import COEFFICIENTS, holm
 from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
@@ -51,6 +50,7 @@ from sapo.analysis.tables import (
 )
 from sapo.conf.errors import UserError
 from sapo.conf.text import markdown_safe
+from sapo.data.files import write_result
 from sapo.data.tasks import short_name
 
 COMPARISON = "comparison"  # the table of runs that nobody has named
@@ -177,7 +177,7 @@ def _write(report: Report, output: Path) -> None:
         parts += ["## Correlation of prompt effects across tasks", ""]
         parts += [f"![{path.stem}]({path.name})\n" for path in figures if path.suffix == ".png"]
     texts["report.md"] = "\n".join([*parts, *remarks, "## Prompts", "", texts["prompts.md"]])
-    report.files += [write_file(output / name, text) for name, text in texts.items()] + figures
+    report.files += [write_result(output / name, text) for name, text in texts.items()] + figures
 
 
 def _numbered(report: Report) -> list[tuple[PromptEffects, str]]:
@@ -278,7 +278,7 @@ def _draw_sizes(report: Report, output: Path) -> None:
         title = f"Size of the prompt pool (bars: 95 % intervals)\n{' · '.join(filter(None, facts))}"
         name = f"{report.name}_{measure}"
         drawn += save(size_figure(points, measure, title), output / name)
-        drawn.append(write_file(output / f"{name}.csv", render.csv(points)))
+        drawn.append(write_result(output / f"{name}.csv", render.csv(points)))
     if drawn:
         report.notes.append("The paper's rows are of 20 paraphrases; of its Figure 15 no values are at hand.")
     else:
@@ -364,7 +364,7 @@ def claims(
     latex = "\n".join(map(render.latex, shown.values()))
     _write_texts(report, output, frames, "\n".join(markdown), latex)
     report.files.append(
-        write_file(output / "badges.md", render.markdown(ledger.badges(found, evidence.measures)))
+        write_result(output / "badges.md", render.markdown(ledger.badges(found, evidence.measures)))
     )
     report.files.append(write_page(report, output, shown))
     return report
@@ -377,4 +377,4 @@ def _write_texts(
     remarks = render.notes_markdown(report.warnings, report.notes)
     texts = {name: render.csv(frame) for name, frame in frames.items()}
     texts |= {f"{report.name}.md": "\n".join([markdown, *remarks]), f"{report.name}.tex": latex}
-    report.files += [write_file(output / name, text) for name, text in texts.items()]
+    report.files += [write_result(output / name, text) for name, text in texts.items()]

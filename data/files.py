@@ -6,14 +6,13 @@ import json
 import os
 import shlex
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, TypeGuard
+from typing import Any, TypeGuard
 
 import yaml
 
-from sapo.conf.errors import UserError, WorkError
+from sapo.conf.errors import UserError, WorkError, is_full
 
 
 def read_json(path: Path, mend: str = "") -> Any:
@@ -90,22 +89,36 @@ def stored_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes its place by one rename: it is there whole, or as it was before."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """`content` (a text as UTF-8) at `path` by one rename: it is there whole, or what was there before."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
         scratch.replace(path)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that the file is never half-written."""
-    with written_whole(path) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """JSON at `path`, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_result(path: Path, content: str | bytes) -> Path:
+    """A file of results at `path`, whole or not at all, its folder made if need be; returns the path.
+
+    Raises UserError where the folder cannot be written, WorkError where there is no room.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        failure = f"Cannot write {path}: {error.strerror or error}."
+        if is_full(error):
+            raise WorkError(f"{failure} Make room, and run the same command again.") from error
+        raise UserError(f"{failure} Choose another folder.") from error
+    return path
 
 
 def flush(folder: Path) -> None:

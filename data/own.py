@@ -18,7 +18,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.names import plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import is_label, load_task
-from sapo.data.files import is_text, read_yaml, user_path, written_whole
+from sapo.data.files import is_text, read_yaml, user_path, write_whole
 from sapo.data.own_files import Row, Rows, kind_of, read_splits, splits_of
 from sapo.data.pools import load_pool
 from sapo.data.prompts import BANK, PromptPool, pool_content
@@ -471,8 +471,7 @@ def write_own_task(given: Mapping[str, str], instruction: str, folder: Path) -> 
         **({"columns": names(given["columns"])} if given.get("columns") else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / f"{name}.yaml") as file:
-        yaml.safe_dump(facts, file, allow_unicode=True, sort_keys=False)
+    write_whole(folder / f"{name}.yaml", yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
     return name
 
 
@@ -512,9 +511,6 @@ def require_writable(path: Path, replaces: bool = False) -> None:
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes the records, an object a line, and returns how many; the file appears whole or not at all."""
-    count = 0
-    with written_whole(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_whole(path, "".join(lines))
+    return len(lines)

@@ -7,7 +7,7 @@ import yaml
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import user_path, written_whole
+from sapo.data.files import user_path, write_whole
 from sapo.data.pool_checks import require_usable, scripts
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
 from sapo.data.remembering import Stamp, remembered, stamp
@@ -67,8 +67,7 @@ def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            yaml.safe_dump(content, file, allow_unicode=True, sort_keys=False, width=10**6)
+        write_whole(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6))
     except OSError as error:
         raise UserError(f"Cannot write the prompt pool {path}: {error.strerror or error}.") from error
 

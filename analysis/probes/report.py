@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from sapo.analysis import correlations as maps
 from sapo.analysis.figures import correlation_heatmap, remark, save
-from sapo.analysis.files import write_file
 from sapo.analysis.intervals import (
     COEFFICIENTS,
     FEWEST_FOR_INTERVAL,
@@ -27,6 +26,7 @@ from sapo.analysis.render import csv
 from sapo.analysis.results import DRAWN, LOWER_IS_BETTER, check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError, unknown
+from sapo.data.files import write_result
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
@@ -62,7 +62,7 @@ class ProbeReport:
         """Writes a figure (PNG and PDF) and its data as CSV beside it."""
         if figure is not None:
             self.files += save(figure, self.output / name)
-        self.files.append(write_file(self.output / f"{name}.csv", csv(data)))
+        self.files.append(write_result(self.output / f"{name}.csv", csv(data)))
 
     def keep(self, name: str, title: str, rows: Sequence[Row]) -> None:
         """Keeps a table, a dash where a row has no such cell, under its title and as `name`.csv."""

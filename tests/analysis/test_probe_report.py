@@ -11,12 +11,12 @@ from test_figures import assert_legible
 
 from sapo.analysis.correlations import probe_effects
 from sapo.analysis.figures import correlation_heatmap
-from sapo.analysis.files import write_file
 from sapo.analysis.probes import report as reports
 from sapo.analysis.probes.figures import spread_figure
 from sapo.analysis.probes.report import choice_rows, paper_values, probe_report
 from sapo.analysis.probes.statistics import lowest_loss_choice, spread
 from sapo.conf.errors import UserError
+from sapo.data.files import write_result
 
 ALL = ("figure1", "figure2", "figure3", "figure4")
 
@@ -28,7 +28,7 @@ def report(mini_probe, tmp_path_factory):
 
     def save(figure, stem):
         drawn.append(figure)
-        return [write_file(stem.with_suffix(end), "drawn") for end in (".png", ".pdf")]
+        return [write_result(stem.with_suffix(end), "drawn") for end in (".png", ".pdf")]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reports, "save", save)

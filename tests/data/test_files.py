@@ -7,13 +7,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from sapo.analysis.figures import save
-from sapo.analysis.files import write_file
 from sapo.conf.errors import UserError, WorkError
+from sapo.data.files import write_result
 
 
 def test_a_text_replaces_what_was_there(tmp_path: Path) -> None:
-    assert write_file(tmp_path / "new" / "a.md", "ä\n").read_bytes() == "ä\n".encode()
-    assert write_file(tmp_path / "new" / "a.md", b"b").read_text() == "b"
+    assert write_result(tmp_path / "new" / "a.md", "ä\n").read_bytes() == "ä\n".encode()
+    assert write_result(tmp_path / "new" / "a.md", b"b").read_text() == "b"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.md"]
 
 
@@ -30,7 +30,7 @@ def test_a_text_replaces_what_was_there(tmp_path: Path) -> None:
 def test_what_cannot_be_written_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[UserError], mend: str
 ) -> None:
-    path = write_file(tmp_path / "a.png", "old")
+    path = write_result(tmp_path / "a.png", "old")
     write_bytes = Path.write_bytes
 
     def refuse(self: Path, data: bytes) -> int:
@@ -38,7 +38,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
         raise OSError(number, "no")
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    for write in (lambda: write_file(path, "new"), lambda: save(Figure(), tmp_path / "a")):
+    for write in (lambda: write_result(path, "new"), lambda: save(Figure(), tmp_path / "a")):
         with pytest.raises(UserError, match=mend) as caught:
             write()
         assert type(caught.value) is kind
