@@ -7,7 +7,7 @@ randomization test of paired differences), Holm's over all comparisons that the 
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sapo.analysis.figures import NO_VALUE, save
+from sapo.analysis.figures import canvas, heat, save
 from sapo.analysis.intervals import PERMUTATIONS, Interval, bootstrap, holm, permutation_p
 from sapo.analysis.page import write_page
-from sapo.analysis.render import csv, markdown
+from sapo.analysis.render import csv, markdown, records
 from sapo.analysis.report import Report
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
 from sapo.conf.text import markdown_safe
@@ -233,41 +232,41 @@ class Comparison:
 
     # --- looks ---------------------------------------------------------------------------------------------
 
+    def _pivot(self, measure: str, shown: Callable[[Any], Any]) -> pd.DataFrame:
+        """What is shown of each cell of the matrix, a row a training; missing where there is no such cell."""
+        cells = self.table[self.table["measure"] == measure]
+        cells = cells.assign(shown=[shown(cell) for cell in cells.itertuples()])
+        pivot = cells.pivot(index="trained", columns="served", values="shown")
+        return pivot.reindex(index=self.trained, columns=self.served)
+
+    def matrix(self, measure: str) -> pd.DataFrame:
+        """The matrix of a measure as texts, a row a training."""
+        digits = 2 if measure == "nll" else 1
+
+        def text(cell: Any) -> str:
+            spread = "" if pd.isna(cell.spread) else f" ±{cell.spread:.{digits}f}"
+            return f"{cell.value:.{digits}f}{spread}"
+
+        texts = self._pivot(measure, text).fillna("-").rename_axis(columns=None)
+        return texts.rename_axis("trained with").reset_index()
+
     def plot(self, measure: str | None = None) -> Figure:
         """The matrix as a heat map: trained down, served across, value and interval in each cell."""
         measure = measure or self.measures[0]
-        cells = self.table
-        cells = cells[cells["measure"] == measure].set_index(["trained", "served"])
-        figure = Figure(
-            figsize=(2.6 + 1.35 * len(self.served), 1.9 + 0.62 * len(self.trained)), layout="constrained"
+        lower, digits = measure in LOWER_IS_BETTER, 2 if measure == "nll" else 0
+        values = self._pivot(measure, lambda cell: cell.value)
+        texts = self._pivot(
+            measure, lambda c: f"{c.value:.{digits}f}\n[{c.low:.{digits}f}, {c.high:.{digits}f}]"
         )
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        values = np.full((len(self.trained), len(self.served)), np.nan)
-        for i, trained in enumerate(self.trained):
-            for j, served in enumerate(self.served):
-                if (trained, served) in cells.index:
-                    values[i, j] = cells.loc[(trained, served), "value"]
-        lower = measure in LOWER_IS_BETTER
-        axes.set_facecolor(NO_VALUE)
-        image = axes.imshow(values, cmap="cividis_r" if lower else "cividis", aspect="auto")
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        decimals = 2 if measure == "nll" else 0
-        for (trained, served), cell in cells.iterrows():
-            i, j = self.trained.index(trained), self.served.index(served)
-            is_dark = (cell["value"] < middle) != lower
-            text = f"{cell['value']:.{decimals}f}\n[{cell['low']:.{decimals}f}, {cell['high']:.{decimals}f}]"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
-        axes.set_xticks(
-            range(len(self.served)), [_COLUMNS.get(name, name) for name in self.served], fontsize=9
-        )
-        axes.set_yticks(range(len(self.trained)), self.trained, fontsize=9)
+        figure, (axes,) = canvas(2.6 + 1.35 * len(self.served), 1.9 + 0.62 * len(self.trained))
+        names = [_COLUMNS.get(name, name) for name in self.served]
+        image = heat(axes, values, texts, self.trained, names, "cividis_r" if lower else "cividis")
+        axes.set_xticks(range(len(names)), names, rotation=0, ha="center", fontsize=9)
         axes.set_xlabel("served with")
         axes.set_ylabel("trained with")
-        figure.colorbar(
-            image, ax=axes, label=f"{MEASURES[measure]}\n({'lower' if lower else 'higher'} is better)"
-        )
-        n = int(cells["n"].max())
+        better = "lower" if lower else "higher"
+        figure.colorbar(image, ax=axes, label=f"{MEASURES[measure]}\n({better} is better)")
+        n = int(self.table.loc[self.table["measure"] == measure, "n"].max())
         seeds = f", {self.n_seeds} seeds" if self.n_seeds > 1 else ", one seed"
         name = self.task.replace("$", r"\$")  # no formula
         figure.suptitle(f"{name} · {self.model}: {n} distinct test rows{seeds}, 95 % intervals", fontsize=10)
@@ -278,8 +277,8 @@ class Comparison:
         return {
             "trained": self.trained,
             "served": self.served,
-            "cells": _records(self.table),
-            "retained": _records(self.retained),
+            "cells": records(self.table),
+            "retained": records(self.retained),
             "sentences": [{**asdict(sentence), "is_noise": sentence.is_noise} for sentence in self.verdict],
             "chosen": self.chosen,
             "task": self.task,
@@ -329,24 +328,6 @@ class Comparison:
         notes += [f"Train with {self.chosen}: " + "; ".join(f"`{command}`" for command in commands), *NOTES]
         return [*files, write_page(Report([], files=files, notes=notes, name="comparison"), folder, tables)]
 
-    def matrix(self, measure: str) -> pd.DataFrame:
-        """The matrix of a measure as texts, a row a training."""
-        cells = self.table
-        cells = cells[cells["measure"] == measure].set_index(["trained", "served"])
-        decimals = 2 if measure == "nll" else 1
-        rows = []
-        for trained in self.trained:
-            row = {"trained with": trained}
-            for served in self.served:
-                if (trained, served) not in cells.index:
-                    row[served] = "-"
-                    continue
-                cell = cells.loc[(trained, served)]
-                spread = "" if pd.isna(cell["spread"]) else f" ±{cell['spread']:.{decimals}f}"
-                row[served] = f"{cell['value']:.{decimals}f}{spread}"
-            rows.append(row)
-        return pd.DataFrame(rows)
-
 
 _COLUMNS = {TRAINED: "what it was\ntrained with", "none": "no instruction", "unseen": "unseen prompts"}
 _SERVED = {
@@ -384,10 +365,3 @@ def _interval(values: Array) -> Interval:
 def _signs(n: int) -> Array:
     """Signs of `n` rows in each permutation."""
     return 1.0 - 2.0 * np.random.default_rng(0).integers(0, 2, (PERMUTATIONS, n)).astype(np.float64)
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
-        for row in frame.to_dict("records")
-    ]

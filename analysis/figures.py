@@ -39,11 +39,11 @@ def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: s
     shown = changes.dropna(how="all").dropna(how="all", axis="columns")
     columns = [short_name(task) for task in shown.columns]
     rows = [f"after {short_name(run.tasks[after - 1])}" for after in shown.index]
-    figure, axes = _canvas(columns, rows, panels=1)
+    figure, axes = _cells(columns, rows, panels=1)
     limit = max(float(np.nanmax(np.abs(shown))), 1e-6)
-    decimals = 2 if measure == "nll" else 1
-    lower = measure in LOWER_IS_BETTER
-    image = _draw(axes[0], shown, rows, columns, limit, f"{{:+.{decimals}f}}", "RdBu_r" if lower else "RdBu")
+    form, lower = "{:+.2f}" if measure == "nll" else "{:+.1f}", measure in LOWER_IS_BETTER
+    texts = shown.map(lambda value: form.format(round(value, 2) + 0.0))
+    image = heat(axes[0], shown, texts, rows, columns, "RdBu_r" if lower else "RdBu", limit)
     better = "lower is better" if lower else "higher is better"
     figure.colorbar(image, ax=axes, shrink=0.9, label=f"{UNITS[measure]}\n({better})")
     put_title(figure, f"{title}\n{run.facts}")
@@ -58,9 +58,11 @@ def correlation_heatmap(
     `captions` says something of a whole matrix, by coefficient; `remark` ends the title.
     """
     tasks = [short_name(task) for task in effects.scores.columns]
-    figure, axes = _canvas(tasks, tasks, panels=2)
+    figure, axes = _cells(tasks, tasks, panels=2)
     for panel, coefficient in zip(axes, ("pearson", "spearman"), strict=True):
-        image = _draw(panel, effects.matrix(coefficient), tasks, tasks, 1.0, "{:.2f}", "RdBu")
+        matrix = effects.matrix(coefficient)
+        texts = matrix.map(lambda value: f"{round(value, 2) + 0.0:.2f}")
+        image = heat(panel, matrix, texts, tasks, tasks, "RdBu", 1.0)
         for task in effects.no_variance:
             place = list(effects.scores).index(task)
             panel.text(place, place, "no\nvariance", ha="center", va="center", fontsize=8)
@@ -78,11 +80,10 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
 
     n: test examples of a metric.
     """
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, panels = canvas(9.0, 3.4, columns=len(METRICS))
     lines = list(points.groupby(["group", "policy"], sort=False))
     sizes = sorted(points["pool_size"].unique())
-    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+    for axes, metric in zip(panels, METRICS, strict=True):
         axes.axhline(0, color="#999999", linewidth=1, zorder=0)
         for number, (names, rows) in enumerate(lines):
             colour, marker = STYLES[number % len(STYLES)]
@@ -98,7 +99,6 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
         axes.set_title(f"{metric} (n = {counts.min()}{most})", fontsize=10)
         axes.set_xticks(sizes)
         axes.set_xlabel("paraphrases in the pool")
-        axes.spines[["top", "right"]].set_visible(False)
     against = f"difference from {', '.join(points['base'].unique())}"
     better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
     figure.axes[0].set_ylabel(f"{measure_name(measure)}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
@@ -112,9 +112,7 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
 
     Behind each line stand the steps as they were; the line is their mean over a twentieth of a task's.
     """
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = canvas(9.0, 3.6)
     found = [(label, run.losses) for run, label in zip(runs, labels, strict=True)]
     known = [(label, losses) for label, losses in found if losses is not None][:MOST_LINES]
     for number, (label, losses) in enumerate(known):
@@ -131,7 +129,6 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
             begin += len(steps)
     axes.set_xlabel("optimizer step", fontsize=9)
     axes.set_ylabel("training loss (nats a target token)", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     some = f"{len(known)} of {len(runs)} runs" if len(known) < len(runs) else None
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, title=some)
     return figure if known else None
@@ -146,40 +143,53 @@ def remark(demonstration: bool, measure: str) -> str:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """The figure as `stem`.png and `stem`.pdf; returns both paths."""
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
-    for path in paths:
-        # Drawn in memory first: a full disk is then an error of one write, and says so. Without a creation
-        # date, equal figures are equal files.
-        drawn, metadata = BytesIO(), {"CreationDate": None} if path.suffix == ".pdf" else None
-        figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=160, metadata=metadata)
-        write_result(path, drawn.getvalue())
-    return paths
+    # Drawn in memory first: a full disk is then an error of one write, and says so.
+    kinds = ("png", "pdf")
+    return [write_result(stem.with_name(f"{stem.name}.{kind}"), drawn(figure, kind)) for kind in kinds]
 
 
-def _canvas(columns: list[str], rows: list[str], panels: int) -> tuple[Figure, list[Axes]]:
-    """An empty figure sized so that cells, labels and title have room."""
+def drawn(figure: Figure, kind: str = "png", dpi: int = 160) -> bytes:
+    """The figure as the content of a file: without a creation date, so that equal figures are equal files."""
+    content = BytesIO()
+    figure.savefig(content, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else None)
+    return content.getvalue()
+
+
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure (inches) and its panels, row by row."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(panels.flat)
+
+
+def _cells(columns: list[str], rows: list[str], panels: int) -> tuple[Figure, list[Axes]]:
+    """An empty figure sized so that the cells of heat maps, their labels and a title have room."""
     letter = 0.085  # inches a letter of a 9 point label takes
     margin = letter * max(map(len, rows))
     width = panels * (CELL_WIDTH * len(columns) + margin) + 1.6
     height = CELL_HEIGHT * len(rows) + 0.75 * letter * max(map(len, columns)) + 1.3
-    figure = Figure(figsize=(max(width, 6.0), max(height, 2.8)), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
+    return canvas(max(width, 6.0), max(height, 2.8), columns=panels)
 
 
-def _draw(
+def heat(
     axes: Axes,
     values: pd.DataFrame,
-    rows: list[str],
-    columns: list[str],
-    limit: float,
-    form: str,
+    texts: pd.DataFrame,
+    rows: Sequence[str],
+    columns: Sequence[str],
     colours: str,
+    limit: float | None = None,
 ) -> AxesImage:
-    """One annotated heat map from -limit to limit."""
-    array = values.to_numpy(dtype=float)
+    """A heat map of values with a text in each cell; from -limit to limit, or as far as the values go."""
     axes.set_facecolor(NO_VALUE)
-    image = axes.imshow(array, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+    low = None if limit is None else -limit
+    array = values.to_numpy(dtype=float)
+    image = axes.imshow(array, cmap=colours, vmin=low, vmax=limit, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     axes.tick_params(length=0)
@@ -190,8 +200,8 @@ def _draw(
     axes.tick_params(which="minor", length=0)
     for (row, column), value in np.ndenumerate(array):
         if np.isfinite(value):
-            colour = "white" if abs(value) > 0.6 * limit else "black"
-            text = form.format(round(value, 2) + 0.0)
+            brightness = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
+            text, colour = texts.iat[row, column], "white" if brightness < 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     return image
 

@@ -252,35 +252,13 @@ def jackknife_interval(rows: Array, statistic: Callable[[Array], Array], unit: s
     n, value = len(rows), float(statistic(rows[None])[0])
     if without := _without_interval(value, n, unit):
         return without
-    left = statistic(_without_each(rows))
+    left = statistic(np.stack([np.delete(rows, row, axis=0) for row in range(n)]))
     if not (np.isfinite(left).all() and np.append(left, value).min() > 0):
         reason = f"without one of the {unit} nothing varies" if value > 0 else "nothing varies"
         return Interval(value, n=n, reason=reason)
     error = np.sqrt((n - 1) * np.log(left).var())
     factor = float(np.exp(stats.t.ppf(0.975, n - 1) * error))
     return Interval(value, value / factor, value * factor, n)
-
-
-def lone_row(
-    rows: Array, statistic: Callable[[Array], Array], found: Interval
-) -> tuple[int, Interval] | None:
-    """The row that alone makes a jackknife interval, and what the interval is without it; or None.
-
-    Without such a row the interval ends at less than a third (of normal rows one in 25 does so, if they are
-    eight), or nothing varies any more.
-    """
-    if not found.value or found.n < FEWEST_FOR_INTERVAL:
-        return None
-    row = int(np.argmin(np.nan_to_num(statistic(_without_each(rows)))))
-    without = jackknife_interval(np.delete(rows, row, axis=0), statistic)
-    if without.value and (without.high is None or found.high is None or 3 * without.high >= found.high):
-        return None
-    return row, without
-
-
-def _without_each(rows: Array) -> Array:
-    """`rows` (n x k) without each of them: n x (n - 1) x k."""
-    return np.stack([np.delete(rows, row, axis=0) for row in range(len(rows))])
 
 
 def mean_interval(values: Sequence[float], unit: str, draws: int = DRAWS, seed: int = 0) -> Interval:

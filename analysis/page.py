@@ -9,17 +9,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 from pandas.api.types import is_bool, is_bool_dtype, is_numeric_dtype
 
-from sapo.analysis.figures import loss_figure
+from sapo.analysis.figures import drawn, loss_figure
 from sapo.analysis.matrices import EFFECTS
 from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
 from sapo.analysis.render import are_numbers, constant_columns, score_texts
@@ -73,6 +71,7 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
     folders = {run.path for run in runs}
     pictures = [path for path in report.files if path.suffix == ".png" and path.parent not in folders]
     order = sorted(MEASURES, key=lambda name: name != report.measure)  # the one asked for first
+    losses = loss_figure(runs, labels) if runs else None
     facts = pd.DataFrame([_facts(run) for run in runs], index=labels).T.fillna(NONE)
     is_shared = facts.nunique(axis=1) == 1
     return _template().render(
@@ -90,7 +89,7 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
         tables={title: constant_columns(texts_of(frame)) for title, frame in (tables or {}).items()},
         figures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
         correlations=correlations,
-        losses=_picture(loss_figure(runs, labels)) if runs else None,
+        losses=base64.b64encode(drawn(losses, dpi=130)).decode() if losses else None,
         notes=report.notes,
         matrices=[
             (label, [(MEASURES[name], found) for name in order if (found := matrix_tables(run, name))])
@@ -103,14 +102,6 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
         answers=answers(runs, labels),
         changes=CHANGES,
     )
-
-
-def _picture(figure: Figure | None) -> str | None:
-    drawn = BytesIO()
-    if figure is None:
-        return None
-    figure.savefig(drawn, format="png", dpi=130)
-    return base64.b64encode(drawn.getvalue()).decode()
 
 
 @cache

@@ -86,6 +86,11 @@ def csv(frame: pd.DataFrame) -> str:
     return safe.to_csv(index=False, lineterminator="\n")
 
 
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON values, None where nothing is known."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
 def terminal(frame: pd.DataFrame, title: str, is_narrow: bool = False) -> RenderableType:
     """A table of texts for a terminal, with what is the same in all rows above it; one row as a list.
 

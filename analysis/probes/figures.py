@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sapo.analysis.figures import put_title
+from sapo.analysis.figures import canvas, put_title
 from sapo.analysis.intervals import COEFFICIENTS, SAME, Interval
-from sapo.analysis.probes.results import ROLES, ProbeResult, prompt_name
+from sapo.analysis.probes.results import ROLES, ProbeResult
 from sapo.analysis.probes.statistics import GRADIENT_ROLES, Pooled, Power, Spread, alignments
 from sapo.analysis.results import LOWER_IS_BETTER, measure_name
 from sapo.data.prompts import ORIGINAL
@@ -37,13 +36,12 @@ def good_up(measure: str, task: str) -> str:
 def spread_figure(result: Spread, test: str, facts: str) -> Figure:
     """Relative changes a prompt and task, and beneath them each task's coefficient of variation."""
     probe, tasks = result.probe, list(result.changes)
-    figure, (points, bars) = _canvas(max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, ratios=(3, 2))
+    figure, (points, bars) = canvas(max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, ratios=(3, 2))
     order = probe.pre_update_losses().sort_values(kind="stable").index
     offsets = pd.Series(np.linspace(-0.32, 0.32, len(order)), index=order)
-    # Intervals that a single prompt makes do not stretch the axis.
-    ends = [cell.value or 0.0 for cell in result.variation.values()]
-    ends += [cell.high or 0.0 for task, cell in result.variation.items() if task not in result.lone]
-    top = max(ends) * (1.3 if result.lone else 1.05)  # with room for words above
+    # An interval that a single prompt makes may be hundreds of times as wide as the others.
+    highest = max(cell.value or 0.0 for cell in result.variation.values())
+    top = min(1.05 * max(cell.high or cell.value or 0.0 for cell in result.variation.values()), 3 * highest)
     for place, task in enumerate(tasks):
         colour, variation = COLOURS[probe.role(task)], result.variation[task]
         if reason := result.no_change.get(task):
@@ -55,7 +53,11 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
             of_original = ([place + offsets[ORIGINAL]], [changes[ORIGINAL]])
             points.scatter(*of_original, s=34, marker="D", color=BLACK, zorder=3)
         if variation.value:
-            _bar(bars, place, variation, colour, top, result.lone.get(task))
+            bars.bar(place, variation.value, width=0.66, color=colour, alpha=0.75)
+            if variation.low is not None and variation.high is not None:
+                bars.vlines(place, variation.low, min(variation.high, 0.9 * top), color=BLACK, linewidth=1.2)
+                if variation.high > top:
+                    bars.text(place, 0.9 * top, f"to {variation.high:,.0f} %", fontsize=7, ha="center")
         else:
             _words(bars, place, 0.05, variation.text() if variation.value is None else NO_VARIANCE)
     points.axhline(0, color=GREY, linewidth=0.8, zorder=0)
@@ -89,23 +91,6 @@ def _words(axes: Axes, place: int, height: float, words: str) -> None:
     text.set(rotation=90, ha="center", va="center" if height == 0.5 else "bottom")
 
 
-def _bar(
-    axes: Axes, place: int, estimate: Interval, colour: str, top: float, lone: tuple[int, Interval] | None
-) -> None:
-    """A bar with its interval, which ends in an arrow and in words where it leaves the axis."""
-    height = estimate.value or 0.0
-    axes.bar(place, height, width=0.66, color=colour, alpha=0.75)
-    words = [f"{prompt_name(lone[0])} alone"] if lone else []
-    if estimate.low is not None and estimate.high is not None:
-        end = 0.81 * top if estimate.high > top else estimate.high
-        axes.vlines(place, estimate.low, end, color=BLACK, linewidth=1.2)
-        if estimate.high > top:
-            axes.plot([place], [end], marker="^", color=BLACK, markersize=6)
-            words.insert(0, f"to {estimate.high:,.0f} %")
-        height = max(height, end)
-    axes.text(place, height + 0.03 * top, "\n".join(words), fontsize=7, ha="center", va="bottom")
-
-
 def pairs_figure(
     x: pd.Series,
     ys: pd.DataFrame,
@@ -117,7 +102,7 @@ def pairs_figure(
 
     `cells` holds the coefficients by their name and column.
     """
-    figure, panels = _canvas(3.0 * len(ys.columns) + 0.4, 4.0, columns=len(ys.columns))
+    figure, panels = canvas(max(3.0 * len(ys.columns) + 0.4, 5.0), 4.0, columns=len(ys.columns))
     for axes, task in zip(panels, ys, strict=True):
         known = ys[task].notna() & x.notna()
         others, marked = known & (x.index != ORIGINAL), known & (x.index == ORIGINAL)
@@ -143,7 +128,7 @@ def indicator_figure(cells: Sequence[Power] | Sequence[Pooled], what: str, title
     if any(mean.value is not None for mean in means):
         has_intervals = any(mean.low is not None for mean in means)
         bars = f"intervals over {unit}" if has_intervals else f"too few {unit} for an interval"
-    figure, panels = _canvas(9.6, 5.2, columns=2)
+    figure, panels = canvas(9.6, 5.2, columns=2)
     for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
         for cell in cells:
             if cell.coefficient != coefficient:
@@ -182,7 +167,7 @@ def _why_none(cell: Interval) -> str:
 def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
     """Violins of cosines by loss rank, a panel a role, a colour a projection; a bar marks the mean."""
     roles = [role for role in GRADIENT_ROLES if (gradients["role"] == role).any()]
-    figure, panels = _canvas(4.4 * len(roles) + 0.8, 4.6, columns=len(roles))
+    figure, panels = canvas(max(4.4 * len(roles) + 0.8, 5.0), 4.6, columns=len(roles))
     ranks = sorted(gradients["rank"].unique())
     projections = sorted(gradients["projection"].unique())
     cosines = alignments(probe)
@@ -219,17 +204,6 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
         f"in the state before it\n{probe.facts}",
     )
     return figure
-
-
-def _canvas(
-    width: float, height: float, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None
-) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(width, 5.0), height), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
-    for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(panels.flat)
 
 
 def _legend(figure: Figure, colours: Sequence[tuple[str, str]], original: bool) -> None:

@@ -151,13 +151,6 @@ def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
         for what in ("in_task", "cross_task", "ratio"):
             if gap := _gap(getattr(result, what)):
                 report.warnings.append(f"Figure 1, {where}, {what.replace('_', '-')}: {gap}.")
-        spreads = result.variation | {statistics.CROSS_TASK: result.cross_task}
-        for task, (prompt, without) in result.lone.items():
-            rest = f"it is {without.text(2)} % without it" if without.value else "nothing varies without it"
-            report.warnings.append(
-                f"Figure 1, {where}, {short_name(task)}: {prompt_name(prompt)} alone makes the coefficient "
-                f"of variation what it is, {spreads[task].text(2)} %: {rest}."
-            )
     report.keep("figure1", "Figure 1: spread over prompts, in-task against cross-task", rows)
     n_tests = sum(result.p is not None for result in results)
     report.notes += [

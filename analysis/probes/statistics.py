@@ -21,7 +21,6 @@ from sapo.analysis.intervals import (
     is_constant,
     jackknife_interval,
     joined,
-    lone_row,
     mean_interval,
     nan_mean,
     permutation_p,
@@ -49,8 +48,7 @@ class Spread:
 
     `changes`: relative change (%) against the original prompt, prompts x tasks, NaN for the tasks named in
     `no_change`. `variation`: coefficient of variation (%) of each task. `in_task`, `cross_task` (mean over
-    the other tasks) and `ratio` (cross-task over in-task) are of the same coefficients. `lone`: by task, and
-    for the cross-task mean, the prompt that alone makes an interval, and the interval without it.
+    the other tasks) and `ratio` (cross-task over in-task) are of the same coefficients.
     """
 
     probe: ProbeResult
@@ -61,12 +59,8 @@ class Spread:
     in_task: Interval
     cross_task: Interval
     ratio: Interval
-    lone: dict[str, tuple[int, Interval]]
     p: float | None
     why_no_p: str | None
-
-
-CROSS_TASK = "cross-task"
 
 
 def spread(probe: ProbeResult, measure: str) -> Spread:
@@ -91,8 +85,6 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
     p: float | None = None
     why_no_p: str | None = reason
     cross = ratio = Interval(None, n=len(scores), reason=reason)
-    tables = {task: scores[[task]].to_numpy(dtype=float) for task in scores}
-    intervals = dict(variation)
     if usable and in_task.value is not None:
         table = scores[[probe.current, *usable]].to_numpy(dtype=float)
         cross, ratio = jackknife_interval(table[:, 1:], mean_variation), jackknife_interval(table, ratio_of)
@@ -100,12 +92,7 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
             ratio = replace(ratio, reason="no in-task spread to divide by")
         p = spread_test(table)
         why_no_p = None if p is not None else "the scores do not vary"
-        tables[CROSS_TASK], intervals[CROSS_TASK] = table[:, 1:], cross
-    lone = {}
-    for name, rows in tables.items():
-        if found := lone_row(rows, mean_variation, intervals[name]):
-            lone[name] = int(scores.index[found[0]]), found[1]
-    return Spread(probe, measure, changes, no_change, variation, in_task, cross, ratio, lone, p, why_no_p)
+    return Spread(probe, measure, changes, no_change, variation, in_task, cross, ratio, p, why_no_p)
 
 
 def relative_changes(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
