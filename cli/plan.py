@@ -1,6 +1,6 @@
 """`sapo plan OVERRIDES…`: what there is to do, what is done, and what it takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from sapo.cli.console import Json, Overrides, duration, emit, notice, notice_rows, table
 
 if TYPE_CHECKING:
-    from sapo.conf.schema import Config
+    pass
 
 EXAMPLES = (
     "sapo plan sequence=mini_five_a policy=static,random,sapo",
@@ -49,27 +49,22 @@ def command(
     from sapo.experiments.plan import plan_jobs
 
     if measure:
-        _measure(configs)
+        from sapo.experiments.costs import rates_file, save_rates
+        from sapo.experiments.measure import measure as measured
+        from sapo.experiments.ready import require_ready
+
+        by_model = {repr((config.model, config.engine)): config for config in configs}
+        require_ready(list(by_model.values()))
+        for config in by_model.values():
+            rates = measured(config, lambda line: notice(f"sapo: {line}"))
+            save_rates(config, rates)
+            notice(
+                f"sapo: {config.model.name}: training {rates.training:,.0f} tokens/s, reading "
+                f"{rates.reading:,.0f} tokens/s, generation {rates.steps:,.2f} steps/s of {rates.rows} rows; "
+                f"kept in {rates_file(config)}"
+            )
     document = plan_jobs([Job(config) for config in configs], card_gb=card_gb)
     emit(document, json, plan_parts(document))
-
-
-def _measure(configs: "Sequence[Config]") -> None:
-    """Measures the rates of each model and keeps them."""
-    from sapo.experiments.costs import rates_file, save_rates
-    from sapo.experiments.measure import measure
-    from sapo.experiments.ready import require_ready
-
-    by_model = {repr((config.model, config.engine)): config for config in configs}
-    require_ready(list(by_model.values()))
-    for config in by_model.values():
-        rates = measure(config, lambda line: notice(f"sapo: {line}"))
-        save_rates(config, rates)
-        notice(
-            f"sapo: {config.model.name}: training {rates.training:,.0f} tokens/s, "
-            f"reading {rates.reading:,.0f} tokens/s, generation {rates.steps:,.2f} steps/s of {rates.rows} "
-            f"rows; kept in {rates_file(config)}"
-        )
 
 
 def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:

@@ -7,7 +7,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import RenderableType
 from rich.rule import Rule
 from rich.text import Text
 
@@ -199,21 +198,19 @@ def show_example(
         "target": rows[index].target,
         **explained(load_renderer(config), task, prompt.text, rows[index], for_test=split == "test"),
     }
-    emit(document, json, _tokens(document))
-
-
-def _tokens(document: dict[str, Any]) -> Iterator[RenderableType]:
-    """The tokens between bars, then the target's tokens with their places and ids."""
-    start, tokens, index = document["target_start"], document["tokens"], document["prompt"]["index"]
-    which = "the original prompt" if index == -1 else f"prompt {index}"
-    yield f"{document['task']}, {document['split']} row {document['index']}, {which}, {document['model']}"
+    start, tokens = document["target_start"], document["tokens"]
+    which = "the original prompt" if is_original else prompt.name
     shortened = ", input shortened" if document["shortened"] else ""
-    yield Rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left")
-    yield _between_bars(tokens[:start], "dim")
-    yield Rule(f"target: tokens {start} to {len(tokens) - 1}, the only ones with a loss", align="left")
-    yield _between_bars(tokens[start:], "bold green")
-    for place, (token, text) in enumerate(zip(document["target_ids"], tokens[start:], strict=True), start):
-        yield f"{place:>6} {token:>7}  {text!r}"
+    ids = enumerate(zip(document["target_ids"], tokens[start:], strict=True), start)
+    lines = [
+        f"{task.name}, {split} row {index}, {which}, {config.model.name}",
+        Rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left"),
+        _between_bars(tokens[:start], "dim"),
+        Rule(f"target: tokens {start} to {len(tokens) - 1}, the only ones with a loss", align="left"),
+        _between_bars(tokens[start:], "bold green"),
+        *(f"{place:>6} {token:>7}  {text!r}" for place, (token, text) in ids),
+    ]
+    emit(document, json, lines)
 
 
 def _between_bars(tokens: list[str], style: str) -> Text:

@@ -41,9 +41,10 @@ def with_job_files(arguments: Sequence[str]) -> list[str]:
                 f"{text} has a value for every setting, so that {min(reaching)}= would change none: "
                 "give the settings themselves."
             )
-        for key, value in _of_run(Path(text), values) if is_whole else _leaves(values, ""):
+        for key, value in _of_run(Path(text), values) if is_whole else leaves(values):
             if key not in given and (key.partition(".")[0] not in given & _GROUPS):
-                found.append(f"{_written(key)}={_value(key, value, text)}")
+                added = "+" if key.startswith("model.template_options.") else ""
+                found.append(f"{added}{key}={_value(key, value, text)}")
     return found
 
 
@@ -61,17 +62,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"Cannot read the job file {path}, YAML of KEY: VALUE in UTF-8: {cause}") from error
 
 
-def _leaves(values: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each setting in nested ones."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{where}{name}.")
+            yield from leaves(value, f"{where}{name}.")
         else:
             yield f"{where}{name}", value
 
 
 def _of_run(path: Path, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A run's settings; its store is the one that it lies in, and data that has gone is looked for anew."""
-    for key, value in _leaves(values, ""):
+    for key, value in leaves(values):
         if key == "data.root" and value and not Path(value).is_dir():
             continue
         if key not in _NOT_OURS:
@@ -79,10 +81,6 @@ def _of_run(path: Path, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     folder = path.expanduser().absolute().parent
     if folder.parent.name == "runs" and (folder / "run.json").is_file():
         yield "store.root", str(folder.parent.parent)
-
-
-def _written(key: str) -> str:
-    return f"+{key}" if key.startswith("model.template_options.") else key
 
 
 def _value(key: str, value: Any, where: str) -> str:

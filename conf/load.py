@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from sapo.conf.errors import UserError, unknown
-from sapo.conf.job_files import with_job_files
+from sapo.conf.job_files import leaves, with_job_files
 from sapo.conf.models import model_called, model_in, model_on_hub
 from sapo.conf.plugins import plugin_names
 from sapo.conf.schema import Config, settings
@@ -295,19 +295,10 @@ def _check_own_files() -> None:
         except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
             cause = _cause(error)[:500]
             raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {cause}") from error
-        for key, value in _leaves(values, "" if "@package _global_" in text else f"{path.parent.name}."):
+        for key, value in leaves(values, "" if "@package _global_" in text else f"{path.parent.name}."):
             is_text = key in _SETTINGS and _SETTINGS[key].type in (str, str | None)
             if is_text and isinstance(value, int | float):  # 2024_01 would be 202401, and 7e10 70000000000.0
                 raise UserError(f"{path}: {key} is a text, and YAML reads a number: put it in quotes.")
-
-
-def _leaves(values: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """The dotted name and the value of each setting in nested ones."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{where}{name}.")
-        else:
-            yield f"{where}{name}", value
 
 
 def _near(key: str) -> list[str]:

@@ -137,18 +137,17 @@ class Renderer:
 
     def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
         try:
-            options = {"chat_template": self._chat_template, **self.template_options, **options}
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            known = {
+                "chat_template": with_fixed_clock(self.tokenizer.get_chat_template()),
+                **self.template_options,
+            }
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **(known | options)))
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
                 f"The chat template cannot write the turn {messages[-1]['content'][:60]!r}: {error}. "
                 "Set model.chat_template=FILE.jinja"
                 + (", or a data.layout without system turn." if messages[0]["role"] == "system" else ".")
             ) from error
-
-    @cached_property
-    def _chat_template(self) -> str:
-        return with_fixed_clock(self.tokenizer.get_chat_template())
 
     @cached_property
     def _some_prompt(self) -> str:

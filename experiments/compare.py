@@ -138,7 +138,15 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
         retained.append(other)
         if other.test == task.test or other.name == task.name:
             raise UserError(f"compare.retain: {other.name} is the task that is trained; name others.")
-    _require_tellable(task, material.source)
+    if (n_distinct := len(set(distinct_rows(task.test)))) < LEAST_TEST:
+        raise UserError(
+            f"{material.source}: {n_distinct} distinct test rows; a comparison needs at least {LEAST_TEST}."
+        )
+    if task.labels and len(targets := {example.target for example in task.test}) == 1:
+        raise UserError(
+            f"{material.source}: all {len(task.test)} test rows have the answer '{targets.pop()}', which a "
+            "model that always gives it gets right: give test rows with others too."
+        )
     found = row_findings(task.train, control_tokens(load_tokenizer(first.model)))
     notes = (*notes, *(finding.message for finding in found))
     pool, source = material.pool, material.source
@@ -199,21 +207,6 @@ def _rows(
     if repeated := len(task.test) - len(set(distinct_rows(task.test))):
         notes.append(f"{repeated} of {len(task.test)} test rows repeat others: intervals count distinct rows")
     return task, scored, tuple(notes)
-
-
-def _require_tellable(task: Task, source: str) -> None:
-    """UserError where no test could tell wordings apart."""
-    n_distinct = len(set(distinct_rows(task.test)))
-    if n_distinct < LEAST_TEST:
-        raise UserError(
-            f"{source}: {n_distinct} distinct test rows; a comparison needs at least {LEAST_TEST}."
-        )
-    targets = {example.target for example in task.test}
-    if task.labels and len(targets) == 1:
-        raise UserError(
-            f"{source}: all {len(task.test)} test rows have the answer '{targets.pop()}', which a model that "
-            "always gives it gets right: give test rows with others too."
-        )
 
 
 def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:

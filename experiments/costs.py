@@ -114,7 +114,13 @@ class Estimate:
             work = Work(trained=_training(stage, shapes, a_pass))
             return work, work
         if isinstance(stage, Score):
-            return _scoring(stage, shapes, a_pass)
+            # All rows under each prompt; of a race at least its first round, and one prompt to the end.
+            whole = [a_pass * (1 + s.own // budgets.CPU_READING) + s.prefix + s.own for s in shapes]
+            most, rows = Work(read=sum(whole)), len(stage.examples)
+            if config.scorer.name != "race" or rows <= FIRST_ROUND:
+                return most, most
+            first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
+            return Work(read=sum(first) + whole[0] - first[0]), most
         (shape,) = shapes
         once = a_pass * (1 + shape.own // budgets.CPU_READING) + shape.prefix + shape.own
         if not isinstance(stage, Evaluate):  # a gradient
@@ -158,17 +164,6 @@ def _training(stage: Train, shapes: Sequence[Shape], a_pass: int) -> float:
     passes = prompts + trainer.global_batch * mean // budget
     epochs = steps / math.ceil(max(1, rows) / trainer.global_batch)
     return epochs * own + steps * (prompts * prefix + passes * a_pass) + fisher * (mean + prefix + a_pass)
-
-
-def _scoring(stage: Score, shapes: Sequence[Shape], a_pass: int) -> tuple[Work, Work]:
-    """All rows under each prompt; of a race at least its first round, and one prompt to the end."""
-    once = [a_pass * (1 + s.own // budgets.CPU_READING) + s.prefix + s.own for s in shapes]
-    most = Work(read=sum(once))
-    rows = len(stage.examples)
-    if stage.config.scorer.name != "race" or rows <= FIRST_ROUND:
-        return most, most
-    first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
-    return Work(read=sum(first) + once[0] - first[0]), most
 
 
 # --- measured rates ----------------------------------------------------------------------------------------

@@ -45,7 +45,16 @@ def checks(config: Config) -> Iterator[Check]:
         if name and "extra ==" not in requirement:
             yield _installed(name[0], requirement)
     yield _installed("ray", f"{DISTRIBUTION}[ray]", required=config.engine.name == "ray")
-    yield _tried("device", lambda: _device(config))
+
+    def device() -> str:
+        found = device_of(config)
+        if found.type == "cuda":
+            facts = torch.cuda.get_device_properties(found)
+            kind, memory = facts.name, facts.total_memory
+        else:
+            kind = f"{os.cpu_count()} CPU cores" if found.type == "cpu" else found.type
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return f"{kind}, {memory / 2**30:.0f} GiB, {dtype_of(config)}"
 
     def model() -> str:
         preflight(config)
@@ -56,10 +65,15 @@ def checks(config: Config) -> Iterator[Check]:
         found = [load_pool(task, config.paraphrases) for task in tasks]
         return f"{sum(len(pool.paraphrases) for pool in found)} valid paraphrases of {len(found)} tasks"
 
+    yield _tried("device", device)
     yield _tried(f"model {config.model.name}", model)
     yield _benchmarks(config)
     yield _tried(f"data and prompt pools of {config.sequence.name}", pools)
-    yield _disk(Path(config.store.root))
+    root = Path(config.store.root)
+    existing = next(folder for folder in (root.resolve(), *root.resolve().parents) if folder.is_dir())
+    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
+    detail = f"{free / 2**30:.0f} GiB free at {root}" if writable else f"cannot write to {existing}"
+    yield Check("store", writable and free >= LEAST_FREE, detail, "Set store.root=FOLDER or SAPO_STORE")
 
 
 def _installed(name: str, requirement: str, required: bool = True) -> Check:
@@ -67,17 +81,6 @@ def _installed(name: str, requirement: str, required: bool = True) -> Check:
         return Check(name, True, version(name), required=required)
     except PackageNotFoundError:
         return Check(name, False, "not installed", f"pip install '{requirement}'", required)
-
-
-def _device(config: Config) -> str:
-    device = device_of(config)
-    if device.type == "cuda":
-        facts = torch.cuda.get_device_properties(device)
-        kind, memory = facts.name, facts.total_memory
-    else:
-        kind = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else device.type
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{kind}, {memory / 2**30:.0f} GiB, {dtype_of(config)}"
 
 
 def _benchmarks(config: Config) -> Check:
@@ -94,13 +97,6 @@ def _benchmarks(config: Config) -> Check:
         return Check("benchmarks", True, f"{len(natural):,} tasks of Natural Instructions in {root}")
     detail = f"no {' and '.join(missing)} in {root}" if root else "no folder is set (SAPO_DATA or data.root)"
     return Check("benchmarks", False, detail, "sapo fetch benchmarks", required)
-
-
-def _disk(root: Path) -> Check:
-    existing = next(folder for folder in (root.resolve(), *root.resolve().parents) if folder.is_dir())
-    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
-    detail = f"{free / 2**30:.0f} GiB free at {root}" if writable else f"cannot write to {existing}"
-    return Check("store", writable and free >= LEAST_FREE, detail, "Set store.root=FOLDER or SAPO_STORE")
 
 
 def _tried(name: str, look: Callable[[], str]) -> Check:

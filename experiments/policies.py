@@ -47,19 +47,10 @@ class Policy:
     note: str | None = None
 
 
-def _at_random(offer: Offer) -> Prompt:
-    """Decided by seed and task alone."""
-    return random.Random(f"random {offer.seed} {offer.pool.task}").choice(offer.candidates)  # noqa: S311
-
-
 def by_loss(candidates: Iterable[Prompt], losses: Mapping[int, float], sign: int = 1) -> list[Prompt]:
     """The candidates whose loss is known, the lowest first (with `sign` -1 the highest), then by index."""
     measured = (prompt for prompt in candidates if prompt.index in losses)
     return sorted(measured, key=lambda prompt: (sign * losses[prompt.index], prompt.index))
-
-
-def _reads_paraphrase(config: PolicyConfig, is_last: bool) -> bool:
-    return config.index != ORIGINAL and (is_last or not config.last_only)
 
 
 class _Policies(dict[str, Policy]):
@@ -75,8 +66,14 @@ class _Policies(dict[str, Policy]):
 POLICIES = _Policies(
     {
         "static": Policy(lambda offer: offer.pool.original, needs_pool=lambda *_: False),
-        "fixed": Policy(lambda offer: offer.pool.at(offer.config.index), needs_pool=_reads_paraphrase),
-        "random": Policy(_at_random),
+        "fixed": Policy(
+            lambda offer: offer.pool.at(offer.config.index),
+            needs_pool=lambda config, is_last: config.index != ORIGINAL and (is_last or not config.last_only),
+        ),
+        # Seed and task alone decide.
+        "random": Policy(
+            lambda offer: random.Random(f"random {offer.seed} {offer.pool.task}").choice(offer.candidates)  # noqa: S311
+        ),
         # The lowest loss (paper, Algorithm 1).
         "sapo": Policy(lambda offer: by_loss(offer.candidates, offer.losses)[0], needs_losses=True),
         "sapp": Policy(lambda offer: by_loss(offer.candidates, offer.losses, -1)[0], needs_losses=True),

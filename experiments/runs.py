@@ -151,9 +151,18 @@ def write_run(run: Run, store: Store) -> Path:
         table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
         table["label_match"] = pd.array(label_matches(table, labels[evaluation.task]), dtype="Float64")
         tables.append(table)
+    # Of every optimizer step of each training, with the penalty and the gradient's norm if there are any.
+    losses = [pd.DataFrame(columns=["task", "step", "loss"])]
+    for trained in run.trained:
+        result = computed(trained).result
+        columns = {"loss": result.losses, "penalty": result.penalties, "gradient_norm": result.gradient_norms}
+        table = pd.DataFrame({column: values for column, values in columns.items() if values})
+        table.insert(0, "task", result.task)
+        table.insert(1, "step", range(1, len(table) + 1))
+        losses.append(table)
     with store.lock(name), store.scratch(name) as building:
         pd.concat(tables, ignore_index=True).to_parquet(building / "predictions.parquet")
-        _losses(run).to_csv(building / LOSSES, index=False)
+        pd.concat(losses[1:] or losses, ignore_index=True).to_csv(building / LOSSES, index=False)
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
         write_last(building, _record(name, run, identity, pool))
         put_record(building, store.run_folder(name))
@@ -265,19 +274,6 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
         environment=stages[0].environment,
         pool=pool,
     )
-
-
-def _losses(run: Run) -> pd.DataFrame:
-    """The loss of every optimizer step of each training, with the penalty and the gradient's norm if any."""
-    tables = [pd.DataFrame(columns=["task", "step", "loss"])]
-    for trained in run.trained:
-        result = computed(trained).result
-        columns = {"loss": result.losses, "penalty": result.penalties, "gradient_norm": result.gradient_norms}
-        table = pd.DataFrame({name: values for name, values in columns.items() if values})
-        table.insert(0, "task", result.task)
-        table.insert(1, "step", range(1, len(table) + 1))
-        tables.append(table)
-    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def stage_record(stored: Stored) -> StageRecord:

@@ -196,7 +196,16 @@ def select_prompt(
     not finite.
     """
     prompts = _prompts(candidates, original)
-    _require_usable(model, tokenizer, reduction)
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise UserError(
+            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
+            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
+        )
+    if not tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
     task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
@@ -205,7 +214,21 @@ def select_prompt(
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens, layout=layout)
     require_shown(renderer, task, prompts)
     require_known_tokens(model, renderer, [(task, prompts)])
-    losses = _losses(model, renderer, task, prompts, batch_tokens, on_scored)
+    # As a run scores them; modules are afterwards in the mode that they had.
+    config = Config()
+    config = replace(config, evaluator=replace(config.evaluator, batch_tokens=batch_tokens))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    tables = []
+    try:
+        for prompt in prompts:
+            rendered = renderer.render(task, prompt.text, task.train)
+            tables.append(pool_losses(model, task, [prompt], [rendered], config))
+            on_scored(prompt)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    losses = pd.concat(tables, ignore_index=True)
     return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
 
 
@@ -301,19 +324,6 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
     }
 
 
-def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
-    adapter = getattr(model, "active_peft_config", None)
-    if adapter is not None and adapter.is_prompt_learning:
-        raise UserError(
-            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
-            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
-        )
-    if not tokenizer.chat_template:
-        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
-
-
 def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
     """The candidates with the original first; UserError if there is nothing to choose from."""
     if isinstance(candidates, str):
@@ -325,31 +335,6 @@ def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
     if len(texts) < 2:
         raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
     return [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
-
-
-def _losses(
-    model: PreTrainedModel,
-    renderer: Renderer,
-    task: Task,
-    prompts: Sequence[Prompt],
-    batch_tokens: int | None,
-    on_scored: Callable[[Prompt], object],
-) -> pd.DataFrame:
-    """A row a prompt and example, as a run scores them; modules are afterwards in the mode that they had."""
-    config = Config()
-    config = replace(config, evaluator=replace(config.evaluator, batch_tokens=batch_tokens))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    tables = []
-    try:
-        for prompt in prompts:
-            rendered = renderer.render(task, prompt.text, task.train)
-            tables.append(pool_losses(model, task, [prompt], [rendered], config))
-            on_scored(prompt)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return pd.concat(tables, ignore_index=True)
 
 
 # --- statistics --------------------------------------------------------------------------------------------

@@ -187,7 +187,18 @@ def import_archive(file: Path, store: Store) -> Archived:
             reason = str(error).replace(f"{scratch}/", "")
             raise UserError(f"{file} is not as `sapo store export` writes it: {reason}") from error
         kept = [stage for stage in stages if _has_already(store, stage)]
-        put = [_put_stage(store, stage) for stage in stages if stage not in kept]
+        n_new = 0
+        for stage in (stage for stage in stages if stage not in kept):
+            final = store.root / "stages" / stage.parent.name / stage.name
+            with store.lock(stage.name):
+                if _has_already(store, stage):  # a command has computed it meanwhile
+                    continue
+                flush(stage)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(final, ignore_errors=True)  # without a manifest: what an interrupted copy left
+                stage.rename(final)
+                sync(final.parent)
+                n_new += 1
         for record in records:
             final = store.root / record.parent.name / record.name
             with store.lock(record.name):
@@ -196,21 +207,7 @@ def import_archive(file: Path, store: Store) -> Archived:
     runs, probes = (
         [path.name for path in records if path.parent.name == kind] for kind in ("runs", "probes")
     )
-    return Archived(runs, probes, len(stages), len(stages) - sum(put), n_bytes)
-
-
-def _put_stage(store: Store, stage: Path) -> bool:
-    """Moves a stage to its place; False if a command has computed it meanwhile, which then stays."""
-    final = store.root / "stages" / stage.parent.name / stage.name
-    with store.lock(stage.name):
-        if _has_already(store, stage):
-            return False
-        flush(stage)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)  # without a manifest: what an interrupted copy left
-        stage.rename(final)
-        sync(final.parent)
-    return True
+    return Archived(runs, probes, len(stages), len(stages) - n_new, n_bytes)
 
 
 def _is_known(name: str) -> bool:
