@@ -1,16 +1,13 @@
 """`sapo plan OVERRIDES…`: what there is to do, what is done, and what it takes."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
 from rich.filesize import decimal
 
 from sapo.cli.console import Json, Overrides, duration, emit, notice, notice_rows, table
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = (
     "sapo plan sequence=mini_five_a policy=static,random,sapo",
