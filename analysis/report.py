@@ -253,7 +253,19 @@ def draw(
     if drawing == "claims":
         return claims(target, folders, output, definition, warnings)
     if drawing == "timings":
-        return _wall_time(target, folders, output, warnings)
+        # Table 10: wall time with and without selection.
+        runs = [load_run(folder) for folder in folders]
+        frame, left_out, notes = timings(runs)
+        report = Report(
+            runs, warnings=[*warnings, *left_out], notes=notes, name=target, tables={target: frame}
+        )
+        report.measure = leading_measure(any(run.demonstration for run in runs))
+        text = timing_text(frame)
+        where = dict.fromkeys(f"{run.model} · {run.sequence}" for run in runs)
+        report.parts.append(render.terminal(text, f"{report.title}: {', '.join(where)}"))
+        _write_texts(report, output, {f"{target}.csv": frame}, render.markdown(text), render.latex(text))
+        report.files.append(write_page(report, output, {report.title: text}))
+        return report
     report = analyze(folders, output, None, definition, target, warnings)
     if drawing == "pool_sizes":
         _draw_sizes(report, output)
@@ -284,20 +296,6 @@ def _draw_sizes(report: Report, output: Path) -> None:
     else:
         report.warnings.append(f"No {report.title}: it needs runs of a policy that chooses from a pool.")
     report.files += drawn
-
-
-def _wall_time(name: str, folders: Sequence[Path], output: Path, warnings: Sequence[str]) -> Report:
-    """Table 10: wall time with and without selection."""
-    runs = [load_run(folder) for folder in folders]
-    frame, left_out, notes = timings(runs)
-    report = Report(runs, warnings=[*warnings, *left_out], notes=notes, name=name, tables={name: frame})
-    report.measure = leading_measure(any(run.demonstration for run in runs))
-    text = timing_text(frame)
-    where = dict.fromkeys(f"{run.model} · {run.sequence}" for run in runs)
-    report.parts.append(render.terminal(text, f"{report.title}: {', '.join(where)}"))
-    _write_texts(report, output, {f"{name}.csv": frame}, render.markdown(text), render.latex(text))
-    report.files.append(write_page(report, output, {report.title: text}))
-    return report
 
 
 def probes(

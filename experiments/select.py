@@ -195,7 +195,15 @@ def select_prompt(
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
     not finite.
     """
-    prompts = _prompts(candidates, original)
+    if isinstance(candidates, str):
+        raise UserError("candidates is one text; give a list of prompts.")
+    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
+    empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if empty:
+        raise UserError(f"candidate {empty[0]} is empty or no text.")
+    if len(texts) < 2:
+        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
+    prompts = [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         raise UserError(
@@ -322,19 +330,6 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
         "reduction": config.scorer.reduction,
         "seed": config.seed,
     }
-
-
-def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
-    """The candidates with the original first; UserError if there is nothing to choose from."""
-    if isinstance(candidates, str):
-        raise UserError("candidates is one text; give a list of prompts.")
-    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
-    empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if empty:
-        raise UserError(f"candidate {empty[0]} is empty or no text.")
-    if len(texts) < 2:
-        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
-    return [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
 
 
 # --- statistics --------------------------------------------------------------------------------------------

@@ -182,7 +182,19 @@ class Served:
             )
         self.task, self.prompt = load_task(name, self.run.config), Prompt(learned[name])
         self.renderer: Renderer = load_renderer(self.run.config)
-        self.rows = self._planted(rows)
+        # Rows that are read whole: first one of each answer, and those whose answers came to their end.
+        table = self.measured(self.state.key, None, few=4 * rows)
+        table = table[~table["is_shortened"]]
+        again = table.groupby("prediction").cumcount()
+        order = table.assign(again=again).sort_values(["is_unfinished", "again"], kind="stable")
+        chosen = order.head(rows).sort_index()
+        if chosen.empty:
+            raise UserError(f"Task {self.task.name}: no test row that is read whole (data.max_input_tokens).")
+        self.places = chosen["example"].tolist()
+        examples = [self.task.test[place] for place in self.places]
+        rendered = self.renderer.render(self.task, self.prompt.text, examples, for_test=True)
+        facts = zip(examples, rendered, chosen["prediction"], chosen["nll"], strict=True)
+        self.rows = [Planted(*each) for each in facts]
 
     def measured(self, key: str, places: Sequence[int] | None, few: int = 0) -> pd.DataFrame:
         """A state's answers and losses on test rows, all or the first few without `places`.
@@ -198,21 +210,6 @@ class Served:
         rows = task.test[:few] if places is None else tuple(task.test[place] for place in places)
         stage = replace(stage, task=replace(task, test=rows))
         return asyncio.run(LocalEngine(self.run.store).run(stage)).examples()
-
-    def _planted(self, count: int) -> list[Planted]:
-        """Rows that are read whole: first one of each answer, and those whose answers came to their end."""
-        table = self.measured(self.state.key, None, few=4 * count)
-        table = table[~table["is_shortened"]]
-        again = table.groupby("prediction").cumcount()
-        order = table.assign(again=again).sort_values(["is_unfinished", "again"], kind="stable")
-        chosen = order.head(count).sort_index()
-        if chosen.empty:
-            raise UserError(f"Task {self.task.name}: no test row that is read whole (data.max_input_tokens).")
-        self.places = chosen["example"].tolist()
-        examples = [self.task.test[place] for place in self.places]
-        rendered = self.renderer.render(self.task, self.prompt.text, examples, for_test=True)
-        facts = zip(examples, rendered, chosen["prediction"], chosen["nll"], strict=True)
-        return [Planted(*each) for each in facts]
 
     # --- what is sent, and what comes back ------------------------------------------------------------------
 

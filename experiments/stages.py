@@ -4,7 +4,7 @@ A stage's key is the SHA-256 of everything that can change its result, and of no
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,7 +57,20 @@ class Stage(ABC):
     """Groups and settings of the config that can change the result."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", _only(self.config, self.settings))
+        # These groups and settings of the config, and the runtime settings of `_RUNTIME`.
+        narrow = Config()
+        for name in self.settings:
+            group, _, setting = name.partition(".")
+            value = getattr(self.config, group)
+            if setting:
+                value = replace(getattr(narrow, group), **{setting: getattr(value, setting)})
+            narrow = replace(narrow, **{group: value})
+        for group in _RUNTIME:
+            if group not in self.settings:
+                whole = getattr(self.config, group)
+                values = {f.name: getattr(whole, f.name) for f in fields(whole) if not f.metadata["identity"]}
+                narrow = replace(narrow, **{group: replace(getattr(narrow, group), **values)})
+        object.__setattr__(self, "config", narrow)
 
     @property
     @abstractmethod
@@ -373,20 +386,3 @@ def in_state(
 
 def _task_identity(task: Task, rows: tuple[Example, ...]) -> dict[str, str]:
     return {"suffix": task.suffix, "separator": task.separator, "examples": examples_digest(rows)}
-
-
-def _only(config: Config, settings: Sequence[str]) -> Config:
-    """A config with these groups and settings, and the runtime settings of `_RUNTIME`, of another."""
-    narrow = Config()
-    for name in settings:
-        group, _, setting = name.partition(".")
-        value = getattr(config, group)
-        if setting:
-            value = replace(getattr(narrow, group), **{setting: getattr(value, setting)})
-        narrow = replace(narrow, **{group: value})
-    for group in _RUNTIME:
-        if group not in settings:
-            whole = getattr(config, group)
-            values = {f.name: getattr(whole, f.name) for f in fields(whole) if not f.metadata["identity"]}
-            narrow = replace(narrow, **{group: replace(getattr(narrow, group), **values)})
-    return narrow
