@@ -195,25 +195,8 @@ def select_prompt(
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
     not finite.
     """
-    if isinstance(candidates, str):
-        raise UserError("candidates is one text; give a list of prompts.")
-    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
-    empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if empty:
-        raise UserError(f"candidate {empty[0]} is empty or no text.")
-    if len(texts) < 2:
-        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
-    prompts = [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
-    adapter = getattr(model, "active_peft_config", None)
-    if adapter is not None and adapter.is_prompt_learning:
-        raise UserError(
-            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
-            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
-        )
-    if not tokenizer.chat_template:
-        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
+    prompts = _prompts(candidates, original)
+    _require_usable(model, tokenizer, reduction)
     task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
@@ -222,21 +205,7 @@ def select_prompt(
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens, layout=layout)
     require_shown(renderer, task, prompts)
     require_known_tokens(model, renderer, [(task, prompts)])
-    # As a run scores them; modules are afterwards in the mode that they had.
-    config = Config()
-    config = replace(config, evaluator=replace(config.evaluator, batch_tokens=batch_tokens))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    tables = []
-    try:
-        for prompt in prompts:
-            rendered = renderer.render(task, prompt.text, task.train)
-            tables.append(pool_losses(model, task, [prompt], [rendered], config))
-            on_scored(prompt)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    losses = pd.concat(tables, ignore_index=True)
+    losses = _losses(model, renderer, task, prompts, batch_tokens, on_scored)
     return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
 
 
@@ -330,6 +299,57 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
         "reduction": config.scorer.reduction,
         "seed": config.seed,
     }
+
+
+def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise UserError(
+            f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
+            "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
+        )
+    if not tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
+
+
+def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
+    """The candidates with the original first; UserError if there is nothing to choose from."""
+    if isinstance(candidates, str):
+        raise UserError("candidates is one text; give a list of prompts.")
+    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
+    empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if empty:
+        raise UserError(f"candidate {empty[0]} is empty or no text.")
+    if len(texts) < 2:
+        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
+    return [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
+
+
+def _losses(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    task: Task,
+    prompts: Sequence[Prompt],
+    batch_tokens: int | None,
+    on_scored: Callable[[Prompt], object],
+) -> pd.DataFrame:
+    """A row a prompt and example, as a run scores them; modules are afterwards in the mode that they had."""
+    config = Config()
+    config = replace(config, evaluator=replace(config.evaluator, batch_tokens=batch_tokens))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    tables = []
+    try:
+        for prompt in prompts:
+            rendered = renderer.render(task, prompt.text, task.train)
+            tables.append(pool_losses(model, task, [prompt], [rendered], config))
+            on_scored(prompt)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return pd.concat(tables, ignore_index=True)
 
 
 # --- statistics --------------------------------------------------------------------------------------------
