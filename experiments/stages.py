@@ -3,123 +3,31 @@
 A stage's key is the SHA-256 of everything that can change its result, and of nothing else.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import torch
 
 from sapo.conf.errors import WorkError
-from sapo.conf.schema import Config, identity_values
+from sapo.conf.schema import identity_values
 from sapo.data.prompts import Prompt
 from sapo.data.records import BASE
-from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example, Task, digest, examples_digest
+from sapo.experiments.engine.stage import Reading, Stage
 from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.methods import METHODS, Context, method_of
 from sapo.experiments.model import evaluation, gradients, ranks, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
-from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.model.scoring import pool_losses
 
-# Raised when a change of the code changes what a stage computes.
-VERSIONS = {"score": 2, "train": 2, "evaluate": 2, "gradient": 2}
 # The means that an evaluation's result holds, those of them that it has measured.
 MEASURED = ("rougeL", "exact_match", "nll", "kl")
-# Groups whose settings that cannot change a result say how every stage is computed.
-_RUNTIME = ("engine", "trainer", "evaluator")
-
-# A task, rows of it, a prompt, and how many times on average each row is read under that prompt.
-Reading = tuple[Task, tuple[Example, ...], Prompt, float]
-
-
-@dataclass(frozen=True)
-class Stage(ABC):
-    """A pure function of what it is given, whose result the store keeps under its key.
-
-    `config` holds the settings that the stage reads: those named in `settings`, and the runtime ones. All
-    others are as the schema has them, so that the work cannot depend on a setting that is not in the key.
-    `state` is the key of the training that made the state of the model, or `base`.
-    """
-
-    config: Config
-    state: str
-
-    kind: ClassVar[str]
-    verb: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]]
-    """Groups and settings of the config that can change the result."""
-
-    def __post_init__(self) -> None:
-        # These groups and settings of the config, and the runtime settings of `_RUNTIME`.
-        narrow = Config()
-        for name in self.settings:
-            group, _, setting = name.partition(".")
-            value = getattr(self.config, group)
-            if setting:
-                value = replace(getattr(narrow, group), **{setting: getattr(value, setting)})
-            narrow = replace(narrow, **{group: value})
-        for group in _RUNTIME:
-            if group not in self.settings:
-                whole = getattr(self.config, group)
-                values = {f.name: getattr(whole, f.name) for f in fields(whole) if not f.metadata["identity"]}
-                narrow = replace(narrow, **{group: replace(getattr(narrow, group), **values)})
-        object.__setattr__(self, "config", narrow)
-
-    @property
-    @abstractmethod
-    def readings(self) -> list[Reading]:
-        """What it reads: rows of a task under a prompt, and how often."""
-
-    @abstractmethod
-    def inputs(self) -> dict[str, Any]:
-        """What can change the result beside model, state and the settings of the data."""
-
-    @abstractmethod
-    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
-        """Computes the result, writes its tables or weights to `folder`, and returns its facts."""
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that can change the result."""
-        return {
-            "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "state": self.state,
-            "model": model_identity(self.config),
-            "data": identity_values(self.config.data),
-            **self.inputs(),
-        }
-
-    @property
-    def name(self) -> str:
-        """The tasks that it works on, for people."""
-        return "+".join(dict.fromkeys(task.name for task, *_ in self.readings))
-
-    @property
-    def groups(self) -> list[str]:
-        """The groups of the config that it reads."""
-        return [*dict.fromkeys(name.split(".")[0] for name in (*self.settings, *_RUNTIME))]
-
-    @property
-    def key(self) -> str:
-        """SHA-256 of the canonical JSON of the identity."""
-        return digest(self.identity())
-
-    def __str__(self) -> str:
-        """`training mini_city, prompt 3`."""
-        prompts = {prompt.name for _, _, prompt, _ in self.readings}
-        what = f"{len(prompts)} prompts" if len(prompts) > 1 else ", ".join(prompts)
-        return f"{self.verb} {self.name}, {what}"
-
-    def renderer(self, language_model: LanguageModel) -> Renderer:
-        """How the model sees examples."""
-        return language_model.renderer(*rendering(self.config.data))
 
 
 @dataclass(frozen=True)

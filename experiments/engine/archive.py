@@ -25,27 +25,23 @@ import yaml
 from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.conf.names import why_no_run
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import flush, stored_json, sync, unreadable
+from sapo.data.files import flush, sync, unreadable
 from sapo.data.records import (
     MANIFEST,
     FileFacts,
     ProbeRecord,
     RunRecord,
-    StageResult,
-    damage,
     mend,
-    parse,
     read_manifest,
     read_record,
 )
-from sapo.data.tasks import digest
+from sapo.experiments.engine.garbage import RECORDS, verify
 from sapo.experiments.engine.store import KINDS, PROBE_FILES, RUN_FILES, Store, put_record
 
 FORMAT = 1
 INDEX = "index.json"
 LARGEST_INDEX = 2**26
 _PIECE = 2**20
-_READINGS = 3  # of a stage that another command writes again meanwhile
 _RESULTS = (".parquet", ".safetensors")
 _STAGE = re.compile(
     rf"stages/(?:{'|'.join(KINDS)})/[0-9a-f]{{64}}/(?:\w[\w.-]*/){{0,3}}\w[\w.-]*\.(?:json|yaml|parquet|safetensors|md)",
@@ -85,39 +81,24 @@ def export_runs(folders: Sequence[Path], target: Path, with_stages: bool = True)
     with ExitStack() as held:
         for root in dict.fromkeys(folder.parent.parent for folder in folders):
             held.enter_context(Store(root).at_work(required=False))
-        changed = None
-        for _ in range(_READINGS):
-            # What is packed is compared with its manifest; reading everything before says what is damaged.
-            files, n_stages = _listed(folders, with_stages, whole=changed is not None)
-            try:
-                changed = _pack(files, target)
-            except OSError as error:
-                kind = WorkError if is_full(error) else UserError
-                raise kind(f"Cannot write {target}: {error}.") from error
-            if changed is None:
-                break
-        else:
-            raise WorkError(f"{changed} is written again by another command: export when that is done.")
+        files, n_stages = _listed(folders, with_stages)
+        try:
+            _pack(files, target)
+        except OSError as error:
+            kind = WorkError if is_full(error) else UserError
+            raise kind(f"Cannot write {target}: {error}.") from error
     n_bytes = sum(facts.bytes for _, facts in files.values())
     return Archived([run.name for run in runs], [probe.name for probe in probes], n_stages, 0, n_bytes)
 
 
-def _record(folder: Path) -> RunRecord | ProbeRecord:
-    """The record of a run or a probe."""
-    kind: type[RunRecord] | type[ProbeRecord] = RunRecord if folder.parent.name == "runs" else ProbeRecord
-    return read_record(kind, folder)
-
-
-def _listed(
-    folders: Sequence[Path], with_stages: bool, whole: bool
-) -> tuple[dict[str, tuple[Path, FileFacts]], int]:
+def _listed(folders: Sequence[Path], with_stages: bool) -> tuple[dict[str, tuple[Path, FileFacts]], int]:
     """The files of records and of their stages, by their names in an archive, and how many stages."""
     parts = {f"{folder.parent.name}/{folder.name}": folder for folder in folders}
     for folder in folders:
         store = Store(folder.parent.parent)
-        record = _record(folder)
+        record = read_record(RECORDS[folder.parent.name], folder)
         for stage in record.stages if with_stages else ():
-            stored = store.find(stage.kind, stage.key, whole=whole)
+            stored = store.find(stage.kind, stage.key)
             if stored is None:
                 raise UserError(
                     f"Stage {stage.kind}/{stage.key[:12]} of {record.WHAT} {folder.name} is not in "
@@ -135,10 +116,10 @@ def _listed(
     return files, len(parts) - len(folders)
 
 
-def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> str | None:
+def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> None:
     """Writes the archive beside its place, and moves it there when it is whole.
 
-    Returns the name of the first file that is not what was listed, and then writes none.
+    WorkError, and no file, if a file is not what was listed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     sizes = {name: facts.bytes for name, (_, facts) in files.items()}
@@ -152,20 +133,17 @@ def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> str | None:
             tar.addfile(info, io.BytesIO(index))
             for name, (path, facts) in files.items():
                 try:
-                    content = path.open("rb")
+                    content = path.read_bytes()
                 except FileNotFoundError:
-                    return name
+                    content = b""
                 except OSError as error:
                     raise unreadable(path, error) from error
-                with content:
-                    if hashlib.file_digest(content, "sha256").hexdigest() != facts.sha256:
-                        return name
-                    content.seek(0)
-                    info = tarfile.TarInfo(name)
-                    info.size = facts.bytes
-                    tar.addfile(info, content)
+                if hashlib.sha256(content).hexdigest() != facts.sha256:
+                    raise WorkError(f"{name} is written again by another command: export when that is done.")
+                info = tarfile.TarInfo(name)
+                info.size = facts.bytes
+                tar.addfile(info, io.BytesIO(content))
         packed.rename(target)
-    return None
 
 
 def import_archive(file: Path, store: Store) -> Archived:
@@ -182,7 +160,7 @@ def import_archive(file: Path, store: Store) -> Archived:
         stages, records = sorted(scratch.glob("stages/*/*")), sorted(scratch.glob("runs/*"))
         records += sorted(scratch.glob("probes/*"))
         try:
-            _check(stages, records)
+            _check(scratch, records)
         except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
             reason = str(error).replace(f"{scratch}/", "")
             raise UserError(f"{file} is not as `sapo store export` writes it: {reason}") from error
@@ -266,46 +244,21 @@ def _opened(file: Path) -> Iterator[tuple[gzip.GzipFile, tarfile.TarFile, dict[s
         raise UserError(f"{file} is no whole archive of `sapo store export`: {error}") from error
 
 
-def _check_files(folder: Path) -> None:
-    """The files are those of the manifest, and the settings run nothing."""
-    for line in damage(folder):
-        raise UserError(f"damaged: {line}")
-    listed = {folder / name for name in (MANIFEST, *read_manifest(folder))}
-    for path in sorted(listed ^ {path for path in folder.rglob("*") if path.is_file()}):
-        raise UserError(f"{path} is unlike its manifest.")
-    config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError(f"an alias in {config}")  # it may stand for a million values
-    if _is_unsafe(yaml.safe_load(text)):
-        raise UserError(
-            f"{config} runs code of a model's, or may read this machine's environment "
-            "(model.trust_remote_code, ${…}): it is not imported. Run it here yourself if you trust it."
-        )
-
-
-def _check(stages: Sequence[Path], records: Sequence[Path]) -> None:
-    """Stages are what their manifests and keys say; records have their own names, and all their parts."""
-    for folder in (*stages, *records):
-        _check_files(folder)
-    for folder in stages:
-        identity = stored_json(folder / "identity.json")
-        if digest(identity) != folder.name or identity.get("kind") != folder.parent.name:
-            raise UserError(f"stage {folder.parent.name}/{folder.name[:12]} is not what its key says.")
-        parse(StageResult, folder / "result.json", "")
-    known = {(folder.parent.name, folder.name) for folder in stages}
-    for folder in records:
-        record = _record(folder)
-        if record.id != folder.name:
-            raise UserError(f"{record.WHAT} {folder.name} has another id.")
-        for stage in record.stages if known else ():  # none at all: results alone
-            if (stage.kind, stage.key) not in known:
-                raise UserError(
-                    f"stage {stage.kind}/{stage.key[:12]} of {record.WHAT} {folder.name} is missing."
-                )
-        runs = record.runs.values() if isinstance(record, ProbeRecord) else ()
-        if missing := [name for name in runs if not (folder.parent.parent / "runs" / name).is_dir()]:
-            raise UserError(f"run {missing[0]} of probe {folder.name} is missing.")
+def _check(scratch: Path, records: Sequence[Path]) -> None:
+    """What came is a sound store by itself, and its settings run nothing."""
+    for config in sorted(scratch.rglob("config.yaml")):
+        text = config.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError(f"an alias in {config}")  # it may stand for a million values
+        if _is_unsafe(yaml.safe_load(text)):
+            raise UserError(
+                f"{config} runs code of a model's, or may read this machine's environment "
+                "(model.trust_remote_code, ${…}): it is not imported. Run it here yourself if you trust it."
+            )
+    for record in records:
+        read_record(RECORDS[record.parent.name], record)
+    for problem in verify(Store(scratch), with_stages=any(scratch.glob("stages/*/*"))):
+        raise UserError(problem.line)
 
 
 def _is_unsafe(settings: Any) -> bool:

@@ -23,7 +23,7 @@ from datetime import timedelta
 from logging.handlers import QueueHandler
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -34,13 +34,11 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import write_json
 from sapo.data.records import StageResult, write_record
 from sapo.experiments.engine.environment import environment
+from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import Store, own_folder
 from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import device_of, require_devices
 from sapo.experiments.model.load import LanguageModel, load_model
-
-if TYPE_CHECKING:
-    from sapo.experiments.engine.local import Stage
 
 # A process that is waited for is watched from here: nobody has to give up waiting.
 _PATIENCE = timedelta(days=30)
@@ -48,7 +46,7 @@ _END = 5.0  # seconds that a process has to end in before it is killed
 _log = logging.getLogger(__name__)
 
 
-def compute(stage: "Stage", store: Store, folder: Path) -> None:
+def compute(stage: Stage, store: Store, folder: Path) -> None:
     """Computes a stage into a folder, on several devices (`engine.devices`).
 
     If one of several processes dies, the stage begins again, `engine.retries` times, a training from its last
@@ -69,7 +67,7 @@ def compute(stage: "Stage", store: Store, folder: Path) -> None:
 
 
 @contextmanager
-def described(stage: "Stage", folder: Path) -> Iterator[tuple[LanguageModel, dict[str, Any]]]:
+def described(stage: Stage, folder: Path) -> Iterator[tuple[LanguageModel, dict[str, Any]]]:
     """The model to compute a stage with in this process, and a dict for what it measures.
 
     Writes these beside the result, what the stage is, and with what it was made.
@@ -111,7 +109,7 @@ class _Group:
         for end in theirs:  # so that the end of a process is the end of its pipe
             end.close()
 
-    def compute(self, stage: "Stage", folder: Path, root: Path) -> None:
+    def compute(self, stage: Stage, folder: Path, root: Path) -> None:
         """Has all of them compute the stage; on any error none of them is left."""
         try:
             for pipe in self._pipes:
@@ -166,7 +164,7 @@ class _Group:
 _running: tuple[Any, _Group] | None = None
 
 
-def _group(stage: "Stage") -> _Group:
+def _group(stage: Stage) -> _Group:
     """The processes for a stage, started once and kept; other ones take their place."""
     global _running
     config = stage.config

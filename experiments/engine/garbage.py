@@ -27,7 +27,7 @@ from sapo.data.records import (
 from sapo.data.tasks import digest
 from sapo.experiments.engine.store import GC, KINDS, Store, Stored, holder, try_lock
 
-_RECORDS: dict[str, type[RunRecord] | type[ProbeRecord]] = {"runs": RunRecord, "probes": ProbeRecord}
+RECORDS: dict[str, type[RunRecord] | type[ProbeRecord]] = {"runs": RunRecord, "probes": ProbeRecord}
 LOCK = "lock that nobody holds"  # `what` of a leftover lock
 
 
@@ -44,11 +44,14 @@ class Problem:
     path: Path | None = None
 
 
-def verify(store: Store) -> list[Problem]:
-    """Reads everything in the store; what is being written meanwhile is not judged."""
+def verify(store: Store, with_stages: bool = True) -> list[Problem]:
+    """Reads everything in the store; what is being written meanwhile is not judged.
+
+    Without stages, which results alone do not have, none is missing.
+    """
     found: list[Problem] = []
     with store.at_work(required=False):
-        for part in (*(f"stages/{kind}" for kind in KINDS), *_RECORDS):
+        for part in (*(f"stages/{kind}" for kind in KINDS), *RECORDS):
             try:
                 names = sorted(os.listdir(store.root / part))
             except FileNotFoundError:
@@ -59,8 +62,8 @@ def verify(store: Store) -> list[Problem]:
             for folder in (store.root / part / name for name in names if not name.startswith(".")):
                 if folder.is_dir():
                     found += _settled(store, folder.name, partial(_problems, folder))
-                    if kind := _RECORDS.get(part):
-                        found += _missing(store, folder, kind)
+                    if kind := RECORDS.get(part):
+                        found += _missing(store, folder, kind, with_stages)
     return found
 
 
@@ -77,12 +80,13 @@ def _settled(store: Store, lock: str, look: Callable[[], list[Problem]]) -> list
 
 def _problems(folder: Path) -> list[Problem]:
     """What is wrong with the files of a stage, run or probe."""
-    kind, key = _RECORDS.get(folder.parent.name), folder.name
+    kind, key = RECORDS.get(folder.parent.name), folder.name
     try:
         if kind:
             # A folder with neither is what a killed command left.
-            if (folder / kind.FILE).exists() or (folder / MANIFEST).exists():
-                read_record(kind, folder)
+            is_there = (folder / kind.FILE).exists() or (folder / MANIFEST).exists()
+            if is_there and read_record(kind, folder).id != folder.name:
+                return [Problem(f"{folder} holds another {kind.WHAT} than its name says", key, folder)]
             return []
         stored = Stored(key, folder)
         if lines := lasting_damage(folder):
@@ -92,7 +96,7 @@ def _problems(folder: Path) -> list[Problem]:
         paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
         if extra := sorted(set(paths) - listed):
             return [Problem(f"{path} is not in its stage's manifest", key, path) for path in extra]
-        if digest(stored.identity) != key:
+        if digest(stored.identity) != key or stored.identity.get("kind") != stored.kind:
             return [Problem(f"{folder} holds another stage than its name says", key, folder)]
         _ = stored.result
     except UserError as error:
@@ -101,7 +105,9 @@ def _problems(folder: Path) -> list[Problem]:
     return []
 
 
-def _missing(store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecord]) -> list[Problem]:
+def _missing(
+    store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecord], with_stages: bool
+) -> list[Problem]:
     """Stages and runs that a run or probe is made of and that are not there."""
     try:
         record = parse(kind, folder / kind.FILE, mend(folder))
@@ -113,6 +119,7 @@ def _missing(store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecor
             store.root / "stages" / stage.kind / stage.key / MANIFEST,
         )
         for stage in record.stages
+        if with_stages
     }
     for run in record.runs.values() if isinstance(record, ProbeRecord) else ():
         parts[run] = f"run {run}", store.run_folder(run) / RunRecord.FILE
@@ -299,7 +306,7 @@ def _of_no_run(store: Store) -> Iterator[Leftover]:
 def referred(store: Store) -> set[str]:
     """Keys of the stages that finished runs and probes refer to; WorkError if one cannot be read."""
     keys: set[str] = set()
-    for part, kind in _RECORDS.items():
+    for part, kind in RECORDS.items():
         for path in store.root.glob(f"{part}/[!.]*/{kind.FILE}"):
             record = read_record(kind, path.parent)
             keys |= {stage.key for stage in record.stages}

@@ -5,47 +5,13 @@ import shutil
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from sapo.conf.schema import Config
 from sapo.experiments.engine import devices
+from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import Store, Stored
-from sapo.experiments.model.load import LanguageModel
 
 Result = TypeVar("Result")
-
-
-class Stage(Protocol):
-    """What an engine needs to know of a stage."""
-
-    kind: ClassVar[str]
-
-    @property
-    def config(self) -> Config:
-        """The settings that it reads."""
-
-    @property
-    def state(self) -> str:
-        """The key of the training that made the state, or `base`."""
-
-    @property
-    def key(self) -> str:
-        """The digest of its identity."""
-
-    @property
-    def name(self) -> str:
-        """What it works on, for people."""
-
-    @property
-    def groups(self) -> list[str]:
-        """The groups of the config that it reads."""
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that can change its result."""
-
-    def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
-        """Computes the result, writes its tables or weights to `folder`, and returns its facts."""
 
 
 # Told a stage and `begin`, then its end, `done` or `failed`; or that it was `stored`.

@@ -28,7 +28,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
-from sapo.experiments.engine.local import TURN, LocalEngine, Stage, Turn, Watcher, ignore
+from sapo.experiments.engine.local import TURN, LocalEngine, Turn, Watcher, ignore
+from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import OWNED, Store, Stored, own_folder
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for

@@ -269,23 +269,23 @@ FORGED = [
     ("run.json: sequence: Field required", "run", "run.json", {"id": RUN}, True),
     ("run.json: stages.0.kind: ", "run", "run.json", of_stage(kind="../.."), True),
     ("run.json: stages.0.key: ", "run", "run.json", of_stage(key="/" + "a" * 63), True),
-    ("stage train/.* of run .* is missing", "run", "run.json", of_stage(), True),
-    ("has another id", "run", "run.json", record("b", []), True),
-    ("damaged: runs/.*run.json", "run", "run.json", {}, False),
+    ("Run .* lacks train .*is gone", "run", "run.json", of_stage(), True),
+    ("holds another run than its name says", "run", "run.json", record("b", []), True),
+    ("Damaged: runs/.*run.json", "run", "run.json", {}, False),
     ("/dev/zero, which does not lie in", "run", "/dev/zero", None, True),
     (r"\.\./\.\./x, which does not lie in", "run", "../../x", None, True),
     ("result.json: seconds: ", "stage", "result.json", {"task": "t", "model": "m", "seconds": None}, True),
-    ("is not what its key says", "stage", "identity.json", {"kind": "train", "seed": 7}, True),
+    ("holds another stage than its name says", "stage", "identity.json", {"kind": "train", "seed": 7}, True),
     (
-        "damaged: stages/train/.*adapter_model",
+        "stages/train/.*adapter_model.* is not what was stored",
         "stage",
         "adapter/adapter_model.safetensors",
         b"numberz",
         False,
     ),
-    ("damaged: .*manifest.json is gone", "stage", MANIFEST, None, False),
-    ("unlike its manifest", "stage", "more.json", {}, False),
-    ("stage train/.* of run .* is missing", "stage", "", None, False),
+    ("manifest.json is gone", "stage", MANIFEST, None, False),
+    ("is not in its stage's manifest", "stage", "more.json", {}, False),
+    ("Run .* lacks train .*is gone", "stage", "", None, False),
     ("while scanning a quoted", "stage", "config.yaml", b"a: 'b", True),
     ("an alias", "stage", "config.yaml", BOMB.encode(), True),
     ("runs code of a model's", "stage", "config.yaml", b"model: {trust_remote_code: true}", True),
@@ -379,28 +379,17 @@ def test_whoever_exports_keeps_collections_away(store, tmp_path, monkeypatch):
     assert refused
 
 
-@pytest.mark.parametrize("times", [1, 9])
-def test_an_export_beside_a_stage_that_is_computed_again_takes_the_new_one(
-    store, there, tmp_path, monkeypatch, times
-):
-    pack, packed = archive._pack, []
+def test_an_export_beside_a_stage_that_is_computed_again_is_refused(store, tmp_path, monkeypatch):
+    pack = archive._pack
 
     def after_it_is_replaced(*arguments):
-        packed.append(b"numbers %d" % len(packed))
-        if len(packed) <= times:
-            add_stage(store, "evaluate", content=packed[-1])
+        add_stage(store, "evaluate", content=b"other numbers")
         return pack(*arguments)
 
     monkeypatch.setattr(archive, "_pack", after_it_is_replaced)
-    if times > 3:
-        with pytest.raises(WorkError, match=r"evaluate/.* is written again by another command"):
-            export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
-        assert not (tmp_path / "new.tar.gz").exists()
-        return
-    export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
-    import_archive(tmp_path / "new.tar.gz", there)
-    (table,) = there.root.glob("stages/evaluate/*/examples.parquet")
-    assert table.read_bytes() == packed[0]
+    with pytest.raises(WorkError, match=r"evaluate/.* is written again by another command"):
+        export_runs([store.run_folder(RUN)], tmp_path / "new.tar.gz")
+    assert not (tmp_path / "new.tar.gz").exists()
 
 
 def test_imported_files_are_as_open_as_the_umask_says(file, there):
