@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from sapo.analysis.figures import canvas, heat, save
 from sapo.analysis.intervals import PERMUTATIONS, Interval, bootstrap, holm, permutation_p
-from sapo.analysis.page import write_page
+from sapo.analysis.page import Report, write_page
 from sapo.analysis.render import csv, markdown, records
-from sapo.analysis.report import Report
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
 from sapo.conf.text import markdown_safe
 from sapo.data.files import write_result

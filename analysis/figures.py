@@ -112,9 +112,11 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
 
     Behind each line stand the steps as they were; the line is their mean over a twentieth of a task's.
     """
-    figure, (axes,) = canvas(9.0, 3.6)
     found = [(label, run.losses) for run, label in zip(runs, labels, strict=True)]
     known = [(label, losses) for label, losses in found if losses is not None][:MOST_LINES]
+    if not known:
+        return None
+    figure, (axes,) = canvas(9.0, 3.6)
     for number, (label, losses) in enumerate(known):
         colour, begin = STYLES[number % len(STYLES)][0], 0
         for task, steps in losses.groupby("task", sort=False)["loss"]:
@@ -131,7 +133,7 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
     axes.set_ylabel("training loss (nats a target token)", fontsize=9)
     some = f"{len(known)} of {len(runs)} runs" if len(known) < len(runs) else None
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, title=some)
-    return figure if known else None
+    return figure
 
 
 def remark(demonstration: bool, measure: str) -> str:

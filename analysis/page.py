@@ -5,22 +5,35 @@ The template `page.jinja` shows tables of texts, and escapes every text.
 
 import base64
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 from pandas.api.types import is_bool, is_bool_dtype, is_numeric_dtype
+from rich.console import RenderableType
 
-from sapo.analysis.figures import drawn, loss_figure
+from sapo.analysis.correlations import PromptEffects
+from sapo.analysis.figures import drawn, loss_figure, save
 from sapo.analysis.matrices import EFFECTS
-from sapo.analysis.metrics import DEFINITIONS, METRICS, continual_metrics
-from sapo.analysis.render import are_numbers, constant_columns, score_texts
+from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics
+from sapo.analysis.render import (
+    are_numbers,
+    constant_columns,
+    csv,
+    latex,
+    markdown,
+    notes_markdown,
+    score_texts,
+)
 from sapo.analysis.results import (
     LOWER_IS_BETTER,
     MEASURES,
@@ -30,16 +43,15 @@ from sapo.analysis.results import (
     score_matrix,
     settings_of,
 )
-from sapo.analysis.tables import DEMONSTRATION, comparable_losses, varying
+from sapo.analysis.tables import DEMONSTRATION, ScoreTable, comparable_losses, varying
+from sapo.conf.text import markdown_safe
 from sapo.data.files import write_result
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ChoiceRecord
 from sapo.data.tasks import short_name
 
-if TYPE_CHECKING:
-    from sapo.analysis.report import Report
-
 NONE = "–"
+COMPARISON = "comparison"  # the table of runs that nobody has named
 FEW = 1e-3  # a number below this is written with an exponent
 MOST_ROWS = 50  # answers of one task and run
 FEWEST_ROWS = 5
@@ -48,7 +60,79 @@ LONGEST = 600  # letters of one answer
 CHANGES = ("lost", "gained", "reworded", "same")
 
 
-def write_page(report: "Report", output: Path, tables: Mapping[str, pd.DataFrame] | None = None) -> Path:
+@dataclass
+class Report:
+    """What was read out of some runs, and the files that hold it.
+
+    `metrics` has a run's `metrics` and `metrics_common`, as summarize_run returns them. `warnings` say what
+    to beware of and what is left out, `notes` how to read the rest; `parts` are for a terminal, before the
+    remarks, and `prompts` after them; `tables` for other programs. The table's files are called `name`.
+    """
+
+    runs: list[RunResult]
+    output: Path = Path()
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    table: ScoreTable | None = None
+    correlations: list[PromptEffects] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    measure: str = "rougeL"
+    definition: str = DEFAULT_DEFINITION
+    name: str = COMPARISON
+    parts: list[RenderableType] = field(default_factory=list)
+    prompts: list[RenderableType] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    texts: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The table's name for people: `Table 1`."""
+        return " ".join(re.findall("[a-z]+|[0-9]+", self.name)).capitalize()
+
+    @property
+    def remarks(self) -> list[str]:
+        """The warnings, then the notes."""
+        return [*self.warnings, *self.notes]
+
+    @property
+    def shown(self) -> list[RenderableType]:
+        """What people see of it on a terminal, the texts of prompts last."""
+        return [*self.parts, *self.remarks, *self.prompts]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Files, tables and notes as JSON values; None for what is undefined."""
+        tables = {title: json.loads(frame.to_json(orient="records")) for title, frame in self.tables.items()}
+        return {"files": list(map(str, self.files)), "tables": tables, "notes": self.remarks}
+
+    def draw(self, name: str, figure: Figure | None, data: pd.DataFrame) -> None:
+        """Writes a figure (PNG and PDF) and its data as CSV beside it."""
+        if figure is not None:
+            self.files += save(figure, self.output / name)
+        self.files.append(write_result(self.output / f"{name}.csv", csv(data)))
+
+    def keep(self, name: str, title: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Keeps a table, a dash where a row has no such cell, under its title and as `name`.csv."""
+        if rows:
+            self.tables[title] = pd.DataFrame(rows).fillna("-")
+            self.draw(name, None, self.tables[title])
+
+    def finish(
+        self, frames: Mapping[str, pd.DataFrame], shown: Mapping[str, pd.DataFrame], n_left: int = 1
+    ) -> None:
+        """Writes tables by their files' names as CSV, and texts by their titles as Markdown and LaTeX."""
+        self.texts |= shown
+        for name, frame in frames.items():
+            self.draw(name, None, frame)
+        parts = [f"## {markdown_safe(title)}\n\n{markdown(frame, n_left)}" for title, frame in shown.items()]
+        whole = "\n".join([*parts, *notes_markdown(self.warnings, self.notes)])
+        tex = "\n".join(map(latex, shown.values()))
+        self.files.append(write_result(self.output / f"{self.name}.md", whole))
+        self.files.append(write_result(self.output / f"{self.name}.tex", tex))
+
+
+def write_page(report: Report, output: Path, tables: Mapping[str, pd.DataFrame] | None = None) -> Path:
     """Writes `output`/report.html and returns its path.
 
     `tables` (by title) stand beside what the report itself holds, and the PNGs of its files, but for those in
@@ -58,9 +142,9 @@ def write_page(report: "Report", output: Path, tables: Mapping[str, pd.DataFrame
     return write_result(output / "report.html", html(report, tables or {}))
 
 
-def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> str:
+def html(report: Report, tables: Mapping[str, pd.DataFrame] | None = None) -> str:
     """The page of write_page."""
-    runs, table = report.runs, report.table
+    runs, table, shown = report.runs, report.table, report.texts | dict(tables or {})
     labels = run_labels(runs)
     correlations = []
     for effects in report.correlations:
@@ -86,7 +170,7 @@ def html(report: "Report", tables: Mapping[str, pd.DataFrame] | None = None) -> 
         metrics=table.metrics if table else [],
         definition=report.definition,
         definition_text=DEFINITIONS[report.definition],
-        tables={title: constant_columns(texts_of(frame)) for title, frame in (tables or {}).items()},
+        tables={title: constant_columns(texts_of(frame)) for title, frame in shown.items()},
         figures=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures],
         correlations=correlations,
         losses=base64.b64encode(drawn(losses, dpi=130)).decode() if losses else None,

@@ -1,14 +1,11 @@
 """What runs and probes say together, drawn into a folder: an analysis, or a table or figure of the paper."""
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import RenderableType
 
 from sapo.analysis import ledger, render
 from sapo.analysis.claims import decided
@@ -26,14 +23,13 @@ from sapo.analysis.figures import correlation_heatmap, remark, save, size_figure
 from sapo.analysis.intervals import COEFFICIENTS, holm
 from sapo.analysis.matrices import summarize_run
 from sapo.analysis.metrics import DEFAULT_DEFINITION, check_definition
-from sapo.analysis.page import write_page
-from sapo.analysis.probes.report import FIGURES, probe_report, prompt_table, prompts_title
+from sapo.analysis.page import COMPARISON, Report, write_page
+from sapo.analysis.probes.report import FIGURES, probe_report
 from sapo.analysis.published import PAPER
 from sapo.analysis.results import (
     DRAWN,
     MEASURES,
     NUMBERS,
-    RunResult,
     check_measure,
     leading_measure,
     load_run,
@@ -41,7 +37,6 @@ from sapo.analysis.results import (
 )
 from sapo.analysis.tables import (
     DEMONSTRATION,
-    ScoreTable,
     chosen_prompts,
     score_table,
     size_points,
@@ -52,54 +47,6 @@ from sapo.conf.errors import UserError
 from sapo.conf.text import markdown_safe
 from sapo.data.files import write_result
 from sapo.data.tasks import short_name
-
-COMPARISON = "comparison"  # the table of runs that nobody has named
-
-
-@dataclass
-class Report:
-    """What was read out of some runs, and the files that hold it.
-
-    `metrics` has a run's `metrics` and `metrics_common`, as summarize_run returns them. `warnings` say what
-    to beware of and what is left out, `notes` how to read the rest; `parts` are for a terminal, before the
-    remarks, and `prompts` after them; `tables` for other programs. The table's files are called `name`.
-    """
-
-    runs: list[RunResult]
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    table: ScoreTable | None = None
-    correlations: list[PromptEffects] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    measure: str = "rougeL"
-    definition: str = DEFAULT_DEFINITION
-    name: str = COMPARISON
-    parts: list[RenderableType] = field(default_factory=list)
-    prompts: list[RenderableType] = field(default_factory=list)
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """The table's name for people: `Table 1`."""
-        return " ".join(re.findall("[a-z]+|[0-9]+", self.name)).capitalize()
-
-    @property
-    def remarks(self) -> list[str]:
-        """The warnings, then the notes."""
-        return [*self.warnings, *self.notes]
-
-    @property
-    def shown(self) -> list[RenderableType]:
-        """What people see of it on a terminal, the texts of prompts last."""
-        return [*self.parts, *self.remarks, *self.prompts]
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """Files, tables and notes as JSON values; None for what is undefined."""
-        tables = {title: json.loads(frame.to_json(orient="records")) for title, frame in self.tables.items()}
-        return {"files": list(map(str, self.files)), "tables": tables, "notes": self.remarks}
-
 
 # --- runs --------------------------------------------------------------------------------------------------
 
@@ -128,7 +75,7 @@ def analyze(
         reason = "has no labels, or is older" if measure == "label_match" else "evaluator.answers=false"
         raise UserError(f"No {MEASURES[measure]} in {', '.join(without)} ({reason}).")
     leading = measure or leading_measure(bool(without) or any(run.demonstration for run in runs))
-    report = Report(runs, measure=leading, definition=definition, name=name, warnings=[*warnings])
+    report = Report(runs, output, measure=leading, definition=definition, name=name, warnings=[*warnings])
     report.correlations = [
         prompt_effects(group, leading)
         for group in prompt_variants(runs)
@@ -249,35 +196,33 @@ def draw(
     `warnings` are what went wrong on the way: they are kept with the rest.
     """
     if drawing in FIGURES:
-        return probes(target, [drawing], folders, output, warnings)
-    if drawing == "claims":
+        report = probe_report(folders, [drawing], output, DRAWN, target, warnings)
+    elif drawing == "claims":
         return claims(target, folders, output, definition, warnings)
-    if drawing == "timings":
+    elif drawing == "timings":
         # Table 10: wall time with and without selection.
         runs = [load_run(folder) for folder in folders]
         frame, left_out, notes = timings(runs)
-        report = Report(
-            runs, warnings=[*warnings, *left_out], notes=notes, name=target, tables={target: frame}
-        )
+        report = Report(runs, output, warnings=[*warnings, *left_out], notes=notes, name=target)
+        report.tables[target] = frame
         report.measure = leading_measure(any(run.demonstration for run in runs))
         text = timing_text(frame)
         where = dict.fromkeys(f"{run.model} · {run.sequence}" for run in runs)
         report.parts.append(render.terminal(text, f"{report.title}: {', '.join(where)}"))
-        _write_texts(report, output, {f"{target}.csv": frame}, render.markdown(text), render.latex(text))
-        report.files.append(write_page(report, output, {report.title: text}))
-        return report
-    report = analyze(folders, output, None, definition, target, warnings)
+        report.finish({target: frame}, {report.title: text})
+    else:
+        report = analyze(folders, output, None, definition, target, warnings)
     if drawing == "pool_sizes":
-        _draw_sizes(report, output)
+        _draw_sizes(report)
     report.files.append(write_page(report, output))
     return report
 
 
-def _draw_sizes(report: Report, output: Path) -> None:
+def _draw_sizes(report: Report) -> None:
     """Figure 15: the table against the size of the pool, drawn for NLL and for ROUGE-L."""
     seeds = sorted({run.seed for run in report.runs})
     is_demonstration = any(run.demonstration for run in report.runs)
-    drawn: list[Path] = []
+    n_before = len(report.files)
     for measure in sorted(DRAWN, key=lambda measure: measure != report.measure):
         points = pd.DataFrame() if report.table is None else size_points(report.table, measure)
         if points.empty:
@@ -288,45 +233,11 @@ def _draw_sizes(report: Report, output: Path) -> None:
             remark(is_demonstration, measure),
         ]
         title = f"Size of the prompt pool (bars: 95 % intervals)\n{' · '.join(filter(None, facts))}"
-        name = f"{report.name}_{measure}"
-        drawn += save(size_figure(points, measure, title), output / name)
-        drawn.append(write_result(output / f"{name}.csv", render.csv(points)))
-    if drawn:
+        report.draw(f"{report.name}_{measure}", size_figure(points, measure, title), points)
+    if len(report.files) > n_before:
         report.notes.append("The paper's rows are of 20 paraphrases; of its Figure 15 no values are at hand.")
     else:
         report.warnings.append(f"No {report.title}: it needs runs of a policy that chooses from a pool.")
-    report.files += drawn
-
-
-def probes(
-    name: str,
-    drawings: Sequence[str],
-    folders: Sequence[Path],
-    output: Path,
-    warnings: Sequence[str] = (),
-    measures: Sequence[str] = DRAWN,
-    with_page: bool = True,
-) -> Report:
-    """Figures 1 to 14: what `drawings` show of the probes in `folders`, for each measure.
-
-    Files of texts and tables are called `name`; the page is `report.html`.
-    """
-    found = probe_report(folders, drawings, output, measures)
-    runs = [run for probe in found.probes for run in probe.runs.values()]
-    report = Report(runs, notes=found.notes, name=name, tables=found.tables, files=[*found.files])
-    report.warnings = [*warnings, *found.warnings]
-    report.measure = leading_measure(any(run.demonstration for run in runs))
-    prompts = {prompts_title(probe): prompt_table(probe) for probe in found.probes}
-    tables = {title: frame.astype(str) for title, frame in found.tables.items()}
-    report.parts += [render.terminal(frame, title) for title, frame in tables.items()]
-    shown = (tables | prompts).items()
-    texts = [f"## {markdown_safe(title)}\n\n{render.markdown(frame)}" for title, frame in shown]
-    files = [f"prompts_{probe.id}.csv" for probe in found.probes]
-    frames = dict(zip(files, prompts.values(), strict=True))
-    _write_texts(report, output, frames, "\n".join(texts), "\n".join(map(render.latex, tables.values())))
-    if with_page:
-        report.files.append(write_page(report, output, found.tables | prompts))
-    return report
 
 
 def claims(
@@ -340,7 +251,7 @@ def claims(
     found = decided(evidence.probes, evidence.contrasts, evidence.measures)
     found = [replace(claim, paper=evidence.paper_of(claim)) for claim in found]
     pairs = ledger.pair_table(evidence.probes, evidence.measures)
-    report = Report([], definition=definition, name=name, notes=[*ledger.NOTES])
+    report = Report([], output, definition=definition, name=name, notes=[*ledger.NOTES])
     if absent := [measure_name(each) for each in NUMBERS if each not in evidence.measures]:
         report.notes.append(
             f"Without {' and '.join(absent)}: nothing was generated (evaluator.answers=false)."
@@ -357,22 +268,8 @@ def claims(
         shown["Exploratory, pair by pair"] = texts = ledger.as_texts(pairs)
         few = texts[texts["measure"] == "nll"].drop(columns=["kind", "probe", "prompts", "measure"])
         report.parts.append(render.terminal(few, "Exploratory, pair by pair, NLL (files have all measures)"))
-    markdown = [f"## {title}\n\n{render.markdown(frame, 3)}" for title, frame in shown.items()]
-    frames = {f"{name}_{what}.csv": frame for what, frame in report.tables.items()}
-    latex = "\n".join(map(render.latex, shown.values()))
-    _write_texts(report, output, frames, "\n".join(markdown), latex)
-    report.files.append(
-        write_result(output / "badges.md", render.markdown(ledger.badges(found, evidence.measures)))
-    )
-    report.files.append(write_page(report, output, shown))
+    report.finish({f"{name}_{what}": frame for what, frame in report.tables.items()}, shown, n_left=3)
+    badges = render.markdown(ledger.badges(found, evidence.measures))
+    report.files.append(write_result(output / "badges.md", badges))
+    report.files.append(write_page(report, output))
     return report
-
-
-def _write_texts(
-    report: Report, output: Path, frames: dict[str, pd.DataFrame], markdown: str, latex: str
-) -> None:
-    """Tables by the names of their CSV files, and the report's Markdown, with its remarks, and LaTeX."""
-    remarks = render.notes_markdown(report.warnings, report.notes)
-    texts = {name: render.csv(frame) for name, frame in frames.items()}
-    texts |= {f"{report.name}.md": "\n".join([markdown, *remarks]), f"{report.name}.tex": latex}
-    report.files += [write_result(output / name, text) for name, text in texts.items()]

@@ -36,22 +36,22 @@ def command(
     figures that they are for, by ROUGE-L, NLL, and the measure asked for.
     """
     from sapo.analysis.page import write_page
-    from sapo.analysis.probes.report import FIGURES
-    from sapo.analysis.report import analyze, as_json, probes
+    from sapo.analysis.probes.report import FIGURES, probe_report
+    from sapo.analysis.report import analyze, as_json
     from sapo.analysis.results import DRAWN, find_probes, find_runs
 
     if found := find_probes(runs, store_root()):
         measures = [*DRAWN, *([measure] if measure else [])]
         output = output or report_folder("probes", found)
-        report = probes("probes", list(FIGURES), found, output, measures=measures, with_page=with_page)
-        document = {"probes": [{"id": path.name, "dir": str(path)} for path in found]} | report.document
+        report = probe_report(found, list(FIGURES), output, measures)
     else:
         folders = find_runs(runs, store_root())
         output = output or report_folder("analysis", folders)
         report = analyze(folders, output, measure, definition)
-        if with_page:
-            report.files.append(write_page(report, output))
-        document = as_json(report)
+    if with_page:
+        report.files.append(write_page(report, output))
+    ids = [{"id": path.name, "dir": str(path)} for path in found]
+    document = {"probes": ids} | report.document if found else as_json(report)
     names = ", ".join(sorted(path.name for path in report.files if path.parent == output))
     written = f"Written to {output}: {names}; matrices and figures lie in the folders of the runs."
     emit(document, json, [*report.shown, written])

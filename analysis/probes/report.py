@@ -3,14 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sapo.analysis import correlations as maps
-from sapo.analysis.figures import correlation_heatmap, remark, save
+from sapo.analysis.figures import correlation_heatmap, remark
 from sapo.analysis.intervals import (
     COEFFICIENTS,
     FEWEST_FOR_INTERVAL,
@@ -18,15 +16,15 @@ from sapo.analysis.intervals import (
     holm,
     mean_interval,
 )
+from sapo.analysis.page import Report
 from sapo.analysis.probes import figures, statistics
 from sapo.analysis.probes.results import ProbeResult, load_probe, prompt_name, require_poolable, sign_of
 from sapo.analysis.probes.statistics import INDICATORS, Choice, Power
 from sapo.analysis.published import paper_csv, plain
-from sapo.analysis.render import csv
+from sapo.analysis.render import terminal
 from sapo.analysis.results import DRAWN, LOWER_IS_BETTER, check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError, unknown
-from sapo.data.files import write_result
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
@@ -42,33 +40,6 @@ PAPER_NOTE = (
     "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
     "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
 )
-
-
-@dataclass
-class ProbeReport:
-    """What was drawn: the files, and the tables by their titles (cells are ready to print).
-
-    `warnings` say what to beware of and what is left out, `notes` how to read the rest.
-    """
-
-    probes: list[ProbeResult]
-    output: Path
-    files: list[Path] = field(default_factory=list)
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def draw(self, name: str, figure: Figure | None, data: pd.DataFrame) -> None:
-        """Writes a figure (PNG and PDF) and its data as CSV beside it."""
-        if figure is not None:
-            self.files += save(figure, self.output / name)
-        self.files.append(write_result(self.output / f"{name}.csv", csv(data)))
-
-    def keep(self, name: str, title: str, rows: Sequence[Row]) -> None:
-        """Keeps a table, a dash where a row has no such cell, under its title and as `name`.csv."""
-        if rows:
-            self.tables[title] = pd.DataFrame(rows).fillna(NONE)
-            self.draw(name, None, self.tables[title])
 
 
 def _who(probe: ProbeResult, measure: str) -> Row:
@@ -117,9 +88,9 @@ def paper_values(figure: str, probe: ProbeResult, measure: str, coefficient: str
 # --- how prompts move tasks, and whether the moves go together (Figures 1 and 2) ---------------------------
 
 
-def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
+def figure1(report: Report, probes: Sequence[ProbeResult], measures: Sequence[str]) -> None:
     """Figure 1 (5, 6 of the paper): relative changes and spreads, with the test of the spreads."""
-    results = [statistics.spread(probe, measure) for measure in measures for probe in report.probes]
+    results = [statistics.spread(probe, measure) for measure in measures for probe in probes]
     adjusted, rows = holm([result.p for result in results]), []
     for result, p in zip(results, adjusted, strict=True):
         probe, measure = result.probe, result.measure
@@ -159,9 +130,9 @@ def figure1(report: ProbeReport, measures: Sequence[str]) -> None:
     ]
 
 
-def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
+def figure2(report: Report, probes: Sequence[ProbeResult], measures: Sequence[str]) -> None:
     """Figure 2 (7-10): correlation maps and scatter plots, with a test a map."""
-    effects = [(probe, maps.probe_effects(probe, m)) for m in measures for probe in report.probes]
+    effects = [(probe, maps.probe_effects(probe, m)) for m in measures for probe in probes]
     summaries = [maps.summarize_map(found, name) for _, found in effects for name in COEFFICIENTS]
     adjusted = holm([found.p for found in summaries])
     tests, rows, pairs = iter(zip(summaries, adjusted, strict=True)), [], []
@@ -193,7 +164,7 @@ def figure2(report: ProbeReport, measures: Sequence[str]) -> None:
     ]
 
 
-def _pairs(report: ProbeReport, probe: ProbeResult, found: maps.PromptEffects) -> list[Row]:
+def _pairs(report: Report, probe: ProbeResult, found: maps.PromptEffects) -> list[Row]:
     """Draws the trained task against the first unseen ones; their rows with the paper's coefficients."""
     measure, n = found.measure, len(found.scores)
     shown = {key: task for key, task in first_pairs(probe).items() if key != "T1"}
@@ -240,11 +211,11 @@ INDICATOR_NOTES = (
 )
 
 
-def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
+def figure3(report: Report, probes: Sequence[ProbeResult], measures: Sequence[str]) -> None:
     """Figure 3 (11-14): indicators before training, and what the lowest loss chooses."""
-    found = {(p, measure): statistics.powers(p, measure) for measure in measures for p in report.probes}
+    found = {(p, measure): statistics.powers(p, measure) for measure in measures for p in probes}
     groups: dict[str, list[ProbeResult]] = {}
-    for probe in report.probes:
+    for probe in probes:
         groups.setdefault(f"{probe.model}, {probe.method}", []).append(probe)
     for (probe, measure), powers in found.items():
         _draw_probe(report, probe, measure, powers)
@@ -295,7 +266,7 @@ def figure3(report: ProbeReport, measures: Sequence[str]) -> None:
     report.notes.append(PAPER_NOTE)
 
 
-def _draw_probe(report: ProbeReport, probe: ProbeResult, measure: str, powers: Sequence[Power]) -> None:
+def _draw_probe(report: Report, probe: ProbeResult, measure: str, powers: Sequence[Power]) -> None:
     """The indicators of one probe, and a point a prompt of -loss against scores."""
     rows = [
         {"indicator": power.indicator, "coefficient": power.coefficient, "measure": measure}
@@ -321,9 +292,7 @@ def _draw_probe(report: ProbeReport, probe: ProbeResult, measure: str, powers: S
     report.draw(f"figure3_{probe.id}_{measure}_loss", drawing, beside)
 
 
-def _pool(
-    report: ProbeReport, who: str, members: Sequence[ProbeResult], powers: Sequence[Power]
-) -> list[Row]:
+def _pool(report: Report, who: str, members: Sequence[ProbeResult], powers: Sequence[Power]) -> list[Row]:
     """The indicators of the probes of one model and method: drawn if there are several; a row each."""
     pool, measure = statistics.pooled(powers), powers[0].measure
     if len(members) > 1:
@@ -382,10 +351,10 @@ def choice_rows(choices: dict[tuple[ProbeResult, str], Choice | str]) -> list[Ro
     return rows
 
 
-def figure4(report: ProbeReport, measures: Sequence[str]) -> None:
+def figure4(report: Report, probes: Sequence[ProbeResult], measures: Sequence[str]) -> None:
     """Figure 4: cosines of gradients, where a probe has them; measures of scores play no part."""
     rows = []
-    for probe in report.probes:
+    for probe in probes:
         if probe.gradients is None or probe.gradients.empty:
             lacks = f"Figure 4: probe {probe.id} has no gradients; make it again with them."
             report.warnings.append(lacks)
@@ -438,7 +407,7 @@ def prompt_table(probe: ProbeResult) -> pd.DataFrame:
 
 # --- all of them -------------------------------------------------------------------------------------------
 
-FIGURES: dict[str, Callable[[ProbeReport, Sequence[str]], None]] = {
+FIGURES: dict[str, Callable[[Report, Sequence[ProbeResult], Sequence[str]], None]] = {
     drawing.__name__: drawing for drawing in (figure1, figure2, figure3, figure4)
 }
 INTERVALS = (
@@ -455,26 +424,33 @@ SHARED_PAIRS = (
 
 
 def probe_report(
-    folders: Sequence[Path], names: Sequence[str], output: Path, measures: Sequence[str] = DRAWN
-) -> ProbeReport:
+    folders: Sequence[Path],
+    names: Sequence[str],
+    output: Path,
+    measures: Sequence[str] = DRAWN,
+    name: str = "probes",
+    warnings: Sequence[str] = (),
+) -> Report:
     """Draws the figures `names` (of FIGURES) of the probes in `folders` into `output`, for every measure.
 
-    Demonstrations lead with NLL, others with the paper's ROUGE-L. Raises UserError, before anything is
-    written, for unknown names, damaged probes, and probes of one model and method that cannot be compared.
+    Files of texts are called `name`; `warnings` are kept with the rest. Demonstrations lead with NLL, others
+    with the paper's ROUGE-L. Raises UserError, before anything is written, for unknown names, damaged probes,
+    and probes of one model and method that cannot be compared.
     """
-    for name in names:
-        if name not in FIGURES:
-            raise unknown("probe figure", name, FIGURES)
+    for figure in names:
+        if figure not in FIGURES:
+            raise unknown("probe figure", figure, FIGURES)
     for measure in measures:
         check_measure(measure)
     if not folders or not names or not measures:
         raise UserError("Name at least one probe, one figure and one measure.")
     probes = [load_probe(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     require_poolable(probes)
-    report = ProbeReport(probes, output)
+    runs = [run for probe in probes for run in probe.runs.values()]
+    report = Report(runs, output, name=name)
     demonstration = any(probe.demonstration for probe in probes)
-    leads = leading_measure(demonstration)
-    ordered = sorted(dict.fromkeys(measures), key=lambda measure: measure != leads)
+    report.measure = leading_measure(demonstration)
+    ordered = sorted(dict.fromkeys(measures), key=lambda measure: measure != report.measure)
     # Without answers (evaluator.answers=false) there is NLL alone.
     unknown_in = {m: [p.id for p in probes if p.finals[m].isna().all()] for m in ordered}
     ordered = [measure for measure in ordered if not unknown_in[measure]]
@@ -488,21 +464,15 @@ def probe_report(
     report.warnings += missing
     report.warnings += [DEMONSTRATION] * demonstration
     report.notes += [NLL_LEADS] * (demonstration and len(ordered) > 1)
-    for probe in probes:
-        if probe.n_cut:
-            n_all = probe.losses["example"].nunique() + probe.n_cut
-            report.warnings.append(
-                f"Probe {probe.id}: {probe.n_cut} of {n_all} scored examples of {short_name(probe.current)} "
-                "are left out of losses and answers: their targets are cut off under some prompt."
-            )
-        if probe.missing:
-            lacking = ", ".join(map(str, probe.missing))
-            report.warnings.append(
-                f"Probe {probe.id} lacks prompt {lacking}, whose run failed: the same command tries again."
-            )
+    report.warnings += [remark for probe in probes for remark in probe.remarks]
     pairs = Counter((probe.model, probe.method, probe.pair) for probe in probes)
     report.notes += [SHARED_PAIRS] * (max(pairs.values()) > 1) + [INTERVALS]
-    for name in dict.fromkeys(names):
-        FIGURES[name](report, ordered)
-    report.warnings, report.notes = [*dict.fromkeys(report.warnings)], [*dict.fromkeys(report.notes)]
+    for figure in dict.fromkeys(names):
+        FIGURES[figure](report, probes, ordered)
+    report.warnings = [*dict.fromkeys([*warnings, *report.warnings])]
+    report.notes = [*dict.fromkeys(report.notes)]
+    tables = {title: frame.astype(str) for title, frame in report.tables.items()}
+    report.parts += [terminal(frame, title) for title, frame in tables.items()]
+    prompts = {f"prompts_{probe.id}": (prompts_title(probe), prompt_table(probe)) for probe in probes}
+    report.finish({file: frame for file, (_, frame) in prompts.items()}, tables | dict(prompts.values()))
     return report

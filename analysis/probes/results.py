@@ -1,6 +1,6 @@
 """Finished probes as they lie on disk: one pair of tasks, many prompts of the second, all else equal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +25,7 @@ from sapo.conf.errors import UserError
 from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import ProbeRecord, differences, mend, read_record
+from sapo.data.tasks import short_name
 
 ROLES = ("forgetting", "training", "generalization")
 # The columns of a probe's tables, those of numbers first.
@@ -88,6 +89,19 @@ class ProbeResult:
         """Model, sequence, method and seed in one line, for titles."""
         parts = [self.model, self.sequence, self.method, f"seed {self.seed}"]
         return " · ".join([*parts, "demonstration"] if self.demonstration else parts)
+
+    @property
+    def remarks(self) -> Iterator[str]:
+        """What was left out, or is missing."""
+        if self.n_cut:
+            yield (
+                f"Probe {self.id}: {self.n_cut} of {self.losses['example'].nunique() + self.n_cut} scored "
+                f"examples of {short_name(self.current)} are left out of losses and answers: their targets "
+                "are cut off under some prompt."
+            )
+        if self.missing:
+            lacking = ", ".join(map(str, self.missing))
+            yield f"Probe {self.id} lacks prompt {lacking}, whose run failed: the same command tries again."
 
     def role(self, task: str) -> str:
         """What a prompt of the current task does to `task`: one of ROLES."""

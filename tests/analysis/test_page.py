@@ -17,8 +17,16 @@ from made_up import candidate, edit_run, write_run
 
 from sapo.analysis import page as page_module
 from sapo.analysis.figures import loss_figure
-from sapo.analysis.page import answers, choice_facts, html, run_labels, run_warnings, texts_of, write_page
-from sapo.analysis.report import Report
+from sapo.analysis.page import (
+    Report,
+    answers,
+    choice_facts,
+    html,
+    run_labels,
+    run_warnings,
+    texts_of,
+    write_page,
+)
 from sapo.analysis.results import load_run
 from sapo.analysis.tables import DEMONSTRATION, score_table
 from sapo.data.records import ChoiceRecord

@@ -9,6 +9,7 @@ from made_up import edit_run
 from matplotlib.text import Text
 from test_figures import assert_legible
 
+from sapo.analysis import page
 from sapo.analysis.correlations import probe_effects
 from sapo.analysis.figures import correlation_heatmap
 from sapo.analysis.probes import report as reports
@@ -31,7 +32,7 @@ def report(mini_probe, tmp_path_factory):
         return [write_result(stem.with_suffix(end), "drawn") for end in (".png", ".pdf")]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reports, "save", save)
+        patch.setattr(page, "save", save)
         found = probe_report([mini_probe], ALL, tmp_path_factory.mktemp("drawn"), ["nll"])
     found.drawn = drawn
     return found
@@ -41,7 +42,7 @@ def report(mini_probe, tmp_path_factory):
 def drawn(monkeypatch):
     """The figures that are drawn from now on; they are not written."""
     figures = []
-    monkeypatch.setattr(reports, "save", lambda figure, stem: figures.append(figure) or [])
+    monkeypatch.setattr(page, "save", lambda figure, stem: figures.append(figure) or [])
     return figures
 
 

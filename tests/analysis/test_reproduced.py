@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from made_up import edit_run, seal
 
+from sapo.analysis.page import Report
 from sapo.analysis.probes.report import FIGURES
-from sapo.analysis.report import Report, draw, probes
+from sapo.analysis.report import draw
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices
 from sapo.experiments.targets import TARGETS, jobs_of, targets_of
@@ -124,7 +125,7 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
     losses.to_parquet(probe / "losses.parquet")
     seal(probe)
     edit_run(tmp_path / "runs" / "probe-0", shortened={"task618_x": 2})
-    probes("figure1", ["figure1"], [probe], tmp_path / "out")
+    draw("figure1", "figure1", [probe], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     for part in (
         "5 runs",
