@@ -20,7 +20,7 @@ setup: $(READY) ## Install the package and its pinned dependencies into .venv
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[endpoint,ray,quant,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[endpoint,ray,quant,tensorboard,dev]'
 	touch $@
 
 model: setup ## Build the small default model in ~/.cache/sapo (once a machine)
