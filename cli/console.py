@@ -242,10 +242,10 @@ class Progress:
         self._row = self._bar.add_task("", total=0)
         self._redirected = redirect_stdout(sys.stderr)
         self._root = root
-        self._begun: dict[int, float] = {}
-        self._trainings: dict[
-            int, tuple[str, Path, Any]
-        ] = {}  # what it is, where it tells of itself, its row
+        self._begun: dict[int, tuple[str, float]] = {}  # of each stage under way its kind, and since when
+        # What it is, where it tells of itself, its row.
+        self._trainings: dict[int, tuple[str, Path, Any]] = {}
+        self._what = "starting" if root else ""
         self._left: Counter[str] = Counter()
         self._took: dict[str, list[float]] = {}
         self._over = Event()
@@ -266,15 +266,17 @@ class Progress:
     def __call__(self, stage: "Stage", event: str) -> None:
         """Gets a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
         if event == "begin":
-            self._begun[id(stage)] = time.monotonic()
-            self._bar.update(self._row, description=self._rest(str(stage)))
-            if self._root and stage.kind == "train":
+            is_again = id(stage) in self._begun  # on another worker
+            self._begun[id(stage)] = stage.kind, time.monotonic()
+            self._say(str(stage))
+            if self._root and stage.kind == "train" and not is_again:
                 from sapo.data.records import PROGRESS
 
                 path = self._root / "checkpoints" / stage.key / PROGRESS
                 self._trainings[id(stage)] = str(stage), path, self._bar.add_task(str(stage), total=None)
             return
-        took = time.monotonic() - self._begun.pop(id(stage), 0.0)
+        now = time.monotonic()
+        took = now - self._begun.pop(id(stage), ("", now))[1]
         if id(stage) in self._trainings:
             self._bar.remove_task(self._trainings.pop(id(stage))[2])
         self._left[stage.kind] -= 1
@@ -282,18 +284,24 @@ class Progress:
             self._took.setdefault(stage.kind, []).append(took)
         if event != "failed":
             self.advance(f"{stage}: {took:.1f} s" if event == "done" else "")
-            self._bar.update(self._row, description=self._rest(""))
+            self._say("")
 
-    def _rest(self, what: str) -> str:
+    def _say(self, what: str) -> None:
         """What goes on, and about how long the rest takes, once each kind that it has was computed here."""
-        left = {kind: count for kind, count in self._left.items() if count > 0}
-        if not left or not left.keys() <= self._took.keys():
-            return what
-        seconds = sum(count * fmean(self._took[kind]) for kind, count in left.items())
-        return f"about {duration(seconds / max(1, len(self._begun)))} left; {what}".removesuffix("; ")
+        self._what = what
+        left = {kind: count for kind, count in list(self._left.items()) if count > 0}
+        if left and left.keys() <= self._took.keys():
+            takes = {kind: fmean(self._took[kind]) for kind in left}
+            now, begun = time.monotonic(), list(self._begun.values())
+            seconds = sum(count * takes[kind] for kind, count in left.items())
+            seconds -= sum(min(takes.get(kind, 0.0), now - since) for kind, since in begun)
+            rest = f"about {duration(seconds / max(1, len(begun)))} left"
+            what = "; ".join(filter(None, [rest, what]))
+        self._bar.update(self._row, description=what)
 
     def _look(self, every: float) -> None:
         while not self._over.wait(every):
+            self._say(self._what)
             self.show_trainings()
 
     def show_trainings(self) -> None:
@@ -314,6 +322,7 @@ class Progress:
         self._left.update(pieces if isinstance(pieces, Counter) else {})
         self.total += pieces.total() if isinstance(pieces, Counter) else pieces
         self._bar.update(self._row, total=self.total)
+        self._say(self._what)
 
     def advance(self, line: str) -> None:
         """A piece is finished; where there is no bar the line says which, unless it is empty."""

@@ -133,17 +133,27 @@ def test_people_see_matrix_metrics_prompts_and_place(sapo, small, trained):
 
 def test_how_long_it_goes_on_is_shown(capsys, monkeypatch, tmp_path):
     """One of two trainings took 4 s, and each of three evaluations takes 1 s."""
-    clock = iter([0.0, 4.0, 4.0, 5.0, 5.0, 6.0])
-    monkeypatch.setattr("sapo.cli.console.time.monotonic", lambda: next(clock))
-    stages = [SimpleNamespace(kind=kind, key="k") for kind in ("train", "evaluate", "evaluate")]
+    now = 0.0
+    monkeypatch.setattr("sapo.cli.console.time.monotonic", lambda: now)
+    first, second, *others = (
+        SimpleNamespace(kind=kind, key="k") for kind in ("train", "train", "evaluate", "evaluate", "evaluate")
+    )
     progress = Progress(tmp_path)
+    (row,) = progress._bar.tasks
     progress.expect(Counter(train=2, evaluate=3))
-    rests = []
-    for stage in stages:
+    rests = [row.description]
+    for stage, seconds in ((first, 4.0), (others[0], 1.0), (others[1], 1.0)):
         progress(stage, "begin")
+        now += seconds
         progress(stage, "done")
-        rests.append(progress._rest("what"))
-    assert rests == ["what", "about 6 s left; what", "about 5 s left; what"]
+        rests.append(row.description)
+    assert rests == ["starting", "", "about 6 s left", "about 5 s left"]
+    progress(second, "begin")
+    now += 3.0
+    progress(second, "begin")  # its worker had died
+    now += 1.5
+    progress._say(progress._what)
+    assert [task.description for task in progress._bar.tasks] == [f"about 4 s left; {second}", f"{second}"]
     told = tmp_path / "checkpoints" / "k" / PROGRESS
     told.parent.mkdir(parents=True)
     told.write_text(json.dumps({"step": 3, "steps": 9, "loss": 0.5, "left": 61.0}))
