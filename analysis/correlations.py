@@ -1,6 +1,6 @@
 """Do prompts that are good for one other task tend to be good for the rest? (The paper's Figures 2, 7-10.)"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -32,25 +32,16 @@ MAP_TEST = (
 
 
 @dataclass(frozen=True)
-class Correlation:
-    """How the effects of prompts on two tasks go together; coefficients are None for the `reason` given."""
-
-    x_task: str
-    y_task: str
-    pearson: float | None
-    spearman: float | None
-    n_prompts: int
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
 class PromptEffects:
-    """Final scores on the tasks that are not current: a row per prompt of the current (last trained) task."""
+    """Final scores on the tasks that are not current: a row per prompt of the current (last trained) task.
+
+    `correlations` are those of `correlate`.
+    """
 
     run: RunResult
     measure: str
     scores: pd.DataFrame
-    correlations: tuple[Correlation, ...]
+    correlations: pd.DataFrame
 
     @property
     def current(self) -> str:
@@ -112,24 +103,28 @@ def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
     finals = [score_matrix(run, measure).iloc[-1].drop(current) for run in runs]
     rows = dict(zip(numbers, finals, strict=True))
     scores = pd.DataFrame(rows).T.sort_index().rename_axis("prompt")
-    return PromptEffects(runs[0], measure, scores, tuple(correlate(scores)))
+    return PromptEffects(runs[0], measure, scores, correlate(scores))
 
 
-def correlate(scores: pd.DataFrame) -> Iterator[Correlation]:
-    """Pearson's and Spearman's coefficients between every two columns (rows = prompts)."""
+def correlate(scores: pd.DataFrame) -> pd.DataFrame:
+    """How the effects of prompts (rows) on every two tasks (columns) go together.
+
+    Columns: `x_task`, `y_task`, `pearson`, `spearman`, `n_prompts`, and the `reason` where there is neither.
+    """
+    rows = []
     for x_task, y_task in combinations(scores.columns, 2):
         x, y = scores[x_task], scores[y_task]
-        if reason := why_undefined(x, y):
-            yield Correlation(x_task, y_task, None, None, len(scores), reason)
-        else:
-            pearson, spearman = stats.pearsonr(x, y).statistic, stats.spearmanr(x, y).statistic
-            yield Correlation(x_task, y_task, float(pearson), float(spearman), len(scores))
+        reason = why_undefined(x, y)
+        tests = () if reason else (stats.pearsonr(x, y), stats.spearmanr(x, y))
+        pearson, spearman = [float(test.statistic) for test in tests] or (None, None)
+        rows.append((x_task, y_task, pearson, spearman, len(scores), reason))
+    return pd.DataFrame(rows, columns=["x_task", "y_task", *COEFFICIENTS, "n_prompts", "reason"])
 
 
 def probe_effects(probe: ProbeResult, measure: str) -> PromptEffects:
     """The effects of a probe's prompts on its tasks that are not current."""
     scores = probe.outcomes(measure)[list(probe.others)]
-    return PromptEffects(next(iter(probe.runs.values())), measure, scores, tuple(correlate(scores)))
+    return PromptEffects(next(iter(probe.runs.values())), measure, scores, correlate(scores))
 
 
 def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> MapSummary:
@@ -139,8 +134,8 @@ def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> Ma
     the mean, and none of cells. Permuting the prompts of every task by itself keeps each task's scores and
     breaks what goes together.
     """
-    undefined = tuple(dict.fromkeys(cell.reason for cell in effects.correlations if cell.reason))
-    n_pairs = sum(cell.reason is None for cell in effects.correlations)
+    reasons = effects.correlations["reason"]
+    undefined, n_pairs = tuple(reasons.dropna().unique()), int(reasons.isna().sum())
     if not n_pairs:
         reason = joined(undefined) or "a correlation needs two tasks that are not current"
         nothing = Interval(None, n=len(effects.scores), reason=reason)
@@ -174,20 +169,12 @@ def pair_interval(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: s
 
 def correlation_table(effects: Sequence[PromptEffects]) -> pd.DataFrame:
     """All correlations in long form; an undefined coefficient is empty and has its reason beside it."""
-    rows = [
-        {
-            **{name: getattr(effect.run, name) for name in ("model", "sequence", "method", "seed")},
-            "current_task": effect.current,
-            "measure": effect.measure,
-            "x_task": cell.x_task,
-            "y_task": cell.y_task,
-            "coefficient": coefficient,
-            "r": getattr(cell, coefficient),
-            "n_prompts": cell.n_prompts,
-            "reason": cell.reason,
-        }
-        for effect in effects
-        for coefficient in COEFFICIENTS
-        for cell in effect.correlations
-    ]
-    return pd.DataFrame(rows)
+    tables = []
+    for effect in effects:
+        cells = ["x_task", "y_task", "n_prompts", "reason"]
+        table = effect.correlations.melt(cells, list(COEFFICIENTS), "coefficient", "r")
+        facts = {name: getattr(effect.run, name) for name in ("model", "sequence", "method", "seed")}
+        facts |= {"current_task": effect.current, "measure": effect.measure}
+        table = table.assign(**facts)
+        tables.append(table[[*facts, "x_task", "y_task", "coefficient", "r", "n_prompts", "reason"]])
+    return pd.concat(tables, ignore_index=True)

@@ -149,7 +149,7 @@ def html(report: Report, tables: Mapping[str, pd.DataFrame] | None = None) -> st
     correlations = []
     for effects in report.correlations:
         title = f"{len(effects.scores)} prompts of {short_name(effects.current)}, {MEASURES[effects.measure]}"
-        cells = pd.DataFrame(effects.correlations)
+        cells = effects.correlations
         cells = cells.assign(**{name: cells[name].map(short_name) for name in ("x_task", "y_task")})
         correlations.append((f"{title} ({effects.run.setting})", texts_of(cells)))
     folders = {run.path for run in runs}

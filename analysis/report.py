@@ -171,7 +171,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "seed": effects.run.seed,
                 "current_task": effects.current,
                 "measure": effects.measure,
-                "cells": [asdict(cell) for cell in effects.correlations],
+                "cells": render.records(effects.correlations),
             }
             for effects in report.correlations
         ],

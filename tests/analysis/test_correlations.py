@@ -53,20 +53,21 @@ def test_effects_are_final_scores_and_correlations_those_of_pandas(run_folder):
         for coefficient in ("pearson", "spearman"):
             correlations = expected.corr(coefficient)
             pd.testing.assert_frame_equal(effects.matrix(coefficient), correlations)
-            cells = {(cell.x_task, cell.y_task): getattr(cell, coefficient) for cell in effects.correlations}
+            cells = effects.correlations.set_index(["x_task", "y_task"])[coefficient].to_dict()
             assert list(cells) == [("T1", "X"), ("T1", "Y"), ("X", "Y")]
             assert list(cells.values()) == pytest.approx([correlations.loc[pair] for pair in cells])
 
 
 def test_constant_scores_and_too_few_prompts_say_so():
     scores = pd.DataFrame(FINALS | {"Y": [0.1 + 0.2, 0.3, 0.3, 0.3], "Z": [1.0, np.nan, 2.0, 3.0]})
-    cells = {(cell.x_task, cell.y_task): cell for cell in correlate(scores)}
-    assert cells["T1", "X"].reason is None
-    assert cells["X", "Y"].pearson is cells["X", "Y"].spearman is None
-    assert cells["X", "Y"].reason == "Y is the same for all prompts"
-    assert cells["X", "Z"].reason == "Z is not known for every prompt"
-    (few,) = correlate(pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]}))
-    assert (few.pearson, few.reason) == (None, "2 prompts: a correlation needs 3 or more")
+    cells = correlate(scores).set_index(["x_task", "y_task"])
+    reasons = cells["reason"].to_dict()
+    assert pd.isna(reasons["T1", "X"])
+    assert cells.loc[("X", "Y"), ["pearson", "spearman"]].isna().all()
+    assert reasons["X", "Y"] == "Y is the same for all prompts"
+    assert reasons["X", "Z"] == "Z is not known for every prompt"
+    few = correlate(pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]}))
+    assert few["reason"].tolist() == ["2 prompts: a correlation needs 3 or more"]
     table = correlation_table([replace(effects_of(scores), run=SimpleNamespace(**FACTS))])
     assert len(table) == 12
     assert table["r"].notna().tolist() == table["reason"].isna().tolist()
@@ -90,7 +91,7 @@ FACTS = {"model": "m", "sequence": "s", "method": "lorainc", "seed": 0, "tasks":
 
 
 def effects_of(scores: pd.DataFrame) -> PromptEffects:
-    return PromptEffects(None, "rougeL", scores, tuple(correlate(scores)))
+    return PromptEffects(None, "rougeL", scores, correlate(scores))
 
 
 def test_a_map_of_a_planted_probe_is_above_chance(whole):

@@ -82,7 +82,7 @@ def test_correlations_are_legible_and_undefined_cells_empty(run_folder):
     values = np.random.default_rng(0).normal(size=(10, 9))
     values[:, 4] = 1.0
     scores = pd.DataFrame(values, columns=[f"task{task}_x" for task in range(1300, 1309)])
-    figure = correlation_heatmap(PromptEffects(run, "rougeL", scores, tuple(correlate(scores))))
+    figure = correlation_heatmap(PromptEffects(run, "rougeL", scores, correlate(scores)))
     assert overlapping(figure) == []
     annotations = [text.get_text() for text in figure.axes[0].texts]
     assert len(annotations) == 81 - 16
