@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.console import Group as Lines
-from rich.measure import Measurement
+from rich.console import JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -102,38 +100,16 @@ def terminal(frame: pd.DataFrame, title: str, is_narrow: bool = False) -> Render
     if as_list:
         shown = frame.T.reset_index()
         shown.columns = pd.Index(["", " "])
+    block = Table(box=box.SIMPLE_HEAD, padding=0 if is_narrow else (0, 1, 0, 0), show_header=not as_list)
+    for name, is_number in zip(shown, are_numbers(shown), strict=True):
+        words = [word for text in shown[name] for word in text.split()] if is_narrow else []
+        least = min(max(map(len, words), default=1), 12)
+        side: JustifyMethod = "right" if is_number else "left"
+        block.add_column(Text(str(name)), justify=side, overflow="fold", min_width=least)
+    for row in shown.itertuples(index=False):
+        block.add_row(*map(Text, row))
     # Not as the title of the table, which would be broken to its width.
-    return Lines(Text(title), *([Text(facts)] if facts else []), _Block(shown, is_narrow, as_list))
-
-
-@dataclass
-class _Block:
-    """A table of texts in the width that there is."""
-
-    frame: pd.DataFrame
-    is_narrow: bool
-    as_list: bool
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        whole = self._table(is_whole=self.is_narrow)
-        needed = Measurement.get(console, options.update(width=1000), whole).minimum
-        yield whole if needed <= options.max_width else self._table(is_whole=False)
-
-    def _table(self, is_whole: bool) -> Table:
-        padding = 0 if self.is_narrow else (0, 1, 0, 0)
-        block = Table(box=box.SIMPLE_HEAD, padding=padding, show_header=not self.as_list)
-        for name, is_number in zip(self.frame, are_numbers(self.frame), strict=True):
-            words = [word for text in self.frame[name] for word in text.split()] if self.is_narrow else []
-            block.add_column(
-                Text(str(name)),
-                justify="right" if is_number else "left",
-                overflow="fold",
-                no_wrap=is_number and is_whole,
-                min_width=min(max(map(len, words), default=1), 12),
-            )
-        for row in self.frame.itertuples(index=False):
-            block.add_row(*map(Text, row))
-        return block
+    return Lines(Text(title), *([Text(facts)] if facts else []), block)
 
 
 def constant_columns(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
