@@ -4,7 +4,6 @@ The harness brings a task's documents, prompts and metrics, and puts its wrapper
 around our state. What it says is a stage like an evaluation of ours.
 """
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -18,11 +17,12 @@ import pandas as pd
 
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.data.tasks import digest
-from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
+from sapo.experiments.engine.local import Watcher, ignore
+from sapo.experiments.engine.stage import Reading, Stage
 from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.model.load import LanguageModel
-from sapo.experiments.reevaluation import FinishedRun, asked_states, require_states
-from sapo.experiments.stages import Reading, Stage, in_state
+from sapo.experiments.reevaluation import FinishedRun, asked_states, finished, require_states
+from sapo.experiments.stages import in_state
 
 PREFIX = "lm_eval:"
 BATCH = 8  # documents at once on a CPU; on a GPU the harness finds out
@@ -142,18 +142,14 @@ def evaluate(
     require_states(run, states)
     limit = run.config.data.test_examples
     asked = [(each, Harness(run.config, each.key, name, limit)) for each in states for name in names]
-    expect(len(asked))
-    engine = LocalEngine(run.store, watch)
-
-    async def rows() -> list[dict[str, Any]]:
-        found = []
-        for each, stage in asked:
-            result = (await engine.run(stage)).result
-            facts = {"after": each.after, "state": each.key, "task": stage.name}
-            found.append(
-                {**facts, "metrics": (result.model_extra or {})["metrics"], "examples": result.examples}
-            )
-        return found
-
-    with run.store.at_work():
-        return asyncio.run(rows())
+    results = [stored.result for stored in finished(run, [stage for _, stage in asked], watch, expect)]
+    return [
+        {
+            "after": each.after,
+            "state": each.key,
+            "task": stage.name,
+            "metrics": (result.model_extra or {})["metrics"],
+            "examples": result.examples,
+        }
+        for (each, stage), result in zip(asked, results, strict=True)
+    ]

@@ -17,7 +17,8 @@ from sapo.data.prompts import Prompt
 from sapo.data.records import BASE, ChoiceRecord, RunRecord, StateRecord, read_record
 from sapo.data.tasks import Task
 from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.stage import Stage
+from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import mean_label_match
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.preflight import preflight
@@ -169,29 +170,34 @@ def evaluate(
     ]
     preflight(run.config, [(task, [chosen]) for _, task, chosen in asked], trains=False)
     require_states(run, states)
-    expect(len(asked))
+    stages = [Evaluate(run.config, each.key, task, chosen) for each, task, chosen in asked]
+    found = zip(asked, finished(run, stages, watch, expect), strict=True)
+    return [
+        {
+            "after": each.after,
+            "state": each.key,
+            "task": task.name,
+            "prompt": {"index": chosen.index, "text": chosen.text},
+            **{name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")},
+            "examples": stored.result.examples,
+            "label_match": mean_label_match(stored.examples(), task.labels),
+        }
+        for (each, task, chosen), stored in found
+    ]
+
+
+def finished(
+    run: FinishedRun, stages: Sequence[Stage], watch: Watcher, expect: Callable[[int], object]
+) -> list[Stored]:
+    """Stages of a finished run, those that its store has not computed now, one after another."""
+    expect(len(stages))
     engine = LocalEngine(run.store, watch)
 
-    async def rows() -> list[dict[str, Any]]:
-        found = []
-        for each, task, chosen in asked:
-            stored = await engine.run(Evaluate(run.config, each.key, task, chosen))
-            scores = {name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")}
-            found.append(
-                {
-                    "after": each.after,
-                    "state": each.key,
-                    "task": task.name,
-                    "prompt": {"index": chosen.index, "text": chosen.text},
-                    **scores,
-                    "examples": stored.result.examples,
-                    "label_match": mean_label_match(stored.examples(), task.labels),
-                }
-            )
-        return found
+    async def all_of_them() -> list[Stored]:
+        return [await engine.run(stage) for stage in stages]
 
     with run.store.at_work():
-        return asyncio.run(rows())
+        return asyncio.run(all_of_them())
 
 
 def _prompt(run: FinishedRun, task: Task, state: StateRecord, wanted: str) -> Prompt:
