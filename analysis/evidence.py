@@ -114,7 +114,7 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
     _require_alike(of_probes)
     require_poolable(probes)
     _require_alike([(f"Run {run.id}", _facts(run)) for run in runs])
-    methods = [run.method for run in runs if run.method != ZERO_SHOT]
+    method = next((run.method for run in runs if run.method != ZERO_SHOT), "lorainc")
     data, contrasts = [_probe_data(probe) for probe in probes], list(_contrasts(roles, definition))
     known = {
         contrast.measure
@@ -123,10 +123,23 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
     }
     known |= {name for each in data for name in NUMBERS if np.isfinite(each.scores[name]).any()}
     measures = tuple(name for name in NUMBERS if name in known) or NUMBERS
+    # Means of what the paper's figures and tables print, in ROUGE-L.
+    places = {
+        "a": ("Figure 1", pd.Series(dtype=float)),
+        "b": ("Figure 2", paper_csv("figure2_correlations").query("coefficient == 'spearman'")["r"]),
+        "c": ("Figure 3", paper_csv("figure3_correlations").query("coefficient == 'spearman'").iloc[:, -1]),
+    }
+    table = pd.concat([paper_csv("table1"), paper_csv("table11")])
+    for metric in METRICS:
+        is_ours = (table["method"].map(plain) == plain(method)) & (table["metric"] == metric)
+        places[f"d-static-{metric}"] = ("Tables 1 and 11", table.loc[is_ours, "sapo_delta"])
     return Evidence(
         probes=data,
         contrasts=[each for each in contrasts if each.measure in (None, *measures)],
-        papers=_papers(methods[0] if methods else "lorainc"),
+        papers={
+            key: {"place": place, "value": None if values.empty else round(values.mean(), 3)}
+            for key, (place, values) in places.items()
+        },
         folders=[*(probe.path for probe in probes), *(run.path for run in runs)],
         is_demonstration=any(p.demonstration for p in probes) or any(r.demonstration for r in runs),
         measures=measures,
@@ -266,20 +279,3 @@ def _contrasts(
                     whole[name] = [(sign_of(measure) * sums, sizes) for sums, sizes in parts]
             statistic = f"mean difference of {metric} over sequences and seeds"
             yield Contrast(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column, whole)
-
-
-def _papers(method: str) -> dict[str, dict[str, Any]]:
-    """The paper's place and number by claim: means of what its figures and tables print, in ROUGE-L."""
-    places: dict[str, tuple[str, Any]] = {
-        "a": ("Figure 1", None),
-        "b": ("Figure 2", paper_csv("figure2_correlations").query("coefficient == 'spearman'")["r"]),
-        "c": ("Figure 3", paper_csv("figure3_correlations").query("coefficient == 'spearman'").iloc[:, -1]),
-    }
-    table = pd.concat([paper_csv("table1"), paper_csv("table11")])
-    for metric in METRICS:
-        is_ours = (table["method"].map(plain) == plain(method)) & (table["metric"] == metric)
-        places[f"d-static-{metric}"] = ("Tables 1 and 11", table.loc[is_ours, "sapo_delta"])
-    return {
-        key: {"place": place, "value": None if values is None or values.empty else round(values.mean(), 3)}
-        for key, (place, values) in places.items()
-    }

@@ -96,7 +96,25 @@ def analyze(
 
 def _write(report: Report, output: Path) -> None:
     """Tables, correlations and the summary `report.md` in `output`."""
-    figures = _draw_correlations(report, output)
+    # A map for each set of prompts with a defined correlation; a warning says why others have none.
+    maps = [[summarize_map(effects, name) for name in COEFFICIENTS] for effects in report.correlations]
+    adjusted = iter(holm([found.p for pair in maps for found in pair]))
+    figures: list[Path] = []
+    for (effects, suffix), pair in zip(_numbered(report), maps, strict=True):
+        captions = {found.coefficient: map_caption(found, next(adjusted)) for found in pair}
+        if pair[0].n_pairs:
+            drawing = correlation_heatmap(effects, captions)
+            figures += save(drawing, output / f"correlation_{report.measure}{suffix}")
+            continue
+        report.warnings.append(
+            f"No correlation map of prompts of {short_name(effects.current)} ({effects.run.setting}): "
+            f"{pair[0].mean.reason}."
+        )
+    if figures:
+        tests = sum(found.p is not None for pair in maps for found in pair)
+        report.notes.append(
+            f"Test of a correlation map: {MAP_TEST}; Holm: over the {tests} maps of this report."
+        )
     prompts = chosen_prompts(report.runs)
     prompt_texts = render.prompt_texts(prompts)
     texts = {
@@ -131,29 +149,6 @@ def _numbered(report: Report) -> list[tuple[PromptEffects, str]]:
     """The correlations, each with what ends the names of its files."""
     several = len(report.correlations) > 1
     return [(effects, f"_{n}" if several else "") for n, effects in enumerate(report.correlations, start=1)]
-
-
-def _draw_correlations(report: Report, output: Path) -> list[Path]:
-    """A map for each set of prompts with a defined correlation; a warning says why others have none."""
-    maps = [[summarize_map(effects, name) for name in COEFFICIENTS] for effects in report.correlations]
-    adjusted = iter(holm([found.p for pair in maps for found in pair]))
-    figures = []
-    for (effects, suffix), pair in zip(_numbered(report), maps, strict=True):
-        captions = {found.coefficient: map_caption(found, next(adjusted)) for found in pair}
-        if pair[0].n_pairs:
-            drawing = correlation_heatmap(effects, captions)
-            figures += save(drawing, output / f"correlation_{report.measure}{suffix}")
-            continue
-        report.warnings.append(
-            f"No correlation map of prompts of {short_name(effects.current)} ({effects.run.setting}): "
-            f"{pair[0].mean.reason}."
-        )
-    if figures:
-        tests = sum(found.p is not None for pair in maps for found in pair)
-        report.notes.append(
-            f"Test of a correlation map: {MAP_TEST}; Holm: over the {tests} maps of this report."
-        )
-    return figures
 
 
 def as_json(report: Report) -> dict[str, Any]:

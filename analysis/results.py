@@ -110,7 +110,31 @@ class RunResult:
 def load_run(path: Path) -> RunResult:
     """The run in folder `path`; UserError names what is missing, WorkError what is damaged, and the mend."""
     record = read_record(RunRecord, path)
-    predictions = _predictions(path, record)
+    file = path / "predictions.parquet"
+    # Without answers (evaluator.answers=false) there is nothing but the NLL.
+    has_answers = record.identity.get("evaluator", {}).get("answers", True)
+    frame = read_table(file, NEEDED, NUMBERS if has_answers else ("nll",))
+    frame[LABELS] = frame[LABELS].astype(float)
+    n = len(record.tasks)
+    cells = ["after", "task", "column"]
+    strange = frame.loc[~frame["task"].isin([*record.tasks, *record.unseen]), "task"]
+    # No example comes twice: equal numbers are equal rows.
+    rows = frame.groupby(cells)["example"].nunique().reset_index()
+    uneven = rows.loc[rows["example"] != rows["task"].map(frame.groupby("task")["example"].nunique()), "task"]
+    labelled = frame.groupby("task")[LABELS].agg(lambda values: values.notna().mean())
+    partly = labelled.index[(labelled > 0) & (labelled < 1)]
+    problems = {
+        f"task {next(iter(strange), '')} is not in {RUN}": len(strange),
+        f"a state `after` outside 0..{n}": not frame["after"].isin(range(n + 1)).all(),
+        f"`column` is none of {', '.join(COLUMNS)}": not frame["column"].isin(COLUMNS).all(),
+        "an example is scored twice for one state and task": frame.duplicated([*cells, "example"]).any(),
+        f"task {next(iter(uneven), '')} has other test rows in one state than in another": len(uneven),
+        f"{LABELS} is missing in some rows of task {next(iter(partly), '')}": len(partly),
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise damaged(file, problem)
+    predictions = frame.sort_values([*cells, "example"], ignore_index=True)
     names = ("id", "sequence", "tasks", "unseen", "model", "policy", "seed", "demonstration")
     # A run that was asked for the common column has rows of it wherever the prompts differ.
     is_original = bool((predictions["prompt_index"] == ORIGINAL).all())
@@ -169,35 +193,6 @@ def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd
 def damaged(file: Path, problem: str) -> WorkError:
     """The error for a file of a finished folder that is not what it should be."""
     return WorkError(f"{file} is damaged: {problem}. {mend(file.parent)}")
-
-
-def _predictions(path: Path, record: RunRecord) -> pd.DataFrame:
-    """The table of predictions, sorted; WorkError if it does not fit the run, or says a thing twice."""
-    file = path / "predictions.parquet"
-    # Without answers (evaluator.answers=false) there is nothing but the NLL.
-    has_answers = record.identity.get("evaluator", {}).get("answers", True)
-    frame = read_table(file, NEEDED, NUMBERS if has_answers else ("nll",))
-    frame[LABELS] = frame[LABELS].astype(float)
-    n = len(record.tasks)
-    cells = ["after", "task", "column"]
-    strange = frame.loc[~frame["task"].isin([*record.tasks, *record.unseen]), "task"]
-    # No example comes twice: equal numbers are equal rows.
-    rows = frame.groupby(cells)["example"].nunique().reset_index()
-    uneven = rows.loc[rows["example"] != rows["task"].map(frame.groupby("task")["example"].nunique()), "task"]
-    labelled = frame.groupby("task")[LABELS].agg(lambda values: values.notna().mean())
-    partly = labelled.index[(labelled > 0) & (labelled < 1)]
-    problems = {
-        f"task {next(iter(strange), '')} is not in {RUN}": len(strange),
-        f"a state `after` outside 0..{n}": not frame["after"].isin(range(n + 1)).all(),
-        f"`column` is none of {', '.join(COLUMNS)}": not frame["column"].isin(COLUMNS).all(),
-        "an example is scored twice for one state and task": frame.duplicated([*cells, "example"]).any(),
-        f"task {next(iter(uneven), '')} has other test rows in one state than in another": len(uneven),
-        f"{LABELS} is missing in some rows of task {next(iter(partly), '')}": len(partly),
-    }
-    for problem, is_so in problems.items():
-        if is_so:
-            raise damaged(file, problem)
-    return frame.sort_values([*cells, "example"], ignore_index=True)
 
 
 # --- folders -----------------------------------------------------------------------------------------------

@@ -97,16 +97,7 @@ def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:
         rows.append((name, *work, *_hours(model["gpu_hours"]), decimal(model["disk_bytes"])))
     rows.append(("all, and runs", "", "", "", "", "", decimal(document["disk_bytes"])))
     yield table(("model", "to do", "tokens", "time", *_RATES, "disk"), rows)
-    yield from _fitting(document["memory"])
-    yield from document["notes"]
-    if any(model["seconds"] is None for model in document["models"].values()):
-        yield _UNMEASURED
-    yield from _NOTES
-
-
-def _fitting(memory: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Whether each model's training fits on the device."""
-    for name, need in memory.items():
+    for name, need in document["memory"].items():
         if need["fits"] is None:
             yield f"{name}: nothing says how large it is (model.parameters=BILLIONS)."
             continue
@@ -117,6 +108,10 @@ def _fitting(memory: dict[str, dict[str, Any]]) -> Iterator[str]:
             f"{name}: weights {decimal(need['weights'])}; a training takes at least {takes}, which {fits} "
             f"{room}{ways}."
         )
+    yield from document["notes"]
+    if any(model["seconds"] is None for model in document["models"].values()):
+        yield _UNMEASURED
+    yield from _NOTES
 
 
 def _hours(hours: dict[str, float | None]) -> list[str]:

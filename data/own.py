@@ -264,7 +264,18 @@ class OwnExamples:
             return None
         self.kinds.setdefault(name, {}).setdefault(kind, where)
         if self.is_chat or (isinstance(value, list) and any(map(_role, value))):
-            return self._turn(value or [], name, role)
+            turns = value or []
+            # The content of the role's last turn; the other turns are counted.
+            used = max((place for place, turn in enumerate(turns) if _role(turn) == role), default=None)
+            content = None if used is None else turns[used].get("content", turns[used].get("value"))
+            content = _content(content, name)
+            if used is None or not is_text(content):
+                raise _RowError(f"column '{name}' has no {role} turn, with role and content (texts),")
+            for place, turn in enumerate(turns):
+                if place != used:
+                    what = "later" if place > used and role == "assistant" else "earlier"
+                    self.left_out[f"{_role(turn) if _role(turn) in ('system', 'tool') else what} turns"] += 1
+            return str(content)
         value = _content(value, name)
         if isinstance(value, list) and all(kind_of(item) == "text" for item in value):
             if len(value) > 1 and role == "assistant":
@@ -280,19 +291,6 @@ class OwnExamples:
         if isinstance(value, str) and not is_text(value):
             raise _RowError(f"column '{name}' holds half a surrogate pair")
         return str(value) if isinstance(value, str) else json.dumps(value)
-
-    def _turn(self, turns: list[Any], name: str, role: str) -> str:
-        """The content of the role's last turn, of text parts too; the other turns are counted."""
-        used = max((place for place, turn in enumerate(turns) if _role(turn) == role), default=None)
-        content = None if used is None else turns[used].get("content", turns[used].get("value"))
-        content = _content(content, name)
-        if used is None or not is_text(content):
-            raise _RowError(f"column '{name}' has no {role} turn, with role and content (texts),")
-        for place, turn in enumerate(turns):
-            if place != used:
-                what = "later" if place > used and role == "assistant" else "earlier"
-                self.left_out[f"{_role(turn) if _role(turn) in ('system', 'tool') else what} turns"] += 1
-        return str(content)
 
     def _unframed(self, turn: str) -> str:
         """The input in a user turn that `--write` wrote: instruction before it and suffix after it go."""

@@ -156,7 +156,19 @@ def import_archive(file: Path, store: Store) -> Archived:
     with _opened(file):  # what is no archive makes no store
         pass
     with store.at_work(), store.lock("import"), store.scratch("import") as scratch:
-        n_bytes = _unpack(file, scratch, shutil.disk_usage(store.root).free)
+        free = shutil.disk_usage(store.root).free
+        with _opened(file) as (stream, tar, sizes):
+            n_bytes = sum(sizes.values())
+            if n_bytes > free:
+                raise UserError(f"{file} needs {n_bytes:,} bytes, and {free:,} are free. Set --root FOLDER.")
+            while member := tar.next():
+                if sizes.pop(member.name, None) != member.size:
+                    raise UserError(f"{file}: {member.name} is not as its index says, or comes twice.")
+                tar.extract(member, scratch, set_attrs=False, filter="data")
+            if stream.read(_PIECE).strip(b"\0") or stream.read(1):  # its end, where the sum is checked
+                raise ValueError("more follows its end")
+        if sizes:
+            raise UserError(f"{file} is not whole: {next(iter(sizes))} is missing.")
         stages, records = sorted(scratch.glob("stages/*/*")), sorted(scratch.glob("runs/*"))
         records += sorted(scratch.glob("probes/*"))
         try:
@@ -203,23 +215,6 @@ class _PlainFile(tarfile.TarInfo):
         if info.type != tarfile.REGTYPE or info.size < 0:
             raise ValueError(f"{info.name!r} is not a plain file")
         return info
-
-
-def _unpack(file: Path, scratch: Path, free: int) -> int:
-    """Writes the archive's files under `scratch` and returns their bytes."""
-    with _opened(file) as (stream, tar, sizes):
-        total = sum(sizes.values())
-        if total > free:
-            raise UserError(f"{file} needs {total:,} bytes, and {free:,} are free. Set --root FOLDER.")
-        while member := tar.next():
-            if sizes.pop(member.name, None) != member.size:
-                raise UserError(f"{file}: {member.name} is not as its index says, or comes twice.")
-            tar.extract(member, scratch, set_attrs=False, filter="data")
-        if stream.read(_PIECE).strip(b"\0") or stream.read(1):  # its end, where the sum is checked
-            raise ValueError("more follows its end")
-    if sizes:
-        raise UserError(f"{file} is not whole: {next(iter(sizes))} is missing.")
-    return total
 
 
 @contextmanager
