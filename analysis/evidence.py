@@ -116,13 +116,8 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
     _require_alike([(f"Run {run.id}", _facts(run)) for run in runs])
     method = next((run.method for run in runs if run.method != ZERO_SHOT), "lorainc")
     data, contrasts = [_probe_data(probe) for probe in probes], list(_contrasts(roles, definition))
-    known = {
-        contrast.measure
-        for contrast in contrasts
-        if any(np.isfinite(sums).any() for each in contrast.parts.values() for sums, _ in each)
-    }
-    known |= {name for each in data for name in NUMBERS if np.isfinite(each.scores[name]).any()}
-    measures = tuple(name for name in NUMBERS if name in known) or NUMBERS
+    measured = [*runs, *(run for probe in probes for run in probe.runs.values())]
+    measures = tuple(name for name in NUMBERS if any(run.has(name) for run in measured)) or NUMBERS
     # Means of what the paper's figures and tables print, in ROUGE-L.
     places = {
         "a": ("Figure 1", pd.Series(dtype=float)),

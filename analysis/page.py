@@ -39,6 +39,7 @@ from sapo.analysis.results import (
     MEASURES,
     RunResult,
     column_rows,
+    flat,
     row_remarks,
     score_matrix,
     settings_of,
@@ -307,12 +308,7 @@ def _facts(run: RunResult) -> dict[str, str]:
     data = {"test data": record.comparable.get("data"), "training data": record.identity.get("train")}
     for name, of_task in data.items():
         facts |= {f"{name}, {task}": digest for task, digest in (of_task or {}).items()}
-    (flat,) = pd.json_normalize(facts).to_dict("records")
-    return {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in flat.items()
-        if value is not None
-    }
+    return flat(facts)
 
 
 def run_warnings(runs: Sequence[RunResult], labels: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.names import DIGEST
 from sapo.data.files import read_yaml
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import LOSSES, RunRecord, differences, mend, read_record
+from sapo.data.records import LOSSES, RunRecord, mend, read_record, require_same
 from sapo.data.tasks import digest, short_name
 
 MEASURES = {
@@ -159,10 +159,15 @@ def settings_of(run: RunResult) -> dict[str, str]:
         facts["data"] |= {name: data.get(name) for name in ("separator", "label_blanks")}
     facts["training rows"] = digest(identity.get("train"))[:DIGEST]
     facts["test rows"] = digest(run.test_rows or run.record.comparable.get("data"))[:DIGEST]
-    (flat,) = pd.json_normalize(facts).to_dict("records")
+    return flat(facts)
+
+
+def flat(facts: dict[str, Any]) -> dict[str, str]:
+    """Nested facts by their dotted names, as texts; what is None is left out."""
+    (found,) = pd.json_normalize(facts).to_dict("records")
     return {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in flat.items()
+        str(name): ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in found.items()
         if value is not None
     }
 
@@ -374,14 +379,10 @@ def require_comparable(runs: Sequence[RunResult]) -> None:
 
     These are model, data (that of the test), evaluator, trainer and train (training rows).
     """
+    way = "Analyze them apart, or run one of them again with the settings of the other."
     for other in runs[1:]:
-        found = list(differences(runs[0].record.comparable, other.record.comparable))
-        if found:
-            raise UserError(
-                f"Runs {runs[0].id} and {other.id} cannot be compared:\n  "
-                + "\n  ".join(found)
-                + "\nAnalyze them apart, or run one of them again with the settings of the other."
-            )
+        sides = runs[0].record.comparable, other.record.comparable
+        require_same(f"Runs {runs[0].id} and {other.id}", *sides, way)
 
 
 def leading_measure(is_demonstration: bool) -> str:

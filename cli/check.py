@@ -1,17 +1,13 @@
 """`sapo check RUN serve=URL`: whether an endpoint reads and answers what a run has trained."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from sapo.cli.console import Json, Progress, emit, find_run, take
+from sapo.cli.console import Json, Progress, check_lines, emit, find_run, take
 from sapo.conf.errors import UserError
-
-if TYPE_CHECKING:
-    from sapo.experiments.doctor import Check
 
 EXAMPLES = (
     "sapo check RUN serve=http://127.0.0.1:8000",
@@ -84,13 +80,10 @@ def command(
     document = {"run": folder.name, "task": served.task.name, "rows": len(served.rows), "served": is_served}
     head = f"{folder.name}, state {served.state.after}: {len(served.rows)} test rows of {served.task.name}"
     end = "Served as it was trained." if is_served else "Not served as it was trained."
-    emit({**document, "checks": [asdict(check) for check in found]}, json, [head, *_lines(found), end])
+    emit(
+        {**document, "checks": [asdict(check) for check in found]},
+        json,
+        [head, *check_lines(found, "wrong", "unseen"), end],
+    )
     if not is_served:
         raise typer.Exit(1)
-
-
-def _lines(found: "list[Check]") -> Iterator[str]:
-    for check in found:
-        mark = "ok" if check.ok else "wrong" if check.required else "unseen"
-        for number, line in enumerate(f"{check.name}: {check.detail}\n{check.mend}".rstrip().split("\n")):
-            yield f"{'' if number else mark:<8}{line}"

@@ -25,6 +25,7 @@ from sapo.conf.text import json_safe, printable
 
 if TYPE_CHECKING:
     from sapo.conf.schema import Config
+    from sapo.experiments.doctor import Check
     from sapo.experiments.engine.local import LocalEngine
     from sapo.experiments.jobs import Job
     from sapo.experiments.stages import Stage
@@ -117,6 +118,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
         found.add_row(*map(str, row))
     # Not as the title of the table, which would be broken to its width.
     return Group(title, found) if title else found
+
+
+def check_lines(found: "Iterable[Check]", wrong: str, absent: str) -> Iterator[str]:
+    """What was looked at, and the mend of what is not as it should be."""
+    for check in found:
+        mark = "ok" if check.ok else wrong if check.required else absent
+        text = f"{check.name}: {check.detail}\n{'' if check.ok else check.mend}".rstrip()
+        for number, line in enumerate(text.split("\n")):
+            yield f"{'' if number else mark:<8}{line}"
 
 
 def duration(seconds: "float | Sequence[float] | None") -> str:

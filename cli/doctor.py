@@ -2,7 +2,7 @@
 
 import typer
 
-from sapo.cli.console import Json, Overrides, emit
+from sapo.cli.console import Json, Overrides, check_lines, emit
 
 EXAMPLES = (
     "sapo doctor",
@@ -21,13 +21,8 @@ def command(overrides: Overrides = None, json: Json = False) -> None:
 
     found = list(checks(config))
     ready = all(check.ok for check in found if check.required)
-    lines = []
-    for check in found:
-        mark = "ok" if check.ok else "missing" if check.required else "absent"
-        lines.append(f"{mark:<8}{check.name}: {check.detail}")
-        if not check.ok and check.mend:
-            lines.append(f"        {check.mend}")
-    lines.append("Ready." if ready else "Not ready: see what is missing.")
-    emit({"ready": ready, "checks": [asdict(check) for check in found]}, json, lines)
+    end = "Ready." if ready else "Not ready: see what is missing."
+    document = {"ready": ready, "checks": [asdict(check) for check in found]}
+    emit(document, json, [*check_lines(found, "missing", "absent"), end])
     if not ready:
         raise typer.Exit(1)

@@ -342,3 +342,9 @@ def differences(stored: Any, asked: Any, where: str = "") -> Iterator[str]:
             text if len(text := json.dumps(v)) <= 60 else f"{text[:59]}…" for v in (stored, asked)
         )
         yield f"{where}: {first} -> {second}"
+
+
+def require_same(names: str, first: Any, other: Any, way: str) -> None:
+    """UserError, with every difference and the way out, if two things that are compared are not alike."""
+    if found := list(differences(first, other)):
+        raise UserError("\n  ".join([f"{names} cannot be compared:", *found]) + f"\n{way}")

@@ -24,7 +24,7 @@ from sapo.analysis.results import (
 from sapo.conf.errors import UserError
 from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import ProbeRecord, differences, mend, read_record
+from sapo.data.records import ProbeRecord, mend, read_record, require_same
 from sapo.data.tasks import short_name
 
 ROLES = ("forgetting", "training", "generalization")
@@ -221,10 +221,6 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
         for name in ("data", "train"):
             shared = set.intersection(*(set(side.get(name) or ()) for side in sides))
             sides = [side | {name: {task: side[name][task] for task in sorted(shared)}} for side in sides]
-        found = list(differences(sides[0], sides[1])) if are_alike else []
-        if found:
-            raise UserError(
-                f"Probes {first.id} and {other.id} cannot be compared:\n  "
-                + "\n  ".join(found)
-                + "\nDraw them apart, or make one of them again with the settings of the other."
-            )
+        if are_alike:
+            way = "Draw them apart, or make one of them again with the settings of the other."
+            require_same(f"Probes {first.id} and {other.id}", *sides, way)
