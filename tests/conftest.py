@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from tiny import SMALL, Done, call
 
 from sapo.conf.load import load_one
 from sapo.conf.schema import Config
@@ -66,6 +67,18 @@ def tokenizers() -> Path:
         if not (folder / name / "tokenizer.json").is_file():
             pytest.skip(f"no tokenizers: {folder / name} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sapo() -> Callable[..., Done]:
+    """`sapo("train", …)` runs the command in this process."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Overrides that make a run take a second."""
+    return SMALL
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def modules_after(statement: str) -> set[str]:
 # --- imports -----------------------------------------------------------------------------------------------
 
 
-def test_imports_go_down_the_table_of_folders() -> None:
+def test_imports_go_down_the_table_of_folders():
     for module in MODULES:
         here = module.parts[0]
         for name in imports_of(module):
@@ -85,7 +85,7 @@ def test_imports_go_down_the_table_of_folders() -> None:
             assert not (is_tensor and here == "analysis"), f"{module} imports {name}"
 
 
-def test_imports_go_down_the_parts_of_experiments() -> None:
+def test_imports_go_down_the_parts_of_experiments():
     for module in MODULES:
         if module.parts[0] != "experiments":
             continue
@@ -104,7 +104,7 @@ def test_imports_go_down_the_parts_of_experiments() -> None:
         ("sapo.cli.app, sapo.cli.metrics, sapo.cli.analyze", {"pandas", "numpy", "matplotlib"}),
     ],
 )
-def test_what_needs_no_tensors_starts_without_torch(names: str, heavy: set[str]) -> None:
+def test_what_needs_no_tensors_starts_without_torch(names, heavy):
     assert not ({"torch", "transformers", "peft"} | heavy) & modules_after(f"import {names}")
 
 
@@ -113,7 +113,7 @@ def test_what_needs_no_tensors_starts_without_torch(names: str, heavy: set[str])
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
     ids=str,
 )
-def test_threads_spin_briefly_from_before_torch_is_imported_unless_the_user_says(given, spins) -> None:
+def test_threads_spin_briefly_from_before_torch_is_imported_unless_the_user_says(given, spins):
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {name: value for name, value in os.environ.items() if name not in names} | given
     code = "import os, sys, sapo.experiments; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
@@ -129,12 +129,12 @@ def setuptools_table() -> dict[str, object]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 
-def test_every_folder_with_code_is_a_package_and_every_package_is_there() -> None:
+def test_every_folder_with_code_is_a_package_and_every_package_is_there():
     with_code = {".".join(("sapo", *module.parent.parts)) for module in MODULES}
     assert set(setuptools_table()["packages"]) == with_code, "mend the list of packages in pyproject.toml"
 
 
-def test_every_package_has_its_folder_and_an_init() -> None:
+def test_every_package_has_its_folder_and_an_init():
     folders = setuptools_table()["package-dir"]
     assert folders == {f"sapo.{folder}": folder for folder in LEVELS}
     for package in setuptools_table()["packages"]:
@@ -145,7 +145,7 @@ def test_every_package_has_its_folder_and_an_init() -> None:
 # --- size and words ----------------------------------------------------------------------------------------
 
 
-def test_files_and_functions_stay_small() -> None:
+def test_files_and_functions_stay_small():
     for module in MODULES:
         n_lines = len((ROOT / module).read_text(encoding="utf-8").splitlines())
         assert n_lines <= LONGEST_FILE, f"{module} has {n_lines} lines: does it still have one subject?"
@@ -173,7 +173,7 @@ def published_files() -> list[Path]:
 @pytest.mark.parametrize(
     ("pattern", "what"), [(MACHINE_PATH, "a path of one machine"), (PACKAGE_INDEX, "a package index")]
 )
-def test_no_file_names_one_machine_or_its_package_index(pattern: re.Pattern[str], what: str) -> None:
+def test_no_file_names_one_machine_or_its_package_index(pattern, what):
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
         for path in published_files()
@@ -185,7 +185,7 @@ def test_no_file_names_one_machine_or_its_package_index(pattern: re.Pattern[str]
     assert not found, f"{what} is named in\n" + "\n".join(found)
 
 
-def test_nothing_built_or_downloaded_is_published() -> None:
+def test_nothing_built_or_downloaded_is_published():
     built = {".pyc", ".safetensors", ".gguf", ".bin", ".pt", ".parquet", ".whl"}
     found = [str(path.relative_to(ROOT)) for path in published_files() if path.suffix in built]
     assert found == []

@@ -23,18 +23,14 @@ def exported(**changes):
         "messages": [{"role": "user", "content": f"{NASTY}\n\n文本:\n{{INPUT}}"}],
         "text": f"<|im_start|>user\n{NASTY}\n\n文本:\n{{INPUT}}<|im_end|>\n",
     }
+    name = "Qwen/Qwen3-0.6B"
     return {
         "run": "a_run",
         "kind": "adapter",
         "state": {"after": 1, "key": "k" * 64},
-        "base": {
-            "model": "qwen|3",
-            "load": "Qwen/Qwen3-0.6B",
-            "revision": "abc",
-            "source": "hub:Qwen/Qwen3-0.6B",
-        },
-        "is_on_hub": True,
         "rank": 8,
+        "base": {"model": "qwen|3", "load": name, "revision": "abc", "source": f"hub:{name}"},
+        "is_on_hub": True,
         "template_options": {"enable_thinking": False},
         "max_new_tokens": 128,
         "tasks": [task],
@@ -44,19 +40,13 @@ def exported(**changes):
 
 
 def card_of(run_folder, **changes):
-    path = run_folder(
-        "a_run",
-        trainer="mini",
-        comparable={"train": {"task195_sentiment": "t" * 64}, "data": {}},
-        notes=["a <note>"],
-        identity={
-            "model": {"weights": "hub:Qwen", "dtype": "bfloat16"},
-            "method": {"rank": 8, "alpha": 32, "dropout": 0},
-            "trainer": {"epochs": 1},
-        },
-        environment={"python": "3.11", "packages": {"torch": "2.13"}, "device": "cpu"},
-    )
-    return model_card(load_run(path), exported(**changes))
+    model, method = {"weights": "hub:Qwen", "dtype": "bfloat16"}, {"rank": 8, "alpha": 32, "dropout": 0}
+    facts = {
+        "comparable": {"train": {"task195_sentiment": "t" * 64}, "data": {}},
+        "identity": {"model": model, "method": method, "trainer": {"epochs": 1}},
+        "environment": {"python": "3.11", "packages": {"torch": "2.13"}, "device": "cpu"},
+    }
+    return model_card(load_run(run_folder("a_run", notes=["a <note>"], **facts)), exported(**changes))
 
 
 def test_a_prompt_stays_as_it_is_and_ends_no_block(run_folder):

@@ -101,12 +101,8 @@ def test_where_nll_leads_rouge_l_follows_with_the_papers_rows(runs):
         "exact match": ["ours"] * 3,
     }
     assert table.notes[:2] == (DEMONSTRATION, NLL_LEADS)
-    texts = [
-        render.score_markdown(table),
-        render.latex(render.score_texts(table)),
-        render.csv(render.score_csv(table)),
-    ]
-    for text in texts:
+    long = render.csv(render.score_csv(table))
+    for text in (render.score_markdown(table), render.latex(render.score_texts(table)), long):
         places = [text.index(part) for part in ("nll" if text.startswith("source") else "NLL (lo", "65.41")]
         assert places == sorted(places)
         assert text.count("65.41") == 1
@@ -181,13 +177,10 @@ def test_every_rendering_holds_the_table(table):
 def test_markdown(table):
     lines = render.score_markdown(table).splitlines()
     assert lines[0] == "| Model | Sequence | Method | Policy | Score | AP | BWT | FWT | Examples | Seeds |"
-    assert lines[3].startswith(
-        "| smollm2_135m | mini_three | lorainc | sapo - static | ROUGE-L | +2.00 [+2.00, +2.00] |"
-    )
-    assert (
-        "| Qwen3-8B | NI-Seq-M1 | LoraInc | paper: static \\* | ROUGE-L | 65.41 | -2.06 | 4.16 | - | - |"
-        in lines
-    )
+    ours = "| smollm2_135m | mini_three | lorainc | sapo - static | ROUGE-L | +2.00 [+2.00, +2.00] |"
+    assert lines[3].startswith(ours)
+    papers = "| Qwen3-8B | NI-Seq-M1 | LoraInc | paper: static \\* | ROUGE-L | 65.41 | -2.06 | 4.16 | - | - |"
+    assert papers in lines
     assert DEMONSTRATION in lines
 
 
@@ -277,10 +270,10 @@ def test_chosen_prompts(runs, run_folder):
     prompts = chosen_prompts([runs[0], run])
     assert list(prompts["loss"]) == pytest.approx([1.4, 1.4, 1.4, None, 0.5])
     assert list(prompts["original_loss"]) == [1.6, 1.6, 1.6, None, None]
-    assert r"| own | t\|1 | -1 | - | - | Say {x} & 50 % plainly |" in render.markdown(
-        render.prompt_texts(prompts), 2, left_last=True
-    )
-    assert r"Say \{x\} \& 50 \%" in render.latex(render.prompt_texts(prompts))
+    texts = render.prompt_texts(prompts)
+    own = r"| own | t\|1 | -1 | - | - | Say {x} & 50 % plainly |"
+    assert own in render.markdown(texts, 2, left_last=True)
+    assert r"Say \{x\} \& 50 \%" in render.latex(texts)
     text = text_of(render.prompts_terminal(prompts), 80)
     assert "[red]b" in text
     assert "NI1343" in text
@@ -335,12 +328,11 @@ def test_a_frame_for_the_terminal_says_what_is_the_same_once():
 
 
 def test_no_cell_acts_in_a_spreadsheet_or_in_markdown():
-    frame = pd.DataFrame(
-        {
-            "text": ["=1+1", "@SUM(A1)", "-2+3", "<b>[a](http://b)"],
-            "n": ["-0.5 [-1.0, 0.1]", "-loss", "+1.5", "-"],
-        }
+    texts, numbers = (
+        ["=1+1", "@SUM(A1)", "-2+3", "<b>[a](http://b)"],
+        ["-0.5 [-1.0, 0.1]", "-loss", "+1.5", "-"],
     )
+    frame = pd.DataFrame({"text": texts, "n": numbers})
     lines = [line.split(",", 1) for line in render.csv(frame).splitlines()[1:]]
     assert [text for text, _ in lines] == ["'=1+1", "'@SUM(A1)", "'-2+3", "<b>[a](http://b)"]
     assert [number.strip('"') for _, number in lines] == list(frame["n"])

@@ -5,8 +5,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from tiny import refusal
 
-from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
 from sapo.data.files import write_json
@@ -53,6 +53,7 @@ SUPERNI = [
     (INSTRUCTIONS, DEEP, "nested too deeply"),
     (INSTRUCTIONS, None, "No file"),
     ("SUPERNI", None, "No folder SUPERNI"),
+    (f"SUPERNI/{FOLDER}/test.json", None, "No file"),
 ]
 
 OWN_TASKS = [
@@ -126,43 +127,37 @@ def test_benchmarks(task_of, tmp_path, name, content, message):
         shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
     else:
         write(tmp_path / name, content)
-    with pytest.raises(UserError) as error:
-        task_of("NI195", "superni")
-    assert message in str(error.value)
-    assert str(tmp_path) in str(error.value)
+    said = refusal(task_of, "NI195", "superni")
+    assert message in said
+    assert str(tmp_path) in said
 
 
 @pytest.mark.parametrize(("content", "message"), OWN_TASKS)
 def test_task_files(task_of, tmp_path, content, message):
     write(tmp_path / "rows.csv", "input,output\nx,y\nz,w\n")
     write(tmp_path / "mine.yaml", content)
-    with pytest.raises(UserError) as error:
-        task_of("mine", "own")
-    assert message in str(error.value)
-    assert "mine.yaml" in str(error.value)
+    said = refusal(task_of, "mine", "own")
+    assert message in said
+    assert "mine.yaml" in said
 
 
 @pytest.mark.parametrize(("content", "message"), POOLS)
 def test_prompt_pools(tmp_path, content, message):
-    with pytest.raises(UserError) as error:
-        read_pool(write(tmp_path / "pool.yaml", content), own_task("mine", "Sort it."))
-    assert message in str(error.value)
-    assert "pool.yaml" in str(error.value)
+    said = refusal(read_pool, write(tmp_path / "pool.yaml", content), own_task("mine", "Sort it."))
+    assert message in said
+    assert "pool.yaml" in said
 
 
 # --- records, as every command meets them ------------------------------------------------------------------
 
-READERS = (["analyze"], ["show", "run"], ["eval"])
 
-
-@pytest.mark.parametrize("command", READERS, ids=" ".join)
-@pytest.mark.parametrize("content", ["", "[]", "{}", b"\xff"])
-def test_run_folders(sapo, tmp_path, content, command):
+@pytest.mark.parametrize("command", [["analyze"], ["show", "run"], ["eval"]], ids=" ".join)
+def test_run_folders(sapo, tmp_path, command):
     """A folder without a record is none of a run (2); what was written is found damaged (1)."""
     folder = tmp_path / "run"
     folder.mkdir()
     assert "no run.json" in sapo(*command, folder, "--json").refused()
-    write(folder / "run.json", content)
+    write(folder / "run.json", "{}")
     write_json(folder / MANIFEST, manifest_of(folder))  # only what the record says is wrong
     found = sapo(*command, folder, "--json").refused(code=1)
     assert "damaged" in found.lower()

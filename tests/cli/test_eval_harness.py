@@ -55,15 +55,12 @@ def plain_accuracy():
     return right / len(QUESTIONS)
 
 
-def test_a_states_metrics_are_the_harness_own_and_stored(sapo, trained, task):
+def test_a_states_metrics_are_the_harness_own_and_stored(sapo, trained, copy, task):
     run = trained.static["id"]
     document = sapo("eval", run, f"tasks=lm_eval:{task}", "--json").document
     rows = document["evaluations"]
-    assert [(row["after"], row["task"], row["examples"]) for row in rows] == [
-        (0, "lm_eval:more", 4),
-        (1, "lm_eval:more", 4),
-        (2, "lm_eval:more", 4),
-    ]
+    expected = [(after, "lm_eval:more", 4) for after in range(3)]
+    assert [(row["after"], row["task"], row["examples"]) for row in rows] == expected
     assert rows[0]["metrics"]["acc"] == plain_accuracy()
     assert all(set(row["metrics"]) == {"acc"} for row in rows)
     shown = sapo("eval", run, f"tasks=lm_eval:{task}", "--state", "base")

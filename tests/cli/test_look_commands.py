@@ -70,14 +70,15 @@ def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):
     assert "sapo fetch benchmarks" in without["NI195"]["description"]
     monkeypatch.setenv("SAPO_DATA", str(benchmarks))
     tasks = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
-    assert tasks["NI195"] | {"description": ""} == {
-        "name": "NI195",
-        "benchmark": "superni",
-        "instruction": tasks["NI195"]["instruction"],
-        "paraphrases": 50,
-        "at_hand": True,
-        "description": "",
+    assert set(tasks["NI195"]) == {
+        "name",
+        "benchmark",
+        "instruction",
+        "paraphrases",
+        "at_hand",
+        "description",
     }
+    assert tasks["NI195"].items() >= {"benchmark": "superni", "paraphrases": 50, "at_hand": True}.items()
     assert (tasks["FOMC"]["benchmark"], tasks["FOMC"]["at_hand"]) == ("trace", True)
     assert not tasks["ScienceQA"]["at_hand"]
     assert tasks["Py150"]["paraphrases"] == 0
@@ -91,12 +92,8 @@ def test_ls_tasks_has_users_own(sapo, tmp_path, monkeypatch):
 
 
 def test_show_config_is_yaml_of_the_config_with_its_docs(sapo, small):
-    text = sapo("show", "config", *small).out
-    assert (
-        yaml.safe_load(text)
-        == asdict(load_one(list(small)))
-        == sapo("show", "config", *small, "--json").document
-    )
+    text, document = sapo("show", "config", *small).out, sapo("show", "config", *small, "--json").document
+    assert yaml.safe_load(text) == asdict(load_one(list(small))) == document
     assert "\n  rank: 8  # LoRA rank of the adapter that is trained" in text
 
 
@@ -104,10 +101,8 @@ def test_a_plan_has_trainings_by_place_and_names_runs_that_it_leaves_out(sapo, s
     asked = ("plan", *small, "policy=sapo", "paraphrases=bank,terse")
     document = sapo(*asked, "--json").document
     assert document["runs"] == 1
-    assert [(kind["kind"], kind["to_do"]) for kind in document["trainings"]] == [
-        ("train, task 1", 1),
-        ("train, task 2", 1),
-    ]
+    trainings = [(kind["kind"], kind["to_do"]) for kind in document["trainings"]]
+    assert trainings == [("train, task 1", 1), ("train, task 2", 1)]
     (left_out,) = document["unplanned"]
     assert left_out["runs"] == 1
     assert "The bank 'terse' has no paraphrases of task mini_city" in left_out["reason"]
@@ -121,12 +116,8 @@ def test_a_plan_has_trainings_by_place_and_names_runs_that_it_leaves_out(sapo, s
 
 def test_show_task(sapo, small):
     facts = sapo("show", "task", "task=mini_topic", *small, "--json").document
-    assert (facts["train"], facts["test"], facts["kind"], facts["paraphrases"]) == (
-        8,
-        4,
-        "classification",
-        20,
-    )
+    assert (facts["train"], facts["test"], facts["paraphrases"]) == (8, 4, 20)
+    assert facts["kind"] == "classification"
     assert set(facts["labels"]) == {"food", "sports", "music", "weather"}
     (finding,) = facts["findings"]
     assert (finding["check"], finding["rows"]) == ("small_test", 4)
@@ -152,11 +143,8 @@ def test_show_task_says_what_was_left_out_of_users_rows_and_what_is_amiss(sapo, 
 
 def test_show_model(sapo):
     document = sapo("show", "model", "tiny_llama", "--json").document
-    assert (document["name"], document["source"], document["dtype"]) == (
-        "tiny_llama",
-        "tiny:llama",
-        "float32",
-    )
+    expected = {"name": "tiny_llama", "source": "tiny:llama", "dtype": "float32"}
+    assert document.items() >= expected.items()
     assert (Path(document["path"]) / "config.json").is_file()
     renamed = sapo("show", "model", f"model.path={document['path']}", "model.name=mine", "--json").document
     assert (renamed["name"], renamed["path"]) == ("mine", document["path"])
@@ -169,15 +157,8 @@ def test_show_example(sapo, small, prompt, split):
     from sapo.experiments.model.load import load_tokenizer
 
     config = load_one([*small, "task=mini_topic"])
-    arguments = (
-        "show",
-        "example",
-        "task=mini_topic",
-        "index=2",
-        f"prompt={prompt}",
-        f"split={split}",
-        *small,
-    )
+    which = ("task=mini_topic", "index=2", f"prompt={prompt}", f"split={split}")
+    arguments = ("show", "example", *which, *small)
     shown = sapo(*arguments, "--json").document
     task = load_task("mini_topic", config)
     example = (task.train if split == "train" else task.test)[2]
@@ -193,27 +174,16 @@ def test_show_example(sapo, small, prompt, split):
     assert f"target: tokens {shown['target_start']} to {len(shown['input_ids']) - 1}" in text
 
 
-def test_show_example_of_a_shortened_input(sapo, small):
-    arguments = ("show", "example", "task=mini_city", "index=0", *small)
+@pytest.mark.parametrize("options", [(), ("data.truncation=end", "split=test")])
+def test_show_example_of_a_shortened_input(sapo, small, options):
+    """A test prompt that is cut at its end, as published, keeps its target."""
+    arguments = ("show", "example", "task=mini_city", "index=0", *small, *options)
     whole = sapo(*arguments, "--json").document
     limit = whole["target_start"] - 5
     short = sapo(*arguments, f"data.max_input_tokens={limit}", "--json").document
-    assert (whole["shortened"], short["shortened"]) == (False, True)
-    assert short["target_start"] == limit
+    assert (whole["shortened"], short["shortened"], short["target_start"]) == (False, True, limit)
     assert short["target_ids"] == whole["target_ids"]
     assert "input shortened" in sapo(*arguments, f"data.max_input_tokens={limit}").out
-
-
-def test_show_example_of_the_test_split_is_what_evaluation_sees(sapo, small):
-    """As published, a test prompt is cut at its end and keeps its target; a training row loses it."""
-    arguments = ("show", "example", "task=mini_city", "index=0", *small, "data.truncation=end")
-    whole = sapo(*arguments, "split=test", "--json").document
-    limit = f"data.max_input_tokens={whole['target_start'] - 5}"
-    cut = sapo(*arguments, limit, "split=test", "--json").document
-    assert cut["shortened"]
-    assert cut["target_ids"] == whole["target_ids"]
-    assert cut["input_ids"] == whole["input_ids"][: whole["target_start"] - 5] + whole["target_ids"]
-    assert f"target: tokens {cut['target_start']} to" in sapo(*arguments, limit, "split=test").out
 
 
 def test_show_run(sapo, trained):
@@ -231,17 +201,13 @@ def test_eval_of_the_runs_own_tasks_comes_from_the_store(sapo, trained):
     for row in done.document["evaluations"]:
         cell = float(matrix[row["after"] + 1].split(",")[names.index(row["task"]) + 1])
         assert row["rougeL"] == pytest.approx(cell, abs=1e-3)
-    learned = {
-        row["task"]
-        for row in done.document["evaluations"]
-        if row["after"] == 1 and row["prompt"]["index"] >= 0
-    }
-    expected = {c["task"] for c in trained.adaptive["choices"][:1] if c["index"] >= 0}
-    assert learned == expected
+    first = [row for row in done.document["evaluations"] if row["after"] == 1]
+    learned = {row["task"] for row in first if row["prompt"]["index"] >= 0}
+    assert learned == {c["task"] for c in trained.adaptive["choices"][:1] if c["index"] >= 0}
 
 
-def test_eval_of_another_task_state_and_prompt(sapo, trained):
-    arguments = ("eval", trained.static["dir"], "mini_price", "--state", "last", "--prompt", "1")
+def test_eval_of_another_task_state_and_prompt(sapo, trained, copy):
+    arguments = ("eval", trained.static["id"], "mini_price", "--state", "last", "--prompt", "1")
     (row,) = sapo(*arguments, "--json").document["evaluations"]
     assert (row["task"], row["after"], row["prompt"]["index"], row["examples"]) == ("mini_price", 2, 1, 4)
     assert row["nll"] > 0
@@ -298,13 +264,8 @@ def test_doctor_finds_what_a_job_needs(sapo, small):
     assert document["ready"] is True
     assert checks["torch"]["ok"]
     assert checks["model tiny_llama"]["ok"]
-    assert checks["benchmarks"] | {"detail": ""} == {
-        "name": "benchmarks",
-        "ok": False,
-        "detail": "",
-        "mend": "sapo fetch benchmarks",
-        "required": False,
-    }
+    lacking = {"ok": False, "mend": "sapo fetch benchmarks", "required": False}
+    assert checks["benchmarks"].items() >= lacking.items()
     assert "Ready." in sapo("doctor", *small).out
 
 

@@ -47,6 +47,7 @@ FAST = ("model=tiny_llama", "engine.device=cpu", "scorer.examples=4", "data.max_
 FILE = "paraphrases.file=pool.yaml"
 GOOD = "paraphrases.file=good.yaml"
 TASK = ("task=mine", "sequence=own", "sequence.tasks=[mine]", FILE)
+ASKING = ("paraphrases=openai", "paraphrases.key_variable=SOME_KEY")
 SHOWN = [
     (("ls", "models"), 0),
     (("ls", "tasks"), 0),
@@ -59,16 +60,7 @@ SHOWN = [
     (("metrics", f"{MARK.replace('/', '')}\x1b\u202e.csv"), 2),
     (("analyze", f"no{NASTY}"), 2),
     (("store", "ls", "--root", NASTY), 2),
-    (
-        (
-            "paraphrase",
-            f"instruction={NASTY}",
-            "paraphrases=openai",
-            "paraphrases.key_variable=SOME_KEY",
-            "--dry-run",
-        ),
-        0,
-    ),
+    (("paraphrase", f"instruction={NASTY}", *ASKING, "--dry-run"), 0),
     (("plan", f"policy={MARK}"), 2),
 ]
 
@@ -116,16 +108,14 @@ def test_an_output_that_is_full(tmp_path, options):
 
 
 @pytest.mark.slow  # a process a command
-def test_a_terminal_that_lacks_characters(tmp_path):
+def test_a_terminal_that_lacks_characters(sapo, tmp_path):
     (tmp_path / "matrix.csv").write_text("after,第3页\n0,1\n1,2\n", encoding="utf-8")
     odd = {"PYTHONIOENCODING": "cp1252"}
     for command in (["metrics", tmp_path / "matrix.csv"], ["ls", "tasks"], ["ls", "第3页"]):
         plain, as_json = process(*command, env=odd), process(*command, "--json", env=odd)
         assert plain.returncode == as_json.returncode == (2 if "第3页" in command else 0)
         if plain.returncode == 0:
-            assert json.loads(as_json.stdout.decode("ascii")) == json.loads(
-                process(*command, "--json").stdout
-            )
+            assert json.loads(as_json.stdout.decode("ascii")) == sapo(*command, "--json").document
         else:
             assert b"\\u7b2c3\\u9875" in plain.stderr
 

@@ -45,35 +45,12 @@ def test_the_document(done):
     assert [row["loss"] for row in candidates] == sorted(row["loss"] for row in candidates)
     assert {row["n_examples"] for row in candidates} == {4}
     assert next(row for row in candidates if row["index"] == -1)["text"] == INSTRUCTION
-    assert document["data"] == {
-        "source": str(TICKETS),
-        "columns": {"input": "text", "target": "label"},
-        "rows": 96,
-        "scored": 4,
-        "distinct": 4,
-        "shortened": 0,
-        "notes": [f"{TICKETS}: input from column 'text', target from column 'label'"],
-        "findings": [],
-    }
+    counts = {"rows": 96, "scored": 4, "distinct": 4, "shortened": 0, "findings": []}
+    notes = [f"{TICKETS}: input from column 'text', target from column 'label'"]
+    columns = {"input": "text", "target": "label"}
+    assert document["data"] == {"source": str(TICKETS), "columns": columns, "notes": notes, **counts}
     assert document["written"] is None
     assert len(document["verdict"]) == 2
-
-
-def test_the_loss_is_that_of_a_run(sapo, tiny_config, tmp_path):
-    """A sapo run scores the same rows of a task under the same prompts: its losses are the same numbers."""
-    overrides = (
-        "model=tiny_llama",
-        "scorer.examples=5",
-        "data.train_examples=20",
-        "data.max_input_tokens=512",
-    )
-    overrides = (*overrides, "paraphrases.count=3", "engine.device=cpu", f"store.root='{tmp_path / 's'}'")
-    small = ("data.test_examples=1", "evaluator.max_new_tokens=1", "sequence.tasks=[mini_city]")
-    run = sapo("train", *overrides, *small, "policy=sapo", "--json").document["runs"][0]
-    record = json.loads((Path(run["dir"]) / "run.json").read_text(encoding="utf-8"))
-    of_run = {row["index"]: row["loss"] for row in record["choices"][0]["candidates"]}
-    document = sapo("select", "task=mini_city", *overrides, "--json").document
-    assert {row["index"]: row["loss"] for row in document["candidates"]} == pytest.approx(of_run, rel=1e-6)
 
 
 def test_all_rows_are_there_to_draw_from_unless_said(sapo):
@@ -149,9 +126,8 @@ def test_the_table_fits_the_terminal(done, width):
 
 
 def test_what_is_left_out_and_amiss_is_said(sapo, tmp_path):
-    rows = [
-        {"context": f"c{i}", "question": "Which?", "answer": "bug" if i else "<|im_end|>"} for i in range(4)
-    ]
+    ends = ["<|im_end|>", *["bug"] * 3]
+    rows = [{"context": f"c{i}", "question": "Which?", "answer": end} for i, end in enumerate(ends)]
     data = rows_file(tmp_path / "mine.jsonl", rows)
     arguments = ["select", f"data={data}", *MINE[1:]]
     facts = sapo(*arguments, "--json").document["data"]
@@ -179,14 +155,11 @@ def test_all_rows_are_written_with_the_chosen_wording(sapo, tmp_path):
     sent = json.loads(out.with_suffix(".sent.json").read_text(encoding="utf-8"))
     assert sent == {**document["sent"], "chat_template_kwargs": {}}
     (turn,) = sent["messages"]
-    expected = [
-        {
-            "prompt": [{"role": "user", "content": turn["content"].replace("{input}", row["input"])}],
-            "completion": [{"role": "assistant", "content": row["output"]}],
-        }
-        for row in rows
-    ]
-    assert [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]] == expected
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
+    for line, row in zip(written, rows, strict=True):
+        asked = turn["content"].replace("{input}", row["input"])
+        assert line["prompt"] == [{"role": "user", "content": asked}]
+        assert line["completion"] == [{"role": "assistant", "content": row["output"]}]
     files = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
     assert files == ["mine.jsonl", "out.jsonl", "out.sent.json"]
 

@@ -7,51 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from sapo.experiments.engine.garbage import collect, leftovers, referred
 from sapo.experiments.engine.store import Store
 
 
-@pytest.fixture
-def copy(trained, tmp_path) -> Path:
-    """A store of the test's own with the two runs and their stages, without what other tests have added."""
-    root = shutil.copytree(trained.root, tmp_path / "copy")
-    for folder in (*root.glob("runs/*"), *root.glob("probes/*")):
-        if folder.name not in (trained.static["id"], trained.adaptive["id"]):
-            shutil.rmtree(folder)
-    wanted = referred(Store(root))
-    for _, stored in Store(root).stages():
-        if stored.key not in wanted:
-            shutil.rmtree(stored.folder)
-    collect(Store(root), leftovers(Store(root)))
-    return root
-
-
 def test_ls_says_what_everything_takes(sapo, copy):
-    document = sapo("store", "ls", "--json", "--root", copy).document
+    document = sapo("store", "ls", "--json").document
     records = [json.loads(file.read_text()) for file in copy.glob("runs/*/run.json")]
     stages = {stage["key"]: stage["kind"] for record in records for stage in record["stages"]}
-    assert {kind: facts["count"] for kind, facts in document["kinds"].items()} == {
-        **Counter(stages.values()),
-        "runs": 2,
-        "probes": 0,
-        "checkpoints": 0,
-        "building": 0,
-    }
+    others = {"runs": 2, "probes": 0, "checkpoints": 0, "building": 0}
+    counts = {kind: facts["count"] for kind, facts in document["kinds"].items()}
+    assert counts == {**Counter(stages.values()), **others}
     for kind in ("score", "train", "evaluate"):
         of_kind = [entry for entry in document["stages"] if entry["name"].startswith(kind)]
-        assert document["kinds"][kind] == {
-            "count": len(of_kind),
-            "bytes": sum(entry["bytes"] for entry in of_kind),
-        }
+        size = sum(entry["bytes"] for entry in of_kind)
+        assert document["kinds"][kind] == {"count": len(of_kind), "bytes": size}
     files = [path for part in ("stages", "runs") for path in (copy / part).rglob("*") if path.is_file()]
     assert document["bytes"] == sum(path.stat().st_size for path in files)
-    assert sapo("store", "ls", "--root", copy).out.splitlines()[-2].split()[0] == "all"
+    assert sapo("store", "ls").out.splitlines()[-2].split()[0] == "all"
 
 
-@pytest.mark.slow  # trains again
-def test_verify_deletes_what_is_damaged_when_asked_and_the_same_command_makes_it_again(
-    sapo, small, trained, copy
-):
+def test_verify_deletes_what_is_damaged_when_asked_and_says_what_makes_it_again(sapo, trained, copy):
     record = json.loads((copy / "runs" / trained.static["id"] / "run.json").read_text())
     stage = copy / "stages" / "train" / record["states"][-1]["key"]
     victims = [next(stage.glob("adapter/*.safetensors")), copy / "runs" / trained.adaptive["id"] / "run.json"]
@@ -59,19 +34,17 @@ def test_verify_deletes_what_is_damaged_when_asked_and_the_same_command_makes_it
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
         victim.write_bytes(bytes(content))
-    refused = sapo("store", "verify", "--root", copy)
+    refused = sapo("store", "verify")
     assert refused.code == 1
     assert "`sapo store verify --delete`" in refused.err
     assert all(victim.is_file() and str(victim) in refused.err for victim in victims)
-    document = sapo("store", "verify", "--delete", "--root", copy, "--json").document
+    document = sapo("store", "verify", "--delete", "--json").document
     assert len(document["damaged"]) == len(document["deleted"]) == 2
     assert not any(victim.exists() for victim in victims)
-    lacking = sapo("store", "verify", "--root", copy)
+    lacking = sapo("store", "verify")
     assert (lacking.code, lacking.out) == (1, "")
     assert f"Run {trained.static['id']} lacks train {stage.name[:12]}" in lacking.err
     assert "sapo train sequence=" in lacking.err
-    assert sapo("train", *small, "policy=static,sapo", f"store.root='{copy}'").code == 0
-    assert sapo("store", "verify", "--root", copy).code == 0
 
 
 def test_gc_is_dry_unless_told(sapo, copy):
@@ -79,12 +52,12 @@ def test_gc_is_dry_unless_told(sapo, copy):
     left.mkdir(parents=True)
     (left / "result.json").write_text("{}")
     before = {path for path in copy.rglob("*") if "locks" not in path.parts}
-    document = sapo("store", "gc", "--root", copy, "--json").document
+    document = sapo("store", "gc", "--json").document
     assert str(left) in [item["path"] for item in document["items"]]
     assert (document["deleted"], document["kept"]) == (0, 0)
-    assert "nothing was deleted" in sapo("store", "gc", "--root", copy).out
+    assert "nothing was deleted" in sapo("store", "gc").out
     assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before
-    assert sapo("store", "gc", "--yes", "--root", copy).out.splitlines()[-1].startswith("Deleted ")
+    assert sapo("store", "gc", "--yes").out.splitlines()[-1].startswith("Deleted ")
     assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before - {
         left,
         left / "result.json",
@@ -95,10 +68,10 @@ def test_gc_says_of_all_locks_in_one_line(sapo, copy):
     (copy / "locks").mkdir(exist_ok=True)
     for name in ("train-0123456789ab", "train-ba9876543210"):
         (copy / "locks" / f"{name}.lock").touch()
-    items = sapo("store", "gc", "--root", copy, "--json").document["items"]
+    items = sapo("store", "gc", "--json").document["items"]
     locks = [item["path"] for item in items if item["path"].endswith(".lock")]
     assert len(locks) >= 2
-    lines = sapo("store", "gc", "--root", copy).out.splitlines()
+    lines = sapo("store", "gc").out.splitlines()
     (line,) = [line for line in lines if "lock" in line.removeprefix(str(copy))]
     assert line.startswith(f"{copy / 'locks'}  {len(locks)} locks that nobody holds")
 
@@ -107,10 +80,10 @@ def test_gc_keeps_what_no_finished_run_refers_to_unless_told(sapo, trained, copy
     shutil.rmtree(copy / "runs" / trained.adaptive["id"])
     stages = {stored.key for _, stored in Store(copy).stages()}
     record = json.loads((copy / "runs" / trained.static["id"] / "run.json").read_text())
-    kept = sapo("store", "gc", "--yes", "--root", copy)
+    kept = sapo("store", "gc", "--yes")
     assert "--unfinished" in kept.out
     assert {stored.key for _, stored in Store(copy).stages()} == stages
-    assert sapo("store", "gc", "--unfinished", "--yes", "--root", copy).code == 0
+    assert sapo("store", "gc", "--unfinished", "--yes").code == 0
     assert {stored.key for _, stored in Store(copy).stages()} == {stage["key"] for stage in record["stages"]}
 
 

@@ -29,7 +29,7 @@ def content_of(group: str, name: str) -> dict[str, Any]:
 # --- every file --------------------------------------------------------------------------------------------
 
 
-def test_files_are_members_of_known_groups() -> None:
+def test_files_are_members_of_known_groups():
     assert {group for group, _ in MEMBERS} <= set(GROUPS)
     assert [path for path in FILES if not path.parent.name] == [Path("config.yaml")]
     for group in GROUPS:
@@ -40,7 +40,7 @@ GROUPS_ALIKE = [group for group in GROUPS if group not in ("experiment", "evalua
 
 
 @pytest.mark.parametrize("number", range(max(len(choices(group)) for group in GROUPS_ALIKE)))
-def test_every_member_composes_and_validates(number: int) -> None:
+def test_every_member_composes_and_validates(number):
     """A member of every group at once, until each has had its turn."""
     members = {group: choices(group)[number % len(choices(group))] for group in GROUPS_ALIKE}
     needs = [need for pair in members.items() for need in NEEDS.get(pair, [])]
@@ -49,12 +49,12 @@ def test_every_member_composes_and_validates(number: int) -> None:
 
 
 @pytest.mark.parametrize("override", [f"{g}={m}" for g in ("evaluator", "scorer") for m in choices(g)])
-def test_every_way_to_evaluate_and_score_composes(override: str) -> None:
+def test_every_way_to_evaluate_and_score_composes(override):
     assert load_one([override, "policy=static"])
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_every_experiment_composes_and_its_sweep_names_what_there_is(name: str) -> None:
+def test_every_experiment_composes_and_its_sweep_names_what_there_is(name):
     sweep = content_of("experiment", name).get("sweep", [])
     axes = {key: values for key, _, values in (item.partition("=") for item in sweep)}
     firsts = {key: 0 if each.startswith("range") else each.split(",")[0] for key, each in axes.items()}
@@ -64,7 +64,7 @@ def test_every_experiment_composes_and_its_sweep_names_what_there_is(name: str) 
         assert {*values.split(",")} <= {*choices(key)} if key in GROUPS else key in settings()
 
 
-def test_every_file_says_what_it_is_and_holds_no_path() -> None:
+def test_every_file_says_what_it_is_and_holds_no_path():
     for path in FILES:
         text = (FOLDER / path).read_text(encoding="utf-8")
         assert text.startswith("#"), f"{path} needs a first line that says what it is, for `sapo ls`"
@@ -84,7 +84,7 @@ def tasks_of(cell: str) -> list[str]:
     return [f"NI{task}" if task.isdigit() else task for task in cell.split()]
 
 
-def test_training_sequences_are_the_papers() -> None:
+def test_training_sequences_are_the_papers():
     for row in rows_of("sequences.csv"):
         name = row["sequence"].lower().replace("-", "_")
         content = content_of("sequence", name)
@@ -136,7 +136,7 @@ SIZES = {
         ),
     ],
 )
-def test_a_scale_is_how_much_and_a_trainer_is_how(overrides: list[str], scale: str, trainer: str) -> None:
+def test_a_scale_is_how_much_and_a_trainer_is_how(overrides, scale, trainer):
     config = load_one(overrides)
     assert (config.scale.name, config.trainer.name) == (scale, trainer)
     data, trained = config.data, config.trainer
@@ -146,7 +146,7 @@ def test_a_scale_is_how_much_and_a_trainer_is_how(overrides: list[str], scale: s
     assert how == {"mini": (1e-3, 8, 0.0), "paper": (1e-4, 64, 0.1)}[trainer]
 
 
-def test_a_value_that_is_given_wins_over_the_scale() -> None:
+def test_a_value_that_is_given_wins_over_the_scale():
     config = load_one(["method=replay", "method.buffer=5", "scale=mini", "data.train_examples=null"])
     assert (config.method.buffer, config.data.train_examples, config.data.test_examples) == (5, None, 32)
     both = load(["trainer=mini,paper", "scorer.examples=7"])
@@ -156,7 +156,7 @@ def test_a_value_that_is_given_wins_over_the_scale() -> None:
     ]
 
 
-def test_own_rows_are_taken_whole_beside_other_sequences_too() -> None:
+def test_own_rows_are_taken_whole_beside_other_sequences_too():
     both = load(["sequence=own,mini_three", "sequence.tasks=[mini_city]", "data.test_examples=5"])
     assert [(c.sequence.name, c.data.train_examples, c.data.test_examples) for c in both] == [
         ("own", None, 5),
@@ -164,7 +164,7 @@ def test_own_rows_are_taken_whole_beside_other_sequences_too() -> None:
     ]
 
 
-def test_probe_sequences_are_the_papers() -> None:
+def test_probe_sequences_are_the_papers():
     for row in rows_of("probe_sequences.csv"):
         name = row["sequence"].lower().replace("-", "_")
         assert content_of("sequence", name) == {
@@ -189,7 +189,7 @@ def undeclared_fields(schema: type = Config, where: str = "") -> list[str]:
     return missing
 
 
-def test_every_setting_is_declared_identity_or_runtime_with_a_doc() -> None:
+def test_every_setting_is_declared_identity_or_runtime_with_a_doc():
     missing = undeclared_fields()
     assert missing == [], (
         f"{', '.join(missing)} in conf/schema.py: declare each as identity('what it is', default) if it can "
@@ -197,7 +197,7 @@ def test_every_setting_is_declared_identity_or_runtime_with_a_doc() -> None:
     )
 
 
-def test_a_new_setting_without_a_declaration_would_be_caught() -> None:
+def test_a_new_setting_without_a_declaration_would_be_caught():
     @dataclass
     class Method(MethodConfig):
         decay: float = 0.5
@@ -210,7 +210,7 @@ def test_a_new_setting_without_a_declaration_would_be_caught() -> None:
     assert undeclared_fields(Grown) == ["method.decay", "method.silent"]
 
 
-def test_identity_values_leave_runtime_settings_out() -> None:
+def test_identity_values_leave_runtime_settings_out():
     trainer = load_one(["trainer=paper"]).trainer
     assert identity_values(trainer).keys() == {f.name for f in fields(trainer) if f.metadata["identity"]}
     assert identity_values(trainer)["learning_rate"] == 1e-4
@@ -227,10 +227,10 @@ def test_identity_values_leave_runtime_settings_out() -> None:
         ("trainer.shared_prefix", str(settings()["trainer.shared_prefix"].metadata["doc"])),
     ],
 )
-def test_a_setting_is_described_with_its_limits(key: str, said: str) -> None:
+def test_a_setting_is_described_with_its_limits(key, said):
     assert described(settings()[key]) == said
 
 
-def test_a_new_method_or_policy_is_its_yaml_file() -> None:
+def test_a_new_method_or_policy_is_its_yaml_file():
     for group in ("method", "policy"):
         assert settings()[f"{group}.name"].metadata["choices"] == tuple(choices(group))

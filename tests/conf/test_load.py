@@ -1,9 +1,9 @@
 """From overrides to configs: sweeps, legible refusals, a folder of one's own."""
 
 import itertools
-from pathlib import Path
 
 import pytest
+from tiny import refusal as refusal_of
 
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.load import choices, load, load_one
@@ -11,43 +11,36 @@ from sapo.conf.names import run_name
 
 
 def refusal(*overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(list(overrides))
-    return str(caught.value)
+    return refusal_of(load, list(overrides))
 
 
 # --- sweeps ------------------------------------------------------------------------------------------------
 
 
-def test_no_overrides_are_one_run_with_the_defaults() -> None:
+def test_no_overrides_are_one_run_with_the_defaults():
     (config,) = load([])
     names = (config.sequence.name, config.model.name, config.method.name, config.policy.name)
     assert names == ("mini_three", "smollm2_135m", "lorainc", "sapo")
     assert (config.paraphrases.name, config.paraphrases.source, config.seed) == ("bank", "bank", 0)
 
 
-def test_comma_lists_and_ranges_expand_to_every_combination_in_order() -> None:
+def test_comma_lists_and_ranges_expand_to_every_combination_in_order():
     configs = load(["policy=static,sapo", "seed=range(2)", "method.rank=4"])
     found = [(config.policy.name, config.seed, config.method.rank) for config in configs]
     assert found == [("static", 0, 4), ("static", 1, 4), ("sapo", 0, 4), ("sapo", 1, 4)]
 
 
-def test_a_group_brings_its_values_and_a_single_override_wins() -> None:
+def test_a_group_brings_its_values_and_a_single_override_wins():
     paper = load_one(["trainer=paper", "trainer.epochs=2"]).trainer
     assert (paper.epochs, paper.global_batch, paper.learning_rate) == (2, 64, 1e-4)
 
 
-def test_commands_for_one_run_refuse_several() -> None:
-    with pytest.raises(UserError, match="describe 2 runs"):
-        load_one(["seed=0,1"])
-
-
-def test_template_switches_can_be_added() -> None:
+def test_template_switches_can_be_added():
     config = load_one(["model=qwen3_8b", "+model.template_options.shout=true"])
     assert config.model.template_options == {"enable_thinking": False, "shout": True}
 
 
-def test_environment_variables_set_the_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_the_folders(monkeypatch):
     monkeypatch.setenv("SAPO_STORE", "kept here")
     monkeypatch.setenv("SAPO_DATA", "data there")
     config = load_one([])
@@ -55,7 +48,7 @@ def test_environment_variables_set_the_folders(monkeypatch: pytest.MonkeyPatch) 
     assert load_one(["data.root=else/where", "store.root=s"]).data.root == "else/where"
 
 
-def test_a_store_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_one(["store.root=~/kept"]).store.root == str(tmp_path / "kept")
     assert load_one(["data.root='~/tasks'"]).data.root == str(tmp_path / "tasks")
@@ -64,7 +57,7 @@ def test_a_store_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "store.root" in refusal("store.root='~nobody-of-this-name/x'")
 
 
-def test_a_pool_file_that_is_named_is_the_pool() -> None:
+def test_a_pool_file_that_is_named_is_the_pool():
     for overrides in ([], ["paraphrases=terse"]):
         found = load_one([*overrides, "paraphrases.file=pool.yaml"]).paraphrases
         assert (found.source, found.name, found.file) == ("file", "file", "pool.yaml")
@@ -72,7 +65,7 @@ def test_a_pool_file_that_is_named_is_the_pool() -> None:
     assert load_one(["paraphrases=local", "paraphrases.file=pool.yaml"]).paraphrases.source == "local"
 
 
-def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
+def test_a_runs_id_is_no_longer_than_an_archive_can_name():
     name = f"model.name={'m' * (150 - len('mini_three--lorainc-sapo-s0-12345678'))}"
     assert len(run_name(load_one([name]))) + len("-12345678") == 150
     assert "would have 151 bytes; it may have 150" in refusal(f"{name}m")
@@ -88,12 +81,12 @@ def test_a_runs_id_is_no_longer_than_an_archive_can_name() -> None:
         ("[runs]", "x(1)", "日本"),
     ],
 )
-def test_texts_are_taken_as_they_are_typed(first: str, second: str, third: str) -> None:
+def test_texts_are_taken_as_they_are_typed(first, second, third):
     config = load_one([f"store.root={first}", f"model.revision={second}", f"model.tokenizer={third}"])
     assert (config.store.root, config.model.revision, config.model.tokenizer) == (first, second, third)
 
 
-def test_texts_in_lists_and_sweeps() -> None:
+def test_texts_in_lists_and_sweeps():
     assert load_one(["sequence.tasks=[1_2, NI195]"]).sequence.tasks == ["1_2", "NI195"]
     assert [c.model.revision for c in load(["model.revision=7e10,1_2,null"])] == ["7e10", "1_2", "null"]
     assert load_one(["task='1_2'", "store.root=run${seed}", "model.revision=null"]).store.root == "run0"
@@ -104,7 +97,7 @@ def test_texts_in_lists_and_sweeps() -> None:
 
 
 @pytest.fixture
-def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_conf(tmp_path, monkeypatch):
     """A folder of one's own, with a model and an experiment; its name has a space."""
     folder = tmp_path / "my conf"
     (folder / "model").mkdir(parents=True)
@@ -123,12 +116,12 @@ def runs(*overrides: str) -> list[tuple[str, int]]:
     return [(config.policy.name, config.seed) for config in load(list(overrides))]
 
 
-def test_a_model_of_ones_own(own_conf: Path) -> None:
+def test_a_model_of_ones_own(own_conf):
     assert "mine" in choices("model")
     assert load_one(["model=mine"]).model.source == "tiny:llama"
 
 
-def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf: Path) -> None:
+def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf):
     assert runs("experiment=pair") == [(policy, seed) for policy in ("static", "sapo") for seed in range(3)]
     assert runs("experiment=pair", "seed=7") == [("static", 7), ("sapo", 7)]
     assert runs("experiment=pair", "policy=random") == [("random", 0), ("random", 1), ("random", 2)]
@@ -163,31 +156,21 @@ def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf: Path) -> No
         ("seed=a=b", "quote a value with special characters twice"),
         ("seed=range(0)", "seed=range(0): this sweep has no values."),
         ("seed=interval(0,1)", "sweep with a comma list, choice(…) or range(…)."),
+        ("policy.name=best", "policy.name=best: must be one of fixed, paft, random, sapo, sapp, static"),
+        ("data.delimiter=ab", "data.delimiter=ab: must be one character that is no letter"),
+        ("paraphrases.allow=[nothing]", "paraphrases.allow=nothing: must be one of empty, size, labels"),
+        ("trainer.learning_rate=nan", "trainer.learning_rate=nan: must be a finite number"),
+        ("method.dropout=1", "method.dropout=1.0: must be at least 0 and below 1"),
+        ("data.root='~no such user/x'", "data.root='~no such user/x': there is no such user"),
     ],
 )
-def test_refusals_say_what_and_how_to_mend(override: str, said: str) -> None:
+def test_refusals_say_what_and_how_to_mend(override, said):
     message = refusal(override)
     assert said in message
-    assert "\n" not in message
+    assert "\n" not in message.removeprefix("The configuration cannot run:\n")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["policy.name=best"], "policy.name=best: must be one of fixed, paft, random, sapo, sapp, static"),
-        (["data.delimiter=ab"], "data.delimiter=ab: must be one character that is no letter"),
-        (["paraphrases.allow=[nothing]"], "paraphrases.allow=nothing: must be one of empty, size, labels"),
-        (["scorer.subset=last"], "scorer.subset=last: must be one of random, first"),
-        (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be a finite number"),
-        (["method.dropout=1"], "method.dropout=1.0: must be at least 0 and below 1"),
-        (["data.root='~no such user/x'"], "data.root='~no such user/x': there is no such user"),
-    ],
-)
-def test_values_that_cannot_work(overrides: list[str], said: str) -> None:
-    assert said in refusal(*overrides)
-
-
-def test_all_problems_are_named_at_once_and_each_once() -> None:
+def test_all_problems_are_named_at_once_and_each_once():
     message = refusal("trainer.epochs=0", "method.rank=0", "policy.index=-5", "seed=0,1")
     assert message.splitlines() == [
         "The configuration cannot run:",
@@ -197,30 +180,22 @@ def test_all_problems_are_named_at_once_and_each_once() -> None:
     ]
 
 
-def test_own_files_that_do_not_fit(own_conf: Path) -> None:
-    (own_conf / "model" / "typo.yaml").write_text("name: typo\nsorce: tiny:llama\n", encoding="utf-8")
-    assert "sorce" in refusal("model=typo")
-    (own_conf / "model" / "bare.yaml").write_text("name: bare\n", encoding="utf-8")
-    assert refusal("model=bare") == "No value for model.source."
-
-
 @pytest.mark.parametrize("revision", ["7e10", "true"])
-def test_a_number_for_a_text_in_an_own_file(own_conf: Path, revision: str) -> None:
+def test_a_number_for_a_text_in_an_own_file(own_conf, revision):
     file = own_conf / "model" / "mine.yaml"
     file.write_text(f"name: mine\nsource: tiny:llama\nrevision: {revision}\n", encoding="utf-8")
-    assert (
-        refusal("seed=0") == f"{file}: model.revision is a text, and YAML reads a number: put it in quotes."
-    )
+    said = "model.revision is a text, and YAML reads a number: put it in quotes."
+    assert refusal("seed=0") == f"{file}: {said}"
 
 
-def test_errors_know_their_exit_code() -> None:
+def test_errors_know_their_exit_code():
     assert (UserError.exit_code, WorkError.exit_code) == (2, 1)
     numbered = str(unknown("target", "x", ["figure10", "figure2", "figure1"]))
     assert numbered.endswith("Known: figure1, figure2, figure10.")
     assert str(unknown("thing", "x", [])) == "Unknown thing 'x'. Known: none."
 
 
-def test_a_long_list_of_known_names_is_cut() -> None:
+def test_a_long_list_of_known_names_is_cut():
     message = str(unknown("run", "run-1999x", [f"run-{i:04}" for i in range(2000)]))
     assert "Did you mean run-1999" in message
     assert message.endswith("run-0058, run-0059 and 1,940 more.")
@@ -238,7 +213,7 @@ def test_a_long_list_of_known_names_is_cut() -> None:
         {"policy": "static,sapo", "seed": "0,1", "store.root": "'runs/${policy.name}-${seed}'"},
     ],
 )
-def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one(axes: dict[str, str]) -> None:
+def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one(axes):
     values = [each.split(",") for each in axes.values()]
     swept = load([f"{key}={each}" for key, each in axes.items()])
     combinations = list(itertools.product(*values))
@@ -248,7 +223,7 @@ def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one(axes: 
         assert swept[place] == load_one([f"{key}={value}" for key, value in chosen])
 
 
-def test_an_own_file_that_reaches_into_other_groups_is_composed_with_them(own_conf: Path) -> None:
+def test_an_own_file_that_reaches_into_other_groups_is_composed_with_them(own_conf):
     (own_conf / "parity").mkdir()
     (own_conf / "parity" / "mine.yaml").write_text("defaults:\n  - reference\nname: mine\n", encoding="utf-8")
     found = [(c.parity.name, c.scorer.subset) for c in load(["parity=paper,mine", "policy=static"])]

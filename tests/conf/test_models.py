@@ -11,7 +11,7 @@ from sapo.conf.models import argument_of
 
 
 @pytest.fixture
-def folder(tmp_path: Path):
+def folder(tmp_path):
     """`folder("Qwen3 mine", "qwen3")`: a model's folder with a config of that family."""
 
     def made(name: str, family: str, template: str = "{{ messages }}") -> Path:
@@ -26,7 +26,7 @@ def folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("key", ["model", "model.path", "model.source"])
-def test_a_folder_gives_name_targets_switches_and_size(folder, key: str) -> None:
+def test_a_folder_gives_name_targets_switches_and_size(folder, key):
     path = folder("Qwen3 mine", "qwen3")
     model = load_one([f"{key}={'path:' if key == 'model.source' else ''}{path}"]).model
     assert (model.name, model.source, model.path) == ("Qwen3_mine", f"path:{path}", str(path))
@@ -42,12 +42,12 @@ def test_a_folder_gives_name_targets_switches_and_size(folder, key: str) -> None
         ("of_tomorrow", "{% if enable_thinking %}", ["all-linear"], {"enable_thinking": False}),
     ],
 )
-def test_what_is_known_of_families(folder, family, template, targets, options) -> None:
+def test_what_is_known_of_families(folder, family, template, targets, options):
     model = load_one([f"model={folder('m', family, template)}"]).model
     assert (model.lora_targets, model.template_options) == (targets, options)
 
 
-def test_what_is_said_wins_over_the_folder(folder) -> None:
+def test_what_is_said_wins_over_the_folder(folder):
     path = folder("m", "qwen3")
     model = load_one(
         [f"model={path}", "+model.template_options.enable_thinking=true", "model.lora_targets=all-linear"]
@@ -57,14 +57,14 @@ def test_what_is_said_wins_over_the_folder(folder) -> None:
     assert (model.name, model.source, model.template_options) == ("mine", "tiny:llama", {})
 
 
-def test_models_of_all_kinds_in_one_sweep(folder) -> None:
+def test_models_of_all_kinds_in_one_sweep(folder):
     path = folder("sub/one", "llama")
     configs = load([f"model=tiny_llama,{path},some/GPT-x", "seed=0,1"])
     assert [c.model.name for c in configs] == ["tiny_llama"] * 2 + ["one"] * 2 + ["GPT-x"] * 2
     assert [c.model.name for c in load([f"model.path={path},{folder('two', 'gpt2')}"])] == ["one", "two"]
 
 
-def test_a_repository_in_the_hubs_cache(folder, monkeypatch, tmp_path: Path) -> None:
+def test_a_repository_in_the_hubs_cache(folder, monkeypatch, tmp_path):
     import huggingface_hub.constants
 
     repository = tmp_path / "hub" / "models--some--Thinker-1B"
@@ -83,6 +83,6 @@ def test_a_repository_in_the_hubs_cache(folder, monkeypatch, tmp_path: Path) -> 
     ("text", "said"),
     [("nothing", "Unknown model 'nothing'.*Known:"), ("./nothing", "no config.json"), ("a/b--c", "a/b--c")],
 )
-def test_what_no_model_is_called(text: str, said: str) -> None:
+def test_what_no_model_is_called(text, said):
     with pytest.raises(UserError, match=said):
         load([f"model={text}"])

@@ -50,19 +50,19 @@ def check(path: Path, task: Task, size: int) -> None:
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
-def test_benchmark_pool_is_valid(path: Path, benchmarks: Path) -> None:
+def test_benchmark_pool_is_valid(path, benchmarks):
     tasks = benchmark_tasks(benchmarks)
     assert path.stem in tasks, f"{path.name} is of no task of the benchmarks"
     check(path, tasks[path.stem], 50 if path.stem in LARGE else 20)
 
 
-def test_every_benchmark_task_has_a_pool(benchmarks: Path) -> None:
+def test_every_benchmark_task_has_a_pool(benchmarks):
     assert {path.stem for path in MINI} == set(mini_tasks())
     assert set(benchmark_tasks(benchmarks)) == {path.stem for path in BENCHMARKS}
 
 
 @pytest.mark.parametrize("name", mini_tasks())
-def test_mini_pool_is_valid_and_of_the_length_that_the_bank_promises(name: str) -> None:
+def test_mini_pool_is_valid_and_of_the_length_that_the_bank_promises(name):
     task = generate(name, 0, 0, 0)
     check(BANK / f"{name}.yaml", task, 20)
     pool = read_pool(BANK / f"{name}.yaml", task)
@@ -72,7 +72,7 @@ def test_mini_pool_is_valid_and_of_the_length_that_the_bank_promises(name: str) 
 
 
 @pytest.mark.parametrize("path", STYLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_pool_of_another_style_is_valid_and_keeps_to_its_style(path: Path) -> None:
+def test_pool_of_another_style_is_valid_and_keeps_to_its_style(path):
     task = generate(path.stem, 0, 0, 0)
     check(path, task, 10)
     ratios = [len(prompt.text) / len(task.instruction) for prompt in read_pool(path, task).candidates(False)]
@@ -81,7 +81,7 @@ def test_pool_of_another_style_is_valid_and_keeps_to_its_style(path: Path) -> No
 
 
 @pytest.mark.parametrize("style", ["terse", "elaborate"])
-def test_a_style_is_chosen_by_its_name(style: str) -> None:
+def test_a_style_is_chosen_by_its_name(style):
     tasks = {path.stem for path in STYLES if path.parent.name == style}
     assert tasks == set(load_one(["sequence=mini_three"]).sequence.tasks)
     config = load_one([f"paraphrases={style}"]).paraphrases

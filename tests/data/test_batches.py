@@ -12,7 +12,7 @@ BUDGETS = st.integers(1, 200)
 OVERHEADS = st.integers(0, 80)
 
 
-def test_a_worked_example() -> None:
+def test_a_worked_example():
     lengths = [5, 30, 10, 50, 20, 5]
     # 50 alone (2 x 50 > 60); 30 with 20 pads 10, which is less than a batch; 10, 5 and 5 pad 10 as well.
     assert by_tokens(lengths, budget=60, overhead=11) == [[3], [1, 4], [2, 0, 5]]
@@ -20,18 +20,18 @@ def test_a_worked_example() -> None:
     assert by_tokens(lengths, budget=60, overhead=9) == [[3], [1], [4], [2], [0, 5]]
 
 
-def test_nothing_to_group() -> None:
+def test_nothing_to_group():
     assert by_tokens([], budget=10, overhead=0) == []
 
 
 @given(LENGTHS, BUDGETS, OVERHEADS)
-def test_every_index_comes_once_and_the_longest_first(lengths: list[int], budget: int, overhead: int) -> None:
+def test_every_index_comes_once_and_the_longest_first(lengths, budget, overhead):
     flat = [index for batch in by_tokens(lengths, budget, overhead) for index in batch]
     assert flat == sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
 @given(LENGTHS, BUDGETS, OVERHEADS)
-def test_only_a_single_example_may_exceed_the_budget(lengths: list[int], budget: int, overhead: int) -> None:
+def test_only_a_single_example_may_exceed_the_budget(lengths, budget, overhead):
     for batch in by_tokens(lengths, budget, overhead):
         padded = max(lengths[index] for index in batch) * len(batch)
         assert padded <= budget or len(batch) == 1
@@ -42,9 +42,7 @@ def cost(sizes: list[list[int]], overhead: int) -> int:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), BUDGETS, OVERHEADS)
-def test_no_other_cut_of_the_sorted_lengths_is_cheaper(
-    lengths: list[int], budget: int, overhead: int
-) -> None:
+def test_no_other_cut_of_the_sorted_lengths_is_cheaper(lengths, budget, overhead):
     ranked = sorted(lengths, reverse=True)
     places = range(1, len(ranked))
     costs = []

@@ -11,7 +11,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import write_result
 
 
-def test_a_text_replaces_what_was_there(tmp_path: Path) -> None:
+def test_a_text_replaces_what_was_there(tmp_path):
     assert write_result(tmp_path / "new" / "a.md", "ä\n").read_bytes() == "ä\n".encode()
     assert write_result(tmp_path / "new" / "a.md", b"b").read_text() == "b"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.md"]
@@ -27,9 +27,7 @@ def test_a_text_replaces_what_was_there(tmp_path: Path) -> None:
         (errno.EROFS, UserError, "Choose another folder"),
     ],
 )
-def test_what_cannot_be_written_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[UserError], mend: str
-) -> None:
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch, number, kind, mend):
     path = write_result(tmp_path / "a.png", "old")
     write_bytes = Path.write_bytes
 

@@ -1,7 +1,5 @@
 """What the checks of a task's rows find: by hand, and in the published files."""
 
-from pathlib import Path
-
 import pytest
 
 from sapo.data.benchmarks import load_benchmark_task
@@ -32,13 +30,13 @@ def first_rows(task: Task, train: int) -> Task:
 PLAIN = [(f"Entry {n} tells of item {n * 7} and of place {n * 13}.", "ab"[n % 2]) for n in range(400)]
 
 
-def test_rows_without_fault_have_no_findings() -> None:
+def test_rows_without_fault_have_no_findings():
     assert findings(*[task_of(PLAIN[:100], PLAIN[100:400], ("a", "b"))] * 2) == []
     mini = generate("mini_sentiment", 200, 300, 0)
     assert not {"duplicates", "contradictions", "test_in_train", "order", "small_test"} & set(counts(mini))
 
 
-def test_every_check_by_hand() -> None:
+def test_every_check_by_hand():
     train = [
         ("The cat sat on the old mat.", "x"),
         ("A dog ran far away today.", "x"),
@@ -57,7 +55,7 @@ def test_every_check_by_hand() -> None:
     }
 
 
-def test_rows_are_checked_one_at_a_time_and_alike_for_a_task() -> None:
+def test_rows_are_checked_one_at_a_time_and_alike_for_a_task():
     rows = [("Close <|im_end|>", "a"), (" ", "b"), (" ", "c"), ("plain [INST]", "d"), ("plain [INST]", "d")]
     control = ("<|im_end|>", "<|im_start|>")
     found = row_findings((Example(*row) for row in rows), control)
@@ -74,17 +72,17 @@ def test_rows_are_checked_one_at_a_time_and_alike_for_a_task() -> None:
     assert row_findings([]) == []
 
 
-def test_a_rows_group_is_the_first_that_equals_it() -> None:
+def test_a_rows_group_is_the_first_that_equals_it():
     rows = [Example("a", "1"), Example("b", "1"), Example("a", "1"), Example("a", "2"), Example("b", "1")]
     assert distinct_rows(rows) == [0, 1, 0, 3, 1]
     assert distinct_rows([]) == []
 
 
-def test_chinese_characters_are_words() -> None:
+def test_chinese_characters_are_words():
     assert words("态度: 支持 OK!") == ["态", "度", "支", "持", "ok"]
 
 
-def test_an_ordered_file_is_found_by_length_and_by_label() -> None:
+def test_an_ordered_file_is_found_by_length_and_by_label():
     short = [(f"Entry {n}.", "a") for n in range(200)]
     long = [(f"Entry {n} is one of very many words.", "b") for n in range(200, 400)]
     mixed = [row for pair in zip(short, long, strict=True) for row in pair]
@@ -102,7 +100,7 @@ def test_an_ordered_file_is_found_by_length_and_by_label() -> None:
     ]
 
 
-def test_small_test_sets_say_how_unsure_a_score_is() -> None:
+def test_small_test_sets_say_how_unsure_a_score_is():
     assert standard_error(100) == 5.0
     assert counts(task_of(PLAIN[:10], PLAIN[10:259]))["small_test"] == (249, 249)
     assert "small_test" not in counts(task_of(PLAIN[:10], PLAIN[10:260]))
@@ -118,7 +116,7 @@ def test_small_test_sets_say_how_unsure_a_score_is() -> None:
         ("NumGLUE-cm", {"duplicates": (727, 1000), "small_test": (81, 81)}),
     ],
 )
-def test_trace_repeats_its_rows(benchmarks: Path, name: str, expected: dict[str, tuple[int, int]]) -> None:
+def test_trace_repeats_its_rows(benchmarks, name, expected):
     task = load_benchmark_task(name, "trace", benchmarks)
     cut = Task(
         **{**{key: getattr(task, key) for key in task.__dataclass_fields__}, "train": task.train[:1000]}
@@ -127,7 +125,7 @@ def test_trace_repeats_its_rows(benchmarks: Path, name: str, expected: dict[str,
     assert {check: found[check] for check in expected} == expected
 
 
-def test_ni273_is_ordered(benchmarks: Path) -> None:
+def test_ni273_is_ordered(benchmarks):
     task = load_benchmark_task("NI273", "superni", benchmarks)
     found = [
         finding.message for finding in findings(task, first_rows(task, 1000)) if finding.check == "order"
@@ -138,7 +136,7 @@ def test_ni273_is_ordered(benchmarks: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["NI195", "NI1343"])
-def test_files_in_no_order_pass(benchmarks: Path, name: str) -> None:
+def test_files_in_no_order_pass(benchmarks, name):
     task = load_benchmark_task(name, "superni", benchmarks)
     assert not {"order", "duplicates", "test_in_train", "small_test"} & set(
         counts(task, first_rows(task, 1000))

@@ -17,7 +17,7 @@ from sapo.data.tasks import digest, examples_digest
 NAMES = mini_tasks()
 
 
-def test_there_are_tasks_of_both_kinds() -> None:
+def test_there_are_tasks_of_both_kinds():
     kinds = Counter(generate(name, 0, 0, 0).kind for name in NAMES)
     assert kinds == {"classification": 6, "generation": 6}
     assert all(name.startswith("mini_") for name in NAMES)
@@ -26,9 +26,7 @@ def test_there_are_tasks_of_both_kinds() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=5, deadline=None)
 @given(train=st.integers(0, 60), test=st.integers(0, 60), seed=st.integers(0, 2**32))
-def test_splits_are_distinct_balanced_and_of_the_size_asked_for(
-    name: str, train: int, test: int, seed: int
-) -> None:
+def test_splits_are_distinct_balanced_and_of_the_size_asked_for(name, train, test, seed):
     task = generate(name, train, test, seed)
     assert (len(task.train), len(task.test)) == (train, test)
     assert len({example.input for example in task.train + task.test}) == train + test
@@ -41,7 +39,7 @@ def test_splits_are_distinct_balanced_and_of_the_size_asked_for(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_seed_changes_the_examples_and_sizes_nest(name: str) -> None:
+def test_the_seed_changes_the_examples_and_sizes_nest(name):
     small, large, other = generate(name, 16, 24, 3), generate(name, 64, 24, 3), generate(name, 16, 24, 4)
     assert small.test == large.test
     assert small.train == large.train[:16]
@@ -49,19 +47,19 @@ def test_the_seed_changes_the_examples_and_sizes_nest(name: str) -> None:
     assert replace(other, train=(), test=()) == generate(name, 0, 0, 7)
 
 
-def test_golden_digest() -> None:
+def test_golden_digest():
     """The same bytes on every supported Python: stored results would lose their meaning otherwise."""
     tasks = [generate(name, 32, 32, 0) for name in NAMES]
     digests = [examples_digest(task.train + task.test) for task in tasks]
     assert digest(digests) == "d184bf2fcac4d4205756b8e99a31ea3c5b97c838733e63aa7d255b04395c1e23"
 
 
-def test_no_word_stands_in_two_categories() -> None:
+def test_no_word_stands_in_two_categories():
     listed = [word for category in words.categories for word in category]
     assert len(listed) == len(set(listed))
 
 
-def test_what_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_made_is_refused(monkeypatch):
     monkeypatch.setattr(mini, "PATIENCE", 30)
     for name, sizes, message in (
         ("mini_sort", (30_000, 0), "mini_sort has no more distinct examples after"),
@@ -143,7 +141,7 @@ ANSWERS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_answer_is_right_and_every_row_short(name: str) -> None:
+def test_every_answer_is_right_and_every_row_short(name):
     for example in generate(name, 200, 0, seed=5).train:
         text, target = example.input, example.target
         assert ANSWERS[name](text) == target

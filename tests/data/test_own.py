@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
+from tiny import refusal as refusal_of
 
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
@@ -60,16 +61,14 @@ def load(path: Path, **options: object) -> Task:
 
 
 def refusal(path: Path, **options: object) -> str:
-    with pytest.raises(UserError) as caught:
-        load(path, **options)
-    return str(caught.value)
+    return refusal_of(load, path, **options)
 
 
 # --- what is read ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_every_format_gives_the_same_task(tmp_path: Path, ending: str) -> None:
+def test_every_format_gives_the_same_task(tmp_path, ending):
     task = load(write(tmp_path / f"dishes.{ending}", RECORDS), suffix="Answer:", labels=("sweet", "sour"))
     assert (len(task.train), len(task.test)) == (4, 1)
     assert set(task.train) | set(task.test) == ROWS
@@ -77,7 +76,7 @@ def test_every_format_gives_the_same_task(tmp_path: Path, ending: str) -> None:
     assert (task.kind, task.labels, task.language) == ("classification", ("sweet", "sour"), "en")
 
 
-def test_the_split_follows_seed_and_share(tmp_path: Path) -> None:
+def test_the_split_follows_seed_and_share(tmp_path):
     path = write(tmp_path / "many.jsonl", [{"input": f"q{i}", "output": f"a{i}"} for i in range(50)])
     first = load(path)
     assert load(path) == first
@@ -89,7 +88,7 @@ def test_the_split_follows_seed_and_share(tmp_path: Path) -> None:
         assert "must lie between 0 and 1" in refusal(path, test_share=share)
 
 
-def test_a_folder_with_one_split_or_both(tmp_path: Path) -> None:
+def test_a_folder_with_one_split_or_both(tmp_path):
     folder = tmp_path / "v1.dishes"
     folder.mkdir()
     write(folder / "train.parquet", RECORDS[:3])
@@ -103,7 +102,7 @@ def test_a_folder_with_one_split_or_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", ["train-{}.jsonl", "train/{}.jsonl", "part-{}.jsonl.gz", "data/train-{}.csv"]
 )
-def test_shards_are_one_split(tmp_path: Path, names: str) -> None:
+def test_shards_are_one_split(tmp_path, names):
     folder = tmp_path / "dishes"
     paths = [folder / names.format(number) for number in range(2)]
     for path, records in zip(paths, (RECORDS[:3], RECORDS[3:]), strict=True):
@@ -123,7 +122,7 @@ def test_shards_are_one_split(tmp_path: Path, names: str) -> None:
         assert "more than one test file: test-1.jsonl, test-2.parquet" in refusal(folder)
 
 
-def test_a_validation_split_is_the_test_where_there_is_no_other(tmp_path: Path) -> None:
+def test_a_validation_split_is_the_test_where_there_is_no_other(tmp_path):
     write(tmp_path / "train.jsonl", RECORDS[:3])
     write(tmp_path / "dev.csv", RECORDS[3:4])
     task = load(tmp_path)
@@ -142,7 +141,7 @@ def packed(path: Path, content: str) -> Path:
     return path
 
 
-def test_packed_files(tmp_path: Path) -> None:
+def test_packed_files(tmp_path):
     text = '{"input": "a", "output": "b"}\n' * 3
     task = load(packed(tmp_path / "rows.jsonl.gz", text))
     assert (task.name, len(task.train + task.test)) == ("rows", 3)
@@ -158,7 +157,7 @@ def test_packed_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
-def test_a_delimiter_is_found_out(tmp_path: Path, delimiter: str, ending: str) -> None:
+def test_a_delimiter_is_found_out(tmp_path, delimiter, ending):
     path = tmp_path / f"dishes.{ending}"
     pd.DataFrame(RECORDS).to_csv(path, index=False, sep=delimiter)
     task = load(path)
@@ -167,7 +166,7 @@ def test_a_delimiter_is_found_out(tmp_path: Path, delimiter: str, ending: str) -
     assert any("fields are separated by" in note for note in task.notes) == (not usual)
 
 
-def test_a_delimiter_can_be_said(tmp_path: Path) -> None:
+def test_a_delimiter_can_be_said(tmp_path):
     path = tmp_path / "dishes.csv"
     path.write_text("text:label\n" + "a, b; c:x\n" * 60)
     assert "line 2: 2 fields, but the header has 1 columns." in refusal(path)
@@ -176,27 +175,24 @@ def test_a_delimiter_can_be_said(tmp_path: Path) -> None:
     assert "the delimiter ',' in double quotes, or say another one: data.delimiter=." in refusal(path)
 
 
-def test_labels_may_have_other_names_in_the_rows(tmp_path: Path) -> None:
+def test_labels_may_have_other_names_in_the_rows(tmp_path):
     path = write(tmp_path / "dishes.csv", [{"text": f"x{i}", "label": i % 2} for i in range(6)])
     for labels in ({0: "sweet", 1: "sour"}, "{0: sweet, 1: sour}", '{"0": sweet, "1": sour}'):
         task = load(path, labels=labels_of(labels))
         assert task.labels == ("sweet", "sour")
-        assert {(int(e.input[1:]) % 2, e.target) for e in task.train + task.test} == {
-            (0, "sweet"),
-            (1, "sour"),
-        }
+        found = {(int(e.input[1:]) % 2, e.target) for e in task.train + task.test}
+        assert found == {(0, "sweet"), (1, "sour")}
     said = refusal(path, labels=("sweet", "sour"))
     assert "none of the labels sweet, sour (labels={0: NAME, 1: NAME} names numbers) in line 2 ('0')" in said
-    (tmp_path / "dishes.yaml").write_text(
-        "instruction: Sort.\ndata: dishes.csv\nlabels: {0: sweet, 1: sour}\n"
-    )
+    described = "instruction: Sort.\ndata: dishes.csv\nlabels: {0: sweet, 1: sour}\n"
+    (tmp_path / "dishes.yaml").write_text(described)
     assert load_own_task("dishes", tmp_path).labels == ("sweet", "sour")
     for wrong in ("{0: a, 1", "{no: sour}", "{0: [sour]}"):
         with pytest.raises(UserError, match="write labels="):
             labels_of(wrong)
 
 
-def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp_path: Path) -> None:
+def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp_path):
     rows = [{"instruction": "Sort.", "input": f"x{i}", "output": "a" if i % 2 else "b"} for i in range(4)]
     path = write(tmp_path / "alpaca.json", rows)
     config = load_one(["task=mini_city", f"store.root='{tmp_path}'"])
@@ -210,7 +206,7 @@ def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp
         own_sequence({"data": str(plain)}, [], config)
 
 
-def test_what_python_has_is_read_as_files_are() -> None:
+def test_what_python_has_is_read_as_files_are():
     frame = pd.DataFrame([*RECORDS, {"text": "x", "label": None}]).convert_dtypes()
     with pytest.raises(UserError, match="column 'label' is empty or absent in row 5"):
         list(examples_of(frame))
@@ -232,12 +228,10 @@ def test_what_python_has_is_read_as_files_are() -> None:
             examples_of(items)
 
 
-def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sweet", "sour"])}
-    )
+def test_a_saved_dataset_with_named_classes(tmp_path):
+    kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sweet", "sour"])}
     classes = {"text": ["honey", "lemon"], "label": [0, 1]}
-    split = datasets.Dataset.from_dict(classes, features=features)
+    split = datasets.Dataset.from_dict(classes, features=datasets.Features(kinds))
     datasets.DatasetDict({"train": split, "test": split.select([1])}).save_to_disk(tmp_path / "both")
     task = load(tmp_path / "both")
     assert task.train == (Example("honey", "sweet"), Example("lemon", "sour"))
@@ -252,7 +246,7 @@ def test_a_saved_dataset_with_named_classes(tmp_path: Path) -> None:
     assert "the saved dataset cannot be loaded" in refusal(tmp_path / "one")
 
 
-def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_by_name(monkeypatch):
     def hub(name: str) -> datasets.DatasetDict:
         if name == "someone/dishes":
             return datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)})
@@ -266,12 +260,12 @@ def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         load_own("else/x", INSTRUCTION)
 
 
-def test_duplicates_across_the_split_are_warned_of(tmp_path: Path) -> None:
+def test_duplicates_across_the_split_are_warned_of(tmp_path):
     task = load(write(tmp_path / "same.json", [{"input": "x", "output": "y"}] * 4))
     assert "1 inputs occur in train and in test; drop duplicate rows" in task.notes
 
 
-def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
     path = tmp_path / "marked.csv"
     path.write_bytes(b"\xef\xbb\xbfinput,output\r\na,b\r\n\r\nc,d\r\n")
     task = load(path)
@@ -292,7 +286,7 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> No
         ("prompt chosen rejected", ("prompt", "chosen")),
     ],
 )
-def test_guessing_columns(names: str, pair: tuple[str, str]) -> None:
+def test_guessing_columns(names, pair):
     assert guess_columns(names.split(), "a file") == pair
 
 
@@ -309,59 +303,40 @@ WRITTEN = {
     "chat_template_kwargs": {"enable_thinking": False},
 }
 HISTORY = chat(
-    ("system", "Be brief."),
-    ("user", "Hi"),
-    ("assistant", "Hello"),
+    *(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")),
     ("user", [{"type": "text", "text": "honey"}]),
-    ("assistant", None),
-    ("tool", "{}"),
-    ("assistant", "sweet"),
-    ("user", "Thanks"),
+    *(("assistant", None), ("tool", "{}"), ("assistant", "sweet"), ("user", "Thanks")),
 )
-FORMS = {  # a row, its input and target, and what of it is left out
-    "alpaca": (
-        {"instruction": "Sort.", "input": "honey", "output": "sweet"},
-        ("Sort.\n\nhoney", "sweet"),
-        [],
-    ),
-    "alpaca without input": ({"instruction": "Sort.", "input": "", "output": "x"}, ("Sort.", "x"), []),
-    "alpaca with null": ({"instruction": "Sort.", "input": None, "output": "x"}, ("Sort.", "x"), []),
-    "alpaca, the task's instruction": (
+PREFERRED = {"chosen": chat(("user", "a"), ("assistant", "b"))}
+REJECTED = {"rejected": chat(("user", "a"), ("assistant", "c"))}
+TURNS = [{"from": "human", "value": "honey"}, {"from": "gpt", "value": "sweet"}]
+PARTS = chat(
+    ("user", [{"type": "input_text", "text": "sweet"}, "honey"]),
+    ("assistant", [{"type": "text", "text": "yes"}]),
+)
+ASKED = {"context": "Ann is in Oslo.", "question": "Where?", "answer": "Oslo", "id": 7, "choices": ["a", "b"]}
+HONEY = ("honey", "sweet")
+FORMS = [  # a row, its input and target, and what of it is left out
+    ({"instruction": "Sort.", "input": "honey", "output": "sweet"}, ("Sort.\n\nhoney", "sweet"), []),
+    ({"instruction": "Sort.", "input": "", "output": "x"}, ("Sort.", "x"), []),
+    ({"instruction": "Sort.", "input": None, "output": "x"}, ("Sort.", "x"), []),
+    (
         {"instruction": INSTRUCTION, "input": "honey", "output": "sweet"},
-        ("honey", "sweet"),
+        HONEY,
         ["1 instructions that are the task's own"],
     ),
-    "dolly": (
+    (
         {"instruction": "Sort.", "context": "honey", "response": "sweet"},
         ("Sort.", "sweet"),
         ["column 'context' (columns=[A+B,TARGET]"],
     ),
-    "question with context": (
-        {
-            "context": "Ann is in Oslo.",
-            "question": "Where?",
-            "answer": "Oslo",
-            "id": 7,
-            "choices": ["a", "b"],
-        },
-        ("Where?", "Oslo"),
-        ["column 'context', 'choices' (columns="],
-    ),
-    "sharegpt": (
-        {
-            "conversations": [{"from": "human", "value": "honey"}, {"from": "gpt", "value": "sweet"}],
-            "id": "a",
-        },
-        ("honey", "sweet"),
-        ["column 'id'"],
-    ),
-    "chat with history": (
-        {"messages": HISTORY},
-        ("honey", "sweet"),
-        ["1 later turns; 1 system turns; 3 earlier turns; 1 tool turns"],
-    ),
-    "what --write wrote": (WRITTEN, ("honey", "sweet"), ["1 instructions before the input, as `sapo select"]),
-    "conversational preference": (
+    (ASKED, ("Where?", "Oslo"), ["column 'context', 'choices' (columns="]),
+    ({"conversations": TURNS, "id": "a"}, HONEY, ["column 'id'"]),
+    ({"messages": HISTORY}, HONEY, ["1 later turns; 1 system turns; 3 earlier turns; 1 tool turns"]),
+    (WRITTEN, HONEY, ["1 instructions before the input, as `sapo select"]),
+    ({"messages": PARTS}, ("sweet\nhoney", "yes"), []),
+    ({"prompt": [{"type": "text", "text": "honey"}], "response": "sweet"}, HONEY, []),
+    (
         {
             "prompt": chat(("user", "a")),
             "chosen": chat(("assistant", "b")),
@@ -370,40 +345,17 @@ FORMS = {  # a row, its input and target, and what of it is left out
         ("a", "b"),
         ["column 'rejected'"],
     ),
-    "content parts": (
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "input_text", "text": "sweet"}, "honey"]},
-                {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
-            ]
-        },
-        ("sweet\nhoney", "yes"),
-        [],
-    ),
-    "content parts in a column": (
-        {"prompt": [{"type": "text", "text": "honey"}], "response": "sweet"},
-        ("honey", "sweet"),
-        [],
-    ),
-    "preference without prompt": (
-        {
-            "chosen": chat(("user", "a"), ("assistant", "b")),
-            "rejected": chat(("user", "a"), ("assistant", "c")),
-        },
-        ("a", "b"),
-        ["column 'rejected'"],
-    ),
-    "several right answers": (
+    (PREFERRED | REJECTED, ("a", "b"), ["column 'rejected'"]),
+    (
         {"question": "a", "answer": ["b", "c"]},
         ("a", "b"),
         ["1 rows' further targets (the first is taken)"],
     ),
-}
+]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_row_is_read_as_what_it_is(form: str) -> None:
-    row, expected, left_out = FORMS[form]
+@pytest.mark.parametrize(("row", "expected", "left_out"), FORMS)
+def test_a_row_is_read_as_what_it_is(row, expected, left_out):
     examples = examples_of([row], frame=own_task("dishes", INSTRUCTION, "Answer:"))
     assert list(examples) == list(examples) == [Example(*expected)]
     _, *notes = examples.notes
@@ -411,31 +363,26 @@ def test_a_row_is_read_as_what_it_is(form: str) -> None:
     assert all(f"examples: left out: {what}" in note for what, note in zip(left_out, notes, strict=True))
 
 
-def test_rows_that_are_marked_as_rejected_are_no_targets() -> None:
+def test_rows_that_are_marked_as_rejected_are_no_targets():
     rows = [{"prompt": "honey", "completion": c, "label": c == "sweet"} for c in ("sweet", "salty", "sweet")]
     examples = examples_of(rows)
     assert list(examples) == [Example("honey", "sweet")] * 2
     assert examples.notes[1:] == ["examples: left out: 1 rejected rows (column 'label' is false)"]
 
 
-def test_named_columns_are_joined_and_the_rest_is_the_users_business() -> None:
+def test_named_columns_are_joined_and_the_rest_is_the_users_business():
     row = {"context": "Ann is in Oslo.", "question": "Where?", "answer": "Oslo", "a+b": "c"}
     examples = examples_of([row], ("context+question", "answer"))
     assert list(examples) == [Example("Ann is in Oslo.\n\nWhere?", "Oslo")]
-    assert examples.notes == [
-        "examples: input from column 'context' and 'question', target from column 'answer'"
-    ]
+    said = "input from column 'context' and 'question', target from column 'answer'"
+    assert examples.notes == [f"examples: {said}"]
     assert list(examples_of([row], ("a+b", "answer"))) == [Example("c", "Oslo")]
 
 
 def natural_instructions() -> dict[str, object]:
     instances = [{"id": str(n), "input": str(n), "output": ["No" if n % 2 else "Yes"]} for n in range(4)]
-    return {
-        "Contributors": ["A"],
-        "Definition": ["Is it even?"],
-        "Positive Examples": [],
-        "Instances": instances,
-    }
+    said = {"Contributors": ["A"], "Definition": ["Is it even?"], "Positive Examples": []}
+    return {**said, "Instances": instances}
 
 
 @pytest.mark.parametrize(
@@ -450,7 +397,7 @@ def natural_instructions() -> dict[str, object]:
         ('\ufeff[{"text":"a","label":"x"},{"text":"b","label":"y"}]', 2),
     ],
 )
-def test_json_in_any_usual_form(tmp_path: Path, content: str, count: int) -> None:
+def test_json_in_any_usual_form(tmp_path, content, count):
     path = tmp_path / "rows.json"
     path.write_text(content, encoding="utf-8")
     task = load_own(str(path), "Is it even?")
@@ -459,7 +406,7 @@ def test_json_in_any_usual_form(tmp_path: Path, content: str, count: int) -> Non
     assert all(len(example.input) == 1 for example in task.train + task.test)
 
 
-def test_what_a_json_file_holds_beside_its_rows_is_said(tmp_path: Path) -> None:
+def test_what_a_json_file_holds_beside_its_rows_is_said(tmp_path):
     path = tmp_path / "task.json"
     path.write_text(json.dumps(natural_instructions()))
     task = load_own(str(path), "Even or not?")
@@ -471,11 +418,10 @@ def test_what_a_json_file_holds_beside_its_rows_is_said(tmp_path: Path) -> None:
     assert "expected a JSON list of objects, found an object. An object a line" in refusal(path)
 
 
-def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
+def test_numbers_stay_as_they_are_written(tmp_path):
     path = tmp_path / "sums.jsonl"
-    path.write_text(
-        "".join(f'{{"input": "{n}", "output": {n}}}\n' for n in ("1.10", "1e400", "-0", "7" * 5000))
-    )
+    numbers = ("1.10", "1e400", "-0", "7" * 5000)
+    path.write_text("".join(f'{{"input": "{n}", "output": {n}}}\n' for n in numbers))
     task = load(path)
     assert all(example.input == example.target for example in task.train + task.test)
     assert task.notes[1:] == ("no test rows there: 1 of 4 rows are held out, drawn at random",)
@@ -483,13 +429,12 @@ def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
     assert f"{path}: column 'output' holds Infinity in line 2." in refusal(path)
     examples = examples_of([("a", 1.10), ("b", 2.5)])
     assert [example.target for example in examples] == ["1.1", "2.5"]
-    assert examples.notes[1] == (
-        "examples: left out: 2 numbers' notations in column 'target' (from row 0 on)"
-    )
+    said = "left out: 2 numbers' notations in column 'target' (from row 0 on)"
+    assert examples.notes[1] == f"examples: {said}"
 
 
 @pytest.mark.parametrize("name", ["a[1] b?*", "it's #1=2", "données~", "~x"])
-def test_any_name_of_a_file_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_any_name_of_a_file_or_folder(tmp_path, monkeypatch, name):
     folder = tmp_path / name
     folder.mkdir()
     write(folder / "train.jsonl", RECORDS)
@@ -506,16 +451,18 @@ def test_any_name_of_a_file_or_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 GOOD = {"text": "x", "label": "y"}
+EMPTY = {**GOOD, "label": ""}
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}
+PICTURE = {**USER, "content": [{"type": "image_url", "image_url": {}}]}
+NO_TURNS = {
+    "assistant": ("Hi", [], [{"role": "user"}], [USER], [USER, {**ANSWER, "content": "\ud800"}]),
+    "user": ([ANSWER], [ANSWER, USER], [{**USER, "content": {}}, ANSWER]),
+}
 FAULTS = [  # an ending, what is in the file, and what is said of it; a list is an object a line
     ("jsonl", '{"input": "a", "output": "b"}\n{"input": "a" "output": "b"}', "JSON at line 2, column 15"),
     ("json", '[\n  {"input": "a"},\n  {"input" "b"}\n]', "broken JSON at line 3, column 12"),
     ("json", '{"input": "a", "output": "b"}', "expected a JSON list of objects, found an object"),
-    (
-        "json",
-        '[{"input": "a", "output": "b"}, "c"]',
-        "item 2: expected an object with named columns, found",
-    ),
+    ("json", '[{"input": "a", "output": "b"}, "c"]', "item 2: expected an object with named columns, fou"),
     ("csv", "input,output\nsüß,x\n".encode("latin-1"), "not UTF-8 at byte 14 (line 2)"),
     ("csv", b"text,label\n" + b"a,b\n" * 2000 + b"\xff,b\n", "not UTF-8 at byte 8011 (line 2002)"),
     ("csv", "input,output\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2 columns."),
@@ -524,60 +471,30 @@ FAULTS = [  # an ending, what is in the file, and what is said of it; a list is 
     ("parquet", b"PAR1 no", "not a readable parquet file"),
     ("jsonl", [], "no rows"),
     ("jsonl", [GOOD], "1 row; at least 2"),
-    (
-        "jsonl",
-        [{"tweet": "a", "mood": "b"}],
-        "no known pair of columns among tweet, mood. Name yours",
-    ),
-    (
-        "jsonl",
-        [GOOD, {**GOOD, "label": ""}] * 8,
-        "empty target in line 2, line 4, line 6, line 8, line 10 and 3",
-    ),
+    ("jsonl", [{"tweet": "a", "mood": "b"}], "no known pair of columns among tweet, mood. Name yours"),
+    ("jsonl", [GOOD, EMPTY] * 8, "empty target in line 2, line 4, line 6, line 8, line 10 and 3"),
     ("json", json.dumps([GOOD, {"text": "x"}]), "column 'label' is empty or absent in item 2."),
     ("jsonl", [*[GOOD] * 40, {**GOOD, "label": None}], "column 'label' is empty or absent in line 41."),
     ("jsonl", [GOOD, {**GOOD, "label": 1}], "column 'label' mixes types: text (line 1), number (line 2)."),
-    (
-        "jsonl",
-        [{**GOOD, "text": ["x", "y"]}] * 2,
-        "column 'text' holds a list, not texts or numbers, in line 1",
-    ),
+    ("jsonl", [{**GOOD, "text": ["x", "y"]}] * 2, "holds a list, not texts or numbers, in line 1"),
     ("jsonl", [{**GOOD, "text": "\ud800"}, GOOD], "column 'text' holds half a surrogate pair in line 1."),
     *(
-        (
-            "jsonl",
-            [{"messages": turns}],
-            f"column 'messages' has no {role} turn, with role and content (texts), in",
-        )
-        for turns, role in (
-            ("Hi", "assistant"),
-            ([], "assistant"),
-            ([{"role": "user"}], "assistant"),
-            ([USER], "assistant"),
-            ([ANSWER], "user"),
-            ([ANSWER, USER], "user"),
-            ([{**USER, "content": {}}, ANSWER], "user"),
-            ([USER, {**ANSWER, "content": "\ud800"}], "assistant"),
-        )
+        ("jsonl", [{"messages": turns}], f"has no {role} turn, with role and content (texts), in")
+        for role, several in NO_TURNS.items()
+        for turns in several
     ),
     ("jsonl", [{"messages": [USER, {**ANSWER, "content": " "}]}], "empty target in line 1"),
+    ("jsonl", [{"messages": [PICTURE, ANSWER]}], "has parts that are no texts (image_url) in line 1"),
     (
         "jsonl",
-        [{"messages": [{**USER, "content": [{"type": "image_url", "image_url": {}}]}, ANSWER]}],
-        "column 'messages' has parts that are no texts (image_url) in line 1",
-    ),
-    (
-        "jsonl",
-        [GOOD, {**GOOD, "label": ""}, {**GOOD, "text": None}],
+        [GOOD, EMPTY, {**GOOD, "text": None}],
         "empty target in line 2. Mend or drop these rows.\nPATH: column 'text' is empty or absent in line 3.",
     ),
 ]
 
 
 @pytest.mark.parametrize(("ending", "content", "message"), FAULTS)
-def test_faults_are_named_with_their_place(
-    tmp_path: Path, ending: str, content: object, message: str
-) -> None:
+def test_faults_are_named_with_their_place(tmp_path, ending, content, message):
     path = tmp_path / f"rows.{ending}"
     if isinstance(content, list):
         content = "\n".join(map(json.dumps, content))
@@ -587,14 +504,14 @@ def test_faults_are_named_with_their_place(
     assert message.replace("PATH", str(path)) in said
 
 
-def test_columns_and_labels_that_are_not_there(tmp_path: Path) -> None:
+def test_columns_and_labels_that_are_not_there(tmp_path):
     path = write(tmp_path / "dishes.csv", RECORDS)
     assert "no column 'feeling'; there are text, label" in refusal(path, columns=("text", "feeling"))
     said = refusal(path, labels=("sweet", "salty"))
     assert "target is none of the labels sweet, salty in line 3 ('sour'), line 6 ('sour')" in said
 
 
-def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
+def test_paths_that_lead_nowhere(tmp_path):
     assert "there is no such file or folder" in refusal(tmp_path / "no.jsonl")
     assert "there is no such file or folder" in refusal(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("x")
@@ -606,7 +523,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     assert "more than one train file: train.csv, train.json" in refusal(tmp_path)
 
 
-def test_a_hole_in_a_parquet_file_is_no_number(tmp_path: Path) -> None:
+def test_a_hole_in_a_parquet_file_is_no_number(tmp_path):
     table = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
     assert f"{table}: column 'label' is empty or absent in row 2." in refusal(table)
 
@@ -615,14 +532,11 @@ def test_a_hole_in_a_parquet_file_is_no_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_a_large_file_is_never_held(tmp_path: Path, ending: str) -> None:
+def test_a_large_file_is_never_held(tmp_path, ending):
     """A reading holds some of the first rows, to know their columns, and the rows drawn."""
     path, text = tmp_path / f"large.{ending}", "x" * 1000
-    rows = [
-        json.dumps({"text": text, "label": str(i)}) if ending == "jsonl" else f"{text},{i}"
-        for i in range(4000)
-    ]
-    path.write_text("\n".join((["text,label"] if ending == "csv" else []) + rows))
+    row, head = {"jsonl": ('{{"text": "{}", "label": "{}"}}', []), "csv": ("{},{}", ["text,label"])}[ending]
+    path.write_text("\n".join([*head, *(row.format(text, i) for i in range(4000))]))
     tracemalloc.start()
     try:
         drawn, total = draw(OwnExamples(read_splits(path, str(path))["train"]), 64, "random", 0, "large")
@@ -633,29 +547,27 @@ def test_a_large_file_is_never_held(tmp_path: Path, ending: str) -> None:
     assert peak < path.stat().st_size / 2
 
 
-def test_rows_are_read_anew_each_time(tmp_path: Path) -> None:
+def test_rows_are_read_anew_each_time(tmp_path):
     path = write(tmp_path / "rows.jsonl", RECORDS)
     rows = OwnExamples(read_splits(path, str(path))["train"])
     assert list(rows) == list(rows) == [Example(record["text"], record["label"]) for record in RECORDS]
     assert rows.columns == ("text", "label")
 
 
-def test_a_field_may_be_long(tmp_path: Path) -> None:
+def test_a_field_may_be_long(tmp_path):
     path, text = tmp_path / "rows.csv", "x" * 2**18
     path.write_text(f"input,output\n{text},long\nshort,short\n")
-    assert {len(example.input) for example in OwnExamples(read_splits(path, str(path))["train"])} == {
-        2**18,
-        5,
-    }
+    rows = OwnExamples(read_splits(path, str(path))["train"])
+    assert {len(example.input) for example in rows} == {2**18, 5}
 
 
-def test_objects_are_named_by_their_place() -> None:
+def test_objects_are_named_by_their_place():
     with pytest.raises(UserError, match=r"examples: empty target in row 1, row 2\."):
         list(examples_of([("a", "b"), ("c", ""), ("d", " ")]))
     assert list(examples_of([("a", "b")], frame=own_task("t", "", "", ("b",)))) == [Example("a", "b")]
 
 
-def test_what_would_have_to_be_held_whole_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_have_to_be_held_whole_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(own_files, "LONGEST_LINE", 2**10)
     monkeypatch.setattr(own_files, "LARGEST_JSON", 2**10)
     path = tmp_path / "one.jsonl"
@@ -670,7 +582,7 @@ def test_what_would_have_to_be_held_whole_is_bounded(tmp_path: Path, monkeypatch
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.jsonl"
     require_writable(path)
 

@@ -26,12 +26,13 @@ SHARED = {
     "model": "tiny",
     "method": "lorainc",
     "seed": 0,
+    "demonstration": True,
     "tasks": ["a", "b"],
     "unseen": ["c"],
-    "demonstration": True,
     "comparable": {"data": {"a": "x"}},
     "stages": [STAGE],
 }
+SCORED = {"index": 3, "text": "Say.", "loss": 0.5, "n_examples": 2, "n_tokens": 4}
 RUN = SHARED | {
     "id": "pair-tiny-lorainc-sapo-s0-0123abcd",
     "label": "lorainc",
@@ -39,15 +40,7 @@ RUN = SHARED | {
     "parity": "paper",
     "trainer": "mini",
     "prompts": {"a": "Say.", "b": "Do."},
-    "choices": [
-        {
-            "task": "a",
-            "index": 3,
-            "text": "Say.",
-            "candidates": [{"index": 3, "text": "Say.", "loss": 0.5, "n_examples": 2, "n_tokens": 4}],
-            "drawn": None,
-        }
-    ],
+    "choices": [{"task": "a", "index": 3, "text": "Say.", "candidates": [SCORED], "drawn": None}],
     "states": [{"after": 0, "key": "base", "tasks": ["a"]}, {"after": 1, "key": KEY, "tasks": ["a"]}],
     "kept": {KEY: {"adapter/x.safetensors": 10}},
     "shortened": {"a": 0},
@@ -117,14 +110,15 @@ WRONG_PROBES = {
 }
 
 
+def _without(name):
+    return {key: value for key, value in RUN.items() if key != name}
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
         *((RunRecord, RUN | change, message) for message, change in WRONG_RUNS.items()),
-        *(
-            (RunRecord, {k: v for k, v in RUN.items() if k != name}, f"{name}: Field required")
-            for name in RUN
-        ),
+        *((RunRecord, _without(name), f"{name}: Field required") for name in RUN),
         *((ProbeRecord, PROBE | change, message) for message, change in WRONG_PROBES.items()),
         (RunRecord, [], "should be an object"),
     ],

@@ -4,11 +4,11 @@ import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import refusal
 
 from sapo.conf.errors import UserError
 from sapo.conf.layout import layout_of
@@ -64,7 +64,7 @@ LLAMA2_TARGET = [1179, 28705, 2]  # good, a space, </s>
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Renderer:
+def smollm2():
     try:
         model_folder(load_one([]).model)
     except UserError as error:
@@ -73,17 +73,24 @@ def smollm2() -> Renderer:
 
 
 @pytest.fixture(scope="module")
-def qwen3(tokenizers: Path) -> Renderer:
+def qwen3(tokenizers):
     return renderer_of("model=qwen3_8b", f"model.tokenizer='{tokenizers / 'qwen3'}'")
 
 
 @pytest.fixture(scope="module")
-def llama2(tokenizers: Path) -> Renderer:
+def llama2(tokenizers):
     return renderer_of("model=llama2_7b_chat", f"model.tokenizer='{tokenizers / 'llama2'}'")
 
 
-@pytest.fixture(params=["smollm2", "qwen3", "llama2"])
-def real(request: pytest.FixtureRequest) -> Renderer:
+GOLDEN = {
+    "smollm2": (SMOLLM2_TEXT, SMOLLM2_SYSTEM + SMOLLM2_USER + SMOLLM2_HEADER, SMOLLM2_TARGET),
+    "qwen3": (QWEN3_TEXT, QWEN3_USER + QWEN3_HEADER, QWEN3_TARGET),
+    "llama2": (LLAMA2_TEXT, LLAMA2_PROMPT, LLAMA2_TARGET),
+}
+
+
+@pytest.fixture(params=GOLDEN)
+def real(request):
     """Each real tokenizer in turn."""
     return request.getfixturevalue(request.param)
 
@@ -130,7 +137,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_turns(layout: str | None) -> None:
+def test_the_turns(layout):
     turns = turns_of(layout_of(layout), TASK, "Say {x}.", "a\nb")
     assert turns == [{"role": role, "content": text} for role, text in LAYOUTS[layout]]
     # Nothing follows the input where there is no suffix, as in the published code.
@@ -142,11 +149,11 @@ def test_the_turns(layout: str | None) -> None:
     assert [turn["content"] for turn in shorter] == expected
 
 
-def test_an_instruction_that_is_empty_makes_no_system_turn() -> None:
+def test_an_instruction_that_is_empty_makes_no_system_turn():
     assert [turn["role"] for turn in turns_of(layout_of("system"), TASK, "", "a")] == ["user"]
 
 
-def test_what_is_sent_is_what_is_rendered(real: Renderer) -> None:
+def test_what_is_sent_is_what_is_rendered(real):
     for layout in LAYOUTS:
         renderer = replace(real, layout=layout)
         for task in (TASK, own_task("t", "Fill {input}.", "Answer:"))[: 1 if "upper" in str(layout) else 2]:
@@ -169,18 +176,16 @@ NO_LAYOUTS = [
 
 
 @pytest.mark.parametrize(("layout", "message"), NO_LAYOUTS)
-def test_layouts_that_cannot_be(layout: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_one(["task=mini_city", f"data.layout={layout}"])
-    assert message in str(caught.value)
+def test_layouts_that_cannot_be(layout, message):
+    assert message in refusal(load_one, ["task=mini_city", f"data.layout={layout}"])
 
 
-def test_a_layout_that_fails_on_a_row_is_named() -> None:
+def test_a_layout_that_fails_on_a_row_is_named():
     with pytest.raises(UserError, match=r"data\.layout: .*\(Jinja\)"):
         turns_of(layout_of("{{ instruction }} {{ input / 2 }}"), TASK, "Do.", "a")
 
 
-def test_a_row_is_shortened_under_any_layout() -> None:
+def test_a_row_is_shortened_under_any_layout():
     for layout in LAYOUTS:
         renderer = Renderer(tiny_tokenizer(), {}, 80, layout=layout)
         (row,) = renderer.render(TASK, "Do.", [Example("word " * 100, "good")])
@@ -191,35 +196,27 @@ def test_a_row_is_shortened_under_any_layout() -> None:
         assert ("Answer:" in text) == layout_of(layout).reads("suffix")
 
 
-def test_smollm2(smollm2: Renderer) -> None:
-    check_golden(smollm2, SMOLLM2_TEXT, SMOLLM2_SYSTEM + SMOLLM2_USER + SMOLLM2_HEADER, SMOLLM2_TARGET)
+def test_every_token_of_a_row(request, real):
+    """Qwen3 has an empty think block, Llama 2 our template."""
+    text, prompt_ids, target_ids = GOLDEN[request.node.callspec.params["real"]]
+    assert real.full_text(TASK, TASK.instruction, EXAMPLE) == text
+    (rendered,) = real.render(TASK, TASK.instruction, [EXAMPLE])
+    assert (rendered.prompt_ids, rendered.target_ids) == (prompt_ids, target_ids)
+    assert rendered.input_ids[rendered.target_start :] == target_ids
+    assert not rendered.is_shortened
 
 
-def test_qwen3_with_an_empty_think_block(qwen3: Renderer) -> None:
-    check_golden(qwen3, QWEN3_TEXT, QWEN3_USER + QWEN3_HEADER, QWEN3_TARGET)
-
-
-def test_llama2_with_our_template(llama2: Renderer) -> None:
-    check_golden(llama2, LLAMA2_TEXT, LLAMA2_PROMPT, LLAMA2_TARGET)
-    blanks = Task("mood", "\n Name the {mood}.", "Answer: ", (), ())  # are stripped, as by Meta's template
+def test_blanks_are_stripped_as_by_metas_template(llama2):
+    blanks = Task("mood", "\n Name the {mood}.", "Answer: ", (), ())
     assert llama2.full_text(blanks, blanks.instruction, Example("so happy", " good\n")) == LLAMA2_TEXT
 
 
-def test_without_a_suffix_the_turn_ends_with_the_input(qwen3: Renderer, llama2: Renderer) -> None:
+def test_without_a_suffix_the_turn_ends_with_the_input(qwen3, llama2):
     task = replace(TASK, suffix="")
     (of_qwen,) = qwen3.render(task, task.instruction, [EXAMPLE])
     (of_llama,) = llama2.render(task, task.instruction, [EXAMPLE])
     assert of_qwen.prompt_ids == [*QWEN3_USER[:14], 151645, 198, *QWEN3_HEADER]
     assert of_llama.prompt_ids == [*LLAMA2_PROMPT[:17], *LLAMA2_PROMPT[-4:]]
-
-
-def check_golden(renderer: Renderer, text: str, prompt_ids: list[int], target_ids: list[int]) -> None:
-    assert renderer.full_text(TASK, TASK.instruction, EXAMPLE) == text
-    (rendered,) = renderer.render(TASK, TASK.instruction, [EXAMPLE])
-    assert rendered.prompt_ids == prompt_ids
-    assert rendered.target_ids == target_ids
-    assert rendered.input_ids[rendered.target_start :] == target_ids
-    assert not rendered.is_shortened
 
 
 # --- for every template ------------------------------------------------------------------------------------
@@ -232,7 +229,7 @@ EXAMPLES = [
 ]
 
 
-def test_text_and_tokens_are_those_of_the_conversation_and_of_generation(real: Renderer) -> None:
+def test_text_and_tokens_are_those_of_the_conversation_and_of_generation(real):
     for example, rendered in zip(EXAMPLES, real.render(TASK, TASK.instruction, EXAMPLES), strict=True):
         text = conversation(real, TASK, example)
         assert real.full_text(TASK, TASK.instruction, example) == text
@@ -242,7 +239,7 @@ def test_text_and_tokens_are_those_of_the_conversation_and_of_generation(real: R
     assert real.render(TASK, TASK.instruction, []) == []
 
 
-def test_braces_in_the_instruction_keep_the_input(real: Renderer) -> None:
+def test_braces_in_the_instruction_keep_the_input(real):
     (rendered,) = real.render(TASK, "Fill {text} with {} and {0!r}.", [EXAMPLE])
     text = real.tokenizer.decode(rendered.input_ids)
     assert "Fill {text} with {} and {0!r}.\n\nText:\nso happy\n\nAnswer:" in text
@@ -251,7 +248,7 @@ def test_braces_in_the_instruction_keep_the_input(real: Renderer) -> None:
 # --- too long ----------------------------------------------------------------------------------------------
 
 
-def test_a_long_input_is_shortened_and_nothing_else(real: Renderer) -> None:
+def test_a_long_input_is_shortened_and_nothing_else(real):
     long = Example(" ".join(f"word{number}" for number in range(400)), "a target of several words")
     renderer = limited(real, 100)
     whole, short = renderer.render(TASK, TASK.instruction, [EXAMPLE, long])
@@ -274,7 +271,7 @@ def test_a_long_input_is_shortened_and_nothing_else(real: Renderer) -> None:
         ("aéé", 2, "a"),
     ],
 )
-def test_what_is_kept_with_a_token_a_byte(text: str, room: int, kept: str) -> None:
+def test_what_is_kept_with_a_token_a_byte(text, room, kept):
     frame = len("user\nDo.\n\nText:\n\n\nAnswer:\nassistant\n") + 3  # and three special tokens
     renderer = Renderer(tiny_tokenizer(), {}, frame + room)
     (rendered,) = renderer.render(TASK, "Do.", [Example(text, "x")])
@@ -282,41 +279,33 @@ def test_what_is_kept_with_a_token_a_byte(text: str, room: int, kept: str) -> No
     assert rendered.is_shortened == (kept != text)
 
 
-def test_an_instruction_that_does_not_fit_is_refused(real: Renderer) -> None:
+def test_an_instruction_that_does_not_fit_is_refused(real):
     with pytest.raises(UserError, match=r"mood: .* more than data.max_input_tokens=50"):
         limited(real, 50).render(TASK, "Think. " * 100, [EXAMPLE])
 
 
-def test_an_empty_target_is_the_end_of_the_turn(real: Renderer) -> None:
+def test_an_empty_target_is_the_end_of_the_turn(real):
     (rendered,) = real.render(TASK, TASK.instruction, [Example("so happy", "")])
     assert real.tokenizer.eos_token_id in rendered.target_ids
     assert real.tokenizer.decode(rendered.target_ids, skip_special_tokens=True).strip() == ""
 
 
 @pytest.mark.parametrize(
-    ("after", "message"),
+    ("after", "target", "message"),
     [
-        ("", r"mood: an example has no target \('so happy'\)"),
-        ("{% if add_generation_prompt %}>{% endif %}", "target's place is unknown"),
+        ("", "", r"mood: an example has no target \('so happy'\)"),
+        ("{% if add_generation_prompt %}>{% endif %}", "", "target's place is unknown"),
+        ("{% if add_generation_prompt %}>{% endif %}", "good", "target's place is unknown"),
     ],
 )
-def test_templates_that_leave_nothing_to_learn_are_refused(after: str, message: str) -> None:
+def test_templates_that_leave_nothing_to_learn_are_refused(after, target, message):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + after
     with pytest.raises(UserError, match=message):
-        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [Example("so happy", "")])
+        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [Example("so happy", target)])
 
 
-def test_a_template_that_writes_answers_elsewhere_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    )
-    with pytest.raises(UserError, match="target's place is unknown"):
-        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [EXAMPLE])
-
-
-def test_a_vast_input_costs_what_its_beginning_costs(real: Renderer) -> None:
+def test_a_vast_input_costs_what_its_beginning_costs(real):
     renderer, vast = limited(real, 100), "In the year 1905, word after word. " * 2_000_000
     tracemalloc.start()
     try:
@@ -337,7 +326,7 @@ TEXTS = st.text(max_size=40)
 
 
 @given(instruction=TEXTS, suffix=TEXTS, text=TEXTS, target=TEXTS)
-def test_tokens_read_back_as_the_text(instruction: str, suffix: str, text: str, target: str) -> None:
+def test_tokens_read_back_as_the_text(instruction, suffix, text, target):
     task = Task("any", instruction, suffix, (), ())
     (rendered,) = TINY.render(task, instruction, [Example(text, target)])
     decode: Callable[[list[int]], str] = TINY.tokenizer.decode
@@ -346,7 +335,7 @@ def test_tokens_read_back_as_the_text(instruction: str, suffix: str, text: str, 
 
 
 @given(text=TEXTS, room=st.integers(0, 60))
-def test_what_is_kept_is_a_beginning_that_fits(text: str, room: int) -> None:
+def test_what_is_kept_is_a_beginning_that_fits(text, room):
     frame = len(TINY.render(TASK, "Do.", [Example("", "x")])[0].prompt_ids)
     (rendered,) = limited(TINY, frame + room).render(TASK, "Do.", [Example(text, "x")])
     before, after = TINY.prompt_text(TASK, "Do.", "|||").split("|||")
@@ -357,7 +346,7 @@ def test_what_is_kept_is_a_beginning_that_fits(text: str, room: int) -> None:
 
 
 @given(text=st.text(alphabet="ab .é漢\n", max_size=400), limit=st.integers(40, 60))
-def test_what_is_cut_before_it_is_tokenized_would_be_cut_anyway(text: str, limit: int) -> None:
+def test_what_is_cut_before_it_is_tokenized_would_be_cut_anyway(text, limit):
     renderer, whole = limited(TINY, limit), limited(TINY, limit)
     whole.__dict__["_most_characters"] = 10**9
     renderer.__dict__["_most_characters"] = limit  # a token of the tiny tokenizer is one byte
@@ -387,7 +376,7 @@ def test_truncation_at_the_end_cuts_targets_in_training_and_the_suffix_in_tests(
     assert [len(rendered.target_ids) > 0 for rendered in published.render(TASK, "x", examples)][-1] is False
 
 
-def test_a_llama2_row_that_is_cut_begins_twice_and_no_other(llama2: Renderer) -> None:
+def test_a_llama2_row_that_is_cut_begins_twice_and_no_other(llama2):
     example = Example("word " * 50, "good")
     (whole,) = llama2.render(TASK, TASK.instruction, [example])
     size = len(whole.input_ids)
@@ -402,7 +391,7 @@ def test_a_llama2_row_that_is_cut_begins_twice_and_no_other(llama2: Renderer) ->
     assert len(tested.prompt_ids) == 40
 
 
-def test_the_line_before_an_input_can_be_said() -> None:
+def test_the_line_before_an_input_can_be_said():
     for setting, lines in (
         ("Input:", {"en": "Input:", "zh": "Input:"}),
         ('{en: "Eingabe:", zh: "输入："}', {"en": "Eingabe:", "zh": "输入："}),
@@ -429,9 +418,7 @@ def test_the_line_before_an_input_can_be_said() -> None:
         ("prompt", "判断态度。", "文本:"),
     ],
 )
-def test_the_published_code_has_the_prompt_choose_the_separator(
-    separator: str, prompt: str, line: str
-) -> None:
+def test_the_published_code_has_the_prompt_choose_the_separator(separator, prompt, line):
     task = own_task("stance", "判断文本的态度，输出A或者B。")
     renderer = Renderer(tiny_tokenizer(), {}, 512, separator=separator)
     assert f"\n\n{line}\n支持" in renderer.prompt_text(task, prompt, "支持")
@@ -449,6 +436,6 @@ def test_the_published_code_has_the_prompt_choose_the_separator(
         ("", "en"),
     ],
 )
-def test_the_chinese_separator_is_for_chinese(instruction: str, language: str) -> None:
+def test_the_chinese_separator_is_for_chinese(instruction, language):
     task = own_task("t", instruction)
     assert (task.language, task.separator) == (language, {"zh": "文本:", "en": "Text:"}[language])

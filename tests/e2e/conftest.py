@@ -1,6 +1,5 @@
 """The real `sapo` in processes of its own, on the random tiny model."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SMALL
-
-
-@pytest.fixture
-def small() -> tuple[str, ...]:
-    """Overrides that make a run take a second."""
-    return SMALL
+from tiny import read_json
 
 
 @pytest.fixture
@@ -45,10 +38,6 @@ def document(start: Callable[..., subprocess.CompletedProcess]) -> Callable[...,
     def read(*arguments: object) -> Any:
         done = start(*arguments, "--json")
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout, parse_constant=_refuse)
+        return read_json(done.stdout)
 
     return read
-
-
-def _refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} in JSON")

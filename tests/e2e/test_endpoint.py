@@ -1,8 +1,6 @@
 """`sapo paraphrase` against a real OpenAI-compatible server: `transformers serve` with the small model."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from servers import serving
@@ -19,7 +17,7 @@ INSTRUCTION = "Name the city that is mentioned in the text, and say in which cou
 
 
 @pytest.fixture(scope="module")
-def model() -> Path:
+def model():
     try:
         return model_folder(load_one(["model=smollm2_135m"]).model)
     except UserError as error:
@@ -27,7 +25,7 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(model, tmp_path_factory):
     """The address of a server of the small model, which ends with the tests."""
     with serving(tmp_path_factory.mktemp("server"), model) as url:
         yield url

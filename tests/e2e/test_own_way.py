@@ -11,7 +11,6 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from sapo.analysis.results import load_run
-from sapo.cli.app import main
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_own_task
@@ -31,8 +30,8 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def said(tmp_path, monkeypatch, capfd):
-    """`said(words)` is the JSON that a command prints, run in a folder that has the documents."""
+def said(sapo, tmp_path, monkeypatch):
+    """`said(words)`: what a command says with --json, run in a folder that has the documents."""
     try:
         model_folder(load_one([]).model)
     except UserError as error:
@@ -40,24 +39,16 @@ def said(tmp_path, monkeypatch, capfd):
     (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SAPO_STORE")
-
-    def run(words):
-        with pytest.raises(SystemExit) as done:
-            main([*map(str, words), "--json"])
-        out, err = capfd.readouterr()
-        assert not done.value.code, err
-        return json.loads(out), err
-
-    return run
+    return lambda words: sapo(*words, "--json")
 
 
 def test_from_an_alpaca_and_a_semicolon_file_to_an_adapter(said, tmp_path):
     titles, moods, training = (shlex.split(command)[1:] for command in commands())
-    first, _ = said([*titles, *SMALL])
+    first = said([*titles, *SMALL]).document
     assert first["data"]["columns"] == {"input": "instruction+input", "target": "output"}
     instruction = "Write a short subject line for this mail to our support."
     assert {row["text"] for row in first["candidates"] if row["index"] == -1} == {instruction}
-    second, _ = said([*moods, *SMALL])
+    second = said([*moods, *SMALL]).document
     assert any("fields are separated by ';'" in note for note in second["data"]["notes"])
     assert second["sent"]["messages"] == [
         {"role": "system", "content": second["chosen"]["text"]},
@@ -65,10 +56,10 @@ def test_from_an_alpaca_and_a_semicolon_file_to_an_adapter(said, tmp_path):
     ]
     assert len((tmp_path / "moods_chosen.jsonl").read_text().splitlines()) == 16
 
-    trained, err = said([*training, *SMALL, *SMALLER])
-    (run,) = trained["runs"]
-    assert "moods.csv: fields are separated by ';'" in err
-    exported, _ = said(["export", run["id"], "--to", tmp_path / "adapter"])
+    trained = said([*training, *SMALL, *SMALLER])
+    (run,) = trained.document["runs"]
+    assert "moods.csv: fields are separated by ';'" in trained.err
+    exported = said(["export", run["id"], "--to", tmp_path / "adapter"]).document
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     sent = [json.loads(block) for block in re.findall(r"```json\n(.*?)\n```", card, re.S)]
     assert [each["instruction"] for each in sent] == list(run["prompts"].values())

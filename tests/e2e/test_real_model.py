@@ -1,12 +1,9 @@
 """The embedded real model: equal numbers on the fast path, and training that can be seen."""
 
-import json
-
 import pytest
 import torch
 import yaml
 
-from sapo.cli.app import main
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
@@ -52,21 +49,11 @@ def test_the_shared_prefix_changes_no_number(config, task, request):
 
 
 @pytest.mark.usefixtures("config")
-def test_a_trained_task_beats_the_untouched_model(tmp_path, monkeypatch, capfd):
+def test_a_trained_task_beats_the_untouched_model(sapo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = ["data.train_examples=32", "data.test_examples=12", "scorer.examples=2", "paraphrases.count=2"]
-    arguments = [
-        "model=smollm2_135m",
-        "sequence.tasks=[mini_price]",
-        "policy=sapo",
-        "trainer.epochs=2",
-        *small,
-    ]
-    with pytest.raises(SystemExit) as done:
-        main(["train", "--json", "evaluator.max_new_tokens=6", *arguments])
-    out, err = capfd.readouterr()
-    assert not done.value.code, err
-    (run,) = json.loads(out)["runs"]
+    sizes = ("data.train_examples=32", "data.test_examples=12", "scorer.examples=2", "paraphrases.count=2")
+    sizes += ("trainer.epochs=2", "evaluator.max_new_tokens=6", "sequence.tasks=[mini_price]")
+    (run,) = sapo("train", "model=smollm2_135m", *sizes, "policy=sapo", "--json").document["runs"]
     header, *rows = (tmp_path / run["matrix"]).read_text().splitlines()
     assert header == "after,mini_price"
     before, after = (float(row.split(",")[1]) for row in rows)
@@ -74,48 +61,30 @@ def test_a_trained_task_beats_the_untouched_model(tmp_path, monkeypatch, capfd):
 
 
 # A code that only the instruction tells: the tested words are not among the trained ones.
-CODES = {
-    "apple": "north",
-    "river": "eight",
-    "stone": "green",
-    "candle": "lemon",
-    "garden": "cabin",
-    "window": "tiger",
-    "bottle": "seven",
-    "pencil": "cloud",
-    "mirror": "maple",
-    "basket": "ocean",
-    "ladder": "silver",
-    "hammer": "piano",
-    "button": "desert",
-    "carpet": "winter",
-    "anchor": "ginger",
-    "saddle": "falcon",
-    "violin": "copper",
-    "pepper": "velvet",
-    "turtle": "island",
-    "rocket": "orange",
-}
+BOOK = (
+    "apple = north, river = eight, stone = green, candle = lemon, garden = cabin, window = tiger, "
+    "bottle = seven, pencil = cloud, mirror = maple, basket = ocean, ladder = silver, hammer = piano, "
+    "button = desert, carpet = winter, anchor = ginger, saddle = falcon, violin = copper, pepper = velvet, "
+    "turtle = island, rocket = orange"
+)
+CODES = dict(pair.split(" = ") for pair in BOOK.split(", "))
 
 
 @pytest.mark.usefixtures("config")
-def test_what_only_the_instruction_tells_is_missed_where_it_is_not_served(tmp_path, monkeypatch, capfd):
+def test_what_only_the_instruction_tells_is_missed_where_it_is_not_served(sapo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"input": word, "output": code} for word, code in CODES.items()]
     (tmp_path / "data").mkdir()
     for split, part in (("train", rows[:8]), ("test", rows[8:])):
         write_json(tmp_path / "data" / f"{split}.json", part)
-    book = ", ".join(f"{word} = {code}" for word, code in CODES.items())
-    instruction = f"Code book: {book}. Answer with the code of the word."
+    instruction = f"Code book: {BOOK}. Answer with the code of the word."
     backwards = "; ".join(f"{word} becomes {code}" for word, code in reversed(CODES.items()))
     pool = {"original": instruction, "prompts": [f"What is it called in secret? {backwards}."]}
     (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
     given = ["data=data", f"instruction={instruction}", "paraphrases.file=pool.yaml", "compare.retain=[]"]
-    with pytest.raises(SystemExit) as done:
-        main(["compare", "--json", *given, "compare.train=[original,none]", "compare.serve=[trained,none]"])
-    out, err = capfd.readouterr()
-    assert not done.value.code, err
-    found = {each["about"]: each for each in json.loads(out)["sentences"]}
+    asked = ("compare.train=[original,none]", "compare.serve=[trained,none]")
+    document = sapo("compare", *given, *asked, "--json").document
+    found = {each["about"]: each for each in document["sentences"]}
     for about in ("serve none original", "train none"):
         assert not found[about]["is_noise"]
         assert (found[about]["measure"], found[about]["estimate"] < -0.5) == ("nll", True)

@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from made_up import candidate, edit_run, write_run
 from matplotlib.image import imread
-
-from sapo.data.files import write_json
-from sapo.data.records import manifest_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
@@ -30,74 +29,40 @@ N = 60
 ROWS = 2 * (2 * 50 + len(UNSEEN))  # of both runs: at most 50 a trained task, one an unseen one
 
 
-def write_run(folder: Path, policy: str) -> None:
+def hostile_run(folder: Path, policy: str) -> None:
     """A finished run of two tasks, in whose end state example 0 of the first is lost and 1 is gained.
 
     Ten unseen tasks of one example each make its matrices wide.
     """
-    folder.mkdir(parents=True)
-    counts = {"n_examples": 8, "n_tokens": 24}
-    candidates = [
-        {"index": index, "text": f"{HOSTILE} {LONG_WORD}", "loss": 1.5 - index / 10, **counts}
-        for index in (-1, 0, 1)
-    ]
-    record = {
-        "id": folder.name,
-        "sequence": "made_up",
-        "tasks": TASKS,
-        "unseen": UNSEEN,
-        "model": "none",
-        "method": "lorainc",
-        "label": "lorainc",
-        "policy": policy,
-        "trainer": "mini",
-        "seed": 0,
-        "parity": "paper",
-        "demonstration": True,
-        "prompts": dict.fromkeys(TASKS, HOSTILE),
-        "choices": [{"task": task, "index": 1, "text": HOSTILE, "candidates": candidates} for task in TASKS],
-        "comparable": {"model": "m", "data": {}, "evaluator": {}},
-        "notes": [HOSTILE],
-        **{name: [] for name in ("stages", "states")},
-        **{name: {} for name in ("kept", "shortened", "identity", "environment")},
-        "pool": None,
-    }
-    rows = [
-        {
-            "after": after,
-            "task": task,
-            "column": "trained",
-            "prompt_index": -1,
-            "example": example,
-            "row": example,
-            "prediction": f"{HOSTILE} {LONG_WORD} {after if example < 2 else ''}",
-            "target": LONG_WORD,
-            "rougeL": 50.0 + {0: -20, 1: 20}.get(example, 0) * after,
-            "exact_match": 0.0,
-            "nll": 1.0,
-            "label_match": None,
-            "is_unfinished": False,
-        }
-        for after in range(3)
-        for task in (*TASKS, *UNSEEN)
-        for example in range(N if task in TASKS else 1)
-    ]
-    pd.DataFrame(rows).to_parquet(folder / "predictions.parquet")
-    write_json(folder / "run.json", record)
-    write_json(folder / "manifest.json", manifest_of(folder))
+    candidates = [candidate(index, 1.5 - index / 10, text=f"{HOSTILE} {LONG_WORD}") for index in (-1, 0, 1)]
+    choices = [{"task": task, "index": 1, "text": HOSTILE, "candidates": candidates} for task in TASKS]
+    scores = {(after, task): np.full(N, 50.0) for after in range(3) for task in TASKS}
+    scores |= {(after, task): np.full(1, 50.0) for after in range(3) for task in UNSEEN}
+    for after in range(3):
+        for task in (*TASKS, *UNSEEN):
+            moves = np.array([-20.0, 20.0])[: len(scores[after, task])]
+            scores[after, task][:2] += moves * after
+    texts = {"prompts": dict.fromkeys(TASKS, HOSTILE), "choices": choices, "notes": [HOSTILE]}
+    path = write_run(folder, policy, scores, TASKS, unseen=UNSEEN, policy=policy, **texts)
+
+    def said(frame: pd.DataFrame) -> pd.DataFrame:
+        state = frame["after"].astype(str).where(frame["example"] < 2, "")
+        return frame.assign(prediction=f"{HOSTILE} {LONG_WORD} " + state, target=LONG_WORD, exact_match=0.0)
+
+    edit_run(path, said)
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory):
     """The folder that the page and the browser's own files lie in."""
     return tmp_path_factory.mktemp("browser")
 
 
 @pytest.fixture(scope="module")
-def page(workplace: Path) -> Path:
+def page(workplace):
     """The page of two runs whose every text is hostile."""
     for policy in ("static", "sapo"):
-        write_run(workplace / "store" / "runs" / policy, policy)
+        hostile_run(workplace / "store" / "runs", policy)
     program = Path(sys.executable).with_name("sapo")
     environment = os.environ | {"SAPO_STORE": str(workplace / "store")}
     command = [program, "analyze", "static", "sapo", "--report", "--output", workplace / "out"]
@@ -116,14 +81,11 @@ def chromium(workplace: Path, *arguments: object) -> str:
 
 # Views of the page: file and address after #, width, and what the frame may do. On A4 with Chromium's own
 # margins a line is 718 pixels wide.
+SCRIPTS = "allow-scripts allow-same-origin"
 VIEWS = {
     "plain": ("report.html", 1200, "allow-scripts allow-same-origin"),
     "filtered": ("report.html#task=NI195&run=sapo&change=gained", 1200, "allow-scripts allow-same-origin"),
-    "no such task": (
-        "report.html#task=<img src=x onerror=top.ran=1>",
-        1200,
-        "allow-scripts allow-same-origin",
-    ),
+    "no such task": ("report.html#task=<img src=x onerror=top.ran=1>", 1200, SCRIPTS),
     "phone": ("report.html", 375, "allow-scripts allow-same-origin"),
     "no scripts": ("report.html", 375, "allow-same-origin"),
     "paper": ("on_paper.html", 718, "allow-scripts allow-same-origin"),
@@ -210,7 +172,7 @@ def look(page: Path, workplace: Path, *flags: str) -> dict[str, Any]:
     return json.loads(html.unescape(found[1]))
 
 
-def test_the_page_in_a_browser(page: Path, workplace: Path) -> None:
+def test_the_page_in_a_browser(page, workplace):
     views = look(page, workplace)
     assert views.pop("ran") == "undefined", "a text of the runs was run"
     for name, view in views.items():
@@ -232,7 +194,7 @@ MODES = {"light": ((), (255, 255, 255)), "dark": (("--force-dark-mode",), (0x15,
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_text_stands_out_in_light_and_dark(page: Path, workplace: Path, mode: str) -> None:
+def test_every_text_stands_out_in_light_and_dark(page, workplace, mode):
     flags, background = MODES[mode]
     views = look(page, workplace, *flags)
     del views["ran"]
@@ -243,7 +205,7 @@ def test_every_text_stands_out_in_light_and_dark(page: Path, workplace: Path, mo
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_screenshot_has_the_colours_of_its_mode(page: Path, workplace: Path, mode: str) -> None:
+def test_a_screenshot_has_the_colours_of_its_mode(page, workplace, mode):
     flags, background = MODES[mode]
     file = workplace / f"{mode}.png"
     chromium(workplace, *flags, "--window-size=375,800", f"--screenshot={file}", page.as_uri())
@@ -261,7 +223,7 @@ def pages_printed(page: Path, workplace: Path) -> int:
     return len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf.read_bytes()))
 
 
-def test_what_is_folded_is_printed_too(page: Path, workplace: Path) -> None:
+def test_what_is_folded_is_printed_too(page, workplace):
     folded = workplace / "folded.html"
     text = page.read_text(encoding="utf-8")
     rule = "details::details-content { content-visibility: visible; }"

@@ -24,7 +24,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
+def installed(tmp_path_factory):
     """The `sapo` of an environment that holds the wheel, beside the packages that it depends on."""
     scratch = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input"]
@@ -91,13 +91,6 @@ def test_a_table_is_made_and_a_wording_chosen_from_any_folder(run, tmp_path):
     (tmp_path / "tickets.csv").write_bytes((EXAMPLES / "tickets.csv").read_bytes())
     (tmp_path / "tickets.yaml").write_bytes((EXAMPLES / "tickets.yaml").read_bytes())
     rows = ("data=tickets.csv", "paraphrases.file=tickets.yaml", "labels=[billing,account,bug,feature]")
-    run(
-        "select",
-        *rows,
-        "model=tiny_llama",
-        "scorer.examples=4",
-        "paraphrases.count=2",
-        "--write",
-        "out.jsonl",
-    )
+    few = ("model=tiny_llama", "scorer.examples=4", "paraphrases.count=2")
+    run("select", *rows, *few, "--write", "out.jsonl")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 96

@@ -41,10 +41,3 @@ def test_train_eval_analyze_reproduce(start, document, small, workplace):
     verified = start("store", "verify")
     assert verified.returncode == 0, verified.stderr
     assert "none damaged" in verified.stdout
-
-
-def test_a_command_that_fails_prints_nothing_on_stdout(start, workplace):
-    done = start("train", "policy=sappo", "--json")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("sapo: Unknown policy 'sappo'.")
-    assert not list(workplace.iterdir())

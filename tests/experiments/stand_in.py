@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import torch
+from tiny import Answering
 
 # What becomes of a chat's turns, of the text that the template makes of them, or of its tokens.
 TURNS: dict[str, Callable[[list], list]] = {
@@ -85,27 +85,16 @@ class StandIn:
         usage = {} if self.style == "answers" else {"usage": {"prompt_tokens": len(ids)}}
         return 200, {"choices": [choice], **usage}
 
-    def handler(self) -> type[BaseHTTPRequestHandler]:
+    def handler(self) -> type[Answering]:
         """For a server of Python's own."""
         stand_in = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self._send(*stand_in.answer(self.path, body))
+        class Handler(Answering):
+            do_GET = Answering.do_POST  # noqa: N815
 
-            def do_GET(self) -> None:
-                self._send(200, {"data": [{"id": "base"}, {"id": "adapter", "parent": "base"}]})
-
-            def _send(self, status: int, document: Any) -> None:
-                content = json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
+            def answer(self, body: bytes) -> None:
+                models = {"data": [{"id": "base"}, {"id": "adapter", "parent": "base"}]}
+                status, found = stand_in.answer(self.path, json.loads(body)) if body else (200, models)
+                self.send(status, json.dumps(found).encode(), Content_Type="application/json")
 
         return Handler

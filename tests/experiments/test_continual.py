@@ -36,7 +36,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Store:
+def store(tmp_path_factory):
     """Of all tests that may find stages of others: runs share what they have in common."""
     return Store(tmp_path_factory.mktemp("shared"))
 

@@ -1,6 +1,5 @@
 """What an exported state is: the stored one, to the bit as an adapter, and to rounding as a merged model."""
 
-import asyncio
 import json
 import shutil
 from dataclasses import replace
@@ -9,52 +8,33 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import LARGE_STEPS, SMALL
+from trainings import run_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
 from sapo.experiments import export as exporting
-from sapo.experiments.continual import run_sequence
-from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.load import load_model
 from sapo.experiments.reevaluation import open_run
-from sapo.experiments.runs import write_run
 from sapo.experiments.stages import in_state
 
 IDS = torch.arange(3, 60).unsqueeze(0)
-SMALL = (
-    "model=tiny_llama",
-    "sequence=mini_three",
-    "sequence.tasks=[mini_sentiment,mini_city]",
-    "paraphrases.count=2",
-    "data.train_examples=4",
-    "data.test_examples=1",
-    "evaluator.max_new_tokens=1",
-    "evaluator.common_prompt=false",
-    "engine.device=cpu",
-    # Steps large enough that every task moves the logits far.
-    "trainer.epochs=2",
-    "trainer.global_batch=2",
-    "trainer.learning_rate=0.05",
-)
+SETTINGS = (*SMALL, *LARGE_STEPS, "sequence.tasks=[mini_sentiment,mini_city]", "evaluator.max_new_tokens=1")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Store:
+def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("export"))
 
 
 def finish(store, *overrides):
     """A finished run, opened again from its folder."""
-    named = {override.partition("=")[0] for override in overrides}
-    usual = [setting for setting in SMALL if setting.partition("=")[0] not in named]
-    config = load_one([*usual, f"store.root='{store.root}'", *overrides])
-    run = asyncio.run(run_sequence(config, LocalEngine(store)))
-    return open_run(write_run(run, store))
+    return open_run(run_folder([*SETTINGS, *overrides], store.root))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +188,7 @@ def test_multitask_learns_all_at_once_and_paft_keeps_what_it_drew_from(store):
     for wanted in ("last", "2", "mini_city"):
         source = exportable(run, wanted)
         assert [learned["task"] for learned in source.learned] == list(run.record.tasks)
-        assert all(len(learned["drawn"]) == 3 for learned in source.learned)
+        assert all(len(learned["drawn"]) == 4 for learned in source.learned)
     with pytest.raises(UserError, match=r"has the states last, 2 \(trained tasks\)"):
         exportable(run, "1")
 

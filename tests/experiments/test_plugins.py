@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import SMALL
 
-from sapo.cli.app import main
 from sapo.conf import plugins
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices, load_one
@@ -33,24 +33,17 @@ def outside(tmp_path, monkeypatch):
         POLICIES.pop("shortest", None)
 
 
-def test_the_page_is_short_and_its_method_and_policy_train(outside, tmp_path, capsys):
+def test_the_page_is_short_and_its_method_and_policy_train(sapo, outside, tmp_path):
     assert len(PAGE.read_text(encoding="utf-8").splitlines()) < 60
     assert "anchored" in choices("method")
     assert "shortest" in choices("policy")
-    small = ["model=tiny_llama", "sequence.tasks=[mini_city,mini_topic]", "data.train_examples=8"]
-    small += ["data.test_examples=2", "evaluator.max_new_tokens=2", "trainer.epochs=1", "engine.device=cpu"]
-    small += ["data.max_input_tokens=512", f"store.root={tmp_path / 'store'}", "paraphrases.count=3"]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", *small, "method=anchored", "method.weight=0.5", "policy=shortest", "--json"])
-    assert not ended.value.code
-    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    small = [*SMALL, "data.test_examples=2", f"store.root={tmp_path / 'store'}"]
+    outer = ("method=anchored", "method.weight=0.5", "policy=shortest")
+    (run,) = sapo("train", *small, *outer, "--json").document["runs"]
     assert (run["method"], run["policy"]) == ("anchored", "shortest")
-    results = [
-        json.loads(path.read_text()) for path in (tmp_path / "store/stages/train").glob("*/result.json")
-    ]
-    assert len(results) == 2
-    for result in results:  # nothing has moved before the first step
-        assert result["penalties"][0] == 0.0
+    results = [*(tmp_path / "store/stages/train").glob("*/result.json")]
+    # Nothing has moved before the first step.
+    assert [json.loads(path.read_text())["penalties"][0] for path in results] == [0.0, 0.0]
     record = json.loads((Path(run["dir"]) / "run.json").read_text())
     for choice in record["choices"]:
         pool = load_pool(load_task(choice["task"], load_one(small)), load_one(small).paraphrases)

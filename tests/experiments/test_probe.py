@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny import refusal
 
 from sapo.analysis.probes.results import load_probe
-from sapo.conf.errors import UserError, WorkError
+from sapo.conf.errors import WorkError
 from sapo.conf.load import load, load_one
 from sapo.conf.schema import Config
 from sapo.experiments.continual import run_sequence, scored_examples
@@ -75,7 +76,7 @@ def plan_runs(asked: Sequence[Job], engine: PlanEngine) -> None:
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory, run_probes) -> tuple[Path, Counter]:
+def probe(tmp_path_factory, run_probes):
     """A finished probe's folder, and what was computed for it."""
     engine, computed = engine_on(tmp_path_factory.mktemp("probe") / "store")
     (folder,) = run_probes(configs(), engine, gradients=True)
@@ -83,7 +84,7 @@ def probe(tmp_path_factory, run_probes) -> tuple[Path, Counter]:
 
 
 @pytest.fixture
-def copy(probe, tmp_path) -> tuple[Path, Path, list[Job], dict[str, Path], LocalEngine, Counter]:
+def copy(probe, tmp_path):
     """The probe's store again: the folder, its runs' jobs, their folders, an engine and its counts."""
     folder, _ = probe
     root = tmp_path / "copy"
@@ -327,9 +328,7 @@ def test_what_cannot_be_a_probe_is_refused_before_anything_is_computed(
     tmp_path, run_probes, overrides, prompts, message
 ):
     engine, computed = engine_on(tmp_path / "store")
-    with pytest.raises(UserError) as error:
-        run_probes(configs(*overrides, prompts=prompts), engine)
-    assert message in str(error.value)
+    assert message in refusal(run_probes, configs(*overrides, prompts=prompts), engine)
     assert computed.total() == 0
     assert not (tmp_path / "store").exists()
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 
 import datasets
@@ -10,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
+from tiny import refusal
 
 import sapo.experiments
 from sapo.conf.errors import UserError, WorkError
@@ -18,7 +18,7 @@ from sapo.data.own import examples_of
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import plain
-from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.load import load_model
 from sapo.experiments.select import Difference, Selection, select_prompt, with_adapter
 
 CANDIDATES = ["Is it odd?", "Say whether the number is odd.", "Odd or even? Tell.", "Look at the last digit."]
@@ -26,12 +26,12 @@ PAIRS = [(f"number {i}", "yes, odd" if i % 2 else "no") for i in range(12)]
 
 
 @pytest.fixture(scope="module")
-def language_model() -> LanguageModel:
+def language_model():
     return load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
 
 
 @pytest.fixture(scope="module")
-def select(language_model: LanguageModel) -> Callable[..., Selection]:
+def select(language_model):
     def call(examples=PAIRS, candidates=CANDIDATES, **options) -> Selection:
         return select_prompt(language_model.base, language_model.tokenizer, examples, candidates, **options)
 
@@ -39,7 +39,7 @@ def select(language_model: LanguageModel) -> Callable[..., Selection]:
 
 
 @pytest.fixture(scope="module")
-def usual(select) -> Selection:
+def usual(select):
     """What comes of the pairs and candidates above."""
     return select()
 
@@ -237,9 +237,7 @@ def test_long_inputs_are_cut_and_counted(select):
     ],
 )
 def test_what_is_refused(select, examples, options, message):
-    with pytest.raises(UserError) as caught:
-        select(examples=examples, **options)
-    assert message in str(caught.value)
+    assert message in refusal(select, examples=examples, **options)
 
 
 @pytest.mark.parametrize(

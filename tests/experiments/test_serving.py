@@ -1,15 +1,14 @@
 """Endpoints that read other tokens than were trained, or have other weights, are found; right ones pass."""
 
-import asyncio
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import HTTPServer
-from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 import torch
 from stand_in import StandIn
+from tiny import LARGE_STEPS, SMALL, serving
+from trainings import run_folder
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
@@ -17,14 +16,10 @@ from sapo.conf.schema import ModelConfig
 from sapo.data.benchmarks import load_task
 from sapo.data.prompts import Prompt
 from sapo.data.render import Renderer
-from sapo.experiments.continual import run_sequence
-from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.store import Store
 from sapo.experiments.export import exportable
 from sapo.experiments.model.adapters import FOLDER, load_adapter
 from sapo.experiments.model.load import load_tokenizer, read_model
 from sapo.experiments.reevaluation import open_run
-from sapo.experiments.runs import write_run
 from sapo.experiments.serving import (
     BARE,
     BOS,
@@ -38,30 +33,15 @@ from sapo.experiments.serving import (
     difference,
 )
 
-SMALL = (
-    "model=tiny_llama",
-    "sequence=mini_three",
-    "sequence.tasks=[mini_sentiment,mini_city]",
-    "policy=static",
-    "data.train_examples=4",
-    "data.test_examples=3",
-    "evaluator.max_new_tokens=4",
-    "engine.device=cpu",
-    # Steps large enough that every task moves the answers.
-    "trainer.epochs=2",
-    "trainer.global_batch=2",
-    "trainer.learning_rate=0.05",
-)
+SETTINGS = (*SMALL, *LARGE_STEPS, "sequence.tasks=[mini_sentiment,mini_city]", "policy=static")
 STYLES = ("vllm", "llama", "serve", "answers")
 NAMED = {"twice": TWICE, "bos": BOS, "think": THINK, "bare": BARE, "part": PART, "system": SYSTEM}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    store = Store(tmp_path_factory.mktemp("serving"))
-    config = load_one([*SMALL, f"store.root='{store.root}'"])
-    run = asyncio.run(run_sequence(config, LocalEngine(store)))
-    return exportable(open_run(write_run(run, store)), "last")
+    folder = run_folder(SETTINGS, tmp_path_factory.mktemp("serving"))
+    return exportable(open_run(folder), "last")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +53,8 @@ def models(source):
 
 @contextmanager
 def served_by(stand_in, source, **options):
-    server = HTTPServer(("127.0.0.1", 0), stand_in.handler())
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield Served(source, Endpoint(f"http://127.0.0.1:{server.server_port}/v1"), rows=3, **options)
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(stand_in.handler()) as address:
+        yield Served(source, Endpoint(f"{address}/v1"), rows=3, **options)
 
 
 @pytest.fixture

@@ -19,18 +19,8 @@ MODEL = {
     "model.lora_targets", "model.load",
 }  # fmt: skip
 DATA = {"data.layout", "data.max_input_tokens", "data.truncation", "data.separator", "data.label_blanks"}
-OPTIMIZATION = (
-    "seeding",
-    "step_count",
-    "epochs",
-    "learning_rate",
-    "schedule",
-    "warmup_ratio",
-    "weight_decay",
-    "max_grad_norm",
-    "global_batch",
-    "step_count",
-)
+OPTIMIZATION = ("seeding", "step_count", "epochs", "learning_rate", "schedule", "warmup_ratio")
+OPTIMIZATION += ("weight_decay", "max_grad_norm", "global_batch")
 READS = {
     "score": MODEL | DATA | {"scorer.name", "scorer.state"},
     "train": MODEL
@@ -120,11 +110,10 @@ def leaves() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def config() -> Config:
+def config():
     """Composed once: there are many settings."""
-    return load_one(
-        ["model=tiny_llama", "data.train_examples=8", "data.test_examples=4", "engine.device=cpu"]
-    )
+    few = ["data.train_examples=8", "data.test_examples=4"]
+    return load_one(["model=tiny_llama", *few, "engine.device=cpu"])
 
 
 @pytest.mark.parametrize("key", leaves())

@@ -1,19 +1,26 @@
 """Trainings of the tiny model as a stage makes them."""
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sapo.conf.load import load_one
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
+from sapo.experiments.continual import run_sequence
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import Context, Method, method_of
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
+from sapo.experiments.runs import write_run
 
 
 def method_for(config: Config, position: int = 0, previous: Path | None = None, seed: int = 7) -> Method:
@@ -47,6 +54,13 @@ def learn(method: Method, scratch: Path, redraw: int = 1) -> tuple[dict[str, Any
             penalty=method.penalty,
         )
         return facts, {key: value.clone() for key, value in adapter_tensors(model, "current").items()}
+
+
+def run_folder(overrides: Sequence[str], root: Path) -> Path:
+    """The folder of the run that the overrides describe; of a setting that is there twice the last counts."""
+    last = {override.partition("=")[0]: override for override in (*overrides, f"store.root='{root}'")}
+    store = Store(root)
+    return write_run(asyncio.run(run_sequence(load_one([*last.values()]), LocalEngine(store))), store)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -2,13 +2,12 @@
 
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from damaging import DAMAGES, stored_files
-from disturbing import EXPERIMENT, Whole
+from disturbing import EXPERIMENT
 
 from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
@@ -32,7 +31,7 @@ PROBED = ("probe.json", "losses.parquet", "answers.parquet", "gradients.parquet"
 
 
 @pytest.fixture(scope="session")
-def others(tmp_path_factory: pytest.TempPathFactory, run_probes: Callable[..., list[Path]]) -> Path:
+def others(tmp_path_factory, run_probes):
     """A store with all that the experiment does not leave: other methods' memories, gradients, a probe."""
     root = tmp_path_factory.mktemp("others") / "store"
     engine = LocalEngine(Store(root))
@@ -46,7 +45,7 @@ def others(tmp_path_factory: pytest.TempPathFactory, run_probes: Callable[..., l
     return root
 
 
-def test_no_kind_is_missing(whole: Whole, others: Path):
+def test_no_kind_is_missing(whole, others):
     found = {*stored_files(whole.root), *stored_files(others)}
     assert {("stages", "train", "kept", name) for names in KEPT.values() for name in names} <= found
     assert {("probes", name) for name in PROBED} <= found
@@ -66,9 +65,7 @@ def read(root: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found_and_refused_in_every_kind_of_file(
-    whole: Whole, others: Path, tmp_path: Path, damage: str, is_long: bool
-):
+def test_damage_is_found_and_refused_in_every_kind_of_file(whole, others, tmp_path, damage, is_long):
     draw = random.Random(21)  # noqa: S311
     for number, source in enumerate((whole.root, others)):
         root = shutil.copytree(source, tmp_path / f"store-{number}")

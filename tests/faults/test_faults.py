@@ -6,12 +6,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from damaging import DAMAGES, cut, flip, stored_files
-from disturbing import Driver, Drivers, Whole, log_of, stages_noted, until
+from disturbing import Driver, Whole, log_of, stages_noted, until
 
 from sapo.data.records import MANIFEST
 from sapo.experiments.engine.garbage import verify
@@ -29,7 +28,7 @@ def kill(driver: Driver) -> None:
     assert driver.signal(signal.SIGKILL) == -signal.SIGKILL, driver.text
 
 
-def test_killed_at_random_moments(drivers: Drivers, whole: Whole, kills: int, tmp_path: Path):
+def test_killed_at_random_moments(drivers, whole, kills, tmp_path):
     """SIGKILL, and the same command again, until the experiment is done; then from the beginning."""
     draw = random.Random(20)  # noqa: S311
     left = kills
@@ -57,7 +56,7 @@ def test_killed_at_random_moments(drivers: Drivers, whole: Whole, kills: int, tm
         shutil.rmtree(root)
 
 
-def test_interrupted_by_a_clock_that_jumps(drivers: Drivers, whole: Whole, tmp_path: Path):
+def test_interrupted_by_a_clock_that_jumps(drivers, whole, tmp_path):
     """By SIGINT, SIGTERM and SIGKILL in turn, decades apart for the experiment."""
     root, year = tmp_path / "store", 365 * 86400.0
     ends = {signal.SIGINT: 30 * year, signal.SIGTERM: -20 * year, signal.SIGKILL: 10 * year}
@@ -73,7 +72,7 @@ def test_interrupted_by_a_clock_that_jumps(drivers: Drivers, whole: Whole, tmp_p
     assert_same_and_nothing_lost(whole, root)
 
 
-def test_a_file_that_cannot_be_written_whole(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
+def test_a_file_that_cannot_be_written_whole(drivers, whole, tmp_path, is_long):
     """As a full disk or a quota would have it: writing fails in the midst of a file."""
     root = tmp_path / "store"
     sizes = [path.stat().st_size for path in whole.root.glob("stages/*/*/**/*") if path.is_file()]
@@ -90,7 +89,7 @@ def test_a_file_that_cannot_be_written_whole(drivers: Drivers, whole: Whole, tmp
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path):
     """A disk of its own in memory, where this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -106,7 +105,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-def test_a_full_disk_and_one_that_is_read_only(drivers: Drivers, whole: Whole, disk: Path, is_long: bool):
+def test_a_full_disk_and_one_that_is_read_only(drivers, whole, disk, is_long):
     root = disk / "store"
     room = sum(path.stat().st_blocks * 512 for path in whole.root.rglob("*"))
     for share in (2, 5, 8) if is_long else (5,):
@@ -125,7 +124,7 @@ def test_a_full_disk_and_one_that_is_read_only(drivers: Drivers, whole: Whole, d
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_refused_when_it_is_read_and_mended_by_one_command(
-    drivers: Drivers, whole: Whole, tmp_path: Path, damage: str, is_long: bool
+    drivers, whole, tmp_path, damage, is_long
 ):
     draw = random.Random(22)  # noqa: S311
     root = whole.copy(tmp_path / "store")
@@ -143,7 +142,7 @@ def test_damage_is_refused_when_it_is_read_and_mended_by_one_command(
     assert stages_noted(root, "begin").total() == stages_noted(root, "stored").total() == len(victims)
 
 
-def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
+def test_a_damaged_checkpoint(drivers, whole, tmp_path, is_long):
     """Killed inside a training, whose checkpoint is then damaged or half-written."""
     draw = random.Random(24)  # noqa: S311
     for number in range(9 if is_long else 1):
@@ -158,7 +157,7 @@ def test_a_damaged_checkpoint(drivers: Drivers, whole: Whole, tmp_path: Path, is
         assert_same_and_nothing_lost(whole, root)
 
 
-def test_several_drivers_on_one_store(drivers: Drivers, whole: Whole, tmp_path: Path, is_long: bool):
+def test_several_drivers_on_one_store(drivers, whole, tmp_path, is_long):
     root, number = tmp_path / "store", 8 if is_long else 3
     several = [drivers.start(root) for _ in range(number)]
     assert [driver.wait() for driver in several] == [0] * number, several[0].text
@@ -166,7 +165,7 @@ def test_several_drivers_on_one_store(drivers: Drivers, whole: Whole, tmp_path: 
     assert stages_noted(root, "begin") == dict.fromkeys(whole.outcome.digests, 1)
 
 
-def test_a_dead_process_holds_no_lock(drivers: Drivers, whole: Whole, tmp_path: Path):
+def test_a_dead_process_holds_no_lock(drivers, whole, tmp_path):
     """One of two drivers is killed inside a stage that the other waits for."""
     root = tmp_path / "store"
     several = [drivers.start(root), drivers.start(root)]
@@ -178,7 +177,7 @@ def test_a_dead_process_holds_no_lock(drivers: Drivers, whole: Whole, tmp_path: 
     assert_same_and_nothing_lost(whole, root)
 
 
-def test_what_is_killed_leaves_nothing_but_what_gc_finds(drivers: Drivers, whole: Whole, tmp_path: Path):
+def test_what_is_killed_leaves_nothing_but_what_gc_finds(drivers, whole, tmp_path):
     """Killed and never started again: `gc` takes the remains, and leaves what was stored."""
     root = tmp_path / "store"
     driver: Driver = drivers.start(root)

@@ -4,12 +4,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from disturbing import EXPERIMENT, Driver, Drivers, Whole, stages_noted, until, workers_noted
+from disturbing import EXPERIMENT, Driver, Drivers, stages_noted, until, workers_noted
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'sapo-prompts[ray]'")
 
@@ -19,14 +18,7 @@ def start(drivers: Drivers, root: Path, folder: Path) -> Driver:
     return drivers.start(root, *EXPERIMENT, f"store.root='{root}'", *several, ray=str(folder))
 
 
-def test_workers_and_their_driver_killed(
-    drivers: Drivers,
-    whole: Whole,
-    kills: int,
-    tmp_path: Path,
-    ray_folder: Path,
-    ray_processes: Callable[[], list[str]],
-):
+def test_workers_and_their_driver_killed(drivers, whole, kills, tmp_path, ray_folder, ray_processes):
     """Workers end with their driver, and hold no lock of a stage against the next one.
 
     A driver is interrupted, one is terminated, one is killed, and of the next one a worker is, busy or idle.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "analysis"))
+sys.path.append(str(Path(__file__).parents[1]))
 from made_up import write_run
 
 STAGES_A_RUN = 50  # about: five tasks, six states, learned tasks tested with two prompts

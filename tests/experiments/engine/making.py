@@ -3,19 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from made_up import record_of, seal
+
 from sapo.data.files import write_json
-from sapo.data.records import MANIFEST, RunRecord, StageResult, manifest_of, write_record
+from sapo.data.records import RunRecord, StageResult, write_record
 from sapo.data.tasks import digest
 from sapo.experiments.engine.store import Store
 
 TABLES = {"train": "adapter/adapter_model.safetensors"}
 RUN = "three-tiny-lorainc-sapo-s0-0123abcd"
-
-
-def seal(folder: Path) -> None:
-    """Makes the manifest fit the files."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    write_json(folder / MANIFEST, manifest_of(folder))
 
 
 def add_stage(
@@ -37,20 +33,8 @@ def add_stage(
 
 def record(name: str, stages: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """What `run.json` says of a run of some stages."""
-    texts = ("model", "method", "label", "policy", "parity", "trainer")
-    return {
-        "id": name,
-        "sequence": "three",
-        "tasks": ["t"],
-        "seed": 0,
-        "demonstration": True,
-        "stages": stages,
-        "states": [{"after": 1, "key": s["key"], "tasks": ["t"]} for s in stages if s["kind"] == "train"],
-        "pool": None,
-        **dict.fromkeys(texts, "x"),
-        **{part: [] for part in ("unseen", "choices", "notes")},
-        **{part: {} for part in ("prompts", "kept", "shortened", "environment", "comparable", "identity")},
-    } | changes
+    states = [{"after": 1, "key": s["key"], "tasks": ["t"]} for s in stages if s["kind"] == "train"]
+    return record_of(name, ["t"], **{"stages": stages, "states": states} | changes)
 
 
 def add_run(store: Store, name: str, stages: list[dict[str, Any]]) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import RUN, add_run, add_stage, record, seal
+from made_up import seal
+from making import RUN, add_run, add_stage, record
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.records import MANIFEST, StageResult, write_record
@@ -27,7 +28,7 @@ KINDS = ("score", "train", "evaluate")
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path):
     """One run of three stages, and a stage that is none of its."""
     store = Store(tmp_path / "here")
     add_run(store, RUN, [add_stage(store, kind) for kind in KINDS])  # with metrics.json, which stays behind
@@ -36,14 +37,14 @@ def store(tmp_path) -> Store:
 
 
 @pytest.fixture
-def file(store, tmp_path) -> Path:
+def file(store, tmp_path):
     path = tmp_path / "runs.tar.gz"
     export_runs([store.run_folder(RUN)], path)
     return path
 
 
 @pytest.fixture
-def there(tmp_path) -> Store:
+def there(tmp_path):
     """The store of another machine."""
     return Store(tmp_path / "there")
 

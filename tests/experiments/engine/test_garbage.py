@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making import RUN, add_run, add_stage, record, seal
+from made_up import seal
+from making import RUN, add_run, add_stage, record
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data import records
@@ -20,7 +21,7 @@ LOST = "f" * 64
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path):
     """A finished run of two stages, an evaluation of its state, and two stages of no finished run.
 
     The folder's name is one that patterns, shells and URLs take for something else.

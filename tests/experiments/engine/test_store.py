@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,12 +31,12 @@ def put(store: Store, key: str, text: str = "content") -> None:
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
+def store(tmp_path):
     return Store(tmp_path)
 
 
 @pytest.fixture
-def read(monkeypatch) -> list[str]:
+def read(monkeypatch):
     """The files whose digest was asked for."""
     names, sha256 = [], records.sha256
     monkeypatch.setattr(records, "sha256", lambda path: names.append(path.name) or sha256(path))
@@ -284,7 +284,7 @@ def test_what_is_stored_is_open_to_others_as_the_umask_says(store, umask):
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
+def shared():
     """A folder that a group may write, outside of what the tests' own user keeps to himself."""
     if os.geteuid():
         pytest.skip("only root can be other users")

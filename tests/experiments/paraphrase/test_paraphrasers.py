@@ -4,14 +4,12 @@ import gzip
 import json
 import logging
 import re
-import signal
 import sys
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any
@@ -20,8 +18,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import Answering, serving
 
-from sapo.cli.app import main
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ParaphrasesConfig
 from sapo.data.pool_checks import check_pool
@@ -50,7 +48,7 @@ CANARY = "sk-canary-0123456789"
 
 # --- a server on loopback that does what a test says -------------------------------------------------------
 
-Act = Callable[[BaseHTTPRequestHandler], None]
+Act = Callable[[Answering], None]
 
 
 class Server:
@@ -59,44 +57,25 @@ class Server:
     def __init__(self) -> None:
         self.acts: list[Act] = []
         self.seen: list[tuple[dict[str, str], dict[str, Any]]] = []
-        self.release = Event()
+        self.url, self.release = "", Event()
+
+    def hang(self, _: Answering) -> None:
+        self.release.wait(30)
+
+    def handler(self) -> type[Answering]:
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.seen.append((dict(self.headers), body))
-                self.text = body["messages"][0]["content"]
+        class Handler(Answering):
+            def answer(self, body: bytes) -> None:
+                outer.seen.append((dict(self.headers), json.loads(body)))
+                self.text = json.loads(body)["messages"][0]["content"]
                 (outer.acts.pop(0) if len(outer.acts) > 1 else outer.acts[0])(self)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self) -> None:
-        self.release.set()
-        self._http.shutdown()
-        self._http.server_close()
-
-    def hang(self, _: BaseHTTPRequestHandler) -> None:
-        self.release.wait(30)
+        return Handler
 
 
 def answer(status: int, body: str, **headers: str) -> Act:
-    def act(handler: BaseHTTPRequestHandler) -> None:
-        content = body.encode()
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return act
+    return lambda handler: handler.send(status, body.encode(), **headers)
 
 
 def says(text: Any, finish: str = "stop") -> Act:
@@ -105,31 +84,21 @@ def says(text: Any, finish: str = "stop") -> Act:
     return answer(200, json.dumps({"choices": [choice], "usage": usage}))
 
 
-def dies_half_way(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
+def dies_half_way(handler: Answering) -> None:
+    handler.send(200, b'{"choices": [', Content_Length="1000")
     handler.close_connection = True
 
 
 def echoes_the_key(status: int) -> Act:
-    def act(handler: BaseHTTPRequestHandler) -> None:
-        answer(status, f"we do not like {handler.headers['Authorization']}")(handler)
-
-    return act
+    return lambda handler: answer(status, f"we do not like {handler.headers['Authorization']}")(handler)
 
 
 def endless(status: int, first: bytes = b"", **headers: str) -> Act:
     """A body of unknown length: `first`, then mebibytes without end, or until nobody reads them."""
 
-    def act(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
+    def act(handler: Answering) -> None:
+        handler.send(status, first, **headers, Content_Length=None)
         handler.close_connection = True
-        handler.wfile.write(first)
         with suppress(OSError):
             for _ in range(200):
                 handler.wfile.write(b" " * (1 << 20))
@@ -138,7 +107,7 @@ def endless(status: int, first: bytes = b"", **headers: str) -> Act:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch):
     """Nobody waits between two attempts."""
 
     async def at_once(_: float) -> None:
@@ -146,12 +115,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     monkeypatch.setattr("openai._base_client.anyio.sleep", at_once)
     server = Server()
-    yield server
-    server.close()
+    with serving(server.handler()) as address:
+        server.url = f"{address}/v1"
+        yield server
+        server.release.set()
 
 
 @pytest.fixture
-def chat(server) -> Callable[..., OpenAIChat]:
+def chat(server):
     """`chat(retries=0, …)` asks the server."""
     near = {"source": "openai", "base_url": server.url, "timeout": 5.0}
     return lambda **settings: OpenAIChat(ParaphrasesConfig("openai", **{**near, **settings}))
@@ -159,23 +130,6 @@ def chat(server) -> Callable[..., OpenAIChat]:
 
 def asking(server: Server, *overrides: str) -> list[str]:
     return ["paraphrases=openai", f"paraphrases.base_url={server.url}", "paraphrases.timeout=5", *overrides]
-
-
-@pytest.fixture
-def sapo(capsys, tmp_path):
-    """`sapo(…)` runs the command: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as exit_:
-                main([*arguments])
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        written = capsys.readouterr()
-        return int(exit_.value.code or 0), written.out, written.err
-
-    return run
 
 
 # --- requests and answers ----------------------------------------------------------------------------------
@@ -251,7 +205,7 @@ def test_a_request_without_an_answer_says_why_and_costs_no_other(server, chat, a
 
 
 def test_a_server_that_hangs_or_trickles_or_is_not_there(server, chat):
-    def trickle(handler: BaseHTTPRequestHandler, has_headers: bool = True) -> None:
+    def trickle(handler: Answering, has_headers: bool = True) -> None:
         handler.send_response(200)
         if has_headers:
             handler.end_headers()
@@ -268,8 +222,7 @@ def test_a_server_that_hangs_or_trickles_or_is_not_there(server, chat):
     ):
         server.acts = [act]
         assert hasty.ask(["a"])[0].error == f"{server.url}: {error}"
-    server.close()
-    assert "no connection" in hasty.ask(["a"])[0].error
+    assert "no connection" in chat(base_url="http://127.0.0.1:9/v1", retries=0).ask(["a"])[0].error
 
 
 def test_a_server_that_is_down_is_not_asked_for_everything(server, chat):
@@ -285,11 +238,7 @@ ELSEWHERE = answer(307, "", Location="/v1/elsewhere")
 @pytest.mark.parametrize(
     ("act", "kind", "message"),
     [
-        (
-            answer(200, "<!doctype html>\n<title>x</title>"),
-            WorkError,
-            "html>\nThat is no chat completion",
-        ),
+        (answer(200, "<!doctype html>\n<title>x</title>"), WorkError, "html>\nThat is no chat completion"),
         (answer(200, ""), WorkError, "answered 200: an empty body\nThat is no chat completion"),
         (answer(200, '{"choices": ['), WorkError, "answered 200: {"),
         (answer(200, "[]"), WorkError, "answered 200: []"),
@@ -374,13 +323,12 @@ def test_the_key_is_nowhere(server, sapo, monkeypatch, caplog, tmp_path, failure
     caplog.set_level(logging.DEBUG if failure == "nobody" else logging.INFO)
     server.acts = [FAILURES[failure]]
     few = ("paraphrases.retries=1", "paraphrases.count=2", "paraphrases.rounds=0", "--debug", "--json")
-    code, out, err = sapo(
-        "paraphrase", f"instruction={INSTRUCTION}", *asking(server, "paraphrases.key_variable=MY_KEY"), *few
-    )
-    assert code in (1, 2)
+    asked = (f"instruction={INSTRUCTION}", *asking(server, "paraphrases.key_variable=MY_KEY"), *few)
+    done = sapo("paraphrase", *asked)
+    assert done.code in (1, 2)
     assert server.seen[0][0]["Authorization"] == f"Bearer {CANARY}"
-    assert CANARY not in out + err + caplog.text
-    assert b64encode(CANARY.encode()).decode()[4:-4] not in out + err
+    assert CANARY not in done.out + done.err + caplog.text
+    assert b64encode(CANARY.encode()).decode()[4:-4] not in done.out + done.err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(CANARY not in path.read_text(errors="replace") for path in files)
     assert bool(files) == (failure == "good")
@@ -629,9 +577,8 @@ def test_the_command_writes_a_pool_and_tells_what_happened(server, sapo, tmp_pat
     write = tmp_path / "mine.yaml"
     own = (f"instruction={INSTRUCTION}", "suffix=Output one word.", "labels=positive,negative")
     settings = ("paraphrases.count=3", "paraphrases.concurrency=1", "paraphrases.prices=[1,10]")
-    code, out, err = sapo("paraphrase", *own, *asking(server), *settings, "--write", str(write), "--json")
-    assert code == 0, err
-    document = json.loads(out)
+    arguments = ("paraphrase", *own, *asking(server))
+    document = sapo(*arguments, *settings, "--write", write, "--json").document
     assert document["accepted"] == GOOD[:3]
     assert [row["count"] for row in document["rejected"]] == [1]
     assert (document["requests"], document["tokens"]) == (4, {"in": 28, "out": 12})
@@ -641,32 +588,29 @@ def test_the_command_writes_a_pool_and_tells_what_happened(server, sapo, tmp_pat
     assert server.seen[0][1]["messages"][0]["content"] == meta_prompt(TASK)
     server.acts = [says(GOOD[3]), says("nonsense")]  # too few are a failure that keeps what there is
     more = ("paraphrases.count=5", "paraphrases.rounds=0", "paraphrases.concurrency=1")
-    code, out, err = sapo("paraphrase", *own, *asking(server), *more, "--write", str(write))
-    assert code == 1
-    assert "4 of 5 paraphrases" in out
-    assert "1 rejected: it lost the labels 'positive', 'negative'" in out
-    assert "4 of 5 paraphrases; the pool holds these" in err
+    done = sapo(*arguments, *more, "--write", write)
+    assert done.code == 1
+    assert "4 of 5 paraphrases" in done.out
+    assert "1 rejected: it lost the labels 'positive', 'negative'" in done.out
+    assert "4 of 5 paraphrases; the pool holds these" in done.err
 
 
 def test_a_dry_run_shows_the_request_and_sends_nothing(server, sapo, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     settings = asking(server, "paraphrases.key_variable=MY_KEY", "paraphrases.model=m")
-    code, out, _ = sapo("paraphrase", f"instruction={INSTRUCTION}", *settings, "--dry-run", "--json")
-    request = json.loads(out)
-    assert (code, request["url"]) == (0, f"{server.url}/chat/completions")
+    arguments = ("paraphrase", f"instruction={INSTRUCTION}", *settings, "--dry-run")
+    request = sapo(*arguments, "--json").document
+    assert request["url"] == f"{server.url}/chat/completions"
     assert request["key"] == "Authorization: Bearer (the value of MY_KEY)"
     assert request["body"]["model"] == "m"
-    code, out, _ = sapo("paraphrase", f"instruction={INSTRUCTION}", *settings, "--dry-run")
-    assert INSTRUCTION in out
+    assert INSTRUCTION in sapo(*arguments).out
     assert server.seen == []
 
 
 def test_a_pool_of_the_bank_can_be_written_to_a_file(sapo, tmp_path):
     path = tmp_path / "copy.yaml"
-    arguments = ("paraphrase", "task=mini_city", "paraphrases.count=3", "--write", str(path))
-    assert sapo(*arguments)[0] == 0
+    assert sapo("paraphrase", "task=mini_city", "paraphrases.count=3", "--write", path).code == 0
     assert len(yaml.safe_load(path.read_text(encoding="utf-8"))["prompts"]) == 3
-    assert sapo(*arguments)[0] == 2
 
 
 # --- a model on this machine -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,12 @@ def scores_of(
 def predictions_of(scores: dict[tuple[int, str], np.ndarray]) -> pd.DataFrame:
     frames = []
     for (after, task), values in scores.items():
-        n = len(values)
-        columns = {
-            "after": after,
-            "task": task,
-            "column": "trained",
-            "prompt_index": -1,
-            "example": range(n),
-            "row": range(n),
-            "input": [f"input {row}" for row in range(n)],
-            "prediction": ["yes"] * n,
-            "target": ["no"] * n,
-            "rougeL": values,
-            "exact_match": 100.0 * (values > 50),
-            "nll": 5.0 - values / 25.0,
-            "label_match": np.nan,
-            "is_unfinished": False,
-        }
-        frames.append(pd.DataFrame(columns))
+        places = {"after": after, "task": task, "column": "trained", "prompt_index": -1}
+        rows = {"example": range(len(values)), "row": range(len(values)), "rougeL": values}
+        measures = {"exact_match": 100.0 * (values > 50), "nll": 5.0 - values / 25.0, "label_match": np.nan}
+        texts = {"prediction": "yes", "target": "no", "is_unfinished": False}
+        texts |= {"input": [f"input {row}" for row in range(len(values))]}
+        frames.append(pd.DataFrame(places | rows | measures | texts))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -59,7 +48,6 @@ def record_of(name: str, tasks: Sequence[str], **changes: Any) -> dict[str, Any]
         "id": Path(name).name,
         "sequence": "mini_three",
         "tasks": list(tasks),
-        "unseen": [],
         "model": "smollm2_135m",
         "method": "lorainc",
         "policy": "static",
@@ -68,15 +56,10 @@ def record_of(name: str, tasks: Sequence[str], **changes: Any) -> dict[str, Any]
         "trainer": "mini",
         "demonstration": True,
         "prompts": {task: f"Answer {task}." for task in tasks},
-        "choices": [{"task": task, **choice} for task in tasks],
-        "stages": [],
-        "states": [],
-        "kept": {},
-        "shortened": {},
-        "notes": [],
-        "identity": {},
-        "environment": {},
         "pool": None,
+        "choices": [{"task": task, **choice} for task in tasks],
+        **{part: [] for part in ("unseen", "stages", "states", "notes")},
+        **{part: {} for part in ("kept", "shortened", "identity", "environment")},
     } | changes
     record.setdefault("label", record["method"])
     stage = {"kind": "train", "key": KEY, "task": "a", "device": "cpu", "seconds": 1.0, "tokens": 1}
@@ -238,20 +221,12 @@ def gradients_of(
     prompts: Sequence[int], trained: str, unseen: Sequence[str], rng: np.random.Generator
 ) -> pd.DataFrame:
     """Cosines that fall with the rank of the prompt: 2 projections of 6 layers, T1 and three unseen tasks."""
-    rows = [
-        {
-            "prompt": int(prompt),
-            "rank": rank,
-            "task": task,
-            "role": "trained" if task == trained else "unseen",
-            "module": f"model.layers.{layer}.self_attn.{projection}",
-            "projection": projection,
-            "layer": layer,
-            "cosine": float(np.clip(0.5 - 0.02 * rank + 0.1 * rng.normal(), -1, 1)),
-        }
-        for rank, prompt in zip((1, 7, 13, 20), prompts, strict=True)
-        for task in (trained, *unseen[:3])
-        for projection in ("q_proj", "v_proj")
-        for layer in range(18, 24)
-    ]
-    return pd.DataFrame(rows)
+    ranked = zip((1, 7, 13, 20), map(int, prompts), strict=True)
+    cells = [*product(ranked, (trained, *unseen[:3]), ("q_proj", "v_proj"), range(18, 24))]
+    rows = [(prompt, rank, task, projection, layer) for (rank, prompt), task, projection, layer in cells]
+    frame = pd.DataFrame(rows, columns=["prompt", "rank", "task", "projection", "layer"])
+    return frame.assign(
+        role=np.where(frame["task"] == trained, "trained", "unseen"),
+        module=[f"model.layers.{layer}.self_attn.{projection}" for *_, projection, layer in rows],
+        cosine=np.clip(0.5 - 0.02 * frame["rank"] + 0.1 * rng.normal(size=len(rows)), -1, 1),
+    )
