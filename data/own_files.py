@@ -266,7 +266,10 @@ def _sniffed(path: Path, usual: str) -> str:
     csv.field_size_limit(LONGEST_LINE)
     sample = list(islice(_lines(path), SNIFFED))
     for delimiter in dict.fromkeys((usual, *DELIMITERS)):
-        rows = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row]
+        try:
+            rows = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row]
+        except csv.Error:  # which reading says with its place
+            continue
         whole = rows[:-1] if len(sample) == SNIFFED else rows  # the last one may go on
         if whole and whole[0] > 1 and len(set(whole)) == 1:
             return delimiter

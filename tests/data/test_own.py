@@ -468,6 +468,7 @@ FAULTS = [  # an ending, what is in the file, and what is said of it; a list is 
     ("csv", "input,output\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2 columns."),
     ("csv", "input,output,input\na,b,c\n", "occurs twice in the header: input, output, input"),
     ("csv", 'input,output\na,"b\n', "line 2: unexpected end of data"),
+    ("csv", "input,output\na\rb,c\n", "line 2: new-line character seen in unquoted field"),
     ("parquet", b"PAR1 no", "not a readable parquet file"),
     ("jsonl", [], "no rows"),
     ("jsonl", [GOOD], "1 row; at least 2"),
