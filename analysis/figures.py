@@ -30,8 +30,9 @@ UNITS = {
 }
 NO_VALUE = "#e6e6e6"
 # Okabe and Ito's colours for colour-blind readers, with a marker each for print without colour.
-MOST_LINES = 12  # of loss curves in one figure
 STYLES = tuple(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "os^D", strict=True))
+DASHES = ("-", "--", ":")
+MOST_LINES = len(STYLES) * len(DASHES)  # of loss curves in one figure
 
 
 def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: str) -> Figure:
@@ -110,20 +111,22 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
 def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | None:
     """The loss of every step, task after task, a line a run; None if no run knows its losses.
 
-    Behind each line stand the steps as they were; the line is their mean over a twentieth of a task's.
+    A line is the mean of neighbouring steps, a twentieth of a task's; behind a few lines stand the steps.
     """
     found = [(label, run.losses) for run, label in zip(runs, labels, strict=True)]
     known = [(label, losses) for label, losses in found if losses is not None][:MOST_LINES]
     if not known:
         return None
-    figure, (axes,) = canvas(9.0, 3.6)
+    figure, (axes,) = canvas(9.0, 3.4 + 0.1 * len(known))  # with room for the legend's two columns
     for number, (label, losses) in enumerate(known):
-        colour, begin = STYLES[number % len(STYLES)][0], 0
+        (colour, _), dashes, begin = STYLES[number % len(STYLES)], DASHES[number // len(STYLES)], 0
         for task, steps in losses.groupby("task", sort=False)["loss"]:
             places = range(begin + 1, begin + len(steps) + 1)
-            smooth = steps.rolling(max(1, len(steps) // 20), min_periods=1).mean()
-            axes.plot(places, steps, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(places, smooth, color=colour, linewidth=1.5, label=None if begin else label)
+            smooth = steps.rolling(max(1, len(steps) // 20), min_periods=1, center=True).mean()
+            if len(known) <= len(STYLES):
+                axes.plot(places, steps, color=colour, alpha=0.25, linewidth=0.8)
+            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
+            axes.plot(places, smooth, label=None if begin else label, **style)
             if number == 0:
                 axes.axvline(begin + 0.5, color="#bbbbbb", linewidth=1, zorder=0)
                 name, at_top = "+".join(map(short_name, str(task).split("+"))), axes.get_xaxis_transform()
@@ -131,6 +134,7 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
             begin += len(steps)
     axes.set_xlabel("optimizer step", fontsize=9)
     axes.set_ylabel("training loss (nats a target token)", fontsize=9)
+    axes.tick_params(labelsize=8)
     some = f"{len(known)} of {len(runs)} runs" if len(known) < len(runs) else None
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, title=some)
     return figure

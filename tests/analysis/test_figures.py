@@ -1,6 +1,7 @@
 """Heat maps: what they say, and that no text lies on other text."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sapo.analysis.correlations import PromptEffects, correlate
-from sapo.analysis.figures import correlation_heatmap, effect_heatmap, save
+from sapo.analysis.figures import DASHES, STYLES, correlation_heatmap, effect_heatmap, loss_figure, save
 from sapo.analysis.matrices import forgetting, generalization
 from sapo.analysis.results import load_run, score_matrix
 
@@ -98,3 +99,19 @@ def test_equal_figures_are_equal_files(run_folder, tmp_path, monkeypatch):
     assert files[0] == files[1]
     assert files[0][0].startswith(b"\x89PNG")
     assert files[0][1].startswith(b"%PDF")
+
+
+def test_loss_curves_are_told_apart_and_stand_where_their_steps_do():
+    """A line is the mean over a twentieth of a task's steps, half of them on either side."""
+    losses = pd.DataFrame({"task": ["a"] * 60 + ["b"] * 20, "loss": [*np.arange(60.0), *[5.0] * 20]})
+    runs = [SimpleNamespace(losses=losses)] * 13
+    figure = loss_figure(runs, [f"run {n}" for n in range(13)])
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "12 of 13 runs"
+    looks = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
+    assert len(looks) == len(STYLES) * len(DASHES) == 12
+    alone = loss_figure(runs[:1], ["run"]).axes[0]
+    first, second = (line.get_ydata() for line in alone.lines if line.get_linewidth() == 1.5)
+    np.testing.assert_allclose(first, [0.5, *np.arange(1.0, 59.0), 58.5])
+    np.testing.assert_allclose(second, 5.0)
+    assert_legible(figure)

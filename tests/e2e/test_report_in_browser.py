@@ -49,6 +49,8 @@ def hostile_run(folder: Path, policy: str) -> None:
         state = frame["after"].astype(str).where(frame["example"] < 2, "")
         return frame.assign(prediction=f"{HOSTILE} {LONG_WORD} " + state, target=LONG_WORD, exact_match=0.0)
 
+    losses = pd.DataFrame({"task": np.repeat(TASKS, 30), "step": [*range(1, 31)] * 2, "loss": 1.0})
+    losses.to_csv(path / "losses.csv", index=False)
     edit_run(path, said)
 
 
@@ -177,7 +179,7 @@ def test_the_page_in_a_browser(page, workplace):
     assert views.pop("ran") == "undefined", "a text of the runs was run"
     for name, view in views.items():
         assert view["title"] == "sapo report"
-        assert (view["images"], view["scripts"]) == (0, 1), "a text of the runs became an element"
+        assert (view["images"], view["scripts"]) == (1, 1), "a text of the runs became an element"
         assert view["texts"] > 400
         assert view["opened"] == ROWS
         width = VIEWS[name][1]
