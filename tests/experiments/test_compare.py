@@ -1,5 +1,6 @@
 """What `sapo compare` trains, serves and tests: rows, prompts, stages; and what it refuses."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sapo.experiments.compare import (
     UNTOUCHED,
     compare,
     cost,
+    measure,
     prepare,
     wordings_of,
     write_task,
@@ -23,6 +25,7 @@ from sapo.experiments.compare import (
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model.load import load_model
+from sapo.experiments.plan import PlanEngine
 
 ORIGINAL = "Say whether the number is odd or even."
 PARAPHRASES = [
@@ -206,6 +209,54 @@ def test_a_layout_is_trained_with_and_named_in_the_commands(given, config, tmp_p
     folder.mkdir()
     command, _ = write_task(laid, given, ["data.layout=system"], "original", (laid.pool.original,), folder)
     assert " data.layout=system" in command
+
+
+PRICE = "Maria raised the price of the toaster from $33 to $48."
+HOW = "Directly output only the price as your answer."
+
+
+@pytest.mark.parametrize(
+    ("layout", "full", "bare", "retained"),
+    [
+        (
+            "system",
+            f"system\n{ORIGINAL}<|im_end|>\n<|im_start|>user\nnumber 0",
+            "user\nnumber 2",
+            f"system\nTASK<|im_end|>\n<|im_start|>user\n{PRICE}\n\n{HOW}",
+        ),
+        (
+            "Q: {input}\n{suffix}\n\n{instruction}",
+            f"user\nQ: number 0\n\n{ORIGINAL}",
+            "user\nQ: number 2\n\n",
+            f"user\nQ: {PRICE}\n{HOW}\n\nTASK",
+        ),
+    ],
+)
+def test_every_text_of_a_comparison_is_laid_out(given, config, tmp_path, layout, full, bare, retained):
+    """What is scored and trained, served with and without an instruction, and retained, to the letter."""
+    asked = (f"data.layout='{layout}'", "compare.train=[original]", "compare.serve=[trained,none]")
+    setting = prepare(given, [config(*asked)])
+    planned, model = PlanEngine(Store(tmp_path / "store")), load_model(setting.configs[0])
+    asyncio.run(measure(setting, planned))
+    found = {}
+    for stage in planned.to_do.values():
+        for task, rows, prompt, _ in stage.readings:
+            (rendered,) = stage.renderer(model).render(task, prompt.text, rows[:1])
+            what = stage.kind, task.name, "none" if prompt.text == NO_INSTRUCTION.text else prompt.name
+            found[what] = model.tokenizer.decode(rendered.input_ids)
+    retained = retained.replace("TASK", setting.retained[0].instruction)
+    original = full.replace("number 0", "number 2")
+    expected = {
+        ("score", "parity", "original prompt"): f"{full}<|im_end|>\n<|im_start|>assistant\neven",
+        ("train", "parity", "original prompt"): f"{full}<|im_end|>\n<|im_start|>assistant\neven",
+        ("evaluate", "parity", "original prompt"): f"{original}<|im_end|>\n<|im_start|>assistant\neven",
+        ("evaluate", "parity", "none"): f"{bare}<|im_end|>\n<|im_start|>assistant\neven",
+        ("evaluate", "mini_price", "original prompt"): f"{retained}<|im_end|>\n<|im_start|>assistant\n$48",
+    }
+    assert {what: found[what] for what in expected} == {
+        what: f"<|im_start|>{text}<|im_end|>\n" for what, text in expected.items()
+    }
+    assert len(found) == len(expected) + len(PARAPHRASES)  # which are scored
 
 
 def test_objects_that_a_caller_has_are_compared_and_left_as_they_are(tiny_config):
