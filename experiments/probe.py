@@ -61,25 +61,16 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class ProbeGradient:
-    """The gradient of a task under one prompt.
-
-    Of the second task under several: `rank` is the prompt's place by loss, 1 = lowest. 0 for other tasks.
-    """
-
-    task: Task
-    stored: Stored | Planned
-    prompt: int = ORIGINAL
-    rank: int = 0
-
-
-@dataclass(frozen=True)
 class Measured:
-    """What was measured before the second task of a probe is trained, stage by stage."""
+    """What was measured before the second task of a probe is trained, stage by stage.
+
+    `gradients` are of a task under a prompt of this index: of the second task under several, each with the
+    prompt's rank by loss (1 = lowest), which is 0 for other tasks.
+    """
 
     losses: Stored | Planned
     answers: dict[int, Stored | Planned]
-    gradients: tuple[ProbeGradient, ...] = ()
+    gradients: tuple[tuple[Task, int, int, Stored | Planned], ...] = ()
 
 
 def probes_of(jobs: Sequence[Job]) -> list[Probe]:
@@ -219,9 +210,9 @@ async def _measure(probe: Probe, engine: Engine, gradients: bool) -> Measured:
     if not gradients:
         return measured
 
-    async def gradient(task: Task, prompt: Prompt, rank: int = 0) -> ProbeGradient:
+    async def gradient(task: Task, prompt: Prompt, rank: int = 0) -> tuple[Task, int, int, Stored | Planned]:
         stage = Gradient(config, state, task, scored_examples(task, config), prompt)
-        return ProbeGradient(task, await engine.run(stage), prompt.index, rank)
+        return task, prompt.index, rank, await engine.run(stage)
 
     paraphrases = [prompt for prompt in probe.prompts if prompt.index != ORIGINAL]
     if isinstance(losses, Planned):  # which prompt has which rank is not known yet
@@ -251,12 +242,12 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
     answers = answers[~answers["example"].isin(cut)]
     losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
-    read = [(found, load_gradients(computed(found.stored).folder)) for found in measured.gradients]
-    others = [(found.task, gradients) for found, gradients in read if not found.rank]
+    read = [(*facts, load_gradients(computed(stored).folder)) for *facts, stored in measured.gradients]
+    others = [(task, gradients) for task, _, rank, gradients in read if not rank]
     rows = [
         {
-            "prompt": found.prompt,
-            "rank": found.rank,
+            "prompt": prompt,
+            "rank": rank,
             "task": task.name,
             "role": "trained" if task.name == probe.tasks[0].name else "unseen",
             "module": module,
@@ -264,15 +255,14 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
             "layer": layer_of(module),
             "cosine": cosine,
         }
-        for found, own in read
-        if found.rank
+        for _, prompt, rank, own in read
+        if rank
         for task, other in others
         for module, cosine in cosines(own, other).items()
     ]
     if rows:  # one for every prompt of the second task, other task, and module
         pd.DataFrame(rows).to_parquet(folder / _GRADIENTS)
-    gradients = [gradient.stored for gradient in measured.gradients]
-    stages = (measured.losses, *measured.answers.values(), *gradients)
+    stages = (measured.losses, *measured.answers.values(), *(stored for *_, stored in measured.gradients))
     record = ProbeRecord(
         **facts,
         prompts={prompt.index: prompt.text for prompt in probe.prompts},
