@@ -94,8 +94,9 @@ def gc(
 ) -> None:
     """List, or delete with --yes, what nothing refers to: remains of processes that died, locks nobody holds.
 
-    What is being computed is never touched. What `sapo eval` computed in a run's trained states is kept with
-    the run; what it computed of the untouched model no run refers to, and --unfinished deletes it.
+    Nothing is deleted while another command is at work in the store. What `sapo eval` computed in a run's
+    trained states is kept with the run; what it computed of the untouched model no run refers to, and
+    --unfinished deletes it.
     """
     from sapo.experiments.engine.garbage import LOCK, collect, leftovers
 

@@ -5,7 +5,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,11 @@ LOCK = "lock that nobody holds"  # `what` of a leftover lock
 class Problem:
     """What is wrong with a stage, run or probe.
 
-    `lock` is its lock, and `path` what is to go, so that its command makes it again; None where something is
-    missing, or may not be read.
+    `path` is what is to go, so that its command makes it again; None where something is missing, or may not
+    be read.
     """
 
     line: str
-    lock: str
     path: Path | None = None
 
 
@@ -57,7 +56,7 @@ def verify(store: Store, with_stages: bool = True) -> list[Problem]:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                found.append(Problem(str(unreadable(store.root / part, error)), GC))
+                found.append(Problem(str(unreadable(store.root / part, error))))
                 continue
             for folder in (store.root / part / name for name in names if not name.startswith(".")):
                 if folder.is_dir():
@@ -86,22 +85,22 @@ def _problems(folder: Path) -> list[Problem]:
             # A folder with neither is what a killed command left.
             is_there = (folder / kind.FILE).exists() or (folder / MANIFEST).exists()
             if is_there and read_record(kind, folder).id != folder.name:
-                return [Problem(f"{folder} holds another {kind.WHAT} than its name says", key, folder)]
+                return [Problem(f"{folder} holds another {kind.WHAT} than its name says", folder)]
             return []
         stored = Stored(key, folder)
         if lines := lasting_damage(folder):
             # What is deleted meanwhile is no damage: runs that need it lack it.
-            return [Problem(line, key, folder) for line in lines if folder.exists()]
+            return [Problem(line, folder) for line in lines if folder.exists()]
         listed = {folder / name for name in (*read_manifest(folder), MANIFEST)}
         paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
         if extra := sorted(set(paths) - listed):
-            return [Problem(f"{path} is not in its stage's manifest", key, path) for path in extra]
+            return [Problem(f"{path} is not in its stage's manifest", path) for path in extra]
         if digest(stored.identity) != key or stored.identity.get("kind") != stored.kind:
-            return [Problem(f"{folder} holds another stage than its name says", key, folder)]
+            return [Problem(f"{folder} holds another stage than its name says", folder)]
         _ = stored.result
     except UserError as error:
         is_damaged = isinstance(error, WorkError) or (kind and not (folder / kind.FILE).exists())
-        return [Problem(str(error), key, folder if is_damaged else None)]
+        return [Problem(str(error), folder if is_damaged else None)]
     return []
 
 
@@ -127,35 +126,32 @@ def _missing(
     def lacks(lock: str) -> list[Problem]:
         what, path = parts[lock]
         line = f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {mend(folder)}"
-        return [] if path.exists() else [Problem(line, lock)]
+        return [] if path.exists() else [Problem(line)]
 
     return [problem for lock in parts for problem in _settled(store, lock, partial(lacks, lock))]
 
 
 def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
     """Deletes what is damaged, unless it has been made again meanwhile; the paths that are gone."""
-    paths = {problem.path: problem.lock for problem in problems if problem.path}
-
-    def is_left(path: Path) -> bool:
-        return not path.is_dir() or bool(_problems(path))
-
-    return [path for path, lock in paths.items() if discard(store, path, lock, partial(is_left, path))]
+    paths = dict.fromkeys(problem.path for problem in problems if problem.path)
+    with undisturbed(store):
+        gone = [path for path in paths if not path.is_dir() or _problems(path)]
+        for path in gone:
+            _delete(store, path)
+    return gone
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder that nothing refers to, and the lock under which it may go.
+    """A file or folder that nothing refers to.
 
-    `is_of_no_run` marks the results and checkpoints that a run may still want which has not finished; `lacks`
-    is the file that makes a folder whole, which may have come by the time that the folder is to go.
+    `is_of_no_run` marks the results and checkpoints that a run may still want which has not finished.
     """
 
     path: Path
     what: str
-    lock: str
     bytes: int
-    is_of_no_run: bool
-    lacks: str | None = None
+    is_of_no_run: bool = False
 
     @property
     def age(self) -> float:
@@ -164,10 +160,6 @@ class Leftover:
             return max(0.0, time.time() - self.path.lstat().st_mtime)
         return 0.0
 
-    def is_left(self) -> bool:
-        """Whether nobody has finished it since it was listed."""
-        return self.lacks is None or not (self.path / self.lacks).is_file()
-
 
 def leftovers(store: Store) -> list[Leftover]:
     """Everything that can go; what is being built or computed is left out."""
@@ -175,12 +167,8 @@ def leftovers(store: Store) -> list[Leftover]:
     found = [*_unfinished(store), *_of_no_run(store)]
     held = locked(store)
     free = [item for item in found if not any(key[:12] in item.path.name for key in held)]
-    locks = [
-        Leftover(path, LOCK, path.stem, 0, is_of_no_run=False)
-        for path in sorted(store.root.glob("locks/*.lock"))
-        if path.stem not in held
-    ]
-    return [*free, *locks]
+    locks = sorted(store.root.glob("locks/*.lock"))
+    return [*free, *(Leftover(path, LOCK, 0) for path in locks if path.stem not in held)]
 
 
 def locked(store: Store) -> dict[str, Path]:
@@ -197,51 +185,43 @@ def locked(store: Store) -> dict[str, Path]:
     return held
 
 
-def collect(store: Store, items: list[Leftover]) -> list[Leftover]:
-    """Deletes the items; returns those that are gone. One whose lock another process holds stays.
+def collect(store: Store, items: Sequence[Leftover]) -> list[Leftover]:
+    """Deletes those of the items that are still left over; returns those that are gone.
 
-    Where stages of no finished run are among them, no command may be at work, and one that is about to begin
-    waits: a run that has finished since they were listed keeps its stages.
+    A run that has finished since they were listed keeps its stages.
     """
-    if not any(item.is_of_no_run for item in items):
-        return [item for item in items if discard(store, item.path, item.lock, item.is_left)]
-    with store.lock(GC):
-        if held := {key: path for key, path in locked(store).items() if key != GC}:
-            raise UserError(
-                f"At work in {store.root}: {holder(next(iter(held.values())))} ({len(held)} locks). It may "
-                "need what no finished run refers to: wait for it, or leave out --unfinished."
-            )
-        still = {item.path for item in (*_of_no_run(store), *_unfinished(store))}
-        wanted = [item for item in items if not item.is_of_no_run or item.path in still]
-        gone = [item for item in wanted if discard(store, item.path, item.lock, item.is_left)]
-        (store.root / "locks" / f"{GC}.lock").unlink(missing_ok=True)
+    with undisturbed(store):
+        still = {item.path for item in leftovers(store)}
+        gone = [item for item in items if item.path in still or not os.path.lexists(item.path)]
+        for item in gone:
+            _delete(store, item.path)
     return gone
 
 
-def discard(store: Store, path: Path, lock: str, is_left: Callable[[], bool]) -> bool:
-    """Deletes a file or folder, entirely or not at all; False if another process holds its lock.
+@contextmanager
+def undisturbed(store: Store) -> Iterator[None]:
+    """Held while something is deleted: no command is at work, and one that is about to begin waits.
 
-    False also if, under the lock, it is not left any more: it was found without, and may be whole by now.
+    UserError names who is at work.
     """
-    locks = store.root / "locks"
-    locks.mkdir(exist_ok=True)
-    if path.parent == locks and path.is_dir() and not path.is_symlink():  # no lock: nobody can hold it
-        shutil.rmtree(path, ignore_errors=True)
-        return not path.exists()
-    with try_lock(locks / f"{lock}.lock") as is_mine:
-        if not is_mine or not is_left():
-            return False
-        if path.is_dir() and not path.is_symlink():
-            # Out of its place by one rename first: a kill leaves no half of it there.
-            away = store.root / "building" / f"gone-{uuid.uuid4().hex[:8]}"
-            away.parent.mkdir(exist_ok=True)
-            path.rename(away)
-            shutil.rmtree(away, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    with store.lock(GC):
+        if held := [path for key, path in locked(store).items() if key != GC]:
+            raise UserError(f"At work in {store.root}: {holder(held[0])} ({len(held)} locks). Wait for it.")
+        yield
         # Whoever waits for this lock sees that the name is gone, and makes the file anew.
-        (locks / f"{lock}.lock").unlink(missing_ok=True)
-    return True
+        (store.root / "locks" / f"{GC}.lock").unlink(missing_ok=True)
+
+
+def _delete(store: Store, path: Path) -> None:
+    """Deletes a file or folder, entirely or not at all."""
+    if path.is_dir() and not path.is_symlink():
+        # Out of its place by one rename first: a kill leaves no half of it there.
+        away = store.root / "building" / f"gone-{uuid.uuid4().hex[:8]}"
+        away.parent.mkdir(exist_ok=True)
+        path.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def contents(store: Store) -> dict[str, Any]:
@@ -272,35 +252,30 @@ def size_of(path: Path) -> int:
 
 
 def _unfinished(store: Store) -> Iterator[Leftover]:
-    root = store.root
-
-    def leftover(path: Path, what: str, lock: str, lost: bool = False, lacks: str | None = None) -> Leftover:
+    def leftover(path: Path, what: str, is_of_no_run: bool = False) -> Leftover:
         what = what if path.is_dir() else "stray file"  # which somebody else has put there
-        return Leftover(path, what, lock, size_of(path), lost, lacks)
+        return Leftover(path, what, size_of(path), is_of_no_run)
 
-    for path in sorted(root.glob("building/*")):
-        # `kind-key…`, or the name of the very lock, and a few random characters.
-        yield leftover(path, "folder of a process that died", f"gone-{path.name}")
-    for path in sorted(root.glob("stages/*/*")):
+    for path in sorted(store.root.glob("building/*")):
+        yield leftover(path, "folder of a process that died")
+    for path in sorted(store.root.glob("stages/*/*")):
         if not (path / MANIFEST).is_file():
-            yield leftover(path, "stage without its manifest", path.name, lacks=MANIFEST)
-    for path in sorted(root.glob("runs/*")):
+            yield leftover(path, "stage without its manifest")
+    for path in sorted(store.root.glob("runs/*")):
         if path.is_dir() and not (path / RunRecord.FILE).is_file():
-            yield leftover(path, "run without its run.json", path.name, lacks=RunRecord.FILE)
-    for path in sorted(root.glob("checkpoints/*")):
-        is_done = (root / "stages" / "train" / path.name / MANIFEST).is_file()
+            yield leftover(path, "run without its run.json")
+    for path in sorted(store.root.glob("checkpoints/*")):
+        is_done = (store.root / "stages" / "train" / path.name / MANIFEST).is_file()
         what = f"checkpoint of {'a finished' if is_done else 'an unfinished'} training"
-        yield leftover(path, what, path.name, path.is_dir() and not is_done)
+        yield leftover(path, what, path.is_dir() and not is_done)
 
 
 def _of_no_run(store: Store) -> Iterator[Leftover]:
     """Stages of no finished run; what was scored or evaluated in a run's trained states is the run's."""
     wanted = referred(store)
     for kind, stored in store.stages():
-        if stored.key in wanted or (kind != "train" and str(stored.identity.get("state")) in wanted):
-            continue
-        what = f"{kind} stage of no finished run"
-        yield Leftover(stored.folder, what, stored.key, size_of(stored.folder), is_of_no_run=True)
+        if stored.key not in wanted and (kind == "train" or str(stored.identity.get("state")) not in wanted):
+            yield Leftover(stored.folder, f"{kind} stage of no finished run", size_of(stored.folder), True)
 
 
 def referred(store: Store) -> set[str]:
