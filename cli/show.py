@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.rule import Rule
 from rich.text import Text
 
@@ -202,7 +203,7 @@ def show_example(
     which = "the original prompt" if is_original else prompt.name
     shortened = ", input shortened" if document["shortened"] else ""
     ids = enumerate(zip(document["target_ids"], tokens[start:], strict=True), start)
-    lines = [
+    lines: list[RenderableType] = [
         f"{task.name}, {split} row {index}, {which}, {config.model.name}",
         Rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left"),
         _between_bars(tokens[:start], "dim"),

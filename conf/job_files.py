@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"Cannot read the job file {path}, YAML of KEY: VALUE in UTF-8: {cause}") from error
 
 
-def leaves(values: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted name and the value of each setting in nested ones."""
     for name, value in values.items():
         if isinstance(value, dict):

@@ -12,7 +12,7 @@ from typing import Any
 from sapo.conf.errors import UserError
 from sapo.conf.layout import layout_of, separators_of
 from sapo.conf.names import DIGEST, LONGEST_RUN, run_name, shown, why_no_name
-from sapo.conf.schema import Config, EngineConfig, MethodConfig, fits, limits_of, settings
+from sapo.conf.schema import Config, fits, limits_of, settings
 
 _SETTINGS = settings()
 
@@ -34,10 +34,26 @@ def problems(config: Config) -> Iterator[str]:
         except UserError as error:
             yield str(error)
     yield from _of_tasks_and_prompts(config)
-    yield from _of_engine_and_method(config.engine, config.method)
-    if config.trainer.global_batch < config.engine.devices:
+    engine, method = config.engine, config.method
+    gpus = engine.gpus or 0.0
+    if 1 < gpus < math.inf and gpus % 1:
+        yield f"engine.gpus={gpus:g}: must be a part of one GPU, or a whole number of them"
+    given = engine.address or engine.workers or engine.gpus
+    if engine.name != "ray" and given is not None:
+        yield f"engine.address, engine.workers and engine.gpus are for engine=ray, not engine={engine.name}"
+    if engine.devices > 1 and engine.gpus is not None:
+        yield f"engine.gpus={engine.gpus:g} with engine.devices={engine.devices}: each has a whole device"
+    if method.name == "inscl" and method.unit != "instance" and method.tags is not None:
+        yield f"method.tags={method.tags}: only method.unit=instance reads tags"
+    if method.name == "inscl" and method.unit == "instance" and method.tags is None:
         yield (
-            f"engine.devices={config.engine.devices}: each needs a row of every global batch, and "
+            "method.unit=instance needs tags of all training rows: write them with `sapo paraphrase --tags "
+            "FILE sequence=NAME paraphrases=openai|local …`, and say method.tags=FILE. "
+            "method.unit=lexical or quota needs none"
+        )
+    if config.trainer.global_batch < engine.devices:
+        yield (
+            f"engine.devices={engine.devices}: each needs a row of every global batch, and "
             f"trainer.global_batch={config.trainer.global_batch}"
         )
 
@@ -81,22 +97,3 @@ def _why_not(setting: Field[Any], value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     return None if fits(setting, value) else f"must {limits_of(setting)}"
-
-
-def _of_engine_and_method(engine: EngineConfig, method: MethodConfig) -> Iterator[str]:
-    gpus = engine.gpus or 0.0
-    if 1 < gpus < math.inf and gpus % 1:
-        yield f"engine.gpus={gpus:g}: must be a part of one GPU, or a whole number of them"
-    given = engine.address or engine.workers or engine.gpus
-    if engine.name != "ray" and given is not None:
-        yield f"engine.address, engine.workers and engine.gpus are for engine=ray, not engine={engine.name}"
-    if engine.devices > 1 and engine.gpus is not None:
-        yield f"engine.gpus={engine.gpus:g} with engine.devices={engine.devices}: each has a whole device"
-    if method.name == "inscl" and method.unit != "instance" and method.tags is not None:
-        yield f"method.tags={method.tags}: only method.unit=instance reads tags"
-    if method.name == "inscl" and method.unit == "instance" and method.tags is None:
-        yield (
-            "method.unit=instance needs tags of all training rows: write them with `sapo paraphrase --tags "
-            "FILE sequence=NAME paraphrases=openai|local …`, and say method.tags=FILE. "
-            "method.unit=lexical or quota needs none"
-        )

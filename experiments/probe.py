@@ -242,7 +242,10 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
     answers = answers[~answers["example"].isin(cut)]
     losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
-    read = [(*facts, load_gradients(computed(stored).folder)) for *facts, stored in measured.gradients]
+    read = [
+        (task, prompt, rank, load_gradients(computed(stored).folder))
+        for task, prompt, rank, stored in measured.gradients
+    ]
     others = [(task, gradients) for task, _, rank, gradients in read if not rank]
     rows = [
         {

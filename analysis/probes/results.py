@@ -223,4 +223,4 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
             sides = [side | {name: {task: side[name][task] for task in sorted(shared)}} for side in sides]
         if are_alike:
             way = "Draw them apart, or make one of them again with the settings of the other."
-            require_same(f"Probes {first.id} and {other.id}", *sides, way)
+            require_same(f"Probes {first.id} and {other.id}", sides[0], sides[1], way)
