@@ -8,15 +8,24 @@ import pytest
 from made_up import write_probe, write_run
 from matplotlib.figure import Figure
 
+from sapo.analysis.probes import statistics
 from sapo.analysis.probes.results import ProbeResult, load_probe
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
-    """Files of figures hold no picture: to draw them is most of what an analysis takes."""
+    """Files of figures hold no picture, and few subsets are drawn: most of what an analysis takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda _, file, **options: file.write(options["format"].encode()))
+        patch.setattr(statistics, "SUBSETS", 10)
         yield
+
+
+@pytest.fixture
+def no_heat_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrices and heat maps of single runs have tests of their own."""
+    summary = {"metrics": {}, "metrics_common": None, "files": []}
+    monkeypatch.setattr("sapo.analysis.report.summarize_run", lambda *_: summary)
 
 
 @pytest.fixture

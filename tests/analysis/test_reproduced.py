@@ -36,10 +36,7 @@ STAGES = [{"kind": kind, "task": task, "seconds": 2.0} for kind in ("score", "tr
 
 
 @pytest.fixture(autouse=True)
-def _without_heat_maps(monkeypatch):
-    """The matrices and heat maps of single runs have tests of their own."""
-    summary = {"metrics": {}, "metrics_common": None, "files": []}
-    monkeypatch.setattr("sapo.analysis.report.summarize_run", lambda *_: summary)
+def _few(no_heat_maps, monkeypatch):
     monkeypatch.setattr("sapo.analysis.correlations.PERMUTATIONS", 99)
 
 

@@ -17,8 +17,8 @@ from sapo.data.benchmarks import load_own_task
 from sapo.experiments.model.fetch import model_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = ("scorer.examples=4", "evaluator.max_new_tokens=4", "engine.device=cpu", "paraphrases.count=2")
-SMALLER = ("data.train_examples=6", "data.test_examples=2", "trainer.epochs=1", "trainer.global_batch=2")
+SMALL = ("scorer.examples=4", "evaluator.answers=false", "engine.device=cpu", "paraphrases.count=2")
+SMALLER = ("data.train_examples=6", "data.test_examples=1", "trainer.epochs=1", "trainer.global_batch=2")
 
 
 def commands() -> list[str]:

@@ -21,6 +21,7 @@ SMALL = (
     "data.max_input_tokens=2048",
 )
 CHOICE = ("model=tiny_llama", "scorer.examples=4", "paraphrases.count=2")
+FEW = ("data.train_examples=4", "data.test_examples=2", "method.buffer=4")
 ADDED = {  # what makes a command small
     "train": SMALL,
     "show example": ("model=tiny_llama",),
@@ -69,8 +70,9 @@ def test_command_runs(sapo, command, request, tmp_path, monkeypatch):
     if "RUN" in words:  # the reader's own: there is none here
         words = [*words[:2], "--help"]
     if any(word in command for word in ("ni_seq", "--scale paper", "--scale small")):
-        words.append(f"data.root={request.getfixturevalue('benchmarks')}")
         words = [word for word in words if word != "data.root=benchmarks"]
+        words += [f"data.root={request.getfixturevalue('benchmarks')}", *FEW]
+        words += ["sequence.tasks=[NI195,NI1343]"] if "ni_seq_c1" in command else []
     if words[1:3] == ["reproduce", "claims"]:
         words = ["sapo", "reproduce", "claims", "--scale", "mini", "--dry-run"]
     elif words[1] == "claims":

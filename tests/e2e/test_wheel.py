@@ -8,19 +8,10 @@ import venv
 from pathlib import Path
 
 import pytest
+from tiny import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "docs" / "examples"
-SMALL = (
-    "model=tiny_llama",
-    "data.train_examples=4",
-    "data.test_examples=2",
-    "data.max_input_tokens=512",
-    "scorer.examples=2",
-    "paraphrases.count=2",
-    "evaluator.max_new_tokens=2",
-    "trainer.epochs=1",
-)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def test_the_wheel_is_what_runs(installed):
 
 
 def test_a_table_is_made_and_a_wording_chosen_from_any_folder(run, tmp_path):
-    shown = run("reproduce", "table1", "--scale", "mini", *SMALL)
+    shown = run("reproduce", "table1", "--scale", "mini", *SMALL, "policy=static,sapo")
     assert "paper: static" in shown
     assert (tmp_path / "runs").is_dir()
     (tmp_path / "tickets.csv").write_bytes((EXAMPLES / "tickets.csv").read_bytes())
