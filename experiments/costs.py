@@ -24,8 +24,9 @@ from sapo.data.tasks import Example, Task, digest
 from sapo.experiments.methods import METHODS
 from sapo.experiments.model import budgets, preflight
 from sapo.experiments.model.fetch import cache_folder, model_folder
-from sapo.experiments.model.forward import pass_tokens, prefix_length
+from sapo.experiments.model.forward import prefix_length
 from sapo.experiments.model.identity import device_of, model_identity
+from sapo.experiments.model.memory import sizes_of
 from sapo.experiments.model.scoring import FIRST_ROUND
 from sapo.experiments.model.training import optimizer_steps
 from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
@@ -41,6 +42,7 @@ MARGIN = 0.2
 _PAPER_HOURS = {"lorainc": 2.0, "olora": 2.2, "inscl": 2.5, "ewc": 3.0}
 _PAPER_TRAIN_TOKENS, _PAPER_SCORE_TOKENS, _PAPER_SCORE_HOURS = 18.5e6, 9.5e6, 0.25
 _PAPER_GPUS, _PAPER_BILLIONS = 8, 8.2
+_LAYER_WEIGHTS = 2e8  # of a model of which nothing is known: about Qwen3-8B's
 # Operations that a device does a second: dense bfloat16 of one H100, and a share of it that is within reach.
 PEAK, SHARE = 989e12, 0.4
 _READ, _TRAINED = 2, 4  # operations a parameter and token: forward; and back through frozen weights
@@ -109,7 +111,9 @@ class Estimate:
         """The least and the most that a stage is likely to have a device do."""
         config = stage.config
         shapes = [shape_of(task, rows, config) for task, rows, *_ in stage.readings]
-        a_pass = pass_tokens(device_of(config))
+        sizes = sizes_of(config)
+        weights = sizes.others / sizes.layers if sizes else _LAYER_WEIGHTS
+        a_pass = budgets.pass_tokens(device_of(config), weights)
         if isinstance(stage, Train):
             work = Work(trained=_training(stage, shapes, a_pass))
             return work, work

@@ -27,7 +27,6 @@ from sapo.experiments.costs import Estimate, Rates, Work, place_of
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model.forward import pass_tokens
-from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
@@ -114,8 +113,8 @@ def measure(config: Config, tell: Callable[[str], object]) -> Rates:
         # One that trains one task after another: bounds that do not are as fast.
         method=replace(config.method, name="lorainc" if is_bound else config.method.name),
     )
-    prompt, a_pass = Prompt(task.instruction), pass_tokens(device_of(config))
-    embedding = load_model(config).base.get_input_embeddings()
+    base = load_model(config).base
+    prompt, a_pass, embedding = Prompt(task.instruction), pass_tokens(base), base.get_input_embeddings()
     with TemporaryDirectory(prefix="sapo-measure-") as scratch:
         engine = LocalEngine(Store(Path(scratch)))
         grow = _Growing(engine, replace(task, test=(*task.test, *task.train)), embedding, tell)

@@ -15,6 +15,10 @@ from sapo.conf.errors import WorkError
 # logits, or less (measured by tests/scale/bench.py; docs/performance.md has the figures).
 CPU_TRAINING, CPU_READING = 2048, 4096
 LARGEST = 65_536  # assumed to keep any GPU busy
+# What a forward pass costs beside its tokens, since weights are read and kernels started. On a CPU so many
+# tokens (SmolLM2-135M, one core). On a GPU kernels of a layer take 0.85 ms to start, in which it could do so
+# many operations at the rate of its long passes (Qwen3-8B's shape on an H200; docs/performance.md has both).
+CPU_PASS, LAYER_OPERATIONS = 40, 5.6e11
 SHARE = 0.8  # of what is free: estimates err; assumed
 # Activations that a layer keeps for the backward pass, in hidden and intermediate sizes a token, counted in a
 # Llama layer: attention, norms with their float32 copies, and the inputs of LoRA, which dropout copies; gate,
@@ -72,9 +76,7 @@ def reading_tokens(model: PreTrainedModel, asked: int | None) -> int:
     if asked or model.device.type != "cuda":
         return asked or CPU_READING
     config = model.config.get_text_config()
-    n_heads = getattr(config, "num_attention_heads", None) or 1  # recurrent models have none
-    heads = getattr(config, "num_key_value_heads", None) or n_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    heads, head_size = _heads(config)
     # Keys and values of all layers, twice while batches are joined; one layer's activations; logits.
     cache = 2 * 2 * config.num_hidden_layers * heads * head_size
     elements = cache + layer_elements(config) + config.vocab_size
@@ -88,7 +90,33 @@ def _fitting(device: torch.device, bytes_a_token: int) -> int:
     return max(1, min(LARGEST, int(SHARE * free) // int(bytes_a_token)))
 
 
+def pass_tokens(device: torch.device, layer_weights: float) -> int:
+    """What one more forward pass costs, as a number of tokens, by the weights that a layer has."""
+    if device.type == "cpu":
+        return CPU_PASS
+    return round(LAYER_OPERATIONS / (2 * max(1.0, layer_weights)))  # a token: one product and sum a weight
+
+
+def layer_weights(config: PreTrainedConfig) -> float:
+    """Weights of a layer of a decoder with a gated network, as Llama and Qwen have it."""
+    heads, size = _heads(config)
+    n_heads = getattr(config, "num_attention_heads", None) or 1
+    attention = 2 * config.hidden_size * size * (n_heads + heads)
+    return float(attention + 3 * config.hidden_size * _intermediate(config))
+
+
 def layer_elements(config: PreTrainedConfig) -> int:
-    """Activations of a layer, a token. Configs that name no intermediate size mean four hidden ones."""
-    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * intermediate)
+    """Activations of a layer, a token."""
+    return int(HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * _intermediate(config))
+
+
+def _intermediate(config: PreTrainedConfig) -> int:
+    """Configs that name no intermediate size mean four hidden ones."""
+    return int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+
+
+def _heads(config: PreTrainedConfig) -> tuple[int, int]:
+    """Heads of keys and values, and a head's size."""
+    n_heads = getattr(config, "num_attention_heads", None) or 1  # recurrent models have none
+    size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    return getattr(config, "num_key_value_heads", None) or n_heads, size

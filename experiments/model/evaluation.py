@@ -127,7 +127,7 @@ def target_losses(
             language_model.untouched.put(row, logits)
         return found
 
-    def work(batch: list[int]) -> list[tuple[float, float]]:
+    def work(batch: list[int]) -> Sequence[Tensor]:
         rows = [rendered[i] for i in batch]
         logits, targets = target_logits(model, rows, prefix)
         nll = target_nll(logits, targets).sum(-1)
@@ -135,12 +135,13 @@ def target_losses(
         if is_trained:
             pairs = zip(read_untouched(rows), logits, strict=True)
             kl = torch.stack([kl_divergence(before, after[-len(before) :]) for before, after in pairs])
-        return [(loss, moved) for loss, moved in torch.stack([nll, kl], 1).tolist()]  # one wait for a GPU
+        return torch.stack([nll, kl], 1).unbind()
 
     lengths = [len(each.input_ids) for each in rendered]
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    found = dict(in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length))
-    return pd.DataFrame([found[i] for i in range(len(rendered))], columns=["nll", "kl"])
+    found = dict(in_batches(lengths, budget, pass_tokens(model), work, prefix.length))
+    sums = torch.stack([found[i] for i in range(len(rendered))]).tolist()  # one wait for a GPU
+    return pd.DataFrame(sums, columns=["nll", "kl"])
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], clean_up_spaces: bool = False) -> str:

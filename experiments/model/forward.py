@@ -23,21 +23,21 @@ from transformers.cache_utils import DynamicLayer
 
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
+from sapo.experiments.model import budgets
 from sapo.experiments.model.budgets import DoesNotFitError, is_out_of_memory, one_example
 
 IGNORED = -100
-# What a forward pass costs beside its tokens, since weights are read and kernels started; as a number of
-# tokens. Measured with SmolLM2-135M on one CPU core (docs/performance.md); assumed, not measured, elsewhere.
-CPU_PASS, OTHER_PASS = 40, 512
 AT_ONCE = 2**27  # numbers of a vocabulary's predictions in float32 on a GPU: 512 MiB, thrice while used
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-def pass_tokens(device: torch.device) -> int:
-    """What one more forward pass costs, as a number of tokens."""
-    return CPU_PASS if device.type == "cpu" else OTHER_PASS
+def pass_tokens(model: Any) -> int:
+    """What one more forward pass of the model costs, as a number of tokens."""
+    is_cpu = model.device.type == "cpu"  # where it does not depend on the weights
+    weights = 0.0 if is_cpu else budgets.layer_weights(model.config.get_text_config())
+    return budgets.pass_tokens(model.device, weights)
 
 
 def takes_positions(model: Any) -> bool:
@@ -119,9 +119,9 @@ def shared_prefix(model: PreTrainedModel, examples: Sequence[Rendered], wanted: 
     more forward pass costs. DoesNotFitError if it alone does not.
     """
     length = prefix_length(examples) if wanted else 0
-    if length * (len(examples) - 1) <= pass_tokens(model.device) or not can_share_prefix(model):
+    if length * (len(examples) - 1) <= pass_tokens(model) or not can_share_prefix(model):
         return NO_PREFIX
-    ids = torch.tensor([examples[0].input_ids[:length]], device=model.device)
+    ids = on_device(torch.tensor([examples[0].input_ids[:length]]), model.device)
     with one_example(min(len(example.input_ids) for example in examples)):
         layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
     return Prefix([(layer.keys, layer.values) for layer in layers])
@@ -153,7 +153,7 @@ def target_logits(
     model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix = NO_PREFIX
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) that predict the targets, and the targets (B, T), right-aligned, -100 before them."""
-    targets = padded([example.target_ids for example in batch], IGNORED).to(model.device)
+    targets = on_device(padded([example.target_ids for example in batch], IGNORED), model.device)
     longest = targets.shape[1]
     if not can_share_prefix(model):
         return _logits_padded_right(model, batch, longest), targets
@@ -182,16 +182,25 @@ def _logits_padded_right(model: Any, batch: Sequence[Rendered], longest: int) ->
     first = max(0, int(lengths.min()) - longest)
     only = accepted(model, logits_to_keep=torch.arange(first, ids.shape[1], device=model.device))
     logits = model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **only
+        input_ids=on_device(ids, model.device),
+        attention_mask=on_device(mask, model.device),
+        use_cache=False,
+        **only,
     ).logits
     logits = logits if only else logits[:, first:]
-    places = (lengths - longest + torch.arange(longest) - first).clamp(min=0).to(model.device)  # (B, T)
+    places = (lengths - longest + torch.arange(longest) - first).clamp(min=0)  # (B, T)
+    places = on_device(places, model.device)
     return logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int = 0, side: str = "left") -> Tensor:
     """Rows of token ids as one tensor (B, longest row), filled up on one side."""
     return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, fill, side)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU's tensor there; a GPU is not waited for, which a plain copy would do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def last_places(ids: Tensor, count: int) -> Tensor:
@@ -210,7 +219,7 @@ def pad_left(
     ids, mask = padded(sequences), padded([[1] * len(sequence) for sequence in sequences])
     positions = (mask.cumsum(-1) - 1).clamp(min=0) + prefix
     mask = torch.cat([torch.ones(len(sequences), prefix, dtype=torch.long), mask], dim=1)
-    return ids.to(device), mask.to(device), positions.to(device)
+    return on_device(ids, device), on_device(mask, device), on_device(positions, device)
 
 
 def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -249,7 +258,7 @@ def in_batches(
     lengths: Sequence[int],
     budget: int,
     overhead: int,
-    work: Callable[[list[int]], list[Result]],
+    work: Callable[[list[int]], Sequence[Result]],
     skip: int = 0,
 ) -> Iterator[tuple[int, Result]]:
     """Index and result of every item, worked on in batches as `by_tokens` makes them.

@@ -24,6 +24,7 @@ from sapo.experiments.model.forward import (
     accepted,
     can_share_prefix,
     last_places,
+    on_device,
     pad_left,
     padded,
     pass_tokens,
@@ -111,7 +112,7 @@ class _Reading:
 
     def select(self, rows: Sequence[int]) -> None:
         """Goes on with these rows only."""
-        chosen = torch.tensor(rows, device=self.mask.device)
+        chosen = on_device(torch.tensor(rows), self.mask.device)
         if self.cache is not None:
             self.cache.batch_select_indices(chosen)
         self.mask, self.positions = self.mask[chosen], self.positions[chosen]
@@ -138,7 +139,7 @@ def answer_and_nll(
     lengths = [len(example.input_ids) - prefix.length for example in batch]
     parts = [list(range(len(batch)))]
     if can_share_prefix(model):
-        parts = by_tokens(lengths, sum(lengths), pass_tokens(model.device))
+        parts = by_tokens(lengths, sum(lengths), pass_tokens(model))
     read = [_read(model, [batch[i] for i in part], prefix) for part in parts]
     nll = [loss for _, _, losses in read for loss in losses]
     begun = [answer for _, answers, _ in read for answer in answers]
@@ -159,7 +160,7 @@ def _read(
     The targets are read for their NLL anyway, and the prediction after each of their tokens shows how much of
     them the model would have answered itself. Answers go on from there: a right answer takes no more passes.
     """
-    targets = padded([example.target_ids for example in batch], IGNORED, "right").to(model.device)
+    targets = on_device(padded([example.target_ids for example in batch], IGNORED, "right"), model.device)
     if can_share_prefix(model):
         width = max(1, TARGETS_AT_ONCE // len(batch))
         reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])

@@ -76,7 +76,7 @@ def adapter_gradients(
 
     lengths = [len(row.input_ids) for row in rows]
     budget = training_tokens(model, config.micro_batch_tokens)
-    for _ in in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length):
+    for _ in in_batches(lengths, budget, pass_tokens(model), work, prefix.length):
         pass
     ranks.add_up(list(sums.values()))
     for module, gradient in sums.items():

@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
+from torch import Tensor
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config
@@ -69,15 +70,16 @@ def example_losses(
     """
     with_target = [i for i, rendered in enumerate(examples) if rendered.target_ids]
 
-    def work(batch: list[int]) -> list[tuple[float, float]]:
+    def work(batch: list[int]) -> Sequence[Tensor]:
         rendered = [examples[with_target[i]] for i in batch]
-        sums = nll_and_entropy(*target_logits(model, rendered, prefix))
-        return [(nll, entropy) for nll, entropy in torch.stack(sums, 1).tolist()]  # one wait for a GPU
+        return torch.stack(nll_and_entropy(*target_logits(model, rendered, prefix)), 1).unbind()
 
-    sums = [(0.0, 0.0)] * len(examples)
+    sums = [[0.0, 0.0] for _ in examples]
     lengths = [len(examples[i].input_ids) for i in with_target]
-    for i, pair in in_batches(lengths, budget, pass_tokens(model.device), work, prefix.length):
-        sums[with_target[i]] = pair
+    found = dict(in_batches(lengths, budget, pass_tokens(model), work, prefix.length))
+    if found:  # one wait for a GPU
+        for i, pair in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            sums[with_target[i]] = pair
     table = pd.DataFrame(sums, columns=["nll", "entropy"])
     table.insert(0, "example", range(len(examples)))
     n_tokens = [len(rendered.target_ids) for rendered in examples]

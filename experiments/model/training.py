@@ -280,7 +280,7 @@ class Backward:
             prefix = shared_prefix(self.model, group, self.shares_prefix)
             lengths = [len(example.input_ids) - prefix.length for example in group]
             with gathered_gradients(prefix) as beginning:
-                for batch in by_tokens(lengths, self.tokens, pass_tokens(self.model.device)):
+                for batch in by_tokens(lengths, self.tokens, pass_tokens(self.model)):
                     logits, targets = target_logits(self.model, [group[i] for i in batch], beginning)
                     loss = target_nll(logits, targets).sum() / n_tokens
                     self.accelerator.backward(loss)

@@ -13,7 +13,7 @@ from sapo.experiments import costs
 from sapo.experiments.costs import Estimate, Rates, Work, find_rates, hours_of_paper, hours_of_peak
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
-from sapo.experiments.model.forward import CPU_PASS
+from sapo.experiments.model.budgets import CPU_PASS
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.plan import Prices

@@ -11,11 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -49,6 +49,7 @@ SIZES = [  # what two CPU cores do with a small model in some minutes; each can 
 BATCH = 8  # of the plain way
 KINDS = ("scoring", "training", "evaluation")
 Facts = dict[str, Any]
+Meter = Callable[[], AbstractContextManager[None]]  # around what is measured of a way
 
 
 def bench_configs(overrides: Sequence[str]) -> list[Any]:
@@ -70,10 +71,18 @@ def bench_configs(overrides: Sequence[str]) -> list[Any]:
 # --- the meter ---------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Usage:
+    """Seconds, tokens through the embedding, and memory to the peak, if known."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    memory: int | None = None
+
+
 @contextmanager
-def measured(base: Any) -> Iterator[Any]:
-    """Of what is done inside: `seconds`, `tokens` through the embedding, `memory` to the peak, if known."""
-    usage = SimpleNamespace(seconds=0.0, tokens=0, memory=None)
+def measured(base: Any, usage: Usage) -> Iterator[None]:
+    """Notes what is done inside."""
 
     def count(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
         usage.tokens += arguments[0].numel()
@@ -83,7 +92,7 @@ def measured(base: Any) -> Iterator[Any]:
         ctypes.CDLL(None).malloc_trim(0)
     hook = base.get_input_embeddings().register_forward_pre_hook(count)
     before, begun = memory(base.device, reset=True), time.perf_counter()
-    yield usage
+    yield
     if base.device.type == "cuda":
         torch.cuda.synchronize()
     usage.seconds = time.perf_counter() - begun
@@ -210,10 +219,15 @@ class Bench:
         """NLL of `scorer.examples` examples under the original instruction."""
         rendered = self.rendered(self.config.scorer.examples)
 
-        def ours(rows: list[Rendered]) -> list[float]:
-            return self.losses([self.prompt], [rows], "full")["nll"].tolist()
+        def plainly(rows: list[Rendered], meter: Meter) -> list[float]:
+            with meter():
+                return plain_nll(self.base, rows)
 
-        ways = (lambda rows: plain_nll(self.base, rows), ours)
+        def ours(rows: list[Rendered], meter: Meter) -> list[float]:
+            with meter():
+                return self.losses([self.prompt], [rows], "full")["nll"].tolist()
+
+        ways = (plainly, ours)
         row, (expected, found) = self._compare("scoring", rendered, ways)
         worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(expected, found, strict=True))
         return {**row, "difference": {"nll": worst}}
@@ -227,8 +241,8 @@ class Bench:
             return train(model, own, config, draws=draws, scratch=Path(scratch), what="bench")["losses"]
 
         ways = (
-            lambda rows: self._trained(lambda model, s: plain_train(model, rows, config, seed, s)),
-            lambda rows: self._trained(lambda model, s: ours(model, rows, s)),
+            lambda rows, meter: self._trained(meter, lambda m, s: plain_train(m, rows, config, seed, s)),
+            lambda rows, meter: self._trained(meter, lambda m, s: ours(m, rows, s)),
         )
         row, results = self._compare("training", self.rendered(self.config.data.train_examples), ways)
         (losses, before, after), (other_losses, _, other) = results
@@ -242,13 +256,15 @@ class Bench:
         longest, stops = self.config.evaluator.max_new_tokens, self.language_model.stop_ids()
         decode = self.language_model.tokenizer.decode
 
-        def plainly(rows: list[Rendered]) -> list[str]:
-            answers = plain_answers(self.base, rows, longest, stops)
-            return [str(decode(ids, skip_special_tokens=True)).strip() for ids in answers]
+        def plainly(rows: list[Rendered], meter: Meter) -> list[str]:
+            with meter():
+                answers = plain_answers(self.base, rows, longest, stops)
+                return [str(decode(ids, skip_special_tokens=True)).strip() for ids in answers]
 
-        def ours(rows: list[Rendered]) -> list[str]:
+        def ours(rows: list[Rendered], meter: Meter) -> list[str]:
             examples = self.task.test[: len(rows)]
-            table = evaluate(self.language_model, self.base, examples, rows, self.config)
+            with meter():
+                table = evaluate(self.language_model, self.base, examples, rows, self.config)
             return table["prediction"].tolist()
 
         rendered = self.renderer.render(self.task, self.prompt.text, self.task.test, for_test=True)
@@ -260,7 +276,7 @@ class Bench:
         examples = self.task.train[:n_examples]
         prompts = load_pool(self.task, self.config.paraphrases).candidates(include_original=True)
         rendered = [self.renderer.render(self.task, prompt.text, examples) for prompt in prompts]
-        with measured(self.base) as usage:
+        with measured(self.base, usage := Usage()):
             table = self.losses(prompts, rendered, "race")
         by_index = {prompt.index: rows for prompt, rows in zip(prompts, rendered, strict=True)}
         pairs = zip(table["prompt"], table["example"], strict=True)
@@ -270,8 +286,8 @@ class Bench:
         sizes = {"prompts": len(prompts), "examples": len(examples)}
         return {**vars(usage), **sizes, "read": read / full, "plain_tokens": plain_tokens}
 
-    def _trained(self, work: Callable[[Any, str], list[float]]) -> tuple[list[float], Any, Any]:
-        """Losses of all steps, and the adapter's weights before and after them."""
+    def _trained(self, meter: Meter, work: Callable[[Any, str], list[float]]) -> tuple[list[float], Any, Any]:
+        """Losses of all steps, and the adapter's weights before and after them; only steps are measured."""
         adapter = lora_config(replace(self.config, method=replace(self.config.method, dropout=0.0)))
 
         def flat(model: Any) -> torch.Tensor:
@@ -282,21 +298,24 @@ class Bench:
             torch.manual_seed(self.config.seed)
             model: Any = get_peft_model(base, adapter, adapter_name=CURRENT)
             before = flat(model)
-            result = work(model, scratch), before, flat(model)
+            with meter():
+                losses = work(model, scratch)
+            result = losses, before, flat(model)
         self.base.eval()
         return result
 
     def _compare(self, kind: str, rendered: list[Rendered], ways: Sequence[Any]) -> tuple[Facts, list[Any]]:
         """What both took in turn, which begins alternates: median seconds, highest memory; last results."""
+        # Whatever is done only once is not measured: on a GPU kernels of every size, and taking its memory.
+        is_gpu = self.base.device.type == "cuda"
         for way in ways:
-            way(rendered[:2])  # whatever is done only once is not measured
-        usages: list[list[Any]] = [[], []]
+            way(rendered if is_gpu else rendered[:2], nullcontext)
+        usages: tuple[list[Usage], list[Usage]] = [], []
         results: list[Any] = [None, None]
         for number in range(self.rounds):
             for which in (0, 1) if number % 2 == 0 else (1, 0):
-                with measured(self.base) as usage:
-                    results[which] = ways[which](rendered)
-                usages[which].append(usage)
+                usages[which].append(usage := Usage())
+                results[which] = ways[which](rendered, partial(measured, self.base, usage))
         row: Facts = {"kind": kind, "task": self.task.short_name, "examples": len(rendered)}
         for name, own in zip(("plain", "ours"), usages, strict=True):
             seconds, tokens = median(usage.seconds for usage in own), own[0].tokens

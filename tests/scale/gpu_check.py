@@ -16,7 +16,6 @@ import json
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,21 +128,7 @@ def speed(overrides: Sequence[str], rounds: int, peak: float) -> Iterator[dict[s
         for way in ("plain", "ours"):
             rate = row[way]["rate"] * weights * (TRAINED if kind == "training" else FORWARD)
             row[way] |= {"tflops": rate / 1e12, "share": rate / peak}
-        if one.base.device.type == "cuda":
-            row["synchronisations"] = synchronisations(getattr(one, kind))
         yield row
-
-
-def synchronisations(work: Callable[[], Any]) -> int:
-    """How often the processor waits for the card, both ways and their warm-up together."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            work()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device, times: int = 3) -> float:
@@ -166,7 +151,7 @@ def matrix_peak(device: torch.device, size: int) -> float:
 
 @torch.no_grad()
 def pass_overhead(overrides: Sequence[str], short: int = 16, long: int = 4096) -> dict[str, float]:
-    """What a pass costs beside its tokens, as a number of tokens: `forward.OTHER_PASS` assumes it."""
+    """What a pass costs beside its tokens, as a number of tokens: `budgets.pass_tokens` assumes it."""
     base = load_model(load_one(overrides)).base
     ids = torch.zeros(8, long // 8, dtype=torch.long, device=base.device)
     few, many = (
