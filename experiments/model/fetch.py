@@ -144,6 +144,8 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     model.tie_weights()
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
+    # Whether HF_HUB_OFFLINE was set would be written down, and make another model of the same weights.
+    tokenizer.init_kwargs["local_files_only"] = False
     tokenizer.save_pretrained(folder)
 
 

@@ -171,3 +171,21 @@ def test_a_device_that_is_not_there_is_refused(tiny_config, device, is_there):
         return
     with pytest.raises(UserError, match=f"engine.device={device}, and PyTorch sees no"):
         device_of(tiny_config(f"engine.device={device}"))
+
+
+def test_a_converted_model_is_the_same_with_and_without_a_network(tmp_path, monkeypatch):
+    """HF_HUB_OFFLINE goes into what a tokenizer would save of itself."""
+    drawn = tmp_path / "drawn"
+    fetch._draw_tiny("llama", drawn)
+    digests = set()
+    for is_offline in (False, True):
+        tokenizer = fetch.tiny_tokenizer()
+        tokenizer.init_kwargs["local_files_only"] = is_offline
+        monkeypatch.setattr(fetch.AutoTokenizer, "from_pretrained", lambda *_, own=tokenizer, **__: own)
+        load = fetch.AutoModelForCausalLM.from_pretrained
+        with monkeypatch.context() as patch:
+            patch.setattr(fetch.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: load(drawn))
+            folder = tmp_path / f"offline {is_offline}"
+            fetch._convert_gguf(tmp_path / "a.gguf", folder)
+        digests.add(folder_digest(folder))
+    assert len(digests) == 1
