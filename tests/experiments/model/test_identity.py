@@ -175,17 +175,14 @@ def test_a_device_that_is_not_there_is_refused(tiny_config, device, is_there):
 
 def test_a_converted_model_is_the_same_with_and_without_a_network(tmp_path, monkeypatch):
     """HF_HUB_OFFLINE goes into what a tokenizer would save of itself."""
-    drawn = tmp_path / "drawn"
-    fetch._draw_tiny("llama", drawn)
+    fetch._draw_tiny("llama", tmp_path / "drawn")
+    read = fetch.AutoModelForCausalLM.from_pretrained(tmp_path / "drawn")
+    tokenizer = fetch.tiny_tokenizer()
+    monkeypatch.setattr(fetch.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: read)
+    monkeypatch.setattr(fetch.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
     digests = set()
     for is_offline in (False, True):
-        tokenizer = fetch.tiny_tokenizer()
         tokenizer.init_kwargs["local_files_only"] = is_offline
-        monkeypatch.setattr(fetch.AutoTokenizer, "from_pretrained", lambda *_, own=tokenizer, **__: own)
-        load = fetch.AutoModelForCausalLM.from_pretrained
-        with monkeypatch.context() as patch:
-            patch.setattr(fetch.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: load(drawn))
-            folder = tmp_path / f"offline {is_offline}"
-            fetch._convert_gguf(tmp_path / "a.gguf", folder)
+        fetch._convert_gguf(tmp_path / "a.gguf", folder := tmp_path / f"offline {is_offline}")
         digests.add(folder_digest(folder))
     assert len(digests) == 1
