@@ -18,10 +18,10 @@ from sapo.conf.errors import UserError
 from sapo.conf.names import plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import is_label, load_task
-from sapo.data.files import is_text, read_yaml, user_path, write_whole
+from sapo.data.files import is_text, user_path, write_whole
 from sapo.data.own_files import Row, Rows, kind_of, read_splits, splits_of
 from sapo.data.pools import load_pool
-from sapo.data.prompts import BANK, PromptPool, pool_content
+from sapo.data.prompts import PromptPool, pool_content
 from sapo.data.subset import draw, subset
 from sapo.data.tasks import SEPARATORS, Example, Task, own_task, with_separator
 
@@ -381,24 +381,18 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
         return Material(replace(task, train=scored), pool, task.train, len(task.train), task.name, None)
     if not given.get("data"):
         raise UserError("Which rows? Say data=FILE instruction=TEXT, or task=NAME (`sapo ls tasks`).")
-    pair = _pair(given)
+    pair, renamed = _pair(given), labels_of(given.get("labels", ""))
 
-    renamed = labels_of(given.get("labels", ""))
+    def read() -> Rows:
+        return read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
 
-    def framed(instruction: str) -> Task:
-        labels = tuple(dict.fromkeys(renamed.values()))
-        task = own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
-        return with_separator(task, config.data.separator)
-
-    frame = framed(given.get("instruction") or _pool_original(config))
-    fitting = _own_pool(frame, config) if frame.instruction else None  # tried before any row is read
-    rows = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
-    if fitting is None:
-        frame = framed(OwnExamples(rows, pair).instruction or "")
-    if not frame.instruction:
-        raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
+    instruction = given.get("instruction") or _pool_original(config) or _rows_instruction(read(), pair)
+    labels = tuple(dict.fromkeys(renamed.values()))
+    frame = own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
+    frame = with_separator(frame, config.data.separator)
+    pool = load_pool(frame, config.paraphrases)  # tried before any row is read, unless they say what is asked
+    rows = read()
     examples = OwnExamples(rows, pair, frame, renamed)
-    pool = fitting or _own_pool(frame, config)
     drawn, n_rows = draw(examples, scorer.examples, scorer.subset, config.seed, frame.name)
     require_enough(drawn, n_rows)
     task = replace(frame, train=drawn, notes=tuple(examples.notes))
@@ -443,18 +437,11 @@ def _pool_original(config: Config) -> str:
     return original if is_text(original) and original.strip() else ""
 
 
-def _own_pool(task: Task, config: Config) -> PromptPool:
-    """A user's instruction's pool: a file's, a paraphraser's, or the bank's if it has the instruction."""
-    if config.paraphrases.source != "bank":
-        return load_pool(task, config.paraphrases)
-    for path in sorted(BANK.glob("*.yaml")):
-        if read_yaml(path)["original"] == task.instruction:
-            return load_pool(task, replace(config.paraphrases, source="file", file=str(path)))
-    raise UserError(
-        "There are no paraphrases of this instruction: the bank does not have it. Two ways to get them: "
-        "have a model write them (`sapo paraphrase instruction=TEXT paraphrases=… --write POOL.yaml`), "
-        "or write POOL.yaml yourself, with `prompts:`, a list of texts. Then add paraphrases.file=POOL.yaml."
-    )
+def _rows_instruction(rows: Rows, columns: tuple[str, str] | None) -> str:
+    """The instruction that all rows bring along; UserError if they bring none."""
+    if instruction := OwnExamples(rows, columns).instruction:
+        return instruction
+    raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
 
 
 def write_own_task(given: Mapping[str, str], instruction: str, folder: Path) -> str:
@@ -484,10 +471,7 @@ def own_sequence(given: Mapping[str, str], overrides: Sequence[str], config: Con
     if beside := [each for each in overrides if each.startswith(("sequence", "data.root="))]:
         raise UserError(f"data={given['data']} is a sequence of its own: leave {beside[0]} out.")
     rows = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
-    instruction = given.get("instruction") or _pool_original(config)
-    instruction = instruction or OwnExamples(rows, _pair(given)).instruction or ""
-    if not instruction:
-        raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
+    instruction = given.get("instruction") or _pool_original(config) or _rows_instruction(rows, _pair(given))
     folder = Path(config.store.root) / "tasks"
     name = write_own_task(given, instruction, folder)
     own = ["sequence=own", f"sequence.name={name}", f"sequence.tasks=[{name}]", f"data.root={folder}"]

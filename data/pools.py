@@ -7,7 +7,7 @@ import yaml
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import user_path, write_whole
+from sapo.data.files import read_yaml, user_path, write_whole
 from sapo.data.pool_checks import require_usable, scripts
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
 from sapo.data.remembering import Stamp, remembered, stamp
@@ -81,14 +81,20 @@ def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
         return path
     if config.source == "bank":  # which keeps other collections than its own in folders by their names
         collection = BANK / config.name
-        path = (collection if collection.is_dir() else BANK) / f"{task.name}.yaml"
-        if not path.is_file():
+        folder = collection if collection.is_dir() else BANK
+        named = folder / f"{task.name}.yaml"
+        pools = sorted(folder.glob("*.yaml"))
+        alike = (path for path in pools if read_yaml(path)["original"] == task.instruction)
+        found = named if named.is_file() else next(alike, None)
+        if found is None:
             which = f" '{config.name}'" if collection.is_dir() else ""
             raise UserError(
-                f"The bank{which} has no paraphrases of task {task.name}. Write them to a YAML file with "
-                "`prompts:` (a list) and pass paraphrases.file=POOL.yaml, or use policy=static."
+                f"The bank{which} has no paraphrases of task {task.name}. Have a model write them (`sapo "
+                "paraphrase instruction=TEXT paraphrases=… --write POOL.yaml`), or write POOL.yaml yourself, "
+                "with `prompts:`, a list of texts; then add paraphrases.file=POOL.yaml. policy=static needs "
+                "none."
             )
-        return path
+        return found
     path = written_path(task, config)
     of_instruction = path.with_name(f"{instruction_name(task.instruction)}.yaml")
     found = next((candidate for candidate in (path, of_instruction) if candidate.is_file()), None)
