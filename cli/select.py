@@ -78,24 +78,6 @@ def parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     yield from (*data["notes"][1:], *data["findings"])
     if data["shortened"]:
         yield f"{data['shortened']} inputs are shortened (data.max_input_tokens)"
-    yield _ranking(document)
-    yield (
-        "loss: nats a target token, ± 95 %. Δ original: difference to it; ± and p by paired t over the "
-        f"{data['distinct']} distinct rows, Bonferroni over {others}. tokens: of the prompt."
-    )
-    yield from document["verdict"]
-    chosen, written = document["chosen"], document["written"]
-    yield f"\nChosen, {'the original' if chosen['index'] == -1 else 'prompt {index}'.format(**chosen)}:"
-    yield Text(chosen["text"], style="bold")
-    yield "\nWhat to send in production for an input:"
-    for turn in document["sent"]["messages"]:
-        yield from (f"{turn['role']}:", Text(turn["content"], style="dim"))
-    if written:
-        yield f"\n{written['rows']} rows with it are in {written['path']}, what to send in {written['sent']}."
-
-
-def _ranking(document: dict[str, Any]) -> Table:
-    """A line a prompt, shortened to what the terminal has room for; its number is its index in the pool."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("#", "prompt", "loss", "Δ original", "p", "tokens"):
         if name == "prompt":  # the one that gives way
@@ -113,4 +95,17 @@ def _ranking(document: dict[str, Any]) -> Table:
         text = Text(f"{name}: {' '.join(row['text'].split())}", no_wrap=True, overflow="ellipsis")
         style = "bold" if row["index"] == document["chosen"]["index"] else None
         table.add_row(str(row["rank"]), text, loss, *shown, str(row["prompt_tokens"]), style=style)
-    return table
+    yield table
+    yield (
+        "loss: nats a target token, ± 95 %. Δ original: difference to it; ± and p by paired t over the "
+        f"{data['distinct']} distinct rows, Bonferroni over {others}. tokens: of the prompt."
+    )
+    yield from document["verdict"]
+    chosen, written = document["chosen"], document["written"]
+    yield f"\nChosen, {'the original' if chosen['index'] == -1 else 'prompt {index}'.format(**chosen)}:"
+    yield Text(chosen["text"], style="bold")
+    yield "\nWhat to send in production for an input:"
+    for turn in document["sent"]["messages"]:
+        yield from (f"{turn['role']}:", Text(turn["content"], style="dim"))
+    if written:
+        yield f"\n{written['rows']} rows with it are in {written['path']}, what to send in {written['sent']}."
