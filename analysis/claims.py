@@ -67,18 +67,6 @@ Parts = Sequence[tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """A difference of metrics between runs in one measure and column: `parts` by sequence."""
-
-    id: str
-    claim: str
-    statistic: str
-    measure: str | None = None
-    column: str | None = None
-    parts: Mapping[str, Parts] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A mean with its standard error over `n_units`, or the `reason` why there is none."""
 
@@ -132,6 +120,11 @@ class Claim:
     more: str | None = None
     reason: str | None = None
     paper: Mapping[str, Any] = field(default_factory=dict)
+
+
+# A claim on a difference of metrics between runs, undecided as yet, and its parts by sequence; none, and no
+# measure, where there are no such runs.
+Contrast = tuple[Claim, Mapping[str, Parts]]
 
 
 # --- statistics of one probe -------------------------------------------------------------------------------
@@ -267,10 +260,8 @@ def decided(
 ) -> list[Claim]:
     """Every claim with its verdict: shown or refuted where p is small after Holm's adjustment over all."""
     found = list(_of_probes(probes, measures, permutations))
-    for contrast in contrasts:
-        claim = Claim(contrast.id, contrast.claim, contrast.statistic, contrast.measure, contrast.column)
-        absent = Estimate(reason=NO_RUNS) if contrast.measure is None else None
-        found.append((claim, absent or contrast_estimate(contrast.parts)))
+    for claim, parts in contrasts:
+        found.append((claim, contrast_estimate(parts) if claim.measure else Estimate(reason=NO_RUNS)))
     adjusted = holm([basis.p for _, basis in found])
     alpha = ALPHA / max(1, sum(p is not None for p in adjusted))
     claims = []

@@ -25,10 +25,8 @@ from sapo.analysis.results import (
     RunResult,
     column_rows,
     example_scores,
-    find_runs,
     load_run,
     n_examples,
-    named,
     tests_apart,
 )
 from sapo.conf.errors import UserError
@@ -74,26 +72,6 @@ class Evidence:
         return paper if is_same or not paper else paper | {"value": None}
 
 
-def find_evidence(names: Sequence[str], root: Path) -> list[Path]:
-    """The folders of probes and runs that `names` mean, of whole stores too; all of `root` without a name.
-
-    Runs of a probe are read with it. Raises UserError for a name that means nothing.
-    """
-    found: list[Path] = []
-    for name in names or [str(root)]:
-        stores = [
-            path.parent
-            for kind, file in (("probes", PROBE), ("runs", RUN))
-            for path in sorted(Path(name, kind).glob(f"[!.]*/{file}"))
-        ]
-        if stores or Path(name) == root:
-            found += stores
-        else:
-            probes, runs = named(name, root / "probes", PROBE), named(name, root / "runs", RUN)
-            found += [*probes, *runs] or find_runs([name], root)
-    return list({path.resolve(): path for path in found}.values())
-
-
 def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
     """Reads probes and runs; UserError, with the difference, if those of one claim are of two kinds."""
     check_definition(definition)
@@ -130,7 +108,7 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
         places[f"d-static-{metric}"] = ("Tables 1 and 11", table.loc[is_ours, "sapo_delta"])
     return Evidence(
         probes=data,
-        contrasts=[each for each in contrasts if each.measure in (None, *measures)],
+        contrasts=[each for each in contrasts if each[0].measure in (None, *measures)],
         papers={
             key: {"place": place, "value": None if values.empty else round(values.mean(), 3)}
             for key, (place, values) in places.items()
@@ -257,7 +235,7 @@ def _contrasts(
             sides = [(runs[where], sign) for runs, sign in zip(members, signs.values(), strict=True)]
             seeds.setdefault(where[0], []).append(sides)
         if not seeds:
-            yield Contrast(key, sentence, "a difference of runs")
+            yield Claim(key, sentence, "a difference of runs"), {}
             continue
         used = [run for of_seed in seeds.values() for sides in of_seed for run, _ in sides]
         is_apart = all(run.has_common for run in used) and any(map(tests_apart, used))
@@ -273,4 +251,4 @@ def _contrasts(
                 if parts:
                     whole[name] = [(sign_of(measure) * sums, sizes) for sums, sizes in parts]
             statistic = f"mean difference of {metric} over sequences and seeds"
-            yield Contrast(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column, whole)
+            yield Claim(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column), whole

@@ -203,39 +203,43 @@ def damaged(file: Path, problem: str) -> WorkError:
 # --- folders -----------------------------------------------------------------------------------------------
 
 
-def find_runs(names: Sequence[str], root: Path) -> list[Path]:
-    """The run folders meant by `names`: folders, ids under `root`/runs, patterns, or folders of several runs.
+def find(names: Sequence[str], root: Path, both: bool = False) -> list[Path]:
+    """The folders of finished runs and probes that `names` mean, each once; all of `root` without a name.
 
-    Each folder once, in the order of the names. Raises UserError for a name that means no run.
+    A name is a folder, an id in `root`, a pattern, or a folder of several. One that means runs and probes
+    means the runs, or with `both` the probes and the runs. Raises UserError for a name that means nothing.
     """
     store = root / "runs"
     found: list[Path] = []
-    for name in names:
-        paths = named(name, store, RUN)
-        if not paths and glob.has_magic(name):
+    for name in names or [str(root)]:
+        runs, probes = named(name, store, RUN), named(name, root / "probes", PROBE)
+        found += [*probes, *runs] if both else runs or probes
+        if runs or probes or not names:
+            continue
+        if glob.has_magic(name):
             raise UserError(f"No run matches '{name}', neither here nor in {store}.")
-        for probe in [] if paths else named(name, root / "probes", PROBE):
-            raise UserError(f"{probe} is a probe, not a run: `sapo analyze {probe}` draws it.")
-        for path in [] if paths else (Path(name), store / name):
-            if os.path.isdir(path):
-                raise UserError(f"{path} holds no finished run (no {RUN}). {mend(path)}")
-        if not paths:
-            raise unknown("run", name[:80], [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
-        found += paths
+        for path in filter(os.path.isdir, (Path(name), store / name)):
+            raise UserError(f"{path} holds no finished run (no {RUN}). {mend(path)}")
+        raise unknown("run", name[:80], [file.parent.name for file in store.glob(f"[!.]*/{RUN}")])
     return list({path.resolve(): path for path in found}.values())
 
 
-def find_probes(names: Sequence[str], root: Path) -> list[Path]:
-    """The probe folders meant by `names`, as `find_runs` finds runs; none if the names mean runs, or nothing.
+def find_runs(names: Sequence[str], root: Path) -> list[Path]:
+    """The same of runs alone; UserError for a name that means a probe."""
+    found = find(names, root)
+    for path in (path for path in found if (path / PROBE).is_file()):
+        raise UserError(f"{path} is a probe, not a run: `sapo analyze {path}` draws it.")
+    return found
 
-    Raises UserError if some of the names mean probes and others do not.
-    """
-    is_run = {name: bool(named(name, root / "runs", RUN)) for name in names}
-    found = {name: [] if is_run[name] else named(name, root / "probes", PROBE) for name in names}
-    others = [name for name, paths in found.items() if not paths]
-    if others and len(others) < len(found):
-        raise UserError(f"Not of a probe: {', '.join(others)}. Probes and runs are analyzed apart.")
-    return list({path.resolve(): path for paths in found.values() for path in paths}.values())
+
+def find_probes(names: Sequence[str], root: Path) -> list[Path]:
+    """The same of probes alone; none if the names mean runs, and UserError if they mean both."""
+    found = find(names, root)
+    runs = [path for path in found if not (path / PROBE).is_file()]
+    if runs and len(runs) < len(found):
+        others = ", ".join(path.name for path in runs)
+        raise UserError(f"Not of a probe: {others}. Probes and runs are analyzed apart.")
+    return [] if runs else found
 
 
 def named(name: str, store: Path, record: str) -> list[Path]:

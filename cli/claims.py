@@ -30,10 +30,10 @@ def command(
 
     Runs of one claim must be of one model, method, definition, data and size: name those of one kind.
     """
-    from sapo.analysis.evidence import find_evidence
     from sapo.analysis.report import claims
+    from sapo.analysis.results import find
 
-    folders = find_evidence(names or [], store_root())
+    folders = find(names or [], store_root(), both=True)
     output = output or report_folder("claims", folders)
     report = claims("claims", folders, output, definition)
     document = report.document

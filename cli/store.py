@@ -146,10 +146,11 @@ def export_runs(
 
     To go on elsewhere with runs that have not finished, copy the whole store folder.
     """
-    from sapo.analysis.evidence import find_evidence
+    from sapo.analysis.results import find
     from sapo.experiments.engine import archive
 
-    done = archive.export_runs(find_evidence(runs, root or store_root()), out, with_stages=not results)
+    folders = find(runs, root or store_root(), both=True)
+    done = archive.export_runs(folders, out, with_stages=not results)
     document = {"file": str(out), "runs": done.runs, "probes": done.probes, "stages": done.stages}
     probes = f", {len(done.probes)} probes" if done.probes else ""
     text = f"{len(done.runs)} runs with {done.stages} stages{probes}, {decimal(done.bytes)}, in {out}"

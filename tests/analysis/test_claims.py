@@ -21,11 +21,11 @@ from sapo.analysis.claims import (
     permuted_together,
     probe_values,
 )
-from sapo.analysis.evidence import find_evidence, load_evidence
+from sapo.analysis.evidence import load_evidence
 from sapo.analysis.ledger import claim_texts, exploratory, pair_table
 from sapo.analysis.probes.results import sign_of
 from sapo.analysis.report import claims
-from sapo.analysis.results import NUMBERS
+from sapo.analysis.results import NUMBERS, find
 from sapo.conf.errors import UserError
 from sapo.experiments.engine.archive import export_runs, import_archive
 from sapo.experiments.engine.store import Store
@@ -60,7 +60,7 @@ def made_contrasts(rng, sequences=2, seeds=3, rows=60, gain=0.0, measures=NUMBER
                     for _ in range(sequences)
                 ]
                 parts = {str(s): [(gain + each, np.ones(rows))] for s, each in enumerate(noise)}
-                found.append(Contrast(f"d-{other}-{metric}", "", "", measure, "trained", parts))
+                found.append((Claim(f"d-{other}-{metric}", "", "", measure, "trained"), parts))
     return found
 
 
@@ -263,7 +263,7 @@ e-rate-0.0003-FWT | 0.171 [-0.283, 0.625] | 1 | undecided | about 6 more seeds (
 @pytest.fixture(scope="module")
 def shown(store, tmp_path_factory):
     output = tmp_path_factory.mktemp("out")
-    return claims("claims", find_evidence([], store), output, "reference", ["one run failed: why"])
+    return claims("claims", find([], store, both=True), output, "reference", ["one run failed: why"])
 
 
 def test_a_golden_table(shown):
@@ -307,7 +307,7 @@ def test_what_the_sign_goes_with_over_pairs():
 
 
 def test_all_scores_as_files_say_where_claims_have_no_runs(tmp_path):
-    shown = claims("claims", find_evidence([], tmp_path), tmp_path / "out", "reference")
+    shown = claims("claims", find([], tmp_path, both=True), tmp_path / "out", "reference")
     table = shown.tables["claims"]
     assert list(table["id"][7:]) == ["d-static", "d-random", "e-prompt", "e-rate"]
     assert set(table["reason"]) == {"no runs"}
@@ -322,7 +322,7 @@ def test_runs_without_answers_speak_in_nll_alone(tmp_path):
         nothing = {"rougeL": np.nan, "exact_match": np.nan, "label_match": np.nan}
         identity = {"evaluator": {"answers": False}, "common_prompt": True}
         edit_run(path, lambda frame, blank=nothing: frame.assign(**blank), identity=identity)
-    evidence = load_evidence(find_evidence([], tmp_path), "reference")
+    evidence = load_evidence(find([], tmp_path, both=True), "reference")
     found = [each for each in decided([], evidence.contrasts) if each.id == "d-static-AP"]
     reasons = {each.measure: each.reason for each in found if each.column == "trained"}
     assert (reasons, evidence.measures) == ({"nll": "1 seed: 2 needed"}, ("nll",))
@@ -349,8 +349,8 @@ DATA = {"model": "sha", "data": dict.fromkeys(TASKS, "other"), "trainer": RATES}
 def test_runs_of_two_kinds_are_refused_with_the_difference(changes, message, tmp_path):
     add(tmp_path, "first", policy="sapo")
     add(tmp_path, "second", **{"policy": "sapo", "seed": 1} | changes)
-    assert message in refusal(load_evidence, find_evidence([], tmp_path), "reference")
-    alone = load_evidence(find_evidence(["first"], tmp_path), "reference")
+    assert message in refusal(load_evidence, find([], tmp_path, both=True), "reference")
+    alone = load_evidence(find(["first"], tmp_path, both=True), "reference")
     assert alone.folders == [tmp_path / "runs" / "first"]
 
 
@@ -366,16 +366,16 @@ def test_probes_of_two_kinds_are_refused_with_the_difference(changes, message, t
     facts = {"n_prompts": 3, "unseen": ("task618_x",), "gradients": False}
     write_probe(tmp_path, "first", **facts)
     write_probe(tmp_path, "second", **facts | {"seed": 1} | changes)
-    assert message in refusal(load_evidence, find_evidence([], tmp_path), "reference")
+    assert message in refusal(load_evidence, find([], tmp_path, both=True), "reference")
 
 
 def test_names_are_of_runs_and_probes_and_whole_stores(store, tmp_path):
-    mixed = find_evidence(["probe0", "ni_seq_c1-*"], store)
+    mixed = find(["probe0", "ni_seq_c1-*"], store, both=True)
     assert [path.name for path in mixed][:2] == ["probe0", "ni_seq_c1-random-0"]
     assert len(mixed) == 7
-    assert find_evidence([str(store)], tmp_path) == find_evidence([], store)
+    assert find([str(store)], tmp_path, both=True) == find([], store, both=True)
     with pytest.raises(UserError, match="Unknown run 'nothing'"):
-        find_evidence(["nothing"], store)
+        find(["nothing"], store, both=True)
 
 
 def test_results_alone_move_in_an_archive_and_say_the_same(probe_folder, tmp_path):
@@ -384,14 +384,14 @@ def test_results_alone_move_in_an_archive_and_say_the_same(probe_folder, tmp_pat
         nothing = {"rougeL": np.nan, "exact_match": np.nan, "label_match": np.nan}
         identity = {"evaluator": {"answers": False}}
         edit_run(run, lambda frame, blank=nothing: frame.assign(**blank), identity=identity)
-    folders = find_evidence(["moved*"], tmp_path)
+    folders = find(["moved*"], tmp_path, both=True)
     assert (folders[0], len(folders)) == (probe, 6)
     done = export_runs(folders, tmp_path / "moved.tar.gz", with_stages=False)
     assert (len(done.runs), done.probes, done.stages) == (5, ["moved"], 0)
     there = Store(tmp_path / "there")
     assert import_archive(tmp_path / "moved.tar.gz", there).probes == ["moved"]
     here, moved = (
-        claims("claims", find_evidence([], root), root / "out", "reference")
+        claims("claims", find([], root, both=True), root / "out", "reference")
         for root in (tmp_path, there.root)
     )
     assert here.tables["claims"].equals(moved.tables["claims"])

@@ -143,7 +143,7 @@ def test_probes_are_found_as_runs_are_and_are_no_runs(tmp_path, probe_folder, mo
     for name in ("p", "probes/p", "probes", "probes/*", str(probe)):
         assert [path.resolve() for path in find_probes([name], tmp_path)] == [probe], name
     # A store of both means its runs.
-    assert find_probes([str(tmp_path), "p-0", "nothing"], tmp_path) == []
+    assert find_probes([str(tmp_path), "p-0"], tmp_path) == []
     with pytest.raises(UserError, match=r"p is a probe, not a run: `sapo analyze .*p` draws it"):
         find_runs([str(probe)], tmp_path)
     with pytest.raises(UserError, match="Not of a probe: p-0"):
