@@ -113,34 +113,36 @@ class Estimate:
         shapes = [shape_of(task, rows, config) for task, rows, *_ in stage.readings]
         sizes = sizes_of(config)
         weights = sizes.others / sizes.layers if sizes else _LAYER_WEIGHTS
+        is_cpu = device_of(config).type == "cpu"
         a_pass = budgets.pass_tokens(device_of(config), weights)
+        reading = config.evaluator.batch_tokens or (budgets.CPU_READING if is_cpu else budgets.LARGEST)
         if isinstance(stage, Train):
-            work = Work(trained=_training(stage, shapes, a_pass))
+            own = config.trainer.micro_batch_tokens or (budgets.CPU_TRAINING if is_cpu else budgets.LARGEST)
+            work = Work(trained=_training(stage, shapes, a_pass, own))
             return work, work
         if isinstance(stage, Score):
             # All rows under each prompt; of a race at least its first round, and one prompt to the end.
-            whole = [a_pass * (1 + s.own // budgets.CPU_READING) + s.prefix + s.own for s in shapes]
+            whole = [a_pass * (1 + s.own // reading) + s.prefix + s.own for s in shapes]
             most, rows = Work(read=sum(whole)), len(stage.examples)
             if config.scorer.name != "race" or rows <= FIRST_ROUND:
                 return most, most
             first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
             return Work(read=sum(first) + whole[0] - first[0]), most
         (shape,) = shapes
-        once = a_pass * (1 + shape.own // budgets.CPU_READING) + shape.prefix + shape.own
+        once = a_pass * (1 + shape.own // reading) + shape.prefix + shape.own
         if not isinstance(stage, Evaluate):  # a gradient
             work = Work(trained=once)
             return work, work
         answers, is_trained = config.evaluator.answers, stage.state != BASE
         row = config.model.name, stage.task.name, stage.prompt.text
-        is_kept = row in self.untouched and device_of(config).type == "cpu"
+        is_kept = row in self.untouched and is_cpu
         self.untouched.update([row] if is_trained else [])
         readings = (1 if answers else 0) + (not answers or is_trained) + (is_trained and not is_kept)
         if not answers:
             work = Work(read=readings * once)
             return work, work
         limit = config.evaluator.max_new_tokens
-        budget = config.evaluator.batch_tokens or budgets.CPU_READING
-        batches = math.ceil((shape.own + limit * shape.rows) / budget) if shape.rows else 0
+        batches = math.ceil((shape.own + limit * shape.rows) / reading) if shape.rows else 0
         # Answers end soon, row by row, or one of a batch runs on to the limit.
         few, many = min(shape.longest_target, limit) - 1, limit - 1
         return (
@@ -149,7 +151,7 @@ class Estimate:
         )
 
 
-def _training(stage: Train, shapes: Sequence[Shape], a_pass: int) -> float:
+def _training(stage: Train, shapes: Sequence[Shape], a_pass: int, micro_batch: int) -> float:
     """Each epoch's own tokens, and in every step what the rows share; rows replayed, Fisher information."""
     config, trainer = stage.config, stage.config.trainer
     kind = METHODS[config.method.name]
@@ -164,8 +166,7 @@ def _training(stage: Train, shapes: Sequence[Shape], a_pass: int) -> float:
         own, prefix = own + rows * prefix, 0
     steps = optimizer_steps(rows, trainer)
     prompts = min(trainer.global_batch, sum(len(one.prompts) for one in stage.tasks))
-    budget = trainer.micro_batch_tokens or budgets.CPU_TRAINING
-    passes = prompts + trainer.global_batch * mean // budget
+    passes = prompts + trainer.global_batch * mean // micro_batch
     epochs = steps / math.ceil(max(1, rows) / trainer.global_batch)
     return epochs * own + steps * (prompts * prefix + passes * a_pass) + fisher * (mean + prefix + a_pass)
 
@@ -190,14 +191,12 @@ class Rates:
     a_pass: int
 
     def seconds(self, stage: Stage, work: Work) -> float:
-        """How long a stage takes with this work."""
+        """How long a stage takes with this work, dealt over its devices."""
         generating = self.steps * (self.a_pass + self.rows)
-        return (
-            self.beside["train" if stage.kind == "gradient" else stage.kind]
-            + work.trained / self.training
-            + work.read / self.reading
-            + work.generated / generating
-        )
+        seconds = (
+            work.trained / self.training + work.read / self.reading + work.generated / generating
+        ) / stage.config.engine.devices
+        return self.beside["train" if stage.kind == "gradient" else stage.kind] + seconds
 
 
 def place_of(config: Config) -> dict[str, str]:

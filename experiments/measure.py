@@ -107,6 +107,7 @@ def measure(config: Config, tell: Callable[[str], object]) -> Rates:
     is_bound = config.method.name in ("zero_shot", "multitask", "single")
     config = replace(
         config,
+        engine=replace(config.engine, devices=1),
         trainer=replace(config.trainer, epochs=1, report_to=[]),
         evaluator=replace(config.evaluator, answers=True),
         scorer=replace(config.scorer, name="full"),

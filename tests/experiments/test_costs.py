@@ -67,6 +67,8 @@ def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_co
     stage = Evaluate(config, BASE, TASK, PROMPT)
     rates = rates_here(config)
     assert rates.seconds(stage, Work(100, 200, 2 * (CPU_PASS + 10))) == 2.0 + 1.0 + 0.5 + 1.0
+    shared = Evaluate(tiny_config("engine.devices=2"), BASE, TASK, PROMPT)
+    assert rates.seconds(shared, Work(100, 200, 2 * (CPU_PASS + 10))) == 2.0 + 0.5 + 0.25 + 0.5
     assert Prices().cost(stage).seconds is None
     costs.save_rates(config, rates)
     least, most = Estimate().work(stage)
