@@ -268,6 +268,11 @@ def _parse(overrides: list[str]) -> list[Override]:
         try:
             parsed += OverridesParser.create().parse_overrides([override])
         except HydraException as error:
+            if "=" not in override and Path(override).exists():
+                raise UserError(
+                    f"{override} is neither a setting nor a job file (.yaml). Rows are data={override}, a "
+                    f"model's folder is model={override}."
+                ) from error
             raise UserError(
                 f"Cannot read the override {override}: {_cause(error)}. Write KEY=VALUE, and quote "
                 "a value with special characters twice: 'KEY=\"VALUE\"'."

@@ -19,7 +19,7 @@ from sapo.conf.names import plain
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import is_label, load_task
 from sapo.data.files import is_text, user_path, write_whole
-from sapo.data.own_files import Row, Rows, kind_of, read_splits, splits_of
+from sapo.data.own_files import DELIMITERS, Row, Rows, kind_of, read_splits, splits_of
 from sapo.data.pools import load_pool
 from sapo.data.prompts import PromptPool, pool_content
 from sapo.data.subset import draw, subset
@@ -120,8 +120,10 @@ def guess_columns(names: Iterable[str], source: str) -> tuple[str, str]:
             others = (name for name in INSTRUCTIONS if name in by_lower and first not in (name, second))
             return "+".join(by_lower[name] for name in (*others, first)), by_lower[second]
     known = ", ".join("/".join(dict.fromkeys(shape)) for shape in SHAPES)
+    found = next((each for each in DELIMITERS if len(names) == 1 and each in names[0]), None)
+    hint = f"If {found!r} stands between its columns: data.delimiter={found!r}. " if found else ""
     raise UserError(
-        f"{source}: no known pair of columns among {', '.join(names) or 'none'}. "
+        f"{source}: no known pair of columns among {', '.join(names) or 'none'}. {hint}"
         f"Name yours with columns=[INPUT,TARGET] (A+B joins two); known without: {known}."
     )
 
@@ -172,10 +174,10 @@ class OwnExamples:
         verdict = next((name for name in names if name.lower() == "label" and name not in used), None)
         is_verdict = verdict and self.is_guessed and all(isinstance(v.get(verdict), bool) for v in seen)
         self.verdict = verdict if is_verdict else None
-        # The instruction that all rows looked at bring along, if it is one.
+        # The instructions that the rows looked at bring along; None where one has none.
         own = [name for name in self.inputs if name.lower() in INSTRUCTIONS and len(self.inputs) > 1]
-        texts = {_instruction(values.get(own[0])) for values in seen} if own else {None}
-        self.instruction = texts.pop() if len(texts) == 1 else None
+        texts = (_instruction(values.get(own[0])) for values in seen if own)
+        self.instructions = list(dict.fromkeys(texts))
         self.left_out: Counter[str] = Counter()
         self.unused: dict[str, None] = {}
         self.kinds: dict[str, dict[str, str]] = {}
@@ -438,10 +440,17 @@ def _pool_original(config: Config) -> str:
 
 
 def _rows_instruction(rows: Rows, columns: tuple[str, str] | None) -> str:
-    """The instruction that all rows bring along; UserError if they bring none."""
-    if instruction := OwnExamples(rows, columns).instruction:
-        return instruction
-    raise UserError("Which instruction? Say instruction=TEXT, or give a pool file that has `original:`.")
+    """The one instruction that rows bring along; UserError if they bring none, or several."""
+    match OwnExamples(rows, columns).instructions:
+        case [str() as instruction]:
+            return instruction
+        case brought:
+            texts = [repr(text) for text in brought if text]
+    say = "Say instruction=TEXT, or give a pool file that has `original:`."
+    if texts:
+        such = " and ".join(texts[:2])
+        say += f" The rows bring {len(texts)} of their own, such as {such}, which stay before their inputs."
+    raise UserError(f"Which instruction? {say}")
 
 
 def write_own_task(given: Mapping[str, str], instruction: str, folder: Path) -> str:

@@ -116,6 +116,8 @@ COMMANDS = [
     (("eval", "{run}", "trainer.epochs=3"), "a run's settings stay as they were, but for data.root, "),
     (("eval", "{store}"), "runs; this command takes one"),
     (("select",), "Which rows?"),
+    (("select", "{tmp}/rows.csv"), "Rows are data={tmp}/rows.csv"),
+    (("train", "{tmp}/rows.csv"), "Rows are data={tmp}/rows.csv"),
     (("select", "data={tmp}/none.csv", *POOLED[1:]), "no such file"),
     (("select", "data={tmp}/rows.csv"), "Which instruction?"),
     (("select", *POOLED[:2]), "write POOL.yaml yourself"),

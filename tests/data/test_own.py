@@ -204,6 +204,9 @@ def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp
     plain = write(tmp_path / "plain.json", RECORDS)
     with pytest.raises(UserError, match="Which instruction"):
         own_sequence({"data": str(plain)}, [], config)
+    several = write(tmp_path / "several.json", [*rows, rows[0] | {"instruction": "Order."}])
+    with pytest.raises(UserError, match=r"The rows bring 2 of their own, such as 'Sort\.' and 'Order\.'"):
+        own_sequence({"data": str(several)}, [], config)
 
 
 def test_what_python_has_is_read_as_files_are():
@@ -473,6 +476,7 @@ FAULTS = [  # an ending, what is in the file, and what is said of it; a list is 
     ("jsonl", [], "no rows"),
     ("jsonl", [GOOD], "1 row; at least 2"),
     ("jsonl", [{"tweet": "a", "mood": "b"}], "no known pair of columns among tweet, mood. Name yours"),
+    ("csv", "text;label\na;b;c\n", "If ';' stands between its columns: data.delimiter=';'. Name yours"),
     ("jsonl", [GOOD, EMPTY] * 8, "empty target in line 2, line 4, line 6, line 8, line 10 and 3"),
     ("json", json.dumps([GOOD, {"text": "x"}]), "column 'label' is empty or absent in item 2."),
     ("jsonl", [*[GOOD] * 40, {**GOOD, "label": None}], "column 'label' is empty or absent in line 41."),
