@@ -66,29 +66,22 @@ def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list
     that hold one of the model's control tokens, which a chat template would take for its own.
     """
     n_empty = n_held = 0
-    pairs: set[int] = set()
-    target_of: dict[int, int] = {}
-    times: Counter[int] = Counter()
-    contrary: set[int] = set()
+    times: Counter[tuple[int, int]] = Counter()  # of an input with a target
     held: dict[str, None] = {}
     tokens = re.compile(
         "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)) or "$^"
     )
     for example in rows:
-        text, target = hash(example.input), hash(example.target)
-        pairs.add(hash((text, target)))
-        times[text] += 1
-        if target_of.setdefault(text, target) != target:
-            contrary.add(text)
+        times[hash(example.input), hash(example.target)] += 1
         n_empty += not example.input.strip()
         found = tokens.findall(f"{example.input}\n{example.target}")
         held.update(dict.fromkeys(found))
         n_held += bool(found)
-    n = times.total()
+    n, targets = times.total(), Counter(text for text, _ in times)
     checks = {
-        "duplicates": (n - len(pairs), f"repeat an earlier row; {len(pairs)} are distinct"),
+        "duplicates": (n - len(times), f"repeat an earlier row; {len(times)} are distinct"),
         "contradictions": (
-            sum(times[text] for text in contrary),
+            sum(count for (text, _), count in times.items() if targets[text] > 1),
             "have an input that also stands there with another target",
         ),
         "empty_inputs": (n_empty, "have an empty input"),
