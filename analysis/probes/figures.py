@@ -55,9 +55,10 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
         if variation.value:
             bars.bar(place, variation.value, width=0.66, color=colour, alpha=0.75)
             if variation.low is not None and variation.high is not None:
-                bars.vlines(place, variation.low, min(variation.high, 0.9 * top), color=BLACK, linewidth=1.2)
-                if variation.high > top:
-                    bars.text(place, 0.9 * top, f"to {variation.high:,.0f} %", fontsize=7, ha="center")
+                end = variation.high if variation.high <= top else 0.9 * top
+                bars.vlines(place, variation.low, end, color=BLACK, linewidth=1.2)
+                if end < variation.high:
+                    bars.text(place, end, f"to {variation.high:,.0f} %", fontsize=7, ha="center")
         else:
             _words(bars, place, 0.05, variation.text() if variation.value is None else NO_VARIANCE)
     points.axhline(0, color=GREY, linewidth=0.8, zorder=0)
