@@ -109,10 +109,8 @@ def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planne
     each = document["targets"]
     # Two of its four policies and pools read pools that these tasks do not have; three runs of each.
     assert each["table3"]["runs"] == 6
-    assert [(left["runs"], "mini_city" in left["reason"]) for left in each["table3"]["unplanned"]] == [
-        (3, True),
-        (3, True),
-    ]
+    unplanned = [(left["runs"], "mini_city" in left["reason"]) for left in each["table3"]["unplanned"]]
+    assert unplanned == [(3, True)] * 2
     unknown = {"paper": None, "peak": None}
     assert {name: alone["gpu_hours"] for name, alone in each.items()} == dict.fromkeys(each, unknown)
     assert to_do(document) < sum(to_do(each[name]) for name in ("table1", "table10", "figure4"))
@@ -193,16 +191,8 @@ def test_the_papers_scale_without_a_gpu_is_refused_with_a_plan(sapo, benchmarks)
     assert "needs a GPU" in done.err
     assert "No plan: " in done.err  # no data here
     small = ("model=llama2_7b_chat", "sequence=ni_seq_c1", "seed=0", f"data.root={benchmarks}")
-    done = sapo(
-        "reproduce",
-        "table1",
-        "--scale",
-        "paper",
-        *small,
-        "data.train_examples=2",
-        "data.test_examples=2",
-        "method.buffer=4",
-    )
+    few = ("data.train_examples=2", "data.test_examples=2", "method.buffer=4")
+    done = sapo("reproduce", "table1", "--scale", "paper", *small, *few)
     assert done.code == 2
     assert "Runs: 8" in done.err
     assert "llama2_7b_chat" in done.err

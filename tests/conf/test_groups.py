@@ -150,18 +150,14 @@ def test_a_value_that_is_given_wins_over_the_scale():
     config = load_one(["method=replay", "method.buffer=5", "scale=mini", "data.train_examples=null"])
     assert (config.method.buffer, config.data.train_examples, config.data.test_examples) == (5, None, 32)
     both = load(["trainer=mini,paper", "scorer.examples=7"])
-    assert [(c.scale.name, c.data.train_examples, c.scorer.examples) for c in both] == [
-        ("mini", 48, 7),
-        ("paper", 1000, 7),
-    ]
+    sizes = [(c.scale.name, c.data.train_examples, c.scorer.examples) for c in both]
+    assert sizes == [("mini", 48, 7), ("paper", 1000, 7)]
 
 
 def test_own_rows_are_taken_whole_beside_other_sequences_too():
     both = load(["sequence=own,mini_three", "sequence.tasks=[mini_city]", "data.test_examples=5"])
-    assert [(c.sequence.name, c.data.train_examples, c.data.test_examples) for c in both] == [
-        ("own", None, 5),
-        ("mini_three", 48, 5),
-    ]
+    sizes = [(c.sequence.name, c.data.train_examples, c.data.test_examples) for c in both]
+    assert sizes == [("own", None, 5), ("mini_three", 48, 5)]
 
 
 def test_probe_sequences_are_the_papers():

@@ -50,18 +50,10 @@ def test_a_run_select_and_select_prompt_score_the_same_rows(tiny_config, tmp_pat
     (tmp_path / "pool.yaml").write_text(
         "original: Give the rest by three.\nprompts: [Divide by three and give the rest.]\n"
     )
-    config = tiny_config(
-        "sequence=own",
-        "sequence.tasks=[digits]",
-        f"data.root='{tmp_path}'",
-        f"paraphrases.file='{tmp_path / 'pool.yaml'}'",
-        "paraphrases=file",
-        "policy=sapo",
-        "scorer.examples=12",
-        "data.train_examples=100",
-        "data.max_input_tokens=512",
-        "seed=3",
-    )
+    pool = f"paraphrases.file='{tmp_path / 'pool.yaml'}'"
+    own = ("sequence=own", "sequence.tasks=[digits]", f"data.root='{tmp_path}'", pool, "paraphrases=file")
+    sizes = ("scorer.examples=12", "data.train_examples=100", "data.max_input_tokens=512")
+    config = tiny_config(*own, *sizes, "policy=sapo", "seed=3")
     asked = []
 
     class Watched:

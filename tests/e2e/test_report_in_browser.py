@@ -2,11 +2,9 @@
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pandas as pd
 import pytest
 from made_up import candidate, edit_run, write_run
 from matplotlib.image import imread
+from tiny import call
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
@@ -65,11 +64,10 @@ def page(workplace):
     """The page of two runs whose every text is hostile."""
     for policy in ("static", "sapo"):
         hostile_run(workplace / "store" / "runs", policy)
-    program = Path(sys.executable).with_name("sapo")
-    environment = os.environ | {"SAPO_STORE": str(workplace / "store")}
-    command = [program, "analyze", "static", "sapo", "--report", "--output", workplace / "out"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAPO_STORE", str(workplace / "store"))
+        done = call("analyze", "static", "sapo", "--report", "--output", workplace / "out")
+    assert done.code == 0, done.err
     return workplace / "out" / "report.html"
 
 

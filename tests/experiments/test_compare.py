@@ -183,14 +183,8 @@ def test_one_value_of_every_setting_but_the_seed(given, config):
 def test_the_commands_that_train_for_good_name_the_prompt_and_the_data(given, config, tmp_path):
     setting = prepare(given, [config()])
     folder = tmp_path / "report"
-    train, export = write_task(
-        setting,
-        given,
-        ["model=tiny_llama", "compare.unseen=2", "seed=0"],
-        "chosen",
-        [setting.pool.at(3)],
-        folder,
-    )
+    asked = ["model=tiny_llama", "compare.unseen=2", "seed=0"]
+    train, export = write_task(setting, given, asked, "chosen", [setting.pool.at(3)], folder)
     assert train == (
         f"sapo train sequence=own data.root={folder} 'sequence.tasks=[parity]' policy=fixed policy.index=3 "
         f"model=tiny_llama paraphrases.file={folder / 'pool.yaml'} data.train_examples=null"
@@ -266,14 +260,8 @@ def test_objects_that_a_caller_has_are_compared_and_left_as_they_are(tiny_config
     rows = DatasetDict({"train": whole.select(range(30)), "validation": whole.select(range(30, 45))})
     settings = ["scorer.examples=20", "compare.train=[original,chosen]", "compare.serve=[trained,none]"]
     settings += ["compare.retain=[]", "trainer.epochs=1", "evaluator.max_new_tokens=4"]
-    found = compare_prompts(
-        held.base,
-        held.tokenizer,
-        rows,
-        [ORIGINAL, *PARAPHRASES],
-        labels={0: "even", 1: "odd"},
-        settings=settings,
-    )
+    named = {"labels": {0: "even", 1: "odd"}, "settings": settings}
+    found = compare_prompts(held.base, held.tokenizer, rows, [ORIGINAL, *PARAPHRASES], **named)
     assert len(found.answers[["served", "row"]].drop_duplicates()) == 2 * 15
     assert found.trained == [UNTOUCHED, "original", "chosen"]
     assert found.served == ["trained", "none"]

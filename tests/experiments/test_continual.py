@@ -8,6 +8,7 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import SMALL
 
 from sapo.conf.load import choices, load_one
 from sapo.conf.schema import Config
@@ -22,16 +23,9 @@ from sapo.experiments.plan import plan_jobs
 from sapo.experiments.run import run as run_jobs
 from sapo.experiments.runs import write_run
 
-SMALL = (
-    "model=tiny_llama",
-    "sequence.tasks=[mini_price,mini_topic]",
-    "paraphrases.count=3",
-    "trainer.epochs=1",
-    "data.train_examples=4",
-    "data.test_examples=1",
-    "scorer.examples=2",
-    "evaluator.max_new_tokens=2",
-    "engine.device=cpu",
+FEW = (
+    *(*SMALL, "sequence.tasks=[mini_price,mini_topic]", "data.train_examples=4", "data.test_examples=1"),
+    *("scorer.examples=2", "evaluator.max_new_tokens=2"),
 )
 
 
@@ -43,7 +37,7 @@ def store(tmp_path_factory):
 
 @cache
 def config(*overrides: str) -> Config:
-    return load_one([*SMALL, *overrides])
+    return load_one([*FEW, *overrides])
 
 
 def finish(configs: list[Config], store: Store):
@@ -290,12 +284,6 @@ def test_eight_frames_lie_between_the_command_and_an_optimizer_step(tmp_path, mo
     asked = config("policy=static", "sequence.tasks=[mini_city]")
     run_jobs([Job(asked)], LocalEngine(Store(tmp_path / "store")))
     (own,) = {tuple(one) for one in frames}
-    assert [name.removeprefix("sapo.experiments.") for name in own] == [
-        "model.training.train",
-        "stages.compute",
-        "engine.local.run",
-        "continual.one_after_another",
-        "continual.run_sequence",
-        "run._outcome",
-        "run.run",
-    ]  # and the command
+    way = "model.training.train stages.compute engine.local.run continual.one_after_another "
+    way += "continual.run_sequence run._outcome run.run"  # and the command
+    assert [name.removeprefix("sapo.experiments.") for name in own] == way.split()

@@ -30,17 +30,10 @@ from sapo.experiments.probe import (
 )
 from sapo.experiments.stages import BASE
 
-SMALL = (
-    "experiment=probe_mini",
-    "model=tiny_llama",
-    "policy.index=-1",
-    "sequence.unseen=[mini_topic]",
-    "trainer.epochs=1",
-    "data.train_examples=4",
-    "data.test_examples=1",
-    "scorer.examples=3",
-    "evaluator.max_new_tokens=1",
-    "engine.device=cpu",
+FEW = (
+    *("experiment=probe_mini", "model=tiny_llama", "policy.index=-1", "sequence.unseen=[mini_topic]"),
+    *("trainer.epochs=1", "data.train_examples=4", "data.test_examples=1", "scorer.examples=3"),
+    *("evaluator.max_new_tokens=1", "engine.device=cpu"),
 )
 TABLES = ("losses", "answers", "gradients")
 
@@ -48,7 +41,7 @@ TABLES = ("losses", "answers", "gradients")
 def configs(*overrides: str, prompts: Sequence[int] = (-1, 0, 1, 2)) -> list[Config]:
     """A small probe's runs; composed once, since that takes longer than a tiny model's stages."""
     said = {override.split("=")[0] for override in overrides}
-    return variants(load_one([*(s for s in SMALL if s.split("=")[0] not in said), *overrides]), prompts)
+    return variants(load_one([*(s for s in FEW if s.split("=")[0] not in said), *overrides]), prompts)
 
 
 def jobs(*overrides: str, prompts: Sequence[int] = (-1, 0, 1, 2)) -> list[Job]:

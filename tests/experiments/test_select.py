@@ -107,12 +107,9 @@ def test_by_example_the_test_is_scipys_paired_t_test_with_bonferroni(select):
         assert (row.difference_low, row.difference_high) == pytest.approx((together.low, together.high))
     lead = stats.ttest_rel(means[selection.chosen.index], means[selection.runner_up.index])
     comparisons = 3 if -1 in (selection.chosen.index, selection.runner_up.index) else 1
-    assert (selection.lead.estimate, selection.lead.p) == pytest.approx(
-        (
-            (means[selection.chosen.index] - means[selection.runner_up.index]).mean(),
-            min(1, comparisons * lead.pvalue),
-        )
-    )
+    gap = (means[selection.chosen.index] - means[selection.runner_up.index]).mean()
+    assert selection.lead.estimate == pytest.approx(gap)
+    assert selection.lead.p == pytest.approx(min(1, comparisons * lead.pvalue))
 
 
 def test_by_token_the_error_is_that_of_a_ratio(usual):
@@ -190,13 +187,8 @@ def test_every_form_of_examples_gives_the_same_ranking(select, usual, examples):
 
 def test_columns_by_name_and_rendering(select):
     rows, options = [{"asked": q, "said": a} for q, a in PAIRS], {"enable_thinking": False}
-    selection = select(
-        examples=rows,
-        columns=("asked", "said"),
-        suffix="Answer:",
-        separator="Number:",
-        template_options=options,
-    )
+    frame = {"suffix": "Answer:", "separator": "Number:", "template_options": options}
+    selection = select(examples=rows, columns=("asked", "said"), **frame)
     turn = f"{selection.chosen.text}\n\nNumber:\nnumber 1\n\nAnswer:"
     row = {
         "prompt": [{"role": "user", "content": turn}],

@@ -83,7 +83,9 @@ def test_what_is_served_as_it_was_trained_passes(checked, style):
 PLANTED = [*(("vllm", fault) for fault in NAMED), ("llama", "twice"), ("llama", "bos"), ("serve", "bare")]
 
 
-@pytest.mark.parametrize(("style", "fault"), [*PLANTED, ("serve", "system"), ("answers", "twice")])
+@pytest.mark.parametrize(
+    ("style", "fault"), [*PLANTED, ("serve", "system"), ("serve", "part"), ("answers", "twice")]
+)
 def test_a_planted_fault_is_found_and_named(checked, style, fault):
     found = checked(style, fault)
     wrong = [each for each in found.values() if each.required and not each.ok]

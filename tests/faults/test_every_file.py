@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from damaging import DAMAGES, stored_files
-from disturbing import EXPERIMENT
+from tiny import SMALL
 
 from sapo.analysis.probes.results import load_probe
 from sapo.analysis.results import load_run
@@ -19,13 +19,12 @@ from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
 from sapo.experiments.run import run
 
-SMALL = (*EXPERIMENT[1:], "trainer.epochs=1", "data.train_examples=4", "data.test_examples=2")
-PROBE = ("policy=fixed", "policy.last_only=true", "policy.index=-1", "trainer.epochs=1", "scorer.examples=3")
+FEW = (*SMALL, "data.train_examples=4", "data.test_examples=2")
+PROBE = ("policy=fixed", "policy.last_only=true", "policy.index=-1", "scorer.examples=3")
 # What methods keep between tasks, and what probes are made of.
 KEPT = {
     "ewc": ("fisher.safetensors", "anchor.safetensors"),
-    "replay": ("tasks.json", "examples.jsonl"),
-    "inscl": ("selection.json",),
+    "inscl": ("tasks.json", "examples.jsonl", "selection.json"),
 }
 PROBED = ("probe.json", "losses.parquet", "answers.parquet", "gradients.parquet", "manifest.json")
 
@@ -37,9 +36,9 @@ def others(tmp_path_factory, run_probes):
     engine = LocalEngine(Store(root))
     for method in KEPT:
         buffer = () if method == "ewc" else ("method.buffer=3",)
-        configs = load([*SMALL, "policy=static", f"method={method}", *buffer])
+        configs = load([*FEW, "policy=static", f"method={method}", *buffer])
         run([Job(config) for config in configs], engine, keep_going=False)
-    config = load_one([*SMALL, *PROBE])
+    config = load_one([*FEW, *PROBE])
     policies = (replace(config.policy, index=index) for index in (-1, 0, 1))
     run_probes([replace(config, policy=policy) for policy in policies], engine, gradients=True)
     return root
