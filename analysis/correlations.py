@@ -83,8 +83,8 @@ def prompt_variants(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     groups: dict[tuple, dict[str | None, RunResult]] = {}
     for run in runs:
         record, (*earlier, last) = run.record, run.tasks
-        key = (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, record.parity)
-        key += (*map(record.prompts.get, earlier), digest(record.comparable))
+        settings = (run.model, run.sequence, run.tasks, run.unseen, run.method, run.seed, record.parity)
+        key = (*settings, *map(record.prompts.get, earlier), digest(record.comparable))
         groups.setdefault(key, {}).setdefault(record.prompts.get(last), run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
