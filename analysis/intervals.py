@@ -261,6 +261,23 @@ def jackknife_interval(rows: Array, statistic: Callable[[Array], Array], unit: s
     return Interval(value, value / factor, value * factor, n)
 
 
+def lone_row(
+    rows: Array, statistic: Callable[[Array], Array], found: Interval
+) -> tuple[int, Interval] | None:
+    """The row that alone makes a jackknife interval, and what the interval is without it; or None.
+
+    Without such a row the interval ends at less than a third (of normal rows one in 25 does so, if they are
+    eight), or nothing varies any more.
+    """
+    if not found.value or found.n < FEWEST_FOR_INTERVAL:
+        return None
+    rests = [np.delete(rows, row, axis=0) for row in range(len(rows))]
+    row = int(np.argmin(np.nan_to_num(statistic(np.stack(rests)))))
+    without = jackknife_interval(rests[row], statistic)
+    is_alone = not without.value or (found.high and without.high and 3 * without.high < found.high)
+    return (row, without) if is_alone else None
+
+
 def mean_interval(values: Sequence[float], unit: str, draws: int = DRAWS, seed: int = 0) -> Interval:
     """The mean of `values` with its interval over them."""
     rows = np.asarray(values, dtype=float)[:, None]

@@ -14,6 +14,7 @@ from sapo.analysis.intervals import (
     FEWEST_FOR_INTERVAL,
     Interval,
     holm,
+    lone_row,
     mean_interval,
 )
 from sapo.analysis.page import Report
@@ -119,6 +120,16 @@ def figure1(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
         where = f"{probe.sequence}, {measure_name(measure)}"
         for task, reason in result.no_change.items():
             report.warnings.append(f"{where}, {short_name(task)}: no relative change ({reason}).")
+        scores = probe.outcomes(measure)
+        for task, cell in result.variation.items():
+            alone = lone_row(scores[[task]].to_numpy(dtype=float), statistics.mean_variation, cell)
+            if alone:
+                prompt, without = prompt_name(int(scores.index[alone[0]])), alone[1]
+                rest = f"it is {without.text(2)} %" if without.value else "nothing varies"
+                report.warnings.append(
+                    f"Figure 1, {where}, {short_name(task)}: {prompt} alone makes the coefficient of "
+                    f"variation what it is, {cell.text(2)} %: {rest} without it."
+                )
         for what in ("in_task", "cross_task", "ratio"):
             if gap := _gap(getattr(result, what)):
                 report.warnings.append(f"Figure 1, {where}, {what.replace('_', '-')}: {gap}.")

@@ -17,6 +17,7 @@ from sapo.analysis.intervals import (
     holm,
     jackknife_interval,
     joined,
+    lone_row,
     mean_interval,
     mean_off_diagonal,
     metric_intervals,
@@ -215,6 +216,13 @@ def test_a_spread_that_hangs_on_one_row_has_no_interval():
     lone = jackknife_interval(rows, spread)
     assert lone.value == pytest.approx(1 / np.sqrt(6))
     assert (lone.low, lone.reason) == (None, "without one of the prompts nothing varies")
+    assert lone_row(rows, spread, lone)[0] == 5
+    # Of values that are evenly spread no row alone makes the interval; one far away does.
+    even = np.arange(9.0)[:, None]
+    assert lone_row(even, spread, jackknife_interval(even, spread)) is None
+    even[2] = 500.0
+    row, without = lone_row(even, spread, jackknife_interval(even, spread))
+    assert (row, without) == (2, jackknife_interval(np.delete(even, 2, axis=0), spread))
     nothing = jackknife_interval(np.ones((6, 1)), spread)
     assert (nothing.value, nothing.low, nothing.reason) == (0.0, None, "nothing varies")
     few = jackknife_interval(np.arange(4.0)[:, None], spread, "pairs")

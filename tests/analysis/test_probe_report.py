@@ -160,7 +160,9 @@ def test_what_was_not_generated_is_left_out_in_one_line(whole, drawn, tmp_path, 
     assert not (tmp_path / "none").exists()
 
 
-def test_an_interval_far_wider_than_others_is_cut_and_says_so(whole):
+def test_an_interval_far_wider_than_others_is_cut_and_who_makes_one_alone_is_said(
+    whole, tmp_path, monkeypatch
+):
     finals = whole.finals.copy()
     others = {task: finals["task"] == task for task in whole.unseen}
     broken, alike, other, zero = list(others.values())[:4]
@@ -177,6 +179,12 @@ def test_an_interval_far_wider_than_others_is_cut_and_says_so(whole):
     assert max(cell.value or 0 for cell in result.variation.values()) < bars.get_ylim()[1] < high / 4
     words = [text.get_text() for text in bars.texts if text.get_text()]
     assert words == [f"to {high:,.0f} %", "no variance", "0 under every prompt"]
+    monkeypatch.setattr(reports, "load_probe", lambda folder: probe)
+    found = probe_report([tmp_path], ["figure1"], tmp_path / "out", ["rougeL"])
+    first, second = (line for line in found.warnings if "alone makes" in line)
+    assert "NI618: prompt 3 alone makes" in first
+    assert ": original alone makes" in second
+    assert second.endswith("nothing varies without it.")
     effects = probe_effects(probe, "rougeL")
     panel = correlation_heatmap(effects).axes[0]
     marked = [text.get_position() for text in panel.texts if text.get_text() == "no\nvariance"]
