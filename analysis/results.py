@@ -157,6 +157,10 @@ def settings_of(run: RunResult) -> dict[str, str]:
         data = read_yaml(config).get("data", {})
         facts["data"] = {name: data.get(name) or "all" for name in ("train_examples", "test_examples")}
         facts["data"] |= {name: data.get(name) for name in ("separator", "label_blanks")}
+    # Settings of the data that decide what a model is tested with.
+    own = dict(facts.get("evaluator", {}))
+    moved = {name: own.pop(name) for name in ("truncation", "max_input_tokens", "layout") if name in own}
+    facts |= {"evaluator": own, "data": facts.get("data", {}) | moved}
     facts["training rows"] = digest(identity.get("train"))[:DIGEST]
     facts["test rows"] = digest(run.test_rows or run.record.comparable.get("data"))[:DIGEST]
     return flat(facts)

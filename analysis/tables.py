@@ -170,7 +170,7 @@ def grouped(runs: Sequence[RunResult]) -> dict[Group, list[Variant]]:
     found: dict[Group, dict[tuple[str, tuple[str, ...]], list[RunResult]]] = {}
     for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
         facts = settings_of(run) if settings else {}
-        values = tuple(facts.get(name, "-") for name in settings)
+        values = tuple(facts.get(name, "default") for name in settings)
         key = (run.model, run.sequence, run.method, run.record.parity)
         found.setdefault(key, {}).setdefault((run.policy, values), []).append(run)
     groups: dict[Group, list[Variant]] = {}
