@@ -1,5 +1,6 @@
 """The page of what real data have shown says what its files hold."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,39 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "results"
 
 
-@pytest.mark.parametrize(("name", "place"), [("ni_probe_c3", 0), ("ni_probe_m3", 1)])
-def test_the_numbers_of_a_pair_are_those_of_its_prompts(name, place):
-    rows = (
-        line.strip("|").split("|") for line in (PAGE / "README.md").read_text().splitlines() if "|" in line
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (PAGE / "README.md").read_text().splitlines()
+    if line.startswith("|")
+]
+HEADER = next(row for row in ROWS if row[-1] == "paper")
+PAIRS = [title.partition(":")[0] for title in HEADER[1:-1]]
+
+
+def test_every_pair_has_its_column():
+    assert [f"ni_probe_{pair.lower()}, seed 0" for pair in PAIRS] == list(
+        pd.read_csv(PAGE / "figure1.csv")["probe"]
     )
-    said = {title.strip(): values[place].strip() for title, *values in rows if len(values) == 3}
+
+
+def test_verdicts_and_estimates_are_those_of_the_claims():
+    claims = pd.read_csv(PAGE / "claims_claims.csv").set_index("id")
+    said = {row[0].split(")")[0].strip("("): row for row in reversed(ROWS) if row[0].startswith("(")}
+    for claim in ("a", "b", "c"):
+        _, estimate, p, verdict = said[claim]
+        row = claims.loc[claim]
+        for text, value in zip(
+            re.findall(r"-?[\d.]+", estimate), row[["estimate", "low", "high"]], strict=True
+        ):
+            assert float(text) == pytest.approx(value, abs=0.51 * 10 ** -len(text.partition(".")[2])), claim
+        assert float(p) == pytest.approx(row["p_holm"], rel=0.05)
+        assert verdict.strip("*").startswith(row["verdict"])
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_numbers_of_a_pair_are_those_of_its_prompts(pair):
+    name, place = f"ni_probe_{pair.lower()}", 1 + PAIRS.index(pair)
+    said = {row[0]: row[place] for row in ROWS if len(row) == len(HEADER)}
     (file,) = (path for path in PAGE.glob(f"figure1_{name}-*_nll.csv"))
     points = pd.read_csv(file)
     others = points[points["role"] != "training"].pivot(index="prompt", columns="task", values="score")
@@ -45,7 +73,7 @@ def test_the_numbers_of_a_pair_are_those_of_its_prompts(name, place):
         said["(a) spread over prompts on the trained task (coefficient of variation, %)"]
         == spread["in-task CV (%)"]
     )
-    assert said["the same on the nine other tasks"] == spread["cross-task CV (%)"]
-    assert said["p that they are alike (permutation, Holm over the two)"] == str(spread["p (Holm)"])
+    assert said["the same on the other tasks"] == spread["cross-task CV (%)"]
+    assert said["p that they are alike (permutation, Holm over the pairs)"] == str(spread["p (Holm)"])
     assert said["(b) mean correlation between other tasks (Spearman)"] == cell["mean off the diagonal"]
     assert said["p that they are unrelated (permutation, Holm)"] == str(cell["p (Holm)"])
