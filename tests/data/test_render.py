@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import refusal
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sapo.conf.errors import UserError
 from sapo.conf.layout import layout_of
@@ -439,3 +441,21 @@ def test_the_published_code_has_the_prompt_choose_the_separator(separator, promp
 def test_the_chinese_separator_is_for_chinese(instruction, language):
     task = own_task("t", instruction)
     assert (task.language, task.separator) == (language, {"zh": "文本:", "en": "Text:"}[language])
+
+
+def test_a_tokenizer_that_merges_over_the_border_trains_on_the_tokens_that_answers_are_made_of():
+    """A merge of the last character of the prompt with the first of the target: both stay apart."""
+    plain = tiny_tokenizer()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*alphabet, "\u010ag"])}  # a newline and g
+    merging = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u010a", "g")]))
+    merging.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    own = PreTrainedTokenizerFast(tokenizer_object=merging, **plain.special_tokens_map)
+    own.chat_template = plain.chat_template
+    renderer = Renderer(own, {}, 100)
+    (row,) = renderer.render(TASK, "Say.", [EXAMPLE])
+    text = renderer.prompt_text(TASK, "Say.", EXAMPLE.input)
+    whole = own(text + "good<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    assert vocabulary["\u010ag"] in whole  # the two would be one token
+    assert row.prompt_ids == own(text, add_special_tokens=False)["input_ids"]
+    assert row.target_ids == own("good<|im_end|>\n", add_special_tokens=False)["input_ids"]
