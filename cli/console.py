@@ -297,21 +297,25 @@ class Progress:
             self._say("")
 
     def _say(self, what: str) -> None:
-        """What goes on, and about how long the rest takes, once each kind that it has was computed here."""
         self._what = what
+        self._show()
+
+    def _show(self) -> None:
+        """What goes on, and about how long the rest takes, once each kind that it has was computed here."""
+        what = self._what
         left = {kind: count for kind, count in list(self._left.items()) if count > 0}
         if left and left.keys() <= self._took.keys():
             takes = {kind: fmean(self._took[kind]) for kind in left}
             now, begun = time.monotonic(), list(self._begun.values())
             seconds = sum(count * takes[kind] for kind, count in left.items())
             seconds -= sum(min(takes.get(kind, 0.0), now - since) for kind, since in begun)
-            rest = f"about {duration(seconds / max(1, len(begun)))} left"
+            rest = f"about {duration(seconds / max(1, len(begun)))} left" if seconds > 0 else ""
             what = "; ".join(filter(None, [rest, what]))
         self._bar.update(self._row, description=what)
 
     def _look(self, every: float) -> None:
         while not self._over.wait(every):
-            self._say(self._what)
+            self._show()
             self.show_trainings()
 
     def show_trainings(self) -> None:

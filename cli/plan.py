@@ -15,9 +15,9 @@ EXAMPLES = (
 )
 
 _NOTES = (
-    "Estimates: tokens from characters; time from rates measured on one device with the model, shared out "
-    "over engine.devices; disk as adapters in float32 and tables of answers; memory of one row at a time, as "
-    "long as settings allow.",
+    "Estimates: tokens from characters; time from rates measured on one device with the model, rows "
+    "dealt over engine.devices; disk as adapters in float32 and tables of answers; memory of one row at a "
+    "time, as long as settings allow.",
     "Trainings whose prompt is still to be chosen are to do.",
 )
 _RATES = ("H20 h", "H100 h")

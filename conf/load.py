@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl  # private: hence hydra-core<1.4
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -268,7 +268,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         try:
             parsed += OverridesParser.create().parse_overrides([override])
         except HydraException as error:
-            if "=" not in override and Path(override).exists():
+            if "=" not in override and os.path.exists(override):
                 raise UserError(
                     f"{override} is neither a setting nor a job file (.yaml). Rows are data={override}, a "
                     f"model's folder is model={override}."

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,23 @@ def _shape(rows: tuple[Example, ...], frame: tuple[Any, ...], key: str) -> Shape
     return Shape(prefix, sum(own) / len(sample) * len(rows), len(rows), max(targets))
 
 
+def pass_of(config: Config) -> int:
+    """What a forward pass costs on the config's device, as a number of tokens."""
+    sizes = sizes_of(config)
+    return budgets.pass_tokens(device_of(config), sizes.met if sizes else _LAYER_WEIGHTS)
+
+
+def devices_of(config: Config) -> int:
+    """On how many devices a stage's time is shared out; a CPU's processes share its cores."""
+    return 1 if device_of(config).type == "cpu" else config.engine.devices
+
+
 @dataclass
 class Estimate:
-    """The work of stages that one process computes in turn: what the untouched model says is kept."""
+    """The work of stages that one process computes in turn: what the untouched model says is kept.
+
+    It is that of each of the devices that compute a stage, of which every one reads what rows begin with.
+    """
 
     untouched: set[tuple[str, str, str]] = field(default_factory=set)
 
@@ -111,28 +125,28 @@ class Estimate:
         """The least and the most that a stage is likely to have a device do."""
         config = stage.config
         shapes = [shape_of(task, rows, config) for task, rows, *_ in stage.readings]
-        sizes = sizes_of(config)
-        weights = sizes.others / sizes.layers if sizes else _LAYER_WEIGHTS
-        is_cpu = device_of(config).type == "cpu"
-        a_pass = budgets.pass_tokens(device_of(config), weights)
+        is_cpu, n_devices, a_pass = device_of(config).type == "cpu", devices_of(config), pass_of(config)
         reading = config.evaluator.batch_tokens or (budgets.CPU_READING if is_cpu else budgets.LARGEST)
+        training = config.trainer.micro_batch_tokens or (budgets.CPU_TRAINING if is_cpu else budgets.LARGEST)
         if isinstance(stage, Train):
-            own = config.trainer.micro_batch_tokens or (budgets.CPU_TRAINING if is_cpu else budgets.LARGEST)
-            work = Work(trained=_training(stage, shapes, a_pass, own))
+            work = Work(trained=_training(stage, shapes, a_pass, training))
             return work, work
         if isinstance(stage, Score):
             # All rows under each prompt; of a race at least its first round, and one prompt to the end.
+            shapes = shapes[: math.ceil(len(shapes) / n_devices)]
             whole = [a_pass * (1 + s.own // reading) + s.prefix + s.own for s in shapes]
             most, rows = Work(read=sum(whole)), len(stage.examples)
             if config.scorer.name != "race" or rows <= FIRST_ROUND:
                 return most, most
             first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
             return Work(read=sum(first) + whole[0] - first[0]), most
-        (shape,) = shapes
-        once = a_pass * (1 + shape.own // reading) + shape.prefix + shape.own
+        (whole_shape,) = shapes
+        rows = math.ceil(whole_shape.rows / n_devices)
+        shape = replace(whole_shape, rows=rows, own=whole_shape.own * rows / max(1, whole_shape.rows))
         if not isinstance(stage, Evaluate):  # a gradient
-            work = Work(trained=once)
+            work = Work(trained=a_pass * (1 + shape.own // training) + shape.prefix + shape.own)
             return work, work
+        once = a_pass * (1 + shape.own // reading) + shape.prefix + shape.own
         answers, is_trained = config.evaluator.answers, stage.state != BASE
         row = config.model.name, stage.task.name, stage.prompt.text
         is_kept = row in self.untouched and is_cpu
@@ -166,9 +180,11 @@ def _training(stage: Train, shapes: Sequence[Shape], a_pass: int, micro_batch: i
         own, prefix = own + rows * prefix, 0
     steps = optimizer_steps(rows, trainer)
     prompts = min(trainer.global_batch, sum(len(one.prompts) for one in stage.tasks))
-    passes = prompts + trainer.global_batch * mean // micro_batch
+    n_devices = devices_of(config)
+    passes = prompts + trainer.global_batch * mean / n_devices // micro_batch
     epochs = steps / math.ceil(max(1, rows) / trainer.global_batch)
-    return epochs * own + steps * (prompts * prefix + passes * a_pass) + fisher * (mean + prefix + a_pass)
+    every_step = prompts * prefix + passes * a_pass
+    return epochs * own / n_devices + steps * every_step + fisher * (mean + prefix + a_pass)
 
 
 # --- measured rates ----------------------------------------------------------------------------------------
@@ -191,12 +207,14 @@ class Rates:
     a_pass: int
 
     def seconds(self, stage: Stage, work: Work) -> float:
-        """How long a stage takes with this work, dealt over its devices."""
+        """How long a stage takes with this work."""
         generating = self.steps * (self.a_pass + self.rows)
-        seconds = (
-            work.trained / self.training + work.read / self.reading + work.generated / generating
-        ) / stage.config.engine.devices
-        return self.beside["train" if stage.kind == "gradient" else stage.kind] + seconds
+        return (
+            self.beside["train" if stage.kind == "gradient" else stage.kind]
+            + work.trained / self.training
+            + work.read / self.reading
+            + work.generated / generating
+        )
 
 
 def place_of(config: Config) -> dict[str, str]:
@@ -232,8 +250,10 @@ def find_rates(config: Config) -> tuple[Rates | None, str]:
         if not (min(numbers[:3]) > 0 and all(map(math.isfinite, numbers))):
             raise ValueError("a rate is not above 0")
         kinds = set(found.beside) == {"score", "train", "evaluate"}
-        if not (kinds and isinstance(found.place, dict) and found.rows > 0 and found.a_pass >= 0):
+        if not (kinds and isinstance(found.place, dict) and found.rows > 0):
             raise ValueError("it is not whole")
+        if found.a_pass != pass_of(config):
+            raise ValueError("it counts a pass as another number of tokens")
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -275,4 +295,5 @@ def hours_of_peak(stage: Stage, work: Work) -> float | None:
     if parameters <= 0:
         return None
     operations = _READ * (work.read + work.generated) + _TRAINED * work.trained
+    operations *= devices_of(stage.config)
     return operations * parameters / (PEAK * SHARE) / 3600

@@ -98,11 +98,13 @@ def pass_tokens(device: torch.device, layer_weights: float) -> int:
 
 
 def layer_weights(config: PreTrainedConfig) -> float:
-    """Weights of a layer of a decoder with a gated network, as Llama and Qwen have it."""
+    """Weights of a layer that a token meets, with gated networks, as Llama and Qwen have them."""
     heads, size = _heads(config)
     n_heads = getattr(config, "num_attention_heads", None) or 1
     attention = 2 * config.hidden_size * size * (n_heads + heads)
-    return float(attention + 3 * config.hidden_size * _intermediate(config))
+    width = getattr(config, "moe_intermediate_size", None) or _intermediate(config)
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    return float(attention + 3 * config.hidden_size * width * experts)
 
 
 def layer_elements(config: PreTrainedConfig) -> int:
@@ -111,8 +113,9 @@ def layer_elements(config: PreTrainedConfig) -> int:
 
 
 def _intermediate(config: PreTrainedConfig) -> int:
-    """Configs that name no intermediate size mean four hidden ones."""
-    return int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    """The widest of the layers; configs that name none mean four hidden sizes."""
+    size = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(max(size) if isinstance(size, list | tuple) else size)
 
 
 def _heads(config: PreTrainedConfig) -> tuple[int, int]:

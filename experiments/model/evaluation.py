@@ -140,7 +140,8 @@ def target_losses(
     lengths = [len(each.input_ids) for each in rendered]
     budget = reading_tokens(model, config.evaluator.batch_tokens)
     found = dict(in_batches(lengths, budget, pass_tokens(model), work, prefix.length))
-    sums = torch.stack([found[i] for i in range(len(rendered))]).tolist()  # one wait for a GPU
+    # One wait for a GPU. Of few rows dealt over many devices, one may have none.
+    sums = torch.stack([found[i] for i in range(len(rendered))]).tolist() if found else []
     return pd.DataFrame(sums, columns=["nll", "kl"])
 
 

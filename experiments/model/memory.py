@@ -14,7 +14,7 @@ from sapo.conf.schema import Config
 from sapo.data.render import MAX_TARGET_TOKENS
 from sapo.experiments.model import preflight
 from sapo.experiments.model.adapters import ALL_LINEAR
-from sapo.experiments.model.budgets import LOGIT_BYTES, layer_elements
+from sapo.experiments.model.budgets import LOGIT_BYTES, layer_elements, layer_weights
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of, dtype_of
 
@@ -32,12 +32,14 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 class Sizes:
     """Parameters of a model, in embeddings and output layer and in all else; what a layer keeps of a token.
 
+    `met` has those of a layer that a token meets, which are fewer where a layer has experts.
     `adapted` has the rows and columns of all matrices that get an adapter: parameters of one of rank 1.
     """
 
     embedded: float
     others: float
     layers: float
+    met: float
     width: float
     kept: float
     vocabulary: int
@@ -77,7 +79,8 @@ def sizes_of(config: Config) -> Sizes | None:
     width = across / _LAYERS
     embedded, others = model.embeddings * 1e9, (model.parameters - model.embeddings) * 1e9
     adapted = 2 * len(model.lora_targets) * across
-    return Sizes(embedded, others, _LAYERS, width, _WIDTHS_KEPT * width, _VOCABULARY, adapted)
+    met = others / _LAYERS
+    return Sizes(embedded, others, _LAYERS, met, width, _WIDTHS_KEPT * width, _VOCABULARY, adapted)
 
 
 @lru_cache(maxsize=64)
@@ -97,7 +100,8 @@ def _read_sizes(key: str, targets: tuple[str, ...]) -> Sizes:
     text = base.config.get_text_config()
     others = sum(parameter.numel() for parameter in base.parameters()) - embedded
     layers, width = text.num_hidden_layers, text.hidden_size
-    return Sizes(embedded, others, layers, width, layer_elements(text), text.vocab_size, adapted)
+    kept, met = layer_elements(text), layer_weights(text)
+    return Sizes(embedded, others, layers, met, width, kept, text.vocab_size, adapted)
 
 
 def adapter_bytes(config: Config) -> float:

@@ -4,8 +4,10 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
@@ -13,6 +15,7 @@ from sapo.experiments import costs
 from sapo.experiments.costs import Estimate, Rates, Work, find_rates, hours_of_paper, hours_of_peak
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
+from sapo.experiments.model import budgets
 from sapo.experiments.model.budgets import CPU_PASS
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
@@ -67,8 +70,6 @@ def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_co
     stage = Evaluate(config, BASE, TASK, PROMPT)
     rates = rates_here(config)
     assert rates.seconds(stage, Work(100, 200, 2 * (CPU_PASS + 10))) == 2.0 + 1.0 + 0.5 + 1.0
-    shared = Evaluate(tiny_config("engine.devices=2"), BASE, TASK, PROMPT)
-    assert rates.seconds(shared, Work(100, 200, 2 * (CPU_PASS + 10))) == 2.0 + 0.5 + 0.25 + 0.5
     assert Prices().cost(stage).seconds is None
     costs.save_rates(config, rates)
     least, most = Estimate().work(stage)
@@ -121,3 +122,40 @@ def test_tokens_of_a_model_that_is_not_here_are_estimated(tiny_config, tmp_path,
     assert shape.rows == 24
     assert 10 < shape.prefix < 60
     assert 24 * 20 < shape.own < 24 * 70
+
+
+def test_devices_share_rows_and_prompts_but_not_what_each_reads_anyway(tiny_config, monkeypatch):
+    """As on GPUs; the processes of a CPU share its cores."""
+    stages = [
+        lambda config: Evaluate(config, BASE, TASK, PROMPT),
+        lambda config: Train(config, BASE, 0, (TrainingTask(TASK, (PROMPT,)),)),
+        lambda config: Score(config, BASE, TASK, TASK.train, (PROMPT, Prompt("Where is it?", 0))),
+    ]
+    one, two = (tiny_config("evaluator.answers=false", f"engine.devices={n}") for n in (1, 2))
+    assert [Estimate().work(make(one)) for make in stages] == [Estimate().work(make(two)) for make in stages]
+    monkeypatch.setattr(costs, "device_of", lambda config: torch.device("cuda"))
+    a_pass, shape = costs.pass_of(one), costs.shape_of(TASK, TASK.test, one)
+    (alone, _), (shared, _) = (Estimate().work(stages[0](config)) for config in (one, two))
+    assert alone.read == a_pass + shape.prefix + shape.own
+    assert shared.read == pytest.approx(a_pass + shape.prefix + shape.own / 2)
+    trained, dealt = (Estimate().work(stages[1](config))[0].trained for config in (one, two))
+    own = costs.shape_of(TASK, TASK.train, one).own * one.trainer.epochs
+    assert trained - dealt == pytest.approx(own / 2)
+    scored, each = (Estimate().work(stages[2](config))[0].read for config in (one, two))
+    assert each < 0.6 * scored
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights"),
+    [
+        ({}, 2 * 4096 * 128 * (32 + 8) + 3 * 4096 * 12288),
+        ({"num_experts_per_tok": 8, "moe_intermediate_size": 768}, 2 * 4096 * 128 * 40 + 3 * 4096 * 768 * 8),
+        ({"intermediate_size": [1000, 2000]}, 2 * 4096 * 128 * 40 + 3 * 4096 * 2000),
+    ],
+)
+def test_a_gpu_s_pass_is_counted_by_the_weights_that_a_token_meets(shape, weights):
+    sizes = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    config = SimpleNamespace(**{**sizes, "intermediate_size": 12288, **shape})
+    assert budgets.layer_weights(config) == weights
+    assert budgets.pass_tokens(torch.device("cuda"), weights) == round(5.6e11 / 2 / weights)
+    assert budgets.pass_tokens(torch.device("cpu"), weights) == CPU_PASS
