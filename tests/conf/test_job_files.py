@@ -56,3 +56,9 @@ def test_what_is_wrong_in_a_job_file_is_named(job, text, said):
 def test_a_job_file_that_is_not_there():
     with pytest.raises(UserError, match=r"No job file none\.yaml"):
         load(["none.yaml"])
+
+
+def test_a_text_or_a_folder_that_stands_alone_is_named(tmp_path):
+    """However long: an instruction without `instruction=` is no name of a file."""
+    assert f"Rows are data={tmp_path}" in refusal(load, [str(tmp_path)])
+    assert "Write KEY=VALUE" in refusal(load, ["Name the mood of the review. " * 12])
