@@ -44,7 +44,12 @@ def verify(
     store = _store(root)
     found = garbage.verify(store)
     count, runs = sum(1 for _ in store.stages()), sum(1 for _ in store.runs())
-    gone = garbage.delete_damaged(store, found) if delete else []
+    gone: list[Path] = []
+    hint = "Delete it with `sapo store verify --delete`; the commands that made it then make it again."
+    try:
+        gone = garbage.delete_damaged(store, found) if delete else []
+    except UserError as error:  # after what is damaged is named
+        hint = f"Nothing was deleted. {error}"
     left = [problem for problem in found if problem.path is None or problem.path not in gone]
     if json or not left:
         damaged = f"{len(gone)} damaged and deleted" if gone else "none damaged"
@@ -58,9 +63,7 @@ def verify(
         lines = [f"{len(left)} damaged, missing or not readable in {store.root}:"]
         lines += [f"  {problem.line}" for problem in left]
         if any(problem.path for problem in left):
-            lines.append(
-                "Delete it with `sapo store verify --delete`; the commands that made it then make it again."
-            )
+            lines.append(hint)
         raise WorkError("\n".join(lines))
 
 

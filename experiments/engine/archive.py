@@ -251,7 +251,11 @@ def _check(scratch: Path, records: Sequence[Path]) -> None:
                 "(model.trust_remote_code, ${…}): it is not imported. Run it here yourself if you trust it."
             )
     for record in records:
-        read_record(RECORDS[record.parent.name], record)
+        kind = RECORDS[record.parent.name]
+        if read_record(kind, record).id != record.name:
+            raise UserError(f"{record} holds another {kind.WHAT} than its name says")
+        if extra := {path.name for path in record.iterdir()} - {*read_manifest(record), MANIFEST}:
+            raise UserError(f"{record / min(extra)} is not in its {kind.WHAT}'s manifest")
     for problem in verify(Store(scratch), with_stages=any(scratch.glob("stages/*/*"))):
         raise UserError(problem.line)
 

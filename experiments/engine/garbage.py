@@ -5,7 +5,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,8 +84,8 @@ def _problems(folder: Path) -> list[Problem]:
         if kind:
             # A folder with neither is what a killed command left.
             is_there = (folder / kind.FILE).exists() or (folder / MANIFEST).exists()
-            if is_there and read_record(kind, folder).id != folder.name:
-                return [Problem(f"{folder} holds another {kind.WHAT} than its name says", folder)]
+            if is_there:
+                read_record(kind, folder)  # under any name: people rename and copy what is theirs
             return []
         stored = Stored(key, folder)
         if lines := lasting_damage(folder):
@@ -134,11 +134,10 @@ def _missing(
 def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
     """Deletes what is damaged, unless it has been made again meanwhile; the paths that are gone."""
     paths = dict.fromkeys(problem.path for problem in problems if problem.path)
+    if not paths:
+        return []
     with undisturbed(store):
-        gone = [path for path in paths if not path.is_dir() or _problems(path)]
-        for path in gone:
-            _delete(store, path)
-    return gone
+        return [path for path in paths if (not path.is_dir() or _problems(path)) and _delete(store, path)]
 
 
 @dataclass(frozen=True)
@@ -165,10 +164,10 @@ def leftovers(store: Store) -> list[Leftover]:
     """Everything that can go; what is being built or computed is left out."""
     # Listed before anyone is asked for a lock: what is begun meanwhile is not on the list.
     found = [*_unfinished(store), *_of_no_run(store)]
-    held = locked(store)
+    held = locked(store).keys() - {GC}  # which no folder is computed under
     free = [item for item in found if not any(key[:12] in item.path.name for key in held)]
     locks = sorted(store.root.glob("locks/*.lock"))
-    return [*free, *(Leftover(path, LOCK, 0) for path in locks if path.stem not in held)]
+    return [*free, *(Leftover(path, LOCK, 0) for path in locks if path.stem not in {*held, GC})]
 
 
 def locked(store: Store) -> dict[str, Path]:
@@ -192,10 +191,8 @@ def collect(store: Store, items: Sequence[Leftover]) -> list[Leftover]:
     """
     with undisturbed(store):
         still = {item.path for item in leftovers(store)}
-        gone = [item for item in items if item.path in still or not os.path.lexists(item.path)]
-        for item in gone:
-            _delete(store, item.path)
-    return gone
+        left = [item for item in items if item.path in still or not os.path.lexists(item.path)]
+        return [item for item in left if _delete(store, item.path)]
 
 
 @contextmanager
@@ -212,16 +209,19 @@ def undisturbed(store: Store) -> Iterator[None]:
         (store.root / "locks" / f"{GC}.lock").unlink(missing_ok=True)
 
 
-def _delete(store: Store, path: Path) -> None:
-    """Deletes a file or folder, entirely or not at all."""
+def _delete(store: Store, path: Path) -> bool:
+    """Deletes a file or folder, entirely or not at all; False if it is a lock that somebody holds."""
     if path.is_dir() and not path.is_symlink():
         # Out of its place by one rename first: a kill leaves no half of it there.
         away = store.root / "building" / f"gone-{uuid.uuid4().hex[:8]}"
         away.parent.mkdir(exist_ok=True)
         path.rename(away)
         shutil.rmtree(away, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        return True
+    with try_lock(path) if path.parent == store.root / "locks" else nullcontext(True) as may_go:
+        if may_go:
+            path.unlink(missing_ok=True)
+    return may_go
 
 
 def contents(store: Store) -> dict[str, Any]:

@@ -47,7 +47,7 @@ EXAMPLES = "examples.parquet"
 RUN_FILES = ("predictions.parquet", LOSSES, "config.yaml", MANIFEST, RunRecord.FILE)
 PROBE_FILES = ("losses.parquet", "answers.parquet", "gradients.parquet", MANIFEST, ProbeRecord.FILE)
 OWNED = "driver.lock"  # in a folder of a process; held while it lives
-GC = "gc"  # the lock of who deletes what no finished run refers to
+GC = "gc"  # the lock of who deletes anything stored
 KINDS = ("score", "train", "evaluate", "gradient")
 PATIENCE = 3.0  # seconds after which whoever waits for a lock says for whom
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -163,9 +163,9 @@ class Store:
 
     @contextmanager
     def at_work(self, required: bool = True) -> Iterator[None]:
-        """Held while runs are under way, which hold no other lock between one stage and the next.
+        """Held while a command relies on what is stored: between two stages it holds no other lock.
 
-        Waits for a process that deletes what no finished run refers to; that one refuses while this is held.
+        Waits for a process that deletes anything stored; that one refuses while this is held.
         Who only reads goes on without (not `required`) in a store that he may not write.
         """
         name = f"driver-{uuid.uuid4().hex}"

@@ -38,9 +38,16 @@ def test_verify_deletes_what_is_damaged_when_asked_and_says_what_makes_it_again(
     assert refused.code == 1
     assert "`sapo store verify --delete`" in refused.err
     assert all(victim.is_file() and str(victim) in refused.err for victim in victims)
+    with Store(copy).at_work():
+        beside = sapo("store", "verify", "--delete")
+    assert beside.code == 1
+    assert "Nothing was deleted. At work in" in beside.err
+    assert all(victim.is_file() and str(victim) in beside.err for victim in victims)
     document = sapo("store", "verify", "--delete", "--json").document
     assert len(document["damaged"]) == len(document["deleted"]) == 2
     assert not any(victim.exists() for victim in victims)
+    with Store(copy).at_work():  # what is only missing cannot be deleted
+        assert "At work" not in sapo("store", "verify", "--delete").err
     lacking = sapo("store", "verify")
     assert (lacking.code, lacking.out) == (1, "")
     assert f"Run {trained.static['id']} lacks train {stage.name[:12]}" in lacking.err

@@ -286,6 +286,7 @@ FORGED = [
     ),
     ("manifest.json is gone", "stage", MANIFEST, None, False),
     ("is not in its stage's manifest", "stage", "more.json", {}, False),
+    ("losses.csv is not in its run's manifest", "run", "losses.csv", b"", False),
     ("Run .* lacks train .*is gone", "stage", "", None, False),
     ("while scanning a quoted", "stage", "config.yaml", b"a: 'b", True),
     ("an alias", "stage", "config.yaml", BOMB.encode(), True),

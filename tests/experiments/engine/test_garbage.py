@@ -14,7 +14,15 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.data import records
 from sapo.data.files import write_json
 from sapo.data.records import MANIFEST
-from sapo.experiments.engine.garbage import collect, delete_damaged, leftovers, locked, referred, verify
+from sapo.experiments.engine.garbage import (
+    _delete,
+    collect,
+    delete_damaged,
+    leftovers,
+    locked,
+    referred,
+    verify,
+)
 from sapo.experiments.engine.store import Store
 
 LOST = "f" * 64
@@ -94,6 +102,12 @@ def test_verify_names_what_is_damaged_or_missing(store, harm):
     assert not any(path.exists() for path in gone)
     if harm == "more":
         assert verify(store) == []
+
+
+def test_copies_of_runs_are_no_damage(store):
+    copied = shutil.copytree(store.run_folder(RUN), store.run_folder("backup"))
+    assert delete_damaged(store, verify(store)) == []
+    assert copied.is_dir()
 
 
 def test_a_probe_has_its_stages_and_runs(store):
@@ -188,14 +202,17 @@ def test_remains_go_and_everything_else_stays(store):
     paths = remains(store)
     locks = store.root / "locks"
     (locks / f"{RUN}.lock").touch()
+    (locks / "gc.lock").touch()  # not listed: it is held while the rest goes
+    paths.append(store.run_folder("my_gcode-x"))
+    paths[-1].mkdir()
     # What is no lock is held by nobody, and blocks nothing.
     (locks / "link.lock").symlink_to(store.root / "elsewhere")
     (locks / "folder.lock").mkdir()
     before = keys(store)
     items = [item for item in leftovers(store) if not item.is_of_no_run]
-    assert {item.path for item in items} == {*paths, *locks.iterdir()}
-    assert {item.bytes for item in items if item.path in paths} == {5}
-    assert {item.what for item in items if item.path in paths[4:]} == {"stray file"}
+    assert {item.path for item in items} == {*paths, *locks.iterdir()} - {locks / "gc.lock"}
+    assert {item.bytes for item in items if item.path in paths[:-1]} == {5}
+    assert {item.what for item in items if item.path in paths[4:-1]} == {"stray file"}
     assert len(collect(store, items)) == len(items)
     assert not any(path.exists() for path in paths)
     assert not list(store.root.glob("building/*"))
@@ -211,6 +228,7 @@ def test_a_symlink_in_the_place_of_a_lock_does_not_stop_a_command(store):
     (store.root / "locks" / "a.lock").symlink_to(store.root / "elsewhere")
     with store.lock("a"):
         assert set(locked(store)) == {"a"}
+        assert not _delete(store, store.root / "locks" / "a.lock")  # taken since it was listed
     assert not (store.root / "elsewhere").exists()
 
 
