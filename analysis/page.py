@@ -67,7 +67,8 @@ class Report:
 
     `metrics` has a run's `metrics` and `metrics_common`, as summarize_run returns them. `warnings` say what
     to beware of and what is left out, `notes` how to read the rest; `parts` are for a terminal, before the
-    remarks, and `prompts` after them; `tables` for other programs. The table's files are called `name`.
+    remarks, and `prompts` after them; `tables` (by title) for other programs, `texts` (by title) for Markdown
+    and the page. Files are written into the folder `output`, those of the table under `name`.
     """
 
     runs: list[RunResult]
@@ -120,13 +121,21 @@ class Report:
             self.draw(name, None, self.tables[title])
 
     def finish(
-        self, frames: Mapping[str, pd.DataFrame], shown: Mapping[str, pd.DataFrame], n_left: int = 1
+        self,
+        frames: Mapping[str, pd.DataFrame],
+        shown: Mapping[str, pd.DataFrame],
+        n_left: int = 1,
+        prompts: Mapping[str, pd.DataFrame] | None = None,
     ) -> None:
-        """Writes tables by their files' names as CSV, and texts by their titles as Markdown and LaTeX."""
-        self.texts |= shown
+        """Writes tables by their files' names as CSV, and texts by their titles as Markdown and LaTeX.
+
+        `prompts`, whose texts are wider than a printed page, are left out of the LaTeX.
+        """
+        texts = {**shown, **(prompts or {})}
+        self.texts |= texts
         for name, frame in frames.items():
             self.draw(name, None, frame)
-        parts = [f"## {markdown_safe(title)}\n\n{markdown(frame, n_left)}" for title, frame in shown.items()]
+        parts = [f"## {markdown_safe(title)}\n\n{markdown(frame, n_left)}" for title, frame in texts.items()]
         whole = "\n".join([*parts, *notes_markdown(self.warnings, self.notes)])
         tex = "\n".join(map(latex, shown.values()))
         self.files.append(write_result(self.output / f"{self.name}.md", whole))

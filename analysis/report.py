@@ -64,7 +64,7 @@ def analyze(
     `measure` leads; without it the paper's ROUGE-L does, or NLL where a run is a demonstration or without
     answers. The table is called `name` and holds the rows of the paper's table of that name, or of Table 1 if
     that one is not of scores; `warnings` are kept with the report. Raises UserError, before anything is
-    written, if a run is damaged or has no such measure, or test rows of one model and sequence differ.
+    written, if a run is damaged or has no such measure, or runs that would stand together train other tasks.
     """
     if measure is not None:
         check_measure(measure)

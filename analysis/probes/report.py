@@ -121,13 +121,15 @@ def figure1(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
         for task, reason in result.no_change.items():
             report.warnings.append(f"{where}, {short_name(task)}: no relative change ({reason}).")
         scores = probe.outcomes(measure)
-        for task, cell in result.variation.items():
-            alone = lone_row(scores[[task]].to_numpy(dtype=float), statistics.mean_variation, cell)
+        usable = [task for task in probe.others if result.variation[task].value is not None]
+        of_tasks = [(short_name(task), [task], cell) for task, cell in result.variation.items()]
+        for what, tasks, cell in [*of_tasks, ("cross-task", usable, result.cross_task)]:
+            alone = lone_row(scores[tasks].to_numpy(dtype=float), statistics.mean_variation, cell)
             if alone:
                 prompt, without = prompt_name(int(scores.index[alone[0]])), alone[1]
                 rest = f"it is {without.text(2)} %" if without.value else "nothing varies"
                 report.warnings.append(
-                    f"Figure 1, {where}, {short_name(task)}: {prompt} alone makes the coefficient of "
+                    f"Figure 1, {where}, {what}: {prompt} alone makes the coefficient of "
                     f"variation what it is, {cell.text(2)} %: {rest} without it."
                 )
         for what in ("in_task", "cross_task", "ratio"):
@@ -485,5 +487,6 @@ def probe_report(
     tables = {title: frame.astype(str) for title, frame in report.tables.items()}
     report.parts += [terminal(frame, title) for title, frame in tables.items()]
     prompts = {f"prompts_{probe.id}": (prompts_title(probe), prompt_table(probe)) for probe in probes}
-    report.finish({file: frame for file, (_, frame) in prompts.items()}, tables | dict(prompts.values()))
+    files = {file: frame for file, (_, frame) in prompts.items()}
+    report.finish(files, tables, prompts=dict(prompts.values()))
     return report

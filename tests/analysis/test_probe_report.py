@@ -62,6 +62,8 @@ def test_every_figure_is_there_as_png_pdf_and_csv_and_tables_are_ready_to_print(
     kinds = {stem.replace("_probe", "").replace("_nll", "") for stem in stems}
     assert kinds == {"figure1", "figure2", "figure2_pairs", "figure3", "figure3_loss", "figure4"}
     assert len(report.tables) == 8
+    texts = [(report.output / f"probes.{end}").read_text() for end in ("md", "tex")]
+    assert ["Wording 3: answer well" in text for text in texts] == [True, False]  # prompts are not printed
     for title, table in report.tables.items():
         assert len(table) > 0, title
         assert "nan" not in table.to_string().lower(), title
@@ -191,6 +193,12 @@ def test_an_interval_far_wider_than_others_is_cut_and_who_makes_one_alone_is_sai
     assert marked == [(2, 2), (4, 4)]
     matrix = effects.matrix("pearson")
     assert np.isnan(matrix[whole.unseen[1]]).all()
+
+    finals.loc[finals["task"].isin(probe.others), "rougeL"] = 40 + 0.1 * (finals["prompt"] % 3)
+    finals.loc[broken & (finals["prompt"] == 3), "rougeL"] = 10.0
+    found = probe_report([tmp_path], ["figure1"], tmp_path / "again", ["rougeL"])
+    lines = [line.partition(" alone makes")[0] for line in found.warnings if "alone makes" in line]
+    assert lines == [f"Figure 1, ni_probe_g1, ROUGE-L, {what}: prompt 3" for what in ("NI618", "cross-task")]
 
 
 def test_what_cannot_be_drawn_is_refused_before_anything_is_written(mini_probe, tmp_path):
