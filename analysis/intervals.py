@@ -87,7 +87,8 @@ def metric_intervals(
     only one side has are left out. `column` is the prompt that learned tasks are tested with, a key of
     COLUMNS. A metric that is not defined for one of the runs has no value. `n` counts distinct test rows:
     rows that repeat another are no further evidence. Raises UserError if the runs were not tested on the same
-    rows or do not train the same tasks, share no seed, or have two runs of one seed.
+    rows (for `label_match`: with the same labels) or do not train the same tasks, share no seed, or have two
+    runs of one seed.
     """
     sides: list[dict[int, RunResult]] = []
     for side in (runs,) if against is None else (runs, against):
@@ -105,7 +106,7 @@ def metric_intervals(
         raise UserError(
             "Metrics can only be averaged or compared over runs that train the same tasks in one order."
         )
-    if apart := rows_apart([run for pair in pairs for run, _ in pair]):
+    if apart := rows_apart([run for pair in pairs for run, _ in pair], measure):
         raise UserError(f"Metrics can only be averaged or compared over the same test rows ({apart}).")
     scores = {run: example_scores(run, measure, column) for pair in pairs for run, _ in pair}
     found = {}

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ NEEDED = (
     *("after", "task", "column", "prompt_index", "example", "row", "prediction", "target"),
     *(*NUMBERS, LABELS, "is_unfinished"),
 )
+FRAME = ("separator", "label_blanks")  # the settings of the data that are part of a task's frame
 # The prompt that learned tasks are tested with.
 COLUMNS = {"trained": "the prompt it was trained with", "common": "its original instruction"}
 
@@ -149,20 +151,28 @@ def load_run(path: Path) -> RunResult:
 
 
 def settings_of(run: RunResult) -> dict[str, str]:
-    """What the run was made with, by name: `trainer.epochs`, `3`; training and test rows are digests."""
+    """What the run was made with, by name: `trainer.epochs`, `3`; rows are digests.
+
+    The `test frame` is what the trained tasks are tested with as recorded: instruction, suffix, separator,
+    labels and rows. Of equal rows and settings it tells instructions, suffixes and labels apart, which no
+    other file of a run holds. `default` is said of the data in a config alone: what a run cannot have is left
+    out.
+    """
     identity, config = run.record.identity, run.path / "config.yaml"
     groups = ("model", "method", "policy", "scorer", "trainer", "evaluator", "common_prompt")
     facts: dict[str, Any] = {group: identity[group] for group in groups if group in identity}
     if config.is_file():
         data = read_yaml(config).get("data", {})
         facts["data"] = {name: data.get(name) or "all" for name in ("train_examples", "test_examples")}
-        facts["data"] |= {name: data.get(name) for name in ("separator", "label_blanks")}
+        facts["data"] |= {name: data.get(name) or "default" for name in (*FRAME, "layout")}
     # Settings of the data that decide what a model is tested with.
     own = dict(facts.get("evaluator", {}))
     moved = {name: own.pop(name) for name in ("truncation", "max_input_tokens", "layout") if name in own}
     facts |= {"evaluator": own, "data": facts.get("data", {}) | moved}
     facts["training rows"] = digest(identity.get("train"))[:DIGEST]
-    facts["test rows"] = digest(run.test_rows or run.record.comparable.get("data"))[:DIGEST]
+    facts["test rows"] = digest(run.test_rows)[:DIGEST] if run.test_rows else None
+    tested = run.record.comparable.get("data", {})
+    facts["test frame"] = digest([tested.get(task) for task in run.tasks])[:DIGEST]
     return flat(facts)
 
 
@@ -364,21 +374,29 @@ def row_remarks(runs: Sequence[RunResult]) -> list[str]:
     return list(found)
 
 
-def rows_apart(runs: Sequence[RunResult]) -> str | None:
+def rows_apart(runs: Sequence[RunResult], measure: str | None = None) -> str | None:
     """How the test rows of the runs differ in a task that they train; None if each score has its pair.
 
-    A row is an input and a target: what stands around them may differ.
+    A row is an input and a target: what stands around them may differ. A `label_match` is of its labels too,
+    which are recorded with the frame alone: there both must be the same.
     """
     first = runs[0]
     for other in runs[1:]:
         for task in first.tasks:
             recorded = [run.record.comparable.get("data", {}).get(task) for run in (first, other)]
             ours, theirs = (run.test_rows.get(task) for run in (first, other))
-            if recorded[0] == recorded[1] or (ours and ours == theirs):
+            is_same = bool(ours) and ours == theirs
+            if recorded[0] == recorded[1] or (is_same and measure != LABELS):
                 continue
-            both = f", {len({*ours} & {*theirs})} in both" if ours and theirs else ""
+            if is_same:
+                return f"{short_name(task)}: the same test rows, with other labels or words around them"
+            how = ""
+            if ours and theirs:
+                both = Counter(ours) & Counter(theirs)
+                is_moved = both.total() == len(ours) == len(theirs)
+                how = ", the same in another order" if is_moved else f", {both.total()} in both"
             counts = [n_examples(run).get(task, 0) for run in (first, other)]
-            return f"{short_name(task)}: {counts[0]} and {counts[1]} test rows{both}"
+            return f"{short_name(task)}: {counts[0]} and {counts[1]} test rows{how}"
     return None
 
 

@@ -15,6 +15,7 @@ from sapo.analysis.metrics import METRICS, check_definition, rounded
 from sapo.analysis.published import BASE, PAPER, paper_csv, plain, published
 from sapo.analysis.results import (
     DRAWN,
+    FRAME,
     LABELS,
     LOWER_IS_BETTER,
     MEASURES,
@@ -170,7 +171,7 @@ def grouped(runs: Sequence[RunResult]) -> dict[Group, list[Variant]]:
     found: dict[Group, dict[tuple[str, tuple[str, ...]], list[RunResult]]] = {}
     for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
         facts = settings_of(run) if settings else {}
-        values = tuple(facts.get(name, "default") for name in settings)
+        values = tuple(facts.get(name, "-") for name in settings)
         key = (run.model, run.sequence, run.method, run.record.parity)
         found.setdefault(key, {}).setdefault((run.policy, values), []).append(run)
     groups: dict[Group, list[Variant]] = {}
@@ -200,12 +201,18 @@ def varying(runs: Sequence[RunResult]) -> list[str]:
 
     What belongs to a policy, method or model differs as they do: it is named where they are the same.
     """
-    facts = pd.DataFrame([settings_of(run) for run in runs]).fillna("-")
+    limits = [f"data.{name}" for name in ("train_examples", "test_examples", *FRAME)]
+    facts = pd.DataFrame([settings_of(run) for run in runs])
+    if not all(run.test_rows for run in runs):  # older runs: the frame, which covers rows, stands for both
+        facts["test rows"] = "-"
+    columns = facts.columns.union([*limits, "test rows"], sort=False)
+    facts = facts.fillna("-").reindex(columns=columns, fill_value="-")
     owners: dict[str, Any] = {n: [getattr(run, n) for run in runs] for n in ("model", "method", "policy")}
-    limits = facts.get("data.train_examples", pd.Series("", facts.index))
-    owners["training rows"] = [f"{r.sequence} {r.seed} {most}" for r, most in zip(runs, limits, strict=True)]
-    limits = facts.get("data.test_examples", pd.Series("", facts.index))
-    owners["test rows"] = [f"{run.sequence} {most}" for run, most in zip(runs, limits, strict=True)]
+    trained, tested, *frame = (facts[name] for name in limits)
+    sequences = pd.Series([run.sequence for run in runs])
+    owners["training rows"] = sequences + [f" {run.seed} " for run in runs] + trained
+    owners["test rows"] = sequences + " " + tested
+    owners["test frame"] = [*map(str, zip(owners["test rows"], facts["test rows"], *frame, strict=True))]
     found = []
     for name in facts.drop(columns=["policy.name", "method.name"], errors="ignore"):
         owner = owners.get(name.partition(".")[0], [""] * len(runs))
@@ -310,10 +317,10 @@ def _lines(
             if not seeds & base_seeds:
                 notes.append(f"{name} {where}: scores, since it has no seed in common with {base.name}.")
                 base = None
-            elif apart := rows_apart([base.runs[0], *runs]):
+            elif apart := rows_apart([base.runs[0], *runs], measure):
                 notes.append(
-                    f"{name} {where}: scores over its own test rows, which are not those of {base.name} "
-                    f"({apart}): a difference with a paired interval needs the same rows."
+                    f"{name} {where}: scores, no difference from {base.name} ({apart}): a paired interval "
+                    "needs the same test rows in one order, and for label match the same labels."
                 )
                 base = None
             elif seeds != base_seeds:

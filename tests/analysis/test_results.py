@@ -12,6 +12,7 @@ from sapo.analysis.results import (
     load_run,
     n_examples,
     require_comparable,
+    rows_apart,
     score_matrix,
 )
 from sapo.conf.errors import UserError, WorkError
@@ -115,6 +116,19 @@ def test_runs_that_differ_in_model_data_or_evaluator_are_not_compared(run_folder
     with pytest.raises(UserError, match=message) as caught:
         require_comparable([first, same, other])
     assert "first and other" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "how"), [("bac", "the same in another order"), ("aab", "2 in both"), ("aaa", "1 in both")]
+)
+def test_test_rows_are_told_apart_by_how_often_and_in_which_order_they_come(run_folder, inputs, how):
+    def run(letters):
+        path = run_folder(letters, tasks=["task195_a"], n=3, comparable={"data": {"task195_a": letters}})
+        return load_run(
+            edit_run(path, lambda frame: frame.assign(input=frame["example"].map(dict(enumerate(letters)))))
+        )
+
+    assert rows_apart([run("abc"), run(inputs)]) == f"NI195: 3 and 3 test rows, {how}"
 
 
 def test_runs_are_found_by_folder_id_pattern_and_parent(tmp_path, monkeypatch, run_folder):

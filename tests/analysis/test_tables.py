@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from made_up import TASKS, candidate, edit_run, write_run
+from made_up import TASKS, candidate, edit_run, with_columns, write_run
 from rich.console import Console
 from test_figures import assert_legible
 
@@ -25,6 +25,7 @@ from sapo.analysis.tables import (
     size_points,
     timing_text,
     timings,
+    varying,
 )
 from sapo.conf.errors import UserError
 from sapo.data.files import write_json
@@ -256,9 +257,58 @@ def test_runs_of_other_test_rows_stand_with_scores_of_their_own(run_folder):
     assert list(first["n_examples"]) == [60, 60, 15, 15]
     own = metric_intervals([load_run(few[0])], "rougeL", "reference", draws=50)
     assert first.loc["static, 5, task", "AP"] == own["AP"]
-    (why,) = [note for note in table.notes if "own test rows" in note]
-    assert why.startswith("static, 5, task (mini_three, lorainc): scores over its own test rows")
-    assert "not those of static, all, task (NI195: 20 and 5 test rows, 5 in both)" in why
+    (why,) = [note for note in table.notes if "no difference from" in note]
+    start = "static, 5, task (mini_three, lorainc): scores, no difference from static, all, task "
+    assert why.startswith(start + "(NI195: 20 and 5 test rows, 5 in both): a paired interval")
+
+
+def test_runs_of_other_instructions_are_no_seeds_of_one_and_their_labels_are_not_paired(run_folder):
+    """The record tells frames apart where rows are equal: the second scores 2 points more."""
+
+    def run(frame, seed):
+        facts = {
+            "seed": seed,
+            "shift": 2.0 * (frame == "B"),
+            "comparable": {"data": dict.fromkeys(TASKS, frame)},
+        }
+        return load_run(with_columns(run_folder(f"{frame}{seed}", **facts), loss=0.0))
+
+    one = [run("A", 0), run("B", 1)]
+    table = score_table(one, draws=50)
+    assert table.settings == ("test frame",)
+    assert list(table.lines.query("is_first")["n_seeds"]) == [1, 1]
+    table = score_table([one[0], run("A", 1), run("B", 0), one[1]], draws=50)
+    first = table.lines.query("is_first")
+    assert (table.settings, list(first["n_seeds"])) == (("test frame",), [2, 2])
+    assert first["AP"].iloc[1].value == pytest.approx(2.0)
+    labels = table.lines.query("measure == 'label_match' and tested_with == 'trained'")
+    assert list(labels["difference"]) == [False, False]
+    assert list(first["difference"]) == [False, True]
+    (why,) = [note for note in table.notes if "no difference from" in note]
+    assert "(NI195: the same test rows, with other labels or words around them)" in why
+
+
+def test_an_older_run_without_inputs_is_a_seed_as_others_are(run_folder):
+    old = edit_run(run_folder("old"), lambda frame: frame.drop(columns="input"))
+    table = score_table([load_run(path) for path in (old, run_folder("new", seed=1))], draws=50)
+    assert (table.settings, list(table.lines.query("is_first and source == 'ours'")["n_seeds"])) == (
+        ("policy",),
+        [2],
+    )
+
+
+def test_only_what_a_config_leaves_unset_is_called_default(run_folder):
+    runs = []
+    for name, identity in (
+        ("plain", {"evaluator": {"layout": "plain"}}),
+        ("unset", {"method": {"weight": 1}}),
+    ):
+        path = run_folder(name, identity=identity)
+        write_json(path / "config.yaml", {"data": {}})
+        runs.append(load_run(path))
+    (variants,) = grouped(runs).values()
+    assert varying(runs) == ["data.layout", "method.weight"]
+    assert [variant.values for variant in variants] == [("plain", "-"), ("default", "1")]
 
 
 def test_chosen_prompts(runs, run_folder):
