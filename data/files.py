@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -89,11 +90,13 @@ def stored_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """`content` (a text as UTF-8) at `path` by one rename: it is there whole, or what was there before."""
+def write_whole(path: Path, content: str | bytes | Iterable[str]) -> None:
+    """`content` (texts as UTF-8) at `path` by one rename: it is there whole, or what was there before."""
+    pieces = [content] if isinstance(content, str | bytes) else content
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        with scratch.open("wb") as file:
+            file.writelines(piece.encode() if isinstance(piece, str) else piece for piece in pieces)
         scratch.replace(path)
     finally:
         with suppress(OSError):

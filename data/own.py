@@ -502,6 +502,13 @@ def require_writable(path: Path, replaces: bool = False) -> None:
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes the records, an object a line, and returns how many; the file appears whole or not at all."""
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    write_whole(path, "".join(lines))
-    return len(lines)
+    number = 0
+
+    def lines() -> Iterator[str]:  # one by one: all of them may be more than the memory holds
+        nonlocal number
+        for record in records:
+            number += 1
+            yield json.dumps(record, ensure_ascii=False) + "\n"
+
+    write_whole(path, lines())
+    return number

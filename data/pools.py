@@ -83,16 +83,17 @@ def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
         collection = BANK / config.name
         folder = collection if collection.is_dir() else BANK
         named = folder / f"{task.name}.yaml"
-        pools = sorted(folder.glob("*.yaml"))
-        alike = (path for path in pools if read_yaml(path)["original"] == task.instruction)
-        found = named if named.is_file() else next(alike, None)
+        pools = sorted(folder.glob("*.yaml"), key=lambda path: (path != named, path))
+        asked = task.instruction.strip()
+        found = next((path for path in pools if read_yaml(path)["original"].strip() == asked), None)
         if found is None:
             which = f" '{config.name}'" if collection.is_dir() else ""
+            other = f" ({named.name} is of another instruction)" if named.is_file() else ""
             raise UserError(
-                f"The bank{which} has no paraphrases of task {task.name}. Have a model write them (`sapo "
-                "paraphrase instruction=TEXT paraphrases=… --write POOL.yaml`), or write POOL.yaml yourself, "
-                "with `prompts:`, a list of texts; then add paraphrases.file=POOL.yaml. policy=static needs "
-                "none."
+                f"The bank{which} has no paraphrases of task {task.name}{other}. Have a model write them "
+                "(`sapo paraphrase instruction=TEXT paraphrases=… --write POOL.yaml`), or write POOL.yaml "
+                "yourself, with `prompts:`, a list of texts; then add paraphrases.file=POOL.yaml. "
+                "policy=static needs none."
             )
         return found
     path = written_path(task, config)

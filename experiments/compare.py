@@ -333,7 +333,7 @@ def compare(
     expect(stages_asked(partial(measure, setting)))
     with engine.store.at_work():
         ((wordings, cells),) = engine.complete([measure(setting, engine)])
-    return wordings, pd.concat(answers(cells), ignore_index=True)
+        return wordings, pd.concat(answers(cells), ignore_index=True)
 
 
 def answers(cells: Sequence[Cell]) -> Iterator[pd.DataFrame]:

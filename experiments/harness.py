@@ -142,7 +142,8 @@ def evaluate(
     require_states(run, states)
     limit = run.config.data.test_examples
     asked = [(each, Harness(run.config, each.key, name, limit)) for each in states for name in names]
-    results = [stored.result for stored in finished(run, [stage for _, stage in asked], watch, expect)]
+    with finished(run, [stage for _, stage in asked], watch, expect) as found:
+        results = [stored.result for stored in found]
     return [
         {
             "after": each.after,

@@ -184,7 +184,8 @@ def write_probes(
             return error
         return target
 
-    ends = engine.complete([finish(probe) for probe in probes])
+    with engine.store.at_work():
+        ends = engine.complete([finish(probe) for probe in probes])
     errors = [(probe, end) for probe, end in zip(probes, ends, strict=True) if isinstance(end, Exception)]
     failed += [(f"probe of {probe}", message_of(error)) for probe, error in errors]
     return [end for end in ends if isinstance(end, Path)], failed

@@ -2,7 +2,8 @@
 
 import asyncio
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -171,25 +172,29 @@ def evaluate(
     preflight(run.config, [(task, [chosen]) for _, task, chosen in asked], trains=False)
     require_states(run, states)
     stages = [Evaluate(run.config, each.key, task, chosen) for each, task, chosen in asked]
-    found = zip(asked, finished(run, stages, watch, expect), strict=True)
-    return [
-        {
-            "after": each.after,
-            "state": each.key,
-            "task": task.name,
-            "prompt": {"index": chosen.index, "text": chosen.text},
-            **{name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")},
-            "examples": stored.result.examples,
-            "label_match": mean_label_match(stored.examples(), task.labels),
-        }
-        for (each, task, chosen), stored in found
-    ]
+    with finished(run, stages, watch, expect) as found:
+        return [
+            {
+                "after": each.after,
+                "state": each.key,
+                "task": task.name,
+                "prompt": {"index": chosen.index, "text": chosen.text},
+                **{name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")},
+                "examples": stored.result.examples,
+                "label_match": mean_label_match(stored.examples(), task.labels),
+            }
+            for (each, task, chosen), stored in zip(asked, found, strict=True)
+        ]
 
 
+@contextmanager
 def finished(
     run: FinishedRun, stages: Sequence[Stage], watch: Watcher, expect: Callable[[int], object]
-) -> list[Stored]:
-    """Stages of a finished run, those that its store has not computed now, one after another."""
+) -> Iterator[list[Stored]]:
+    """Stages of a finished run, those that its store has not computed now, one after another.
+
+    Nothing is deleted until the caller has read them.
+    """
     expect(len(stages))
     engine = LocalEngine(run.store, watch)
 
@@ -197,7 +202,7 @@ def finished(
         return [await engine.run(stage) for stage in stages]
 
     with run.store.at_work():
-        return asyncio.run(all_of_them())
+        yield asyncio.run(all_of_them())
 
 
 def _prompt(run: FinishedRun, task: Task, state: StateRecord, wanted: str) -> Prompt:

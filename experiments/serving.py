@@ -204,12 +204,13 @@ class Served:
         config, task = self.run.config, self.task
         config = replace(config, evaluator=replace(config.evaluator, answers=True))
         stage = Evaluate(config, key, task, self.prompt)
-        if stored := self.run.store.find("evaluate", stage.key):
-            table = stored.examples()
-            return table if places is None else table.set_index("example").loc[list(places)].reset_index()
-        rows = task.test[:few] if places is None else tuple(task.test[place] for place in places)
-        stage = replace(stage, task=replace(task, test=rows))
-        return asyncio.run(LocalEngine(self.run.store).run(stage)).examples()
+        with self.run.store.at_work(required=False):
+            if stored := self.run.store.find("evaluate", stage.key):
+                table = stored.examples()
+                return table if places is None else table.set_index("example").loc[list(places)].reset_index()
+            rows = task.test[:few] if places is None else tuple(task.test[place] for place in places)
+            stage = replace(stage, task=replace(task, test=rows))
+            return asyncio.run(LocalEngine(self.run.store).run(stage)).examples()
 
     # --- what is sent, and what comes back ------------------------------------------------------------------
 

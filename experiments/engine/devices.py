@@ -210,9 +210,8 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
         torch.set_num_threads(threads)
         if sys.platform == "linux":  # what is exchanged stays on this machine
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    _end_with_parent(
-        0.0
-    )  # what follows waits for ever, and lets no other thread run, if the folder was swept
+    # What follows waits for ever, and lets no other thread run, if the folder was swept.
+    _end_with_parent(0.0)
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         init_method=f"file://{meeting}",

@@ -1,6 +1,7 @@
 """Every file of the paraphrase bank: readable, for the instruction its task has, and valid."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -89,3 +90,12 @@ def test_a_style_is_chosen_by_its_name(style):
     assert load_pool(task, config) == read_pool(BANK / style / "mini_topic.yaml", task)
     with pytest.raises(UserError, match=f"The bank '{style}' has no paraphrases of task mini_odd"):
         load_pool(generate("mini_odd", 0, 0, 0), config)
+
+
+def test_rows_of_ones_own_find_the_pool_of_their_instruction_whatever_they_are_called():
+    config, task = load_one(["paraphrases=bank"]).paraphrases, generate("mini_topic", 0, 0, 0)
+    named = replace(task, name="mini_city")  # as another pool is
+    texts = read_pool(BANK / "mini_topic.yaml", task).paraphrases[: config.count]
+    assert load_pool(named, config).paraphrases == texts
+    with pytest.raises(UserError, match=r"mini_city \(mini_city.yaml is of another .* paraphrases.file="):
+        load_pool(replace(named, instruction="Name a fruit."), config)

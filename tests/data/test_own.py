@@ -592,7 +592,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     require_writable(path)
 
     def breaking() -> Iterator[dict]:
-        yield {"a": 1}
+        yield {"a": "x" * 2**20}
+        assert sum(part.stat().st_size for part in tmp_path.glob(".*")) > 2**19  # a line is written at once
         raise UserError("no more")
 
     with pytest.raises(UserError):

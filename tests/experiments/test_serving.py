@@ -16,10 +16,12 @@ from sapo.conf.schema import ModelConfig
 from sapo.data.benchmarks import load_task
 from sapo.data.prompts import Prompt
 from sapo.data.render import Renderer
+from sapo.experiments.engine.garbage import locked
+from sapo.experiments.engine.store import Stored
 from sapo.experiments.export import exportable
 from sapo.experiments.model.adapters import FOLDER, load_adapter
 from sapo.experiments.model.load import load_tokenizer, read_model
-from sapo.experiments.reevaluation import open_run
+from sapo.experiments.reevaluation import evaluate, open_run
 from sapo.experiments.serving import (
     BARE,
     BOS,
@@ -124,6 +126,19 @@ def test_a_whole_text_is_checked_as_it_is_read_there(checked, source):
         assert BOS in checked(style, "bos", sent={"prompt": text})["tokens"].detail
         as_chat = {"messages": [{"role": "user", "content": text}]}
         assert TWICE in checked(style, sent=as_chat)["tokens"].detail
+
+
+def test_nothing_is_deleted_before_it_is_read(source, monkeypatch):
+    read, seen = Stored.examples, []
+
+    def reading(stored):
+        seen.append(any(key.startswith("driver-") for key in locked(source.run.store)))
+        return read(stored)
+
+    monkeypatch.setattr(Stored, "examples", reading)
+    evaluate(source.run, state="last")
+    Served(source, Endpoint("http://127.0.0.1:1"), rows=3)
+    assert seen == [True] * 3  # two tasks, and the rows that are asked for
 
 
 def test_the_key_and_the_name_go_along_and_nothing_else_is_asked(source, models, monkeypatch):
