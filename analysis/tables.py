@@ -106,7 +106,7 @@ def score_table(
     with_paper = measure in DRAWN and definition == "reference" and is_of_policies
     if len(policies) > 1 or not settings:
         settings.append("policy")
-    notes = _notes(runs, measure, definition, draws, paper if with_paper else None, is_of_policies)
+    notes = _notes(runs, settings, measure, definition, draws, paper * with_paper, is_of_policies)
     lines: list[dict[str, Any]] = []
     for (model, sequence, method, parity), variants in groups.items():
         members = [run for variant in variants for run in variant.runs]
@@ -352,10 +352,11 @@ def _lines(
 
 def _notes(
     runs: Sequence[RunResult],
+    settings: Sequence[str],
     measure: str,
     definition: str,
     draws: int,
-    paper: str | None,
+    paper: str,
     is_like_paper: bool,
 ) -> list[str]:
     notes = []
@@ -369,6 +370,10 @@ def _notes(
         + (" and seeds." if seeds else " (one seed: they do not include seeds).")
     )
     notes += row_remarks(runs)
+    if "test frame" in settings:
+        of_frames = pd.Series([run.id for run in runs]).groupby([settings_of(r)["test frame"] for r in runs])
+        each = "; ".join(f"{frame} is that of {', '.join(ids)}" for frame, ids in of_frames)
+        notes.append(f"Test frame: a digest of instruction, suffix, separator, labels and test rows. {each}.")
     if measure in DRAWN:
         notes.append(LOWER_NOTE)
     if len({run.pool_size for run in runs if run.pool_size}) > 1:

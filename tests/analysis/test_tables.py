@@ -280,6 +280,8 @@ def test_runs_of_other_instructions_are_no_seeds_of_one_and_their_labels_are_not
     table = score_table([one[0], run("A", 1), run("B", 0), one[1]], draws=50)
     first = table.lines.query("is_first")
     assert (table.settings, list(first["n_seeds"])) == (("test frame",), [2, 2])
+    (which,) = [note for note in table.notes if note.startswith("Test frame: a digest of instruction")]
+    assert f"{first['policy'].iloc[0]} is that of A0, A1" in which
     assert first["AP"].iloc[1].value == pytest.approx(2.0)
     labels = table.lines.query("measure == 'label_match' and tested_with == 'trained'")
     assert list(labels["difference"]) == [False, False]
