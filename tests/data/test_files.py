@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -29,13 +30,16 @@ def test_a_text_replaces_what_was_there(tmp_path):
 )
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch, number, kind, mend):
     path = write_result(tmp_path / "a.png", "old")
-    write_bytes = Path.write_bytes
+    opened = Path.open
 
-    def refuse(self: Path, data: bytes) -> int:
-        write_bytes(self, data[:2])
+    def refuse(self: Path, mode: str = "r", **options: Any) -> Any:
+        if mode != "wb":
+            return opened(self, mode, **options)
+        with opened(self, mode) as file:
+            file.write(b"ne")
         raise OSError(number, "no")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     for write in (lambda: write_result(path, "new"), lambda: save(Figure(), tmp_path / "a")):
         with pytest.raises(UserError, match=mend) as caught:
             write()
