@@ -89,11 +89,10 @@ def refusal(call: Callable[..., object], *arguments: Any, **options: Any) -> str
 class Answering(BaseHTTPRequestHandler):
     """A handler that is silent: `answer` is given what was sent, and answers with `send`."""
 
+    answer: Callable[[bytes], None]
+
     def do_POST(self) -> None:
         self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-
-    def answer(self, body: bytes) -> None:
-        raise NotImplementedError
 
     def send(self, status: int, content: bytes, **headers: str | None) -> None:
         """An answer; an underscore in a header's name stands for a hyphen, and None for no such header."""
