@@ -20,16 +20,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import stdtr, stdtrit  # Student's distribution and its quantiles, without checks
 
-from sapo.analysis.intervals import (
-    FEWEST_PROMPTS,
-    Array,
-    column_correlations,
-    holm,
-    is_constant,
-    mean_off_diagonal,
-    nan_mean,
-    permutation_p,
-)
+from sapo.analysis import intervals
+from sapo.analysis.metrics import Array
 from sapo.analysis.probes.results import sign_of
 from sapo.analysis.results import NUMBERS
 
@@ -40,8 +32,6 @@ PERMUTATIONS = 9999  # the least p is then small enough for some two hundred cla
 MOST_UNITS = 1000  # what `more` looks through
 COEFFICIENT = "spearman"  # one prompt far from the others does not make a correlation
 NO_RUNS = "no runs"
-NO_SCORES = "these runs were not scored so"
-NO_KL = "the evaluations of these probes store no KL: make the probes again"
 
 
 @dataclass(frozen=True)
@@ -161,26 +151,26 @@ def probe_values(data: ProbeData, measure: str) -> dict[str, float]:
     tasks, their mean would be 0, which is not so for the logarithm of a mean.
     """
     raw = data.scores[measure]
-    if len(raw) < FEWEST_PROMPTS:
+    if len(raw) < intervals.FEWEST_PROMPTS:
         return dict.fromkeys((*PROBE_CLAIMS, "regret"), np.nan)
     spreads, levels = raw.std(axis=0, ddof=1), np.abs(raw.mean(axis=0))
-    varies = ~is_constant(raw) & (levels > 0)  # not so where a score is missing, either
+    varies = ~intervals.is_constant(raw) & (levels > 0)  # not so where a score is missing, either
     logs = np.log(np.divide(spreads, levels, out=np.full(len(levels), np.nan), where=varies))
     good = sign_of(measure) * raw
     others = good[:, 1:]
     before = np.column_stack([-data.losses, np.zeros(len(raw)) if data.kl is None else -data.kl])
-    of_loss, of_kl = column_correlations(before, good, COEFFICIENT)
-    means = nan_mean(np.where(np.isnan(others).any(axis=0), np.nan, others))
+    of_loss, of_kl = intervals.column_correlations(before, good, COEFFICIENT)
+    means = intervals.nan_mean(np.where(np.isnan(others).any(axis=0), np.nan, others))
     rows = list(data.candidates)
     chosen = rows[int(np.argmin(data.losses[rows]))]
     values = {
-        "a": nan_mean(logs[1:]) - logs[0],
-        "b": mean_off_diagonal(others, COEFFICIENT),
-        "c": nan_mean(of_loss[1:]),
+        "a": intervals.nan_mean(logs[1:]) - logs[0],
+        "b": intervals.mean_off_diagonal(others, COEFFICIENT),
+        "c": intervals.nan_mean(of_loss[1:]),
         "c-in-task": of_loss[0],
         "c-original": means[chosen] - means[data.original],
         "c-random": means[chosen] - means[rows].mean(),
-        "e-kl": nan_mean(of_kl[1:]),
+        "e-kl": intervals.nan_mean(of_kl[1:]),
         "regret": means.max() - means[chosen],
     }
     return {name: float(value) for name, value in values.items()}
@@ -195,7 +185,7 @@ def _shuffles(n: int, k: int, number: int, permutations: int) -> NDArray[np.intp
 
 def permuted_together(scores: Array, number: int, permutations: int) -> Array:
     """The mean pairwise correlation of columns when the prompts of each task are permuted by themselves."""
-    ranks = stats.rankdata(scores[:, ~is_constant(scores) & ~np.isnan(scores).any(axis=0)], axis=0)
+    ranks = stats.rankdata(scores[:, ~intervals.is_constant(scores) & ~np.isnan(scores).any(axis=0)], axis=0)
     unit = ranks - ranks.mean(axis=0)
     unit /= np.sqrt((unit**2).sum(axis=0))
     n, k = unit.shape
@@ -228,7 +218,7 @@ def _tested(estimate: Estimate) -> Estimate:
 def contrast_estimate(parts: Mapping[str, Parts]) -> Estimate:
     """A difference of metrics with its error over sequences, or over the seeds and rows of few sequences."""
     if not parts:
-        return Estimate(reason=NO_SCORES)
+        return Estimate(reason="these runs were not scored so")
     by_seed = [sum(sums.sum(axis=1) / sizes.sum() for sums, sizes in each) for each in parts.values()]
     fewest = min(map(len, by_seed))
     n_rows = sum(len(sizes) for each in parts.values() for _, sizes in each)
@@ -262,29 +252,23 @@ def decided(
     found = list(_of_probes(probes, measures, permutations))
     for claim, parts in contrasts:
         found.append((claim, contrast_estimate(parts) if claim.measure else Estimate(reason=NO_RUNS)))
-    adjusted = holm([basis.p for _, basis in found])
+    adjusted = intervals.holm([basis.p for _, basis in found])
     alpha = ALPHA / max(1, sum(p is not None for p in adjusted))
     claims = []
     for (claim, basis), p_holm in zip(found, adjusted, strict=True):
-        if p_holm is None:
-            claims.append(replace(claim, n=basis.n, reason=basis.reason))
-            continue
-        numbers = basis.numbers
-        is_decided = p_holm <= ALPHA and not numbers["low"] <= 0 <= numbers["high"]
-        if claim.id == "a":  # a ratio comes back from its logarithm
-            numbers = {name: float(np.exp(number)) for name, number in numbers.items()}
-        elif "correlation" in claim.statistic:
-            numbers = {name: min(1.0, max(-1.0, number)) for name, number in numbers.items()}
-        verdict = ("shown" if basis.value > 0 else "refuted") if is_decided else "undecided"
-        more = None if is_decided else basis.more(alpha)
-        facts: dict[str, Any] = {
-            "n": basis.n,
-            "p": basis.p,
-            "p_holm": p_holm,
-            "verdict": verdict,
-            "more": more,
-        }
-        claims.append(replace(claim, **numbers, **facts))
+        claim = replace(claim, n=basis.n, p=basis.p, p_holm=p_holm, reason=basis.reason)
+        if p_holm is not None:
+            numbers = basis.numbers
+            if p_holm > ALPHA or numbers["low"] <= 0 <= numbers["high"]:
+                claim = replace(claim, more=basis.more(alpha))
+            else:
+                claim = replace(claim, verdict="shown" if basis.value > 0 else "refuted")
+            if claim.id == "a":  # a ratio comes back from its logarithm
+                numbers = {name: float(np.exp(number)) for name, number in numbers.items()}
+            elif "correlation" in claim.statistic:
+                numbers = {name: min(1.0, max(-1.0, number)) for name, number in numbers.items()}
+            claim = replace(claim, **numbers)
+        claims.append(claim)
     return claims
 
 
@@ -293,30 +277,32 @@ def _of_probes(
 ) -> Iterator[tuple[Claim, Estimate]]:
     """The claims that rest on probes, each with its estimate over pairs."""
     found = {(place, m): probe_values(data, m) for place, data in enumerate(probes) for m in measures}
-    n_pairs = len({data.pair for data in probes})
+    n_pairs, fewest = len({data.pair for data in probes}), min((len(d.losses) for d in probes), default=0)
     for key, (sentence, statistic) in PROBE_CLAIMS.items():
-        absent = NO_KL if key == "e-kl" and all(data.kl is None for data in probes) else None
-        if not probes or absent:
-            yield Claim(key, sentence, statistic), Estimate(reason=NO_RUNS if not probes else absent)
+        absent = None if probes else NO_RUNS
+        if probes and key == "e-kl" and all(data.kl is None for data in probes):
+            absent = "the evaluations of these probes store no KL: make the probes again"
+        if absent:
+            yield Claim(key, sentence, statistic), Estimate(reason=absent)
             continue
         for measure in measures:
-            by_pair: dict[str, list[int]] = {}
+            by_pair: dict[str, dict[int, float]] = {}  # the values of its probes, by their places
             for place, data in enumerate(probes):
-                if np.isfinite(found[place, measure][key]):
-                    by_pair.setdefault(data.pair, []).append(place)
-            values = [float(np.mean([found[p, measure][key] for p in places])) for places in by_pair.values()]
-            counts = {
-                "probes": sum(map(len, by_pair.values())),
-                "prompts": min(len(d.losses) for d in probes),
-            }
+                if np.isfinite(value := found[place, measure][key]):
+                    by_pair.setdefault(data.pair, {})[place] = value
+            values = [float(np.mean([*of_pair.values()])) for of_pair in by_pair.values()]
+            counts = {"pairs": len(values), "probes": sum(map(len, by_pair.values())), "prompts": fewest}
             gap = f"; {n_pairs - len(values)} of {n_pairs} do not define it" if len(values) < n_pairs else ""
-            basis = over_units(values, "pairs", {"pairs": len(values), **counts}, gap)
+            basis = over_units(values, "pairs", counts, gap)
             if key == "b" and basis.p is not None:
                 draws = np.zeros(permutations)
                 for places in by_pair.values():
-                    for p in places:
-                        scores = probes[p].scores[measure][:, 1:]
-                        draws += permuted_together(scores, p, permutations) / len(places) / len(by_pair)
-                tails = (permutation_p(basis.value, draws), permutation_p(-basis.value, -draws))
+                    for place in places:
+                        scores = probes[place].scores[measure][:, 1:]
+                        draws += permuted_together(scores, place, permutations) / len(places) / len(by_pair)
+                tails = (
+                    intervals.permutation_p(basis.value, draws),
+                    intervals.permutation_p(-basis.value, -draws),
+                )
                 basis = replace(basis, p=min(1.0, 2 * min(tails)))
             yield Claim(key, sentence, statistic, measure, "trained"), basis

@@ -10,16 +10,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from sapo.analysis.figures import canvas, heat, save
-from sapo.analysis.intervals import PERMUTATIONS, Interval, bootstrap, holm, permutation_p
+from sapo.analysis.intervals import PERMUTATIONS, bootstrap, holm, permutation_p
+from sapo.analysis.metrics import Array
 from sapo.analysis.page import Report, write_page
 from sapo.analysis.render import csv, markdown, records
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
@@ -37,7 +38,6 @@ NOTES = (
 # Standard normal quantiles of a two-sided test of 5 % and of 80 % power.
 DETECTABLE = 1.96 + 0.84
 SHORT_ANSWER = 5  # words; longer answers are seldom right to the letter
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Comparison:
         return sorted(names, key=lambda name: name != TRAINED)  # which the untouched model does not have
 
     @property
-    def n_seeds(self) -> int:
-        """How many trainings each row stands for."""
-        return int(self.answers["seed"].nunique())
+    def base(self) -> str:
+        """The row that others are compared with: the original, or the first that was trained."""
+        return "original" if "original" in self.trained else self.trained[1]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -100,19 +100,11 @@ class Comparison:
         `spread` is the standard deviation over the prompts of `unseen`.
         """
         rows = []
-        for trained in self.trained:
-            for served in self.served:
-                for measure in self.measures:
-                    values = self.values(trained, served, measure)
-                    if values is None:
-                        continue
-                    found = _interval(values)
-                    cell = self._cell(trained, served)
-                    by_prompt = cell.groupby("prompt")[measure].mean()
-                    spread = float(by_prompt.std()) if len(by_prompt) > 1 else None
-                    rows.append(
-                        (trained, served, measure, found.value, found.low, found.high, found.n, spread)
-                    )
+        for trained, served, measure in product(self.trained, self.served, self.measures):
+            values = self._scores(trained, served, measure)
+            if values.size:
+                spread = self._cell(trained, served).groupby("prompt")[measure].mean().std()
+                rows.append((trained, served, measure, *_interval(values), spread))
         return pd.DataFrame(
             rows, columns=["trained", "served", "measure", "value", "low", "high", "n", "spread"]
         )
@@ -120,30 +112,33 @@ class Comparison:
     @cached_property
     def retained(self) -> pd.DataFrame:
         """What each training did to the retention tasks: NLL minus the untouched model's, by row and task."""
-        rows = []
-        for trained in self.trained[1:]:
-            for task in self._cell(trained, RETAINED)["task"].unique():
-                change = self._change(trained, [task])
-                found = _interval(change)
-                rows.append((trained, task, "nll", found.value, found.low, found.high, found.n))
+        rows = [
+            (trained, task, "nll", *_interval(self._change(trained, task)))
+            for trained in self.trained[1:]
+            for task in self._cell(trained, RETAINED)["task"].unique()
+        ]
         return pd.DataFrame(rows, columns=["trained", "task", "measure", "change", "low", "high", "n"])
 
     def _cell(self, trained: str, served: str) -> pd.DataFrame:
         answers = self.answers
         return answers[(answers["trained"] == trained) & (answers["served"] == served)]
 
-    def values(self, trained: str, served: str, measure: str) -> Array | None:
-        """Scores (seeds x distinct rows), the mean over several prompts; None where there is no such cell."""
-        cell = self._cell(trained, served)
-        return None if cell.empty or cell[measure].isna().any() else _by_row(cell, measure)
+    def _scores(self, trained: str, served: str, measure: str, task: str | None = None) -> Array:
+        """Scores (seeds x distinct rows) of a cell, the mean over several prompts; empty if there are none.
 
-    def _change(self, trained: str, tasks: Sequence[str]) -> Array:
-        """NLL on retention tasks minus the untouched model's: seeds x distinct rows of the tasks."""
-        sides = []
-        for name in (trained, UNTOUCHED):
-            cell = self._cell(name, RETAINED)
-            sides.append(_by_row(cell[cell["task"].isin(tasks)], "nll"))
-        return sides[0] - sides[1]
+        Of the test rows of one task, or of all.
+        """
+        cell = self._cell(trained, served)
+        cell = cell if task is None else cell[cell["task"] == task]
+        if cell.empty or cell[measure].isna().any():
+            return np.empty((0, 0))
+        means = cell.groupby(["seed", "task", "row"])[measure].mean().to_numpy(dtype=float)
+        return means.reshape(cell["seed"].nunique(), -1)
+
+    def _change(self, trained: str, task: str | None = None) -> Array:
+        """NLL on retention tasks, or one of them, minus the untouched model's: seeds x distinct rows."""
+        after, before = (self._scores(name, RETAINED, "nll", task) for name in (trained, UNTOUCHED))
+        return after - before
 
     # --- sentences -----------------------------------------------------------------------------------------
 
@@ -153,59 +148,47 @@ class Comparison:
         better = [
             s for s in self.verdict if s.about.startswith("train ") and not s.is_noise and s.estimate > 0
         ]
-        if not better:
-            return "original" if "original" in self.trained else self.trained[1]
-        return max(better, key=lambda s: s.estimate).about.removeprefix("train ")
+        best = max(better, key=lambda sentence: sentence.estimate, default=None)
+        return best.about.removeprefix("train ") if best else self.base
 
     @cached_property
     def verdict(self) -> list[Sentence]:
         """What these rows tell, a sentence a question, after Holm over all questions and measures."""
         asked = self._questions()
-        tests = [(about, measure, sides) for about, sides in asked for measure in sides]
-        p: list[float | None] = []
-        for _, measure, sides in tests:  # random signs of the rows; a row keeps its seeds
-            rows = sides[measure].mean(axis=0)
-            permuted = np.abs(_signs(len(rows)) @ rows) / len(rows)
-            p.append(permutation_p(abs(float(rows.mean())), permuted))
-        adjusted = {
-            (about, measure): value for (about, measure, _), value in zip(tests, holm(p), strict=True)
-        }
+        tests = {(about, measure): gain for about, gains in asked.items() for measure, gain in gains.items()}
+        adjusted = dict(zip(tests, holm([_p_of(gain) for gain in tests.values()]), strict=True))
         found = []
-        for about, sides in asked:
+        for about, gains in asked.items():
             # The leading measure decides; where it does not, a smaller one may: NLL sees what labels do not.
-            order = sorted(sides, key=lambda measure: not sides[measure].any())
+            order = sorted(gains, key=lambda measure: not gains[measure].any())
             measure = next((m for m in order if (adjusted[about, m] or 0.0) < LEVEL), order[0])
-            gain, p_holm = sides[measure], float(adjusted[about, measure] or 0.0)
-            interval = _interval(gain)
-            value, low, high = (float(x or 0.0) for x in (interval.value, interval.low, interval.high))
-            decimals = 3 if measure == "nll" else 1
-            unit = "nats a token" if measure == "nll" else f"points of {measure_name(measure)}"
-            verb, size = "gains" if value > 0 else "costs", f"{abs(value):.{decimals}f} {unit}"
-            kind, name, row = (*about.split(" "), "", "")[:3]
-            less = "less" if value > 0 else "more"
-            what = {
-                "training": f"Training with {self.base} {verb} {size} over the untouched model",
-                "train": f"Training with {name} instead of {self.base} {verb} {size}, each served as trained",
-                "serve": f"{_SERVED.get(name, name)} to the model trained with {row} {verb} {size}",
-                "forget": f"Trained with {name} it forgets {less} than with {self.base}, by {size}",
-            }[kind]
-            error = f"[{low:+.{decimals}f}, {high:+.{decimals}f}], "
-            error += "p < 0.001" if p_holm < 1e-3 else f"p = {p_holm:.2g}"
-            if p_holm >= LEVEL:
-                rows = gain.mean(axis=0)
-                least = DETECTABLE * float(rows.std(ddof=1)) / math.sqrt(len(rows))
-                error += f": noise. {len(rows)} distinct rows tell differences from {least:.{decimals}f} on"
-                if value:
-                    error += f", and this one would take about {len(rows) * (least / value) ** 2:,.0f}"
-            found.append(Sentence(about, f"{what}: {error}.", measure, value, low, high, p_holm))
+            found.append(self._sentence(about, measure, gains[measure], adjusted[about, measure] or 0.0))
         return found
 
-    @property
-    def base(self) -> str:
-        """The row that others are compared with: the original, or the first that was trained."""
-        return "original" if "original" in self.trained else self.trained[1]
+    def _sentence(self, about: str, measure: str, gain: Array, p: float) -> Sentence:
+        """The answer to a question: the mean gain of its rows (seeds x rows), its interval and p."""
+        value, low, high, n = _interval(gain)
+        decimals = 3 if measure == "nll" else 1
+        unit = "nats a token" if measure == "nll" else f"points of {measure_name(measure)}"
+        verb, size = "gains" if value > 0 else "costs", f"{abs(value):.{decimals}f} {unit}"
+        kind, name, row = (*about.split(" "), "", "")[:3]
+        less = "less" if value > 0 else "more"
+        what = {
+            "training": f"Training with {self.base} {verb} {size} over the untouched model",
+            "train": f"Training with {name} instead of {self.base} {verb} {size}, each served as trained",
+            "serve": f"{_SERVED.get(name, name)} to the model trained with {row} {verb} {size}",
+            "forget": f"Trained with {name} it forgets {less} than with {self.base}, by {size}",
+        }[kind]
+        error = f"[{low:+.{decimals}f}, {high:+.{decimals}f}], "
+        error += "p < 0.001" if p < 1e-3 else f"p = {p:.2g}"
+        if p >= LEVEL:
+            least = DETECTABLE * float(gain.mean(axis=0).std(ddof=1)) / math.sqrt(n)
+            error += f": noise. {n} distinct rows tell differences from {least:.{decimals}f} on"
+            if value:
+                error += f", and this one would take about {n * (least / value) ** 2:,.0f}"
+        return Sentence(about, f"{what}: {error}.", measure, value, low, high, p)
 
-    def _questions(self) -> list[tuple[str, dict[str, Array]]]:
+    def _questions(self) -> dict[str, dict[str, Array]]:
         """What is asked, with the gain of each test row (seeds x rows) by measure: positive is better.
 
         Rows that train with the very prompts of the base, and comparisons of a cell with itself, say nothing.
@@ -217,17 +200,14 @@ class Comparison:
         pairs |= {f"train {name}": ((name, own), (base, own)) for name in others}
         for row in (base, *(name for name in others if name == "chosen")):
             pairs |= {f"serve {name} {row}": ((row, name), (row, own)) for name in self.served if name != own}
-        asked: list[tuple[str, dict[str, Array]]] = []
-        for about, (first, second) in pairs.items():
-            asked.append((about, {}))
-            for measure in self.measures:
-                one, other = (self.values(*cell, measure) for cell in (first, second))
-                if one is not None and other is not None:
-                    asked[-1][1][measure] = (other - one) if measure in LOWER_IS_BETTER else (one - other)
-        if tasks := list(self._cell(base, RETAINED)["task"].unique()):
-            lost = self._change(base, tasks)
-            asked += [(f"forget {name}", {"nll": lost - self._change(name, tasks)}) for name in others]
-        return [(about, gains) for about, gains in asked if any(gain.any() for gain in gains.values())]
+        asked: dict[str, dict[str, Array]] = {about: {} for about in pairs}
+        for (about, cells), measure in product(pairs.items(), self.measures):
+            one, other = (self._scores(*cell, measure) for cell in cells)
+            if one.size and other.size:
+                asked[about][measure] = (other - one) if measure in LOWER_IS_BETTER else (one - other)
+        if (lost := self._change(base)).size:
+            asked |= {f"forget {name}": {"nll": lost - self._change(name)} for name in others}
+        return {about: gains for about, gains in asked.items() if any(map(np.any, gains.values()))}
 
     # --- looks ---------------------------------------------------------------------------------------------
 
@@ -246,8 +226,8 @@ class Comparison:
             spread = "" if pd.isna(cell.spread) else f" ±{cell.spread:.{digits}f}"
             return f"{cell.value:.{digits}f}{spread}"
 
-        texts = self._pivot(measure, text).fillna("-").rename_axis(columns=None)
-        return texts.rename_axis("trained with").reset_index()
+        texts = self._pivot(measure, text).fillna("-")
+        return texts.rename_axis(index="trained with", columns=None).reset_index()
 
     def plot(self, measure: str | None = None) -> Figure:
         """The matrix as a heat map: trained down, served across, value and interval in each cell."""
@@ -265,10 +245,12 @@ class Comparison:
         axes.set_ylabel("trained with")
         better = "lower" if lower else "higher"
         figure.colorbar(image, ax=axes, label=f"{MEASURES[measure]}\n({better} is better)")
-        n = int(self.table.loc[self.table["measure"] == measure, "n"].max())
-        seeds = f", {self.n_seeds} seeds" if self.n_seeds > 1 else ", one seed"
+        n = self.table.loc[self.table["measure"] == measure, "n"].max()
+        n_seeds = self.answers["seed"].nunique()
+        seeds = f"{n_seeds} seeds" if n_seeds > 1 else "one seed"
         name = self.task.replace("$", r"\$")  # no formula
-        figure.suptitle(f"{name} · {self.model}: {n} distinct test rows{seeds}, 95 % intervals", fontsize=10)
+        title = f"{name} · {self.model}: {n} distinct test rows, {seeds}, 95 % intervals"
+        figure.suptitle(title, fontsize=10)
         return figure
 
     def document(self) -> dict[str, Any]:
@@ -296,36 +278,26 @@ class Comparison:
         ]
         for measure in self.measures:
             files += save(self.plot(measure), folder / f"matrix_{measure}")
+        said = [sentence.text for sentence in self.verdict]
         title = f"{self.task}: which prompt to train with, and to serve ({self.model})"
-        lines = [f"# {markdown_safe(title)}", ""]
-        lines += [f"- {sentence.text}" for sentence in self.verdict]
-        lines += [
-            "",
-            markdown(self.matrix(self.measures[0])),
-            "",
-            *(f"    {command}" for command in commands),
-        ]
+        lines = [f"# {markdown_safe(title)}", "", *(f"- {text}" for text in said), ""]
+        lines += [markdown(self.matrix(self.measures[0])), "", *(f"    {command}" for command in commands)]
         files.append(write_result(folder / "compare.md", "\n".join(lines) + "\n"))
-        names = {
-            f"{MEASURES[name]}: trained with (down), served with (across)": name for name in self.measures
-        }
+        sentences = pd.DataFrame(
+            (s.about, s.measure, s.estimate, s.low, s.high, s.p, "noise" if s.is_noise else "differs")
+            for s in self.verdict
+        ).set_axis(["asked", "measure", "gain", "low", "high", "p", "verdict"], axis=1)
+        prompts = [(name, text) for name, texts in self.prompts.items() for text in texts]
+        title = "{}: trained with (down), served with (across)"
         tables = {
-            "What these rows say (gains are positive)": pd.DataFrame(
-                (s.about, s.measure, s.estimate, s.low, s.high, s.p, "noise" if s.is_noise else "differs")
-                for s in self.verdict
-            )
-            .set_axis(["asked", "measure", "gain", "low", "high", "p", "verdict"], axis=1)
-            .round(4),
-            **{title: self.matrix(name) for title, name in names.items()},
+            "What these rows say (gains are positive)": sentences.round(4),
+            **{title.format(MEASURES[name]): self.matrix(name) for name in self.measures},
             "NLL on other tasks, against the untouched model": self.retained.round(3),
-            "Prompts": pd.DataFrame(
-                [(name, text) for name, texts in self.prompts.items() for text in texts],
-                columns=["trained with", "prompt"],
-            ),
+            "Prompts": pd.DataFrame(prompts, columns=["trained with", "prompt"]),
         }
-        notes = [sentence.text for sentence in self.verdict]
-        notes += [f"Train with {self.chosen}: " + "; ".join(f"`{command}`" for command in commands), *NOTES]
-        return [*files, write_page(Report([], files=files, notes=notes, name="comparison"), folder, tables)]
+        trained = f"Train with {self.chosen}: " + "; ".join(f"`{command}`" for command in commands)
+        report = Report([], files=files, notes=[*said, trained, *NOTES], name="comparison", texts=tables)
+        return [*files, write_page(report, folder)]
 
 
 _COLUMNS = {TRAINED: "what it was\ntrained with", "none": "no instruction", "unseen": "unseen prompts"}
@@ -348,16 +320,16 @@ def leading_measures(answers: pd.DataFrame, targets: Sequence[str]) -> tuple[str
     return ("exact_match" if words <= SHORT_ANSWER else "rougeL"), "nll"
 
 
-def _by_row(cell: pd.DataFrame, measure: str) -> Array:
-    """A measure's mean over prompts and repetitions: seeds x distinct rows of all tasks."""
-    means = cell.groupby(["seed", "task", "row"], sort=True)[measure].mean()
-    return means.to_numpy(dtype=float).reshape(cell["seed"].nunique(), -1)
+def _interval(values: Array) -> tuple[float, float, float, int]:
+    """The mean of scores (seeds x rows), its bootstrap interval over both, and the number of rows."""
+    low, high = np.percentile(bootstrap([(values, np.ones(values.shape[1]))]), [2.5, 97.5])
+    return float(values.mean()), float(low), float(high), values.shape[1]
 
 
-def _interval(values: Array) -> Interval:
-    """The mean of scores (seeds x rows) with its bootstrap interval over rows and seeds."""
-    low, high = np.percentile(bootstrap([(values, np.ones(values.shape[1]))], 2000, 0), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high), n=values.shape[1], n_seeds=len(values))
+def _p_of(gain: Array) -> float:
+    """p that there is no gain (seeds x rows), by random signs of the rows; a row keeps its seeds."""
+    rows = gain.mean(axis=0)
+    return permutation_p(abs(float(rows.mean())), np.abs(_signs(len(rows)) @ rows) / len(rows))
 
 
 @lru_cache(maxsize=4)

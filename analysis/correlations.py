@@ -2,27 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sapo.analysis.intervals import (
-    COEFFICIENTS,
-    FEWEST_PROMPTS,
-    PERMUTATIONS,
-    Interval,
-    bootstrap_interval,
-    column_correlations,
-    is_constant,
-    joined,
-    mean_off_diagonal,
-    permutation_p,
-    why_undefined,
-)
+from sapo.analysis import intervals
+from sapo.analysis.intervals import COEFFICIENTS, PERMUTATIONS, Interval
 from sapo.analysis.probes.results import ProbeResult
-from sapo.analysis.results import RunResult, column_rows, score_matrix
+from sapo.analysis.results import RunResult, score_matrix
+from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import digest
 
 MAP_TEST = (
@@ -33,15 +24,27 @@ MAP_TEST = (
 
 @dataclass(frozen=True)
 class PromptEffects:
-    """Final scores on the tasks that are not current: a row per prompt of the current (last trained) task.
-
-    `correlations` are those of `correlate`.
-    """
+    """Final scores on the tasks that are not current: a row per prompt of the current (last trained) task."""
 
     run: RunResult
     measure: str
     scores: pd.DataFrame
-    correlations: pd.DataFrame
+
+    @cached_property
+    def correlations(self) -> pd.DataFrame:
+        """How the effects of prompts on every two tasks go together.
+
+        Columns: `x_task`, `y_task`, `pearson`, `spearman`, `n_prompts`, and the `reason` where there is
+        neither.
+        """
+        rows = []
+        for x_task, y_task in combinations(self.scores.columns, 2):
+            x, y = self.scores[x_task], self.scores[y_task]
+            reason = intervals.why_undefined(x, y)
+            tests = () if reason else (stats.pearsonr(x, y), stats.spearmanr(x, y))
+            pearson, spearman = [float(test.statistic) for test in tests] or (None, None)
+            rows.append((x_task, y_task, pearson, spearman, len(x), reason))
+        return pd.DataFrame(rows, columns=["x_task", "y_task", *COEFFICIENTS, "n_prompts", "reason"])
 
     @property
     def current(self) -> str:
@@ -51,14 +54,14 @@ class PromptEffects:
     def matrix(self, coefficient: str) -> pd.DataFrame:
         """The symmetric matrix of a coefficient, for drawing: NaN where it is not defined."""
         table = self.scores.to_numpy(dtype=float)
-        matrix = column_correlations(table, table, coefficient)
-        matrix[...] = matrix if len(table) >= FEWEST_PROMPTS else np.nan
+        matrix = intervals.column_correlations(table, table, coefficient)
+        matrix[...] = matrix if len(table) >= intervals.FEWEST_PROMPTS else np.nan
         return pd.DataFrame(matrix, index=self.scores.columns, columns=self.scores.columns)
 
     @property
     def no_variance(self) -> list[str]:
         """The tasks whose scores are the same for all prompts."""
-        return list(self.scores.columns[is_constant(self.scores.to_numpy(dtype=float))])
+        return list(self.scores.columns[intervals.is_constant(self.scores.to_numpy(dtype=float))])
 
 
 @dataclass(frozen=True)
@@ -94,40 +97,20 @@ def prompt_effects(runs: Sequence[RunResult], measure: str) -> PromptEffects:
     in the last trained task's prompt alone.
     """
     current = runs[0].tasks[-1]
-    indexes = []
-    for run in runs:
-        frame = column_rows(run, "trained")
-        own = frame.loc[(frame["after"] == len(run.tasks)) & (frame["task"] == current), "prompt_index"]
-        indexes.append(int(own.iloc[0]) if len(own) else -1)
-    numbers = indexes if len(set(indexes)) == len(runs) else range(len(runs))
     finals = [score_matrix(run, measure).iloc[-1].drop(current) for run in runs]
-    rows = dict(zip(numbers, finals, strict=True))
-    scores = pd.DataFrame(rows).T.sort_index().rename_axis("prompt")
-    return PromptEffects(runs[0], measure, scores, correlate(scores))
-
-
-def correlate(scores: pd.DataFrame) -> pd.DataFrame:
-    """How the effects of prompts (rows) on every two tasks (columns) go together.
-
-    Columns: `x_task`, `y_task`, `pearson`, `spearman`, `n_prompts`, and the `reason` where there is neither.
-    """
-    rows = []
-    for x_task, y_task in combinations(scores.columns, 2):
-        x, y = scores[x_task], scores[y_task]
-        reason = why_undefined(x, y)
-        tests = () if reason else (stats.pearsonr(x, y), stats.spearmanr(x, y))
-        pearson, spearman = [float(test.statistic) for test in tests] or (None, None)
-        rows.append((x_task, y_task, pearson, spearman, len(scores), reason))
-    return pd.DataFrame(rows, columns=["x_task", "y_task", *COEFFICIENTS, "n_prompts", "reason"])
+    indexes = [choice.index for run in runs for choice in run.record.choices if choice.task == current]
+    numbers = indexes if len(set(indexes)) == len(runs) else range(len(runs))
+    scores = pd.DataFrame(dict(zip(numbers, finals, strict=True))).T.sort_index().rename_axis("prompt")
+    return PromptEffects(runs[0], measure, scores)
 
 
 def probe_effects(probe: ProbeResult, measure: str) -> PromptEffects:
     """The effects of a probe's prompts on its tasks that are not current."""
     scores = probe.outcomes(measure)[list(probe.others)]
-    return PromptEffects(next(iter(probe.runs.values())), measure, scores, correlate(scores))
+    return PromptEffects(probe.runs[ORIGINAL], measure, scores)
 
 
-def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> MapSummary:
+def summarize_map(effects: PromptEffects, coefficient: str) -> MapSummary:
     """The mean coefficient over all pairs of tasks, its interval over prompts and its permutation p.
 
     A cell of a map rests on as many points as there are prompts and says little alone: one test a map, of
@@ -137,16 +120,18 @@ def summarize_map(effects: PromptEffects, coefficient: str, seed: int = 0) -> Ma
     reasons = effects.correlations["reason"]
     undefined, n_pairs = tuple(reasons.dropna().unique()), int(reasons.isna().sum())
     if not n_pairs:
-        reason = joined(undefined) or "a correlation needs two tasks that are not current"
+        reason = intervals.joined(undefined) or "a correlation needs two tasks that are not current"
         nothing = Interval(None, n=len(effects.scores), reason=reason)
         return MapSummary(coefficient, nothing, None, 0, undefined)
     table = effects.scores.dropna(axis="columns").to_numpy(dtype=float)
-    table = table[:, ~is_constant(table)]  # rounding noise would have ranks, and correlate when permuted
-    mean = bootstrap_interval(table, lambda rows: mean_off_diagonal(rows, coefficient), seed=seed)
+    table = table[
+        :, ~intervals.is_constant(table)
+    ]  # rounding noise would have ranks, and correlate when permuted
+    mean = intervals.bootstrap_interval(table, lambda rows: intervals.mean_off_diagonal(rows, coefficient))
     ranks = stats.rankdata(table, axis=0) if coefficient == "spearman" else table
     copies = np.broadcast_to(ranks, (PERMUTATIONS, *ranks.shape)).copy()
-    permuted = mean_off_diagonal(np.random.default_rng(seed).permuted(copies, axis=1), "pearson")
-    p = permutation_p(float(mean_off_diagonal(table, coefficient)), permuted)
+    permuted = intervals.mean_off_diagonal(np.random.default_rng(0).permuted(copies, axis=1), "pearson")
+    p = intervals.permutation_p(float(intervals.mean_off_diagonal(table, coefficient)), permuted)
     return MapSummary(coefficient, mean, p, n_pairs, undefined)
 
 
@@ -159,11 +144,12 @@ def map_caption(summary: MapSummary, adjusted: float | None) -> str:
 
 def pair_interval(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: str) -> Interval:
     """One coefficient between two tasks, with its interval over prompts."""
-    if reason := why_undefined(scores[x_task], scores[y_task]):
+    if reason := intervals.why_undefined(scores[x_task], scores[y_task]):
         return Interval(None, n=len(scores), reason=reason)
     table = scores[[x_task, y_task]].to_numpy(dtype=float)
-    return bootstrap_interval(
-        table, lambda rows: column_correlations(rows[..., :1], rows[..., 1:], coefficient)[..., 0, 0]
+    return intervals.bootstrap_interval(
+        table,
+        lambda rows: intervals.column_correlations(rows[..., :1], rows[..., 1:], coefficient)[..., 0, 0],
     )
 
 
@@ -175,6 +161,6 @@ def correlation_table(effects: Sequence[PromptEffects]) -> pd.DataFrame:
         table = effect.correlations.melt(cells, list(COEFFICIENTS), "coefficient", "r")
         facts = {name: getattr(effect.run, name) for name in ("model", "sequence", "method", "seed")}
         facts |= {"current_task": effect.current, "measure": effect.measure}
-        table = table.assign(**facts)
-        tables.append(table[[*facts, "x_task", "y_task", "coefficient", "r", "n_prompts", "reason"]])
+        columns = [*facts, "x_task", "y_task", "coefficient", "r", "n_prompts", "reason"]
+        tables.append(table.assign(**facts)[columns])
     return pd.concat(tables, ignore_index=True)

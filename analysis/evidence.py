@@ -3,38 +3,27 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from sapo.analysis import results
 from sapo.analysis.claims import Claim, Contrast, Parts, ProbeData
 from sapo.analysis.intervals import contributions
-from sapo.analysis.metrics import METRICS, check_definition, metric_weights
+from sapo.analysis.metrics import METRICS, check_definition
 from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable, sign_of
 from sapo.analysis.published import paper_csv, plain
-from sapo.analysis.results import (
-    COLUMNS,
-    NUMBERS,
-    PROBE,
-    RUN,
-    RunResult,
-    column_rows,
-    example_scores,
-    load_run,
-    n_examples,
-    tests_apart,
-)
+from sapo.analysis.results import NUMBERS, RunResult
 from sapo.conf.errors import UserError
+from sapo.data.files import read_yaml
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import RunRecord, differences, read_record
+from sapo.data.records import RunRecord, read_record, require_same
 from sapo.data.tasks import short_name
 
-POLICIES = ("sapo", "static", "random")  # runs of others stand in no claim
+POLICIES, BOUNDS = ("sapo", "static", "random"), ("multitask", "single")  # runs of others stand in no claim
 BY_NAME = ("data", "train", "sizes", "test examples", "tasks")  # what both have of these must agree
 ZERO_SHOT, SLOWER = "zero_shot", "static prompts at a lower learning rate"
 # id -> the claim, the sign of each role in a difference, and the metrics that it is of
@@ -52,7 +41,7 @@ Sides = list[tuple[RunResult, int]]  # the runs of one sequence and seed, with t
 
 @dataclass
 class Evidence:
-    """Probes and differences of runs as arrays, with the folders that they come from.
+    """Probes and differences of runs as arrays.
 
     `papers` has the paper's place and number by claim. `measures` are those that anything has: without
     generated answers NLL alone.
@@ -61,7 +50,6 @@ class Evidence:
     probes: list[ProbeData]
     contrasts: list[Contrast]
     papers: dict[str, dict[str, Any]]
-    folders: list[Path]
     is_demonstration: bool
     measures: tuple[str, ...]
 
@@ -75,25 +63,16 @@ class Evidence:
 def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
     """Reads probes and runs; UserError, with the difference, if those of one claim are of two kinds."""
     check_definition(definition)
-    probes = [load_probe(path) for path in folders if (path / PROBE).is_file()]
-    of_probes = [
-        (f"Probe {p.id}", _facts(*list(p.runs.values())[:1]) | {"prompts": len({*p.runs, *p.missing})})
-        for p in probes
-    ]
-    # Runs of other policies and of bounds stand in no claim: their predictions are not even read.
-    records = {path: read_record(RunRecord, path) for path in folders if (path / RUN).is_file()}
-    counted = [
-        path
-        for path, r in records.items()
-        if r.policy in POLICIES and r.method not in ("multitask", "single")
-    ]
-    roles = _roles([load_run(path) for path in counted])
-    runs = [run for of_role in roles.values() for run in of_role.values()]
-    _require_alike(of_probes)
+    probes = [load_probe(path) for path in folders if (path / results.PROBE).is_file()]
+    of_probes = [(f"Probe {p.id}", _facts(p.runs[ORIGINAL]), len({*p.runs, *p.missing})) for p in probes]
+    _require_alike([(label, facts | {"prompts": n}) for label, facts, n in of_probes])
     require_poolable(probes)
+    # Runs of other policies and of bounds stand in no claim: their predictions are not even read.
+    records = {path: read_record(RunRecord, path) for path in folders if (path / results.RUN).is_file()}
+    compared = {p: r for p, r in records.items() if r.method not in BOUNDS and r.policy in POLICIES}
+    roles = _roles([results.load_run(path) for path in compared])
+    runs = [run for of_role in roles.values() for run in of_role.values()]
     _require_alike([(f"Run {run.id}", _facts(run)) for run in runs])
-    method = next((run.method for run in runs if run.method != ZERO_SHOT), "lorainc")
-    data, contrasts = [_probe_data(probe) for probe in probes], list(_contrasts(roles, definition))
     measured = [*runs, *(run for probe in probes for run in probe.runs.values())]
     measures = tuple(name for name in NUMBERS if any(run.has(name) for run in measured)) or NUMBERS
     # Means of what the paper's figures and tables print, in ROUGE-L.
@@ -102,19 +81,19 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
         "b": ("Figure 2", paper_csv("figure2_correlations").query("coefficient == 'spearman'")["r"]),
         "c": ("Figure 3", paper_csv("figure3_correlations").query("coefficient == 'spearman'").iloc[:, -1]),
     }
+    method = next((run.method for run in runs if run.method != ZERO_SHOT), "lorainc")
     table = pd.concat([paper_csv("table1"), paper_csv("table11")])
     for metric in METRICS:
         is_ours = (table["method"].map(plain) == plain(method)) & (table["metric"] == metric)
         places[f"d-static-{metric}"] = ("Tables 1 and 11", table.loc[is_ours, "sapo_delta"])
     return Evidence(
-        probes=data,
-        contrasts=[each for each in contrasts if each[0].measure in (None, *measures)],
+        probes=[_probe_data(probe) for probe in probes],
+        contrasts=[each for each in _contrasts(roles, definition) if each[0].measure in (None, *measures)],
         papers={
             key: {"place": place, "value": None if values.empty else round(values.mean(), 3)}
             for key, (place, values) in places.items()
         },
-        folders=[*(probe.path for probe in probes), *(run.path for run in runs)],
-        is_demonstration=any(p.demonstration for p in probes) or any(r.demonstration for r in runs),
+        is_demonstration=any(each.demonstration for each in (*probes, *runs)),
         measures=measures,
     )
 
@@ -124,9 +103,8 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
 
 def _facts(run: RunResult) -> dict[str, Any]:
     """What the runs of one claim have in common, apart from what a claim compares."""
-    comparable, config = dict(run.record.comparable), {}
-    if (run.path / "config.yaml").is_file():
-        config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    comparable, file = run.record.comparable, run.path / "config.yaml"
+    config = read_yaml(file) if file.is_file() else {}
     benchmark = (config.get("sequence") or {}).get("benchmark", "")
     sizes = {key: (config.get("data") or {}).get(key) for key in ("train_examples", "test_examples")}
     facts = {
@@ -140,28 +118,18 @@ def _facts(run: RunResult) -> dict[str, Any]:
         "data": comparable.get("data") or {},
         "train": comparable.get("train") or {},
         "sizes": {benchmark: sizes},
-        "test examples": n_examples(run),
+        "test examples": results.n_examples(run),
         "tasks": {run.sequence: list(run.tasks)},
     }
     return facts if run.method == ZERO_SHOT else facts | {"method": run.method}
 
 
 def _require_alike(labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """UserError with every difference between the first and another whose facts are not the same."""
-    known: dict[str, Any] = {}
-    for label, facts in labelled:
-        sides: list[dict[str, Any]] = [{}, {}]
-        for key in facts.keys() & known.keys():
-            for side, values in zip(sides, (known[key], facts[key]), strict=True):
-                shared = known[key].keys() & facts[key].keys() if key in BY_NAME else ()
-                side[key] = {name: values[name] for name in sorted(shared)} if key in BY_NAME else values
-        if found := sorted(differences(sides[0], sides[1])):
-            raise UserError(
-                f"{labelled[0][0]} and {label} cannot stand in one claim:\n  "
-                + "\n  ".join(found)
-                + "\nName those of one kind: `sapo claims` takes folders, ids and patterns."
-            )
-        known |= facts | {key: known.get(key, {}) | facts[key] for key in BY_NAME}
+    """UserError with every difference between two whose facts are not the same."""
+    for (first, facts), (other, others) in combinations(labelled, 2):
+        sides = results.shared(facts, others, BY_NAME), results.shared(others, facts, BY_NAME)
+        way = "Name those of one kind: `sapo claims` takes folders, ids and patterns."
+        require_same(f"{first} and {other}", *sides, way)
 
 
 def _roles(runs: Sequence[RunResult]) -> dict[str, dict[tuple[str, int], RunResult]]:
@@ -201,11 +169,8 @@ def _roles(runs: Sequence[RunResult]) -> dict[str, dict[tuple[str, int], RunResu
 def _probe_data(probe: ProbeResult) -> ProbeData:
     tasks, indexes = [probe.current, *probe.others], list(probe.runs)
     kind = re.search(r"probe_([gcm])\d", probe.sequence)
-    distances = []
-    for run in probe.runs.values():
-        rows = column_rows(run, "trained")
-        rows = rows[(rows["after"] == len(run.tasks)) & (rows["task"] == probe.current)]
-        distances.append(float(rows["kl"].mean()) if "kl" in rows else np.nan)
+    finals = probe.finals[probe.finals["task"] == probe.current].groupby("prompt")["kl"]
+    kl = np.array([rows.mean() for _, rows in finals])
     return ProbeData(
         pair=f"{short_name(probe.trained)} > {short_name(probe.current)}",
         kind=kind[1].upper() if kind else "-",
@@ -214,7 +179,7 @@ def _probe_data(probe: ProbeResult) -> ProbeData:
         losses=probe.pre_update_losses()[indexes].to_numpy(dtype=float),
         original=indexes.index(ORIGINAL),
         candidates=[place for place, index in enumerate(indexes) if index in probe.candidates],
-        kl=np.array(distances) if np.isfinite(distances).all() else None,
+        kl=kl if np.isfinite(kl).all() else None,
     )
 
 
@@ -227,7 +192,6 @@ def _contrasts(
         sentence = f"Against a rival: SAPO is better than {role}"
         key = f"e-rate{role.removeprefix(SLOWER).replace(' ', '-')}"
         comparisons[key] = (sentence, {"sapo": 1, role: -1}, METRICS)
-    scores = cache(example_scores)
     for key, (sentence, signs, metrics) in comparisons.items():
         members = [roles.get(role, {}) for role in signs]
         seeds: dict[str, list[Sides]] = {}
@@ -238,17 +202,14 @@ def _contrasts(
             yield Claim(key, sentence, "a difference of runs"), {}
             continue
         used = [run for of_seed in seeds.values() for sides in of_seed for run, _ in sides]
-        is_apart = all(run.has_common for run in used) and any(map(tests_apart, used))
-        for metric, measure, column in product(metrics, NUMBERS, COLUMNS):
+        is_apart = all(run.has_common for run in used) and any(map(results.tests_apart, used))
+        for metric, measure, column in product(metrics, NUMBERS, results.COLUMNS):
             # Tasks that are not learned yet have one prompt, and what is served in zero shot is the prompt.
             if column == "common" and (not is_apart or metric == "FWT" or len(signs) > 2):
                 continue
             whole: dict[str, Parts] = {}
             for name, each in seeds.items():
-                weights = metric_weights(definition, metric, len(each[0][0][0].tasks))
-                of_run = partial(scores, measure=measure, column=column)
-                parts = [] if weights is None else contributions(each, of_run, weights)
-                if parts:
+                if parts := contributions(each, definition, metric, measure, column):
                     whole[name] = [(sign_of(measure) * sums, sizes) for sums, sizes in parts]
             statistic = f"mean difference of {metric} over sequences and seeds"
             yield Claim(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column), whole

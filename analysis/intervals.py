@@ -7,7 +7,7 @@ are (1 + permutations at least as extreme) / (1 + permutations), which is never 
 interval over prompts speaks of other prompts for the same tasks, model and seed, and of nothing else.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from sapo.analysis.metrics import METRICS, Weights, metric_weights, rounded
-from sapo.analysis.results import RunResult, example_scores, row_numbers, rows_apart
-from sapo.conf.errors import UserError
+from sapo.analysis.metrics import METRICS, Array, metric_weights, rounded
+from sapo.analysis.results import RunResult, example_scores, row_numbers
 
 DRAWS = 2000
 PERMUTATIONS = 4999
@@ -28,7 +27,6 @@ FEWEST_PROMPTS = 3  # of a correlation or a spread
 FLAT = 1e-9
 SAME = "the same for all prompts"
 COEFFICIENTS = ("pearson", "spearman")
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,14 @@ class Interval:
     reason: str | None = None
     n_seeds: int | None = None
 
-    def texts(self, decimals: int = 2, signed: bool = False) -> tuple[str, str]:
-        """`0.45` and `[0.20, 0.61]`; a dash where there is no value, an empty text where no interval."""
-
-        def number(value: float) -> str:
-            return f"{round(value, decimals) + 0.0:{'+' if signed else ''}.{decimals}f}"
-
-        if self.value is None:
-            return "-", ""
-        if self.low is None or self.high is None:
-            return number(self.value), ""
-        return number(self.value), f"[{number(self.low)}, {number(self.high)}]"
-
     def text(self, decimals: int = 2, signed: bool = False) -> str:
         """`0.45 [0.20, 0.61]`, the value alone where it has no interval, or the reason why there is none."""
-        if self.value is None:
+        known = [number for number in (self.value, self.low, self.high) if number is not None]
+        if not known:
             return self.reason or "not defined"
-        return " ".join(filter(None, self.texts(decimals, signed)))
+        form = f"{'+' if signed else ''}.{decimals}f"
+        value, *ends = (f"{round(number, decimals) + 0.0:{form}}" for number in known)
+        return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def joined(reasons: Iterable[str | None]) -> str:
@@ -77,83 +66,57 @@ def metric_intervals(
     definition: str,
     against: Sequence[RunResult] | None = None,
     draws: int = DRAWS,
-    seed: int = 0,
     column: str = "trained",
 ) -> dict[str, Interval]:
     """AP, BWT and FWT averaged over `runs`, or their difference from the runs `against`, by metric.
 
-    A metric is linear in the matrix, hence states and both sides of a difference fold into one contribution
-    an example before anything is resampled: this is what pairs them. `runs` hold one run a seed; seeds that
-    only one side has are left out. `column` is the prompt that learned tasks are tested with, a key of
-    COLUMNS. A metric that is not defined for one of the runs has no value. `n` counts distinct test rows:
-    rows that repeat another are no further evidence. Raises UserError if the runs were not tested on the same
-    rows (for `label_match`: with the same labels) or do not train the same tasks, share no seed, or have two
-    runs of one seed.
+    `runs` hold one run a seed, of the same tasks and test rows; seeds that only one side has are left out.
+    `column` is the prompt that learned tasks are tested with, a key of COLUMNS. A metric that is not defined
+    for one of the runs has no value. `n` counts distinct test rows: rows that repeat another are no further
+    evidence.
     """
-    sides: list[dict[int, RunResult]] = []
-    for side in (runs,) if against is None else (runs, against):
-        sides.append({})
-        for run in side:
-            other = sides[-1].setdefault(run.seed, run)
-            if other is not run:
-                raise UserError(f"Runs {other.id} and {run.id} have the same seed: leave one of them out.")
-    common = [seed for seed in sides[0] if all(seed in side for side in sides)]
-    if not common:
-        names = [[run.id for run in side] for side in (runs, against or ())]
-        raise UserError(f"No seed is common to {names[0]} and {names[1]}.")
-    pairs = [[(side[seed], sign) for side, sign in zip(sides, (1, -1), strict=False)] for seed in common]
-    if len({run.tasks for pair in pairs for run, _ in pair}) > 1:
-        raise UserError(
-            "Metrics can only be averaged or compared over runs that train the same tasks in one order."
-        )
-    if apart := rows_apart([run for pair in pairs for run, _ in pair], measure):
-        raise UserError(f"Metrics can only be averaged or compared over the same test rows ({apart}).")
-    scores = {run: example_scores(run, measure, column) for pair in pairs for run, _ in pair}
-    found = {}
+    base = {run.seed: run for run in against or ()}
+    pairs = [[(run, 1), (base[run.seed], -1)] for run in runs if run.seed in base]
+    if against is None:
+        pairs = [[(run, 1)] for run in runs]
+    found = dict.fromkeys(METRICS, Interval(None))
     for metric in METRICS:
-        weights = metric_weights(definition, metric, len(pairs[0][0][0].tasks))
-        parts = None if weights is None else contributions(pairs, scores.__getitem__, weights)
-        if not parts:
-            found[metric] = Interval(None)
-            continue
-        low, high = map(rounded, np.percentile(bootstrap(parts, draws, seed), [2.5, 97.5]))
-        value = rounded(sum(sums.sum() / (len(sums) * sizes.sum()) for sums, sizes in parts))
-        n = sum(len(sizes) for _, sizes in parts)
-        found[metric] = Interval(value, low, high, n, n_seeds=len(pairs))
+        if parts := contributions(pairs, definition, metric, measure, column):
+            low, high = map(rounded, np.percentile(bootstrap(parts, draws), [2.5, 97.5]))
+            value = rounded(sum(sums.sum() / (len(sums) * sizes.sum()) for sums, sizes in parts))
+            n = sum(len(sizes) for _, sizes in parts)
+            found[metric] = Interval(value, low, high, n, n_seeds=len(pairs))
     return found
 
 
 def contributions(
-    seeds: Sequence[Sequence[tuple[RunResult, int]]],
-    scores: Callable[[RunResult], Mapping[tuple[int, str], Array]],
-    weights: Weights,
+    seeds: Sequence[Sequence[tuple[RunResult, int]]], definition: str, metric: str, measure: str, column: str
 ) -> list[tuple[Array, Array]]:
     """Per task that a metric reads, what each distinct row adds to it: (seeds x rows, examples of each row).
 
-    Args:
-        seeds: For each seed the runs, with the signs that they have in a sum of metrics.
-        scores: Of a run those of every test example, by state and task.
-        weights: The metric's weights of states and tasks.
-
-    Returns:
-        The contributions; empty if a cell that the metric needs was not evaluated.
+    `seeds` has for each seed the runs, with the signs that they have in a sum of metrics. A metric is linear
+    in the matrix, hence states and runs fold into one contribution an example before anything is resampled:
+    this is what pairs them. Empty if the metric is not defined, or a cell that it needs was not evaluated.
     """
     parts, first = [], seeds[0][0][0]
-    for column in np.flatnonzero(weights.any(axis=0)):
-        task = first.tasks[column]
-        cells = [(int(after), weights[after, column]) for after in np.flatnonzero(weights[:, column])]
-        tables = [[(scores(run), sign) for run, sign in sides] for sides in seeds]
-        if not all((after, task) in table for sides in tables for table, _ in sides for after, _ in cells):
+    weights = metric_weights(definition, metric, len(first.tasks))
+    if weights is None:
+        return []
+    for task, of_task in zip(first.tasks, weights.T, strict=True):
+        cells = [((after, task), weight) for after, weight in enumerate(of_task) if weight]
+        if not cells:
+            continue
+        try:
+            values = [
+                sum(
+                    sign * sum(weight * example_scores(run, measure, column)[cell] for cell, weight in cells)
+                    for run, sign in sides
+                )
+                for sides in seeds
+            ]
+        except KeyError:
             return []
-        values = [
-            [sign * sum(weight * table[after, task] for after, weight in cells) for table, sign in sides]
-            for sides in tables
-        ]
-        if len({len(side) for sides in values for side in sides}) > 1:
-            raise UserError(
-                f"The runs were scored on different numbers of test examples of {task}: evaluate them alike."
-            )
-        parts.append(by_distinct_row(np.stack([sum(sides) for sides in values]), row_numbers(first, task)))
+        parts.append(by_distinct_row(np.stack(values), row_numbers(first, task)))
     return parts
 
 
@@ -163,23 +126,20 @@ def by_distinct_row(values: Array, rows: NDArray[np.int64]) -> tuple[Array, Arra
     `rows` holds, for each example, the number of the row that it is or repeats.
     """
     distinct, place = np.unique(rows, return_inverse=True)
-    if len(distinct) == len(rows):
-        return values, np.ones(len(rows))
     sums = np.zeros((*values.shape[:-1], len(distinct)))
     np.add.at(sums, (..., place), values)  # type: ignore[arg-type]  # an ellipsis is an index
     return sums, np.bincount(place).astype(float)
 
 
-def bootstrap(parts: Sequence[tuple[Array, Array]], draws: int, seed: int) -> Array:
-    """`draws` resampled sums over tasks of mean contributions.
+def bootstrap(parts: Sequence[tuple[Array, Array]], draws: int = DRAWS) -> Array:
+    """`draws` resampled sums over tasks of mean contributions, as `contributions` returns them.
 
-    `parts` holds for each task the sums of its distinct rows (seeds x rows) and the examples of each row.
     Rows are resampled within their task, each with all the examples that repeat it, the same for all seeds,
     since all seeds are tested on the same rows; seeds are resampled as the outer level. Two or three seeds
     say little about seeds: the interval then mostly reflects the test rows.
     """
     n_seeds = len(parts[0][0])
-    *of_rows, of_seeds = _counts(tuple(len(sizes) for _, sizes in parts), n_seeds, draws, seed)
+    *of_rows, of_seeds = _counts(tuple(len(sizes) for _, sizes in parts), n_seeds, draws)
     per_seed = sum(
         counts @ sums.T / (counts @ sizes)[:, None]
         for counts, (sums, sizes) in zip(of_rows, parts, strict=True)
@@ -188,9 +148,9 @@ def bootstrap(parts: Sequence[tuple[Array, Array]], draws: int, seed: int) -> Ar
 
 
 @lru_cache(maxsize=4)  # a table needs the same draws for many scores and policies
-def _counts(sizes: tuple[int, ...], n_seeds: int, draws: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
+def _counts(sizes: tuple[int, ...], n_seeds: int, draws: int) -> tuple[NDArray[np.uint16], ...]:
     """How often each row of each task, and last each seed, comes in every draw."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return tuple(resample_counts(n, draws, rng).astype(np.uint16) for n in (*sizes, n_seeds))
 
 
@@ -203,27 +163,18 @@ def resample_counts(n: int, draws: int, rng: np.random.Generator) -> Array:
 # --- over a handful of rows: prompts, pairs, modules -------------------------------------------------------
 
 
-def bootstrap_interval(
-    rows: Array, statistic: Callable[[Array], Array], draws: int = DRAWS, seed: int = 0, unit: str = "prompts"
-) -> Interval:
-    """`statistic` of `rows` (n x k) with its interval over resampled rows.
-
-    `statistic` maps a stack (draws x n x k) to one value a draw, NaN where it is undefined there.
-    """
-    values = statistic(resampled(rows, draws, seed))
-    return interval_of(float(statistic(rows[None])[0]), values, len(rows), unit)
+def bootstrap_interval(rows: Array, statistic: Callable[[Array], Array], unit: str = "prompts") -> Interval:
+    """A statistic of `rows` (n x k; of a stack of them one value each) with its interval over resamples."""
+    return interval_of(float(statistic(rows[None])[0]), statistic(resampled(rows)), len(rows), unit)
 
 
-def resampled(rows: Array, draws: int = DRAWS, seed: int = 0) -> Array:
-    """`rows` (n x k) resampled with replacement, whole rows: draws x n x k."""
-    return rows[np.random.default_rng(seed).integers(len(rows), size=(draws, len(rows)))]
+def resampled(rows: Array) -> Array:
+    """`rows` (n x k) resampled with replacement, whole rows: DRAWS x n x k."""
+    return rows[np.random.default_rng(0).integers(len(rows), size=(DRAWS, len(rows)))]
 
 
 def interval_of(value: float, values: Array, n: int, unit: str = "prompts") -> Interval:
-    """A statistic of n rows and its values over resamples (NaN where undefined) as an interval.
-
-    Draws where it is undefined do not count; if that is every second one, there is no interval.
-    """
+    """A statistic of n rows and its values over resamples as an interval: none if every second is NaN."""
     if without := _without_interval(value, n, unit):
         return without
     known = values[np.isfinite(values)]
@@ -243,7 +194,7 @@ def _without_interval(value: float, n: int, unit: str) -> Interval | None:
     return None
 
 
-def jackknife_interval(rows: Array, statistic: Callable[[Array], Array], unit: str = "prompts") -> Interval:
+def jackknife_interval(rows: Array, statistic: Callable[[Array], Array]) -> Interval:
     """A `statistic` of spread (0 or more) of `rows` (n x k) with its interval by the jackknife.
 
     Student's t on the logarithm, with n - 1 degrees of freedom. Of normal scores such an interval of a
@@ -251,11 +202,11 @@ def jackknife_interval(rows: Array, statistic: Callable[[Array], Array], unit: s
     77 % of the time.
     """
     n, value = len(rows), float(statistic(rows[None])[0])
-    if without := _without_interval(value, n, unit):
+    if without := _without_interval(value, n, "prompts"):
         return without
     left = statistic(np.stack([np.delete(rows, row, axis=0) for row in range(n)]))
     if not (np.isfinite(left).all() and np.append(left, value).min() > 0):
-        reason = f"without one of the {unit} nothing varies" if value > 0 else "nothing varies"
+        reason = "without one of the prompts nothing varies" if value > 0 else "nothing varies"
         return Interval(value, n=n, reason=reason)
     error = np.sqrt((n - 1) * np.log(left).var())
     factor = float(np.exp(stats.t.ppf(0.975, n - 1) * error))
@@ -267,8 +218,7 @@ def lone_row(
 ) -> tuple[int, Interval] | None:
     """The row that alone makes a jackknife interval, and what the interval is without it; or None.
 
-    Without such a row the interval ends at less than a third (of normal rows one in 25 does so, if they are
-    eight), or nothing varies any more.
+    Without it nothing varies, or the interval ends at less than a third (of eight normal rows one in 25).
     """
     if not found.value or found.n < FEWEST_FOR_INTERVAL:
         return None
@@ -279,10 +229,10 @@ def lone_row(
     return (row, without) if is_alone else None
 
 
-def mean_interval(values: Sequence[float], unit: str, draws: int = DRAWS, seed: int = 0) -> Interval:
+def mean_interval(values: Iterable[float], unit: str) -> Interval:
     """The mean of `values` with its interval over them."""
-    rows = np.asarray(values, dtype=float)[:, None]
-    return bootstrap_interval(rows, lambda stack: stack[..., 0].mean(axis=1), draws, seed, unit)
+    rows = np.array([*values], dtype=float)[:, None]
+    return bootstrap_interval(rows, lambda stack: stack[..., 0].mean(axis=1), unit)
 
 
 # --- tests -------------------------------------------------------------------------------------------------
@@ -296,23 +246,16 @@ def permutation_p(observed: float, permuted: Array) -> float:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment over the tests that have a p value (Holm 1979), in the given order."""
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, place) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
-        adjusted[place] = highest
-    return adjusted
+    known = pd.Series(p_values, dtype=float).dropna().sort_values(kind="stable")
+    adjusted = (known * np.arange(len(known), 0, -1)).clip(upper=1.0).cummax().to_dict()
+    return [adjusted.get(place) for place in range(len(p_values))]
 
 
 # --- coefficients of many resamples at once ----------------------------------------------------------------
 
 
 def column_correlations(x: Array, y: Array, coefficient: str) -> Array:
-    """Coefficients between every column of `x` (... x n x k) and of `y` (... x n x m): ... x k x m.
-
-    NaN where a column has no variance.
-    """
+    """Coefficients of all columns of `x` (... x n x k) with those of `y` (... x n x m): ... x k x m."""
 
     def unit_columns(table: Array) -> Array:
         constant = is_constant(table)[..., None, :]

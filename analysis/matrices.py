@@ -3,20 +3,13 @@
 import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from sapo.analysis import results
 from sapo.analysis.figures import effect_heatmap, loss_figure, save
 from sapo.analysis.metrics import continual_metrics, unseen_gain, write_matrix
-from sapo.analysis.results import (
-    DRAWN,
-    LABELS,
-    LOWER_IS_BETTER,
-    MEASURES,
-    RunResult,
-    n_examples,
-    score_matrix,
-    why_no_labels,
-)
+from sapo.analysis.results import MEASURES, RunResult, score_matrix
 from sapo.data.files import write_result
 
 PAPER_MEASURE = "rougeL"
@@ -29,16 +22,13 @@ def forgetting(scores: pd.DataFrame) -> pd.DataFrame:
     """
     n = len(scores) - 1
     trained = scores.iloc[1:, :n]
-    just_trained = pd.Series([scores.iloc[j + 1, j] for j in range(n)], index=trained.columns)
-    change = trained - just_trained
-    return change.where([[task < after for task in range(1, n + 1)] for after in range(1, n + 1)])
+    return (trained - np.diag(trained)).where(np.tri(n, k=-1, dtype=bool))
 
 
 def generalization(scores: pd.DataFrame) -> pd.DataFrame:
     """a[i][j] - a[0][j] for tasks not trained yet (j > i) or never: states 1..N x all tasks, else NaN."""
-    n, width = len(scores) - 1, scores.shape[1]
     change = scores.iloc[1:] - scores.iloc[0]
-    return change.where([[task > after for task in range(1, width + 1)] for after in range(1, n + 1)])
+    return change.where(~np.tri(*change.shape, dtype=bool))
 
 
 EFFECTS = {
@@ -55,8 +45,10 @@ def summarize_run(run: RunResult, measure: str = PAPER_MEASURE) -> dict[str, Any
     """
     curve = loss_figure([run], [run.facts])
     files = save(curve, run.path / "loss") if curve else []
-    matrices = {name: score_matrix(run, name) for name in MEASURES}
-    for name, scores in matrices.items():
+    gains = {}
+    for name in MEASURES:
+        scores = score_matrix(run, name)
+        gains[name] = unseen_gain(scores)
         if scores.isna().all(axis=None):
             continue  # no task has such a score
         files.append(write_matrix(scores, run.path / f"matrix_{name}.csv"))
@@ -64,26 +56,26 @@ def summarize_run(run: RunResult, measure: str = PAPER_MEASURE) -> dict[str, Any
             changes = compute(scores)
             files.append(write_matrix(changes, run.path / f"{effect}_{name}.csv"))
             # One trained task forgets nothing: there is no figure to draw.
-            if name in (*DRAWN, measure) and not changes.isna().all(axis=None):
+            if name in (*results.DRAWN, measure) and not changes.isna().all(axis=None):
                 stem = run.path / (effect if name == PAPER_MEASURE else f"{effect}_{name}")
                 files += save(effect_heatmap(changes, run, title, name), stem)
         if run.has_common:
             common = score_matrix(run, name, "common")
             files.append(write_matrix(common, run.path / f"matrix_{name}_common.csv"))
-    reason = why_no_labels(run)
+    reason = results.why_no_labels(run)
+    metrics = {"metrics": metrics_of(run), "metrics_common": metrics_of(run, "common")}
     content = {
         "run": run.id,
         "demonstration": run.demonstration,
-        "n_examples": n_examples(run),
-        "better": {name: "lower" if name in LOWER_IS_BETTER else "higher" for name in MEASURES},
-        "metrics": metrics_of(run),
-        "metrics_common": metrics_of(run, "common"),
-        "not_defined": {LABELS: reason} if reason else {},
-        "unseen_gain": {name: unseen_gain(scores) for name, scores in matrices.items()},
+        "n_examples": results.n_examples(run),
+        "better": {name: "lower" if name in results.LOWER_IS_BETTER else "higher" for name in MEASURES},
+        **metrics,
+        "not_defined": {results.LABELS: reason} if reason else {},
+        "unseen_gain": gains,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     files.append(write_result(run.path / "metrics.json", text + "\n"))
-    return {"files": files, **{name: content[name] for name in ("metrics", "metrics_common")}}
+    return {"files": files, **metrics}
 
 
 def metrics_of(run: RunResult, column: str = "trained") -> dict[str, Any] | None:

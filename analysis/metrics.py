@@ -7,11 +7,9 @@ needs, and bootstrap intervals all follow from them.
 
 import csv
 import io
-import math
-import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +27,7 @@ DEFINITIONS = {
     "gem": "Lopez-Paz & Ranzato 2017: the same, at the end only / just before training only",
 }
 DEFAULT_DEFINITION = "reference"
-Weights = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 
 def continual_metrics(matrix: ArrayLike) -> dict[str, dict[str, float | None]]:
@@ -80,7 +78,7 @@ def check_definition(definition: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def metric_weights(definition: str, metric: str, n: int) -> Weights | None:
+def metric_weights(definition: str, metric: str, n: int) -> Array | None:
     """Weights w (n+1 x n) with metric = sum of w * a; None where the metric needs more than `n` tasks."""
     check_definition(definition)
     weights = np.zeros((n + 1, n))
@@ -89,21 +87,18 @@ def metric_weights(definition: str, metric: str, n: int) -> Weights | None:
         return weights
     if n < 2:
         return None
-    backward = metric == "BWT"
-    changes: list[tuple[int, int, int, float]] = []  # (i, j, i', weight) of every a[i][j] - a[i'][j]
-    if definition == "gem":
-        tasks = range(1, n) if backward else range(2, n + 1)
-        changes = [(n, j, j, 1 / (n - 1)) if backward else (j - 1, j, 0, 1 / (n - 1)) for j in tasks]
-    for after in () if definition == "gem" else range(2, n + 1) if backward else range(1, n):
+    backward, over = metric == "BWT", n if definition == "paper" else n - 1
+    for after in range(1, n + 1):
+        # Every a[after][task] counts as its change since another state.
         tasks = range(1, after) if backward else range(after + 1, n + 1)
-        if definition == "reference":
-            share = 1 / ((n - 1) * len(tasks))
-            changes += [(after, task, task if backward else 0, share) for task in tasks]
-        else:
-            changes += [(after, task, after - 1, 1 / (n * len(tasks))) for task in tasks]
-    for after, task, since, weight in changes:
-        weights[after, task - 1] += weight
-        weights[since, task - 1] -= weight
+        share = len(tasks)
+        if definition == "gem":
+            share = 1
+            tasks = tasks[:1] if not backward else tasks if after == n else tasks[:0]
+        for task in tasks:
+            since = after - 1 if definition == "paper" else task if backward else 0
+            weights[after, task - 1] += 1 / (over * share)
+            weights[since, task - 1] -= 1 / (over * share)
     return weights
 
 
@@ -112,14 +107,12 @@ def rounded(value: float) -> float:
     return round(float(value), 10) + 0.0
 
 
-def _checked(matrix: ArrayLike) -> NDArray[np.float64]:
+def _checked(matrix: ArrayLike) -> Array:
     scores = np.asarray(matrix, dtype=float)
-    if scores.ndim != 2 or len(scores) < 2 or scores.shape[1] < len(scores) - 1:
-        raise ValueError(
-            f"A score matrix has N+1 rows and N or more columns, N >= 1; got shape {scores.shape}."
-        )
-    if np.isinf(scores).any():
-        raise ValueError("A score matrix holds finite scores, or NaN where a task was not evaluated.")
+    is_matrix = scores.ndim == 2 and len(scores) > 1 and scores.shape[1] >= len(scores) - 1
+    if not is_matrix or np.isinf(scores).any():
+        form = "N+1 rows and N or more columns (N >= 1) of finite scores, NaN where a task was not evaluated"
+        raise ValueError(f"A score matrix has {form}; got shape {scores.shape}.")
     return scores
 
 
@@ -136,35 +129,31 @@ def read_matrix(path: Path) -> "DataFrame":
     """
     from pandas import DataFrame, RangeIndex
 
-    (_, header), *lines = _rows(path)
-    tasks = header[1:]
-    highest = math.inf if "nll" in path.stem.split("_") else 100.0
-    states: list[Any] = []
-    scores: list[Any] = []
-    for number, fields in lines:
+    (_, (_, *tasks)), *lines = _rows(path)
+    scores: dict[int, list[float]] = {}
+    for number, (after, *cells) in lines:
         where = f"{path}, line {number}"
-        if len(fields) != len(header):
+        if len(cells) != len(tasks):
             raise UserError(
-                f"{where}: {len(fields)} fields where the header has {len(header)}. A cell that was not "
-                "evaluated stays empty between its commas."
+                f"{where}: {len(cells) + 1} fields where the header has {len(tasks) + 1}. A cell that was "
+                "not evaluated stays empty between its commas."
             )
-        if not (fields[0].isascii() and fields[0].isdigit()):
-            raise UserError(f"{where}, column after: '{fields[0]}' is not a whole number 0, 1, …, N.")
-        state, due = int(fields[0]), [states[-1] + 1] if states else [0, 1]
-        if state not in due:
-            problem = "is there twice" if state in states else f"stands where {due[0]} should"
-            raise UserError(f"{where}, column after: {state} {problem}. Rows are 0, 1, …, N in order.")
-        states.append(state)
-        cells = zip(tasks, fields[1:], strict=True)
-        scores.append([_score(f"{where}, column {task}", text, highest) for task, text in cells])
-    if not states or states == [0]:
+        due = [max(scores) + 1] if scores else [0, 1]
+        if after not in map(str, due):
+            rows = "Rows are 0, 1, …, N in order, each once"
+            raise UserError(f"{where}, column after: '{after}' stands where {due[0]} should. {rows}.")
+        is_nll = "nll" in path.stem.split("_")
+        scores[int(after)] = [
+            _score(f"{where}, column {task}", cell, is_nll) for task, cell in zip(tasks, cells, strict=True)
+        ]
+    n = max(scores, default=0)
+    if not n:
         raise UserError(f"{path} has no row with `after` 1 or more: metrics need at least one trained state.")
-    if states[-1] > len(tasks):
+    if n > len(tasks):
         where = f"{path}, line {lines[-1][0]}"
-        raise UserError(f"{where}: more trained states ({states[-1]}) than tasks ({len(tasks)}).")
-    if states[0] == 1:
-        scores.insert(0, [math.nan] * len(tasks))
-    return DataFrame(scores, columns=tasks, index=RangeIndex(len(scores), name="after"))
+        raise UserError(f"{where}: more trained states ({n}) than tasks ({len(tasks)}).")
+    frame = DataFrame.from_dict(scores, orient="index", columns=tasks)
+    return frame.reindex(RangeIndex(n + 1, name="after"))
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -182,11 +171,9 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     if not rows:
         raise UserError(f"{path} is empty: a matrix has a header `after,<task>,…` and a row a state.")
     first, *tasks = rows[0][1]
-    if first != "after":
+    if first != "after" or not tasks:
         form = "the header is `after,<task>,<task>,…` with commas"
-        raise UserError(f"{path}, line 1: {form}; this one begins with '{first}'.")
-    if not tasks:
-        raise UserError(f"{path}, line 1: the header names no task after `after`.")
+        raise UserError(f"{path}, line 1: {form}; this one is '{','.join(rows[0][1])}'.")
     for place, task in enumerate(tasks):
         if not task or task in tasks[:place]:
             problem = f"task '{task}' is named twice" if task else "a task without a name"
@@ -194,17 +181,16 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _score(where: str, text: str, highest: float) -> float:
+def _score(where: str, text: str, is_nll: bool) -> float:
     """A cell's score, NaN if it is empty."""
     if not text:
-        return math.nan
+        return np.nan
     try:
-        score = math.nan if "_" in text else float(text)
+        score = np.nan if "_" in text else float(text)
     except ValueError:
-        score = math.nan
-    if math.isnan(score):
-        raise UserError(f"{where}: '{text}' is not a number. Leave a cell that was not evaluated empty.")
-    if not 0 <= score <= min(highest, sys.float_info.max):
-        limits = "0 to 100" if math.isfinite(highest) else "finite and not negative"
-        raise UserError(f"{where}: {text} is out of range: scores here are {limits}.")
+        score = np.nan
+    if not 0 <= score <= (np.finfo(float).max if is_nll else 100):
+        limits = "of 0 or more" if is_nll else "from 0 to 100"
+        empty = "Leave a cell that was not evaluated empty"
+        raise UserError(f"{where}: '{text}' is not a number {limits}. {empty}.")
     return score

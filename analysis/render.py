@@ -135,7 +135,7 @@ def score_texts(table: ScoreTable) -> pd.DataFrame:
     texts = lines[["model", "sequence", "method", "label", "score"]].set_axis(names, axis=1)
     for metric in table.metrics:
         texts[metric] = [
-            " ".join(filter(None, interval.texts(3 if measure in LOWER_IS_BETTER else 2, signed)))
+            NONE if interval.value is None else interval.text(3 if measure in LOWER_IS_BETTER else 2, signed)
             for interval, measure, signed in zip(
                 lines[metric], lines["measure"], lines["difference"], strict=True
             )

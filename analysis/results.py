@@ -5,7 +5,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.names import DIGEST
 from sapo.data.files import read_yaml
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import LOSSES, RunRecord, mend, read_record, require_same
+from sapo.data.records import LOSSES, RunRecord, mend, read_record
 from sapo.data.tasks import digest, short_name
 
 MEASURES = {
@@ -31,10 +32,7 @@ DRAWN = ("rougeL", "nll")  # figures are drawn for the paper's measure, and for 
 LOWER_IS_BETTER = frozenset({"nll"})
 RUN, PROBE = "run.json", "probe.json"  # the file that makes a folder a finished run, or a finished probe
 NUMBERS = ("rougeL", "exact_match", "nll")  # the measures that every prediction has
-NEEDED = (
-    *("after", "task", "column", "prompt_index", "example", "row", "prediction", "target"),
-    *(*NUMBERS, LABELS, "is_unfinished"),
-)
+ROWS = ("after", "task", "column", "prompt_index", "example", "row", "prediction", "target")
 FRAME = ("separator", "label_blanks")  # the settings of the data that are part of a task's frame
 # The prompt that learned tasks are tested with.
 COLUMNS = {"trained": "the prompt it was trained with", "common": "its original instruction"}
@@ -76,7 +74,7 @@ class RunResult:
     def facts(self) -> str:
         """Model, sequence, method, policy and seed in one line, for titles."""
         parts = [self.model, self.sequence, self.method, self.policy, f"seed {self.seed}"]
-        return " · ".join([*parts, "demonstration"] if self.demonstration else parts)
+        return " · ".join([*parts, *["demonstration"] * self.demonstration])
 
     @property
     def pool_size(self) -> int | None:
@@ -89,7 +87,7 @@ class RunResult:
 
     @cached_property
     def test_rows(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        """Input and target of each trained task's test examples; of older runs, without inputs, none."""
+        """Input and target of each trained task's test examples; of runs that do not store inputs, none."""
         if "input" not in self.predictions:
             return {}
         frame = self.predictions.drop_duplicates(["task", "example"]).sort_values("example")
@@ -99,7 +97,7 @@ class RunResult:
 
     @property
     def losses(self) -> pd.DataFrame | None:
-        """The loss of each step of its trainings; None of a run that has none, or is older."""
+        """The loss of each step of its trainings; None of a run that has none."""
         file = self.path / LOSSES
         frame = pd.read_csv(file) if file.is_file() else pd.DataFrame()
         return None if frame.empty else frame
@@ -115,23 +113,20 @@ def load_run(path: Path) -> RunResult:
     file = path / "predictions.parquet"
     # Without answers (evaluator.answers=false) there is nothing but the NLL.
     has_answers = record.identity.get("evaluator", {}).get("answers", True)
-    frame = read_table(file, NEEDED, NUMBERS if has_answers else ("nll",))
+    frame = read_table(file, (*ROWS, *MEASURES, "is_unfinished"), NUMBERS if has_answers else ("nll",))
     frame[LABELS] = frame[LABELS].astype(float)
-    n = len(record.tasks)
-    cells = ["after", "task", "column"]
+    cells, states = ["after", "task", "column"], range(len(record.tasks) + 1)
     strange = frame.loc[~frame["task"].isin([*record.tasks, *record.unseen]), "task"]
     # No example comes twice: equal numbers are equal rows.
-    rows = frame.groupby(cells)["example"].nunique().reset_index()
-    uneven = rows.loc[rows["example"] != rows["task"].map(frame.groupby("task")["example"].nunique()), "task"]
-    labelled = frame.groupby("task")[LABELS].agg(lambda values: values.notna().mean())
-    partly = labelled.index[(labelled > 0) & (labelled < 1)]
+    tested = frame.groupby(cells)["example"].agg(frozenset).groupby("task").nunique()
+    labelled = frame.groupby("task")[LABELS].agg(lambda values: values.isna().nunique())
     problems = {
         f"task {next(iter(strange), '')} is not in {RUN}": len(strange),
-        f"a state `after` outside 0..{n}": not frame["after"].isin(range(n + 1)).all(),
+        f"a state `after` outside 0..{states[-1]}": not frame["after"].isin(states).all(),
         f"`column` is none of {', '.join(COLUMNS)}": not frame["column"].isin(COLUMNS).all(),
         "an example is scored twice for one state and task": frame.duplicated([*cells, "example"]).any(),
-        f"task {next(iter(uneven), '')} has other test rows in one state than in another": len(uneven),
-        f"{LABELS} is missing in some rows of task {next(iter(partly), '')}": len(partly),
+        f"task {tested.idxmax()} has other test rows in one state than in another": tested.max() > 1,
+        f"{LABELS} is missing in some rows of task {labelled.idxmax()}": labelled.max() > 1,
     }
     for problem, is_so in problems.items():
         if is_so:
@@ -154,9 +149,7 @@ def settings_of(run: RunResult) -> dict[str, str]:
     """What the run was made with, by name: `trainer.epochs`, `3`; rows are digests.
 
     The `test frame` is what the trained tasks are tested with as recorded: instruction, suffix, separator,
-    labels and rows. Of equal rows and settings it tells instructions, suffixes and labels apart, which no
-    other file of a run holds. `default` is said of the data in a config alone: what a run cannot have is left
-    out.
+    labels and rows, of which no other file of a run tells the first two and labels.
     """
     identity, config = run.record.identity, run.path / "config.yaml"
     groups = ("model", "method", "policy", "scorer", "trainer", "evaluator", "common_prompt")
@@ -166,9 +159,9 @@ def settings_of(run: RunResult) -> dict[str, str]:
         facts["data"] = {name: data.get(name) or "all" for name in ("train_examples", "test_examples")}
         facts["data"] |= {name: data.get(name) or "default" for name in (*FRAME, "layout")}
     # Settings of the data that decide what a model is tested with.
-    own = dict(facts.get("evaluator", {}))
-    moved = {name: own.pop(name) for name in ("truncation", "max_input_tokens", "layout") if name in own}
-    facts |= {"evaluator": own, "data": facts.get("data", {}) | moved}
+    own, names = facts.get("evaluator", {}), ("truncation", "max_input_tokens", "layout")
+    facts["evaluator"] = {name: value for name, value in own.items() if name not in names}
+    facts["data"] = facts.get("data", {}) | {name: own[name] for name in names if name in own}
     facts["training rows"] = digest(identity.get("train"))[:DIGEST]
     facts["test rows"] = digest(run.test_rows)[:DIGEST] if run.test_rows else None
     tested = run.record.comparable.get("data", {})
@@ -187,18 +180,14 @@ def flat(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
-    """The table in a parquet file of a finished folder, which has `columns` and finite `numbers`.
-
-    Raises UserError if there is no such file, WorkError if it is damaged; both name the mend.
-    """
+    """A parquet file of a finished folder, with `columns` and finite `numbers`; an error names the mend."""
     if not file.is_file():
         raise UserError(f"{file.parent} has no {file.name}. {mend(file.parent)}")
     try:
         frame = pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise damaged(file, str(error)) from error
-    missing = [column for column in columns if column not in frame]
-    if missing:
+    if missing := [column for column in columns if column not in frame]:
         raise damaged(file, f"without column {', '.join(missing)}")
     if frame.empty:
         raise damaged(file, "it has no rows")
@@ -220,13 +209,13 @@ def damaged(file: Path, problem: str) -> WorkError:
 def find(names: Sequence[str], root: Path, both: bool = False) -> list[Path]:
     """The folders of finished runs and probes that `names` mean, each once; all of `root` without a name.
 
-    A name is a folder, an id in `root`, a pattern, or a folder of several. One that means runs and probes
-    means the runs, or with `both` the probes and the runs. Raises UserError for a name that means nothing.
+    A name is a folder, an id in `root`, a pattern, or a folder of several; UserError if it means nothing. One
+    that means runs and probes means the runs, or with `both` the probes and the runs.
     """
     store = root / "runs"
     found: list[Path] = []
     for name in names or [str(root)]:
-        runs, probes = named(name, store, RUN), named(name, root / "probes", PROBE)
+        runs, probes = _named(name, store, RUN), _named(name, root / "probes", PROBE)
         found += [*probes, *runs] if both else runs or probes
         if runs or probes or not names:
             continue
@@ -256,36 +245,29 @@ def find_probes(names: Sequence[str], root: Path) -> list[Path]:
     return [] if runs else found
 
 
-def named(name: str, store: Path, record: str) -> list[Path]:
+def _named(name: str, store: Path, record: str) -> list[Path]:
     """The folders with a file `record` that a name means: itself, here or in `store`, or those within.
 
-    A name that no file can have means none: the functions of `os.path` and `glob` take it for absent.
+    A pattern means those that match. Names with a leading dot, which are being written, match none.
     """
-    if "\0" in name:  # but for this one
+    if "\0" in name:  # which no file can have: glob takes other such names for absent
         return []
-    for path in (Path(name), store / name):
-        if os.path.isfile(path / record):
-            return [path]
-        # Names with a leading dot are being written.
-        patterns = (f"[!.]*/{record}", f"{store.name}/[!.]*/{record}")
-        files = [f for pattern in patterns for f in sorted(glob.glob(f"{glob.escape(str(path))}/{pattern}"))]
-        if files:
-            return [Path(file).parent for file in files]
-    if not glob.has_magic(name):
-        return []
-    patterns = (name, f"{glob.escape(str(store))}/{name}")
-    matches = [Path(match) for pattern in patterns for match in sorted(glob.glob(pattern, recursive=True))]
-    return [path for path in matches if os.path.isfile(path / record)]
+    places = [glob.escape(str(path)) for path in (Path(name), store / name)]
+    choices = [(place, f"{place}/*", f"{place}/{store.name}/*") for place in places]
+    for patterns in (*choices, (name, f"{glob.escape(str(store))}/{name}")):
+        files = [glob.glob(f"{pattern}/{record}", recursive=True) for pattern in patterns]
+        if any(files):
+            return [folder for each in files for folder in sorted(Path(file).parent for file in each)]
+    return []
 
 
 # --- scores ------------------------------------------------------------------------------------------------
 
 
 def column_rows(run: RunResult, column: str) -> pd.DataFrame:
-    """The predictions of a column of COLUMNS: a row per state, task and example.
+    """The predictions of a column of COLUMNS, a row per state, task and example; UserError if it has none.
 
-    Tasks that were tested with their original instruction anyway count for both columns. Raises UserError if
-    the run has no such column.
+    Tasks that were tested with their original instruction anyway count for both columns.
     """
     if column not in COLUMNS:
         raise unknown("column", column, COLUMNS)
@@ -312,17 +294,15 @@ def tests_apart(run: RunResult) -> bool:
 def score_matrix(run: RunResult, measure: str, column: str = "trained") -> pd.DataFrame:
     """Mean score per state (index `after` 0..N) and task (trained, then unseen); NaN = not evaluated.
 
-    Learned tasks are tested with their training prompt or, in the column `common`, with their original
-    instruction. `label_match` is also NaN for tasks without labels.
+    `column` is one of COLUMNS; `label_match` is also NaN for tasks without labels.
     """
     check_measure(measure)
     means = column_rows(run, column).groupby(["after", "task"])[measure].mean().unstack("task")
     states = pd.RangeIndex(len(run.tasks) + 1, name="after")
-    matrix = means.reindex(index=states, columns=[*run.tasks, *run.unseen])
-    matrix.columns.name = None
-    return matrix
+    return means.reindex(index=states, columns=pd.Index([*run.tasks, *run.unseen], name=None))
 
 
+@lru_cache(maxsize=1024)  # each metric and comparison asks for the same
 def example_scores(
     run: RunResult, measure: str, column: str = "trained"
 ) -> dict[tuple[int, str], NDArray[np.float64]]:
@@ -355,23 +335,23 @@ def n_examples(run: RunResult) -> dict[str, int]:
 
 def row_remarks(runs: Sequence[RunResult]) -> list[str]:
     """What a reader must know of test rows: which repeat each other, and which answers were cut off."""
-    found: dict[str, None] = {}
+    found = []
     for run in runs:
         for task in n_examples(run):
             rows = row_numbers(run, task)
             if len(set(rows)) < len(rows):
-                found[
+                found.append(
                     f"{short_name(task)}: its {len(rows)} test examples are {len(set(rows))} distinct rows; "
                     "intervals and n count these."
-                ] = None
+                )
     answers = pd.concat([run.predictions[["task", "is_unfinished"]] for run in runs])
     for task, cut in answers.groupby("task", sort=False)["is_unfinished"]:
         if cut.any():
-            found[
+            found.append(
                 f"{short_name(str(task))}: {int(cut.sum())} of {len(cut)} answers ran into the limit of new "
                 "tokens (evaluator.max_new_tokens) and are scored as far as they go."
-            ] = None
-    return list(found)
+            )
+    return list(dict.fromkeys(found))
 
 
 def rows_apart(runs: Sequence[RunResult], measure: str | None = None) -> str | None:
@@ -380,35 +360,25 @@ def rows_apart(runs: Sequence[RunResult], measure: str | None = None) -> str | N
     A row is an input and a target: what stands around them may differ. A `label_match` is of its labels too,
     which are recorded with the frame alone: there both must be the same.
     """
-    first = runs[0]
-    for other in runs[1:]:
-        for task in first.tasks:
-            recorded = [run.record.comparable.get("data", {}).get(task) for run in (first, other)]
-            ours, theirs = (run.test_rows.get(task) for run in (first, other))
-            is_same = bool(ours) and ours == theirs
-            if recorded[0] == recorded[1] or (is_same and measure != LABELS):
-                continue
-            if is_same:
-                return f"{short_name(task)}: the same test rows, with other labels or words around them"
-            how = ""
-            if ours and theirs:
-                both = Counter(ours) & Counter(theirs)
-                is_moved = both.total() == len(ours) == len(theirs)
-                how = ", the same in another order" if is_moved else f", {both.total()} in both"
-            counts = [n_examples(run).get(task, 0) for run in (first, other)]
-            return f"{short_name(task)}: {counts[0]} and {counts[1]} test rows{how}"
+    for other, task in product(runs[1:], runs[0].tasks):
+        pair = runs[0], other
+        if len({run.record.comparable.get("data", {}).get(task) for run in pair}) == 1:
+            continue
+        ours, theirs = (run.test_rows.get(task, ()) for run in pair)
+        if not ours or ours != theirs:
+            n, m = (n_examples(run).get(task, 0) for run in pair)
+            common = (Counter(ours) & Counter(theirs)).total()
+            how = ", the same in another order" if common == n == m else f", {common} in both"
+            return f"{short_name(task)}: {n} and {m} test rows{how if ours and theirs else ''}"
+        if measure == LABELS:
+            return f"{short_name(task)}: the same test rows, with other labels or words around them"
     return None
 
 
-def require_comparable(runs: Sequence[RunResult]) -> None:
-    """UserError, with every difference, unless the runs share all that makes runs comparable.
-
-    These are model, data (that of the test), evaluator, trainer and train (training rows).
-    """
-    way = "Analyze them apart, or run one of them again with the settings of the other."
-    for other in runs[1:]:
-        sides = runs[0].record.comparable, other.record.comparable
-        require_same(f"Runs {runs[0].id} and {other.id}", *sides, way)
+def shared(facts: dict[str, Any], others: dict[str, Any], by_name: Sequence[str]) -> dict[str, Any]:
+    """The facts that others have, too; of those in `by_name`, which are facts by task or the like, alike."""
+    common = {name: fact for name, fact in facts.items() if name in others}
+    return common | {name: shared(common[name], others[name], ()) for name in by_name if name in common}
 
 
 def leading_measure(is_demonstration: bool) -> str:
@@ -418,9 +388,8 @@ def leading_measure(is_demonstration: bool) -> str:
 
 def shown_measures(measure: str) -> list[str]:
     """The measure asked for, and those that stand beside it: ROUGE-L and NLL are shown with each other."""
-    if measure not in DRAWN:
-        return [measure]
-    return [measure, *(name for name in DRAWN if name != measure), "exact_match"]
+    beside = [*(name for name in DRAWN if name != measure), "exact_match"]
+    return [measure, *(beside if measure in DRAWN else [])]
 
 
 def check_measure(measure: str) -> None:

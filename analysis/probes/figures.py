@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from sapo.analysis.figures import canvas, put_title
 from sapo.analysis.intervals import COEFFICIENTS, SAME, Interval
 from sapo.analysis.probes.results import ROLES, ProbeResult
-from sapo.analysis.probes.statistics import GRADIENT_ROLES, Pooled, Power, Spread, alignments
+from sapo.analysis.probes.statistics import GRADIENT_ROLES, Power, Spread, alignments
 from sapo.analysis.results import LOWER_IS_BETTER, measure_name
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
@@ -121,7 +121,7 @@ def pairs_figure(
     return figure
 
 
-def indicator_figure(cells: Sequence[Power] | Sequence[Pooled], what: str, title: str, unit: str) -> Figure:
+def indicator_figure(cells: Sequence[Power], what: str, title: str, unit: str) -> Figure:
     """Bars of mean correlations by indicator and coefficient, intervals over `unit`, `what` as points."""
     means, measure = [cell.mean for cell in cells], cells[0].measure
     shown = list(dict.fromkeys(cell.indicator for cell in cells))
@@ -171,7 +171,7 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
     figure, panels = canvas(max(4.4 * len(roles) + 0.8, 5.0), 4.6, columns=len(roles))
     ranks = sorted(gradients["rank"].unique())
     projections = sorted(gradients["projection"].unique())
-    cosines = alignments(probe)
+    cosines = alignments(gradients)
     for axes in panels[1:]:
         axes.sharey(panels[0])
     for axes, role in zip(panels, roles, strict=True):

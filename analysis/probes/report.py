@@ -235,7 +235,7 @@ def figure3(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
         of_loss = next(power for power in powers if power.indicator == "-loss")
         gaps = [_gap(of_loss.mean)] if of_loss.mean.reason else []
         if of_loss.points:
-            reasons = filter(None, (cell.reason for cell in of_loss.by_task.values() if cell.value is None))
+            reasons = filter(None, (cell.reason for cell in of_loss.cells.values() if cell.value is None))
             gaps += [f"left out of means: {reason}" for reason in reasons]
         where = f"Figure 3, {probe.sequence}, {measure_name(measure)}"
         report.warnings += [f"{where}: {gap}." for gap in gaps]
@@ -250,7 +250,7 @@ def figure3(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
     losses = [
         _who(probe, measure)
         | {"task": short_name(task), "coefficient": power.coefficient.capitalize()}
-        | {"ours": power.by_task[task].text(), "prompts": power.by_task[task].n}
+        | {"ours": power.cells[task].text(), "prompts": power.cells[task].n}
         | paper_values("figure3", probe, measure, power.coefficient, key)
         for (probe, measure), powers in found.items()
         for power in powers
@@ -285,7 +285,7 @@ def _draw_probe(report: Report, probe: ProbeResult, measure: str, powers: Sequen
         {"indicator": power.indicator, "coefficient": power.coefficient, "measure": measure}
         | {"task": task, **_columns(cell, "r")}
         for power in powers
-        for task, cell in [*power.by_task.items(), ("mean", power.mean)]
+        for task, cell in [*power.cells.items(), ("mean", power.mean)]
     ]
     current, line = short_name(probe.current), _facts(probe, measure)
     title = f"Indicators of {len(probe.prompts)} prompts of {current} before training\n{line}"
@@ -295,7 +295,7 @@ def _draw_probe(report: Report, probe: ProbeResult, measure: str, powers: Sequen
     scores = sign_of(measure) * probe.outcomes(measure)[list(first_pairs(probe).values())]
     values = statistics.indicators_of(probe)
     of_loss = [power for power in powers if power.indicator == "-loss"]
-    cells = {(power.coefficient, task): power.by_task[task] for power in of_loss for task in scores}
+    cells = {(power.coefficient, task): power.cells[task] for power in of_loss for task in scores}
     labels = {task: figures.good_up(measure, task) for task in scores}
     labels |= {"-loss": "minus pre-update loss\n(nats per token)"}
     title = f"Pre-update loss of prompts of {current} and scores after training\n{line}"
@@ -329,7 +329,11 @@ def _pool(report: Report, who: str, members: Sequence[ProbeResult], powers: Sequ
         row: Row = {"model, method": who, "measure": measure_name(measure), "indicator": indicator}
         row |= {name.capitalize(): found[indicator, name].mean.text() for name in COEFFICIENTS}
         cell = found[indicator, COEFFICIENTS[0]]
-        rows.append(row | {"pairs": len(cell.points), "tasks": f"{cell.n_defined} of {cell.n_tasks}"})
+        own = [
+            power for power in powers if (power.indicator, power.coefficient) == (indicator, cell.coefficient)
+        ]
+        n_defined, n_tasks = sum(len(power.points) for power in own), sum(len(power.cells) for power in own)
+        rows.append(row | {"pairs": len(cell.points), "tasks": f"{n_defined} of {n_tasks}"})
     return rows
 
 
@@ -374,13 +378,13 @@ def figure4(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
             continue
         report.draw(f"figure4_{probe.id}", figures.gradient_figure(probe, probe.gradients), probe.gradients)
         who = {name: cell for name, cell in _who(probe, measures[0]).items() if name != "measure"}
-        cells = statistics.alignments(probe)
+        cells = statistics.alignments(probe.gradients)
         for role, name in statistics.GRADIENT_ROLES.items():
             by_rank = {rank: cosine for (of_role, rank), cosine in cells.items() if of_role == role}
             if by_rank:
                 row = who | {"other tasks": name}
                 row |= {f"rank {rank}": cosine.text(3, signed=True) for rank, cosine in by_rank.items()}
-                difference = statistics.rank_difference(probe, role).text(3, signed=True)
+                difference = statistics.rank_difference(probe.gradients, role).text(3, signed=True)
                 n = next(iter(by_rank.values())).n
                 rows.append(row | {"lowest - highest loss": difference, "modules x tasks": n})
     report.keep("figure4", "Figure 4: cosines of gradients by loss rank", rows)

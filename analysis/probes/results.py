@@ -6,9 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sapo.analysis.results import (
     LOWER_IS_BETTER,
@@ -18,13 +16,12 @@ from sapo.analysis.results import (
     damaged,
     load_run,
     read_table,
-    require_comparable,
-    row_numbers,
+    shared,
 )
 from sapo.conf.errors import UserError
 from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
-from sapo.data.records import ProbeRecord, mend, read_record, require_same
+from sapo.data.records import ProbeRecord, differences, mend, read_record, require_same
 from sapo.data.tasks import short_name
 
 ROLES = ("forgetting", "training", "generalization")
@@ -43,8 +40,7 @@ class ProbeResult:
     `finals`: scores after training, a row per prompt, task and test example. `losses`, `answers`: a row per
     prompt and scored training example, without the `n_cut` examples whose target is cut off under some
     prompt; `gradients` as stored, or None. `missing`: prompts whose runs failed. `reduction` and
-    `include_original` are the scorer's: what SAPO's loss of a prompt is, and whether it can choose the
-    original.
+    `include_original` are the scorer's.
     """
 
     path: Path
@@ -88,16 +84,16 @@ class ProbeResult:
     def facts(self) -> str:
         """Model, sequence, method and seed in one line, for titles."""
         parts = [self.model, self.sequence, self.method, f"seed {self.seed}"]
-        return " · ".join([*parts, "demonstration"] if self.demonstration else parts)
+        return " · ".join([*parts, *["demonstration"] * self.demonstration])
 
     @property
     def remarks(self) -> Iterator[str]:
         """What was left out, or is missing."""
         if self.n_cut:
+            n, task = self.losses["example"].nunique() + self.n_cut, short_name(self.current)
             yield (
-                f"Probe {self.id}: {self.n_cut} of {self.losses['example'].nunique() + self.n_cut} scored "
-                f"examples of {short_name(self.current)} are left out of losses and answers: their targets "
-                "are cut off under some prompt."
+                f"Probe {self.id}: {self.n_cut} of {n} scored examples of {task} are left out of losses and "
+                "answers: their targets are cut off under some prompt."
             )
         if self.missing:
             lacking = ", ".join(map(str, self.missing))
@@ -105,7 +101,7 @@ class ProbeResult:
 
     def role(self, task: str) -> str:
         """What a prompt of the current task does to `task`: one of ROLES."""
-        return ROLES[0] if task == self.trained else ROLES[1] if task == self.current else ROLES[2]
+        return {self.trained: ROLES[0], self.current: ROLES[1]}.get(task, ROLES[2])
 
     def outcomes(self, measure: str) -> pd.DataFrame:
         """Final scores: prompts (by index) x tasks (trained, current, unseen); NaN = not evaluated."""
@@ -113,14 +109,9 @@ class ProbeResult:
         tasks = [self.trained, self.current, *self.unseen]
         return means.reindex(index=pd.Index(self.runs, name="prompt"), columns=pd.Index(tasks, name=None))
 
-    def final_examples(self, measure: str, task: str) -> NDArray[np.float64]:
-        """Final scores on a task that every prompt was evaluated on: prompts x test examples."""
-        of_task = self.finals[self.finals["task"] == task]
-        return of_task.pivot_table(index="prompt", columns="example", values=measure).to_numpy(dtype=float)
-
-    def row_numbers(self, task: str) -> NDArray[np.int64]:
-        """The row that each test example of a task is or repeats, as those of its runs."""
-        return row_numbers(next(iter(self.runs.values())), task)
+    def good(self, measure: str) -> pd.DataFrame:
+        """Final scores on the tasks that are not current, flipped where lower is better: up is good."""
+        return sign_of(measure) * self.outcomes(measure)[list(self.others)]
 
     def pre_update_losses(self) -> pd.Series:
         """The loss of each prompt that SAPO ranks by (nats), by prompt index."""
@@ -140,8 +131,7 @@ def prompt_name(index: int) -> str:
 def load_probe(folder: Path) -> ProbeResult:
     """The probe in `folder` (ROOT/probes/ID) with its runs (ROOT/runs/…).
 
-    UserError names what is missing and the mend, or how its runs cannot be compared, WorkError what is
-    damaged.
+    UserError says what is missing or cannot be compared, WorkError what is damaged, both with the mend.
     """
     record = read_record(ProbeRecord, folder)
     store = folder.resolve().parent.parent / "runs"
@@ -167,7 +157,7 @@ def load_probe(folder: Path) -> ProbeResult:
     trained, current = record.tasks
     return ProbeResult(
         path=folder,
-        method=next(iter(runs.values())).method,
+        method=runs[ORIGINAL].method,
         trained=trained,
         current=current,
         **{name: record.identity["scorer"][name] for name in ("reduction", "include_original")},
@@ -181,22 +171,18 @@ def load_probe(folder: Path) -> ProbeResult:
 
 def _finals(folder: Path, record: ProbeRecord, runs: dict[int, RunResult]) -> pd.DataFrame:
     """The scores after training; UserError unless the runs are the probe's, comparable, and tested alike."""
-    first = next(iter(runs.values()))
-    require_comparable(list(runs.values()))
-    trained, current = record.tasks
-    expected = {name: getattr(record, name) for name in ("sequence", "model", "seed", "tasks", "unseen")}
-    expected["method"] = first.method  # in full, as `inscl (lexical)`
+    first, (trained, current) = runs[ORIGINAL].record, record.tasks
+    of_probe = {name: getattr(record, name) for name in ("sequence", "model", "seed", "tasks", "unseen")}
+    of_probe |= {"label": first.label, "comparable": first.comparable}
     for index, run in runs.items():
-        facts = {name: getattr(run, name) for name in expected}
-        wrong = [f"{key} {facts[key]} instead of {it}" for key, it in expected.items() if facts[key] != it]
-        if run.record.prompts.get(current) != record.prompts[index]:
-            wrong.append(f"another text than prompt {index} of {current}")
-        if run.record.prompts.get(trained) != first.record.prompts.get(trained):
-            wrong.append(f"another prompt of {trained} than run {first.id}")
-        if wrong:
+        prompts = {trained: first.prompts.get(trained), current: record.prompts[index]}
+        facts = {name: getattr(run.record, name) for name in (*of_probe, "prompts")}
+        if wrong := list(differences(of_probe | {"prompts": prompts}, facts)):
             raise UserError(f"Run {run.id} is not of the probe {folder}: {'; '.join(wrong)}. {mend(folder)}")
     rows = [column_rows(run, "trained").assign(prompt=index) for index, run in runs.items()]
-    finals = pd.concat(rows).query("after == 2")[["prompt", "task", "example", *MEASURES]]
+    finals = (
+        pd.concat(rows).query("after == 2").reindex(columns=["prompt", "task", "example", *MEASURES, "kl"])
+    )
     tested = finals.groupby(["task", "prompt"])["example"].agg(tuple).groupby("task").nunique()
     if tested.max() > 1:
         tested_on = f"were tested on different rows of {tested.idxmax()}"
@@ -213,14 +199,11 @@ def require_poolable(probes: Sequence[ProbeResult]) -> None:
         is_twin = (first.sequence, first.seed) == (other.sequence, other.seed)
         are_alike = (first.model, first.method) == (other.model, other.method)
         if first.id == other.id or (are_alike and is_twin):
-            why = f"are both probe {first.id}"
-            if first.id != other.id:
-                why = "have the same sequence, model, method and seed"
+            why = "have the same sequence, model, method and seed"
+            why = f"are both probe {first.id}" if first.id == other.id else why
             raise UserError(f"{first.path} and {other.path} {why}: leave one of them out.")
-        sides = [first.comparable, other.comparable]
-        for name in ("data", "train"):
-            shared = set.intersection(*(set(side.get(name) or ()) for side in sides))
-            sides = [side | {name: {task: side[name][task] for task in sorted(shared)}} for side in sides]
         if are_alike:
+            facts, others = first.comparable, other.comparable
+            sides = shared(facts, others, ("data", "train")), shared(others, facts, ("data", "train"))
             way = "Draw them apart, or make one of them again with the settings of the other."
-            require_same(f"Probes {first.id} and {other.id}", sides[0], sides[1], way)
+            require_same(f"Probes {first.id} and {other.id}", *sides, way)

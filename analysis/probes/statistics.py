@@ -8,27 +8,10 @@ import numpy as np
 import pandas as pd
 import textstat
 
-from sapo.analysis.intervals import (
-    COEFFICIENTS,
-    DRAWS,
-    FEWEST_PROMPTS,
-    PERMUTATIONS,
-    Array,
-    Interval,
-    by_distinct_row,
-    column_correlations,
-    interval_of,
-    is_constant,
-    jackknife_interval,
-    joined,
-    mean_interval,
-    nan_mean,
-    permutation_p,
-    resample_counts,
-    resampled,
-    why_undefined,
-)
+from sapo.analysis import intervals
+from sapo.analysis.intervals import Array, Interval, interval_of, jackknife_interval, mean_interval
 from sapo.analysis.probes.results import ProbeResult, sign_of
+from sapo.analysis.results import row_numbers
 from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL
 
@@ -36,9 +19,9 @@ from sapo.data.prompts import ORIGINAL
 
 SPREAD_TEST = (
     "Brown-Forsythe deviations |score - median| / mean of each task, the current task permuted within each "
-    f"prompt ({PERMUTATIONS} permutations, two-sided; over prompts, for these tasks); where the other tasks "
-    "differ in spread it errs to the safe side (simulated with 12 prompts: at p = 0.05 it is wrong in less "
-    "than 2 % of cases)"
+    f"prompt ({intervals.PERMUTATIONS} permutations, two-sided; over prompts, for these tasks); where the "
+    "other tasks differ in spread it errs to the safe side (simulated with 12 prompts: at p = 0.05 it is "
+    "wrong in less than 2 % of cases)"
 )
 
 
@@ -69,16 +52,14 @@ def spread(probe: ProbeResult, measure: str) -> Spread:
     changes, no_change = relative_changes(scores)
     variation = {}
     for task, column in scores.items():
-        missing = _missing(column)
-        if not missing and len(column) < FEWEST_PROMPTS:
-            missing = f"{len(column)} prompts: a spread needs {FEWEST_PROMPTS} or more"
-        if not missing and column.mean() == 0:
-            missing = "0 under every prompt"
-        variation[task] = (
-            Interval(None, n=len(column), reason=missing)
-            if missing
-            else jackknife_interval(column.to_numpy(dtype=float)[:, None], mean_variation)
-        )
+        reason = _missing(column)
+        if len(column) < intervals.FEWEST_PROMPTS:
+            reason = reason or f"{len(column)} prompts: a spread needs {intervals.FEWEST_PROMPTS} or more"
+        if not reason and column.mean() == 0:
+            reason = "0 under every prompt"
+        rows = column.to_numpy(dtype=float)[:, None]
+        missing = Interval(None, n=len(rows), reason=reason)
+        variation[task] = missing if reason else jackknife_interval(rows, mean_variation)
     in_task = variation[probe.current]
     usable = [task for task in probe.others if variation[task].value is not None]
     reason = (in_task if usable else variation[probe.trained]).reason or "no other task has a spread"
@@ -105,10 +86,17 @@ def relative_changes(scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]
     return changes, reasons
 
 
+def _missing(column: pd.Series) -> str | None:
+    missing = [str(index) for index in column.index[column.isna()]]
+    return f"not evaluated for prompt {', '.join(missing)}" if missing else None
+
+
 def variation_of(rows: Array) -> Array:
     """Coefficient of variation (%) of the columns (... x n x k -> ... x k), NaN where the mean is 0."""
     mean = np.abs(rows.mean(axis=-2))
-    deviation = np.where(is_constant(rows), 0.0, rows.std(axis=-2, ddof=1))  # without the noise of rounding
+    deviation = np.where(
+        intervals.is_constant(rows), 0.0, rows.std(axis=-2, ddof=1)
+    )  # without the noise of rounding
     return 100 * deviation / np.where(mean > 0, mean, np.nan)
 
 
@@ -123,12 +111,7 @@ def ratio_of(rows: Array) -> Array:
     return mean_variation(rows[..., 1:]) / np.where(in_task > 0, in_task, np.nan)
 
 
-def _missing(column: pd.Series) -> str | None:
-    missing = [str(index) for index in column.index[column.isna()]]
-    return f"not evaluated for prompt {', '.join(missing)}" if missing else None
-
-
-def spread_test(table: Array, permutations: int = PERMUTATIONS, seed: int = 0) -> float | None:
+def spread_test(table: Array, permutations: int = intervals.PERMUTATIONS) -> float | None:
     """p that the first column (in-task) spreads as the others do; rows are prompts, paired over columns.
 
     Deviations from the column's median (Brown & Forsythe 1974, J. Am. Stat. Assoc. 69:364) over the column's
@@ -141,32 +124,29 @@ def spread_test(table: Array, permutations: int = PERMUTATIONS, seed: int = 0) -
     n, k = deviations.shape
     if np.ptp(deviations) <= 1e-12:
         return None
-    chosen = np.random.default_rng(seed).integers(k, size=(permutations, n))
+    chosen = np.random.default_rng(0).integers(k, size=(permutations, n))
     in_task = deviations[np.arange(n), chosen]
     cross = (deviations.sum(axis=1) - in_task) / (k - 1)
     observed = abs(deviations[:, 0].mean() - deviations[:, 1:].mean())
-    return permutation_p(observed, np.abs((in_task - cross).mean(axis=1)))
+    return intervals.permutation_p(observed, np.abs((in_task - cross).mean(axis=1)))
 
 
 def change_rows(result: Spread) -> pd.DataFrame:
     """The points of the figure: a row per task and prompt, with the score and why a change is missing."""
-    probe, losses = result.probe, result.probe.pre_update_losses()
-    scores = probe.outcomes(result.measure)
-    rows = [
+    probe = result.probe
+    scores = probe.outcomes(result.measure).reset_index().melt("prompt", var_name="task")
+    return pd.DataFrame(
         {
-            "task": task,
-            "role": probe.role(task),
-            "prompt": index,
+            "task": scores["task"],
+            "role": scores["task"].map(probe.role),
+            "prompt": scores["prompt"],
             "measure": result.measure,
-            "score": score,
-            "relative_change_percent": result.changes.at[index, task],
-            "pre_update_loss": losses[index],
-            "reason": result.no_change.get(task),
+            "score": scores["value"],
+            "relative_change_percent": result.changes.melt()["value"],
+            "pre_update_loss": scores["prompt"].map(probe.pre_update_losses()),
+            "reason": scores["task"].map(result.no_change),
         }
-        for task in scores
-        for index, score in scores[task].items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 # --- which prompt will be good? (Figures 3, 11-14) ---------------------------------------------------------
@@ -216,22 +196,23 @@ def indicators_of(probe: ProbeResult) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Power:
-    """How one indicator goes with the scores after training, over the prompts of one probe.
+    """How one indicator goes with the scores after training, over the prompts of one probe or over pairs.
 
-    `by_task` are the coefficients for each task that is not current; `mean` is over those defined.
+    `cells` are the coefficients for each task that is not current or, over the pairs of a report, the means
+    of each pair's probes; `mean` is over those defined.
     """
 
-    probe: ProbeResult
+    pair: str
     measure: str
     indicator: str
     coefficient: str
-    by_task: dict[str, Interval]
+    cells: dict[str, Interval]
     mean: Interval
 
     @property
     def points(self) -> dict[str, float]:
-        """The coefficients that are defined, by task."""
-        return {task: cell.value for task, cell in self.by_task.items() if cell.value is not None}
+        """The coefficients that are defined, by task or pair."""
+        return {name: cell.value for name, cell in self.cells.items() if cell.value is not None}
 
 
 def powers(probe: ProbeResult, measure: str) -> list[Power]:
@@ -239,49 +220,34 @@ def powers(probe: ProbeResult, measure: str) -> list[Power]:
 
     Scores where lower is better are flipped: up is good.
     """
-    table = indicators_of(probe).dropna(axis="columns", how="all")
-    scores = sign_of(measure) * probe.outcomes(measure)[list(probe.others)]
+    table, scores = indicators_of(probe).dropna(axis="columns", how="all"), probe.good(measure)
     # A column with gaps is not correlated (the reason is given below); 0 makes it one without variance.
     rows = np.column_stack([table, scores]).astype(float)
     rows[:, np.isnan(rows).any(axis=0)] = 0.0
-    stack, n, k = np.concatenate([rows[None], resampled(rows)]), len(rows), table.shape[1]
+    stack, n, k = np.concatenate([rows[None], intervals.resampled(rows)]), len(rows), table.shape[1]
     found = []
-    for coefficient in COEFFICIENTS:
-        cells = column_correlations(stack[..., :k], stack[..., k:], coefficient)
+    for coefficient in intervals.COEFFICIENTS:
+        correlations = intervals.column_correlations(stack[..., :k], stack[..., k:], coefficient)
         for place, indicator in enumerate(table):
-            (values, *_), draws = cells[:, place], cells[1:, place]
-            reasons = [why_undefined(table[indicator], scores[task]) for task in scores]
-            by_task = {
+            (values, *_), draws = correlations[:, place], correlations[1:, place]
+            reasons = [intervals.why_undefined(table[indicator], scores[task]) for task in scores]
+            cells = {
                 task: Interval(None, n=n, reason=reason)
                 if reason
                 else interval_of(values[number], draws[:, number], n)
                 for number, (task, reason) in enumerate(zip(scores, reasons, strict=True))
             }
             usable = np.array([reason is None for reason in reasons])
-            mean = Interval(None, n=n, reason=joined(reasons))
+            mean = Interval(None, n=n, reason=intervals.joined(reasons))
             if usable.any():
-                mean = interval_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
-            found.append(Power(probe, measure, indicator, coefficient, by_task, mean))
+                mean = interval_of(
+                    float(intervals.nan_mean(values[usable])), intervals.nan_mean(draws[:, usable]), n
+                )
+            found.append(Power(probe.pair, measure, indicator, coefficient, cells, mean))
     return found
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """One indicator over the pairs of a report: `points` holds each pair's mean, over its probes.
-
-    `n_defined` of the `n_tasks` correlations, one a probe and task, are in these means.
-    """
-
-    measure: str
-    indicator: str
-    coefficient: str
-    points: dict[str, float]
-    mean: Interval
-    n_defined: int
-    n_tasks: int
-
-
-def pooled(all_powers: Sequence[Power]) -> list[Pooled]:
+def pooled(all_powers: Sequence[Power]) -> list[Power]:
     """The mean of each indicator over pairs (each averaged over its sequences and seeds), with its interval.
 
     The interval is over pairs; with one probe it is the one over prompts that the probe has.
@@ -294,14 +260,14 @@ def pooled(all_powers: Sequence[Power]) -> list[Pooled]:
         by_pair: dict[str, list[float]] = {}
         for power in members:
             if power.mean.value is not None:
-                by_pair.setdefault(power.probe.pair, []).append(power.mean.value)
-        points = {pair: float(np.mean(values)) for pair, values in by_pair.items()}
-        mean = members[0].mean
+                by_pair.setdefault(power.pair, []).append(power.mean.value)
+        cells = {pair: Interval(float(np.mean(values))) for pair, values in by_pair.items()}
+        over_pairs = Power("", *key, cells, members[0].mean)
         if len(members) > 1:
-            mean = Interval(None, reason=joined(power.mean.reason for power in members))
-            mean = mean_interval(list(points.values()), "pairs") if points else mean
-        n_defined = sum(len(power.points) for power in members)
-        found.append(Pooled(*key, points, mean, n_defined, sum(len(power.by_task) for power in members)))
+            mean = Interval(None, reason=intervals.joined(power.mean.reason for power in members))
+            mean = mean_interval(over_pairs.points.values(), "pairs") if cells else mean
+            over_pairs = replace(over_pairs, mean=mean)
+        found.append(over_pairs)
     return found
 
 
@@ -315,7 +281,6 @@ class Choice:
     """
 
     probe: ProbeResult
-    measure: str
     chosen: int
     best: int
     regret: Interval
@@ -324,33 +289,35 @@ class Choice:
     missing: tuple[str, ...]
 
 
-def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, seed: int = 0) -> Choice | str:
+def lowest_loss_choice(probe: ProbeResult, measure: str) -> Choice | str:
     """The prompt that SAPO would choose in a probe against all others, or why there is no choice.
 
-    It is the one of the lowest loss, the first of equals, among those that the scorer allows.
-    The interval of the regret resamples the test examples within their tasks, the same for all prompts, and
-    takes the best prompt anew in each draw; it does not speak of other prompts or seeds.
+    It is the one of the lowest loss, the first of equals, among those that the scorer allows. The interval of
+    the regret resamples the test examples within their tasks, the same for all prompts, and takes the best
+    prompt anew in each draw; it does not speak of other prompts or seeds.
     """
-    scores = sign_of(measure) * probe.outcomes(measure)[list(probe.others)]
+    scores = probe.good(measure)
     whole = scores.dropna(axis="columns")
     means = whole.mean(axis=1)
     if not len(whole.columns):
         return "no other task was evaluated for every prompt"
-    if is_constant(means.to_numpy(dtype=float)[:, None])[0]:
+    if intervals.is_constant(means.to_numpy(dtype=float)[:, None])[0]:
         return "all prompts score alike"
     chosen = int(probe.pre_update_losses()[probe.candidates].idxmin())
-    rng, drawn, n_rows = np.random.default_rng(seed), np.zeros((draws, len(means))), 0
+    rng, drawn, n_rows = np.random.default_rng(0), np.zeros((intervals.DRAWS, len(means))), 0
     for task in whole:
-        values = sign_of(measure) * probe.final_examples(measure, task)
-        sums, sizes = by_distinct_row(values, probe.row_numbers(task))
-        counts = resample_counts(len(sizes), draws, rng)
+        finals = probe.finals[probe.finals["task"] == task].pivot(
+            index="prompt", columns="example", values=measure
+        )
+        values = sign_of(measure) * finals.to_numpy(dtype=float)
+        sums, sizes = intervals.by_distinct_row(values, row_numbers(probe.runs[ORIGINAL], task))
+        counts = intervals.resample_counts(len(sizes), intervals.DRAWS, rng)
         drawn += counts @ sums.T / ((counts @ sizes)[:, None] * len(whole.columns))
         n_rows += len(sizes)
     regrets = drawn.max(axis=1) - drawn[:, sorted(probe.runs).index(chosen)]
     best = means.max()
     return Choice(
         probe,
-        measure,
         chosen,
         best=int(means.idxmax()),
         regret=interval_of(float(best - means[chosen]), regrets, n_rows, "test rows"),
@@ -363,16 +330,14 @@ def lowest_loss_choice(probe: ProbeResult, measure: str, draws: int = DRAWS, see
 POOL_SIZES, SCORED_ROWS, SUBSETS = (2, 5, 10), (4, 8, 16, 32), 100  # as in Figure 15, but within one probe
 
 
-def smaller_choices(probe: ProbeResult, measure: str, seed: int = 0) -> pd.DataFrame:
-    """What the lowest loss gains over a random prompt when fewer prompts or fewer rows are scored.
+def smaller_choices(probe: ProbeResult, measure: str) -> pd.DataFrame:
+    """What the lowest loss gains when fewer `prompts` or fewer `rows` are scored, a row for each number.
 
-    A row for each number of `prompts` and of scored `rows`: `gain` is the mean score over the other tasks,
-    good up, of the prompt of the lowest loss minus that of a random one; `best` the same for the best prompt.
-    It is exact over all pools of a size, and the mean over SUBSETS drawn subsets of the rows.
+    `gain` is the mean score over the other tasks, good up, of the prompt of the lowest loss minus that of a
+    random one; `best` the same for the best prompt. It is exact over all pools of a size, and the mean over
+    SUBSETS drawn subsets of the rows.
     """
-    means = (
-        (sign_of(measure) * probe.outcomes(measure)[list(probe.others)]).dropna(axis="columns").mean(axis=1)
-    )
+    means = probe.good(measure).dropna(axis="columns").mean(axis=1)
     means = means[probe.candidates] - means[probe.candidates].mean()
     by_loss = means[probe.pre_update_losses()[means.index].sort_values(kind="stable").index].to_numpy()
     n, examples = len(means), probe.losses["example"].unique()
@@ -381,14 +346,13 @@ def smaller_choices(probe: ProbeResult, measure: str, seed: int = 0) -> pd.DataF
         # How often the prompt of each rank is the lowest of a pool of this size.
         chances = np.array([comb(n - 1 - rank, size - 1) for rank in range(n)]) / comb(n, size)
         found.append((size, len(examples), float(chances @ by_loss)))
-    rng, of_candidates = np.random.default_rng(seed), probe.losses[probe.losses["prompt"].isin(means.index)]
+    rng, of_candidates = np.random.default_rng(0), probe.losses[probe.losses["prompt"].isin(means.index)]
     for rows in (rows for rows in SCORED_ROWS if rows < len(examples)):
-        drawn = (rng.choice(examples, rows, replace=False) for _ in range(SUBSETS))
-        tables = (
-            prompt_losses(of_candidates[of_candidates["example"].isin(each)], probe.reduction)
-            for each in drawn
-        )
-        chosen = [table.set_index("prompt")["loss"].idxmin() for table in tables]
+        chosen = []
+        for _ in range(SUBSETS):
+            scored = of_candidates["example"].isin(rng.choice(examples, rows, replace=False))
+            losses = prompt_losses(of_candidates[scored], probe.reduction).set_index("prompt")["loss"]
+            chosen.append(losses.idxmin())
         found.append((n, rows, float(means[chosen].mean())))
     return pd.DataFrame(found, columns=["prompts", "rows", "gain"]).assign(best=float(means.max()))
 
@@ -398,30 +362,23 @@ def smaller_choices(probe: ProbeResult, measure: str, seed: int = 0) -> pd.DataF
 GRADIENT_ROLES = {"trained": "T1, trained before", "unseen": "T3, unseen"}
 
 
-def alignments(probe: ProbeResult) -> dict[tuple[str, int], Interval]:
+def alignments(gradients: pd.DataFrame) -> dict[tuple[str, int], Interval]:
     """Mean cosine between the current task's gradient under a prompt and other tasks' gradients.
 
-    By role of GRADIENT_ROLES and the prompt's rank by loss, 1 = lowest; empty without gradients. An interval
-    is over (task, module); modules of one model are not independent: it describes these and is no test.
+    By role of GRADIENT_ROLES and the prompt's rank by loss, 1 = lowest. An interval is over (task, module);
+    modules of one model are not independent: it describes these and is no test.
     """
-    if probe.gradients is None:
-        return {}
-    groups = probe.gradients.groupby(["role", "rank"])["cosine"]
-    found = {key: mean_interval(list(values), "modules") for key, values in groups}
     return {
-        (role, int(rank)): found[of_role, rank]
+        (role, int(rank)): mean_interval(cosines, "modules")
         for role in GRADIENT_ROLES
-        for of_role, rank in found
-        if of_role == role
+        for rank, cosines in gradients[gradients["role"] == role].groupby("rank")["cosine"]
     }
 
 
-def rank_difference(probe: ProbeResult, role: str) -> Interval:
+def rank_difference(gradients: pd.DataFrame, role: str) -> Interval:
     """Mean cosine of the lowest loss minus that of the highest loss, paired over (task, module)."""
-    frame = probe.gradients if probe.gradients is not None else pd.DataFrame(columns=["role"])
-    frame = frame[frame["role"] == role]
-    if frame.empty or frame["rank"].nunique() < 2:
+    of_role = gradients[gradients["role"] == role]
+    if of_role["rank"].nunique() < 2:
         return Interval(None, reason="a difference needs two ranked prompts")
-    wide = frame.pivot_table(index=["task", "module"], columns="rank", values="cosine")
-    difference = (wide[wide.columns.min()] - wide[wide.columns.max()]).dropna()
-    return mean_interval(list(difference), "modules")
+    wide = of_role.pivot_table(index=["task", "module"], columns="rank", values="cosine")
+    return mean_interval((wide[wide.columns.min()] - wide[wide.columns.max()]).dropna(), "modules")

@@ -34,12 +34,6 @@ def run_folder(tmp_path: Path) -> Callable[..., Path]:
     return partial(write_run, tmp_path)
 
 
-@pytest.fixture(scope="session")
-def probe_writer() -> Callable[..., Path]:
-    """`probe_writer(folder, name, **changes)` writes a probe and its runs under a folder."""
-    return write_probe
-
-
 @pytest.fixture
 def probe_folder(tmp_path: Path) -> Callable[..., Path]:
     """`probe_folder(name, **changes)` writes a probe and its runs under tmp_path."""

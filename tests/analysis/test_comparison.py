@@ -42,15 +42,13 @@ def test_what_was_planted_is_said():
     found = made_up(effect)
     by_question = {sentence.about: sentence for sentence in found.verdict}
     assert found.chosen == "chosen"
-    for question in ("training", "train chosen", "forget chosen"):
-        assert by_question[question].estimate > 0
-        assert not by_question[question].is_noise
-    for question in ("serve none original", "serve none chosen"):
-        assert by_question[question].estimate < 0
-        assert not by_question[question].is_noise
-    for question in ("train mixed", "serve unseen original", "serve original chosen", "forget mixed"):
-        assert by_question[question].is_noise
-        assert "noise" in by_question[question].text
+    signs = {"training": 1, "train chosen": 1, "forget chosen": 1, "serve none original": -1}
+    signs |= {"serve none chosen": -1, "train mixed": 0, "serve unseen original": 0, "forget mixed": 0}
+    signs |= {"serve original chosen": 0}
+    for question, sign in signs.items():
+        sentence = by_question[question]
+        assert sentence.is_noise == (sign == 0) == ("noise" in sentence.text), question
+        assert sentence.estimate * sign > 0 or not sign
     assert "less" in by_question["forget chosen"].text
     assert "costs" in by_question["serve none chosen"].text
 
@@ -85,20 +83,12 @@ def test_p_is_that_of_all_signs_and_holm_counts_the_questions():
     assert all(sentence.is_noise for sentence in found.verdict)
 
 
-def test_repeated_rows_count_once():
+def test_repeated_rows_count_once_and_rows_of_the_same_prompt_are_not_compared():
     once = made_up(lambda *_: 0.0, n=12)
-    twice = Comparison(
-        "own", "tiny", pd.concat([once.answers, once.answers]), once.prompts, once.losses, once.measures
-    )
+    twice = replace(once, answers=pd.concat([once.answers, once.answers]))
     assert once.table.equals(twice.table)
     assert once.verdict == twice.verdict
-
-
-def test_rows_that_train_with_the_same_prompt_are_not_compared():
-    found = made_up(lambda *_: 0.0)
-    same = Comparison(
-        "own", "tiny", found.answers, {**found.prompts, "chosen": ["original"]}, found.losses, found.measures
-    )
+    same = replace(once, prompts={**once.prompts, "chosen": ["original"]})
     assert not [sentence for sentence in same.verdict if "chosen" in sentence.about]
 
 

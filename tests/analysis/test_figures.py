@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sapo.analysis.correlations import PromptEffects, correlate
+from sapo.analysis.correlations import PromptEffects
 from sapo.analysis.figures import DASHES, STYLES, correlation_heatmap, effect_heatmap, loss_figure, save
 from sapo.analysis.matrices import forgetting, generalization
 from sapo.analysis.results import load_run, score_matrix
@@ -83,7 +83,7 @@ def test_correlations_are_legible_and_undefined_cells_empty(run_folder):
     values = np.random.default_rng(0).normal(size=(10, 9))
     values[:, 4] = 1.0
     scores = pd.DataFrame(values, columns=[f"task{task}_x" for task in range(1300, 1309)])
-    figure = correlation_heatmap(PromptEffects(run, "rougeL", scores, correlate(scores)))
+    figure = correlation_heatmap(PromptEffects(run, "rougeL", scores))
     assert overlapping(figure) == []
     annotations = [text.get_text() for text in figure.axes[0].texts]
     assert len(annotations) == 81 - 16

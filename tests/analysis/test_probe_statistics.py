@@ -6,31 +6,18 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import write_probe
 from scipy import stats
 
 from sapo.analysis.intervals import jackknife_interval
+from sapo.analysis.probes import statistics
 from sapo.analysis.probes.results import load_probe
-from sapo.analysis.probes.statistics import (
-    INDICATORS,
-    alignments,
-    indicators_of,
-    lowest_loss_choice,
-    pooled,
-    powers,
-    rank_difference,
-    ratio_of,
-    relative_changes,
-    smaller_choices,
-    spread,
-    spread_test,
-    variation_of,
-)
 
 
 @pytest.fixture(scope="module")
-def stored_small(probe_writer, tmp_path_factory):
+def stored_small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
-    return load_probe(probe_writer(folder, n_prompts=6, unseen=("task618_x",), n=4, gradients=False))
+    return load_probe(write_probe(folder, n_prompts=6, unseen=("task618_x",), n=4, gradients=False))
 
 
 @pytest.fixture
@@ -42,46 +29,34 @@ def small(stored_small):
 
 def test_indicators_by_hand(small):
     keys = {"prompt": [-1, -1, 0, 0], "example": [0, 1, 0, 1]}
-    losses = pd.DataFrame(
-        keys | {"nll": [2.0, 3.0, 1.0, 6.0], "entropy": [1.0, 3.0, 2.0, 2.0], "n_tokens": [1, 3, 1, 3]}
-    )
-    answers = pd.DataFrame(keys | {"rougeL": [50.0, 70.0, 0.0, 10.0], "exact_match": [0.0, 100.0, 0.0, 0.0]})
+    sums = {"nll": [2.0, 3.0, 1.0, 6.0], "entropy": [1.0, 3.0, 2.0, 2.0], "n_tokens": [1, 3, 1, 3]}
+    answers = {"rougeL": [50.0, 70.0, 0.0, 10.0], "exact_match": [0.0, 100.0, 0.0, 0.0]}
+    tables = {"losses": pd.DataFrame(keys | sums), "answers": pd.DataFrame(keys | answers)}
     prompts = {-1: "The cat sat.", 0: "Read it now. Say yes or no."}
-    found = indicators_of(replace(small, losses=losses, answers=answers, prompts=prompts))
-    assert list(found) == list(INDICATORS)
-    # Per-token losses 2 and 1 (mean 1.5, sample variance 0.5), entropies 1 and 1.
-    expected = {
-        "exact_match": 50.0,
-        "rougeL": 60.0,
-        "-loss": -5 / 4,
-        "-loss_variance": -0.5,
-        "-entropy": -1.0,
-        "-entropy_variance": 0.0,
-        "sum_log_prob": -2.5,
-        "words": 3.0,
-        # 0.39 * 3 words a sentence + 11.8 * 1 syllable a word - 15.59
-        "flesch_kincaid": 0.39 * 3 + 11.8 - 15.59,
-        "syllables": 3.0,
-    }
-    assert found.loc[-1].to_dict() == pytest.approx(expected)
+    found = statistics.indicators_of(replace(small, prompts=prompts, **tables))
+    assert list(found) == list(statistics.INDICATORS)
+    # Per-token losses 2 and 1 (mean 1.5, sample variance 0.5), entropies 1 and 1; of a Flesch-Kincaid grade
+    # 0.39 * 3 words a sentence + 11.8 * 1 syllable a word - 15.59.
+    expected = [50.0, 60.0, -5 / 4, -0.5, -1.0, 0.0, -2.5, 3.0, 0.39 * 3 + 11.8 - 15.59, 3.0]
+    assert found.loc[-1].tolist() == pytest.approx(expected)
     assert found.loc[0, ["words", "syllables", "-loss"]].tolist() == pytest.approx([7.0, 7.0, -7 / 4])
 
 
 @pytest.mark.parametrize("measure", ["rougeL", "nll"])
 def test_correlations_are_those_of_pandas_with_good_up(whole, measure):
-    found = powers(whole, measure)
-    table, scores = indicators_of(whole), whole.outcomes(measure)
+    found = statistics.powers(whole, measure)
+    table, scores = statistics.indicators_of(whole), whole.outcomes(measure)
     sign = -1 if measure == "nll" else 1
     assert len(found) == 20
     for power in found:
         if power.indicator not in ("-loss", "words", "-entropy_variance"):
             continue
-        by_task = {
+        values = {
             task: table[power.indicator].corr(sign * scores[task], method=power.coefficient)
             for task in whole.others
         }
-        assert {task: cell.value for task, cell in power.by_task.items()} == pytest.approx(by_task)
-        assert power.mean.value == pytest.approx(np.mean(list(by_task.values())))
+        assert power.points == pytest.approx(values)
+        assert power.mean.value == pytest.approx(np.mean(list(values.values())))
         assert power.mean.low < power.mean.value < power.mean.high
     planted = next(power for power in found if power.indicator == "-loss")
     assert planted.mean.low > 0.5
@@ -91,31 +66,27 @@ def test_what_does_not_vary_or_is_missing_has_a_reason(small):
     small.answers["exact_match"] = 0.0
     gap = (small.finals["task"] == "task618_x") & (small.finals["prompt"] == 2)
     small.finals.loc[gap, "rougeL"] = np.nan
-    found = {power.indicator: power for power in powers(small, "rougeL")}
+    found = {power.indicator: power for power in statistics.powers(small, "rougeL")}
     assert found["exact_match"].mean.value is None
     assert found["exact_match"].mean.reason == "exact_match is the same for all prompts"
     loss = found["-loss"]
-    assert loss.by_task["task618_x"].reason == "task618_x is not known for every prompt"
-    assert loss.mean.value == pytest.approx(loss.by_task[small.trained].value)
-    none, partly = pooled([found["exact_match"], loss])
-    assert (none.points, none.mean.value, none.n_defined) == ({}, None, 0)
-    assert (partly.n_defined, partly.n_tasks) == (1, 2)
+    assert loss.cells["task618_x"].reason == "task618_x is not known for every prompt"
+    assert loss.mean.value == pytest.approx(loss.cells[small.trained].value)
+    none, partly = statistics.pooled([found["exact_match"], loss])
+    assert (none.points, none.mean.value) == ({}, None)
+    assert partly.mean == loss.mean
 
 
 def test_a_pool_averages_seeds_within_a_pair_and_then_pairs(whole):
-    power = next(power for power in powers(whole, "nll") if power.indicator == "-loss")
-    values = {("a", 0): 0.2, ("a", 1): 0.4, ("b", 0): 0.9}
+    power = next(power for power in statistics.powers(whole, "nll") if power.indicator == "-loss")
     members = [
-        replace(power, probe=replace(whole, current=task, seed=seed), mean=replace(power.mean, value=value))
-        for (task, seed), value in values.items()
+        replace(power, pair=pair, mean=replace(power.mean, value=value))
+        for pair, value in (("a", 0.2), ("a", 0.4), ("b", 0.9))
     ]
-    (pool,) = pooled(members)
-    assert pool.points == pytest.approx({f"{whole.trained} > a": 0.3, f"{whole.trained} > b": 0.9})
-    assert (pool.n_defined, pool.n_tasks) == (27, 27)
+    (pool,) = statistics.pooled(members)
+    assert pool.points == pytest.approx({"a": 0.3, "b": 0.9})
     assert pool.mean.value == pytest.approx(0.6)
     assert pool.mean.reason == "2 pairs: an interval needs 5 or more"
-    (alone,) = pooled([power])
-    assert alone.mean == power.mean
 
 
 def set_scores(probe, task, values):
@@ -129,7 +100,7 @@ def test_the_choice_of_the_lowest_loss_by_hand(small):
     small.losses["nll"] = small.losses["prompt"].map(losses) * small.losses["n_tokens"]
     set_scores(small, small.trained, {-1: 10.0, 0: 40.0, 1: 20.0, 2: 60.0, 3: 50.0, 4: 30.0})
     set_scores(small, "task618_x", {-1: 10.0, 0: 20.0, 1: 40.0, 2: 20.0, 3: 50.0, 4: 30.0})
-    choice = lowest_loss_choice(small, "rougeL")
+    choice = statistics.lowest_loss_choice(small, "rougeL")
     # Means: 10, 30, 30, 40, 50, 30: the chosen one is the first of two equal losses.
     assert (choice.chosen, choice.best) == (0, 3)
     assert (choice.regret.value, choice.regret.low, choice.regret.high) == pytest.approx((20.0,) * 3)
@@ -148,7 +119,7 @@ def test_the_choice_is_the_one_that_sapo_would_make_with_the_probe_s_scorer(smal
     small = replace(small, losses=pd.concat(rows + others, ignore_index=True))
 
     def chosen(**scorer):
-        return lowest_loss_choice(replace(small, **scorer), "rougeL").chosen
+        return statistics.lowest_loss_choice(replace(small, **scorer), "rougeL").chosen
 
     assert chosen() == -1
     assert chosen(include_original=False) == 1
@@ -159,59 +130,41 @@ def test_a_choice_needs_tasks_with_scores_of_every_prompt_that_differ(small):
     set_scores(small, small.trained, dict(zip(range(-1, 5), range(6), strict=True)))
     gap = (small.finals["task"] == "task618_x") & (small.finals["prompt"] == 2)
     small.finals.loc[gap, "rougeL"] = np.nan
-    choice = lowest_loss_choice(small, "rougeL")
+    choice = statistics.lowest_loss_choice(small, "rougeL")
     assert (choice.best, choice.missing) == (4, ("task618_x",))
     small.finals.loc[small.finals["prompt"] == 2, "rougeL"] = np.nan
-    assert lowest_loss_choice(small, "rougeL") == "no other task was evaluated for every prompt"
+    assert statistics.lowest_loss_choice(small, "rougeL") == "no other task was evaluated for every prompt"
     small.finals["rougeL"] = 7.0
-    assert lowest_loss_choice(small, "rougeL") == "all prompts score alike"
-
-
-def test_a_lower_nll_is_the_better_one(whole):
-    by_nll, by_rouge = (lowest_loss_choice(whole, measure) for measure in ("nll", "rougeL"))
-    # The made-up NLL falls as ROUGE-L rises: one choice, one best.
-    assert (by_nll.chosen, by_nll.best) == (by_rouge.chosen, by_rouge.best)
-    assert by_nll.regret.value == pytest.approx(by_rouge.regret.value / 25)
+    assert statistics.lowest_loss_choice(small, "rougeL") == "all prompts score alike"
 
 
 # --- spreads -----------------------------------------------------------------------------------------------
 
 
-def test_relative_changes_by_hand():
-    scores = pd.DataFrame(
-        {"a": [50.0, 60.0, 40.0], "zero": [0.0, 5.0, 1.0], "gap": [1.0, np.nan, 2.0]}, index=[-1, 0, 1]
-    )
-    changes, reasons = relative_changes(scores)
+def test_relative_changes_and_variation_by_hand():
+    scores = {"a": [50.0, 60.0, 40.0], "zero": [0.0, 5.0, 1.0], "gap": [1.0, np.nan, 2.0]}
+    changes, reasons = statistics.relative_changes(pd.DataFrame(scores, index=[-1, 0, 1]))
     assert changes["a"].tolist() == [0.0, 20.0, -20.0]
     assert changes[["zero", "gap"]].isna().all(axis=None)
     assert reasons == {"zero": "0 under the original prompt", "gap": "not evaluated for prompt 0"}
-
-
-def test_variation_by_hand():
     # 40, 50, 60: standard deviation 10, mean 50
-    assert variation_of(np.array([[40.0], [50.0], [60.0]])) == pytest.approx([20.0])
-    assert np.isnan(variation_of(np.zeros((3, 1)))).all()
+    found = statistics.variation_of(np.array([[40.0, 0.0], [50.0, 0.0], [60.0, 0.0]]))
+    assert found == pytest.approx([20.0, np.nan], nan_ok=True)
 
 
-@pytest.mark.parametrize(
-    ("statistic", "true"),
-    [
-        (lambda rows: variation_of(rows)[..., 0], 2.0),
-        (lambda rows: variation_of(rows)[..., 1:].mean(axis=-1), 4.0),
-        (ratio_of, 2.0),
-    ],
-    ids=["variation", "cross-task", "ratio"],
-)
-def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_time(statistic, true):
+def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_time():
     # In-task spread 2 %, that of three other tasks 2, 4 and 6 %; a share of each is common to all tasks.
-    rng = np.random.default_rng(8)
-    spreads = np.array([1.0, 1.0, 2.0, 3.0])
-    held = 0
+    rng, spreads = np.random.default_rng(8), np.array([1.0, 1.0, 2.0, 3.0])
+    true = [(statistics.mean_variation, 2.0), (statistics.mean_variation, 4.0), (statistics.ratio_of, 2.0)]
+    held = np.zeros(3)
     for _ in range(150):
         common, own = rng.normal(size=(8, 1)), rng.normal(size=(8, 4))
-        found = jackknife_interval(50 + spreads * (0.6 * common + 0.8 * own), statistic)
-        held += found.low <= true <= found.high
-    assert 0.88 <= held / 150 <= 0.99
+        table = 50 + spreads * (0.6 * common + 0.8 * own)
+        tables = (table[:, :1], table[:, 1:], table)
+        for place, (rows, (statistic, value)) in enumerate(zip(tables, true, strict=True)):
+            found = jackknife_interval(rows, statistic)
+            held[place] += found.low <= value <= found.high
+    assert ((held >= 0.88 * 150) & (held <= 0.99 * 150)).all()
 
 
 def test_with_one_other_task_the_test_is_the_sign_flip_of_paired_deviations():
@@ -225,19 +178,19 @@ def test_with_one_other_task_the_test_is_the_sign_flip_of_paired_deviations():
         n_resamples=np.inf,
     )
     assert 0.02 < exact.pvalue < 0.9
-    assert spread_test(table, permutations=20000) == pytest.approx(exact.pvalue, abs=0.02)
+    assert statistics.spread_test(table, permutations=20000) == pytest.approx(exact.pvalue, abs=0.02)
 
 
 def test_equal_spreads_are_rarely_called_different():
     rng = np.random.default_rng(3)
-    p_values = [spread_test(50 + rng.normal(size=(12, 5)), permutations=300) for _ in range(100)]
+    p_values = [statistics.spread_test(50 + rng.normal(size=(12, 5)), permutations=300) for _ in range(100)]
     assert np.mean(np.array(p_values) <= 0.05) <= 0.12
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.12)
 
 
 def test_a_planted_spread_is_found(whole):
     for measure in ("rougeL", "nll"):
-        result = spread(whole, measure)
+        result = statistics.spread(whole, measure)
         scores = whole.outcomes(measure)
         expected = 100 * scores.std() / scores.mean()
         assert result.in_task.value == pytest.approx(expected[whole.current])
@@ -251,16 +204,16 @@ def test_a_planted_spread_is_found(whole):
 def test_scores_that_are_0_or_alike_have_reasons(small):
     frame = small.finals
     frame.loc[frame["task"] == "task618_x", "rougeL"] = 0.0
-    some = spread(small, "rougeL")
+    some = statistics.spread(small, "rougeL")
     assert some.variation["task618_x"].reason == "0 under every prompt"
     assert some.no_change == {"task618_x": "0 under the original prompt"}
     assert some.p is not None
     frame.loc[frame["task"] == small.current, "rougeL"] = 7.0
-    alike = spread(small, "rougeL")
+    alike = statistics.spread(small, "rougeL")
     assert (alike.in_task.value, alike.ratio.value) == (0.0, None)
     assert alike.ratio.reason == "no in-task spread to divide by"
     frame["rougeL"] = 0.0
-    nothing = spread(small, "rougeL")
+    nothing = statistics.spread(small, "rougeL")
     assert (nothing.p, nothing.why_no_p) == (None, "0 under every prompt")
 
 
@@ -268,7 +221,7 @@ def test_scores_that_are_0_or_alike_have_reasons(small):
 
 
 def test_means_by_role_and_rank_are_those_of_pandas(whole):
-    cells = alignments(whole)
+    cells = statistics.alignments(whole.gradients)
     assert list(cells) == [(role, rank) for role in ("trained", "unseen") for rank in (1, 7, 13, 20)]
     means = whole.gradients.groupby(["role", "rank"])["cosine"].mean()
     for key, cell in cells.items():
@@ -278,24 +231,22 @@ def test_means_by_role_and_rank_are_those_of_pandas(whole):
     assert [cell.n for cell in cells.values()] == [12] * 4 + [36] * 4
 
 
-def test_the_difference_pairs_modules_of_two_ranks(whole):
+def test_the_difference_pairs_modules_of_two_ranks():
     rows = [
-        {"prompt": rank, "rank": rank, "task": "t", "role": "trained", "module": module, "cosine": cosine}
+        {"rank": rank, "task": "t", "role": "trained", "module": module, "cosine": cosine}
         for module, (first, last) in enumerate([(0.5, 0.1), (0.3, 0.1), (0.9, 0.6)])
         for rank, cosine in ((1, first), (4, last), (2, 0.0))
     ]
     gradients = pd.DataFrame(rows)
-    difference = rank_difference(replace(whole, gradients=gradients), "trained")
+    difference = statistics.rank_difference(gradients, "trained")
     assert difference.value == pytest.approx((0.4 + 0.2 + 0.3) / 3)
     assert difference.reason == "3 modules: an interval needs 5 or more"
-    assert alignments(replace(whole, gradients=None)) == {}
-    for frame in (None, gradients[gradients["rank"] == 1]):
-        none = rank_difference(replace(whole, gradients=frame), "trained")
-        assert none.reason == "a difference needs two ranked prompts"
+    none = statistics.rank_difference(gradients[gradients["rank"] == 1], "trained")
+    assert none.reason == "a difference needs two ranked prompts"
 
 
 def test_fewer_prompts_or_rows_choose_as_all_their_subsets_do_on_average(small):
-    found = smaller_choices(small, "nll").set_index(["prompts", "rows"])["gain"]
+    found = statistics.smaller_choices(small, "nll").set_index(["prompts", "rows"])["gain"]
     losses, means = small.pre_update_losses(), -small.outcomes("nll")[list(small.others)].mean(axis=1)
     n_rows = small.losses["example"].nunique()
     for size in (2, 5, 6):
@@ -304,7 +255,9 @@ def test_fewer_prompts_or_rows_choose_as_all_their_subsets_do_on_average(small):
         assert found[size, n_rows] == pytest.approx(np.mean(gains))
     assert set(found.index) == {(size, n_rows) for size in (2, 5, 6)}
     twice = pd.concat([small.losses, small.losses.assign(example=small.losses["example"] + n_rows)])
-    found = smaller_choices(replace(small, losses=twice), "nll").set_index(["prompts", "rows"])["gain"]
+    found = statistics.smaller_choices(replace(small, losses=twice), "nll").set_index(["prompts", "rows"])[
+        "gain"
+    ]
     assert list(found.index[-1:]) == [(6, 4)]
     # Drawn rows never choose better than the best, nor worse than the worst.
     assert (means.min() <= found + means.mean()).all()

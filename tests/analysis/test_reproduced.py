@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from made_up import edit_run, seal
+from made_up import edit_run, seal, write_probe
 
 from sapo.analysis.page import Report
 from sapo.analysis.probes.report import FIGURES
@@ -41,8 +41,8 @@ def _few(no_heat_maps, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small_probe(probe_writer, tmp_path_factory):
-    return probe_writer(tmp_path_factory.mktemp("small"), n_prompts=5, unseen=["task618_x", "task511_x"])
+def small_probe(tmp_path_factory):
+    return write_probe(tmp_path_factory.mktemp("small"), n_prompts=5, unseen=["task618_x", "task511_x"])
 
 
 def render(name: str, output, run_folder, probe) -> Report:

@@ -1,4 +1,4 @@
-"""Reading run folders, finding them, and refusing what cannot be compared."""
+"""Reading run folders, and finding them."""
 
 import numpy as np
 import pandas as pd
@@ -7,30 +7,22 @@ from made_up import edit_run, seal, with_columns
 
 from sapo.analysis.results import (
     example_scores,
+    find,
     find_probes,
     find_runs,
     load_run,
     n_examples,
-    require_comparable,
     rows_apart,
     score_matrix,
 )
 from sapo.conf.errors import UserError, WorkError
 
 
-def two_tasks() -> dict[tuple[int, str], np.ndarray]:
-    values = {
-        (0, "a"): [0, 10],
-        (1, "a"): [50, 70],
-        (2, "a"): [40, 60],
-        (1, "b"): [20, 30, 40],
-        (2, "b"): [80, 90, 100],
-    }
-    return {key: np.array(scores, dtype=float) for key, scores in values.items()}
-
-
 def test_scores_are_means_per_state_and_task_in_order(run_folder):
-    run = load_run(run_folder(tasks=["b", "a"], scores=two_tasks()))
+    two_tasks = {(0, "a"): [0.0, 10.0], (1, "a"): [50.0, 70.0], (2, "a"): [40.0, 60.0]}
+    two_tasks |= {(1, "b"): [20.0, 30.0, 40.0], (2, "b"): [80.0, 90.0, 100.0]}
+    arrays = {cell: np.array(values) for cell, values in two_tasks.items()}
+    run = load_run(run_folder(tasks=["b", "a"], scores=arrays))
     matrix = score_matrix(run, "rougeL")
     assert list(matrix.columns) == ["b", "a"]
     assert list(matrix.index) == [0, 1, 2]
@@ -38,15 +30,7 @@ def test_scores_are_means_per_state_and_task_in_order(run_folder):
     np.testing.assert_array_equal(score_matrix(run, "exact_match")["a"], [0, 50, 50])
     assert n_examples(run) == {"b": 3, "a": 2}
     scores = example_scores(run, "rougeL")  # in the order of examples, though the table is shuffled
-    assert set(scores) == set(two_tasks())
-    for key, expected in two_tasks().items():
-        np.testing.assert_array_equal(scores[key], expected)
-
-
-def test_unseen_tasks_follow_the_trained_ones(run_folder):
-    run = load_run(run_folder(unseen=["x"]))
-    assert list(score_matrix(run, "nll").columns) == [*run.tasks, "x"]
-    assert len(score_matrix(run, "nll")) == len(run.tasks) + 1
+    assert {key: list(values) for key, values in scores.items()} == two_tasks
     with pytest.raises(UserError, match=r"Unknown measure 'rouge'.*rougeL"):
         score_matrix(run, "rouge")
 
@@ -82,10 +66,7 @@ def test_missing_and_damaged_files_are_named_with_the_mend(run_folder, file, con
         (lambda frame: frame.assign(nll=np.inf), "nll is not a finite number"),
         (lambda frame: frame[(frame["after"] != 2) | (frame["example"] != 3)], "other test rows"),
         (lambda frame: frame[(frame["column"] == "trained") | (frame["example"] != 2)], "other test rows"),
-        (
-            lambda frame: frame.assign(label_match=frame["label_match"].where(frame["example"] != 1)),
-            "in some",
-        ),
+        (lambda frame: frame.assign(label_match=frame["label_match"].where(frame["row"] != 1)), "in some"),
         (lambda frame: frame.head(0), "it has no rows"),
     ],
 )
@@ -93,29 +74,6 @@ def test_damaged_predictions_are_refused(run_folder, damage, message):
     path = edit_run(with_columns(run_folder(n=4), loss=3.0), damage)
     with pytest.raises(WorkError, match=message):
         load_run(path)
-
-
-def comparable(**changes):
-    return {"model": "m", "data": {"a": "1", "b": "2"}, "evaluator": {"max_new": 128}} | changes
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "other"}, 'model: "m" -> "other"'),
-        ({"data": {"a": "1", "b": "3"}}, 'data.b: "2" -> "3"'),
-        ({"data": {"a": "1"}}, 'data.b: "2" -> null'),
-        ({"evaluator": {"max_new": 64}}, "evaluator.max_new: 128 -> 64"),
-    ],
-)
-def test_runs_that_differ_in_model_data_or_evaluator_are_not_compared(run_folder, changes, message):
-    first = load_run(run_folder("first", comparable=comparable()))
-    same = load_run(run_folder("same", comparable=comparable(), policy="sapo", seed=1))
-    other = load_run(run_folder("other", comparable=comparable(**changes)))
-    require_comparable([first, same])
-    with pytest.raises(UserError, match=message) as caught:
-        require_comparable([first, same, other])
-    assert "first and other" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -131,37 +89,32 @@ def test_test_rows_are_told_apart_by_how_often_and_in_which_order_they_come(run_
     assert rows_apart([run("abc"), run(inputs)]) == f"NI195: 3 and 3 test rows, {how}"
 
 
-def test_runs_are_found_by_folder_id_pattern_and_parent(tmp_path, monkeypatch, run_folder):
+def test_runs_and_probes_are_found_by_folder_id_pattern_and_parent(
+    tmp_path, monkeypatch, run_folder, probe_folder
+):
+    monkeypatch.chdir(tmp_path)
     one, two = run_folder("runs/one"), run_folder("runs/two")
     run_folder("runs/.half.7")
-    monkeypatch.chdir(tmp_path)
     whole = (["runs/*"], ["*o*"], ["runs"], ["."])
     for names in (["one", "two"], ["runs/one", "runs/two"], *whole, [str(one), "two", "one"]):
         assert [path.resolve() for path in find_runs(names, tmp_path)] == [one, two], names
-
-
-def test_names_that_mean_no_run(tmp_path, run_folder):
-    run_folder("runs/static_0")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="Did you mean static_0"):
-        find_runs(["statik_0"], tmp_path)
-    with pytest.raises(UserError, match="No run matches"):
-        find_runs(["nothing*"], tmp_path)
-    with pytest.raises(UserError, match="holds no finished run"):
-        find_runs([str(tmp_path / "empty")], tmp_path)
-
-
-def test_probes_are_found_as_runs_are_and_are_no_runs(tmp_path, probe_folder, monkeypatch):
     probe = probe_folder("p", n_prompts=3, unseen=["task618_x"])
-    monkeypatch.chdir(tmp_path)
     for name in ("p", "probes/p", "probes", "probes/*", str(probe)):
         assert [path.resolve() for path in find_probes([name], tmp_path)] == [probe], name
-    # A store of both means its runs.
+    # A store of both means its runs, or both.
     assert find_probes([str(tmp_path), "p-0"], tmp_path) == []
-    with pytest.raises(UserError, match=r"p is a probe, not a run: `sapo analyze .*p` draws it"):
-        find_runs([str(probe)], tmp_path)
-    with pytest.raises(UserError, match="Not of a probe: p-0"):
-        find_probes(["p", "p-0"], tmp_path)
+    assert [path.name for path in find(["p", "o*"], tmp_path, both=True)] == ["p", "one"]
+    assert [path.name for path in find([], tmp_path, both=True)] == ["p", "one", "p--1", "p-0", "p-1", "two"]
+    (tmp_path / "empty").mkdir()
+    for find_them, names, message in (
+        (find_runs, ["too"], "Unknown run 'too'.*Did you mean two"),
+        (find_runs, ["nothing*"], "No run matches"),
+        (find_runs, ["empty"], "holds no finished run"),
+        (find_runs, ["p"], r"p is a probe, not a run: `sapo analyze .*p` draws it"),
+        (find_probes, ["p", "p-0"], "Not of a probe: p-0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_them(names, tmp_path)
 
 
 def test_the_hardware_of_stages(run_folder):
