@@ -13,7 +13,6 @@ float32. One F and one θ* are kept, however many tasks there were.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -35,15 +34,8 @@ from sapo.experiments.model.rows import training_rows
 
 FISHER, ANCHOR = "fisher.safetensors", "anchor.safetensors"
 
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What is kept of earlier tasks: each weight's Fisher information and anchor, float32, by saved names."""
-
-    fisher: Tensors
-    anchor: Tensors
+Tensors = dict[str, Tensor]  # a value a weight, by the names that adapters are saved under
+Memory = dict[str, Tensors]  # what is kept of earlier tasks, by its files: FISHER and ANCHOR
 
 
 class EWC(Sequential):
@@ -58,14 +50,14 @@ class EWC(Sequential):
         return 3
 
     @cached_property
-    def memory(self) -> Memory | None:
-        """What the last task left; None for the first task; WorkError if it is gone."""
+    def memory(self) -> Memory:
+        """What the last task left, nothing for the first task; WorkError if it is gone."""
         if self.context.previous is None:
-            return None
+            return {}
         folder = self.context.previous / KEPT
         device = str(self.context.language_model.base.device)
         try:
-            return Memory(*(load_file(folder / name, device=device) for name in (FISHER, ANCHOR)))
+            return {name: load_file(folder / name, device=device) for name in (FISHER, ANCHOR)}
         except FileNotFoundError as error:
             raise WorkError(
                 f"EWC: {error}. Without it earlier tasks would not be protected. "
@@ -76,14 +68,14 @@ class EWC(Sequential):
         """The adapter as the last task left it, and the memory that belongs to it."""
         model = super().start()
         expected = {key: value.shape for key, value in trained_weights(model).items()}
-        for tensors in vars(self.memory).values() if self.memory else ():
+        for tensors in self.memory.values():
             if {key: value.shape for key, value in tensors.items()} != expected:
                 raise WorkError(f"EWC: {self.context.previous}/{KEPT} is of other weights.")
         return model
 
     def penalty(self, model: PeftModel) -> Tensor | None:
         """weight · Σ F (θ − θ*)²; None for the first task and for weight 0."""
-        if self.memory is None or self.config.weight == 0:
+        if not self.memory or self.config.weight == 0:
             return None
         return self.config.weight * distance(self.memory, trained_weights(model))
 
@@ -102,10 +94,9 @@ class EWC(Sequential):
         if not all(torch.isfinite(value).all() for value in fisher.values()):
             raise WorkError("EWC: the Fisher information of the trained weights is not finite.")
         weights = {key: value.detach().float().clone() for key, value in trained_weights(model).items()}
-        memory = add_task(self.config, self.memory, Memory(fisher, weights))
         (folder / KEPT).mkdir()
-        save_file(memory.fisher, folder / KEPT / FISHER)
-        save_file(memory.anchor, folder / KEPT / ANCHOR)
+        for name, tensors in add_task(self.config, self.memory, {FISHER: fisher, ANCHOR: weights}).items():
+            save_file(tensors, folder / KEPT / name)
 
 
 def fisher_information(model: PeftModel, examples: Sequence[Rendered]) -> Tensors:
@@ -127,19 +118,16 @@ def fisher_information(model: PeftModel, examples: Sequence[Rendered]) -> Tensor
     return {key: square / len(examples) for key, square in zip(weights, squares, strict=True)}
 
 
-def add_task(method: MethodConfig, earlier: Memory | None, task: Memory) -> Memory:
+def add_task(method: MethodConfig, earlier: Memory, task: Memory) -> Memory:
     """The memory after a task, given its own Fisher information and final weights."""
-    if earlier is None or method.fisher == "last":
+    if not earlier or method.fisher == "last":
         return task
     old, new = (0.5, 0.5) if method.fisher == "half" else (method.fisher_decay, 1.0)
-    fisher = {key: old * earlier.fisher[key] + new * own for key, own in task.fisher.items()}
-    return Memory(fisher, task.anchor)
+    return task | {FISHER: {key: old * earlier[FISHER][key] + new * own for key, own in task[FISHER].items()}}
 
 
 def distance(memory: Memory, weights: Tensors) -> Tensor:
     """Σ F (θ − θ*)² over all A (r, d_in) and B (d_out, r): a scalar in float32."""
-    parts = [
-        (memory.fisher[key] * (value.float() - memory.anchor[key]).square()).sum()
-        for key, value in weights.items()
-    ]
+    fisher, anchor = memory[FISHER], memory[ANCHOR]
+    parts = [(fisher[key] * (value.float() - anchor[key]).square()).sum() for key, value in weights.items()]
     return torch.stack(parts).sum()

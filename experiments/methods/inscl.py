@@ -21,6 +21,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence, Set
 from functools import cached_property
+from heapq import nlargest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +84,9 @@ class InsCL(Replay):
     @classmethod
     def note(cls, config: MethodConfig) -> str:
         """How rows are chosen."""
+        note = f"{cls.label(config)}: quotas by distance, {RULES[config.unit]}."
         is_all = config.access == "buffer"
-        every = " All rows kept are replayed, so distances decide nothing." if is_all else ""
-        return f"{cls.label(config)}: quotas by distance, {RULES[config.unit]}.{every}"
+        return f"{note} All rows kept are replayed, so distances decide nothing." if is_all else note
 
     @classmethod
     def require_ready(cls, config: Config) -> None:
@@ -123,10 +125,8 @@ class InsCL(Replay):
         """The first of the present tasks with as many rows of each as `counts` says."""
         if self.config.unit == "quota" or not tasks:
             return super().chosen(tasks, counts)
-        return [
-            only(one, highest(values, count))
-            for one, values, count in zip(tasks, self._values, counts, strict=False)
-        ]
+        chosen = map(highest, self._values, counts)  # counts end first
+        return [only(one, rows) for one, rows in zip(tasks, chosen, strict=True)]
 
     @cached_property
     def _values(self) -> list[list[float]]:
@@ -136,7 +136,7 @@ class InsCL(Replay):
         by_model = self.config.unit == "instance"
         tags = _require_tags(self.config, everything) if by_model else map(lexical_tags, everything)
         values = iter(ins_info(list(tags)))
-        return [[next(values) for _ in task] for task in texts]
+        return [list(islice(values, len(task))) for task in texts]
 
 
 def _require_tags(method: MethodConfig, documents: Sequence[str]) -> list[frozenset[str]]:
@@ -167,7 +167,7 @@ def ins_info(tags: Sequence[Set[str]]) -> list[float]:
 
 def highest(values: Sequence[float], count: int) -> list[int]:
     """The indices of the `count` highest values; of equal ones the earlier come first."""
-    return sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
+    return nlargest(count, range(len(values)), key=values.__getitem__)
 
 
 @torch.inference_mode()

@@ -3,20 +3,10 @@
 Adapters of earlier tasks are kept as one adapter of their summed rank, which is exact: see `concatenate`.
 """
 
-from pathlib import Path
-
 from peft import PeftModel
 
 from sapo.experiments.methods.method import Method
-from sapo.experiments.model.adapters import (
-    EARLIER,
-    FOLDER,
-    adapter_tensors,
-    concatenate,
-    save_adapter,
-    trained_weights,
-    with_new_adapter,
-)
+from sapo.experiments.model.adapters import with_new_adapter
 
 
 class LoraInc(Method):
@@ -30,11 +20,3 @@ class LoraInc(Method):
     def start(self) -> PeftModel:
         """The base with all earlier adapters, frozen, and a new one."""
         return with_new_adapter(self.context.language_model.base, self.previous_adapter, self.context.config)
-
-    def save(self, model: PeftModel, folder: Path) -> None:
-        """All adapters so far as one ordinary PEFT adapter."""
-        weights, rank = trained_weights(model), self.config.rank
-        if EARLIER in model.peft_config:
-            weights = concatenate(adapter_tensors(model, EARLIER), weights)
-            rank += model.peft_config[EARLIER].r  # type: ignore[attr-defined]
-        save_adapter(self.context.config, rank, weights, folder / FOLDER)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sapo.conf.schema import Config, MethodConfig
 from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example
-from sapo.experiments.model.adapters import FOLDER
+from sapo.experiments.model.adapters import FOLDER, all_weights, save_adapter
 from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import TrainingTask
 
@@ -48,14 +48,10 @@ class Method(ABC):
     optimizer step; `save`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ()
-    """Settings of the method's config that it reads beside rank, alpha and dropout."""
-    keeps: ClassVar[bool] = False
-    """Whether it keeps more between tasks than the adapter."""
-    code: ClassVar[str] = ""
-    """Of a method from outside what tells its code from another: its stages are then its own."""
-    replays: ClassVar[bool] = False
-    """Whether it trains on rows of earlier tasks too, `method.buffer` of them."""
+    reads: ClassVar[tuple[str, ...]] = ()  # settings of its config, beside rank, alpha and dropout
+    keeps: ClassVar[bool] = False  # whether it keeps more between tasks than the adapter
+    replays: ClassVar[bool] = False  # whether it trains on `method.buffer` rows of earlier tasks, too
+    code: ClassVar[str] = ""  # what tells a method from outside from another: its stages are then its own
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -86,7 +82,6 @@ class Method(ABC):
     @classmethod
     def require_ready(cls, config: Config) -> None:
         """UserError before anything runs, if something that the method needs is not there."""
-        del config
 
     @classmethod
     def stored_adapters(cls, position: int) -> int:  # noqa: ARG003
@@ -115,6 +110,6 @@ class Method(ABC):
         """Added to the loss of each optimizer step, a scalar; None where there is nothing to add."""
         return None
 
-    @abstractmethod
     def save(self, model: PeftModel, folder: Path) -> None:
         """Writes `adapter/`, one ordinary PEFT adapter that on the base is the trained model, and `kept/`."""
+        save_adapter(self.context.config, all_weights(model), folder / FOLDER)

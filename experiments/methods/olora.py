@@ -39,10 +39,6 @@ class OLora(LoraInc):
 
 def overlap(model: PeftModel) -> Tensor:
     """Σ |A_earlier A_newᵀ| over modules and pairs of rows, in float32; gradients flow into the new A only."""
-    parts = []
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            matrices: Any = module.lora_A
-            earlier, new = matrices[EARLIER].weight, matrices[CURRENT].weight
-            parts.append((earlier.detach().float() @ new.float().T).abs().sum())
-    return torch.stack(parts).sum()
+    layers: list[Any] = [module.lora_A for module in model.modules() if isinstance(module, LoraLayer)]
+    pairs = [(layer[EARLIER].weight.detach().float(), layer[CURRENT].weight.float()) for layer in layers]
+    return torch.stack([(earlier @ new.T).abs().sum() for earlier, new in pairs]).sum()

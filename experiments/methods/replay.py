@@ -10,6 +10,7 @@ trained with, and `kept/examples.jsonl`, one kept training row a line.
 import json
 import math
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -58,14 +59,11 @@ class Replay(LoraInc):
 
     def chosen(self, tasks: Sequence[TrainingTask], counts: Sequence[int]) -> list[TrainingTask]:
         """The tasks with so many rows of each, drawn uniformly; the task's name decides which, too."""
-        draws = [
-            random.Random(f"replay {self.context.seed} {self.context.position} {one.task.name}")  # noqa: S311
-            for one in tasks
-        ]
-        return [
-            only(one, draw.sample(range(len(one.task.train)), count))
-            for one, count, draw in zip(tasks, counts, draws, strict=True)
-        ]
+        drawn, begin = [], f"replay {self.context.seed} {self.context.position}"
+        for one, count in zip(tasks, counts, strict=True):
+            draw = random.Random(f"{begin} {one.task.name}")  # noqa: S311
+            drawn.append(only(one, draw.sample(range(len(one.task.train)), count)))
+        return drawn
 
 
 def only(one: TrainingTask, indices: Sequence[int]) -> TrainingTask:
@@ -90,21 +88,18 @@ def quotas(tasks: Sequence[TrainingTask], budget: int, weights: Sequence[float] 
     given = [len(one.task.train) for one in tasks]
     if sum(given) <= budget:
         return given
-    left, waiting = budget, list(range(len(given)))
+    left, waiting = budget, set(range(len(given)))
     while True:
-        exact = [Fraction(weights[k]) if weights else Fraction(1) for k in waiting]
-        if not any(exact):
-            exact = [Fraction(1)] * len(waiting)
-        shares = {k: left * weight / sum(exact) for k, weight in zip(waiting, exact, strict=True)}
-        short = [k for k in waiting if shares[k] >= given[k]]
+        exact = {k: Fraction(weights[k]) if weights else Fraction(1) for k in waiting}
+        whole = sum(exact.values())
+        shares = {k: left * exact[k] / whole if whole else Fraction(left, len(waiting)) for k in waiting}
+        short = {k for k in waiting if shares[k] >= given[k]}
         if not short:
             break
         left -= sum(given[k] for k in short)
-        waiting = [k for k in waiting if k not in short]
-    for k in waiting:
-        given[k] = math.floor(shares[k])
-    largest = sorted(waiting, key=lambda k: (-shares[k], k))
-    for k in largest[: left - sum(given[k] for k in waiting)]:
+        waiting -= short
+    given = [math.floor(shares[k]) if k in waiting else size for k, size in enumerate(given)]
+    for k in sorted(waiting, key=lambda k: (-shares[k], k))[: budget - sum(given)]:
         given[k] += 1
     return given
 
@@ -114,14 +109,14 @@ def read_kept(state: Path | None) -> list[TrainingTask]:
     if state is None:
         return []
     try:
-        found = []
-        rows: dict[str, list[Example]] = {}
+        found: list[TrainingTask] = []
+        rows: dict[str, list[Example]] = defaultdict(list)
         # JSON escapes line feeds but not the other characters at which `splitlines` would break a line.
         for line in (state / KEPT / EXAMPLES).read_text(encoding="utf-8").split("\n")[:-1]:
             row = json.loads(line)
-            rows.setdefault(row["task"], []).append(Example(row["input"], row["target"]))
+            rows[row["task"]].append(Example(row["input"], row["target"]))
         for facts in json.loads((state / KEPT / TASKS).read_text(encoding="utf-8")):
-            own = tuple(rows.get(facts["task"], ()))
+            own = tuple(rows[facts["task"]])
             if len(own) != facts["kept"]:
                 raise ValueError(f"{len(own)} rows of {facts['task']} where {facts['kept']} were kept")
             task = Task(facts["task"], train=own, test=(), **{name: facts[name] for name in _STORED})

@@ -4,19 +4,10 @@
 alone, and for all tasks at once. `zero_shot` is none at all.
 """
 
-from pathlib import Path
-
 from peft import PeftModel
 
 from sapo.experiments.methods.method import Method
-from sapo.experiments.model.adapters import (
-    CURRENT,
-    FOLDER,
-    load_adapter,
-    save_adapter,
-    trained_weights,
-    with_new_adapter,
-)
+from sapo.experiments.model.adapters import CURRENT, load_adapter, with_new_adapter
 
 
 class Sequential(Method):
@@ -28,7 +19,3 @@ class Sequential(Method):
         if self.previous_adapter is None:
             return with_new_adapter(base, None, self.context.config)
         return load_adapter(base, self.previous_adapter, trainable=True, name=CURRENT)
-
-    def save(self, model: PeftModel, folder: Path) -> None:
-        """The adapter."""
-        save_adapter(self.context.config, self.config.rank, trained_weights(model), folder / FOLDER)

@@ -53,13 +53,11 @@ def load_adapter(
 ) -> PeftModel:
     """A base model with the adapter saved in `folder`; WorkError if a weight of it did not arrive."""
     model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
-    saved = load_file(folder / WEIGHTS)
-    loaded = adapter_tensors(model, name)
-    wrong = [
-        key for key, value in saved.items() if key not in loaded or not torch.equal(loaded[key].cpu(), value)
-    ]
-    if wrong or len(saved) != len(loaded):
-        raise WorkError(f"The adapter in {folder} did not load: {wrong[:3] or 'weights are missing'}.")
+    saved, loaded = load_file(folder / WEIGHTS), adapter_tensors(model, name)
+    there = [key for key in saved if key in loaded and torch.equal(loaded[key].cpu(), saved[key])]
+    if not len(there) == len(saved) == len(loaded):
+        wrong = sorted({*saved, *loaded} - {*there})
+        raise WorkError(f"The adapter in {folder} did not load: {wrong[:3]}.")
     return model
 
 
@@ -70,9 +68,10 @@ def scale_adapter(model: PeftModel, factor: float) -> None:
             module.scale_layer(factor)
 
 
-def save_adapter(config: Config, rank: int, weights: dict[str, Tensor], folder: Path) -> None:
-    """Writes an ordinary PEFT adapter of the given rank; its scale stays the method's alpha / rank."""
+def save_adapter(config: Config, weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes an ordinary PEFT adapter of the weights' rank; its scale stays the method's alpha / rank."""
     own: Any = lora_config(config)
+    rank = next(len(value) for key, value in weights.items() if "lora_A" in key)
     own.lora_alpha = own.lora_alpha / own.r * rank
     own.r, own.inference_mode = rank, True
     folder.mkdir(parents=True)
@@ -103,6 +102,12 @@ def trained_weights(model: PeftModel) -> dict[str, Tensor]:
     return {key.replace(mark, ".weight"): p for key, p in found.items()}
 
 
+def all_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The adapter in training, with the frozen ones of earlier tasks, as one."""
+    earlier, trained = adapter_tensors(model, EARLIER), trained_weights(model)
+    return concatenate(earlier, trained) if earlier else trained
+
+
 def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
     """Two adapters of one scale as a single one of their summed rank.
 
@@ -110,10 +115,8 @@ def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str
     """
     if first.keys() != second.keys():
         raise WorkError("Adapters of different modules cannot be concatenated.")
-    return {
-        key: torch.cat([first[key], second[key]], dim=0 if "lora_A" in key else 1).contiguous()
-        for key in first
-    }
+    pairs = {key: [first[key], second[key]] for key in first}
+    return {key: torch.cat(pair, dim=int("lora_B" in key)).contiguous() for key, pair in pairs.items()}
 
 
 @contextmanager

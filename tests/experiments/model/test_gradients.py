@@ -39,7 +39,7 @@ def state(config, tmp_path_factory):
             weights[f"{key}.lora_A.weight"] = torch.randn(4, 32) * 0.1
             weights[f"{key}.lora_B.weight"] = torch.randn(size, 4) * 0.1
     folder = tmp_path_factory.mktemp("state")
-    save_adapter(config, 4, weights, folder / FOLDER)
+    save_adapter(config, weights, folder / FOLDER)
     return folder
 
 
