@@ -79,7 +79,7 @@ class Method(ABC):
         """What a reader of the results must know of the method; None if its name says it."""
         return None
 
-    @classmethod
+    @classmethod  # noqa: B027
     def require_ready(cls, config: Config) -> None:
         """UserError before anything runs, if something that the method needs is not there."""
 

@@ -87,15 +87,13 @@ def _answers(
     limit, stops = config.evaluator.max_new_tokens, language_model.stop_ids()
     prefix = shared_prefix(model, rendered, config.trainer.shared_prefix)
 
-    def work(batch: list[int]) -> list[tuple[list[int], bool, float]]:
-        return answer_and_nll(model, [rendered[i] for i in batch], limit, stops, prefix)
+    def work(batch: list[Rendered]) -> list[tuple[list[int], bool, float]]:
+        return answer_and_nll(model, batch, limit, stops, prefix)
 
-    lengths = [len(each.input_ids) + limit for each in rendered]
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
     budget = reading_tokens(model, config.evaluator.batch_tokens)
     skip = 0 if keeps_room(model.device) else prefix.length
-    found = dict(in_batches(lengths, budget, budget, work, skip))
-    return [found[i] for i in range(len(rendered))]
+    return in_batches(rendered, budget, budget, work, skip - limit)
 
 
 @torch.inference_mode()
@@ -127,8 +125,7 @@ def target_losses(
             language_model.untouched.put(row, logits)
         return found
 
-    def work(batch: list[int]) -> Sequence[Tensor]:
-        rows = [rendered[i] for i in batch]
+    def work(rows: list[Rendered]) -> Sequence[Tensor]:
         logits, targets = target_logits(model, rows, prefix)
         nll = target_nll(logits, targets).sum(-1)
         kl = torch.full_like(nll, float("nan"))
@@ -137,11 +134,10 @@ def target_losses(
             kl = torch.stack([kl_divergence(before, after[-len(before) :]) for before, after in pairs])
         return torch.stack([nll, kl], 1).unbind()
 
-    lengths = [len(each.input_ids) for each in rendered]
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    found = dict(in_batches(lengths, budget, pass_tokens(model), work, prefix.length))
+    found = in_batches(rendered, budget, pass_tokens(model), work, prefix.length)
     # One wait for a GPU. Of few rows dealt over many devices, one may have none.
-    sums = torch.stack([found[i] for i in range(len(rendered))]).tolist() if found else []
+    sums = torch.stack(found).tolist() if found else []
     return pd.DataFrame(sums, columns=["nll", "kl"])
 
 

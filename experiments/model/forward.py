@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 def pass_tokens(model: Any) -> int:
     """What one more forward pass of the model costs, as a number of tokens."""
-    is_cpu = model.device.type == "cpu"  # where it does not depend on the weights
-    weights = 0.0 if is_cpu else budgets.layer_weights(model.config.get_text_config())
-    return budgets.pass_tokens(model.device, weights)
+    if model.device.type == "cpu":  # where it does not depend on the weights
+        return budgets.CPU_PASS
+    return budgets.pass_tokens(model.device, budgets.layer_weights(model.config.get_text_config()))
 
 
 def takes_positions(model: Any) -> bool:
@@ -81,11 +81,8 @@ class PrefixLayer(DynamicLayer):
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys and values so far, the prefix's in every row."""
-        own: Any = self.keys, self.values
-        keys, values = (
-            torch.cat([first.expand(len(rest), -1, -1, -1), rest], dim=-2)
-            for first, rest in zip(self.prefix, own, strict=True)
-        )
+        own: Any = zip(self.prefix, (self.keys, self.values), strict=True)
+        keys, values = (torch.cat([all_.expand(len(rest), -1, -1, -1), rest], dim=-2) for all_, rest in own)
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -144,9 +141,8 @@ def gathered_gradients(prefix: Prefix) -> Iterator[Prefix]:
     tensors = [tensor for pair in prefix.layers for tensor in pair]
     leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
     yield Prefix(list(zip(leaves[::2], leaves[1::2], strict=True)))
-    reached = [pair for pair in zip(tensors, leaves, strict=True) if pair[1].requires_grad]
-    if reached:
-        torch.autograd.backward([tensor for tensor, _ in reached], [leaf.grad for _, leaf in reached])
+    if gradients := [leaf.grad for leaf in leaves if leaf.requires_grad]:
+        torch.autograd.backward([tensor for tensor in tensors if tensor.requires_grad], gradients)
 
 
 def target_logits(
@@ -255,30 +251,31 @@ def kl_divergence(before: Tensor, after: Tensor) -> Tensor:
 
 
 def in_batches(
-    lengths: Sequence[int],
+    rows: Sequence[Rendered],
     budget: int,
     overhead: int,
-    work: Callable[[list[int]], Sequence[Result]],
+    work: Callable[[list[Rendered]], Sequence[Result]],
     skip: int = 0,
-) -> Iterator[tuple[int, Result]]:
-    """Index and result of every item, worked on in batches as `by_tokens` makes them.
+) -> list[Result]:
+    """The result of every row, worked on in batches as `by_tokens` makes them.
 
-    `skip` tokens of each item are the prefix, which was read before. Where a batch does not fit in memory, it
-    and all that are left are halved, which is said in the log; DoesNotFitError if a single item does not.
+    `skip` tokens of each row are the prefix, which was read before. Where a batch does not fit in memory, it
+    and all that are left are halved, which is said in the log; DoesNotFitError if a single row does not.
     """
-    waiting = by_tokens([length - skip for length in lengths], budget, overhead)
+    waiting = by_tokens([len(row.input_ids) - skip for row in rows], budget, overhead)
+    found: dict[int, Result] = {}
     while waiting:
-        batch = waiting.pop(0)
+        batch = waiting[0]
         try:
-            results = work(batch)
+            found.update(zip(batch, work([rows[i] for i in batch]), strict=True))
+            waiting = waiting[1:]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise DoesNotFitError(lengths[batch[0]]) from error
+                raise DoesNotFitError(len(rows[batch[0]].input_ids)) from error
             torch.cuda.empty_cache()
             _log.warning("A batch of %d examples does not fit in memory: on with halves.", len(batch))
-            halves = [(whole, len(whole) // 2) for whole in [batch, *waiting]]
+            halves = [(whole, len(whole) // 2) for whole in waiting]
             waiting = [half for whole, middle in halves for half in (whole[:middle], whole[middle:]) if half]
-            continue
-        yield from zip(batch, results, strict=True)
+    return [found[i] for i in range(len(rows))]

@@ -65,8 +65,8 @@ def adapter_gradients(
     rows = ranks.share(rows)
     prefix = shared_prefix(model, rows, config.shared_prefix)
 
-    def work(batch: list[int]) -> list[int]:
-        logits, targets = target_logits(model, [rows[i] for i in batch], prefix)
+    def work(batch: list[Rendered]) -> list[Rendered]:
+        logits, targets = target_logits(model, batch, prefix)
         loss = target_nll(logits, targets).sum() / n_tokens
         parts = torch.autograd.grad(loss, list(free.values()), retain_graph=prefix.length > 0)
         # Added when the whole batch is through: one that does not fit in memory begins again in halves.
@@ -74,10 +74,8 @@ def adapter_gradients(
             total += part
         return batch
 
-    lengths = [len(row.input_ids) for row in rows]
     budget = training_tokens(model, config.micro_batch_tokens)
-    for _ in in_batches(lengths, budget, pass_tokens(model), work, prefix.length):
-        pass
+    in_batches(rows, budget, pass_tokens(model), work, prefix.length)
     ranks.add_up(list(sums.values()))
     for module, gradient in sums.items():
         if not 0 < gradient.norm().item() < float("inf"):

@@ -68,19 +68,15 @@ def example_losses(
     `prefix` is what all examples begin with, if that is not to be read again. All are 0 for an example whose
     target was cut off (`data.truncation=end`).
     """
-    with_target = [i for i, rendered in enumerate(examples) if rendered.target_ids]
 
-    def work(batch: list[int]) -> Sequence[Tensor]:
-        rendered = [examples[with_target[i]] for i in batch]
-        return torch.stack(nll_and_entropy(*target_logits(model, rendered, prefix)), 1).unbind()
+    def work(batch: list[Rendered]) -> Sequence[Tensor]:
+        return torch.stack(nll_and_entropy(*target_logits(model, batch, prefix)), 1).unbind()
 
-    sums = [[0.0, 0.0] for _ in examples]
-    lengths = [len(examples[i].input_ids) for i in with_target]
-    found = dict(in_batches(lengths, budget, pass_tokens(model), work, prefix.length))
-    if found:  # one wait for a GPU
-        for i, pair in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
-            sums[with_target[i]] = pair
-    table = pd.DataFrame(sums, columns=["nll", "entropy"])
+    with_target = [rendered for rendered in examples if rendered.target_ids]
+    found = in_batches(with_target, budget, pass_tokens(model), work, prefix.length)
+    sums = iter(torch.stack(found).tolist() if found else [])  # one wait for a GPU
+    pairs = [next(sums) if rendered.target_ids else (0.0, 0.0) for rendered in examples]
+    table = pd.DataFrame(pairs, columns=["nll", "entropy"])
     table.insert(0, "example", range(len(examples)))
     n_tokens = [len(rendered.target_ids) for rendered in examples]
     return table.assign(n_tokens=n_tokens, is_shortened=[rendered.is_shortened for rendered in examples])

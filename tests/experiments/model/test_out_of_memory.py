@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaForCausalLM, LlamaModel
 
 from sapo.conf.errors import WorkError
+from sapo.data.render import Rendered
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
@@ -112,7 +113,7 @@ def test_what_no_halving_mends(error, found, message):
         raise error
 
     with pytest.raises(found, match=message):
-        list(in_batches([33], 100, 0, work, skip=30))
+        in_batches([Rendered([0] * 33, 30)], 100, 0, work, skip=30)
 
 
 # --- what has no batches -----------------------------------------------------------------------------------
