@@ -5,7 +5,6 @@ import string
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import groupby
-from typing import Any
 from unicodedata import category, name
 
 import pandas as pd
@@ -19,17 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from sapo.conf.schema import Config
 from sapo.data.render import Rendered
 from sapo.data.tasks import Example
+from sapo.experiments.model import forward, generation
 from sapo.experiments.model.budgets import reading_tokens
-from sapo.experiments.model.forward import (
-    Prefix,
-    in_batches,
-    kl_divergence,
-    pass_tokens,
-    shared_prefix,
-    target_logits,
-    target_nll,
-)
-from sapo.experiments.model.generation import answer_and_nll, keeps_room
 from sapo.experiments.model.load import LanguageModel
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -48,35 +38,30 @@ def evaluate(
     how far training has moved it (`target_losses`); for the base model it is NaN. `is_unfinished` answers ran
     into `evaluator.max_new_tokens`. Without `evaluator.answers` predictions are empty and their scores NaN.
     """
-    settings = config.evaluator
-    targets, n_tokens = [example.target for example in examples], [len(r.target_ids) for r in rendered]
-    losses = None
+    settings, n_tokens = config.evaluator, [len(each.target_ids) for each in rendered]
+    table = pd.DataFrame(
+        {
+            "example": range(len(examples)),
+            "prediction": "",
+            "target": [example.target for example in examples],
+            **dict.fromkeys(("rougeL", "exact_match", "nll", "kl"), float("nan")),
+            "target_tokens": n_tokens,
+            "is_shortened": [each.is_shortened for each in rendered],
+            "is_unfinished": False,
+        }
+    )
     if not settings.answers or isinstance(model, PeftModel):
-        losses = target_losses(language_model, model, rendered, config)
-    rows: dict[str, Any] = {
-        "example": range(len(examples)),
-        "prediction": "",
-        "target": targets,
-        "rougeL": float("nan"),
-        "exact_match": float("nan"),
-        "nll": None if losses is None else losses["nll"] / n_tokens,
-        "kl": float("nan") if losses is None else losses["kl"] / n_tokens,
-        "target_tokens": n_tokens,
-        "is_shortened": [each.is_shortened for each in rendered],
-        "is_unfinished": False,
-    }
+        table[["nll", "kl"]] = target_losses(language_model, model, rendered, config).div(n_tokens, axis=0)
     if settings.answers:
         found = _answers(language_model, model, rendered, config)
-        predictions = [decoded(language_model.tokenizer, ids, settings.clean_up_spaces) for ids, *_ in found]
-        pairs = list(zip(predictions, targets, strict=True))
-        rows |= {
-            "prediction": predictions,
-            "rougeL": [rouge_l(*pair, settings.scores) for pair in pairs],
-            "exact_match": [exact_match(*pair, settings.scores) for pair in pairs],
-            "nll": [nll / n for (*_, nll), n in zip(found, n_tokens, strict=True)],
-            "is_unfinished": [not is_ended for _, is_ended, _ in found],
-        }
-    return pd.DataFrame(rows)
+        texts = [decoded(language_model.tokenizer, ids, settings.clean_up_spaces) for ids, *_ in found]
+        pairs = list(zip(texts, table["target"], strict=True))
+        table["prediction"] = texts
+        table["rougeL"] = [rouge_l(*pair, settings.scores) for pair in pairs]
+        table["exact_match"] = [exact_match(*pair, settings.scores) for pair in pairs]
+        table["nll"] = [nll / n for (*_, nll), n in zip(found, n_tokens, strict=True)]
+        table["is_unfinished"] = [not is_ended for _, is_ended, _ in found]
+    return table
 
 
 @torch.inference_mode()
@@ -85,15 +70,15 @@ def _answers(
 ) -> list[tuple[list[int], bool, float]]:
     """Token ids of each answer, whether it came to its end, and the target's summed NLL (nats)."""
     limit, stops = config.evaluator.max_new_tokens, language_model.stop_ids()
-    prefix = shared_prefix(model, rendered, config.trainer.shared_prefix)
+    prefix = forward.shared_prefix(model, rendered, config.trainer.shared_prefix)
 
     def work(batch: list[Rendered]) -> list[tuple[list[int], bool, float]]:
-        return answer_and_nll(model, batch, limit, stops, prefix)
+        return generation.answer_and_nll(model, batch, limit, stops, prefix)
 
     # As few batches as memory allows: prompts are read by length inside each, and padding is not computed.
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    skip = 0 if keeps_room(model.device) else prefix.length
-    return in_batches(rendered, budget, budget, work, skip - limit)
+    skip = 0 if generation.keeps_room(model.device) else prefix.length
+    return forward.in_batches(rendered, budget, budget, work, skip - limit)
 
 
 @torch.inference_mode()
@@ -107,35 +92,35 @@ def target_losses(
     2509.04259, there on sampled answers). NaN for a model without adapters. What the untouched model predicts
     is kept for the states that are evaluated after this one, as far as `language_model.untouched` has room.
     """
-    is_trained = isinstance(model, PeftModel)
-    prefix = shared_prefix(model, rendered, config.trainer.shared_prefix)
+    prefix = forward.shared_prefix(model, rendered, config.trainer.shared_prefix)
 
     @cache
-    def untouched_prefix() -> Prefix:
-        return shared_prefix(model, rendered, prefix.length > 0)
+    def untouched_prefix() -> forward.Prefix:
+        return forward.shared_prefix(model, rendered, prefix.length > 0)
 
-    def read_untouched(rows: list[Rendered]) -> list[Tensor]:
+    def untouched(rows: list[Rendered]) -> list[Tensor]:
         kept = [language_model.untouched.get(row) for row in rows]
         if all(logits is not None for logits in kept):
             return [logits for logits in kept if logits is not None]
         with model.disable_adapter():
-            read, _ = target_logits(model, rows, untouched_prefix())
+            read, _ = forward.target_logits(model, rows, untouched_prefix())
         found = [logits[-len(row.target_ids) :] for row, logits in zip(rows, read, strict=True)]
         for row, logits in zip(rows, found, strict=True):
             language_model.untouched.put(row, logits)
         return found
 
     def work(rows: list[Rendered]) -> Sequence[Tensor]:
-        logits, targets = target_logits(model, rows, prefix)
-        nll = target_nll(logits, targets).sum(-1)
+        logits, targets = forward.target_logits(model, rows, prefix)
+        nll = forward.target_nll(logits, targets).sum(-1)
         kl = torch.full_like(nll, float("nan"))
-        if is_trained:
-            pairs = zip(read_untouched(rows), logits, strict=True)
-            kl = torch.stack([kl_divergence(before, after[-len(before) :]) for before, after in pairs])
+        if isinstance(model, PeftModel):
+            pairs = zip(untouched(rows), logits, strict=True)
+            ends = ((before, after[-len(before) :]) for before, after in pairs)
+            kl = torch.stack([forward.kl_divergence(*pair) for pair in ends])
         return torch.stack([nll, kl], 1).unbind()
 
     budget = reading_tokens(model, config.evaluator.batch_tokens)
-    found = in_batches(rendered, budget, pass_tokens(model), work, prefix.length)
+    found = forward.in_batches(rendered, budget, forward.pass_tokens(model), work, prefix.length)
     # One wait for a GPU. Of few rows dealt over many devices, one may have none.
     sums = torch.stack(found).tolist() if found else []
     return pd.DataFrame(sums, columns=["nll", "kl"])
@@ -190,21 +175,13 @@ def named_label(answer: str, labels: Sequence[str]) -> str | None:
     whole = {_bare(label): label for label in reversed(labels)}
     if _bare(answer) in whole:
         return whole[_bare(answer)]
-    pattern, by_group = _label_pattern(tuple(labels))
-    found = {by_group[match.lastindex or 0] for match in pattern.finditer(" ".join(answer.split()))}
-    return found.pop() if len(found) == 1 else None
-
-
-@lru_cache(maxsize=64)
-def _label_pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], list[str]]:
-    """What finds labels as whole words, and the label of each of its groups, which count from 1."""
-    by_length = sorted(labels, key=len, reverse=True)
-    parts = [
-        f"({re.escape(label)})" if len(label) == 1 else f"((?i:{re.escape(label)}))" for label in by_length
-    ]
+    by_length = ["", *sorted(labels, key=len, reverse=True)]  # groups count from 1
+    parts = [f"((?{'i' * (len(label) > 1)}:{re.escape(label)}))" for label in by_length[1:]]
     # Chinese is written without spaces: its characters bound a word like punctuation does.
     letter = "[^\\W一-鿿]"
-    return re.compile(f"(?<!{letter})(?:{'|'.join(parts)})(?!{letter})"), ["", *by_length]
+    pattern = re.compile(f"(?<!{letter})(?:{'|'.join(parts)})(?!{letter})")
+    found = {by_length[match.lastindex or 0] for match in pattern.finditer(" ".join(answer.split()))}
+    return found.pop() if len(found) == 1 else None
 
 
 def _bare(text: str) -> str:

@@ -4,14 +4,17 @@ All run the same code on the same inputs, share out what is read, and put togeth
 to meet in the same order: whatever decides how often they do must be the same in all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-Key = TypeVar("Key")
 Item = TypeVar("Item")
+
+
+def _are_several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def count() -> int:
@@ -38,11 +41,6 @@ def gathered(own: Item) -> list[Item]:
     return found  # type: ignore[return-value]  # all are there
 
 
-def merged(own: Mapping[Key, Item]) -> dict[Key, Item]:
-    """What all of them have, by key."""
-    return {key: item for part in gathered(own) for key, item in part.items()}
-
-
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Puts the sum over all of them in each tensor's place, in one exchange and in float32."""
     if not _are_several():
@@ -51,7 +49,3 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
-
-
-def _are_several() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -25,6 +25,7 @@ Sources: Maron and Moore 1994 (racing); Moore and Lee 1994 (paired comparisons);
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,9 @@ from sapo.conf.schema import Config
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered
 from sapo.data.tasks import Task
-from sapo.experiments.model import ranks
+from sapo.experiments.model import forward, ranks
 from sapo.experiments.model.budgets import reading_tokens
-from sapo.experiments.model.forward import (
-    NO_PREFIX,
-    Prefix,
-    in_batches,
-    nll_and_entropy,
-    pass_tokens,
-    shared_prefix,
-    target_logits,
-)
+from sapo.experiments.model.forward import NO_PREFIX, Prefix
 
 # Chosen on two SuperNI tasks, tried on two others (docs/performance.md, Racing). A look after three quarters
 # could save no more than the last quarter.
@@ -70,16 +63,17 @@ def example_losses(
     """
 
     def work(batch: list[Rendered]) -> Sequence[Tensor]:
-        return torch.stack(nll_and_entropy(*target_logits(model, batch, prefix)), 1).unbind()
+        sums = forward.nll_and_entropy(*forward.target_logits(model, batch, prefix))
+        return torch.stack(sums, 1).unbind()
 
     with_target = [rendered for rendered in examples if rendered.target_ids]
-    found = in_batches(with_target, budget, pass_tokens(model), work, prefix.length)
+    found = forward.in_batches(with_target, budget, forward.pass_tokens(model), work, prefix.length)
     sums = iter(torch.stack(found).tolist() if found else [])  # one wait for a GPU
-    pairs = [next(sums) if rendered.target_ids else (0.0, 0.0) for rendered in examples]
-    table = pd.DataFrame(pairs, columns=["nll", "entropy"])
-    table.insert(0, "example", range(len(examples)))
-    n_tokens = [len(rendered.target_ids) for rendered in examples]
-    return table.assign(n_tokens=n_tokens, is_shortened=[rendered.is_shortened for rendered in examples])
+    rows = [
+        (i, *(next(sums) if row.target_ids else (0.0, 0.0)), len(row.target_ids), row.is_shortened)
+        for i, row in enumerate(examples)
+    ]
+    return pd.DataFrame(rows, columns=["example", "nll", "entropy", "n_tokens", "is_shortened"])
 
 
 def require_finite(losses: pd.DataFrame, task: Task, prompt: Prompt) -> None:
@@ -122,11 +116,8 @@ def race(read: Read, n_candidates: int, order: Sequence[int], confidence: float)
 
 def look_sizes(n: int) -> list[int]:
     """Examples read before each look: 8, 16, 32, … of `n`; none where the subset is too small to race."""
-    sizes, size = [], FIRST_ROUND
-    while size < LAST_LOOK * n:
-        sizes.append(size)
-        size *= GROWTH
-    return sizes
+    sizes = (FIRST_ROUND * GROWTH**look for look in count())
+    return list(takewhile(lambda size: size < LAST_LOOK * n, sizes))
 
 
 def weights(n_tokens: Sequence[int], reduction: str) -> NDArray[np.float64]:
@@ -155,28 +146,26 @@ def pool_losses(
 
     @lru_cache(maxsize=len(prompts) if is_race else 1)  # a race comes back to its candidates
     def prefix_of(candidate: int) -> Prefix:
-        return shared_prefix(model, rendered[candidate], config.trainer.shared_prefix)
+        return forward.shared_prefix(model, rendered[candidate], config.trainer.shared_prefix)
 
-    def read(candidate: int, examples: Sequence[int]) -> pd.DataFrame:
-        batch = [rendered[candidate][i] for i in examples]
-        losses = example_losses(model, batch, budget, prefix_of(candidate))
-        losses["example"] = list(examples)
-        require_finite(losses, task, prompts[candidate])
-        return losses.assign(prompt=prompts[candidate].index)
-
-    def read_each(candidates: Sequence[int], examples: Sequence[int]) -> list[pd.DataFrame]:
-        found = ranks.merged({candidate: read(candidate, examples) for candidate in ranks.share(candidates)})
-        return [found[candidate] for candidate in candidates]
+    def read(candidates: Sequence[int], examples: Sequence[int]) -> list[pd.DataFrame]:
+        found = {}
+        for c in ranks.share(candidates):
+            losses = example_losses(model, [rendered[c][i] for i in examples], budget, prefix_of(c))
+            found[c] = losses.assign(example=list(examples), prompt=prompts[c].index)
+            require_finite(found[c], task, prompts[c])
+        found = {c: losses for part in ranks.gathered(found) for c, losses in part.items()}
+        return [found[c] for c in candidates]
 
     if not is_race:
-        return pd.concat(read_each(range(len(rendered)), range(len(rendered[0]))), ignore_index=True)
+        return pd.concat(read(range(len(rendered)), range(len(rendered[0]))), ignore_index=True)
     order = list(range(len(rendered[0])))
     random.Random(f"race {config.seed} {task.name}").shuffle(order)  # noqa: S311
     scales = [weights([len(r.target_ids) for r in rows], config.scorer.reduction) for rows in rendered]
     parts: list[list[pd.DataFrame]] = [[] for _ in rendered]
 
     def values(candidates: Sequence[int], examples: Sequence[int]) -> NDArray[np.float64]:
-        for candidate, table in zip(candidates, read_each(candidates, examples), strict=True):
+        for candidate, table in zip(candidates, read(candidates, examples), strict=True):
             parts[candidate].append(table)
         return np.array([parts[c][-1]["nll"].to_numpy() * scales[c][list(examples)] for c in candidates])
 

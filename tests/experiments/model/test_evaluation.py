@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from rouge_score.rouge_scorer import RougeScorer
 
 from sapo.data.mini import generate
-from sapo.experiments.model import evaluation, generation
+from sapo.experiments.model import generation
 from sapo.experiments.model.evaluation import (
     decoded,
     evaluate,
@@ -162,8 +162,7 @@ def test_answers_and_losses_do_not_depend_on_the_batches_or_on_room_for_answers(
             ["trainer.shared_prefix=false"],
         )
     )
-    for module in (generation, evaluation):  # as on a GPU
-        monkeypatch.setattr(module, "keeps_room", lambda device: True)
+    monkeypatch.setattr(generation, "keeps_room", lambda device: True)  # as on a GPU
     for settings in (["evaluator.batch_tokens=150"], ["trainer.shared_prefix=false"], []):
         config = tiny_config("evaluator.max_new_tokens=6", *settings)
         others.append(evaluate(model, model.base, task.test, rendered, config))

@@ -21,7 +21,7 @@ from sapo.data.render import rendering
 from sapo.experiments.continual import choose_prompt, pool_for
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
-from sapo.experiments.model import scoring
+from sapo.experiments.model import forward
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.scoring import example_losses, look_sizes, race, require_finite, weights
@@ -203,7 +203,7 @@ def test_the_beginning_of_each_prompt_is_read_once(tiny_config, tmp_path, monkey
         read.append(examples[0].input_ids[:20])
         return shared_prefix(model, examples, wanted)
 
-    monkeypatch.setattr(scoring, "shared_prefix", note)
+    monkeypatch.setattr(forward, "shared_prefix", note)
     _, stage = scored(tiny_config(*RACE, f"scorer={scorer}"), tmp_path)
     assert len(read) == stage.examples()["prompt"].nunique() == 5
 
