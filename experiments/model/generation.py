@@ -5,7 +5,7 @@ Shape letters as in `forward`: B rows, L tokens, T target tokens of the longest 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -16,22 +16,8 @@ from transformers.cache_utils import DynamicLayer
 
 from sapo.data.batches import by_tokens
 from sapo.data.render import Rendered
-from sapo.experiments.model.forward import (
-    IGNORED,
-    NO_PREFIX,
-    Prefix,
-    PrefixLayer,
-    accepted,
-    can_share_prefix,
-    last_places,
-    on_device,
-    pad_left,
-    padded,
-    pass_tokens,
-    takes_positions,
-    target_logits,
-    target_nll,
-)
+from sapo.experiments.model import forward
+from sapo.experiments.model.forward import IGNORED, NO_PREFIX, Prefix
 
 # Target tokens in one piece: enough to keep a processor busy, and few enough that their logits are small
 # (128 of a vocabulary of 49,152 in float32 are 25 MB). Assumed, not measured.
@@ -82,16 +68,16 @@ class _Reading:
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
         """Reads ids (B, L) where the mask is 1, and returns the last logits (B, keep, V)."""
         self.mask = torch.cat([self.mask, mask], dim=1)
+        places = {"position_ids": positions, "logits_to_keep": forward.last_places(ids, keep)}
         output = self.model(
             input_ids=ids,
             attention_mask=self.mask,
             past_key_values=self.cache,
             use_cache=True,
-            **accepted(self.model, position_ids=positions, logits_to_keep=last_places(ids, keep)),
+            **forward.accepted(self.model, **places),
         )
         self.cache = output.past_key_values
-        logits: Tensor = output.logits
-        return logits[:, -keep:]  # models without logits_to_keep give all
+        return output.logits[:, -keep:]  # models without logits_to_keep give all
 
     def places(self, count: int) -> Tensor:
         """Positions (B, count) of the tokens that follow the prompt."""
@@ -100,23 +86,22 @@ class _Reading:
     def step(self) -> None:
         """Reads the token that each answer has come to."""
         self.positions = self.positions + 1
-        logits = self.read(self.tokens, torch.ones_like(self.tokens), self.positions, 1)
-        self.tokens = logits.argmax(-1)
+        self.tokens = self.read(self.tokens, torch.ones_like(self.tokens), self.positions, 1).argmax(-1)
 
     def make_room(self, steps: int) -> None:
         """Has so many steps write their keys and values in place, one layer after another."""
         layers: list[Any] = self.cache.layers if self.cache is not None else []
         for number, layer in enumerate(layers):
-            keys, values = layer.whole() if isinstance(layer, PrefixLayer) else (layer.keys, layer.values)
+            is_shared = isinstance(layer, forward.PrefixLayer)
+            keys, values = layer.whole() if is_shared else (layer.keys, layer.values)
             layers[number] = _RoomyLayer(keys, values, steps)
 
     def select(self, rows: Sequence[int]) -> None:
         """Goes on with these rows only."""
-        chosen = on_device(torch.tensor(rows), self.mask.device)
+        chosen = forward.on_device(torch.tensor(rows), self.mask.device)
         if self.cache is not None:
             self.cache.batch_select_indices(chosen)
-        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
-        self.tokens = self.tokens[chosen]
+        self.mask, self.positions, self.tokens = (t[chosen] for t in (self.mask, self.positions, self.tokens))
 
 
 @torch.inference_mode()
@@ -129,26 +114,23 @@ def answer_and_nll(
 ) -> list[tuple[list[int], bool, float]]:
     """Each example's greedy answer, whether it came to its end, and the target's summed NLL (nats).
 
-    The prompts are read once for both.
-
-    Prompts are read in parts of like length; all answers are generated together, since a pass costs as
-    much as many tokens.
+    The prompts are read once for both, in parts of like length; all answers are generated together, since a
+    pass costs as much as many tokens.
     """
-    if not takes_positions(model) and len(batch) > 1:  # padding would be counted
+    if not forward.takes_positions(model) and len(batch) > 1:  # padding would be counted
         return [answer_and_nll(model, [row], max_new_tokens, stop_ids)[0] for row in batch]
-    lengths = [len(example.input_ids) - prefix.length for example in batch]
-    parts = [list(range(len(batch)))]
-    if can_share_prefix(model):
-        parts = by_tokens(lengths, sum(lengths), pass_tokens(model))
+    lengths, parts = [len(example.input_ids) - prefix.length for example in batch], [list(range(len(batch)))]
+    keeps_all = forward.can_share_prefix(model)
+    if keeps_all:
+        parts = by_tokens(lengths, sum(lengths), forward.pass_tokens(model))
     read = [_read(model, [batch[i] for i in part], prefix) for part in parts]
-    nll = [loss for _, _, losses in read for loss in losses]
-    begun = [answer for _, answers, _ in read for answer in answers]
-    reading = _joined([reading for reading, _, _ in read], prefix.length)
-    if can_share_prefix(model) and keeps_room(model.device):
+    readings, begun, nll = zip(*read, strict=True)
+    reading = _joined(readings, prefix.length)
+    if keeps_all and keeps_room(model.device):
         reading.make_room(max_new_tokens)
-    answers = _decode(reading, begun, max_new_tokens, set(stop_ids), can_share_prefix(model))
-    rows = [(*answer, loss) for answer, loss in zip(answers, nll, strict=True)]
-    found = dict(zip((i for part in parts for i in part), rows, strict=True))
+    answers = _decode(reading, list(chain(*begun)), max_new_tokens, set(stop_ids), keeps_all)
+    rows = [(*answer, loss) for answer, loss in zip(answers, chain(*nll), strict=True)]
+    found = dict(zip(chain(*parts), rows, strict=True))
     return [found[i] for i in range(len(batch))]
 
 
@@ -160,16 +142,26 @@ def _read(
     The targets are read for their NLL anyway, and the prediction after each of their tokens shows how much of
     them the model would have answered itself. Answers go on from there: a right answer takes no more passes.
     """
-    targets = on_device(padded([example.target_ids for example in batch], IGNORED, "right"), model.device)
-    if can_share_prefix(model):
-        width = max(1, TARGETS_AT_ONCE // len(batch))
-        reading, logits = _read_prompts(model, batch, prefix, targets[:, : min(width, targets.shape[1] - 1)])
-        counts, losses = _read_targets(reading, logits, targets, width)
-        begun = [example.target_ids[:count] for example, count in zip(batch, counts, strict=True)]
-        return reading, begun, losses
+    targets = forward.padded([example.target_ids for example in batch], IGNORED, "right")
+    targets = forward.on_device(targets, model.device)
+    keeps_all, skip = forward.can_share_prefix(model), prefix.length
     # Other caches cannot leave out what they have read, and some cannot go on with several tokens.
-    reading, _ = _read_prompts(model, batch, prefix, targets[:, :0])
-    return reading, [[] for _ in batch], target_nll(*target_logits(model, batch)).sum(-1).tolist()
+    width = max(1, TARGETS_AT_ONCE // len(batch)) if keeps_all else 0
+    begun = targets[:, : min(width, targets.shape[1] - 1)]  # (B, W), read with the prompts
+    ids, mask, positions = forward.pad_left([e.prompt_ids[skip:] for e in batch], skip, model.device)
+    reading = _Reading(model, prefix.cache(), mask[:, :skip], positions[:, -1:], ids)
+    logits = reading.read(
+        torch.cat([ids, begun.clamp(min=0)], dim=1),
+        torch.cat([mask[:, skip:], (begun != IGNORED).long()], dim=1),
+        torch.cat([positions, reading.places(begun.shape[1])], dim=1),
+        begun.shape[1] + 1,
+    )
+    if keeps_all:
+        counts, losses = _read_targets(reading, logits, targets, width)
+        return reading, [e.target_ids[:count] for e, count in zip(batch, counts, strict=True)], losses
+    reading.tokens = logits.argmax(-1)
+    nll = forward.target_nll(*forward.target_logits(model, batch)).sum(-1)
+    return reading, [[] for _ in batch], nll.tolist()
 
 
 def _joined(parts: Sequence[_Reading], skip: int) -> _Reading:
@@ -197,23 +189,6 @@ def _padded_cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat([functional.pad(t, [*after, longest - t.shape[dim], 0]) for t in tensors])
 
 
-def _read_prompts(
-    model: PreTrainedModel, batch: Sequence[Rendered], prefix: Prefix, begun: Tensor
-) -> tuple[_Reading, Tensor]:
-    """The prompts and how their targets begin (B, W), and the logits (B, W + 1, V) after the prompts."""
-    skip = prefix.length
-    ids, mask, positions = pad_left([e.prompt_ids[skip:] for e in batch], skip, model.device)
-    reading = _Reading(model, prefix.cache(), mask[:, :skip], positions[:, -1:], ids)
-    logits = reading.read(
-        torch.cat([ids, begun.clamp(min=0)], dim=1),
-        torch.cat([mask[:, skip:], (begun != IGNORED).long()], dim=1),
-        torch.cat([positions, reading.places(begun.shape[1])], dim=1),
-        begun.shape[1] + 1,
-    )
-    reading.tokens = logits[:, :1].argmax(-1)
-    return reading, logits
-
-
 def _read_targets(
     reading: _Reading, logits: Tensor, targets: Tensor, width: int
 ) -> tuple[list[int], list[float]]:
@@ -224,12 +199,12 @@ def _read_targets(
     beginning: the rest of the target stays in the cache and is masked.
     """
     n_read, places = logits.shape[1], reading.places(targets.shape[1])
-    nll = target_nll(logits, targets[:, :n_read]).sum(-1)
+    nll = forward.target_nll(logits, targets[:, :n_read]).sum(-1)
     predicted = [logits.argmax(-1)]
     while n_read < targets.shape[1]:
         ids, at = (tensor[:, n_read - 1 : n_read - 1 + width] for tensor in (targets[:, :-1], places))
         logits = reading.read(ids.clamp(min=0), (ids != IGNORED).long(), at[:, : ids.shape[1]], ids.shape[1])
-        nll += target_nll(logits, targets[:, n_read : n_read + ids.shape[1]]).sum(-1)
+        nll += forward.target_nll(logits, targets[:, n_read : n_read + ids.shape[1]]).sum(-1)
         predicted.append(logits.argmax(-1))
         n_read += ids.shape[1]
     predictions = torch.cat(predicted, dim=1)  # (B, T)
@@ -256,11 +231,8 @@ def _decode(
     while True:
         for row, token in zip(rows, reading.tokens.flatten().tolist(), strict=True):
             answers[row].append(token)
-        running = [
-            place
-            for place, row in enumerate(rows)
-            if len(answers[row]) < max_new_tokens and stops.isdisjoint(answers[row])
-        ]
+        so_far = [answers[row] for row in rows]
+        running = [i for i, a in enumerate(so_far) if len(a) < max_new_tokens and stops.isdisjoint(a)]
         if not running:
             break
         # Selecting rows copies the cache, so it is done only when a quarter of them has stopped.
@@ -268,8 +240,6 @@ def _decode(
             reading.select(running)
             rows = [rows[place] for place in running]
         reading.step()
-    found = []
-    for answer in answers:
-        text = list(takewhile(lambda token: token not in stops, answer[:max_new_tokens]))
-        found.append((text, len(text) < min(len(answer), max_new_tokens)))
-    return found
+    texts = [list(takewhile(lambda token: token not in stops, each[:max_new_tokens])) for each in answers]
+    ends = [min(len(answer), max_new_tokens) for answer in answers]
+    return [(text, len(text) < end) for text, end in zip(texts, ends, strict=True)]
