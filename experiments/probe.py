@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import load_file
 
 from sapo.conf.errors import UserError, message_of
 from sapo.conf.schema import Config
@@ -26,7 +27,7 @@ from sapo.experiments.continual import Engine, scored_examples
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.jobs import Job
-from sapo.experiments.model.gradients import cosines, layer_of, load_gradients, spread_ranks
+from sapo.experiments.model.gradients import FILE, cosines, layer_of, spread_ranks
 from sapo.experiments.policies import by_loss
 from sapo.experiments.runs import Planned, Run, computed, id_of, stage_record, write_last
 from sapo.experiments.stages import Evaluate, Gradient, Score
@@ -244,7 +245,7 @@ def _write(folder: Path, probe: Probe, measured: Measured, facts: Mapping[str, A
     losses[_LOSSES].reset_index(drop=True).to_parquet(folder / "losses.parquet")
     answers[_ANSWERS].reset_index(drop=True).to_parquet(folder / "answers.parquet")
     read = [
-        (task, prompt, rank, load_gradients(computed(stored).folder))
+        (task, prompt, rank, load_file(computed(stored).folder / FILE))
         for task, prompt, rank, stored in measured.gradients
     ]
     others = [(task, gradients) for task, _, rank, gradients in read if not rank]

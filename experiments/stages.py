@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import identity_values
@@ -249,7 +250,7 @@ class Gradient(Stage):
             earlier = previous and previous / FOLDER
             model = gradients.with_fresh_adapter(language_model.base, earlier, self.config)
             found = gradients.adapter_gradients(model, rows, self.config.trainer, self.name)
-        gradients.save_gradients(found, folder)
+        save_file(found, folder / gradients.FILE)
         return {
             "examples": len(rendered),
             "tokens": sum(len(row.input_ids) for row in rendered),

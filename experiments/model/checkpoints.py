@@ -36,17 +36,15 @@ _log = logging.getLogger(__name__)
 
 def newest(scratch: Path) -> Path | None:
     """The checkpoint to go on from, None to begin anew; deletes those that are not whole."""
-    whole = []
+    whole: dict[int, Path] = {}
     for folder in _checkpoints(scratch):
-        lines = list(damage(folder))
-        if not lines:
-            whole.append(folder)
+        if not (lines := list(damage(folder))):
+            whole[int(folder.name.removeprefix(PREFIX))] = folder
             continue
         if (folder / MANIFEST).is_file():  # else a killed process was just writing it
             _log.warning("Damaged: %s. The training goes on without this checkpoint.", lines[0])
         shutil.rmtree(folder)
-    # Told by its number: a clock can jump.
-    return max(whole, key=lambda folder: int(folder.name.removeprefix(PREFIX)), default=None)
+    return whole[max(whole)] if whole else None  # told by its number: a clock can jump
 
 
 def save(
@@ -57,17 +55,20 @@ def save(
     history: Sequence[Mapping[str, float]],
     seconds: float,
 ) -> None:
-    """Writes a checkpoint, and deletes the earlier ones when it is whole.
+    """Writes a checkpoint of the trainable weights, and deletes the earlier ones when it is whole.
 
-    Args:
-        scratch: The folder of the training's checkpoints.
-        weights: The trainable parameters by name; what is frozen does not change.
-        optimizer: The optimizer.
-        schedule: The learning rate's schedule.
-        history: What was measured at every step so far; the checkpoint is named by their number.
-        seconds: How long the training took until here, its earlier parts included.
+    `history` has what was measured at every step so far, by whose number the checkpoint is named; `seconds`
+    is how long the training took until here, its earlier parts included.
     """
-    drawn = ranks.gathered(_random_state())
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    drawn = ranks.gathered(
+        {
+            "python": random.getstate(),
+            "numpy": (name, np.asarray(keys).tolist(), *rest),
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+    )
     if ranks.rank() > 0:
         return
     folder = scratch / f"{PREFIX}{len(history)}"
@@ -100,8 +101,7 @@ def resume(
     Returns the history and the seconds, none of both if there is no checkpoint; WorkError if it is of other
     weights.
     """
-    folder = ranks.gathered(newest(scratch) if ranks.rank() == 0 else None)[0]
-    if folder is None:
+    if not (folder := ranks.gathered(newest(scratch) if ranks.rank() == 0 else None)[0]):
         return [], 0.0
     saved = load_file(folder / WEIGHTS)
     if {key: value.shape for key, value in saved.items()} != {key: p.shape for key, p in weights.items()}:
@@ -112,9 +112,9 @@ def resume(
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    states = state.get("random", [state])  # earlier versions had the one beside the rest
-    if ranks.rank() < len(states):  # of more ranks than before, the new ones begin at their seeds
-        drawn = states[ranks.rank()]
+    for drawn in state["random"][ranks.rank() :][
+        :1
+    ]:  # of more ranks than before, new ones begin at their seeds
         random.setstate(drawn["python"])
         name, keys, *rest = drawn["numpy"]
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
@@ -122,16 +122,6 @@ def resume(
         for number, generator in enumerate(drawn["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(generator, number)  # a checkpoint may go on where there are fewer
     return state["history"], state["seconds"]
-
-
-def _random_state() -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
-    return {
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
 
 
 def _checkpoints(scratch: Path) -> list[Path]:

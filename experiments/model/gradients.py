@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,12 +18,11 @@ from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config, TrainerConfig
 from sapo.data.render import Rendered
 from sapo.data.tasks import digest
-from sapo.experiments.model import ranks
+from sapo.experiments.model import forward, ranks
 from sapo.experiments.model.adapters import CURRENT, with_new_adapter
 from sapo.experiments.model.budgets import training_tokens
-from sapo.experiments.model.forward import in_batches, pass_tokens, shared_prefix, target_logits, target_nll
 
-FILE = "gradients.safetensors"
+FILE = "gradients.safetensors"  # in a stage's folder: gradients by module
 # Of the paper's Figure 4: ranks of the prompts by loss (1, 7, 13 and 20 of 20), and which part of the layers.
 PAPER_RANKS, TOP_PART = 4, 4
 _B = re.compile(rf"base_model\.model\.(?P<module>.+)\.lora_B\.{CURRENT}\.weight")
@@ -63,11 +61,10 @@ def adapter_gradients(
     sums = {module: torch.zeros_like(p, dtype=torch.float32) for module, p in free.items()}
     n_tokens = sum(len(row.target_ids) for row in rows)
     rows = ranks.share(rows)
-    prefix = shared_prefix(model, rows, config.shared_prefix)
+    prefix = forward.shared_prefix(model, rows, config.shared_prefix)
 
     def work(batch: list[Rendered]) -> list[Rendered]:
-        logits, targets = target_logits(model, batch, prefix)
-        loss = target_nll(logits, targets).sum() / n_tokens
+        loss = forward.target_nll(*forward.target_logits(model, batch, prefix)).sum() / n_tokens
         parts = torch.autograd.grad(loss, list(free.values()), retain_graph=prefix.length > 0)
         # Added when the whole batch is through: one that does not fit in memory begins again in halves.
         for total, part in zip(sums.values(), parts, strict=True):
@@ -75,7 +72,7 @@ def adapter_gradients(
         return batch
 
     budget = training_tokens(model, config.micro_batch_tokens)
-    in_batches(rows, budget, pass_tokens(model), work, prefix.length)
+    forward.in_batches(rows, budget, forward.pass_tokens(model), work, prefix.length)
     ranks.add_up(list(sums.values()))
     for module, gradient in sums.items():
         if not 0 < gradient.norm().item() < float("inf"):
@@ -85,8 +82,6 @@ def adapter_gradients(
 
 def cosines(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
     """Cosine of the angle between two tasks' gradients in each module, in float64."""
-    if first.keys() != second.keys():
-        raise ValueError("gradients of different modules")
     pairs = {module: (first[module].double(), second[module].double()) for module in first}
     return {module: ((a * b).sum() / (a.norm() * b.norm())).item() for module, (a, b) in pairs.items()}
 
@@ -94,13 +89,3 @@ def cosines(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[s
 def layer_of(module: str) -> int:
     """The layer that a module belongs to: 29 for `model.layers.29.self_attn.q_proj`."""
     return next(int(part) for part in module.split(".") if part.isdigit())
-
-
-def save_gradients(gradients: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes gradients by module to a stage's folder."""
-    save_file(dict(gradients), folder / FILE)
-
-
-def load_gradients(folder: Path) -> dict[str, Tensor]:
-    """The gradients by module that a stage left."""
-    return load_file(folder / FILE)

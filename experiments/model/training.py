@@ -31,15 +31,8 @@ from sapo.data.batches import by_tokens
 from sapo.data.files import write_json
 from sapo.data.records import PROGRESS
 from sapo.data.render import Rendered
-from sapo.experiments.model import checkpoints, ranks
+from sapo.experiments.model import checkpoints, forward, ranks
 from sapo.experiments.model.budgets import is_out_of_memory, training_tokens
-from sapo.experiments.model.forward import (
-    gathered_gradients,
-    pass_tokens,
-    shared_prefix,
-    target_logits,
-    target_nll,
-)
 from sapo.experiments.model.rows import Draws, Row
 
 _log = logging.getLogger(__name__)
@@ -211,15 +204,9 @@ def global_batch(rows: Sequence[Row], config: TrainerConfig, draws: Draws, step:
 
 def _share(groups: Sequence[Sequence[Rendered]]) -> list[list[Rendered]]:
     """This rank's rows of a global batch, by prompt: dealt by length, so that all have as much to do."""
+    by_length = [sorted(group, key=lambda row: len(row.input_ids)) for group in groups]
     places = itertools.count()
-    own = [
-        [
-            row
-            for row in sorted(group, key=lambda row: len(row.input_ids))
-            if next(places) % ranks.count() == ranks.rank()
-        ]
-        for group in groups
-    ]
+    own = [[row for row in group if next(places) % ranks.count() == ranks.rank()] for group in by_length]
     return [group for group in own if group]
 
 
@@ -277,12 +264,12 @@ class Backward:
         total = torch.zeros((), device=self.model.device)
         for group in groups:  # examples under one prompt, whose beginning is read once for all of them
             part = torch.zeros_like(total)
-            prefix = shared_prefix(self.model, group, self.shares_prefix)
+            prefix = forward.shared_prefix(self.model, group, self.shares_prefix)
             lengths = [len(example.input_ids) - prefix.length for example in group]
-            with gathered_gradients(prefix) as beginning:
-                for batch in by_tokens(lengths, self.tokens, pass_tokens(self.model)):
-                    logits, targets = target_logits(self.model, [group[i] for i in batch], beginning)
-                    loss = target_nll(logits, targets).sum() / n_tokens
+            with forward.gathered_gradients(prefix) as beginning:
+                for batch in by_tokens(lengths, self.tokens, forward.pass_tokens(self.model)):
+                    found = forward.target_logits(self.model, [group[i] for i in batch], beginning)
+                    loss = forward.target_nll(*found).sum() / n_tokens
                     self.accelerator.backward(loss)
                     part += loss.detach()
             total += part

@@ -18,7 +18,7 @@ from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.data.records import PROGRESS
 from sapo.data.render import Rendered
-from sapo.experiments.model import training
+from sapo.experiments.model import forward, training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
@@ -117,7 +117,7 @@ def test_the_beginning_is_read_once_a_global_batch(tiny_config, tmp_path, monkey
         read.append(prefix.length > 0)
         return prefix
 
-    monkeypatch.setattr(training, "shared_prefix", note)
+    monkeypatch.setattr(forward, "shared_prefix", note)
     learn(price_method(tiny_config(*SMALL, change), n=12), tmp_path)
     assert sum(read) == times
 
@@ -163,14 +163,14 @@ def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
 
 def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch, whole):
     expected, weights = whole(tiny_config(*SMALL))
-    target_logits = training.target_logits
+    target_logits = forward.target_logits
 
     def small_memory(model, batch, prefix):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("too large")
         return target_logits(model, batch, prefix)
 
-    monkeypatch.setattr(training, "target_logits", small_memory)
+    monkeypatch.setattr(forward, "target_logits", small_memory)
     facts, other = learn(price_method(tiny_config(*SMALL)), tmp_path)
     assert facts["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert close(other, weights)
