@@ -87,7 +87,7 @@ def _shape(rows: tuple[Example, ...], frame: tuple[Any, ...], key: str) -> Shape
     if not sample:
         return Shape(0, 0, 0, 0)
     if key:
-        _, renderer = preflight.known(key)
+        _, renderer = preflight.known[key]
         task = Task(name, instruction, suffix, (), (), separator=separator)
         rendered = renderer.render(task, instruction, sample)
         prefix = prefix_length(rendered)

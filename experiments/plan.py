@@ -263,11 +263,11 @@ def _memory(configs: Iterable[Config], card_gb: float | None) -> dict[str, Any]:
     room = card_gb * 1e9 if card_gb else device_memory(next(iter(kinds)))
     if not needs:
         return {"weights": None, "training": None, "device": room, "fits": None, "ways": []}
-    memory, config = max(needs, key=lambda need: need[0].total)
-    fits = memory.total <= room
+    memory, config = max(needs, key=lambda need: sum(need[0]))
+    fits = sum(memory) <= room
     return {
         "weights": round(memory.weights),
-        "training": round(memory.total),
+        "training": round(sum(memory)),
         "device": room,
         "fits": fits,
         "ways": [] if fits else ways_to_fit(config, room, earlier_adapters(config)),

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import Config
@@ -20,6 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 CURRENT = "current"  # the adapter in training
 EARLIER = "earlier"  # the frozen adapters of earlier tasks, as one
 ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the output layer
+LINEAR = (nn.Linear, Conv1D)
 
 
 def lora_config(config: Config) -> LoraConfig:

@@ -24,9 +24,8 @@ SHARE = 0.8  # of what is free: estimates err; assumed
 # Llama layer: attention, norms with their float32 copies, and the inputs of LoRA, which dropout copies; gate,
 # up, and their product.
 HIDDEN_KEPT, INTERMEDIATE_KEPT = 24, 6
-LOGIT_BYTES = (
-    10  # of a target token and a word of the vocabulary: bfloat16 (2), float32 (4), its gradient (4)
-)
+# Of a target token and a word of the vocabulary: bfloat16 (2), float32 (4), its gradient (4).
+LOGIT_BYTES = 10
 # What devices without an exception of their own say when no memory is left.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator:",
@@ -38,7 +37,7 @@ _OUT_OF_MEMORY = (
 
 
 class DoesNotFitError(WorkError):
-    """One example alone does not fit in memory."""
+    """One example alone, of so many tokens, does not fit in memory."""
 
     def __init__(self, n_tokens: int) -> None:
         super().__init__(f"One example of {n_tokens} tokens does not fit in memory.")
@@ -46,9 +45,8 @@ class DoesNotFitError(WorkError):
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device, the CPU included, had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+    has_mark = isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+    return has_mark or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager

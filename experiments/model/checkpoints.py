@@ -112,9 +112,8 @@ def resume(
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    for drawn in state["random"][ranks.rank() :][
-        :1
-    ]:  # of more ranks than before, new ones begin at their seeds
+    if ranks.rank() < len(state["random"]):  # of more ranks than before, the new ones begin at their seeds
+        drawn = state["random"][ranks.rank()]
         random.setstate(drawn["python"])
         name, keys, *rest = drawn["numpy"]
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.filesize import decimal
@@ -13,7 +13,7 @@ from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
 from sapo.data.render import MAX_TARGET_TOKENS
 from sapo.experiments.model import preflight
-from sapo.experiments.model.adapters import ALL_LINEAR
+from sapo.experiments.model.adapters import ALL_LINEAR, LINEAR
 from sapo.experiments.model.budgets import LOGIT_BYTES, layer_elements, layer_weights
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of, dtype_of
@@ -46,24 +46,13 @@ class Sizes:
     adapted: float
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a training takes at least: its longest row stands alone in a micro-batch."""
+class Memory(NamedTuple):
+    """Bytes that a training takes at least, its longest row alone in a micro-batch: all is their sum."""
 
     weights: float
     adapters: float
-    activations: float
     other: float
-
-    @property
-    def fixed(self) -> float:
-        """What it takes whatever the rows."""
-        return self.weights + self.adapters + self.other
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.fixed + self.activations
+    activations: float
 
 
 def sizes_of(config: Config) -> Sizes | None:
@@ -85,23 +74,24 @@ def sizes_of(config: Config) -> Sizes | None:
 
 @lru_cache(maxsize=64)
 def _read_sizes(key: str, targets: tuple[str, ...]) -> Sizes:
-    base: Any
-    base, _ = preflight.known(key)
+    base: Any = preflight.known[key][0]
     output = base.get_output_embeddings()
     ends = {id(module.weight): module.weight for module in (base.get_input_embeddings(), output) if module}
     embedded = sum(weight.numel() for weight in ends.values())
-    adapted = sum(
-        sum(module.weight.shape)
-        for name, module in base.named_modules()
-        if isinstance(module, preflight.LINEAR)
-        and module is not output
-        and (targets == (ALL_LINEAR,) or name.rpartition(".")[2] in targets)
-    )
+    linear = [(name.rpartition(".")[2], m) for name, m in base.named_modules() if isinstance(m, LINEAR)]
+    is_all = targets == (ALL_LINEAR,)
+    adapted = [m.weight.shape for name, m in linear if m is not output and (is_all or name in targets)]
     text = base.config.get_text_config()
-    others = sum(parameter.numel() for parameter in base.parameters()) - embedded
-    layers, width = text.num_hidden_layers, text.hidden_size
-    kept, met = layer_elements(text), layer_weights(text)
-    return Sizes(embedded, others, layers, met, width, kept, text.vocab_size, adapted)
+    return Sizes(
+        embedded=embedded,
+        others=sum(parameter.numel() for parameter in base.parameters()) - embedded,
+        layers=text.num_hidden_layers,
+        met=layer_weights(text),
+        width=text.hidden_size,
+        kept=layer_elements(text),
+        vocabulary=text.vocab_size,
+        adapted=sum(map(sum, adapted)),
+    )
 
 
 def adapter_bytes(config: Config) -> float:
@@ -125,8 +115,8 @@ def training_memory(config: Config, earlier: int = 0) -> Memory | None:
     return Memory(
         weights=sizes.others * (_NF4 if config.model.load == "nf4" else itemsize) + sizes.embedded * itemsize,
         adapters=adapter_bytes(config) * (4 + earlier),
-        activations=tokens * kept * itemsize + MAX_TARGET_TOKENS * sizes.vocabulary * LOGIT_BYTES,
         other=_CONTEXT if device_of(config).type == "cuda" else 0.0,
+        activations=tokens * kept * itemsize + MAX_TARGET_TOKENS * sizes.vocabulary * LOGIT_BYTES,
     )
 
 
@@ -150,7 +140,7 @@ def ways_to_fit(config: Config, room: float, earlier: int = 0) -> list[str]:
             model=replace(config.model, load="nf4" if nf4 in ways else config.model.load),
         )
         memory = training_memory(other, earlier)
-        if memory and memory.total <= room:
+        if memory and sum(memory) <= room:
             return ways
     return []
 
@@ -158,17 +148,18 @@ def ways_to_fit(config: Config, room: float, earlier: int = 0) -> list[str]:
 def require_memory(config: Config, earlier: int = 0) -> str:
     """A line where the longest rows may not fit on the device; UserError if not even the weights do."""
     memory, room = training_memory(config, earlier), device_memory(config)
-    if memory is None or memory.total <= room:
+    if memory is None or sum(memory) <= room:
         return ""
     ways = " ".join(ways_to_fit(config, room, earlier))
     way = f"{ways} would fit" if ways else "it takes a smaller model, or a larger device"
-    has = f"of the {decimal(round(room))} of this device"
-    if memory.fixed > room:
+    has = f"of the {decimal(round(room))} of this device: {way}."
+    fixed = memory.weights + memory.adapters + memory.other
+    if fixed > room:
         raise UserError(
             f"Model {config.model.name} cannot be trained here: weights, adapters and optimizer take "
-            f"{decimal(round(memory.fixed))} {has}: {way}."
+            f"{decimal(round(fixed))} {has}"
         )
     return (
-        f"Model {config.model.name}: a training may take {decimal(round(memory.total))} with its longest "
-        f"rows (data.max_input_tokens={config.data.max_input_tokens}), {has}: {way}."
+        f"Model {config.model.name}: a training may take {decimal(round(sum(memory)))} with its longest rows "
+        f"(data.max_input_tokens={config.data.max_input_tokens}), {has}"
     )

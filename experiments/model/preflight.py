@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from sapo.conf.errors import UserError
 from sapo.conf.layout import layout_of
@@ -19,7 +18,7 @@ from sapo.data.prompts import Prompt
 from sapo.data.remembering import remembered, stamp
 from sapo.data.render import CLOCK, MAX_TARGET_TOKENS, Renderer, rendering
 from sapo.data.tasks import Task
-from sapo.experiments.model.adapters import ALL_LINEAR
+from sapo.experiments.model.adapters import ALL_LINEAR, LINEAR
 from sapo.experiments.model.evaluation import decoded
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import template_text
@@ -27,10 +26,9 @@ from sapo.experiments.model.load import load_renderer, read_model, stop_ids
 
 Shown = tuple[Task, Sequence[Prompt]]  # a task and the prompts that it is shown under
 _log = logging.getLogger(__name__)
-_read: dict[str, tuple[PreTrainedModel, Renderer]] = {}
+known: dict[str, tuple[PreTrainedModel, Renderer]] = {}  # models on device `meta`, by `read_once`
 # Different targets of a task that are read back: more show the same. Measured: 0.2 s on one core.
 MOST_TARGETS = 2000
-LINEAR = (nn.Linear, Conv1D)
 
 
 def preflight(
@@ -43,7 +41,7 @@ def preflight(
     every number wrong; what else a user should know is logged as a warning, each line once a process.
     """
     key = read_once(config)
-    model, renderer = _read[key]
+    model, renderer = known[key]
     answers = answers and config.evaluator.answers
     if answers:
         require_cache(model, config.model.name)
@@ -51,9 +49,7 @@ def preflight(
         require_targets(model, config.model.lora_targets)
     require_known_tokens(model, renderer, prompts)
     require_positions(model, renderer, prompts, config.evaluator.max_new_tokens if answers else 0)
-    for note in template_notes(renderer):
-        _warn(note)
-    for note in layout_notes(renderer, [task for task, _ in prompts]):
+    for note in (*template_notes(renderer), *layout_notes(renderer, [task for task, _ in prompts])):
         _warn(note)
     for task, shown in prompts:
         require_shown(renderer, task, shown)
@@ -63,7 +59,7 @@ def preflight(
 
 
 def read_once(config: Config) -> str:
-    """Reads the model on device `meta` and its renderer, and returns the key by which `known` gives them.
+    """Reads the model on device `meta` and its renderer, and returns the key under which `known` has them.
 
     The last ones are kept while their files stay, since many runs share them.
     """
@@ -71,15 +67,10 @@ def read_once(config: Config) -> str:
     files = stamp(model_folder(model), *([Path(model.tokenizer)] if model.tokenizer else []))
     template = template_text(model) if model.chat_template else None
     key = repr((model, rendering(config.data), files, template))
-    if key not in _read:
-        _read.clear()
-        _read[key] = (read_model(model, "auto", "meta"), load_renderer(config))
+    if key not in known:
+        known.clear()
+        known[key] = (read_model(model, "auto", "meta"), load_renderer(config))
     return key
-
-
-def known(key: str) -> tuple[PreTrainedModel, Renderer]:
-    """The model on device `meta`, and its renderer, that `read_once` has read."""
-    return _read[key]
 
 
 @lru_cache(maxsize=256)
@@ -166,9 +157,9 @@ def require_shown(renderer: Renderer, task: Task, prompts: Sequence[Prompt]) -> 
 def target_notes(task: Task, key: str, clean_up_spaces: bool) -> tuple[str, ...]:
     """What the user should know of targets that cannot be answered; UserError if none of the task's can.
 
-    The model and its renderer are those that `_read` has under the key.
+    The model and its renderer are those that `known` has under the key.
     """
-    model, renderer = _read[key]
+    model, renderer = known[key]
     stops = set(stop_ids(model, renderer))
 
     def read_back(target: str) -> str:
