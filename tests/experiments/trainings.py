@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from sapo.conf.load import load_one
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
+from sapo.data.render import Rendered, rendering
+from sapo.data.tasks import Task
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods import Context, Method, method_of
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
-from sapo.experiments.model.load import load_model
+from sapo.experiments.model.load import LanguageModel, load_model
 from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.runs import write_run
 
@@ -35,6 +38,19 @@ def price_method(config: Config, n: int = 10, prompts: tuple[Prompt, ...] = ()) 
     task = generate("mini_price", n, 2, 0)
     learned = (TrainingTask(task, prompts or (Prompt(task.instruction),)),)
     return method_of(Context(config, load_model(config), learned, None, 0, 3))
+
+
+def read_task(config: Config, name: str, n: int) -> tuple[LanguageModel, Task, list[Rendered]]:
+    """The config's model, a generated task with `n` test rows, and these as the model sees them."""
+    model, task = load_model(config), generate(name, 2, n, 0)
+    return model, task, model.renderer(*rendering(config.data)).render(task, task.instruction, task.test)
+
+
+def plain_nll(model: Any, row: Rendered) -> torch.Tensor:
+    """The target's summed NLL as anyone would write it: one unpadded sequence, full logits, shift by one."""
+    ids = torch.tensor([row.input_ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0, row.target_start - 1 : -1]
+    return functional.cross_entropy(logits, ids[0, row.target_start :], reduction="sum")
 
 
 def learn(method: Method, scratch: Path, redraw: int = 1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

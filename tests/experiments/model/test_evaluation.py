@@ -9,21 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from rouge_score.rouge_scorer import RougeScorer
+from trainings import plain_nll, read_task
 
-from sapo.data.mini import generate
-from sapo.experiments.model import generation
-from sapo.experiments.model.evaluation import (
-    decoded,
-    evaluate,
-    exact_match,
-    label_match,
-    mean_label_match,
-    named_label,
-    rouge_l,
-)
+from sapo.experiments.model import evaluation, generation
+from sapo.experiments.model.evaluation import evaluate, exact_match, label_match, named_label, rouge_l
 from sapo.experiments.model.fetch import tiny_tokenizer
-from sapo.experiments.model.load import load_model
-from sapo.experiments.stages import in_state
 
 
 @pytest.mark.parametrize(
@@ -68,33 +58,29 @@ def test_texts_in_latin_script_are_scored_by_rouge_score_alone(prediction, targe
 
 
 @pytest.mark.parametrize(
-    ("prediction", "target", "rouge", "exact"),
+    ("prediction", "target", "rouge", "exact", "strictly"),
     [
-        ("", "", 0.0, 100.0),  # nothing is right, and scores nothing
-        ("中立", "中立", 0.0, 100.0),
-        ("第3页", "第3章", 100.0, 0.0),
-        ("The Answer: yes.", "the answer yes", 100.0, 100.0),
-        ("-5", "5", 100.0, 100.0),
-        ("a  b", "a b", 100.0, 100.0),
-        ("yes", "no", 0.0, 0.0),
+        ("", "", 0.0, 100.0, 100.0),  # nothing is right, and scores nothing
+        ("中立", "中立", 0.0, 100.0, 100.0),
+        ("第3页", "第3章", 100.0, 0.0, 0.0),
+        ("The Answer: yes.", "the answer yes", 100.0, 100.0, 0.0),
+        ("positive", "Positive", 100.0, 100.0, 0.0),
+        ("-5", "5", 100.0, 100.0, 0.0),
+        ("a  b\n", "a b", 100.0, 100.0, 100.0),
+        ("yes", "no", 0.0, 0.0, 0.0),
     ],
 )
-def test_scores_as_published(prediction, target, rouge, exact):
+def test_scores_as_published_and_an_exact_match_to_the_letter(prediction, target, rouge, exact, strictly):
     assert rouge_l(prediction, target, "published") == rouge
     assert exact_match(prediction, target, "published") == exact
+    assert exact_match(prediction, target) == strictly
 
 
 def test_answers_are_decoded_as_they_are_or_as_published():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("it isn 't so , or is it ? No .", add_special_tokens=False)["input_ids"]
-    assert decoded(tokenizer, ids) == "it isn 't so , or is it ? No ."
-    assert decoded(tokenizer, ids, clean_up_spaces=True) == "it isn 't so, or is it? No."
-
-
-def test_exact_match_is_to_the_letter_but_for_white_space():
-    assert exact_match("Positive  Review\n", "Positive Review") == 100
-    assert exact_match("positive", "Positive") == 0
-    assert exact_match("-5", "5") == 0
+    assert evaluation.decoded(tokenizer, ids) == "it isn 't so , or is it ? No ."
+    assert evaluation.decoded(tokenizer, ids, clean_up_spaces=True) == "it isn 't so, or is it? No."
 
 
 STARS = ("1 star", "2 stars", "3 stars")
@@ -138,58 +124,38 @@ def test_an_answer_names_a_label_or_none(answer, labels, expected):
 )
 def test_every_label_names_itself_and_no_other(labels):
     assert [named_label(label, labels) for label in labels] == list(labels)
-    assert [label_match(labels[0], target, labels) for target in labels] == [100.0] + [0.0] * (
-        len(labels) - 1
-    )
+    assert [label_match(labels[0], target, labels) for target in labels[:2]] == [100.0, 0.0]
 
 
 def test_label_match_is_not_applicable_without_labels():
     table = pd.DataFrame({"prediction": ["A.", "B or A", "C"], "target": ["A", "A", "D"], "rougeL": 0.0})
     assert label_match("yes", "yes", ()) is None
-    assert mean_label_match(table, ()) is None
-    assert mean_label_match(table, ("A", "B", "C")) == pytest.approx(100 / 3)
+    assert evaluation.mean_label_match(table, ()) is None
+    assert evaluation.mean_label_match(table, ("A", "B", "C")) == pytest.approx(100 / 3)
 
 
 def test_answers_and_losses_do_not_depend_on_the_batches_or_on_room_for_answers(tiny_config, monkeypatch):
-    model = load_model(tiny_config())
-    task = generate("mini_topic", 2, 12, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.test)
-    one, *others = (
-        evaluate(model, model.base, task.test, rendered, tiny_config("evaluator.max_new_tokens=6", *settings))
-        for settings in (
-            ["evaluator.batch_tokens=10000"],
-            ["evaluator.batch_tokens=150"],
-            ["trainer.shared_prefix=false"],
-        )
-    )
-    monkeypatch.setattr(generation, "keeps_room", lambda device: True)  # as on a GPU
-    for settings in (["evaluator.batch_tokens=150"], ["trainer.shared_prefix=false"], []):
-        config = tiny_config("evaluator.max_new_tokens=6", *settings)
-        others.append(evaluate(model, model.base, task.test, rendered, config))
+    model, task, rendered = read_task(tiny_config(), "mini_topic", 12)
+    tables = []
+    for has_room in (False, True):  # True as on a GPU
+        monkeypatch.setattr(generation, "keeps_room", lambda device, has_room=has_room: has_room)
+        for tokens, share in ((10_000, True), (150, True), (10_000, False)):
+            changes = (f"evaluator.batch_tokens={tokens}", f"trainer.shared_prefix={share}")
+            config = tiny_config("evaluator.max_new_tokens=6", *changes)
+            tables.append(evaluate(model, model.base, task.test, rendered, config))
+    one, *others = tables
+    assert one["target"].tolist() == [example.target for example in task.test]
+    assert one["example"].tolist() == list(range(12))
+    assert one["target_tokens"].tolist() == [len(row.target_ids) for row in rendered]
     for other in others:
         assert one["prediction"].tolist() == other["prediction"].tolist()
         assert one["nll"].tolist() == pytest.approx(other["nll"].tolist(), rel=1e-5)
 
 
-def test_every_example_has_its_prediction_and_nll(tiny_config, tmp_path):
-    config = tiny_config()
-    model = load_model(config)
-    task = generate("mini_topic", 2, 5, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.test)
-    with in_state(model, None, "base") as untouched:
-        table = evaluate(model, untouched, task.test, rendered, config)
-    assert table["target"].tolist() == [example.target for example in task.test]
-    assert table["example"].tolist() == list(range(5))
-    assert (table["nll"] > 0).all()
-    assert table["target_tokens"].tolist() == [len(r.target_ids) for r in rendered]
-
-
 @pytest.fixture
 def moved(tiny_config):
     """A tiny model with an adapter that is not zero, and a task's test rows as it sees them."""
-    model = load_model(tiny_config())
-    task = generate("mini_topic", 2, 6, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.test)
+    model, task, rendered = read_task(tiny_config(), "mini_topic", 6)
     torch.manual_seed(0)
     state = get_peft_model(model.base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
     yield model, state, task, rendered
@@ -201,9 +167,10 @@ def test_a_state_has_moved_by_the_divergence_of_its_predictions(moved, tiny_conf
     model, state, task, rendered = moved
     config = tiny_config(f"trainer.shared_prefix={shared}", "evaluator.batch_tokens=150")
     table = evaluate(model, state, task.test, rendered, config)
-    for row, kl in zip(rendered, table["kl"], strict=True):
+    for row, kl, nll in zip(rendered, table["kl"], table["nll"], strict=True):
         ids = torch.tensor([row.input_ids])
         with torch.no_grad():
+            assert nll == pytest.approx(plain_nll(state, row).item() / len(row.target_ids), rel=1e-5)
             after = state(ids).logits[0, row.target_start - 1 : -1].log_softmax(-1)
             with state.disable_adapter():
                 before = state(ids).logits[0, row.target_start - 1 : -1].log_softmax(-1)
@@ -221,16 +188,14 @@ def test_without_answers_the_losses_are_the_same_and_nothing_is_scored(moved, ti
     assert only["kl"].tolist() == full["kl"].tolist()
     assert only[["rougeL", "exact_match"]].isna().all(axis=None)
     assert (only["prediction"] == "").all()
-    assert mean_label_match(only, task.labels) is None
-    assert mean_label_match(full, task.labels) is not None
+    assert evaluation.mean_label_match(only, task.labels) is None
+    assert evaluation.mean_label_match(full, task.labels) is not None
     assert only.dtypes.equals(full.dtypes)
 
 
 def test_answers_that_ran_into_the_limit_are_known(tiny_config):
     config = tiny_config("evaluator.max_new_tokens=3")
-    model = load_model(config)
-    task = generate("mini_topic", 2, 3, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.test)
+    model, task, rendered = read_task(config, "mini_topic", 3)
     free = evaluate(model, model.base, task.test, rendered, config)
     assert free["is_unfinished"].all()
     # The first row's last token ends its answer, if it is an end.

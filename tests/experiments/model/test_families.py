@@ -6,18 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from trainings import plain_nll
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as FAMILIES
 
 from sapo.data.render import Rendered
-from sapo.experiments.model.forward import (
-    NO_PREFIX,
-    shared_prefix,
-    takes_positions,
-    target_logits,
-    target_nll,
-)
+from sapo.experiments.model import forward
 from sapo.experiments.model.generation import answer_and_nll
 
 pytestmark = pytest.mark.slow
@@ -84,11 +79,6 @@ def tiny(name: str):
     return model
 
 
-def plain_nll(model, row: Rendered) -> float:
-    log_p = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0].log_softmax(-1)
-    return -sum(log_p[i - 1, row.input_ids[i]].item() for i in range(row.target_start, len(row.input_ids)))
-
-
 def plain_answer(model, row: Rendered, n: int) -> list[int]:
     ids = list(row.prompt_ids)
     for _ in range(n):
@@ -112,14 +102,14 @@ def seconds(limit: int):
 
 def wrong_of(model) -> str | None:
     """What differs from the plain computation; None where all is equal."""
-    expected = [plain_nll(model, row) for row in BATCH]
+    expected = [plain_nll(model, row).item() for row in BATCH]
     equal = partial(pytest.approx, rel=2e-4, abs=2e-3)
-    prefix = shared_prefix(model, BATCH)
-    for way, beginning in (("shared prefix", prefix), ("padded", NO_PREFIX)):
-        found = target_nll(*target_logits(model, BATCH, beginning)).sum(-1).tolist()
+    prefix = forward.shared_prefix(model, BATCH)
+    for way, beginning in (("shared prefix", prefix), ("padded", forward.NO_PREFIX)):
+        found = forward.target_nll(*forward.target_logits(model, BATCH, beginning)).sum(-1).tolist()
         if found != equal(expected):
             return f"{way}: {found}, not {expected}"
-    if not prefix.length and takes_positions(model):
+    if not prefix.length and forward.takes_positions(model):
         return None  # windows: see test_forward
     if "past_key_values" in type(model).forward.__code__.co_varnames:
         found = answer_and_nll(model, BATCH, 3, [], prefix)

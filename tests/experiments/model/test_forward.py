@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainings import plain_nll
 from transformers import MistralConfig, MistralForCausalLM
 
 from sapo.conf.load import load_one
@@ -36,6 +37,7 @@ CASES = {
         ([*HEAD, 43], [56, 57]),
     ],
     "long targets": [([*HEAD, 40], list(range(60, 90))), ([*HEAD, 41], [50])],
+    "many rows": [([*HEAD, last], [50]) for last in range(40, 46)],
 }
 SHARED = {
     "common prefix": 60,
@@ -43,8 +45,10 @@ SHARED = {
     "equal prompts": 59,
     "lengths far apart": 60,
     "long targets": 60,
+    "many rows": 60,
 }
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"num_key_value_heads": 1, "vocab_size": 100, "initializer_range": 1.0}
 
 
 def rendered(case: str) -> list[Rendered]:
@@ -61,90 +65,65 @@ def prefix_of(model, batch, share=True):
         return shared_prefix(model, batch, share)
 
 
-def plain_nll(model, example: Rendered) -> float:
-    """The loss as anyone would write it: one unpadded sequence, full logits, shift by one."""
+def plainly(model, batch):
     with torch.inference_mode():
-        log_p = torch.log_softmax(model(torch.tensor([example.input_ids])).logits[0], -1)
-    places = range(example.target_start, len(example.input_ids))
-    return -sum(log_p[place - 1, example.input_ids[place]].item() for place in places)
-
-
-def generated(model, example: Rendered, stops) -> list[int]:
-    """What Transformers' own `generate` answers to one example."""
-    return _generated(model, tuple(example.prompt_ids), tuple(stops))
+        return pytest.approx([plain_nll(model, example).item() for example in batch], rel=1e-5)
 
 
 @cache
-def _generated(model, prompt_ids: tuple[int, ...], stops: tuple[int, ...]) -> list[int]:
+def generated(model, prompt_ids: tuple[int, ...], stops: tuple[int, ...] = ()) -> list[int]:
+    """What Transformers' own `generate` answers to one prompt."""
     ids = torch.tensor([prompt_ids])
-    whole = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=12,
-        eos_token_id=list(stops),
-        pad_token_id=0,
-    )
+    options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": list(stops), "pad_token_id": 0}
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     return [token for token in whole[0, ids.shape[1] :].tolist() if token not in stops]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_prefix_is_shared_where_there_is_one_and_it_is_long_enough(model, case):
-    prefix = prefix_of(model, rendered(case))
-    assert prefix.length == SHARED.get(case, 0)
-
-
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("share", [True, False])
-def test_nll_equals_a_plain_computation(model, case, share):
-    batch = rendered(case)
-    with torch.inference_mode():
-        logits, targets = target_logits(model, batch, prefix_of(model, batch, share))
-        expected = [plain_nll(model, example) for example in batch]
-    assert target_nll(logits, targets).sum(-1).tolist() == pytest.approx(expected, rel=1e-5)
-    assert nll_and_entropy(logits, targets)[0].tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_one_prefix_serves_many_batches(model):
+def test_nll_equals_a_plain_computation_again_and_again_in_any_batch(model, case, share):
     """Nothing that a batch reads is left in the prefix for the next one."""
-    batch = rendered("common prefix")
-    prefix = prefix_of(model, batch)
+    batch = rendered(case)
+    prefix = prefix_of(model, batch, share)
+    assert prefix.length == (SHARED.get(case, 0) if share else 0)
     with torch.inference_mode():
-        once, again = (target_logits(model, batch, prefix)[0] for _ in range(2))
+        (logits, targets), (again, _) = (target_logits(model, batch, prefix) for _ in range(2))
         alone = [target_nll(*target_logits(model, [example], prefix)).sum().item() for example in batch]
-    assert torch.equal(once, again)
-    assert alone == pytest.approx([plain_nll(model, example) for example in batch], rel=1e-5)
+    assert torch.equal(logits, again)
+    for nll in (target_nll(logits, targets).sum(-1), nll_and_entropy(logits, targets)[0]):
+        assert nll.tolist() == plainly(model, batch)
+    assert alone == plainly(model, batch)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("share", [True, False])
 def test_answers_equal_plain_generate_and_nll_the_plain_computation(model, case, share):
+    """Stop tokens are taken from what the model says, so that rows leave at different steps."""
     batch = rendered(case)
-    stops = [7, 11]
+    free = [generated(model, tuple(example.prompt_ids)) for example in batch]
+    stops = (free[0][2], free[-1][5])
     found = answer_and_nll(model, batch, 12, stops, prefix_of(model, batch, share))
-    for example, (answer, _, nll) in zip(batch, found, strict=True):
-        assert answer == generated(model, example, stops)
-        assert nll == pytest.approx(plain_nll(model, example), rel=1e-5)
+    assert [nll for *_, nll in found] == plainly(model, batch)
+    for example, (answer, is_ended, _) in zip(batch, found, strict=True):
+        assert answer == generated(model, tuple(example.prompt_ids), stops)
+        assert is_ended == (len(answer) < 12)
 
 
 @pytest.mark.parametrize("n_agreed", [0, 1, 5, 11, 12, 15])
 def test_a_target_that_the_model_would_say_is_its_answer(model, n_agreed):
     """Targets agree with the free answer up to a place, and differ from it afterwards."""
-    free, batch = [], []
-    for last in (40, 41, 42):
-        prompt = [*HEAD, last]
-        answer = generated(model, Rendered([*prompt, 50], len(prompt)), [])
-        more = [answer[place] if place < min(n_agreed, 12) else 50 + last % 2 for place in range(16)]
-        free.append(answer)
-        batch.append(Rendered([*prompt, *more], len(prompt)))
+    prompts = [(*HEAD, last) for last in (40, 41, 42)]
+    free = [generated(model, prompt) for prompt in prompts]
+    targets = [[*answer[:n_agreed], *[50 + i % 2] * 16][:16] for i, answer in enumerate(free)]
+    batch = [Rendered([*prompt, *target], 61) for prompt, target in zip(prompts, targets, strict=True)]
     found = answer_and_nll(model, batch, 12, [], prefix_of(model, batch))
-    assert [answer for answer, _, _ in found] == free
-    assert [nll for _, _, nll in found] == pytest.approx([plain_nll(model, row) for row in batch], rel=1e-5)
+    assert [answer for answer, *_ in found] == free
+    assert [nll for *_, nll in found] == plainly(model, batch)
 
 
 def test_a_right_answer_is_read_and_said_in_one_pass(model, monkeypatch):
     prompt = [*HEAD, 40]
-    answer = generated(model, Rendered([*prompt, 50], len(prompt)), [])
+    answer = generated(model, tuple(prompt))
     stop = next(token for token in answer if token != answer[0])
     target = answer[: answer.index(stop) + 1]
     sizes = []
@@ -161,32 +140,18 @@ def test_a_right_answer_is_read_and_said_in_one_pass(model, monkeypatch):
     assert sizes == [len(prompt) + len(target) - 1]
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_generation_stops_rows_one_by_one(model, share):
-    """Stop tokens taken from what the model says, so that rows leave at different steps."""
-    batch = [Rendered([*HEAD, 40 + i, 50], len(HEAD) + 1) for i in range(6)]
-    prefix = prefix_of(model, batch, share)
-    free = [answer for answer, _, _ in answer_and_nll(model, batch, 10, [], prefix)]
-    stops = [free[0][2], free[1][5]]
-    stopped = answer_and_nll(model, batch, 10, stops, prefix)
-    for whole, (cut, is_ended, _) in zip(free, stopped, strict=True):
-        assert is_ended == (len(cut) < 10)
-        ends = [place for place, token in enumerate(whole) if token in stops]
-        assert cut == whole[: ends[0] if ends else None]
-
-
 def test_a_model_with_sliding_windows_answers_as_generate_does():
     torch.manual_seed(0)
-    config = MistralConfig(
-        **SIZES, num_key_value_heads=1, vocab_size=100, sliding_window=4, initializer_range=1.0
-    )
+    config = MistralConfig(**SIZES, sliding_window=4)
     mistral = MistralForCausalLM(config).eval()
     batch = rendered("common prefix")
     assert prefix_of(mistral, batch).length == 0
     for example in batch:
         ((answer, _, nll),) = answer_and_nll(mistral, [example], 12, [7, 11])
-        assert answer == generated(mistral, example, [7, 11])
-        assert nll == pytest.approx(plain_nll(mistral, example), rel=1e-5)
+        assert answer == generated(mistral, tuple(example.prompt_ids), (7, 11))
+        assert [nll] == plainly(mistral, [example])
+    whole = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None))
+    assert (can_share_prefix(mistral), can_share_prefix(whole)) == (False, True)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -220,12 +185,6 @@ def test_gradients_gathered_at_the_prefix_equal_the_plain_ones(model, case, size
 def test_nll_and_entropy_by_hand(logits, targets, expected):
     for sums in nll_and_entropy(logits, targets):
         assert sums.tolist() == [pytest.approx(expected)]
-
-
-def test_sliding_windows_are_not_shared():
-    for window in (4, None):
-        config = MistralConfig(**SIZES, num_key_value_heads=1, vocab_size=9, sliding_window=window)
-        assert can_share_prefix(MistralForCausalLM(config)) is (window is None)
 
 
 @settings(max_examples=25)

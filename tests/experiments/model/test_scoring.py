@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainings import plain_nll, read_task
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
@@ -17,21 +18,17 @@ from sapo.data.benchmarks import load_tasks
 from sapo.data.losses import prompt_losses
 from sapo.data.mini import generate
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.render import rendering
 from sapo.experiments.continual import choose_prompt, pool_for
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import forward
 from sapo.experiments.model.forward import shared_prefix
-from sapo.experiments.model.load import load_model
 from sapo.experiments.model.scoring import example_losses, look_sizes, race, require_finite, weights
 from sapo.experiments.stages import BASE, Score
 
 
 def test_a_target_that_was_cut_off_counts_nothing(tiny_config):
-    model = load_model(tiny_config())
-    task = generate("mini_price", 3, 2, 0)
-    first, *others = model.renderer(512).render(task, task.instruction, task.train)
+    model, _, (first, *others) = read_task(tiny_config(), "mini_price", 3)
     cut = replace(first, input_ids=first.prompt_ids)
     found = example_losses(model.base, [cut, *others], 1000)
     assert found.loc[0, ["nll", "entropy", "n_tokens"]].tolist() == [0, 0, 0]
@@ -41,29 +38,21 @@ def test_a_target_that_was_cut_off_counts_nothing(tiny_config):
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("budget", [1, 100, 10_000])
 def test_losses_equal_a_plain_computation_whatever_the_batches(tiny_config, budget, share):
-    model = load_model(tiny_config())
-    task = generate("mini_price", 6, 2, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.train)
+    model, _, rendered = read_task(tiny_config(), "mini_price", 6)
     with torch.inference_mode():
         prefix = shared_prefix(model.base, rendered, share)
     assert (prefix.length > 0) == share
     found = example_losses(model.base, rendered, budget, prefix)
     for i, example in enumerate(rendered):
-        ids = torch.tensor([example.input_ids])
-        labels = ids.clone()
-        labels[:, : example.target_start] = -100
         with torch.inference_mode():
-            mean = model.base(input_ids=ids, labels=labels).loss.item()
-        assert found["nll"][i] == pytest.approx(mean * len(example.target_ids), rel=1e-5)
+            assert found["nll"][i] == pytest.approx(plain_nll(model.base, example).item(), rel=1e-5)
         assert found["n_tokens"][i] == len(example.target_ids)
         assert 0 < found["entropy"][i] <= len(example.target_ids) * math.log(len(model.tokenizer))
 
 
 @pytest.mark.parametrize("layout", ["system", "{instruction} {input}", "{input}\n\n{instruction}"])
 def test_a_layout_changes_what_is_shared_and_not_what_comes_out(tiny_config, layout):
-    config = tiny_config(f"data.layout={layout}")
-    model, task = load_model(config), generate("mini_price", 12, 2, 0)
-    rendered = model.renderer(*rendering(config.data)).render(task, task.instruction, task.train)
+    model, task, rendered = read_task(tiny_config(f"data.layout={layout}"), "mini_price", 12)
     plain = example_losses(model.base, rendered, 10_000)
     with torch.inference_mode():
         prefix = shared_prefix(model.base, rendered)
