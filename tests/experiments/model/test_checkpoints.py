@@ -4,7 +4,6 @@ import asyncio
 import json
 import pickle
 import random
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainings import learn, price_method, same
 
 from sapo.conf.errors import WorkError
-from sapo.data.files import write_json
+from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
-from sapo.experiments.engine import devices
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import checkpoints, training
+from sapo.experiments.model.rows import TrainingTask
+from sapo.experiments.stages import Train
 
 HARD = (  # everything that draws: dropout, the order of the rows, a prompt for every second example
     "method.dropout=0.3", "trainer.epochs=2", "trainer.global_batch=4", "trainer.checkpoint_steps=1",
@@ -33,73 +33,38 @@ def hard(tiny_config):
     return price_method(tiny_config(*HARD), prompts=PROMPTS)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """`undisturbed(method)`: what a training leaves that nothing disturbs, made once; and its scratch."""
-    found = []
-
-    def run(method):
-        if not found:
-            scratch = tmp_path_factory.mktemp("undisturbed")
-            found.extend((*learn(method, scratch, 2), scratch))
-        return found
-
-    return run
-
-
-@pytest.mark.parametrize("step", [2, 3, 5, None])
-def test_the_resumed_training_is_the_undisturbed_one_to_the_bit(
-    tiny_config, tmp_path, killed, undisturbed, step
-):
+def test_the_resumed_training_is_the_undisturbed_one_to_the_bit(tiny_config, tmp_path, killed):
     """Killed within an epoch, between epochs (three steps each), before the last step and after it."""
-    facts, weights, scratch = undisturbed(hard(tiny_config))
+    facts, weights = learn(hard(tiny_config), tmp_path / "6", 2)
     assert facts["steps"] == 6
-    if step:
-        scratch = tmp_path
-        killed(step, hard(tiny_config), scratch, 2)
-    assert [path.name for path in scratch.iterdir() if path.is_dir()] == [f"checkpoint-{step or 6}"]
-    resumed, others = learn(hard(tiny_config), scratch, 2)
-    assert resumed.pop("earlier_seconds") > 0
-    assert resumed == facts
-    assert same(others, weights)
+    for step in (2, 3, 5, 6):
+        scratch = tmp_path / str(step)
+        if step < 6:
+            killed(step, hard(tiny_config), scratch, 2)
+        assert [path.name for path in scratch.iterdir() if path.is_dir()] == [f"checkpoint-{step}"]
+        resumed, others = learn(hard(tiny_config), scratch, 2)
+        assert resumed.pop("earlier_seconds") > 0
+        assert resumed == facts
+        assert same(others, weights)
 
 
 def test_the_seconds_of_earlier_parts_count_up_to_their_last_checkpoint(
     tiny_config, tmp_path, monkeypatch, killed
 ):
     """A second passes in each step."""
-    now, step = [100.0], training.AdamW.step
-
-    def a_second(*arguments, **settings):
-        now[0] += 1
-        return step(*arguments, **settings)
-
-    monkeypatch.setattr(training.AdamW, "step", a_second)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    steps, batch = [], training.global_batch
+    monkeypatch.setattr(training, "global_batch", lambda *given: steps.append(given) or batch(*given))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(len(steps))))
     killed(2, hard(tiny_config), tmp_path)
     killed(3, hard(tiny_config), tmp_path)
     facts, _ = learn(hard(tiny_config), tmp_path)
     assert facts["earlier_seconds"] == 2 + 1
 
 
-def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypatch):
-    store, key = Store(tmp_path), "a" * 64
-    stage = SimpleNamespace(
-        kind="train",
-        key=key,
-        name="a task",
-        config=SimpleNamespace(engine=SimpleNamespace(devices=1)),
-        identity=dict,
-        compute=lambda *_: store.checkpoints(key).mkdir(parents=True) or {},
-    )
-
-    @contextmanager
-    def described(_, folder):
-        yield None, {}
-        write_json(folder / "identity.json", {})
-
-    monkeypatch.setattr(devices, "described", described)
-    engine = LocalEngine(store)
+def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tiny_config, tmp_path, monkeypatch):
+    config, store = tiny_config("trainer.checkpoint_steps=1"), Store(tmp_path)
+    task = load_tasks(config)[0][0]
+    stage = Train(config, "base", 0, (TrainingTask(task, PROMPTS[:1]),))
 
     def refuse(*_, **__):
         raise OSError("no rename")
@@ -107,11 +72,10 @@ def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
         with pytest.raises(OSError, match="no rename"):
-            asyncio.run(engine.run(stage))
-    assert store.checkpoints(key).is_dir()
-    store.checkpoints(key).rmdir()
-    assert asyncio.run(engine.run(stage)).key == key
-    assert not store.checkpoints(key).exists()
+            asyncio.run(LocalEngine(store).run(stage))
+    assert store.checkpoints(stage.key).is_dir()
+    assert asyncio.run(LocalEngine(store).run(stage)).result.earlier_seconds > 0
+    assert not store.checkpoints(stage.key).exists()
 
 
 class Evil:
@@ -157,44 +121,29 @@ def test_the_latest_is_told_by_its_number_and_only_whole_ones_count(tmp_path, ca
     assert not tenth.exists()
 
 
-def step(weight, optimizer, schedule):
-    optimizer.zero_grad()
-    (weight**3).sum().backward()
-    optimizer.step()
-    schedule.step()
-
-
-def new():
-    weight = torch.arange(1.0, 4).requires_grad_()
-    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.01)
+def new(value=1.0):
+    weight = torch.full((3,), value).requires_grad_()
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
     return weight, optimizer, LambdaLR(optimizer, lambda n: 1 / (n + 1))
 
 
-@pytest.mark.parametrize("other", ["name", "shape"])
+@pytest.mark.parametrize("other", [{"b": torch.zeros(3)}, {"a": torch.zeros(2)}], ids=["name", "shape"])
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path, other):
     weight, *rest = new()
     checkpoints.save(tmp_path, {"a": weight}, *rest, [{}], 1.0)
-    weights = {"b": weight} if other == "name" else {"a": torch.zeros(2)}
     with pytest.raises(WorkError, match="of other weights"):
-        checkpoints.resume(tmp_path, weights, *rest)
+        checkpoints.resume(tmp_path, other, *rest)
 
 
-def test_optimizer_schedule_and_random_numbers_go_on(tmp_path):
+def test_weights_and_random_numbers_go_on(tmp_path):
     def draw():
         return random.gauss(0, 1), float(np.random.normal()), torch.rand(3).tolist()
 
-    first = new()
-    for _ in range(3):
-        step(*first)
+    weight, *rest = new()
     draw()
-    history = [{"loss": 0.1}] * 3
-    checkpoints.save(tmp_path, {"a": first[0]}, *first[1:], history, 2.5)
+    checkpoints.save(tmp_path, {"a": weight}, *rest, [{"loss": 0.1}] * 3, 2.5)
     expected = [draw() for _ in range(3)]
-    second = new()
-    assert checkpoints.resume(tmp_path, {"a": second[0]}, *second[1:]) == (history, 2.5)
+    other, *rest = new(2.0)
+    assert checkpoints.resume(tmp_path, {"a": other}, *rest) == ([{"loss": 0.1}] * 3, 2.5)
     assert [draw() for _ in range(3)] == expected
-    for _ in range(3):
-        step(*first)
-        step(*second)
-    assert torch.equal(first[0], second[0])
-    assert first[2].get_last_lr() == second[2].get_last_lr()
+    assert torch.equal(other, weight)

@@ -2,17 +2,15 @@
 
 import json
 import math
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 from accelerate import tracking
-from accelerate.tracking import GeneralTracker
-from accelerate.utils import LoggerType
-from trainings import close, learn, price_method
+from trainings import close, learn, plain_nll, price_method
 
 from sapo.conf.errors import UserError, WorkError
+from sapo.conf.load import load_one
 from sapo.conf.schema import TrainerConfig
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
@@ -32,15 +30,9 @@ TWO = (Prompt("Name the price.", 0), Prompt("How much is it?", 1))
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """`whole(config)`: what `SMALL` leaves, trained once."""
-    found = []
-
-    def run(config):
-        if not found:
-            found.append(learn(price_method(config), tmp_path_factory.mktemp("whole")))
-        return found[0]
-
-    return run
+    """What `SMALL` leaves."""
+    config = load_one(["model=tiny_llama", "engine.device=cpu", *SMALL])
+    return learn(price_method(config), tmp_path_factory.mktemp("whole"))
 
 
 def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, whole):
@@ -48,9 +40,8 @@ def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, whole):
 
     The loss of a step is the token mean of the whole global batch.
     """
-    config = tiny_config(*SMALL)
-    facts, weights = whole(config)
-    method = price_method(config)
+    facts, weights = whole
+    method = price_method(tiny_config(*SMALL))
     rows = [row.rendered[0] for row in training_rows(method.context.renderer, method.context.tasks)]
     losses = []
     with plain(method.context.language_model.base):
@@ -64,10 +55,7 @@ def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, whole):
             n_tokens = sum(len(row.target_ids) for row in chosen)
             losses.append(0.0)
             for row in chosen:
-                ids = torch.tensor([row.input_ids])
-                labels = ids.clone()
-                labels[:, : row.target_start] = -100
-                loss = model(input_ids=ids, labels=labels).loss * len(row.target_ids) / n_tokens
+                loss = plain_nll(model, row) / n_tokens
                 loss.backward()
                 losses[-1] += loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -76,40 +64,25 @@ def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, whole):
             optimizer.param_groups[0]["lr"] = 1e-2 * rate
             optimizer.step()
             optimizer.zero_grad()
-        others = adapter_tensors(model, "current")
-        assert close(others, weights)
+        assert close(adapter_tensors(model, "current"), weights)
     assert facts["losses"] == pytest.approx(losses, rel=1e-5)
     assert facts["steps"] == 6
     assert facts["trainable_parameters"] == 2 * (8 * (32 + 32) + 8 * (32 + 16))  # two layers: q and v
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        "trainer.micro_batch_tokens=1",
-        "trainer.micro_batch_tokens=90",
-        "trainer.shared_prefix=false",
-        "trainer.gradient_checkpointing=true",
-    ],
-)
-def test_split_prefix_and_checkpointing_do_not_change_the_result(tiny_config, tmp_path, whole, change):
-    facts, weights = whole(tiny_config(*SMALL))
-    other_facts, other = learn(price_method(tiny_config(*SMALL, change)), tmp_path)
-    assert other_facts["losses"] == pytest.approx(facts["losses"], rel=1e-4)
-    assert close(other, weights)
-    base = load_model(tiny_config()).base
-    assert not any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
-
-
-@pytest.mark.parametrize(
     ("change", "times"),
     [
-        ("trainer.micro_batch_tokens=90", 6),  # once a global batch, however many micro-batches it has
+        ("trainer.micro_batch_tokens=1", 6),  # once a global batch, however many micro-batches it has
+        ("trainer.micro_batch_tokens=90", 6),
         ("trainer.shared_prefix=false", 0),
         ("trainer.gradient_checkpointing=true", 0),
     ],
 )
-def test_the_beginning_is_read_once_a_global_batch(tiny_config, tmp_path, monkeypatch, change, times):
+def test_split_prefix_and_checkpointing_do_not_change_the_result(
+    tiny_config, tmp_path, monkeypatch, whole, change, times
+):
+    facts, weights = whole
     read = []
 
     def note(model, examples, wanted):
@@ -118,24 +91,24 @@ def test_the_beginning_is_read_once_a_global_batch(tiny_config, tmp_path, monkey
         return prefix
 
     monkeypatch.setattr(forward, "shared_prefix", note)
-    learn(price_method(tiny_config(*SMALL, change), n=12), tmp_path)
+    other_facts, other = learn(price_method(tiny_config(*SMALL, change)), tmp_path)
+    assert other_facts["losses"] == pytest.approx(facts["losses"], rel=1e-4)
+    assert close(other, weights)
     assert sum(read) == times
+    base = load_model(tiny_config()).base
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
 def test_prompts_are_drawn_anew_each_block_and_epoch():
     """By the place in training order: equal rows show which prompt stands where."""
-    config = TrainerConfig("t", global_batch=4)
+    config, draws = TrainerConfig("t", global_batch=4), Draws(3, 4)
     rows = [Row(tuple(Rendered([prompt], 0) for prompt in range(3)), 0)] * 8
-    drawn: list[list] = [[None, None], [None, None]]
-    for step in range(4):
-        groups = training.global_batch(rows, config, Draws(3, 4), step)
-        assert [len(group) for group in groups] == [4]  # a block has one prompt
-        drawn[step // 2][step % 2] = groups[0][0].input_ids
-    epochs = [[Draws(3, 4).prompt(rows[0], epoch, place) for place in (0, 4)] for epoch in (0, 1)]
-    assert drawn == [[[prompt] for prompt in epoch] for epoch in epochs]
-    many = [Draws(3, 1).prompt(rows[0], epoch, place) for epoch in range(2) for place in range(20)]
-    assert set(many) == {0, 1, 2}
-    assert many[:20] != many[20:]
+    for step, (epoch, place) in enumerate([(0, 0), (0, 4), (1, 0), (1, 4)]):
+        (group,) = training.global_batch(rows, config, draws, step)  # a block has one prompt
+        assert [row.input_ids for row in group] == [[draws.prompt(rows[0], epoch, place)]] * 4
+    first, second = ([Draws(3, 1).prompt(rows[0], epoch, place) for place in range(20)] for epoch in (0, 1))
+    assert {*first, *second} == {0, 1, 2}
+    assert first != second
 
 
 @pytest.mark.parametrize("layout", ["null", "system", "{input} {instruction}"])
@@ -154,15 +127,13 @@ def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
     price, city = generate("mini_price", 3, 2, 0), generate("mini_city", 3, 2, 0)
     earlier = TrainingTask(city, (Prompt("Where is it?", 4),))
     rows = training_rows(renderer, (TrainingTask(price, (Prompt("How much?"),)),), [(earlier, city.train[2])])
-    expected = [
-        *renderer.render(price, "How much?", price.train),
-        *renderer.render(city, "Where is it?", city.train[2:]),
-    ]
+    expected = renderer.render(price, "How much?", price.train)
+    expected += renderer.render(city, "Where is it?", city.train[2:])
     assert rows == [Row((rendered,), group) for rendered, group in zip(expected, (0, 0, 0, 1), strict=True)]
 
 
 def test_a_step_that_does_not_fit_starts_over_in_smaller_batches(tiny_config, tmp_path, monkeypatch, whole):
-    expected, weights = whole(tiny_config(*SMALL))
+    expected, weights = whole
     target_logits = forward.target_logits
 
     def small_memory(model, batch, prefix):
@@ -207,10 +178,9 @@ def rates(steps, warmup_ratio, schedule):
     """The learning rate of every step, as a share of the peak."""
     config = TrainerConfig("t", learning_rate=0.5, schedule=schedule, warmup_ratio=warmup_ratio)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-    schedule = rate_schedule(optimizer, config, steps)
-    found = []
+    schedule, found = rate_schedule(optimizer, config, steps), []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"] / config.learning_rate)
+        found.append(schedule.get_last_lr()[0] / config.learning_rate)
         optimizer.step()
         schedule.step()
     return found
@@ -228,59 +198,15 @@ def test_schedules():
     ln = [0, 0, 1 / 3, 0.528321, 2 / 3, 0.773976, 0.861654, 0.935785]
     assert logarithmic[:8] == pytest.approx(ln, abs=1e-6)
     assert set(logarithmic[8:]) == {1.0}
-
-
-@pytest.mark.parametrize(
-    ("schedule", "steps", "expected"),
-    [
-        ("cosine", 1, [1.0]),
-        ("warmup_log_constant", 1, [1.0]),
-        ("warmup_log_constant", 2, [1.0, 1.0]),
-        ("warmup_log_constant", 3, [0.0, 0.0, 1.0]),
-    ],
-)
-def test_no_training_has_rate_0_throughout(schedule, steps, expected):
-    assert rates(steps, 0.05, schedule) == pytest.approx(expected)
-
-
-class Tracker(GeneralTracker):
-    """In the place of TensorBoard."""
-
-    name = "tensorboard"
-    requires_logging_directory = True
-    seen: ClassVar[list] = []
-
-    def __init__(self, run_name, logging_dir, **_):
-        super().__init__()
-        self.seen.append((run_name, Path(logging_dir)))
-
-    tracker = None
-
-    def start(self): ...
-
-    def store_init_configuration(self, values):
-        self.seen.append(values)
-
-    def log(self, values, step, **_):
-        self.seen.append((step, values))
-
-
-def test_a_tracker_gets_every_step(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
-    monkeypatch.setattr(Tracker, "seen", [])
-    config = tiny_config(*SMALL, "trainer.report_to=[tensorboard]")
-    facts, _ = learn(price_method(config), tmp_path / "checkpoints" / ("a" * 64))
-    begun, values, *steps = Tracker.seen
-    assert begun == ("sapo", tmp_path / "trackers" / ("a" * 12))
-    assert (values["learning_rate"], values["what"]) == (1e-2, "Task t, prompt 2")
-    assert [step for step, _ in steps] == [1, 2, 3, 4, 5, 6]
-    assert [values["loss"] for _, values in steps] == facts["losses"]
+    # No training has rate 0 throughout.
+    assert rates(1, 0.05, "cosine") == [1.0]
+    for few in ([1.0], [1.0, 1.0], [0.0, 0.0, 1.0]):
+        assert rates(len(few), 0.05, "warmup_log_constant") == few
 
 
 def test_a_training_leaves_how_far_it_is_for_those_who_watch(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("sapo.experiments.model.training.SECONDS", 0.0)
     """While it goes on: one that fails leaves nothing either."""
+    monkeypatch.setattr(training, "SECONDS", 0.0)
     method, scratch, told = price_method(tiny_config(*SMALL)), tmp_path / "checkpoints", []
 
     def look(model):
@@ -297,13 +223,16 @@ def test_a_training_leaves_how_far_it_is_for_those_who_watch(tiny_config, tmp_pa
 
 
 @pytest.mark.slow
-def test_tensorboard_itself_has_every_loss(tiny_config, tmp_path):
+def test_tensorboard_has_every_loss_and_the_settings(tiny_config, tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = tiny_config(*SMALL, "trainer.report_to=[tensorboard]")
     facts, _ = learn(price_method(config), tmp_path / "checkpoints" / ("a" * 64))
-    events = reader.EventAccumulator(str(tmp_path / "trackers" / ("a" * 12) / "sapo")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(facts["losses"])
+    folder = tmp_path / "trackers" / ("a" * 12) / "sapo"
+    events = reader.EventAccumulator(str(folder)).Reload().Scalars("loss")
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in events] == pytest.approx(facts["losses"])
+    values = yaml.safe_load(next(folder.rglob("hparams.yml")).read_text())
+    assert (values["learning_rate"], values["what"]) == (1e-2, "Task t, prompt 2")
 
 
 @pytest.mark.slow

@@ -6,13 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainings import learn, price_method
+from trainings import learn, price_method, read_task
 
-from sapo.data.mini import generate
 from sapo.experiments.model.adapters import plain
 from sapo.experiments.model.evaluation import evaluate
 from sapo.experiments.model.forward import shared_prefix
-from sapo.experiments.model.load import load_model
 from sapo.experiments.model.scoring import example_losses
 
 
@@ -46,9 +44,7 @@ def counted(monkeypatch):
 
 
 def test_scored_batches_are_waited_for_together(tiny_config, counted):
-    model = load_model(tiny_config())
-    task = generate("mini_price", 12, 2, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.train)
+    model, _, rendered = read_task(tiny_config(), "mini_price", 12)
     with torch.inference_mode():
         prefix = shared_prefix(model.base, rendered)
     counts = counted(lambda: example_losses(model.base, rendered, 100, prefix), model.base)
@@ -58,9 +54,7 @@ def test_scored_batches_are_waited_for_together(tiny_config, counted):
 
 def test_losses_and_divergences_are_waited_for_together(tiny_config, counted):
     config = tiny_config("evaluator.answers=false", "evaluator.batch_tokens=100")
-    model = load_model(config)
-    task = generate("mini_price", 2, 12, 0)
-    rendered = model.renderer(512).render(task, task.instruction, task.test)
+    model, task, rendered = read_task(config, "mini_price", 12)
     with plain(model.base) as base:
         trained = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).eval()
         counts = counted(
