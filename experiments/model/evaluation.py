@@ -99,9 +99,9 @@ def target_losses(
         return forward.shared_prefix(model, rendered, prefix.length > 0)
 
     def untouched(rows: list[Rendered]) -> list[Tensor]:
-        kept = [language_model.untouched.get(row) for row in rows]
-        if all(logits is not None for logits in kept):
-            return [logits for logits in kept if logits is not None]
+        ids = [tuple(row.input_ids) for row in rows]
+        if all(map(language_model.untouched.__contains__, ids)):
+            return [language_model.untouched[key] for key in ids]
         with model.disable_adapter():
             read, _ = forward.target_logits(model, rows, untouched_prefix())
         found = [logits[-len(row.target_ids) :] for row, logits in zip(rows, read, strict=True)]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -76,10 +77,9 @@ def model_folder(model: ModelConfig) -> Path:
 @lru_cache(maxsize=64)  # a plan asks for every stage
 def _snapshot(name: str, revision: str | None) -> Path | None:
     """The hub's folder of the commit that a revision means; None if it was not downloaded."""
-    try:
+    with suppress(LocalEntryNotFoundError):
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    return None
 
 
 def build(model: ModelConfig) -> Path:
@@ -96,9 +96,7 @@ def build(model: ModelConfig) -> Path:
         except (OSError, ValueError) as error:  # no network, no such repository, no access
             reason = str(error).strip().splitlines()[0]
             raise WorkError(f"Cannot download {name} from the hub: {reason}") from error
-    if kind not in {"wheel", "tiny"}:
-        return model_folder(model)
-    folder = _built_folder(model)
+    folder = _built_folder(model) if kind in {"wheel", "tiny"} else model_folder(model)
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +152,11 @@ def _draw_tiny(architecture: str, folder: Path) -> None:
     if architecture not in _TINY_CONFIGS:
         raise UserError(f"No tiny model of architecture {architecture}: {', '.join(_TINY_CONFIGS)}.")
     tokenizer = tiny_tokenizer()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = _TINY_CONFIGS[architecture](
-        **sizes,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         head_dim=8,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),

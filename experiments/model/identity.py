@@ -20,11 +20,8 @@ from sapo.data.render import CLOCK
 from sapo.experiments.model.fetch import cache_folder, is_random, model_folder
 
 TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # What configs, tokenizers, templates and code that comes with a model are kept in.
 _SUFFIXES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".bpe", ".codes", ".spm"}
-_TEMPLATE_FOLDER = "additional_chat_templates"  # Transformers' name
 _LARGE = 2**20  # hashed in milliseconds: digests of smaller files are not worth a place on disk
 # A file may change again within one tick of its file system's clock; the coarsest, FAT's, has 2 seconds.
 _TICK = 2_000_000_000
@@ -34,10 +31,10 @@ _held: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("held", default
 
 def device_of(config: Config) -> torch.device:
     """The configured device; UserError if it is not there."""
-    name = config.engine.device
+    name, has_gpu = config.engine.device, torch.cuda.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        name = "cuda" if has_gpu else "cpu"
+    if name.startswith("cuda") and not has_gpu:
         raise UserError(
             "engine.device=cuda, and PyTorch sees no GPU. Try engine.device=cpu, or `sapo doctor`."
         )
@@ -53,7 +50,7 @@ def require_devices(config: Config) -> None:
         return
     names = [device]  # of Apple's there is one
     if device == "cuda":
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        names = list(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
     elif device == "cpu":
         names *= len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted > len(names):
@@ -84,21 +81,14 @@ def looked_at_once() -> Iterator[None]:
 
 
 def model_identity(config: Config) -> dict[str, Any]:
-    """What of a model can change a result: weights, tokenizer, template, precision, LoRA targets."""
-    if (held := _held.get()) is None:
-        return _identity_of(config)
-    key = repr((config.model, config.engine.device))
-    if key not in held:
-        held[key] = _identity_of(config)
-    return held[key]
-
-
-def _identity_of(config: Config) -> dict[str, Any]:
-    """The same, looked at now.
+    """What of a model can change a result: weights, tokenizer, template, precision, LoRA targets.
 
     The weights are the hub's commit, or the digest of the folder; of a model that is not here to run the
     source alone.
     """
+    key, held = repr((config.model, config.engine.device)), _held.get()
+    if held is not None and key in held:
+        return held[key]
     model = config.model
     is_folder = bool(model.path) or model.source.startswith(("path:", "random:"))
     try:
@@ -127,42 +117,39 @@ def _identity_of(config: Config) -> dict[str, Any]:
         identity["tokenizer"] = folder_digest(Path(model.tokenizer), weights=False)
     if model.chat_template:
         identity["chat_template"] = hashlib.sha256(template_text(model).encode()).hexdigest()
+    if held is not None:
+        held[key] = identity
     return identity
 
 
 def folder_digest(folder: Path, weights: bool = True) -> str:
     """SHA-256 over names and contents of all files of a folder that loading a model or tokenizer reads.
 
-    A file's own is remembered by path, size, time and inode.
+    These are config, tokenizer, chat templates, code, and `weights`. A file's own SHA-256 is remembered by
+    path, size, time and inode.
     """
-    files = read_files(folder) + (weight_files(folder) if weights else [])
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        real = path.resolve()
-        facts = real.stat()
-        if time.time_ns() - facts.st_mtime_ns <= _TICK:
-            content = sha256(real)
-        else:
-            content = _remembered_digest(real, facts.st_size, facts.st_mtime_ns, facts.st_ino)
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
-
-
-def read_files(folder: Path) -> list[Path]:
-    """Config, tokenizer, chat templates and code in a model's folder: all that loading reads but weights."""
     if not folder.is_dir():
         raise UserError(f"No model folder {folder}.")
-    top = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
-    return top + sorted(folder.glob(f"{_TEMPLATE_FOLDER}/*.jinja"))
+    files = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
+    files += folder.glob("additional_chat_templates/*.jinja")  # Transformers' name
+    digest = hashlib.sha256()
+    for path in sorted([*files, *(weight_files(folder) if weights else ())]):
+        real = path.resolve()
+        facts = real.stat()
+        mark = facts.st_size, facts.st_mtime_ns, facts.st_ino
+        is_settled = time.time_ns() - facts.st_mtime_ns > _TICK
+        content = _remembered_digest(real, *mark) if is_settled else sha256(real)
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors that loading reads, as Transformers chooses them; UserError if these are none."""
     named = _json(folder / "config.json").get("transformers_weights")
-    candidates = [named] if named else [WEIGHTS, INDEX]
-    found = next((name for name in candidates if (folder / str(name)).is_file()), None)
+    candidates = [str(named)] if named else ["model.safetensors", "model.safetensors.index.json"]
+    found = next((name for name in candidates if (folder / name).is_file()), None)
     if found is None:
-        what = " and no ".join(map(str, candidates))
+        what = " and no ".join(candidates)
         raise UserError(f"No {what} in the model folder {folder}; weights in other formats are not loaded.")
     names = [found]
     if found.endswith(".json"):

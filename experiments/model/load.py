@@ -1,7 +1,7 @@
 """Language models and tokenizers, read whole or refused, and loaded once a process."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -20,10 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging as transformers_logging
 
 from sapo.conf.errors import UserError, WorkError
@@ -31,40 +28,25 @@ from sapo.conf.schema import Config, ModelConfig
 from sapo.data.render import Rendered, Renderer, rendering
 from sapo.experiments.model.budgets import is_out_of_memory
 from sapo.experiments.model.fetch import is_random, model_folder
-from sapo.experiments.model.identity import (
-    device_of,
-    dtype_of,
-    model_identity,
-    template_text,
-    weight_files,
-)
+from sapo.experiments.model.identity import device_of, dtype_of, model_identity, template_text, weight_files
 
-_NAMED = 3  # weights named in a message
 _log = logging.getLogger(__name__)
 
 
-class Untouched:
-    """What the untouched model predicts at targets, kept on a CPU as far as there is room.
+class Untouched(dict[tuple[int, ...], Tensor]):
+    """What the untouched model predicts at targets: logits (T, V) by a row's ids, as far as a CPU has room.
 
     A GPU's memory is for larger batches, and reading again costs it little.
     """
 
     LIMIT = 2**30  # bytes: eight tasks of 32 rows and 20 target tokens of a vocabulary of 49,000
-
-    def __init__(self) -> None:
-        self._logits: dict[tuple[int, ...], Tensor] = {}
-        self._bytes = 0
-
-    def get(self, row: Rendered) -> Tensor | None:
-        """Logits (T, V) that predict the row's T target tokens, if they are kept."""
-        return self._logits.get(tuple(row.input_ids))
+    taken = 0
 
     def put(self, row: Rendered, logits: Tensor) -> None:
-        """Keeps the logits (T, V), if there is room."""
-        size = logits.numel() * logits.element_size()
-        if logits.device.type == "cpu" and self._bytes + size <= self.LIMIT:
-            self._logits[tuple(row.input_ids)] = logits.clone()  # not a part of a batch's whole
-            self._bytes += size
+        """Keeps the logits (T, V) that predict the row's T target tokens, if there is room."""
+        if logits.device.type == "cpu" and self.taken + logits.nbytes <= self.LIMIT:
+            self[tuple(row.input_ids)] = logits.clone()  # not a part of a batch's whole
+            self.taken += logits.nbytes
 
 
 @dataclass(frozen=True)
@@ -146,18 +128,16 @@ def read_model(
         reason = "has its weights drawn" if is_random(model) else "is quantized already"
         raise UserError(f"Model {model.name} {reason}: leave out model.load=nf4.")
     if is_random(model):
-        place = torch.device(str(device or "cpu"))
+        place, precision = torch.device(str(device or "cpu")), config.dtype if dtype == "auto" else dtype
         with _loading(f"model {model.name}", folder), torch.random.fork_rng(), place:
             torch.manual_seed(0)
-            drawn: Any = AutoModelForCausalLM.from_config(
-                config, dtype=config.dtype if dtype == "auto" else dtype
-            )
+            drawn: Any = AutoModelForCausalLM.from_config(config, dtype=precision)
             return drawn
     for file in weight_files(folder):
         with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
             pass  # opening compares the file's length with what its header declares
     with _loading(f"model {model.name}", folder), _without_reports():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        base, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -168,38 +148,34 @@ def read_model(
             ignore_mismatched_sizes=True,  # they are named below
             output_loading_info=True,
         )
-    base, found = loaded
     _require_all_weights(base, folder, found)
     return base
 
 
 def _require_causal(config: PretrainedConfig, name: str) -> None:
     """UserError for a model that does not go on from what it has read: its losses would mean nothing."""
-    kinds = {
-        "reads with an encoder and writes with a decoder": config.is_encoder_decoder,
-        "reads in both directions and fills gaps": (
-            config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-            and not getattr(config, "is_decoder", False)
-        ),
-        "writes no text": (
-            type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "auto_map", None)
-        ),
-    }
-    if does := next((does for does, is_so in kinds.items() if is_so), None):
-        raise UserError(
-            f"Model {name} ({config.model_type}) {does}: sapo trains causal language models, such as Llama, "
-            "Qwen, Gemma or GPT-2."
-        )
+    is_masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if config.is_encoder_decoder:
+        does = "reads with an encoder and writes with a decoder"
+    elif is_masked and not getattr(config, "is_decoder", False):
+        does = "reads in both directions and fills gaps"
+    elif type(config) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "auto_map", None):
+        does = "writes no text"
+    else:
+        return
+    raise UserError(
+        f"Model {name} ({config.model_type}) {does}: sapo trains causal language models, such as Llama, "
+        "Qwen, Gemma or GPT-2."
+    )
 
 
 def _require_all_weights(base: PreTrainedModel, folder: Path, found: dict[str, Any]) -> None:
     """UserError unless every weight of the model was in its files, tied ones once, and no other."""
     wrong = []
     for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(key if isinstance(key, str) else str(key[0]) for key in found[f"{kind}_keys"])
-        if names:
-            rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            wrong.append(f"{kind} {', '.join(names[:_NAMED])}{rest}")
+        if names := sorted(key if isinstance(key, str) else str(key[0]) for key in found[f"{kind}_keys"]):
+            rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            wrong.append(f"{kind} {', '.join(names[:3])}{rest}")
     if wrong:
         raise UserError(
             f"The weights in {folder} are not those of {type(base).__name__}: {'; '.join(wrong)}. "
@@ -244,42 +220,35 @@ def require_loadable(config: Config) -> None:
         )
 
 
-def _in_4_bits(config: Config) -> PreTrainedModel:
-    """The model with its linear layers in NF4, scales quantized too, but for the output layer (QLoRA)."""
-    dtype = getattr(torch, dtype_of(config))
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    base = read_model(config.model, dtype, {"": device_of(config)}, quantization)
-    modules: Iterable[Any] = base.modules()
-    for module in modules:
-        # On some CPUs the first reading without gradients would round the scales for good: a training after
-        # an evaluation would be another than one before.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return base
-
-
 _loaded: dict[str, LanguageModel] = {}
 
 
 def load_model(config: Config) -> LanguageModel:
-    """The config's model, loaded once a process and kept; another model takes its place."""
-    key = f"{model_identity(config)} {device_of(config)}"
-    if key not in _loaded:
-        require_loadable(config)
-        _loaded.clear()
-        _log.info("loading %s", config.model.name)
-        precision = getattr(torch, dtype_of(config))
-        # Weights that are read go through the CPU's memory; 16 GB of them are drawn faster on a GPU.
-        drawn_on = str(device_of(config)) if is_random(config.model) else None
-        is_small = config.model.load == "nf4"
-        base: Any = _in_4_bits(config) if is_small else read_model(config.model, precision, drawn_on)
-        # Memory can run out here, too.
-        with _loading(f"model {config.model.name}", model_folder(config.model)):
-            base = base.to(device_of(config)).eval().requires_grad_(False)
-        _loaded[key] = LanguageModel(base, load_tokenizer(config.model), config.model)
+    """The config's model, loaded once a process and kept; another model takes its place.
+
+    With `model.load=nf4` its linear layers but for the output layer are in NF4, scales quantized too (QLoRA).
+    """
+    device, precision = device_of(config), getattr(torch, dtype_of(config))
+    key = f"{model_identity(config)} {device}"
+    if key in _loaded:
+        return _loaded[key]
+    require_loadable(config)
+    _loaded.clear()
+    _log.info("loading %s", config.model.name)
+    # Weights that are read go through the CPU's memory; 16 GB of them are drawn faster on a GPU.
+    place: Any = str(device) if is_random(config.model) else None
+    quantization = None
+    if config.model.load == "nf4":
+        how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=precision, **how)
+        place = {"": device}
+    base: Any = read_model(config.model, precision, place, quantization)
+    for module in base.modules():
+        # On some CPUs the first reading without gradients would round the scales of 4-bit weights for good: a
+        # training after an evaluation would be another than one before.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    with _loading(f"model {config.model.name}", model_folder(config.model)):  # memory can run out here, too
+        base = base.to(device).eval().requires_grad_(False)
+    _loaded[key] = LanguageModel(base, load_tokenizer(config.model), config.model)
     return _loaded[key]

@@ -43,13 +43,16 @@ def preflight(
     key = read_once(config)
     model, renderer = known[key]
     answers = answers and config.evaluator.answers
-    if answers:
-        require_cache(model, config.model.name)
+    if answers and "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"Model {config.model.name}: {type(model).__name__} keeps no keys and values (past_key_values), "
+            "from which answers are generated. `sapo select` can rank prompts for it; runs need another model."
+        )
     if trains:
         require_targets(model, config.model.lora_targets)
     require_known_tokens(model, renderer, prompts)
     require_positions(model, renderer, prompts, config.evaluator.max_new_tokens if answers else 0)
-    for note in (*template_notes(renderer), *layout_notes(renderer, [task for task, _ in prompts])):
+    for note in notes_on(renderer, [task for task, _ in prompts]):
         _warn(note)
     for task, shown in prompts:
         require_shown(renderer, task, shown)
@@ -79,15 +82,6 @@ def _warn(note: str) -> None:
     _log.warning("%s", note)
 
 
-def require_cache(model: PreTrainedModel, name: str) -> None:
-    """UserError if the model does not keep the keys and values that it has read, from which it answers."""
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise UserError(
-            f"Model {name}: {type(model).__name__} keeps no keys and values (past_key_values), from which "
-            "answers are generated. `sapo select` can rank prompts for it; runs need another model."
-        )
-
-
 def require_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
     """UserError unless every name in `model.lora_targets` means linear layers of the model alone."""
     if list(targets) == [ALL_LINEAR]:
@@ -110,8 +104,8 @@ def require_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
         )
 
 
-def template_notes(renderer: Renderer) -> Iterator[str]:
-    """What the user should know of the chat template; UserError if it does not write what it is given."""
+def notes_on(renderer: Renderer, tasks: Sequence[Task]) -> Iterator[str]:
+    """What the user should know of chat template and layout; UserError if what is given is not written."""
     renderer.answer("text")
     if "strftime_now" in renderer.tokenizer.get_chat_template():
         yield f"The chat template writes the date: it is given {CLOCK:%d %B %Y} always."
@@ -120,15 +114,10 @@ def template_notes(renderer: Renderer) -> Iterator[str]:
             "The chat template writes no end after an answer, so none is learned: answers may run on to "
             "evaluator.max_new_tokens. model.chat_template=FILE.jinja sets another template."
         )
-
-
-def layout_notes(renderer: Renderer, tasks: Sequence[Task]) -> Iterator[str]:
-    """What a layout of the user's leaves out or makes slow."""
     layout = layout_of(renderer.layout)
-    if not layout.reads("suffix"):
-        for task in tasks:
-            if task.suffix:
-                yield f"data.layout has no suffix: that of {task.name} is left out ({task.suffix[:40]!r})."
+    for task in tasks:
+        if task.suffix and not layout.reads("suffix"):
+            yield f"data.layout has no suffix: that of {task.name} is left out ({task.suffix[:40]!r})."
     if layout.begins_with_input:
         yield (
             "data.layout has the input before the instruction: rows have no instruction in common to compute "
@@ -186,8 +175,8 @@ def target_notes(task: Task, key: str, clean_up_spaces: bool) -> tuple[str, ...]
 
 def require_known_tokens(model: PreTrainedModel, renderer: Renderer, prompts: Sequence[Shown]) -> None:
     """UserError if template, prompts or rows hold a token for which the model has no embedding."""
-    weight: Any = model.get_input_embeddings().weight
-    n_known = weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    n_known = len(embeddings.weight)
     beyond = {token: text for text, token in renderer.tokenizer.get_vocab().items() if token >= n_known}
     if not beyond:
         return  # the usual case, in which no text needs to be read
@@ -211,16 +200,15 @@ def require_positions(
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)][1:]
     if limit is None or not any(limit <= table.num_embeddings <= limit + 2 for table in tables):
         return  # rotary and other computed positions have no end
-    for task, shown in prompts:
-        for prompt in shown:
-            rows = renderer.render(task, prompt.text, (*task.train, *task.test))
-            ends = [max(len(row.input_ids), len(row.prompt_ids) + max_new_tokens) for row in rows]
-            if max(ends, default=0) > limit:
-                room = limit - max(max_new_tokens, MAX_TARGET_TOKENS)
-                way = f"Set data.max_input_tokens={room}, or take another model."
-                if room < 16:  # the least that the setting may be
-                    way = "That is no room for inputs and answers: take another model."
-                raise UserError(
-                    f"Task {task.name}: a row takes {max(ends)} tokens with its answer, and the model has "
-                    f"positions for {limit}. {way}"
-                )
+    room = limit - max(max_new_tokens, MAX_TARGET_TOKENS)
+    way = f"Set data.max_input_tokens={room}, or take another model."
+    if room < 16:  # the least that the setting may be
+        way = "That is no room for inputs and answers: take another model."
+    for task, prompt in ((task, prompt) for task, shown in prompts for prompt in shown):
+        rows = renderer.render(task, prompt.text, (*task.train, *task.test))
+        ends = [max(len(row.input_ids), len(row.prompt_ids) + max_new_tokens) for row in rows]
+        if max(ends, default=0) > limit:
+            raise UserError(
+                f"Task {task.name}: a row takes {max(ends)} tokens with its answer, and the model has "
+                f"positions for {limit}. {way}"
+            )
