@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from peft.helpers import rescale_adapter_scale
 from safetensors.torch import save_file
 
 from sapo.conf.errors import WorkError
@@ -22,7 +23,7 @@ from sapo.experiments.engine.stage import Reading, Stage
 from sapo.experiments.engine.store import EXAMPLES, Store
 from sapo.experiments.methods import METHODS, Context, method_of
 from sapo.experiments.model import evaluation, gradients, ranks, scoring, training
-from sapo.experiments.model.adapters import FOLDER, load_adapter, plain, scale_adapter
+from sapo.experiments.model.adapters import FOLDER, load_adapter, plain
 from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
 from sapo.experiments.model.scoring import pool_losses
@@ -66,7 +67,7 @@ class Score(Stage):
 
     def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
         """A row a prompt and example."""
-        renderer = self.renderer(language_model)
+        renderer = language_model.renderer(self.config.data)
         shrunk = self.config.method.rank if self.config.scorer.state == "shrunk" else None
         rendered = {p.index: renderer.render(self.task, p.text, self.examples) for p in self.prompts}
         if not all(any(row.target_ids for row in rows) for rows in rendered.values()):
@@ -134,7 +135,7 @@ class Train(Stage):
         seed = int(digest(["task", config.seed, position])[:8], 16)
         previous = state_folder(store, self.state)
         method = method_of(Context(config, language_model, self.tasks, previous, self.position, seed))
-        renderer = self.renderer(language_model)
+        renderer = language_model.renderer(self.config.data)
         with plain(language_model.base):
             replayed = method.replayed()
             own = training_rows(renderer, self.tasks)
@@ -188,7 +189,7 @@ class Evaluate(Stage):
 
     def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
         """A row a test example."""
-        renderer = self.renderer(language_model)
+        renderer = language_model.renderer(self.config.data)
         rendered = renderer.render(self.task, self.prompt.text, self.task.test, for_test=True)
         with in_state(language_model, store, self.state) as model:
             own = ranks.share(range(len(rendered)))
@@ -241,7 +242,8 @@ class Gradient(Stage):
 
     def compute(self, store: Store, language_model: LanguageModel, folder: Path) -> dict[str, Any]:
         """A tensor a module."""
-        rendered = self.renderer(language_model).render(self.task, self.prompt.text, self.examples)
+        renderer = language_model.renderer(self.config.data)
+        rendered = renderer.render(self.task, self.prompt.text, self.examples)
         rows = [row for row in rendered if row.target_ids]
         if not rows:
             raise WorkError(f"Every target of {self.name} is cut off; raise data.max_input_tokens.")
@@ -288,9 +290,9 @@ def in_state(
             yield base.eval()
             return
         model = load_adapter(base, folder / FOLDER).eval()
-        if shrunk_from_rank is not None:
-            scale_adapter(model, shrunk_from_rank / model.peft_config["default"].r)  # type: ignore[attr-defined]
-        yield model
+        rank = model.peft_config["default"].r  # type: ignore[attr-defined]
+        with rescale_adapter_scale(model, (shrunk_from_rank or rank) / rank):
+            yield model
 
 
 def _task_identity(task: Task, rows: tuple[Example, ...]) -> dict[str, str]:

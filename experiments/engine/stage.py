@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from sapo.conf.schema import Config, identity_values
 from sapo.data.prompts import Prompt
-from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example, Task, digest
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model.identity import model_identity
@@ -99,7 +98,3 @@ class Stage(ABC):
         prompts = {prompt.name for _, _, prompt, _ in self.readings}
         what = f"{len(prompts)} prompts" if len(prompts) > 1 else ", ".join(prompts)
         return f"{self.verb} {self.name}, {what}"
-
-    def renderer(self, language_model: LanguageModel) -> Renderer:
-        """How the model sees examples."""
-        return language_model.renderer(*rendering(self.config.data))

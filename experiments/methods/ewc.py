@@ -85,7 +85,8 @@ class EWC(Sequential):
         `method.fisher_examples` training rows, all if there are fewer, are drawn by the training's seed.
         """
         super().save(model, folder)
-        rows = training_rows(self.context.renderer, self.context.tasks)
+        renderer = self.context.language_model.renderer(self.context.config.data)
+        rows = training_rows(renderer, self.context.tasks)
         draw = random.Random(f"fisher {self.context.seed}")  # noqa: S311
         chosen = draw.sample(rows, min(self.config.fisher_examples, len(rows)))
         # The prompt is the one that the task was trained with; of several, any.

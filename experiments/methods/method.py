@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +10,6 @@ from peft import PeftModel
 from torch import Tensor
 
 from sapo.conf.schema import Config, MethodConfig
-from sapo.data.render import Renderer, rendering
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import FOLDER, all_weights, save_adapter
 from sapo.experiments.model.load import LanguageModel
@@ -34,11 +32,6 @@ class Context:
     previous: Path | None
     position: int
     seed: int
-
-    @cached_property
-    def renderer(self) -> Renderer:
-        """How the model sees examples."""
-        return self.language_model.renderer(*rendering(self.config.data))
 
 
 class Method(ABC):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -61,13 +60,6 @@ def load_adapter(
         wrong = sorted({*saved, *loaded} - {*there})
         raise WorkError(f"The adapter in {folder} did not load: {wrong[:3]}.")
     return model
-
-
-def scale_adapter(model: PeftModel, factor: float) -> None:
-    """Multiplies the scale of the model's only adapter."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.scale_layer(factor)
 
 
 def save_adapter(config: Config, weights: dict[str, Tensor], folder: Path) -> None:

@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging as transformers_logging
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.conf.schema import Config, ModelConfig
+from sapo.conf.schema import Config, DataConfig, ModelConfig
 from sapo.data.render import Rendered, Renderer, rendering
 from sapo.experiments.model.budgets import is_out_of_memory
 from sapo.experiments.model.fetch import is_random, model_folder
@@ -58,13 +58,13 @@ class LanguageModel:
     config: ModelConfig
     untouched: Untouched = field(default_factory=Untouched, repr=False, compare=False)
 
-    def renderer(self, max_input_tokens: int, *rest: Any) -> Renderer:
-        """How this model sees examples; `rest` are the renderer's truncation, separator and layout."""
-        return Renderer(self.tokenizer, dict(self.config.template_options), max_input_tokens, *rest)
+    def renderer(self, data: DataConfig) -> Renderer:
+        """How this model sees examples."""
+        return Renderer(self.tokenizer, dict(self.config.template_options), *rendering(data))
 
     def stop_ids(self) -> Sequence[int]:
         """Tokens that end an answer."""
-        return stop_ids(self.base, self.renderer(1))
+        return stop_ids(self.base, self.renderer(DataConfig()))
 
 
 def stop_ids(base: PreTrainedModel, renderer: Renderer) -> Sequence[int]:

@@ -46,7 +46,7 @@ def preflight(
     if answers and "past_key_values" not in inspect.signature(model.forward).parameters:
         raise UserError(
             f"Model {config.model.name}: {type(model).__name__} keeps no keys and values (past_key_values), "
-            "from which answers are generated. `sapo select` can rank prompts for it; runs need another model."
+            "from which answers are generated. `sapo select` can rank prompts for it; runs need another one."
         )
     if trains:
         require_targets(model, config.model.lora_targets)

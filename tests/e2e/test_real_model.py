@@ -31,7 +31,7 @@ def test_the_shared_prefix_changes_no_number(config, task, request):
     config.data.train_examples = 4
     model = load_model(config)
     loaded = load_task(task, config)
-    rendered = model.renderer(512).render(loaded, loaded.instruction, loaded.train)
+    rendered = model.renderer(config.data).render(loaded, loaded.instruction, loaded.train)
     with torch.inference_mode():
         prefixes = (shared_prefix(model.base, rendered), NO_PREFIX)
         assert prefixes[0].length > 0

@@ -235,7 +235,7 @@ def test_every_text_of_a_comparison_is_laid_out(given, config, tmp_path, layout,
     found = {}
     for stage in planned.to_do.values():
         for task, rows, prompt, _ in stage.readings:
-            (rendered,) = stage.renderer(model).render(task, prompt.text, rows[:1])
+            (rendered,) = model.renderer(stage.config.data).render(task, prompt.text, rows[:1])
             what = stage.kind, task.name, "none" if prompt.text == NO_INSTRUCTION.text else prompt.name
             found[what] = model.tokenizer.decode(rendered.input_ids)
     retained = retained.replace("TASK", setting.retained[0].instruction)

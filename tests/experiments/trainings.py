@@ -13,7 +13,7 @@ from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
-from sapo.data.render import Rendered, rendering
+from sapo.data.render import Rendered
 from sapo.data.tasks import Task
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
@@ -22,7 +22,7 @@ from sapo.experiments.methods import Context, Method, method_of
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.load import LanguageModel, load_model
-from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
+from sapo.experiments.model.rows import Draws, Row, TrainingTask, training_rows
 from sapo.experiments.runs import write_run
 
 
@@ -43,7 +43,7 @@ def price_method(config: Config, n: int = 10, prompts: tuple[Prompt, ...] = ()) 
 def read_task(config: Config, name: str, n: int) -> tuple[LanguageModel, Task, list[Rendered]]:
     """The config's model, a generated task with `n` test rows, and these as the model sees them."""
     model, task = load_model(config), generate(name, 2, n, 0)
-    return model, task, model.renderer(*rendering(config.data)).render(task, task.instruction, task.test)
+    return model, task, model.renderer(config.data).render(task, task.instruction, task.test)
 
 
 def plain_nll(model: Any, row: Rendered) -> torch.Tensor:
@@ -53,11 +53,17 @@ def plain_nll(model: Any, row: Rendered) -> torch.Tensor:
     return functional.cross_entropy(logits, ids[0, row.target_start :], reduction="sum")
 
 
+def rows_of(method: Method) -> list[Row]:
+    """What the method's training learns."""
+    context = method.context
+    return training_rows(context.language_model.renderer(context.config.data), context.tasks)
+
+
 def learn(method: Method, scratch: Path, redraw: int = 1) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Trains as a stage does: the facts, and the trained weights."""
     context = method.context
     with plain(context.language_model.base):
-        rows = training_rows(context.renderer, context.tasks)
+        rows = rows_of(method)
         torch.manual_seed(context.seed)
         model = method.start()
         facts = training.train(

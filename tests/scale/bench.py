@@ -202,7 +202,7 @@ class Bench:
         self.config, self.rounds = config, rounds
         self.language_model = load_model(config)
         self.base = self.language_model.base
-        self.renderer = self.language_model.renderer(config.data.max_input_tokens)
+        self.renderer = self.language_model.renderer(config.data)
         self.task = load_task(config.task, replace(config, data=replace(config.data, train_examples=None)))
         self.prompt = Prompt(self.task.instruction)
 

@@ -1,25 +1,20 @@
 """What each method trains, freezes and keeps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from trainings import method_for
+from trainings import method_for, same
 
 from sapo.conf.errors import WorkError
 from sapo.experiments.methods import METHODS
-from sapo.experiments.model.adapters import (
-    FOLDER,
-    WEIGHTS,
-    adapter_tensors,
-    concatenate,
-    load_adapter,
-    plain,
-    scale_adapter,
-    trained_weights,
-)
+from sapo.experiments.model import adapters
+from sapo.experiments.model.adapters import FOLDER, WEIGHTS, adapter_tensors, load_adapter, plain
 from sapo.experiments.model.load import load_model
+from sapo.experiments.stages import in_state
 
 KINDS = [name for name in METHODS if name not in ("single", "multitask", "zero_shot")]  # sequential, those
 IDS = torch.arange(3, 40).unsqueeze(0)
@@ -76,18 +71,12 @@ def test_what_is_saved_opens_with_plain_peft_and_training_starts_from_it(method,
         previous = folder
 
 
-def n_trained(model):
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def test_lorainc_keeps_earlier_adapters_to_the_bit_and_trains_only_the_new_one(method, base, tmp_path):
     previous = None
     for task in range(3):
         with plain(base):
             model = method("lorainc", previous, task).start()
-            new = sum(value.numel() for value in adapter_tensors(model, "current").values())
-            assert n_trained(model) == new
-            assert trained_weights(model).keys() == adapter_tensors(model, "current").keys()
+            assert adapters.trained_weights(model).keys() == adapter_tensors(model, "current").keys()
         trained(method("lorainc", previous, task), tmp_path / str(task), task)
         previous = tmp_path / str(task)
     two, three = (load_file(tmp_path / name / FOLDER / WEIGHTS) for name in "12")
@@ -101,37 +90,34 @@ def test_sequential_goes_on_with_one_adapter(method, base, tmp_path):
     trained(method("sequential"), tmp_path / "0", 0)
     with plain(base):
         model = method("sequential", tmp_path / "0", 1).start()
-        saved = load_file(tmp_path / "0" / FOLDER / WEIGHTS)
-        assert n_trained(model) == sum(value.numel() for value in saved.values())
+        assert same(adapters.trained_weights(model), load_file(tmp_path / "0" / FOLDER / WEIGHTS))
 
 
-def test_a_shrunk_state_counts_earlier_adapters_by_one_over_their_number(method, base, tmp_path):
+def test_a_shrunk_state_counts_earlier_adapters_by_one_over_their_number(tiny_config, method, tmp_path):
     """The published code's scoring states of tasks 2 to 5: ratios 1, 1/2, 1/3, 1/4 (D1)."""
-    previous, ratios = None, []
+    previous, scales = None, []
     for task in range(4):
         trained(method("lorainc", previous, task % 3), tmp_path / str(task), task)
         previous = tmp_path / str(task)
-        with plain(base):
-            model = load_adapter(base, previous / FOLDER)
-            exact = [m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)]
-            scale_adapter(model, 8 / model.peft_config["default"].r)
-            shrunk = [m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)]
-        ratios.append({s / e for s, e in zip(shrunk, exact, strict=True)})
-        assert set(exact) == {4.0}
-    assert ratios == [{1.0}, {1 / 2}, {1 / 3}, {1 / 4}]
+        store = SimpleNamespace(find=lambda *_, folder=previous: SimpleNamespace(folder=folder))
+        for rank in (None, 8):
+            with in_state(load_model(tiny_config()), store, "a" * 64, rank) as model:
+                layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+                scales.append({layer.scaling["default"] for layer in layers})
+    assert scales == [{4}, {4}, {4}, {4 / 2}, {4}, {4 / 3}, {4}, {4 / 4}]
 
 
 def test_concatenation_by_hand():
     first = {"x.lora_A.weight": torch.tensor([[1.0, 2.0]]), "x.lora_B.weight": torch.tensor([[3.0], [4.0]])}
     second = {"x.lora_A.weight": torch.tensor([[5.0, 6.0]]), "x.lora_B.weight": torch.tensor([[7.0], [8.0]])}
-    both = concatenate(first, second)
+    both = adapters.concatenate(first, second)
     assert both["x.lora_A.weight"].tolist() == [[1, 2], [5, 6]]
     assert both["x.lora_B.weight"].tolist() == [[3, 7], [4, 8]]
     product = both["x.lora_B.weight"] @ both["x.lora_A.weight"]
     parts = [part["x.lora_B.weight"] @ part["x.lora_A.weight"] for part in (first, second)]
     assert torch.equal(product, parts[0] + parts[1])
     with pytest.raises(WorkError, match="different modules"):
-        concatenate(first, {})
+        adapters.concatenate(first, {})
 
 
 def test_an_adapter_whose_weights_do_not_arrive_is_an_error(method, base, tmp_path):
@@ -147,7 +133,7 @@ def test_what_the_files_would_not_hold_is_not_trained(method, base):
         model = method("lorainc").start()
         base.lm_head.weight.requires_grad_(True)
         with pytest.raises(WorkError, match=r"lm_head\.weight would be trained"):
-            trained_weights(model)
+            adapters.trained_weights(model)
         base.lm_head.weight.requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from trainings import learn, method_for, plain_nll, same
+from trainings import learn, method_for, plain_nll, rows_of, same
 
 from sapo.conf.errors import WorkError
 from sapo.conf.schema import MethodConfig
@@ -20,7 +20,7 @@ from sapo.experiments.methods.ewc import ANCHOR, FISHER, add_task, distance, fis
 from sapo.experiments.methods.method import KEPT
 from sapo.experiments.methods.olora import overlap
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, adapter_tensors, plain, trained_weights
-from sapo.experiments.model.rows import TrainingTask, training_rows
+from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import BASE, Train
 
 FAST = (
@@ -227,8 +227,7 @@ def test_fisher_information_is_the_mean_of_squared_gradients_of_single_examples(
     (first,) = states("method=ewc", n_tasks=1)
     ewc, model = started(first.folder, 1, "method=ewc")
     model.train()  # dropout on: it must not count
-    context = ewc.context
-    rendered = [row.rendered[0] for row in training_rows(context.renderer, context.tasks)][:3]
+    rendered = [row.rendered[0] for row in rows_of(ewc)][:3]
     found = fisher_information(model, rendered)
     assert all(parameter.grad is None for parameter in model.parameters())
     expected = {}

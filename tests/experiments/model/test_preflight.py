@@ -272,7 +272,7 @@ def test_what_the_template_writes_after_an_answer_ends_it(config, tiny_folder, e
     model = load_model(config())
     end = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert list(model.stop_ids()) == [end, 258]
-    assert model.renderer(500).render(TASK, "Which?", TASK.test)[0].target_ids[-2] == end
+    assert model.renderer(config().data).render(TASK, "Which?", TASK.test)[0].target_ids[-2] == end
 
 
 def add_token(folder, text, token):

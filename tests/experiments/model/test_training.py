@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from accelerate import tracking
-from trainings import close, learn, plain_nll, price_method
+from trainings import close, learn, plain_nll, price_method, rows_of
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
@@ -42,7 +42,7 @@ def test_a_plain_loop_over_single_rows_trains_the_same(tiny_config, whole):
     """
     facts, weights = whole
     method = price_method(tiny_config(*SMALL))
-    rows = [row.rendered[0] for row in training_rows(method.context.renderer, method.context.tasks)]
+    rows = [row.rendered[0] for row in rows_of(method)]
     losses = []
     with plain(method.context.language_model.base):
         torch.manual_seed(3)
@@ -123,7 +123,7 @@ def test_rows_under_several_prompts_train_as_the_plain_path_does(tiny_config, tm
 
 def test_replayed_rows_keep_their_own_frame_and_prompt(tiny_config):
     config = tiny_config()
-    renderer = load_model(config).renderer(512)
+    renderer = load_model(config).renderer(config.data)
     price, city = generate("mini_price", 3, 2, 0), generate("mini_city", 3, 2, 0)
     earlier = TrainingTask(city, (Prompt("Where is it?", 4),))
     rows = training_rows(renderer, (TrainingTask(price, (Prompt("How much?"),)),), [(earlier, city.train[2])])
