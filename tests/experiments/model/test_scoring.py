@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainings import plain_nll, read_task
 
-from sapo.conf.errors import UserError, WorkError
-from sapo.conf.load import load_one
+from sapo.conf.errors import WorkError
 from sapo.data.benchmarks import load_tasks
 from sapo.data.losses import prompt_losses
 from sapo.data.mini import generate
@@ -83,10 +82,8 @@ def reader(values, log=None):
 
 
 def test_looks_double_until_three_quarters():
-    assert look_sizes(250) == [8, 16, 32, 64, 128]
-    assert look_sizes(100) == [8, 16, 32, 64]
-    assert look_sizes(11) == [8]
-    assert look_sizes(10) == []
+    looks = {250: [8, 16, 32, 64, 128], 100: [8, 16, 32, 64], 11: [8], 10: []}
+    assert {n: look_sizes(n) for n in looks} == looks
 
 
 def test_a_clear_loser_is_read_eight_times_and_the_winner_to_the_end():
@@ -151,10 +148,7 @@ def test_weighted_sums_have_the_loss_as_their_mean(reduction):
     table = pd.DataFrame({"prompt": 0, "example": range(3), "nll": nll, "n_tokens": tokens})
     expected = prompt_losses(table, reduction)["loss"].item()
     assert (weights(tokens, reduction) * nll).mean() == pytest.approx(expected)
-
-
-def test_an_example_without_a_target_weighs_nothing_in_a_mean_of_examples():
-    assert weights([2, 0, 4], "example").tolist() == [0.75, 0, 0.375]
+    assert weights([2, 0, 4], "example").tolist() == [0.75, 0, 0.375]  # one without a target counts nothing
 
 
 # --- as a stage --------------------------------------------------------------------------------------------
@@ -171,7 +165,9 @@ def scored(config, root):
     return choice, stage
 
 
-def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config, tmp_path):
+def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(forward, "shared_prefix", lambda *given: read.append(given) or shared_prefix(*given))
     full, full_stage = scored(tiny_config(*RACE, "scorer=full"), tmp_path / "full")
     raced, race_stage = scored(tiny_config(*RACE), tmp_path / "race")
     both = race_stage.examples().merge(full_stage.examples(), on=["prompt", "example"], validate="1:1")
@@ -182,19 +178,7 @@ def test_a_race_reads_parts_of_the_full_matrix_and_chooses_the_same(tiny_config,
     assert counts[raced.prompt.index] == 40
     assert min(counts.values()) < 40
     assert race_stage.result.tokens < race_stage.result.full_tokens == full_stage.result.tokens
-
-
-@pytest.mark.parametrize("scorer", ["race", "full"])
-def test_the_beginning_of_each_prompt_is_read_once(tiny_config, tmp_path, monkeypatch, scorer):
-    read = []
-
-    def note(model, examples, wanted):
-        read.append(examples[0].input_ids[:20])
-        return shared_prefix(model, examples, wanted)
-
-    monkeypatch.setattr(forward, "shared_prefix", note)
-    _, stage = scored(tiny_config(*RACE, f"scorer={scorer}"), tmp_path)
-    assert len(read) == stage.examples()["prompt"].nunique() == 5
+    assert len(read) == 2 * len(counts) == 2 * 5  # the beginning of each prompt once
 
 
 def test_an_original_that_cannot_be_chosen_does_not_race(tiny_config, tmp_path):
@@ -213,16 +197,3 @@ def test_the_key_of_a_race_holds_what_decides_it(tiny_config):
     assert len(keys) == 5
     other = replace(config.scorer, examples=7, include_original=False)
     assert replace(stage, config=replace(config, scorer=other)).key == stage.key
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("policy=sapp",), "policy=sapp with scorer=race"),
-        (("scorer.confidence=1.0",), "scorer.confidence=1.0: must be above 0 and below 1"),
-        (("scorer.reduction=batch",), "scorer.reduction=batch with scorer=race"),
-    ],
-)
-def test_what_a_race_cannot_do_is_refused(overrides, message):
-    with pytest.raises(UserError, match=message):
-        load_one(["scorer=race", *overrides])
