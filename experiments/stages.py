@@ -21,7 +21,7 @@ from sapo.data.records import BASE
 from sapo.data.tasks import Example, Task, digest, examples_digest
 from sapo.experiments.engine.stage import Reading, Stage
 from sapo.experiments.engine.store import EXAMPLES, Store
-from sapo.experiments.methods import METHODS, Context, method_of
+from sapo.experiments.methods import METHODS, Context
 from sapo.experiments.model import evaluation, gradients, ranks, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain
 from sapo.experiments.model.load import LanguageModel
@@ -134,7 +134,8 @@ class Train(Stage):
         position = self.position if config.trainer.seeding == "task" else 0
         seed = int(digest(["task", config.seed, position])[:8], 16)
         previous = state_folder(store, self.state)
-        method = method_of(Context(config, language_model, self.tasks, previous, self.position, seed))
+        context = Context(config, language_model, self.tasks, previous, self.position, seed)
+        method = METHODS[config.method.name](context)
         renderer = language_model.renderer(self.config.data)
         with plain(language_model.base):
             replayed = method.replayed()

@@ -15,7 +15,7 @@ from sapo.experiments.methods.olora import OLora
 from sapo.experiments.methods.replay import Replay
 from sapo.experiments.methods.sequential import Sequential
 
-__all__ = ["METHODS", "Context", "Method", "earlier_adapters", "method_of"]
+__all__ = ["METHODS", "Context", "Method", "earlier_adapters"]
 
 
 class _Methods(dict[str, type[Method]]):
@@ -38,11 +38,6 @@ METHODS = _Methods(
         **dict.fromkeys(("sequential", "single", "multitask", "zero_shot"), Sequential),
     }
 )
-
-
-def method_of(context: Context) -> Method:
-    """The configured method, for one training."""
-    return METHODS[context.config.method.name](context)
 
 
 def earlier_adapters(config: Config) -> int:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sapo.data.prompts import Prompt
 from sapo.data.render import Rendered, Renderer
@@ -27,10 +28,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Draws:
-    """Which prompt each example is shown under: drawn anew every `redraw` examples of every epoch.
+    """Which prompt an example is shown under: drawn anew every `redraw` examples of every epoch.
 
-    The draw is decided by (seed, epoch, block of examples in training order) alone (PAFT,
-    EMNLP 2025), so a resumed training goes on with the same prompts.
+    Seed, epoch and block of examples decide (PAFT, EMNLP 2025): a resumed training goes on with the same.
     """
 
     seed: int
@@ -40,8 +40,8 @@ class Draws:
         """The index of the row's prompt at `place` in the training order of an epoch."""
         if len(row.rendered) == 1:
             return 0
-        block = place // self.redraw
-        return random.Random(f"prompt {self.seed} {epoch} {block}").randrange(len(row.rendered))  # noqa: S311
+        draw = random.Random(f"prompt {self.seed} {epoch} {place // self.redraw}")  # noqa: S311
+        return draw.randrange(len(row.rendered))
 
 
 def training_rows(
@@ -51,13 +51,12 @@ def training_rows(
 
     A row whose target was cut off under any prompt (`data.truncation=end`) teaches nothing and is left out.
     """
-    together = [(one, list(one.task.train)) for one in tasks]
-    by_task: dict[tuple[str, str, tuple[Prompt, ...]], tuple[TrainingTask, list[Example]]] = {}
+    by_task: dict[Any, tuple[TrainingTask, list[Example]]] = {}
     for one, example in replayed:
         key = (one.task.name, one.task.suffix, one.prompts)
         by_task.setdefault(key, (one, []))[1].append(example)
     rows = []
-    for group, (one, examples) in enumerate([*together, *by_task.values()]):
+    for group, (one, examples) in enumerate([*((one, one.task.train) for one in tasks), *by_task.values()]):
         columns = [renderer.render(one.task, prompt.text, examples) for prompt in one.prompts]
         rows += [Row(rendered, group) for rendered in zip(*columns, strict=True)]
     return [row for row in rows if all(rendered.target_ids for rendered in row.rendered)]

@@ -18,7 +18,7 @@ from sapo.data.tasks import Task
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
-from sapo.experiments.methods import Context, Method, method_of
+from sapo.experiments.methods import METHODS, Context, Method
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.load import LanguageModel, load_model
@@ -30,14 +30,14 @@ def method_for(config: Config, position: int = 0, previous: Path | None = None, 
     """The config's method before it learns the task at `position` under its original prompt."""
     task = load_tasks(config)[0][position]
     learned = (TrainingTask(task, (Prompt(task.instruction),)),)
-    return method_of(Context(config, load_model(config), learned, previous, position, seed))
+    return METHODS[config.method.name](Context(config, load_model(config), learned, previous, position, seed))
 
 
 def price_method(config: Config, n: int = 10, prompts: tuple[Prompt, ...] = ()) -> Method:
     """The config's method before it learns `n` rows of mini_price from the untouched model."""
     task = generate("mini_price", n, 2, 0)
     learned = (TrainingTask(task, prompts or (Prompt(task.instruction),)),)
-    return method_of(Context(config, load_model(config), learned, None, 0, 3))
+    return METHODS[config.method.name](Context(config, load_model(config), learned, None, 0, 3))
 
 
 def read_task(config: Config, name: str, n: int) -> tuple[LanguageModel, Task, list[Rendered]]:

@@ -23,7 +23,7 @@ from sapo.data.tasks import Example, Task, digest
 from sapo.experiments.continual import run_sequence
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
-from sapo.experiments.methods import METHODS, Context, method_of
+from sapo.experiments.methods import METHODS, Context
 from sapo.experiments.methods.inscl import highest, ins_info, lexical_tags, wasserstein
 from sapo.experiments.methods.replay import only, quotas, read_kept, write_kept
 from sapo.experiments.model.adapters import plain
@@ -159,7 +159,8 @@ def learn(tiny_config, tmp_path):
         model = load_model(config)
         previous, replayed = None, []
         for position, one in enumerate(tasks):
-            method = method_of(Context(config, model, (one,), previous, position, seed + position))
+            context = Context(config, model, (one,), previous, position, seed + position)
+            method = METHODS[config.method.name](context)
             previous = folder / str(position)
             with plain(model.base):
                 replayed.append(list(method.replayed()))
@@ -205,7 +206,7 @@ def test_a_buffer_is_shared_by_all_tasks_and_draws_uniformly(learn, tmp_path):
     assert {row for _, row in replayed[2]} >= {row for one in kept[:2] for row in one.task.train}
     config = SimpleNamespace(method=SimpleNamespace(name="replay", buffer=5))
     contexts = (Context(config, None, (task_of("a", 10),), None, 0, seed) for seed in range(400))
-    drawn = Counter(row.input for each in contexts for row in method_of(each).kept()[0].task.train)
+    drawn = Counter(row.input for each in contexts for row in METHODS["replay"](each).kept()[0].task.train)
     assert len(drawn) == 10
     assert all(abs(count - 200) < 50 for count in drawn.values())  # five standard deviations
 
