@@ -96,19 +96,20 @@ class InsCL(Replay):
                 _require_tags(config.method, [document(task.instruction, row) for row in task.train])
 
     @cached_property
-    def amounts(self) -> list[tuple[float, int]]:
-        """Each earlier task's distance from the present one, and how many of its rows are replayed."""
+    def amounts(self) -> list[dict[str, Any]]:
+        """Of each earlier task its distance from the present one, and how many of its rows are replayed."""
         if not self.earlier:
             return []
         model = self.context.language_model
         present = _embeddings(model, self.context.tasks)
         distances = [wasserstein(_embeddings(model, [one]), present) for one in self.earlier]
         counts = quotas(self.earlier, self.config.buffer, distances)
-        return list(zip(distances, counts, strict=True))
+        amounts = zip(self.earlier, distances, counts, strict=True)
+        return [{"task": one.task.name, "distance": d, "replayed": count} for one, d, count in amounts]
 
     def replayed(self) -> Sequence[tuple[TrainingTask, Example]]:
         """The chosen rows of earlier tasks."""
-        return rows_of(self.chosen(self.earlier, [count for _, count in self.amounts]))
+        return rows_of(self.chosen(self.earlier, [amount["replayed"] for amount in self.amounts]))
 
     def kept(self) -> list[TrainingTask]:
         """All rows so far, or with `method.access=buffer` as many of every task."""
@@ -117,9 +118,8 @@ class InsCL(Replay):
     def save(self, model: PeftModel, folder: Path) -> None:
         """What later tasks need, and what was replayed."""
         super().save(model, folder)
-        amounts = zip(self.earlier, self.amounts, strict=True)
-        tasks = [{"task": one.task.name, "distance": d, "replayed": count} for one, (d, count) in amounts]
-        write_json(folder / KEPT / "selection.json", {"method": self.label(self.config), "tasks": tasks})
+        facts = {"method": self.label(self.config), "tasks": self.amounts}
+        write_json(folder / KEPT / "selection.json", facts)
 
     def chosen(self, tasks: Sequence[TrainingTask], counts: Sequence[int]) -> list[TrainingTask]:
         """The first of the present tasks with as many rows of each as `counts` says."""
