@@ -74,7 +74,7 @@ def reading_tokens(model: PreTrainedModel, asked: int | None) -> int:
     if asked or model.device.type != "cuda":
         return asked or CPU_READING
     config = model.config.get_text_config()
-    heads, head_size = _heads(config)
+    _, heads, head_size, _ = _shape(config)
     # Keys and values of all layers, twice while batches are joined; one layer's activations; logits.
     cache = 2 * 2 * config.num_hidden_layers * heads * head_size
     elements = cache + layer_elements(config) + config.vocab_size
@@ -97,27 +97,22 @@ def pass_tokens(device: torch.device, layer_weights: float) -> int:
 
 def layer_weights(config: PreTrainedConfig) -> float:
     """Weights of a layer that a token meets, with gated networks, as Llama and Qwen have them."""
-    heads, size = _heads(config)
-    n_heads = getattr(config, "num_attention_heads", None) or 1
+    n_heads, heads, size, width = _shape(config)
     attention = 2 * config.hidden_size * size * (n_heads + heads)
-    width = getattr(config, "moe_intermediate_size", None) or _intermediate(config)
+    width = getattr(config, "moe_intermediate_size", None) or width
     experts = getattr(config, "num_experts_per_tok", None) or 1
     return float(attention + 3 * config.hidden_size * width * experts)
 
 
 def layer_elements(config: PreTrainedConfig) -> int:
     """Activations of a layer, a token."""
-    return int(HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * _intermediate(config))
+    return int(HIDDEN_KEPT * config.hidden_size + INTERMEDIATE_KEPT * _shape(config)[-1])
 
 
-def _intermediate(config: PreTrainedConfig) -> int:
-    """The widest of the layers; configs that name none mean four hidden sizes."""
-    size = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(max(size) if isinstance(size, list | tuple) else size)
-
-
-def _heads(config: PreTrainedConfig) -> tuple[int, int]:
-    """Heads of keys and values, and a head's size."""
+def _shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
+    """Heads, those of keys and values, a head's size, and the widest layer's width; not all are named."""
     n_heads = getattr(config, "num_attention_heads", None) or 1  # recurrent models have none
     size = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    return getattr(config, "num_key_value_heads", None) or n_heads, size
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    width = int(max(width) if isinstance(width, list | tuple) else width)
+    return n_heads, getattr(config, "num_key_value_heads", None) or n_heads, size, width

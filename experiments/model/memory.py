@@ -1,7 +1,7 @@
 """What a training needs of a device's memory, estimated before it begins, and what the device has."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,7 @@ _LAYERS_TIMES_WIDTH, _LAYERS, _WIDTHS_KEPT, _VOCABULARY = 36_500, 36, 42, 150_00
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Parameters of a model, in embeddings and output layer and in all else; what a layer keeps of a token.
 
     `met` has those of a layer that a token meets, which are fewer where a layer has experts.
@@ -105,10 +104,9 @@ def training_memory(config: Config, earlier: int = 0) -> Memory | None:
 
     None if the model's size is not known.
     """
-    sizes, itemsize = sizes_of(config), _BYTES[dtype_of(config)]
-    if sizes is None:
+    if (sizes := sizes_of(config)) is None:
         return None
-    kept = sizes.layers * sizes.kept
+    kept, itemsize = sizes.layers * sizes.kept, _BYTES[dtype_of(config)]
     if config.trainer.gradient_checkpointing:  # what enters each layer, and one layer computed again
         kept = sizes.layers * sizes.width + sizes.kept
     tokens = config.data.max_input_tokens + MAX_TARGET_TOKENS
