@@ -84,10 +84,7 @@ def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
 
 
 def trained_weights(model: PeftModel) -> dict[str, Tensor]:
-    """The parameters in training, A (r, d_in) and B (d_out, r), by the names that PEFT saves them under.
-
-    WorkError if training changes anything else, which the adapter's files would not hold.
-    """
+    """The parameters in training, A (r, d_in), B (d_out, r), by saved names; WorkError if they are others."""
     mark = f".{CURRENT}.weight"
     found = {key: p for key, p in model.named_parameters() if p.requires_grad}
     for key in found:
@@ -103,10 +100,7 @@ def all_weights(model: PeftModel) -> dict[str, Tensor]:
 
 
 def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Two adapters of one scale as a single one of their summed rank.
-
-    B1 A1 + B2 A2 = [B1 B2] [A1; A2]: A (r, d_in) is stacked by rows, B (d_out, r) by columns, exactly.
-    """
+    """Two adapters of one scale as one of their summed rank, exactly: B1 A1 + B2 A2 = [B1 B2] [A1; A2]."""
     if first.keys() != second.keys():
         raise WorkError("Adapters of different modules cannot be concatenated.")
     pairs = {key: [first[key], second[key]] for key in first}

