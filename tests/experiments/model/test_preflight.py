@@ -119,14 +119,11 @@ def test_a_folder_with_an_adapter_is_no_base_model(config, tiny_folder):
         ("q_proj,all-linear", "no layer of LlamaForCausalLM is called all-linear"),
     ],
 )
-def test_every_lora_target_is_a_linear_layer(config, targets, reason):
+def test_every_lora_target_is_a_linear_layer(config, warned, targets, reason):
     assert reason in refused(config(*targets.split(",")))
     preflight(config(*targets.split(",")), SHOWN, trains=False)
-
-
-@pytest.mark.parametrize("targets", ["all-linear", "lm_head", "layers.0.self_attn.q_proj,down_proj"])
-def test_lora_targets_that_fit(config, warned, targets):
-    preflight(config(*targets.split(",")), SHOWN)
+    for fitting in (["all-linear"], ["lm_head"], ["layers.0.self_attn.q_proj", "down_proj"]):
+        preflight(config(*fitting), SHOWN)
     assert warned == []
 
 
@@ -161,43 +158,52 @@ THINKING = "{{ '<think>\n\n</think>\n\n' if message['role'] == 'assistant' }}"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "layout", "message"),
     [
-        (template(CONTENT, PARTS), "leaves out the instruction"),
-        (template(CONTENT, CONTENT.replace("}}", "if message['role'] == 'assistant' }}")), "instruction"),
-        (template(CONTENT, CONTENT.replace("}}", "if message['role'] == 'user' }}")), "no target can be"),
-        (template(CONTENT, "{{ message['content'][:40] }}"), "leaves out the in"),
-        (template("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"), "open a block of thoughts"),
-        (template(CONTENT, THINKING + CONTENT), "no target can be answered: 'sports' comes back as '<think>"),
-        ("{{ raise_exception('no turns') }}", "no turns"),
+        (template(CONTENT, PARTS), None, "leaves out the instruction"),
+        (template("content'] }}", "content'] if message['role'] == 'assistant' }}"), None, "instruction"),
+        (template("content'] }}", "content'] if message['role'] == 'user' }}"), None, "no target can be"),
+        (template("content'] }}", "content'][:40] }}"), None, "leaves out the in"),
+        (template("assistant\n", "assistant\n<think>\n"), None, "open a block of thoughts"),
+        (template(CONTENT, THINKING + CONTENT), None, "answered: 'sports' comes back as '<think>"),
+        ("{{ raise_exception('no turns') }}", None, "no turns"),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHAT, "system",
+         "or a data.layout without system turn"),
+        (template("in messages", "in messages if message.role != 'system'"), "system", "another data.layout"),
     ],
-)
-def test_templates_that_lose_what_they_are_given(config, tiny_folder, tmp_path, text, message):
+)  # fmt: skip
+def test_templates_that_lose_what_they_are_given(config, tiny_folder, tmp_path, text, layout, message):
     (tiny_folder / "chat_template.jinja").write_text(text)
     task = replace(TASK, train=(Example(TASK.train[0].input, "sports"),), test=())
     shown = [(task, [Prompt(task.instruction)])]
-    said = refused(config(), shown)
+    said = refused(config(layout=layout), shown)
     assert message in said
     assert "model.chat_template=FILE.jinja" in said
-    mended, way_out = config(), tmp_path / "way-out.jinja"
+    mended, way_out = config(layout=layout), tmp_path / "way-out.jinja"
     way_out.write_text(CHAT)
     mended.model.chat_template = str(way_out)
     preflight(mended, shown)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "layout", "said"),
     [
-        "{% for message in messages %}{% if not message['content'] | trim %}{{ raise_exception('empty') }}"
-        "{% endif %}{% endfor %}" + CHAT,
-        template(CONTENT, "{{ message['content'] | trim }}"),
-        template(CONTENT, "{{ message['content'].split('</think>')[-1] }}"),
+        ("{% for message in messages %}{% if not message['content'] | trim %}{{ raise_exception('empty') }}"
+         "{% endif %}{% endfor %}" + CHAT, None, []),
+        (template("content'] }}", "content'] | trim }}"), None, []),
+        (template("content'] }}", "content'].split('</think>')[-1] }}"), None, []),
+        (template("<|im_end|>\n", END), None, ["writes no end after an answer"]),
+        (CHAT, "system", []),
+        (CHAT, "{instruction} {input}", ["data.layout has no suffix: that of mini_topic is left out"]),
+        (CHAT, "{input} {instruction} {suffix}", ["the input before the instruction: rows have no"]),
     ],
-)
-def test_templates_that_only_look_odd_are_taken(config, tiny_folder, warned, text):
+)  # fmt: skip
+def test_templates_and_layouts_that_are_taken_and_what_they_cost(
+    config, tiny_folder, warned, text, layout, said
+):
     (tiny_folder / "chat_template.jinja").write_text(text)
-    preflight(config(), SHOWN)
-    assert warned == []
+    preflight(config(layout=layout), SHOWN)
+    assert [part in line for part, line in zip(said, warned, strict=True)] == [True] * len(said)
 
 
 def test_a_template_with_several_forms_and_no_default_needs_one(config, tiny_folder, edit_json):
@@ -205,43 +211,6 @@ def test_a_template_with_several_forms_and_no_default_needs_one(config, tiny_fol
     named = [{"name": "rag", "template": CHAT}, {"name": "tool_use", "template": CHAT}]
     edit_json(tiny_folder / "tokenizer_config.json", chat_template=named)
     assert "no default" in refused(config())
-
-
-def test_a_template_without_an_end_of_turn_is_told(config, tiny_folder, warned):
-    (tiny_folder / "chat_template.jinja").write_text(template("<|im_end|>\n", END))
-    preflight(config(), SHOWN)
-    assert ["writes no end after an answer" in line for line in warned] == [True]
-
-
-@pytest.mark.parametrize(
-    ("layout", "said"),
-    [
-        ("system", []),
-        ("{instruction} {input}", ["data.layout has no suffix: that of mini_topic is left out ('Directly"]),
-        (
-            "{input} {instruction} {suffix}",
-            ["has the input before the instruction: rows have no"],
-        ),
-    ],
-)
-def test_what_a_layout_costs_is_told(config, warned, layout, said):
-    preflight(config(layout=layout), SHOWN)
-    assert [part in line for part, line in zip(said, warned, strict=True)] == [True] * len(said)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT,
-        CHAT.replace("for message in messages", "for message in messages if message.role != 'system'"),
-    ],
-    ids=["refuses it", "leaves it out"],
-)
-def test_a_template_without_system_turns_is_named(config, tiny_folder, text):
-    (tiny_folder / "chat_template.jinja").write_text(text)
-    said = refused(config(layout="system"))
-    assert "data.layout" in said
-    assert "no system turn" in said or "leaves out the instruction" in said
 
 
 def test_a_clock_in_a_template_stands_still_and_changes_nothing_else(config, tiny_folder, warned):
@@ -275,26 +244,21 @@ def test_what_the_template_writes_after_an_answer_ends_it(config, tiny_folder, e
     assert model.renderer(config().data).render(TASK, "Which?", TASK.test)[0].target_ids[-2] == end
 
 
-def add_token(folder, text, token):
-    content = json.loads((folder / "tokenizer.json").read_text())
-    kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    content["added_tokens"].append({"id": token, "content": text, **kinds, "special": True})
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize("where", ["template", "prompt", "input", "nowhere"])
-def test_a_token_beyond_the_embeddings_is_named_where_it_is_used(config, tiny_folder, where):
-    add_token(tiny_folder, "<|turn|>", 259)
-    task = TASK
+def test_a_token_beyond_the_embeddings_is_named_where_it_is_used(config, tiny_folder, edit_json, where):
+    kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = json.loads((tiny_folder / "tokenizer.json").read_text())["added_tokens"]
+    added.append({"id": 259, "content": "<|turn|>", **kinds, "special": True})
+    edit_json(tiny_folder / "tokenizer.json", added_tokens=added)
     if where == "template":
         (tiny_folder / "chat_template.jinja").write_text(f"<|turn|>{CHAT}")
-    elif where == "input":
-        task = replace(TASK, test=(*TASK.test, Example("a <|turn|> b", "sports")))
-    shown = [(task, [Prompt("Which?"), Prompt("Which <|turn|>?" if where == "prompt" else "What?")])]
+    row = Example("a <|turn|> b" if where == "input" else "a b", "sports")
+    prompts = [Prompt("Which?"), Prompt("Which <|turn|>?" if where == "prompt" else "What?")]
+    shown = [(replace(TASK, test=(*TASK.test, row)), prompts)]
     if where == "nowhere":
         preflight(config(), shown)
-        return
-    assert "'<|turn|>' the number 259, but the model has 259 embeddings" in refused(config(), shown)
+    else:
+        assert "'<|turn|>' the number 259, but the model has 259 embeddings" in refused(config(), shown)
 
 
 def test_targets_that_a_tokenizer_changes_are_counted(config, tiny_folder, warned, edit_json):
