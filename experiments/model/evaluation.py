@@ -143,10 +143,7 @@ def exact_match(prediction: str, target: str, scores: str = "strict") -> float:
 
 
 def label_match(prediction: str, target: str, labels: Sequence[str]) -> float | None:
-    """100 if the answer names the target's label and no other, else 0; None for a task without labels.
-
-    A target that is none of the labels matches nothing.
-    """
+    """100 if the answer names the target's label and no other, else 0; None for a task without labels."""
     if not labels:
         return None
     named = named_label(prediction, labels)
@@ -172,16 +169,22 @@ def named_label(answer: str, labels: Sequence[str]) -> str | None:
     stands in the answer as whole words. A label of one letter is only found in a longer answer as it is
     written, since "a" and "A" are words too. A longer label hides a shorter one inside it.
     """
-    whole = {_bare(label): label for label in reversed(labels)}
+    whole, pattern, by_group = _found_by(tuple(labels))
     if _bare(answer) in whole:
         return whole[_bare(answer)]
-    by_length = ["", *sorted(labels, key=len, reverse=True)]  # groups count from 1
-    parts = [f"((?{'i' * (len(label) > 1)}:{re.escape(label)}))" for label in by_length[1:]]
+    found = {by_group[match.lastindex or 0] for match in pattern.finditer(" ".join(answer.split()))}
+    return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def _found_by(labels: tuple[str, ...]) -> tuple[dict[str, str], re.Pattern[str], list[str]]:
+    """Labels by whole answers; what finds them as whole words, and those of its groups, which count from 1."""
+    by_group = ["", *sorted(labels, key=len, reverse=True)]
+    parts = [f"((?{'i' * (len(label) > 1)}:{re.escape(label)}))" for label in by_group[1:]]
     # Chinese is written without spaces: its characters bound a word like punctuation does.
     letter = "[^\\W一-鿿]"
     pattern = re.compile(f"(?<!{letter})(?:{'|'.join(parts)})(?!{letter})")
-    found = {by_length[match.lastindex or 0] for match in pattern.finditer(" ".join(answer.split()))}
-    return found.pop() if len(found) == 1 else None
+    return {_bare(label): label for label in reversed(labels)}, pattern, by_group
 
 
 def _bare(text: str) -> str:
@@ -233,7 +236,5 @@ _GREEK = "\u0370"  # the first script after Latin and its accents
 
 def _is_of_other_script(character: str) -> bool:
     """Whether a character is a letter, vowel sign or digit that ROUGE's tokenizer does not see."""
-    if character < _GREEK or name(character, "").startswith("LATIN"):
-        return False
-    kind = category(character)
-    return kind[0] in "LM" or kind == "Nd"
+    is_latin = character < _GREEK or name(character, "").startswith("LATIN")
+    return not is_latin and (category(character)[0] in "LM" or category(character) == "Nd")
