@@ -178,7 +178,7 @@ def named_label(answer: str, labels: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=64)
 def _found_by(labels: tuple[str, ...]) -> tuple[dict[str, str], re.Pattern[str], list[str]]:
-    """Labels by whole answers; what finds them as whole words, and those of its groups, which count from 1."""
+    """Labels by whole answers; what finds them as whole words; those of its groups, which count from 1."""
     by_group = ["", *sorted(labels, key=len, reverse=True)]
     parts = [f"((?{'i' * (len(label) > 1)}:{re.escape(label)}))" for label in by_group[1:]]
     # Chinese is written without spaces: its characters bound a word like punctuation does.
