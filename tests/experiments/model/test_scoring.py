@@ -70,15 +70,15 @@ def test_a_loss_that_is_not_finite_is_refused_with_task_and_prompt():
 # --- races -------------------------------------------------------------------------------------------------
 
 
-def reader(values, log=None):
-    """Reads a stored matrix, candidates by examples; `log` gets what was asked for."""
+def raced(values, order, confidence=0.95):
+    """A race over a stored matrix: how many examples were read of each candidate, and what was asked for."""
+    log = []
 
     def read(candidates, examples):
-        if log is not None:
-            log.append((list(candidates), list(examples)))
+        log.append((list(candidates), list(examples)))
         return values[np.ix_(candidates, examples)]
 
-    return read
+    return race(read, len(values), order, confidence).tolist(), log
 
 
 def test_looks_double_until_three_quarters():
@@ -89,17 +89,15 @@ def test_looks_double_until_three_quarters():
 def test_a_clear_loser_is_read_eight_times_and_the_winner_to_the_end():
     noise = np.random.default_rng(0).normal(size=250)
     values = np.array([noise, noise + 5 + np.linspace(0, 0.1, 250)])
-    log = []
-    seen = race(reader(values, log), 2, range(250), 0.95)
-    assert seen.tolist() == [250, 8]
-    assert log == [([0, 1], list(range(8))), ([0], list(range(8, 250)))]
+    asked = [([0, 1], list(range(8))), ([0], list(range(8, 250)))]
+    assert raced(values, range(250)) == ([250, 8], asked)
 
 
 def test_the_look_is_the_t_test_worked_by_hand():
     """Differences 1, …, 8 of 11: t = 4.5 / (2.449 / sqrt 8 x sqrt(1 - 8 / 11)) = 9.95, df 7: p = 1.1e-5."""
     values = np.array([[0.0] * 11, [1, 2, 3, 4, 5, 6, 7, 8, -99, -99, -99]])
-    assert race(reader(values), 2, range(11), 0.99996).tolist() == [11, 8]
-    assert race(reader(values), 2, range(11), 0.99999).tolist() == [11, 11]
+    assert raced(values, range(11), 0.99996)[0] == [11, 8]
+    assert raced(values, range(11), 0.99999)[0] == [11, 11]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +109,9 @@ def test_the_look_is_the_t_test_worked_by_hand():
     ],
 )
 def test_what_cannot_be_told_apart_is_read_completely(values, rounds):
-    log = []
     n = values.shape[1]
-    assert race(reader(values, log), len(values), range(n), 0.95).tolist() == [n] * len(values)
-    assert len(log) == rounds
+    seen, log = raced(values, range(n))
+    assert (seen, len(log)) == ([n] * len(values), rounds)
 
 
 @settings(max_examples=25)
@@ -122,10 +119,9 @@ def test_what_cannot_be_told_apart_is_read_completely(values, rounds):
 def test_whoever_is_left_was_read_whole_and_nothing_was_read_twice(seed, n_candidates, n_examples, spread):
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(n_candidates, n_examples)) + spread * rng.normal(size=(n_candidates, 1))
-    log = []
     order = rng.permutation(n_examples).tolist()
-    seen = race(reader(values, log), n_candidates, order, 0.95)
-    assert seen.max() == n_examples
+    seen, log = raced(values, order)
+    assert max(seen) == n_examples
     for candidate in range(n_candidates):
         read = [example for candidates, examples in log if candidate in candidates for example in examples]
         assert read == order[: seen[candidate]]
@@ -137,9 +133,9 @@ def test_the_winner_is_dropped_more_rarely_than_promised():
     base = rng.gamma(1.0, 2.0, size=250)
     values = base + rng.normal(size=(21, 250)) * 0.5 + np.r_[0.0, 0.05, np.linspace(0.1, 1.0, 19)][:, None]
     winner = int(values.mean(axis=1).argmin())
-    seen = [race(reader(values), 21, rng.permutation(250).tolist(), 0.95) for _ in range(300)]
-    assert sum(s[winner] < 250 for s in seen) <= 15
-    assert np.mean([s.sum() for s in seen]) < 0.3 * values.size
+    seen = np.array([raced(values, rng.permutation(250).tolist())[0] for _ in range(300)])
+    assert (seen[:, winner] < 250).sum() <= 15
+    assert seen.sum(axis=1).mean() < 0.3 * values.size
 
 
 @pytest.mark.parametrize("reduction", ["token", "example"])

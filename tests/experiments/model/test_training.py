@@ -113,10 +113,9 @@ def test_prompts_are_drawn_anew_each_block_and_epoch():
 
 @pytest.mark.parametrize("layout", ["null", "system", "{input} {instruction}"])
 def test_rows_under_several_prompts_train_as_the_plain_path_does(tiny_config, tmp_path, layout):
-    own = (*SMALL, f"data.layout={layout}")
-    facts, weights = learn(price_method(tiny_config(*own), prompts=TWO), tmp_path / "a")
-    config = tiny_config(*own, "trainer.shared_prefix=false")
-    plainly, other = learn(price_method(config, prompts=TWO), tmp_path / "b")
+    ways = ((*SMALL, f"data.layout={layout}", f"trainer.shared_prefix={share}") for share in (True, False))
+    methods = [price_method(tiny_config(*way), prompts=TWO) for way in ways]
+    (facts, weights), (plainly, other) = (learn(each, tmp_path / str(i)) for i, each in enumerate(methods))
     assert plainly["losses"] == pytest.approx(facts["losses"], rel=1e-4)
     assert close(other, weights)
 
