@@ -199,9 +199,7 @@ def test_answers_that_ran_into_the_limit_are_known(tiny_config):
     free = evaluate(model, model.base, task.test, rendered, config)
     assert free["is_unfinished"].all()
     # The first row's last token ends its answer, if it is an end.
-    ids = model.base.generate(
-        torch.tensor([rendered[0].prompt_ids]), do_sample=False, max_new_tokens=3, pad_token_id=0
-    )[0, len(rendered[0].prompt_ids) :]
-    ending = SimpleNamespace(tokenizer=model.tokenizer, stop_ids=lambda: [int(ids[-1])])
+    ((ids, *_),) = generation.answer_and_nll(model.base, rendered[:1], 3, [])
+    ending = SimpleNamespace(tokenizer=model.tokenizer, stop_ids=lambda: ids[-1:])
     found = evaluate(ending, model.base, task.test[:1], rendered[:1], config)
     assert not found["is_unfinished"].any()
