@@ -5,9 +5,6 @@ import errno
 import re
 from collections.abc import Iterable
 
-NAMED = 60  # known names in one message; a store may hold thousands of runs
-ROOM = 1000  # characters for them
-
 
 class UserError(Exception):
     """What was asked cannot be done as asked. The message names what, where, and the mend. Exit code 2."""
@@ -31,10 +28,10 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     known = sorted(known, key=lambda each: re.sub("[0-9]+", lambda number: number[0].zfill(9), each))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    fit = [known[: place + 1] for place in range(min(len(known), NAMED))]
-    named = next((names for names in reversed(fit) if len(", ".join(names)) <= ROOM), known[:1])
-    rest = f" and {len(known) - len(named):,} more" if len(known) > len(named) else ""
-    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(named) or 'none'}{rest}.")
+    # A store may hold thousands of runs: the first are named, in no more than 1,000 characters.
+    n = next((n for n in range(min(len(known), 60), 1, -1) if len(", ".join(known[:n])) <= 1000), 1)
+    rest = f" and {len(known) - n:,} more" if len(known) > n else ""
+    return UserError(f"Unknown {what} '{name}'.{hint} Known: {', '.join(known[:n]) or 'none'}{rest}.")
 
 
 def is_full(error: Exception) -> bool:
@@ -43,9 +40,9 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
 
 
-def system_error(error: Exception) -> UserError:
+def system_error(error: Exception, path: object = None) -> UserError:
     """What the system refused, in words: path, reason and remedy; a full disk is not the command's fault."""
-    names = [getattr(error, name, None) for name in ("filename", "filename2")]
+    names = [path] if path else [getattr(error, name, None) for name in ("filename", "filename2")]
     where = " and ".join(str(name) for name in names if name is not None)
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     message = f"{where}: {reason}." if where else f"{reason}."

@@ -1,4 +1,4 @@
-"""Jobs as files: overrides in YAML, and the `config.yaml` of a run, in the place of overrides."""
+"""Settings in files: a job's overrides in YAML or the `config.yaml` of a run, and members of groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
@@ -19,6 +19,16 @@ _WHOLE = ("sequence", "model", "method", "trainer")  # a file that has all their
 # Groups that set others' settings, all of which a run's file has.
 _REACHING = ("experiment", "scale", "parity")
 _NOT_OURS = ("sweep", "task", "paraphrases.folder", "store.root")
+TEXTS = (str, str | None)  # types of settings that are texts
+_BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RecursionError,
+    yaml.YAMLError,
+    OmegaConfBaseException,
+)
 
 
 def with_job_files(arguments: Sequence[str]) -> list[str]:
@@ -34,32 +44,33 @@ def with_job_files(arguments: Sequence[str]) -> list[str]:
         if text not in paths:
             found.append(text)
             continue
-        values = _read(Path(text).expanduser())
+        path = Path(text).expanduser()
+        values = settings_in(path, "the job file ")
         is_whole = all(isinstance(values.get(group), dict) and "name" in values[group] for group in _WHOLE)
         if is_whole and (reaching := given.intersection(_REACHING)):
-            raise UserError(
-                f"{text} has a value for every setting, so that {min(reaching)}= would change none: "
-                "give the settings themselves."
-            )
-        for key, value in _of_run(Path(text), values) if is_whole else leaves(values):
-            if key not in given and (key.partition(".")[0] not in given & _GROUPS):
+            why = f"{min(reaching)}= would change none: give the settings themselves"
+            raise UserError(f"{text} has a value for every setting, so that {why}.")
+        for key, value in _of_run(path, values) if is_whole else leaves(values):
+            if key not in given and key.partition(".")[0] not in given & _GROUPS:
                 added = "+" if key.startswith("model.template_options.") else ""
                 found.append(f"{added}{key}={_value(key, value, text)}")
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def settings_in(path: Path, what: str = "") -> dict[str, Any]:
+    """The nested settings in a YAML file; UserError if it cannot be read, or holds something else."""
     try:
-        content = path.read_text(encoding="utf-8")
-        values = OmegaConf.to_container(OmegaConf.create(content))  # which refuses a name given twice
-        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise ValueError("it holds no lines of KEY: VALUE")
-        return values  # type: ignore[return-value]
+        text = path.read_text(encoding="utf-8")
+        if not isinstance(yaml.safe_load(text), dict | None):
+            raise ValueError("it holds no settings, which are lines of KEY: VALUE.")
+        # Refuses a name given twice, and a value that holds itself.
+        values = OmegaConf.to_container(OmegaConf.create(text))
+        return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
     except FileNotFoundError as error:
         raise UserError(f"No job file {path}. A job file holds overrides as lines of KEY: VALUE.") from error
-    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise UserError(f"Cannot read the job file {path}, YAML of KEY: VALUE in UTF-8: {cause}") from error
+    except _BROKEN as error:
+        cause = " ".join(str(error).split())[:500]
+        raise UserError(f"Cannot read {what}{path}, which must be YAML in UTF-8: {cause}") from error
 
 
 def leaves(values: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -85,21 +96,20 @@ def _of_run(path: Path, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _value(key: str, value: Any, where: str) -> str:
     """The value as an override has it: a list is a sweep, but for a setting that is a list itself."""
-    kind = _SETTINGS[key].type if key in _SETTINGS else None
     if isinstance(value, list):
-        of_lists = str(kind).startswith("list") and not any(isinstance(item, list) for item in value)
-        items = ",".join(
-            _value(key, item, where) if isinstance(item, list) else _scalar(kind, item, key, where)
-            for item in value
-        )
-        return f"[{items}]" if of_lists or key not in _SETTINGS else items
-    return _scalar(kind, value, key, where)
-
-
-def _scalar(kind: Any, value: Any, key: str, where: str) -> str:
+        is_list = key not in _SETTINGS or str(_SETTINGS[key].type).startswith("list")
+        is_sweep = not is_list or (key in _SETTINGS and any(isinstance(item, list) for item in value))
+        items = ",".join(_value(key, item, where) for item in value)
+        return items if is_sweep else f"[{items}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    is_text = kind in (str, str | None, list[str])
-    if is_text and not isinstance(value, str):  # 2024_01 would be 202401
+    if key not in _SETTINGS or _SETTINGS[key].type not in (*TEXTS, list[str]):
+        return str(value)
+    require_text(key, value, where)
+    return QuotedString(str(value), Quote.single).with_quotes()
+
+
+def require_text(key: str, value: Any, where: object) -> None:
+    """UserError for a number in a file that stands where a text is meant."""
+    if isinstance(value, int | float):  # 2024_01 would be 202401, and 7e10 70000000000.0
         raise UserError(f"{where}: {key} is a text, and YAML reads a number: put it in quotes.")
-    return QuotedString(value, Quote.single).with_quotes() if is_text else str(value)

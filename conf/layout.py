@@ -10,14 +10,11 @@ import yaml
 
 from sapo.conf.errors import UserError
 
-PARTS = ("instruction", "input", "suffix", "separator")
-PUBLISHED = "{instruction}\n\n{separator}\n{input}\n\n{suffix}"  # of the paper and its code
 NAMED: dict[str | None, dict[str, str]] = {
-    None: {"user": PUBLISHED},
+    None: {"user": "{instruction}\n\n{separator}\n{input}\n\n{suffix}"},  # of the paper and its code
     "plain": {"user": "{instruction}\n\n{input}\n\n{suffix}"},
     "system": {"system": "{instruction}", "user": "{input}\n\n{suffix}"},
 }
-_PART = re.compile(r"\{(\w+)\}")
 _HOW = (
     "Say plain, system, a text with {instruction}, {input} and where wanted {suffix} and {separator}, the "
     "same as Jinja ({{ input }}), or turns: {system: '{instruction}', user: '{input}'}"
@@ -26,22 +23,19 @@ _HOW = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The turns of a row before the answer: roles and texts with `{part}`, or Jinja with `{{ part }}`."""
+    """The turns of a row before the answer: roles and Jinja templates."""
 
     turns: tuple[tuple[str, str], ...]
 
     def messages(self, **parts: str) -> list[dict[str, str]]:
-        """The turns with the parts in place; what a part holds is not looked at again.
+        """The turns with the parts, whatever these hold, in place; a system turn that says nothing goes."""
+        from jinja2 import TemplateError
 
-        Without a suffix the blanks before it go too. A system turn that says nothing is left out.
-        """
-        turns = [(role, _filled(text, parts)) for role, text in self.turns]
-        last = len(turns) - 1
-        return [
-            {"role": role, "content": text}
-            for place, (role, text) in enumerate(turns)
-            if place == last or text.strip()
-        ]
+        try:
+            turns = [{"role": role, "content": str(_jinja(text).render(parts))} for role, text in self.turns]
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"data.layout: {error} (Jinja).") from error
+        return [turn for turn in turns[:-1] if turn["content"].strip()] + turns[-1:]
 
     def reads(self, part: str) -> bool:
         """Whether any turn has the part."""
@@ -65,9 +59,9 @@ def layout_of(setting: str | None) -> Layout:
         turns = _mapping("data.layout", text) if is_turns else {"user": text}
     if list(turns) not in (["user"], ["system", "user"]):
         raise UserError(f"data.layout has the turns {', '.join(turns)}: it takes system, then user, or user.")
-    found = tuple((role, text.replace("\\n", "\n").replace("\\t", "\t")) for role, text in turns.items())
+    found = tuple((role, _as_jinja(text)) for role, text in turns.items())
     named = {part for _, text in found for part in _parts_of(text)}
-    if unknown := sorted(named - {*PARTS}):
+    if unknown := sorted(named - {"instruction", "input", "suffix", "separator"}):
         raise UserError(f"data.layout: there is no part {unknown[0]!r}. {_HOW}.")
     for part in ("input", "instruction"):
         if part not in named:
@@ -76,10 +70,7 @@ def layout_of(setting: str | None) -> Layout:
 
 
 def separators_of(setting: str) -> Mapping[str, str]:
-    """The line before an input by the language of an instruction: zh, or en, which is every other one.
-
-    Empty for `task` and `prompt`, which have rules of their own.
-    """
+    """The line before an input by language, zh or en (any other); empty for `task` and `prompt`."""
     if setting in ("task", "prompt"):
         return {}
     if not setting.startswith("{"):
@@ -102,8 +93,13 @@ def _mapping(name: str, text: str) -> dict[str, str]:
     return found
 
 
-def _is_jinja(text: str) -> bool:
-    return "{{" in text or "{%" in text
+def _as_jinja(text: str) -> str:
+    """A text with `{part}` as a template; without a suffix the blanks before it go too."""
+    text = text.replace("\\n", "\n").replace("\\t", "\t")
+    if "{{" in text or "{%" in text:
+        return text
+    text = re.sub(r"(\s*)\{suffix\}", r"{% if suffix %}\1{{ suffix }}{% endif %}", text)
+    return re.sub(r"(?<!\{)\{(\w+)\}", r"{{ \1 }}", text)
 
 
 @lru_cache(64)
@@ -112,32 +108,14 @@ def _jinja(text: str) -> Any:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
-    )
-    return environment.from_string(text)
+    return SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(text)
 
 
 def _parts_of(text: str) -> set[str]:
-    if not _is_jinja(text):
-        return set(_PART.findall(text))
-    from jinja2 import Environment, TemplateError
+    from jinja2 import TemplateError
     from jinja2.meta import find_undeclared_variables
 
     try:
-        return set(find_undeclared_variables(Environment(autoescape=False).parse(text)))  # noqa: S701
+        return set(find_undeclared_variables(_jinja(text).environment.parse(text)))
     except TemplateError as error:
         raise UserError(f"data.layout: {error} (Jinja). {_HOW}.") from error
-
-
-def _filled(text: str, parts: Mapping[str, str]) -> str:
-    if not _is_jinja(text):
-        if not parts["suffix"]:
-            text = re.sub(r"\s*\{suffix\}", "", text)
-        return _PART.sub(lambda found: parts[found[1]], text)
-    from jinja2 import TemplateError
-
-    try:
-        return str(_jinja(text).render(parts))
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"data.layout: {error} (Jinja).") from error

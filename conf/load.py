@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from sapo.conf.errors import UserError, unknown
-from sapo.conf.job_files import leaves, with_job_files
+from sapo.conf.job_files import TEXTS, leaves, require_text, settings_in, with_job_files
 from sapo.conf.models import model_called, model_in, model_on_hub
 from sapo.conf.plugins import plugin_names
 from sapo.conf.schema import Config, settings
@@ -31,18 +31,8 @@ from sapo.conf.validate import problems
 
 FOLDER = Path(__file__).parent
 GROUPS = (
-    "experiment",
-    "sequence",
-    "model",
-    "method",
-    "policy",
-    "paraphrases",
-    "scorer",
-    "evaluator",
-    "trainer",
-    "scale",
-    "engine",
-    "parity",
+    *("experiment", "sequence", "model", "method", "policy", "paraphrases"),
+    *("scorer", "evaluator", "trainer", "scale", "engine", "parity"),
 )
 PAIR = ("trainer", "scale")  # who names one of them gets the other of that name, unless it is named too
 _SETTINGS = settings()
@@ -76,9 +66,8 @@ def load(overrides: list[str]) -> list[Config]:
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"Unknown setting {key}.{hint} `sapo show config` lists all that there are.")
         if override.is_delete() or override.package is not None or (override.is_add() and not is_switch):
-            raise UserError(
-                f"{override.input_line}: settings are neither added nor removed; write {key}=VALUE."
-            )
+            line = override.input_line
+            raise UserError(f"{line}: settings are neither added nor removed; write {key}=VALUE.")
         names = _swept(override) if override.is_sweep_override() else [str(override.value())]
         for name in names if key in GROUPS else ():
             if name not in (members := choices(key)) and name not in _CALLED:
@@ -93,10 +82,7 @@ def load(overrides: list[str]) -> list[Config]:
 
 
 def settled(config: Config) -> Config:
-    """The config with the ~ of folders expanded, and a pool file that is named as its pool.
-
-    The bank, which is the default, gives way to a file.
-    """
+    """The config with the ~ of folders expanded; the bank gives way to a pool file that is named."""
     store = replace(config.store, root=str(Path(config.store.root).expanduser()))
     root, paraphrases = config.data.root, config.paraphrases
     data = replace(config.data, root=root and str(Path(root).expanduser()))
@@ -124,20 +110,25 @@ def description(group: str, name: str) -> str:
     path = next((path for path in _choice_files(group) if path.stem == name), None)
     if path is None:
         return "from outside (docs/extend.md)"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comments = (line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    comments = (
+        line.removeprefix("#").strip() for line in _text_of(path).splitlines() if line.startswith("#")
+    )
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def _choice_files(group: str) -> list[Path]:
-    return [path for folder in (FOLDER, *_own_folders()) for path in (folder / group).glob("*.yaml")]
+    return [path for folder in (FOLDER, _own_folder()) if folder for path in (folder / group).glob("*.yaml")]
 
 
 def _compose_all(overrides: list[str]) -> list[Config]:
     """The config of every combination of the overrides' sweeps and the experiment's; overrides win.
 
-    Composing takes a tenth of a second. So what only decides its own part of the config is not composed with
-    every value of the others: of a group each member once, and a whole number is put in its place.
+    Composing takes a tenth of a second. So what only decides its own part of the config, a group or a whole
+    number, is composed once for each of its values, not with every value of the others.
     """
     compose_once = cache(_compose)
     axes = _axes(overrides)
@@ -147,18 +138,15 @@ def _compose_all(overrides: list[str]) -> list[Config]:
     apart = _apart(axes)
     configs = []
     for combination in product(*axes):
-        plain = tuple(axes[place][0] if place in apart else value for place, value in enumerate(combination))
-        config = compose_once(plain)
+        plain = [axes[place][0] if place in apart else value for place, value in enumerate(combination)]
+        config = compose_once(tuple(plain))
         for place, key in apart.items():
+            alone = compose_once((*plain[:place], combination[place], *plain[place + 1 :]))
+            value = reduce(getattr, key.split("."), alone)
             group, _, setting = key.partition(".")
-            if key in GROUPS:
-                alone = compose_once((*plain[:place], combination[place], *plain[place + 1 :]))
-                config = replace(config, **{group: getattr(alone, group)})
-                continue
-            number: Any = int(combination[place].partition("=")[2])
             if setting:
-                number = replace(getattr(config, group), **{setting: number})
-            config = replace(config, **{group: number})
+                value = replace(getattr(config, group), **{setting: value})
+            config = replace(config, **{group: value})
         configs.append(config)
     return configs
 
@@ -169,31 +157,29 @@ def _apart(axes: list[list[str]]) -> dict[int, str]:
     A group's member may reach beyond its group, by `@package` or with defaults of its own, and any value may
     be made of another part's: `runs/${seed}`.
     """
-    texts = [value for axis in axes for value in axis]
-    if any("${" in text for text in (*texts, *(path.read_text(encoding="utf-8") for path in _own_files()))):
+    texts = (*(value for axis in axes for value in axis), *(_text_of(path) for path in _own_files()))
+    if any("${" in text for text in texts):
         return {}
     groups, numbers = {}, {}
     for place, axis in enumerate(axes):
         key, values = axis[0].partition("=")[0], {value.partition("=")[2] for value in axis}
         if len(axis) > 1 and key in GROUPS and key not in PAIR:
-            files = [path.read_text(encoding="utf-8") for path in _choice_files(key) if path.stem in values]
+            files = [_text_of(path) for path in _choice_files(key) if path.stem in values]
             if not any(word in text for text in files for word in ("@package", "defaults:", _OWN)):
                 groups[place] = key
-        is_number = key in _SETTINGS and _SETTINGS[key].type is int
-        if len(axis) > 1 and is_number and all(re.fullmatch(r"-?[0-9]+", value) for value in values):
+        if len(axis) > 1 and key in _SETTINGS and _SETTINGS[key].type is int:
             numbers[place] = key
     return groups | numbers
 
 
 def _axes(overrides: list[str]) -> list[list[str]]:
     """The values of each override, as overrides without sweeps."""
-    axes = []
-    for override in _parse(overrides):
-        if override.is_sweep_override():
-            axes.append([f"{override.get_key_element()}={value}" for value in _swept(override)])
-        else:
-            axes.append([str(override.input_line)])
-    return axes
+    return [
+        [f"{override.get_key_element()}={value}" for value in _swept(override)]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in _parse(overrides)
+    ]
 
 
 def _with_text(override: str) -> str:
@@ -231,20 +217,21 @@ def _with_models(overrides: list[str]) -> list[str]:
     Where no `model=` does, `model.path=` and `model.source=` say what the model is: nothing is then left of
     the default model.
     """
-    given = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
+    given = dict(override.partition("=")[::2] for override in overrides)
     key = next((key for key in ("model", "model.path", "model.source") if key in given), None)
     if key is None or given[key] in ("", "null", "???") or "${" in given[key]:
         return overrides
     (parsed,) = _parse([f"{key}={given[key]}"])
     is_sweep = parsed.is_sweep_override() and bool(_swept(parsed))
     found = list(parsed.sweep_iterator()) if is_sweep else [parsed.value()]
-    texts = [value.text if isinstance(value, QuotedString) else str(value) for value in found]
     revision, known = given.get("model.revision", "").strip("'") or None, choices("model")
     members = []
-    for text in texts:
+    for text in (value.text if isinstance(value, QuotedString) else str(value) for value in found):
         kind, _, name = text.partition(":") if key == "model.source" else ("path", "", text)
         if key == "model":
             called = None if text in known else model_called(text, revision)
+            if called is None and text not in known:
+                raise unknown("model", text, known)
         elif kind == "path":
             called = model_in(name)
         else:
@@ -253,8 +240,6 @@ def _with_models(overrides: list[str]) -> list[str]:
             text = "called_" + hashlib.sha256(repr(called).encode()).hexdigest()[:16]
             ConfigStore.instance().store(group="model", name=text, node=called)
             _CALLED.add(text)
-        elif key == "model" and text not in known:
-            raise unknown("model", text, known)
         members.append(text)
     if not _CALLED.intersection(members):
         return overrides
@@ -269,14 +254,10 @@ def _parse(overrides: list[str]) -> list[Override]:
             parsed += OverridesParser.create().parse_overrides([override])
         except HydraException as error:
             if "=" not in override and os.path.exists(override):
-                raise UserError(
-                    f"{override} is neither a setting nor a job file (.yaml). Rows are data={override}, a "
-                    f"model's folder is model={override}."
-                ) from error
-            raise UserError(
-                f"Cannot read the override {override}: {_cause(error)}. Write KEY=VALUE, and quote "
-                "a value with special characters twice: 'KEY=\"VALUE\"'."
-            ) from error
+                way = f"Rows are data={override}, a model's folder is model={override}."
+                raise UserError(f"{override} is neither a setting nor a job file (.yaml). {way}") from error
+            way = "Write KEY=VALUE, and quote a value with special characters twice: 'KEY=\"VALUE\"'."
+            raise UserError(f"Cannot read the override {override}: {_cause(error)}. {way}") from error
     return parsed
 
 
@@ -294,20 +275,12 @@ def _swept(override: Override) -> list[str]:
 def _check_own_files() -> None:
     """UserError naming a YAML file of the user's that cannot be read, or has a number for a text."""
     for path in _own_files():
-        try:
-            text = path.read_text(encoding="utf-8")
-            content = yaml.safe_load(text)
-            if not isinstance(content, dict | None):
-                raise ValueError("it holds no settings, which are lines of KEY: VALUE.")
-            # Refuses a name given twice, and a value that holds itself.
-            values = OmegaConf.to_container(OmegaConf.create(text))
-        except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
-            cause = _cause(error)[:500]
-            raise UserError(f"Cannot read {path}, which must be YAML in UTF-8: {cause}") from error
-        for key, value in leaves(values, "" if "@package _global_" in text else f"{path.parent.name}."):
-            is_text = key in _SETTINGS and _SETTINGS[key].type in (str, str | None)
-            if is_text and isinstance(value, int | float):  # 2024_01 would be 202401, and 7e10 70000000000.0
-                raise UserError(f"{path}: {key} is a text, and YAML reads a number: put it in quotes.")
+        values = settings_in(path)
+        for key, value in leaves(
+            values, "" if "@package _global_" in _text_of(path) else f"{path.parent.name}."
+        ):
+            if key in _SETTINGS and _SETTINGS[key].type in TEXTS:
+                require_text(key, value, path)
 
 
 def _near(key: str) -> list[str]:
@@ -337,7 +310,7 @@ def _compose(overrides: Sequence[str]) -> Config:
     named = dict(override.partition("=")[::2] for override in overrides)
     files = [path for path in _choice_files("sequence") if path.stem == named.get("sequence")]
     benchmark = named.get("sequence.benchmark", "").strip("'")
-    is_own = benchmark == "own" or any(_OWN in path.read_text(encoding="utf-8") for path in files)
+    is_own = benchmark == "own" or any(_OWN in _text_of(path) for path in files)
     brought = ["scale=own"] if is_own and not {*PAIR, "experiment"} & named.keys() else []
     for one, other in (PAIR, PAIR[::-1]):
         if one in named and other not in named and named[one] in choices(other):
@@ -346,7 +319,7 @@ def _compose(overrides: Sequence[str]) -> Config:
     values = [override for override in overrides if override.partition("=")[0] not in GROUPS]
     stamps = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_ino) for path in _own_files())
     try:
-        composed = deepcopy(_members_composed(tuple(members), tuple(_own_folders()), stamps))
+        composed = deepcopy(_members_composed(tuple(members), _own_folder(), stamps))
         ConfigLoaderImpl._apply_overrides_to_config(_parse(values), composed)
         missing = OmegaConf.missing_keys(composed)
         if missing:
@@ -360,10 +333,10 @@ def _compose(overrides: Sequence[str]) -> Config:
 
 
 @lru_cache(maxsize=64)
-def _members_composed(members: tuple[str, ...], folders: tuple[Path, ...], _stamps: Any) -> DictConfig:
+def _members_composed(members: tuple[str, ...], own: Path | None, _stamps: Any) -> DictConfig:
     """The config of members of groups, before values are given: what takes Hydra a tenth of a second."""
-    own = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in folders)
-    search = [f"hydra.searchpath=[{own}]"] if own else []
+    path = QuotedString(f"file://{own}", Quote.single).with_quotes()
+    search = [f"hydra.searchpath=[{path}]"] if own else []
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         return compose("config", overrides=[*members, *search, *_WITHOUT])
 
@@ -380,12 +353,12 @@ def _cause(error: BaseException) -> str:
     return " ".join(str(error).strip().split("\nSee ")[0].replace("\n", "; ").split())
 
 
-def _own_folders() -> list[Path]:
+def _own_folder() -> Path | None:
     own = os.environ.get("SAPO_CONF")
     if own and not Path(own).is_dir():
         raise UserError(f"SAPO_CONF={own} is no folder. Set it to one that holds groups: model/mine.yaml.")
-    return [Path(own).resolve()] if own else []
+    return Path(own).resolve() if own else None
 
 
 def _own_files() -> list[Path]:
-    return [path for folder in _own_folders() for path in sorted(folder.glob("*/*.yaml"))]
+    return sorted(folder.glob("*/*.yaml")) if (folder := _own_folder()) else []

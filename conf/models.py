@@ -15,30 +15,18 @@ from sapo.conf.schema import ModelConfig
 _LONGEST = 60  # characters of a name, which is a part of a run's
 # Families whose queries and values are q_proj and v_proj, the paper's targets; and what others call theirs.
 # Models of families that are in neither get an adapter on every linear layer.
-_USUAL = {
-    *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neo", "gpt_oss", "gptj"),
-    *("granite", "helium", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3"),
-    *("opt", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm"),
-    "starcoder2",
-}
-_TARGETS = {
-    "bloom": ["query_key_value"],
-    "codegen": ["qkv_proj"],
-    "falcon": ["query_key_value"],
-    "gpt2": ["c_attn"],
-    "gpt_bigcode": ["c_attn"],
-    "gpt_neox": ["query_key_value"],
-    "mpt": ["Wqkv"],
-    "phi3": ["qkv_proj"],
-}
+_USUAL = """cohere cohere2 gemma gemma2 gemma3_text glm glm4 gpt_neo gpt_oss gptj granite helium llama mistral
+ministral mixtral nemotron olmo olmo2 olmo3 opt persimmon phi qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm
+starcoder2"""
+_TARGETS = {family: ["q_proj", "v_proj"] for family in _USUAL.split()}
+_TARGETS |= {"bloom": ["query_key_value"], "falcon": ["query_key_value"], "gpt_neox": ["query_key_value"]}
+_TARGETS |= {"codegen": ["qkv_proj"], "phi3": ["qkv_proj"], "mpt": ["Wqkv"]}
+_TARGETS |= {"gpt2": ["c_attn"], "gpt_bigcode": ["c_attn"]}
 _THINKING = "enable_thinking"  # the switch of templates that open a block of thoughts before an answer
 
 
 def model_called(text: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The settings of the model that a folder or OWNER/NAME on the hub holds; None if `text` is neither.
-
-    UserError for a path without a model.
-    """
+    """The settings of the model in a folder or at OWNER/NAME on the hub; None if `text` is neither."""
     folder = Path(os.path.expanduser(text))  # pathlib's raises for a user who is not there
     is_path = text.startswith(("/", ".", "~")) or (folder.is_dir() and "/" in text)
     if text and (is_path or (folder / "config.json").is_file()):
@@ -87,22 +75,19 @@ def _facts(folder: Path) -> dict[str, Any]:
     config: Any = {}
     with suppress(OSError, ValueError):
         config = json.loads((folder / "config.json").read_bytes())
-    family = config.get("model_type") if isinstance(config, dict) else None
-    targets = ["q_proj", "v_proj"] if family in _USUAL else _TARGETS.get(str(family), ["all-linear"])
-    templates = [folder / name for name in ("chat_template.jinja", "tokenizer_config.json")]
-    thinks = family in ("qwen3", "qwen3_moe") or any(
-        _THINKING in path.read_text(encoding="utf-8", errors="replace")
-        for path in templates
-        if path.is_file()
-    )
-    precision = str(config.get("dtype") or config.get("torch_dtype")) if family else ""
-    matrices = 1 if not family or config.get("tie_word_embeddings", True) else 2
-    sizes = [config.get(name) for name in ("vocab_size", "hidden_size")] if family else []
-    elements = math.prod(sizes) if sizes and all(isinstance(each, int) for each in sizes) else 0
+    config = config if isinstance(config, dict) and config.get("model_type") else {}
+    family = config.get("model_type")
+    templates = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in templates if path.is_file())
+    thinks = family in ("qwen3", "qwen3_moe") or any(_THINKING in text for text in texts)
+    half = "16" in str(config.get("dtype") or config.get("torch_dtype"))
+    matrices = 1 if config.get("tie_word_embeddings", True) else 2
+    sizes = [config.get(name) for name in ("vocab_size", "hidden_size")]
+    elements = math.prod(sizes) if all(isinstance(each, int) for each in sizes) else 0
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return {
-        "lora_targets": targets,
+        "lora_targets": _TARGETS.get(str(family), ["all-linear"]),
         "template_options": {_THINKING: False} if thinks else {},
-        "parameters": round(size / (2 if "16" in precision else 4) / 1e9, 3),
+        "parameters": round(size / (2 if half else 4) / 1e9, 3),
         "embeddings": round(matrices * float(elements) / 1e9, 3),
     }

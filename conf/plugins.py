@@ -23,10 +23,7 @@ def plugin_names(group: str) -> list[str]:
 
 
 def load_plugin(group: str, name: str) -> tuple[Any, str]:
-    """The object of that name, and what tells its code from another: the file's SHA-256, or the version.
-
-    UserError naming file or entry point, and what is wrong.
-    """
+    """The object of that name, and what tells its code from another: the file's SHA-256, or the version."""
     file, entry = _files(group).get(name), _entries(group).get(name)
     where = str(file or (entry and f"the entry point {entry.value}"))
     try:
@@ -38,9 +35,8 @@ def load_plugin(group: str, name: str) -> tuple[Any, str]:
         if entry:
             return entry.load(), f"{entry.value} {entry.dist.version if entry.dist else ''}"
     except Exception as error:  # whatever a foreign module raises
-        raise UserError(
-            f"{where}: {group} {name} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: {group} {name} cannot be loaded: {cause}") from error
     raise KeyError(name)
 
 

@@ -7,6 +7,7 @@ YAML files hold choices of these values and nothing else.
 import math
 import re
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ def _members(group: str) -> str:
     return " ".join(sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml")))
 
 
-def _setting(doc: str, default: Any, is_identity: bool, limits: dict[str, Any]) -> Any:
+def _setting(is_identity: bool, doc: str, default: Any = MISSING, **limits: Any) -> Any:
+    """A field, whose value can change what a stage computes (`identity`), or cannot (`runtime`).
+
+    The latter are names, paths, devices, batch layout, and row counts: keys hold the rows' digest. `limits`
+    say which values there can be: `least`, `most`, `above`, `below` (numbers), `choices` (words), `pattern`
+    (a regular expression, and what it asks for, in words), `is_name` (of a file), `is_path`, and `is_secret`:
+    a wrong value is not repeated in messages. Of a list, they are those of its items. `is_later`: the setting
+    came after stages were stored, and is part of a key only where it is set.
+    """
     if "choices" in limits:
         limits["choices"] = tuple(limits["choices"].split())
     metadata = {"doc": doc, "identity": is_identity, **limits}
@@ -35,20 +44,7 @@ def _setting(doc: str, default: Any, is_identity: bool, limits: dict[str, Any]) 
     return field(default=default, metadata=metadata)
 
 
-def identity(doc: str, default: Any = MISSING, **limits: Any) -> Any:
-    """A field whose value can change what a stage computes.
-
-    `limits` say which values there can be: `least`, `most`, `above`, `below` (numbers), `choices` (words),
-    `pattern` (a regular expression, and what it asks for, in words), `is_name` (of a file), `is_path`, and
-    `is_secret`: a wrong value is not repeated in messages. Of a list, they are those of its items.
-    `is_later`: the setting came after stages were stored, and is part of a key only where it is set.
-    """
-    return _setting(doc, default, True, limits)
-
-
-def runtime(doc: str, default: Any = MISSING, **limits: Any) -> Any:
-    """A field that cannot: names, paths, devices, batch layout; row counts (keys hold the rows' digest)."""
-    return _setting(doc, default, False, limits)
+identity, runtime = partial(_setting, True), partial(_setting, False)
 
 
 @dataclass
@@ -411,8 +407,8 @@ def limits_of(f: Field[Any]) -> str:
     if "pattern" in known:
         return str(known["pattern"][1])
     words = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
-    ranges = [f"{text} {known[name]}" for name, text in words.items() if name in known]
-    return f"be {' and '.join(ranges)}" if ranges else ""
+    ranges = " and ".join(f"{text} {known[name]}" for name, text in words.items() if name in known)
+    return ranges and f"be {ranges}"
 
 
 def fits(f: Field[Any], value: Any) -> bool:

@@ -28,10 +28,7 @@ def json_safe(document: str) -> str:
 
 
 def csv_safe(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: a text that begins like one begins with `'`.
-
-    Numbers, also those written as texts, stay as they are.
-    """
+    """A cell that no spreadsheet takes for a formula: a text like one gets a `'` before it; numbers stay."""
     if not isinstance(value, str) or not _FORMULA.fullmatch(value):
         return value
     try:

@@ -28,21 +28,29 @@ def problems(config: Config) -> Iterator[str]:
             if not re.fullmatch(r"[\w.,:=/+@%-]{1,60}", typed):
                 typed = shown(typed)  # in quotes, as it could not be read otherwise
             yield f"{key}: {reason}" if "is_secret" in setting.metadata else f"{key}={typed}: {reason}"
-    for check in (lambda: layout_of(config.data.layout), lambda: separators_of(config.data.separator)):
-        try:
-            check()
-        except UserError as error:
-            yield str(error)
+    try:
+        if config.data.layout is not None:  # the default one is right, and looking at it takes a while
+            layout_of(config.data.layout)
+        separators_of(config.data.separator)
+    except UserError as error:
+        yield str(error)
+    yield from _of_engine_and_method(config)
     yield from _of_tasks_and_prompts(config)
-    engine, method = config.engine, config.method
+
+
+def _of_engine_and_method(config: Config) -> Iterator[str]:
+    """What each can be alone, but not beside another value."""
+    engine, method, batch = config.engine, config.method, config.trainer.global_batch
     gpus = engine.gpus or 0.0
     if 1 < gpus < math.inf and gpus % 1:
         yield f"engine.gpus={gpus:g}: must be a part of one GPU, or a whole number of them"
-    given = engine.address or engine.workers or engine.gpus
-    if engine.name != "ray" and given is not None:
+    if engine.name != "ray" and (engine.address or engine.workers or engine.gpus) is not None:
         yield f"engine.address, engine.workers and engine.gpus are for engine=ray, not engine={engine.name}"
     if engine.devices > 1 and engine.gpus is not None:
         yield f"engine.gpus={engine.gpus:g} with engine.devices={engine.devices}: each has a whole device"
+    if batch < engine.devices:
+        why = f"each needs a row of every global batch, and trainer.global_batch={batch}"
+        yield f"engine.devices={engine.devices}: {why}"
     if method.name == "inscl" and method.unit != "instance" and method.tags is not None:
         yield f"method.tags={method.tags}: only method.unit=instance reads tags"
     if method.name == "inscl" and method.unit == "instance" and method.tags is None:
@@ -51,37 +59,29 @@ def problems(config: Config) -> Iterator[str]:
             "FILE sequence=NAME paraphrases=openai|local …`, and say method.tags=FILE. "
             "method.unit=lexical or quota needs none"
         )
-    if config.trainer.global_batch < engine.devices:
-        yield (
-            f"engine.devices={engine.devices}: each needs a row of every global batch, and "
-            f"trainer.global_batch={config.trainer.global_batch}"
-        )
 
 
 def _of_tasks_and_prompts(config: Config) -> Iterator[str]:
-    """What each can be alone, but not beside another value."""
-    if config.policy.last_only and config.policy.name != "fixed":
-        yield f"policy.last_only=true with policy={config.policy.name}: only policy=fixed gives a prompt"
+    """The same."""
+    policy, paraphrases, sequence, scorer = config.policy, config.paraphrases, config.sequence, config.scorer
+    if policy.last_only and policy.name != "fixed":
+        yield f"policy.last_only=true with policy={policy.name}: only policy=fixed gives a prompt"
     size = len(f"{run_name(config)}-".encode(errors="replace")) + DIGEST
     if size > LONGEST_RUN:
-        yield (
-            f"sequence.name and model.name: the run's id is made of them and would have {size} bytes; "
-            f"it may have {LONGEST_RUN}"
-        )
-    if config.paraphrases.source == "file" and not config.paraphrases.file:
+        made = f"the run's id is made of them and would have {size} bytes; it may have {LONGEST_RUN}"
+        yield f"sequence.name and model.name: {made}"
+    if paraphrases.source == "file" and not paraphrases.file:
         yield "paraphrases=file: say which with paraphrases.file=POOL.yaml"
-    if len(config.paraphrases.prices) not in (0, 2):
-        yield f"paraphrases.prices={config.paraphrases.prices}: must be [IN, OUT], two numbers"
-    if not config.sequence.tasks and not config.task:
-        yield f"sequence {config.sequence.name} has no tasks: sequence.tasks=[NAME,…] names them"
-    counts = Counter([*config.sequence.tasks, *config.sequence.unseen])
+    if len(paraphrases.prices) not in (0, 2):
+        yield f"paraphrases.prices={paraphrases.prices}: must be [IN, OUT], two numbers"
+    if not sequence.tasks and not config.task:
+        yield f"sequence {sequence.name} has no tasks: sequence.tasks=[NAME,…] names them"
+    counts = Counter([*sequence.tasks, *sequence.unseen])
     if repeated := sorted(task for task, count in counts.items() if count > 1):
-        yield f"sequence {config.sequence.name} names {', '.join(repeated)} twice"
-    if config.scorer.name != "race":
-        return
-    if config.policy.name == "sapp":
+        yield f"sequence {sequence.name} names {', '.join(repeated)} twice"
+    if scorer.name == "race" and policy.name == "sapp":
         yield "policy=sapp with scorer=race: a race finds the lowest loss; use scorer=full"
-    if config.scorer.reduction == "batch":
+    if scorer.name == "race" and scorer.reduction == "batch":
         yield "scorer.reduction=batch with scorer=race: rows are read in another order; use scorer=full"
 
 

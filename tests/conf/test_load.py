@@ -6,7 +6,7 @@ import pytest
 from tiny import refusal as refusal_of
 
 from sapo.conf.errors import UserError, WorkError, unknown
-from sapo.conf.load import choices, load, load_one
+from sapo.conf.load import load, load_one
 from sapo.conf.names import run_name
 
 
@@ -28,11 +28,6 @@ def test_comma_lists_and_ranges_expand_to_every_combination_in_order():
     configs = load(["policy=static,sapo", "seed=range(2)", "method.rank=4"])
     found = [(config.policy.name, config.seed, config.method.rank) for config in configs]
     assert found == [("static", 0, 4), ("static", 1, 4), ("sapo", 0, 4), ("sapo", 1, 4)]
-
-
-def test_a_group_brings_its_values_and_a_single_override_wins():
-    paper = load_one(["trainer=paper", "trainer.epochs=2"]).trainer
-    assert (paper.epochs, paper.global_batch, paper.learning_rate) == (2, 64, 1e-4)
 
 
 def test_template_switches_can_be_added():
@@ -114,11 +109,6 @@ def own_conf(tmp_path, monkeypatch):
 
 def runs(*overrides: str) -> list[tuple[str, int]]:
     return [(config.policy.name, config.seed) for config in load(list(overrides))]
-
-
-def test_a_model_of_ones_own(own_conf):
-    assert "mine" in choices("model")
-    assert load_one(["model=mine"]).model.source == "tiny:llama"
 
 
 def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf):

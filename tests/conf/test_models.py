@@ -15,8 +15,7 @@ def folder(tmp_path):
     """`folder("Qwen3 mine", "qwen3")`: a model's folder with a config of that family."""
 
     def made(name: str, family: str, template: str = "{{ messages }}") -> Path:
-        path = tmp_path / name
-        path.mkdir(parents=True)
+        (path := tmp_path / name).mkdir(parents=True)
         (path / "config.json").write_text(json.dumps({"model_type": family, "dtype": "bfloat16"}))
         (path / "chat_template.jinja").write_text(template)
         (path / "model.safetensors").write_bytes(b"0" * 4_000_000)
@@ -49,9 +48,8 @@ def test_what_is_known_of_families(folder, family, template, targets, options):
 
 def test_what_is_said_wins_over_the_folder(folder):
     path = folder("m", "qwen3")
-    model = load_one(
-        [f"model={path}", "+model.template_options.enable_thinking=true", "model.lora_targets=all-linear"]
-    ).model
+    given = ["+model.template_options.enable_thinking=true", "model.lora_targets=all-linear"]
+    model = load_one([f"model={path}", *given]).model
     assert (model.template_options, model.lora_targets) == ({"enable_thinking": True}, ["all-linear"])
     model = load_one(["model=tiny_llama", f"model.path={path}", "model.name=mine"]).model
     assert (model.name, model.source, model.template_options) == ("mine", "tiny:llama", {})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from sapo.conf.job_files import leaves
 from sapo.conf.load import FOLDER, load_one
 
 DOCS = Path(__file__).parents[2] / "docs" / "paper-vs-code.md"
@@ -27,15 +28,8 @@ SWITCHES = {
 }
 
 
-def flat(values: dict, where: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
-    return found
-
-
 def test_reference_throws_exactly_the_switches_of_the_register():
-    paper, reference = (flat(asdict(load_one([f"parity={name}"]))) for name in ("paper", "reference"))
+    paper, reference = (dict(leaves(asdict(load_one([f"parity={name}"])))) for name in ("paper", "reference"))
     changed = {key: value for key, value in reference.items() if paper[key] != value}
     assert changed == SWITCHES
 
