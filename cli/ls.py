@@ -42,18 +42,16 @@ def command(
         group = groups[kind]
         entries = [{"name": name, "description": description(group, name)} for name in choices(group)]
     elif kind == "tasks":
-        from dataclasses import asdict
-
         from sapo.conf.load import load_one
         from sapo.data.benchmarks import catalogue
 
         root = load_one([]).data.root
         for entry in catalogue(Path(root) if root else None):
-            where = "" if entry.at_hand else " (no data: sapo fetch benchmarks)"
-            start = entry.instruction if len(entry.instruction) <= 70 else f"{entry.instruction[:69]}…"
-            facts = f"{entry.benchmark}, {entry.paraphrases} paraphrases{where}"
-            text = f"{facts}: {' '.join(start.split()) or '(empty)'}"
-            entries.append({**asdict(entry), "description": text})
+            where = "" if entry["at_hand"] else " (no data: sapo fetch benchmarks)"
+            text = entry["instruction"]
+            start = text if len(text) <= 70 else f"{text[:69]}…"
+            facts = f"{entry['benchmark']}, {entry['paraphrases']} paraphrases{where}"
+            entries.append({**entry, "description": f"{facts}: {' '.join(start.split()) or '(empty)'}"})
     elif kind == "runs":
         entries += runs(store_root())
     elif kind is None:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,30 @@ from sapo.data.files import is_text, read_json, read_yaml, user_path
 from sapo.data.mini import generate, mini_tasks
 from sapo.data.natural import definition, natural_task, task_files
 from sapo.data.prompts import BANK
-from sapo.data.remembering import Stamp, remembered, stamp
+from sapo.data.remembering import remembered, while_unchanged
 from sapo.data.tasks import Example, Task, own_task, short_name, with_separator
 
 FOLDERS = {"superni": "SUPERNI", "trace": "TRACE"}
 TRACE_TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm")
 MINI_TRAIN_EXAMPLES = 1000  # of a generated task, where no number is asked for
 MINI_TEST_EXAMPLES = 200
-MINI_SEED = 0
-KEPT_TASKS = 64  # loaded tasks that stay in memory: all of a plan's
 MOST_EMPTY = 0.05  # share of rows without a target; NI488 has 2 %
 _FETCH = "Set data.root=FOLDER or SAPO_DATA, or get the data with: sapo fetch benchmarks"
 
 
 def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
-    """The trained tasks of the config's sequence, in order, and its unseen tasks.
-
-    Raises UserError naming every task that cannot be loaded, or two names of one task: NI195 and task195_….
-    """
-    failures: dict[str, None] = {}
+    """The trained and unseen tasks of the config's sequence; UserError names all that cannot be loaded."""
+    failures: list[str] = []
     loaded: dict[str, Task] = {}
     for name in (*config.sequence.tasks, *config.sequence.unseen):
         try:
             loaded[name] = load_task(name, config)
         except UserError as error:
-            failures[str(error)] = None
+            failures.append(str(error))
     if failures:  # the way out that several share stands once, at the end
-        lines = [failure.removesuffix(f" {_FETCH}") for failure in failures]
-        is_shared = len(lines) > 1 and any(failure.endswith(_FETCH) for failure in failures)
-        raise UserError("\n".join([*dict.fromkeys(lines), _FETCH] if is_shared else failures))
+        way = [_FETCH] if any(failure.endswith(_FETCH) for failure in failures) else []
+        lines = dict.fromkeys(failure.removesuffix(_FETCH).strip() for failure in failures)
+        raise UserError("\n".join([*lines, *way]))
     first: dict[str, str] = {}
     for name, task in loaded.items():
         if (other := first.setdefault(task.name, name)) != name:
@@ -51,28 +45,23 @@ def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
 
 
 def load_task(name: str, config: Config) -> Task:
-    """One task of the config's benchmark, cut to the configured number of rows.
-
-    The same object as before while its files have not changed, so that what is known of it is known once.
-    """
+    """One task, with as many rows as configured: the same object while its files are the same."""
     return cut(load_whole_task(name, config), config)
 
 
 def cut(task: Task, config: Config) -> Task:
     """The task with its first rows only, as many as are configured, and with the configured separator."""
-    return _cut(task, config.data.train_examples, config.data.test_examples, config.data.separator)
+    data = config.data
+    return _cut(task, data.train_examples, data.test_examples, data.separator)
 
 
-@remembered(KEPT_TASKS)
+@remembered(64)  # all tasks of a plan
 def _cut(task: Task, train: int | None, test: int | None, separator: str) -> Task:
     return replace(with_separator(task, separator), train=task.train[:train], test=task.test[:test])
 
 
 def rows_taken(config: Config) -> str:
-    """How many rows of each trained task the config takes, of how many there are, and what sets it.
-
-    For example: `48 of 1,000 training rows a task, 32 of 200 test rows (scale=mini, data.train_examples)`.
-    """
+    """How many rows a trained task has of how many: `48 of 1,000 training rows a task, … (scale=mini, …)`."""
     tasks = [load_whole_task(name, config) for name in config.sequence.tasks]
     parts = []
     for asked, split, generated, noun in (
@@ -99,18 +88,13 @@ def load_whole_task(name: str, config: Config) -> Task:
     root = Path(config.data.root) if config.data.root else None
     benchmark = benchmark_of(name, config.sequence.benchmark, root)
     if benchmark == "mini":
-        if name not in mini_tasks():
-            raise unknown("mini task", name, mini_tasks())
         train = config.data.train_examples or MINI_TRAIN_EXAMPLES
-        return _generated(name, train, config.data.test_examples or MINI_TEST_EXAMPLES, MINI_SEED)
+        return generate(name, train, config.data.test_examples or MINI_TEST_EXAMPLES, 0)
     if root is None:
         raise UserError(f"The tasks of {benchmark} need benchmark data, and no folder is set. {_FETCH}")
     if benchmark == "own":
         return load_own_task(name, root, config.data.delimiter)
     return load_benchmark_task(name, benchmark, root, config.data.label_blanks == "keep")
-
-
-_generated = lru_cache(KEPT_TASKS)(generate)
 
 
 def benchmark_of(name: str, default: str, root: Path | None = None) -> str:
@@ -136,37 +120,33 @@ def load_benchmark_task(name: str, benchmark: str, root: Path, keep_blanks: bool
     if not base.is_dir() and not natural:
         raise UserError(f"No folder {FOLDERS[benchmark]} in {root}. {_FETCH}")
     path = base / "instructions.json"
-    instructions = read_instructions(path) if base.is_dir() else {}
-    folders = {short_name(folder): folder for folder in instructions}
+    folders = {short_name(each): each for each in (read_instructions(path) if base.is_dir() else ())}
     folder = folders.get(short)
     if short in natural and not (folder and (base / folder / "train.json").is_file()):
-        facts = folder and checked_facts(instructions[folder], f"{path}: {folder}", ("instruction", "suffix"))
-        return natural_task(natural[short], facts or None, keep_blanks)
+        return natural_task(natural[short], _facts_of(path, folder) if folder else None, keep_blanks)
     if folder is None:
         raise unknown(f"{FOLDERS[benchmark]} task", name, folders | natural)
     if not (base / folder).is_dir():
         raise UserError(f"Task {name}: no folder {base / folder}. {_FETCH}")
-    splits = (base / folder / "train.json", base / folder / "test.json")
-    return _benchmark_task(base, folder, keep_blanks, stamp(path, *splits))
+    return _benchmark_task(path, folder, keep_blanks)
 
 
-@lru_cache(KEPT_TASKS)
-def _benchmark_task(base: Path, folder: str, keep_blanks: bool, _stamp: Stamp) -> Task:
-    """The task in a folder; `_stamp` of its files tells a changed one from the one that is remembered."""
-    path = base / "instructions.json"
+@while_unchanged(lambda path, folder, _: [path, *(path.parent / folder).glob("*.json")])
+def _benchmark_task(path: Path, folder: str, keep_blanks: bool) -> Task:
+    splits = (path.parent / folder / f"{split}.json" for split in ("train", "test"))
+    rows = (read_examples(split, keep_blanks) for split in splits)
+    return own_task(short_name(folder), *_facts_of(path, folder), *rows)
+
+
+def _facts_of(path: Path, folder: str) -> tuple[str, str, tuple[str, ...]]:
+    """Instruction, suffix and labels that `instructions.json` has for a task's folder."""
     facts = checked_facts(read_instructions(path)[folder], f"{path}: {folder}", ("instruction", "suffix"))
-    train, test = (read_examples(base / folder / f"{split}.json", keep_blanks) for split in ("train", "test"))
-    labels = tuple(map(str, facts.get("labels") or ()))
-    return own_task(short_name(folder), facts["instruction"], facts["suffix"], labels, train, test)
+    return facts["instruction"], facts["suffix"], tuple(map(str, facts.get("labels") or ()))
 
 
+@while_unchanged(lambda path: [path])
 def read_instructions(path: Path) -> dict[str, Any]:
     """What `instructions.json` says of each task's folder; UserError if it names a folder elsewhere."""
-    return _instructions(path, stamp(path))
-
-
-@lru_cache(8)
-def _instructions(path: Path, _stamp: Stamp) -> dict[str, Any]:
     content = read_json(path, _FETCH)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object with a task's folder and facts in each member.")
@@ -212,10 +192,7 @@ def checked_facts(facts: Any, where: str, needed: tuple[str, str]) -> dict[str, 
 
 
 def load_own_task(name: str, root: Path, delimiter: str | None = None) -> Task:
-    """A user's task in `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns.
-
-    `delimiter` is that of a CSV file, found out if not given.
-    """
+    """A user's task in `ROOT/<name>.yaml`: instruction, data, and optionally suffix, labels, columns."""
     if reason := why_no_name(name):
         raise UserError(f"{shown(name)} cannot be a task's name: {reason}.")
     path = root / f"{name}.yaml"
@@ -228,25 +205,18 @@ def load_own_task(name: str, root: Path, delimiter: str | None = None) -> Task:
     # Else a file in the working folder, a dataset's name, or a file that is missing.
     data = str(beside) if beside.exists() else facts["data"]
     try:
-        return _own_task(name, path, data, delimiter, stamp(path, user_path(data)))
+        return _own_task(path, data, delimiter)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-@lru_cache(KEPT_TASKS)
-def _own_task(name: str, path: Path, data: str, delimiter: str | None, _stamp: Stamp) -> Task:
+@while_unchanged(lambda path, data, _: [path, user_path(data)])
+def _own_task(path: Path, data: str, delimiter: str | None) -> Task:
     from sapo.data.own import load_own  # which loads tasks by their names itself
 
-    facts = read_yaml(path)
-    return load_own(
-        data,
-        facts["instruction"],
-        suffix=facts.get("suffix", ""),
-        labels=facts.get("labels") or (),
-        columns=tuple(facts["columns"]) if facts.get("columns") else None,
-        name=name,
-        delimiter=delimiter,
-    )
+    facts = {name: value for name, value in read_yaml(path).items() if value and name != "data"}
+    facts["columns"] = tuple(facts["columns"]) if "columns" in facts else None
+    return load_own(data, facts.pop("instruction", ""), **facts, name=path.stem, delimiter=delimiter)
 
 
 def read_examples(path: Path, keep_blanks: bool = False) -> tuple[Example, ...]:
@@ -266,31 +236,19 @@ def read_examples(path: Path, keep_blanks: bool = False) -> tuple[Example, ...]:
         if not is_text(text) or not is_label(label):
             raise UserError(f"{path}, row {number}: `sentence` must be a text, and `label` a text or number.")
         examples.append(Example(text, str(label) if keep_blanks else str(label).strip()))
-    empty = [number for number, example in enumerate(examples, start=1) if not example.target.strip()]
+    empty = [str(number) for number, example in enumerate(examples, 1) if not example.target.strip()]
     if len(empty) > MOST_EMPTY * len(examples):
-        rows_named = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
-        raise UserError(
-            f"{path}: no target (`label` is empty) in {len(empty)} of {len(examples)} rows: {rows_named}."
-        )
+        which = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        of = f"{len(empty)} of {len(examples)} rows"
+        raise UserError(f"{path}: no target (`label` is empty) in {of}: {which}.")
     return tuple(examples)
 
 
-# --- every task that can be named ---------------------------------------------------------------------------
+def catalogue(root: Path | None) -> list[dict[str, Any]]:
+    """All tasks of the bank and of the benchmark folder `root`, users' own too, by benchmark and name.
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A task's name, benchmark and instruction, the size of its bank pool, and whether it can be loaded."""
-
-    name: str
-    benchmark: str
-    instruction: str
-    paraphrases: int
-    at_hand: bool
-
-
-def catalogue(root: Path | None) -> list[Entry]:
-    """All tasks of the bank and of the benchmark folder `root`, users' own too, by benchmark and name."""
+    Each with its instruction, the size of its bank pool, and whether it can be loaded.
+    """
     found: dict[str, tuple[str, str, int]] = {}
     at_hand = {*mini_tasks()}
     for path in sorted(BANK.glob("*.yaml")):
@@ -299,12 +257,10 @@ def catalogue(root: Path | None) -> list[Entry]:
     for benchmark, name in FOLDERS.items() if root else ():
         path = Path(str(root)) / name / "instructions.json"
         at_hand |= {short_name(rows.parent.name) for rows in path.parent.glob("*/train.json")}
-        for folder, facts in read_instructions(path).items() if path.is_file() else ():
-            checked_facts(facts, f"{path}: {folder}", ("instruction", "suffix"))
-            found.setdefault(short_name(folder), (benchmark, facts["instruction"], 0))
-    natural = task_files(root) if root else {}
-    at_hand |= natural.keys()
-    for short, path in natural.items():
+        for folder in read_instructions(path) if path.is_file() else ():
+            found.setdefault(short_name(folder), (benchmark, _facts_of(path, folder)[0], 0))
+    for short, path in task_files(root).items() if root else ():
+        at_hand.add(short)
         if short not in found:
             found[short] = ("superni", definition(path), 0)
     for path in sorted(root.glob("*.yaml")) if root else ():
@@ -315,8 +271,10 @@ def catalogue(root: Path | None) -> list[Entry]:
             at_hand.add(path.stem)
     order = ("mini", *FOLDERS, "own")
 
-    def place(entry: Entry) -> tuple[int, str, int]:
-        letters = entry.name.rstrip("0123456789")  # NI24 before NI195
-        return order.index(entry.benchmark), letters, int(entry.name[len(letters) :] or 0)
+    def place(entry: dict[str, Any]) -> tuple[int, str, int]:
+        letters = entry["name"].rstrip("0123456789")  # NI24 before NI195
+        return order.index(entry["benchmark"]), letters, int(entry["name"][len(letters) :] or 0)
 
-    return sorted((Entry(name, *facts, name in at_hand) for name, facts in found.items()), key=place)
+    facts = ("name", "benchmark", "instruction", "paraphrases", "at_hand")
+    rows = ((name, *of_task, name in at_hand) for name, of_task in found.items())
+    return sorted((dict(zip(facts, row, strict=True)) for row in rows), key=place)

@@ -15,10 +15,7 @@ NATURAL = "https://github.com/allenai/natural-instructions"
 
 
 def fetch_benchmarks(target: Path, repository: str = REPOSITORY) -> bool:
-    """Puts SUPERNI and TRACE, as the paper's authors used them, into `target`; False if they are there.
-
-    Raises WorkError without git or network, UserError if `target` cannot be written.
-    """
+    """Puts SUPERNI and TRACE, as the paper's authors used them, into `target`; False if they are there."""
     return _fetch(target, repository, list(FOLDERS.values()), "instructions.json")
 
 

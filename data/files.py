@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
 from collections.abc import Iterable
@@ -13,21 +14,24 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from sapo.conf.errors import UserError, WorkError, is_full
+from sapo.conf.errors import UserError, WorkError, system_error
 
 
 def read_json(path: Path, mend: str = "") -> Any:
-    """A JSON file's content; UserError names the file and the position of what is wrong.
+    """A JSON file's content; UserError names file and place of a fault, and the `mend` where it is absent."""
+    return json_of(read_text(path, mend), path)
 
-    `mend` is added where there is no such file.
-    """
-    text = read_text(path, mend)
+
+def json_of(text: str, path: Path, line: int = 1, **options: Any) -> Any:
+    """The JSON in a text that begins in a file's line, by options of `json.loads`; UserError as above."""
     try:
-        return json.loads(text)
+        return json.loads(text, **options)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
+        place = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise UserError(f"{path}: broken JSON at {place}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: a number has too many digits, or lists are nested too deeply.") from error
+        what = "a number has too many digits, or lists are nested too deeply"
+        raise UserError(f"{path}, line {line}: {what}.") from error
 
 
 def read_yaml(path: Path, what: str = "file") -> Any:
@@ -35,11 +39,7 @@ def read_yaml(path: Path, what: str = "file") -> Any:
     text = read_text(path)
     try:
         # The reader in C, where PyYAML has it, is ten times as fast: a pool may be large.
-        reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        try:
-            return reader.get_single_data()
-        finally:
-            reader.dispose()
+        return getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text).get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"Cannot read the {what} {path}: {' '.join(str(error).split())}") from error
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
@@ -54,13 +54,7 @@ def user_path(name: str) -> Path:
 
 def is_text(value: Any) -> TypeGuard[str]:
     """Whether a value is a text that can be written: JSON and YAML can spell half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
 
 
 def read_text(path: Path, mend: str = "") -> str:
@@ -85,9 +79,8 @@ def stored_json(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise unreadable(path, error) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise WorkError(
-            f"Damaged: cannot read {path} ({error}). Delete {path.parent} to make it again."
-        ) from error
+        mend = f"Delete {path.parent} to make it again."
+        raise WorkError(f"Damaged: cannot read {path} ({error}). {mend}") from error
 
 
 def write_whole(path: Path, content: str | bytes | Iterable[str]) -> None:
@@ -108,19 +101,13 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_result(path: Path, content: str | bytes) -> Path:
-    """A file of results at `path`, whole or not at all, its folder made if need be; returns the path.
-
-    Raises UserError where the folder cannot be written, WorkError where there is no room.
-    """
+def write_result(path: Path, content: str | bytes, what: str = "") -> Path:
+    """A file of results at `path`, which it returns, whole or not at all, its folder made if need be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        failure = f"Cannot write {path}: {error.strerror or error}."
-        if is_full(error):
-            raise WorkError(f"{failure} Make room, and run the same command again.") from error
-        raise UserError(f"{failure} Choose another folder.") from error
+        raise system_error(error, f"Cannot write {what}{path}") from error
     return path
 
 

@@ -54,7 +54,8 @@ def findings(whole: Task, used: Task, control: Collection[str] = ()) -> list[Fin
     for name, other in (("the rest of the file", rest), ("the test rows", whole.test)):
         found += _order(used, name, other)
     if (n := len(used.test)) < SMALL_TEST:
-        message = f"{n} test rows used: the standard error of a score is up to {standard_error(n):.1f} points"
+        error = 50 / math.sqrt(n)  # points: half the scores are 0, and half 100
+        message = f"{n} test rows used: the standard error of a score is up to {error:.1f} points"
         found.append(Finding("small_test", n, n, message))
     return found
 
@@ -141,8 +142,3 @@ def _order(used: Task, name: str, other: Sequence[Example]) -> Iterator[Finding]
     if parts:
         message = f"the {n_here} training rows used are not like {name} ({n_there}): {'; '.join(parts)}"
         yield Finding("order", n_here, n_here + n_there, message)
-
-
-def standard_error(rows: int) -> float:
-    """Largest standard error, in points, of a mean of `rows` scores between 0 and 100 (half of them 100)."""
-    return 50 / math.sqrt(rows)

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 
-REDUCTIONS = ("token", "example", "batch")
 PUBLISHED_BATCH = 8
 
 

@@ -4,8 +4,8 @@ Classification, extraction and program execution in SuperNI's manner, with input
 answers of 1-6. Every answer is right by construction. A seed changes the examples, never the task.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -15,20 +15,14 @@ from sapo.data.files import read_yaml
 from sapo.data.tasks import Example, Task
 
 _CONTENT = read_yaml(Path(__file__).with_name("mini.yaml"))
+_TASKS = {
+    name: Task(name, facts["instruction"], facts["suffix"], (), (), tuple(facts.get("labels", ())))
+    for name, facts in _CONTENT["tasks"].items()
+}
 words = SimpleNamespace(**{name: tuple(listed) for name, listed in _CONTENT["words"].items()})
 words.categories = tuple(getattr(words, name) for name in words.categories)
 # This many draws in a row without a new input mean that a generator has (nearly) nothing left to give.
 PATIENCE = 3000
-
-
-@dataclass(frozen=True, slots=True)
-class MiniTask:
-    """What stays the same under every seed; `draw(rng, label)` makes one example (label "" if none)."""
-
-    instruction: str
-    suffix: str
-    draw: Callable[[Random, str], Example]
-    labels: tuple[str, ...] = ()
 
 
 def mini_tasks() -> tuple[str, ...]:
@@ -36,6 +30,7 @@ def mini_tasks() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
+@lru_cache(64)
 def generate(name: str, train: int, test: int, seed: int) -> Task:
     """The mini task `name` with `train` and `test` examples, all inputs distinct, labels balanced within one.
 
@@ -45,11 +40,8 @@ def generate(name: str, train: int, test: int, seed: int) -> Task:
     if name not in _TASKS:
         raise unknown("mini task", name, _TASKS)
     if train < 0 or test < 0:
-        raise UserError(
-            f"{name}: train={train} and test={test} examples asked for; sizes cannot be negative."
-        )
-    task = _TASKS[name]
-    seen: set[str] = set()
+        raise UserError(f"{name}: train={train} and test={test} examples; sizes cannot be negative.")
+    task, seen = _TASKS[name], set[str]()
     rows: dict[str, list[Example]] = {"test": [], "train": []}
     for (split, found), size in zip(rows.items(), (test, train), strict=True):
         rng = Random(f"{name} {split} {seed}")  # noqa: S311
@@ -59,29 +51,28 @@ def generate(name: str, train: int, test: int, seed: int) -> Task:
                 block = list(task.labels or ("",))
                 rng.shuffle(block)
             label = block.pop()
-            for _ in range(PATIENCE):
-                example = task.draw(rng, label)
-                if example.input not in seen:
-                    break
-            else:
-                raise UserError(
-                    f"{name} has no more distinct examples{f' for {label!r}' if label else ''} after "
-                    f"{len(seen)} in train and test together: ask for fewer."
-                )
+            draws = (_DRAWS[name](rng, label) for _ in range(PATIENCE))
+            example = next((example for example in draws if example.input not in seen), None)
+            if example is None:
+                of = f" for {label!r}" if label else ""
+                there = f"{len(seen)} in train and test together"
+                raise UserError(f"{name} has no more distinct examples{of} after {there}: ask for fewer.")
             seen.add(example.input)
             found.append(example)
-    train_rows, test_rows = tuple(rows["train"]), tuple(rows["test"])
-    return Task(name, task.instruction, task.suffix, train_rows, test_rows, task.labels)
+    return replace(task, train=tuple(rows["train"]), test=tuple(rows["test"]))
 
 
-def _fill(rng: Random, template: str) -> str:
-    """The template with every slot filled at random; a template may leave slots out."""
-    slots = _CONTENT["slots"].items()
-    return template.format(**{slot: rng.choice(getattr(words, listed)) for slot, listed in slots})
+def _fill(rng: Random, template: str, **known: object) -> str:
+    """The template with every slot filled, at random if it is not known; a template may leave slots out."""
+    slots = {slot: rng.choice(getattr(words, listed)) for slot, listed in _CONTENT["slots"].items()}
+    return template.format(**slots, **known)
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+# --- what draws an example of each task; its label is "" where there are none ------------------------------
 
 
 def _sentiment(rng: Random, label: str) -> Example:
@@ -101,10 +92,7 @@ def _sentiment(rng: Random, label: str) -> Example:
 
 
 def _complaint(rng: Random, label: str) -> Example:
-    """Complaints are bad reviews; the rest is half praise, half plain questions.
-
-    The end of the letter says nothing on whether it is a complaint.
-    """
+    """Bad reviews; the rest is half praise, half plain questions. A letter's end says nothing on it."""
     if label == "yes" or rng.random() < 0.5:
         product, opinion = (
             rng.choice(words.products),
@@ -148,8 +136,7 @@ def _member(rng: Random, label: str) -> Example:
 
 def _city(rng: Random, _: str) -> Example:
     start, end = rng.sample(words.cities, 2)
-    template = rng.choice(words.journeys).replace("{start}", start).replace("{end}", end)
-    return Example(_fill(rng, template), end)
+    return Example(_fill(rng, rng.choice(words.journeys), start=start, end=end), end)
 
 
 def _price(rng: Random, _: str) -> Example:
@@ -158,10 +145,7 @@ def _price(rng: Random, _: str) -> Example:
     low, high = sorted(rng.sample(range(5, 100), 2))
     now, old = (high, low) if "raised" in template else (low, high)
     saved = rng.choice([amount for amount in range(2, 30) if amount != now])
-    slots = {"{now}": now, "{old}": old, "{saved}": saved}
-    for slot, amount in slots.items():
-        template = template.replace(slot, str(amount))
-    return Example(_fill(rng, template), f"${now}")
+    return Example(_fill(rng, template, now=now, old=old, saved=saved), f"${now}")
 
 
 def _odd(rng: Random, _: str) -> Example:
@@ -193,15 +177,5 @@ def _sort(rng: Random, _: str) -> Example:
     return Example(text, f"{min(first, second)}, {max(first, second)}")
 
 
-# What draws an example of each task, by the task's name.
-_DRAWS = {
-    f"mini{draw.__name__}": draw
-    for draw in (
-        *(_sentiment, _complaint, _topic, _formality, _tense, _member),
-        *(_city, _price, _odd, _animals, _last, _sort),
-    )
-}
-_TASKS = {
-    name: MiniTask(facts["instruction"], facts["suffix"], _DRAWS[name], tuple(facts.get("labels", ())))
-    for name, facts in _CONTENT["tasks"].items()
-}
+# By name: `mini_topic` is drawn by `_topic`.
+_DRAWS = {name: globals()[name.removeprefix("mini")] for name in _TASKS}

@@ -2,15 +2,15 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from sapo.conf.errors import UserError
 from sapo.data.files import is_text, read_json
-from sapo.data.remembering import Stamp, stamp
+from sapo.data.remembering import while_unchanged
 from sapo.data.tasks import Example, Task, own_task, short_name
 
 FOLDER = "tasks"  # of the repository
@@ -22,14 +22,12 @@ HEAD = 1 << 16  # characters of a file in which its definition stands
 
 def task_files(root: Path) -> dict[str, Path]:
     """The task files in a folder, or in its folder `tasks`, by their short names: `NI195`."""
-    folder = root / FOLDER if (root / FOLDER).is_dir() else root
-    return _task_files(folder, stamp(folder))
+    return _task_files(root / FOLDER if (root / FOLDER).is_dir() else root)
 
 
-@lru_cache(8)
-def _task_files(folder: Path, _stamp: Stamp) -> dict[str, Path]:
-    paths = sorted(folder.glob("task[0-9]*_*.json"))
-    return {short_name(path.stem): path for path in paths}
+@while_unchanged(lambda folder: [folder])
+def _task_files(folder: Path) -> dict[str, Path]:
+    return {short_name(path.stem): path for path in sorted(folder.glob("task[0-9]*_*.json"))}
 
 
 def definition(path: Path) -> str:
@@ -37,25 +35,19 @@ def definition(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as file:
         head = file.read(HEAD)
     if found := re.search(r'"Definition"\s*:\s*', head):
-        try:
+        with suppress(ValueError):
             return _definition(json.JSONDecoder().raw_decode(head[found.end() :])[0], path)
-        except ValueError:
-            pass
     return _definition(_content(path).get("Definition"), path)
 
 
-def natural_task(path: Path, facts: dict[str, Any] | None, keep_blanks: bool = False) -> Task:
+@while_unchanged(lambda path, *_: [path])
+def natural_task(path: Path, facts: tuple[str, str, tuple[str, ...]] | None, keep_blanks: bool) -> Task:
     """The task in a file: a tenth of its distinct inputs, drawn with a fixed seed, is the test set.
 
-    `facts` are what the reference says of it (`instruction`, `suffix`, `labels`); without them its definition
-    is the instruction, and a few different answers are its labels. The notes say where the rows are from.
+    `facts` are instruction, suffix and labels that the reference has for it; without them its definition is
+    the instruction, and a few different answers are its labels. The notes say where the rows are from.
     """
-    return _natural_task(path, json.dumps(facts), keep_blanks, stamp(path))
-
-
-@lru_cache(64)
-def _natural_task(path: Path, facts_text: str, keep_blanks: bool, _stamp: Stamp) -> Task:
-    content, facts = _content(path), json.loads(facts_text)
+    content = _content(path)
     rows = [_example(row, number, path, keep_blanks) for number, row in enumerate(content["Instances"], 1)]
     inputs = sorted({row.input for row in rows})
     Random(SEED).shuffle(inputs)  # noqa: S311
@@ -63,20 +55,18 @@ def _natural_task(path: Path, facts_text: str, keep_blanks: bool, _stamp: Stamp)
     train, test = ([row for row in rows if (row.input in held_out) == is_test] for is_test in (False, True))
     if not train:
         raise UserError(f"{path}: all rows have one input; at least 2 are needed, to train with and to test.")
-    name, where = short_name(path.stem), f"{len(rows):,} rows of Natural Instructions ({path.name})"
     split = f"{len(test):,} of them drawn for the test, not the reference's split"
-    notes = [f"{name}: {where}, {split}"]
+    notes = [f"{len(rows):,} rows of Natural Instructions ({path.name}), {split}"]
     if facts is None:
         answers = sorted({row.target for row in rows})
-        few = answers if len(answers) <= min(MOST_LABELS, len(rows) // 4) else []
-        facts = {"instruction": _definition(content.get("Definition"), path), "suffix": "", "labels": few}
+        few = tuple(answers) if len(answers) <= min(MOST_LABELS, len(rows) // 4) else ()
+        facts = (_definition(content.get("Definition"), path), "", few)
         named = f"; its answers are taken for labels: {', '.join(few)}" if few else ""
-        notes.append(f"{name}: its definition is the instruction, without a suffix{named}")
+        notes.append(f"its definition is the instruction, without a suffix{named}")
     # The files are in an order of their authors': the first rows of a task are not like the last.
     Random(SEED).shuffle(train)  # noqa: S311
-    labels = tuple(map(str, facts.get("labels") or ()))
-    task = own_task(name, facts["instruction"], facts["suffix"], labels, train, test)
-    return replace(task, notes=tuple(notes))
+    name = short_name(path.stem)
+    return replace(own_task(name, *facts, train, test), notes=tuple(f"{name}: {note}" for note in notes))
 
 
 def _content(path: Path) -> dict[str, Any]:

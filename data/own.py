@@ -7,7 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,28 +25,16 @@ from sapo.data.prompts import PromptPool, pool_content
 from sapo.data.subset import draw, subset
 from sapo.data.tasks import SEPARATORS, Example, Task, own_task, with_separator
 
-# What columns are taken for input and target without being named: the first shape whose columns are there.
-# A column that is both holds the two as turns.
-SHAPES = (
-    ("messages", "messages"),
-    ("conversations", "conversations"),
-    ("input", "completion"),  # what `--write` writes with a layout of the user's
-    ("input", "output"),
-    ("input", "target"),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "chosen"),
-    ("question", "answer"),
-    ("sentence", "label"),
-    ("text", "label"),
-    ("text", "summary"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("chosen", "chosen"),
-)
+# What columns are taken for input and target without being named: the first pair whose columns are there.
+# A column that is both holds the two as turns; `--write` writes input/completion with a user's layout.
+_SHAPES = """messages/messages conversations/conversations input/completion input/output input/target
+prompt/completion prompt/response prompt/chosen question/answer sentence/label text/label text/summary
+instruction/output instruction/response chosen/chosen"""
+SHAPES = [tuple(pair.split("/")) for pair in _SHAPES.split()]
 INSTRUCTIONS = ("definition", "instruction")  # columns that hold what a row's input is to be used for
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 SHOWN = 5  # rows named in one message
+TEST_SHARE = 0.2  # of rows without a test split
 LOOKED_AT = 1000  # rows whose columns are looked at before any row is turned into an example
 
 
@@ -57,8 +45,6 @@ def load_own(
     suffix: str = "",
     labels: Sequence[str] | Mapping[str, str] = (),
     columns: tuple[str, str] | None = None,
-    test_share: float = 0.2,
-    seed: int = 0,
     name: str | None = None,
     delimiter: str | None = None,
 ) -> Task:
@@ -66,32 +52,25 @@ def load_own(
 
     A Hugging Face dataset is taken from the disk if it was saved there, else by its name. `columns` names the
     columns of input and target; without it `guess_columns` decides. `labels` may map what stands in the rows
-    to labels. Without a test split, a share of
-    `test_share` of the rows, drawn with `seed`, becomes the test set. The task's notes say what was read, and
-    what was left out. Raises UserError for what is wrong with the data, naming file and row.
+    to labels. Without a test split a fifth of the rows is drawn for it. The task's notes say what was read,
+    and what was left out.
     """
-    if not 0 < test_share < 1:
-        raise UserError(f"test_share is {test_share}; it must lie between 0 and 1, such as 0.2.")
     renamed = labels_of(labels)
-    frame = own_task(
-        name or own_name(path_or_name), instruction, suffix, tuple(dict.fromkeys(renamed.values()))
-    )
+    named = tuple(dict.fromkeys(renamed.values()))
+    frame = own_task(name or own_name(path_or_name), instruction, suffix, named)
     splits = read_splits(user_path(path_or_name), path_or_name, delimiter)
     read = {split: OwnExamples(rows, columns, frame, renamed) for split, rows in splits.items()}
     train, test = list(read["train"]), list(read.get("test", ()))
     notes = [note for examples in read.values() for note in examples.notes]
     if "test" not in read:
-        if len(train) < 2:
+        if (n := len(train)) < 2:
             raise UserError(
-                f"{splits['train'].source}: {len(train)} row; at least 2 are needed, one to train with and "
-                "one to test."
+                f"{splits['train'].source}: {n} row; at least 2 are needed, to train and to test."
             )
-        Random(seed).shuffle(train)  # noqa: S311
-        size = min(max(1, round(test_share * len(train))), len(train) - 1)
+        Random(0).shuffle(train)  # noqa: S311
+        size = min(max(1, round(TEST_SHARE * n)), n - 1)
         train, test = train[size:], train[:size]
-        notes.append(
-            f"no test rows there: {size:,} of {size + len(train):,} rows are held out, drawn at random"
-        )
+        notes.append(f"no test rows there: {size:,} of {n:,} rows are held out, drawn at random")
         if shared := len({example.input for example in train} & {example.input for example in test}):
             notes.append(f"{shared} inputs occur in train and in test; drop duplicate rows")
     if not train or not test:
@@ -108,11 +87,7 @@ def own_name(path_or_name: str) -> str:
 
 
 def guess_columns(names: Iterable[str], source: str) -> tuple[str, str]:
-    """The input's and the target's column among `names`; twice the same for a chat's.
-
-    An instruction that a row brings along stands before its input: ("instruction+input", "output"). Raises
-    UserError, listing the columns, if nothing known is there.
-    """
+    """Input's and target's column, twice a chat's; what rows bring to do stands before: instruction+input."""
     names = list(names)
     by_lower = {name.lower(): name for name in names}
     for first, second in SHAPES:
@@ -163,36 +138,34 @@ class OwnExamples:
         names = list(dict.fromkeys(name for values in seen for name in values))
         self.columns = columns or guess_columns(names, rows.source)
         self.inputs, self.targets = ([name] if name in names else name.split("+") for name in self.columns)
-        if missing := [name for name in (*self.inputs, *self.targets) if name not in names]:
-            raise UserError(
-                f"{rows.source}: no column {' and '.join(map(repr, missing))}; there are {', '.join(names)}."
-            )
+        used = (*self.inputs, *self.targets)
+        if missing := " and ".join(repr(name) for name in used if name not in names):
+            raise UserError(f"{rows.source}: no column {missing}; there are {', '.join(names)}.")
         self.is_guessed = columns is None
         self.is_chat = self.is_guessed and self.columns[0] == self.columns[1]
         # Preferences: what is marked as false is what a model shall not say.
-        used = (*self.inputs, *self.targets)
-        verdict = next((name for name in names if name.lower() == "label" and name not in used), None)
-        is_verdict = verdict and self.is_guessed and all(isinstance(v.get(verdict), bool) for v in seen)
-        self.verdict = verdict if is_verdict else None
+        marks = [name for name in names if name.lower() == "label" and name not in used and self.is_guessed]
+        is_verdict = all(isinstance(values.get(name), bool) for name in marks[:1] for values in seen)
+        self.verdict = marks[0] if marks and is_verdict else None
         # The instructions that the rows looked at bring along; None where one has none.
         own = [name for name in self.inputs if name.lower() in INSTRUCTIONS and len(self.inputs) > 1]
-        texts = (_instruction(values.get(own[0])) for values in seen if own)
-        self.instructions = list(dict.fromkeys(texts))
+        self.instructions = list(dict.fromkeys(_instruction(values.get(own[0])) for values in seen if own))
         self.left_out: Counter[str] = Counter()
         self.unused: dict[str, None] = {}
-        self.kinds: dict[str, dict[str, str]] = {}
+        self.kinds: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     @property
     def notes(self) -> list[str]:
         """What was read, and what the last iteration left out, a line each."""
         given, target = (" and ".join(map(repr, names)) for names in (self.inputs, self.targets))
-        lines = [f"{self.rows.source}: input from column {given}, target from column {target}"]
-        lines += [f"{self.rows.source}: {line}" for line in self.rows.said]
+        lines = [f"input from column {given}, target from column {target}", *self.rows.said]
         left_out = [f"{count} {what}" for what, count in self.left_out.items()] + self.rows.left_out
         if self.unused:
             unused = ", ".join(map(repr, self.unused))
             left_out.append(f"column {unused} (columns=[A+B,TARGET] joins what belongs to the input)")
-        return [*lines, *([f"{self.rows.source}: left out: {'; '.join(left_out)}"] if left_out else [])]
+        if left_out:
+            lines.append(f"left out: {'; '.join(left_out)}")
+        return [f"{self.rows.source}: {line}" for line in lines]
 
     def __iter__(self) -> Iterator[Example]:
         self.left_out.clear()
@@ -221,10 +194,9 @@ class OwnExamples:
             if self.verdict and row.values.get(self.verdict) is False:
                 self.left_out[f"rejected rows (column {self.verdict!r} is false)"] += 1
                 continue
-            if self.is_guessed:
-                others = (name for name, value in row.values.items() if value and name not in read)
-                texts = (name for name in others if isinstance(row.values[name], str | list | dict))
-                self.unused.update(dict.fromkeys(texts))
+            for name, value in row.values.items() if self.is_guessed else ():
+                if name not in read and value and isinstance(value, str | list | dict):
+                    self.unused[name] = None
             yield row
 
     def _example(self, row: Row) -> Example:
@@ -233,10 +205,10 @@ class OwnExamples:
         if self.is_chat:  # up to its last answer it is the input
             (name,) = self.targets
             turns = given[name] if isinstance(given.get(name), list) else []
-            end = max((place for place, turn in enumerate(turns) if _role(turn) == "assistant"), default=0)
+            end = _last(turns, "assistant") or 0
             given, wanted = {name: turns[:end]}, {name: turns[end:]}
-        answers = [self._text(wanted, name, "assistant", row.where) for name in self.targets]
-        texts = [self._text(given, name, "user", row.where) for name in self.inputs]
+        answers = [self._text(wanted.get(name), name, "assistant", row.where) for name in self.targets]
+        texts = [self._text(given.get(name), name, "user", row.where) for name in self.inputs]
         for name, found in ((self.inputs[0], texts), (self.targets[0], answers)):
             if found == [None]:
                 raise _RowError(f"column '{name}' is empty or absent")
@@ -244,40 +216,26 @@ class OwnExamples:
         if not target.strip():
             raise _RowError("empty target")
         target = self.renamed.get(target, target)
-        if self.frame.labels and target not in self.frame.labels:
+        if (labels := self.frame.labels) and target not in labels:
             way = " (labels={0: NAME, 1: NAME} names numbers)" if target.isdecimal() else ""
-            labels = ", ".join(self.frame.labels)
-            raise _RowError(f"target is none of the labels {labels}{way}", f" ({target!r})")
+            raise _RowError(f"target is none of the labels {', '.join(labels)}{way}", f" ({target!r})")
         if len(texts) == 1:
             is_turn = isinstance(given[self.inputs[0]], list) and not self.is_chat
             return Example(self._unframed(str(texts[0])) if is_turn else str(texts[0]), target)
-        own = self.frame.instruction.strip()
         written = [text for text in texts if text and text.strip()]
-        kept = [text for text in written if text.strip() != own]
+        kept = [text for text in written if text.strip() != self.frame.instruction.strip()]
         if len(kept) < len(written):
             self.left_out["instructions that are the task's own"] += 1
         return Example("\n\n".join(kept), target)
 
-    def _text(self, values: Mapping[str, Any], name: str, role: str, where: str) -> str | None:
-        """The column's value as a text: of turns the role's last, of several answers the first."""
-        value = values.get(name)
+    def _text(self, value: Any, name: str, role: str, where: str) -> str | None:
+        """A column's value as a text: of turns the role's last, of several answers the first."""
         kind = kind_of(value)
         if kind == "nothing":
             return None
-        self.kinds.setdefault(name, {}).setdefault(kind, where)
+        self.kinds[name].setdefault(kind, where)
         if self.is_chat or (isinstance(value, list) and any(map(_role, value))):
-            turns = value or []
-            # The content of the role's last turn; the other turns are counted.
-            used = max((place for place, turn in enumerate(turns) if _role(turn) == role), default=None)
-            content = None if used is None else turns[used].get("content", turns[used].get("value"))
-            content = _content(content, name)
-            if used is None or not is_text(content):
-                raise _RowError(f"column '{name}' has no {role} turn, with role and content (texts),")
-            for place, turn in enumerate(turns):
-                if place != used:
-                    what = "later" if place > used and role == "assistant" else "earlier"
-                    self.left_out[f"{_role(turn) if _role(turn) in ('system', 'tool') else what} turns"] += 1
-            return str(content)
+            return self._turn(value or [], name, role)
         value = _content(value, name)
         if isinstance(value, list) and all(kind_of(item) == "text" for item in value):
             if len(value) > 1 and role == "assistant":
@@ -294,6 +252,19 @@ class OwnExamples:
             raise _RowError(f"column '{name}' holds half a surrogate pair")
         return str(value) if isinstance(value, str) else json.dumps(value)
 
+    def _turn(self, turns: list[Any], name: str, role: str) -> str:
+        """The content of the role's last turn; the other turns are counted."""
+        used = _last(turns, role)
+        turn = {} if used is None else turns[used]
+        content = _content(turn.get("content", turn.get("value")), name)
+        if used is None or not is_text(content):
+            raise _RowError(f"column '{name}' has no {role} turn, with role and content (texts),")
+        for place, other in enumerate(turns):
+            if place != used:
+                what = "later" if place > used and role == "assistant" else "earlier"
+                self.left_out[f"{_role(other) if _role(other) in ('system', 'tool') else what} turns"] += 1
+        return content
+
     def _unframed(self, turn: str) -> str:
         """The input in a user turn that `--write` wrote: instruction before it and suffix after it go."""
         for separator in SEPARATORS.values():
@@ -302,6 +273,11 @@ class OwnExamples:
                 self.left_out["instructions before the input, as `sapo select --write` puts them there"] += 1
                 return text.removesuffix(f"\n\n{self.frame.suffix}")
         return turn
+
+
+def _last(turns: list[Any], role: str) -> int | None:
+    """The place of a role's last turn."""
+    return max((place for place, turn in enumerate(turns) if _role(turn) == role), default=None)
 
 
 def _role(turn: Any) -> str:
@@ -337,16 +313,15 @@ def require_enough(drawn: Iterable[Example], n_rows: int) -> None:
     """UserError if too few examples would be scored to compare prompts at all."""
     n_distinct = len(set(drawn))
     if n_distinct < 2:
+        need = "it takes 2 to tell a difference from noise, and some dozens to find a small one"
         raise UserError(
-            f"{n_distinct} of {n_rows} examples would be scored, repetitions counted once; it takes 2 to "
-            "tell a difference from noise, and some dozens to find a small one."
+            f"{n_distinct} of {n_rows} examples would be scored, repetitions counted once; {need}."
         )
 
 
 # --- what `sapo select` chooses from -----------------------------------------------------------------------
 
-_OF_DATA = ("instruction", "suffix", "columns", "labels")
-OF_TASK = ("data", *_OF_DATA)  # what describes a task of own rows
+OF_TASK = ("data", "instruction", "suffix", "columns", "labels")  # what describes a task of own rows
 ARGUMENTS = (*OF_TASK, "adapter")  # what a selection is told beside the settings
 # What `select` and `compare` begin with, so that they score the same rows: enough to see differences of some
 # hundredths of a nat, few enough for a minute or two on two cores, drawn from all rows.
@@ -366,16 +341,11 @@ class Material:
 
 
 def gather(given: Mapping[str, str], config: Config) -> Material:
-    """The task, pool and rows that `data=` or `task=` mean; only a file's rows to be scored are held.
-
-    Raises UserError for rows that cannot be used, naming them, and where there is no pool.
-    """
+    """The task, pool and rows that `data=` or `task=` mean; only a file's rows to be scored are held."""
     scorer = config.scorer
     if config.task:
         if named := [name for name in OF_TASK if name in given]:
-            raise UserError(
-                f"task={config.task} brings its own {named[0]}: say task=, or data= and the like."
-            )
+            raise UserError(f"task={config.task} brings its own {named[0]}: say task=, or data= and others.")
         task = load_task(config.task, config)
         scored = subset(task, scorer.examples, scorer.subset, config.seed)
         require_enough(scored, len(task.train))
@@ -383,18 +353,12 @@ def gather(given: Mapping[str, str], config: Config) -> Material:
         return Material(replace(task, train=scored), pool, task.train, len(task.train), task.name, None)
     if not given.get("data"):
         raise UserError("Which rows? Say data=FILE instruction=TEXT, or task=NAME (`sapo ls tasks`).")
-    pair, renamed = _pair(given), labels_of(given.get("labels", ""))
-
-    def read() -> Rows:
-        return read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
-
-    instruction = given.get("instruction") or _pool_original(config) or _rows_instruction(read(), pair)
-    labels = tuple(dict.fromkeys(renamed.values()))
+    rows, renamed = _training_rows(given, config), labels_of(given.get("labels", ""))
+    instruction, labels = _instruction_of(given, config, rows), tuple(dict.fromkeys(renamed.values()))
     frame = own_task(own_name(given["data"]), instruction, given.get("suffix", ""), labels)
     frame = with_separator(frame, config.data.separator)
     pool = load_pool(frame, config.paraphrases)  # tried before any row is read, unless they say what is asked
-    rows = read()
-    examples = OwnExamples(rows, pair, frame, renamed)
+    examples = OwnExamples(rows, _pair(given), frame, renamed)
     drawn, n_rows = draw(examples, scorer.examples, scorer.subset, config.seed, frame.name)
     require_enough(drawn, n_rows)
     task = replace(frame, train=drawn, notes=tuple(examples.notes))
@@ -429,26 +393,27 @@ def _pair(given: Mapping[str, str]) -> tuple[str, str] | None:
     return (columns[0], columns[1]) if columns else None
 
 
-def _pool_original(config: Config) -> str:
-    """The instruction that a pool file says it was written for; empty if it says none."""
+def _training_rows(given: Mapping[str, str], config: Config) -> Rows:
+    return read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
+
+
+def _instruction_of(given: Mapping[str, str], config: Config, rows: Rows) -> str:
+    """The instruction that is given; else that of the pool file, or the one that all rows bring along."""
+    if given.get("instruction"):
+        return given["instruction"]
     path = user_path(config.paraphrases.file or "")
-    if config.paraphrases.file and not path.exists():
+    if not path.exists():
         raise UserError(f"paraphrases.file: no prompt pool {path}.")
-    content = pool_content(path) if config.paraphrases.file and path.is_file() else {}
-    original = content.get("original")
-    return original if is_text(original) and original.strip() else ""
-
-
-def _rows_instruction(rows: Rows, columns: tuple[str, str] | None) -> str:
-    """The one instruction that rows bring along; UserError if they bring none, or several."""
-    match OwnExamples(rows, columns).instructions:
-        case [str() as instruction]:
-            return instruction
-        case brought:
-            texts = [repr(text) for text in brought if text]
+    original = pool_content(path).get("original") if path.is_file() else None
+    if is_text(original) and original.strip():
+        return original
+    brought = OwnExamples(rows, _pair(given)).instructions
+    texts = [text for text in brought if text]
+    if len(brought) == len(texts) == 1:
+        return texts[0]
     say = "Say instruction=TEXT, or give a pool file that has `original:`."
     if texts:
-        such = " and ".join(texts[:2])
+        such = " and ".join(map(repr, texts[:2]))
         say += f" The rows bring {len(texts)} of their own, such as {such}, which stay before their inputs."
     raise UserError(f"Which instruction? {say}")
 
@@ -470,17 +435,12 @@ def write_own_task(given: Mapping[str, str], instruction: str, folder: Path) -> 
 
 
 def own_sequence(given: Mapping[str, str], overrides: Sequence[str], config: Config) -> list[str]:
-    """The overrides that train `data=FILE` and the like as a sequence of one task, kept in the store.
-
-    `config` is that of `overrides`. UserError for rows or an instruction that are missing, and for a sequence
-    beside them.
-    """
+    """The overrides that train `data=FILE` as a sequence of one task, which is kept in the store."""
     if "data" not in given:
         raise UserError(f"{next(iter(given))}= describes the rows of data=FILE: say which.")
     if beside := [each for each in overrides if each.startswith(("sequence", "data.root="))]:
         raise UserError(f"data={given['data']} is a sequence of its own: leave {beside[0]} out.")
-    rows = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)["train"]
-    instruction = given.get("instruction") or _pool_original(config) or _rows_instruction(rows, _pair(given))
+    instruction = _instruction_of(given, config, _training_rows(given, config))
     folder = Path(config.store.root) / "tasks"
     name = write_own_task(given, instruction, folder)
     own = ["sequence=own", f"sequence.name={name}", f"sequence.tasks=[{name}]", f"data.root={folder}"]
@@ -502,13 +462,9 @@ def require_writable(path: Path, replaces: bool = False) -> None:
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes the records, an object a line, and returns how many; the file appears whole or not at all."""
-    number = 0
-
-    def lines() -> Iterator[str]:  # one by one: all of them may be more than the memory holds
-        nonlocal number
-        for record in records:
-            number += 1
-            yield json.dumps(record, ensure_ascii=False) + "\n"
-
-    write_whole(path, lines())
-    return number
+    number = count()  # records come one by one: all of them may be more than the memory holds
+    lines = (
+        json.dumps(record, ensure_ascii=False) + "\n" for record, _ in zip(records, number, strict=False)
+    )
+    write_whole(path, lines)
+    return next(number)

@@ -2,9 +2,9 @@
 
 import csv
 import gzip
-import json
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sapo.conf.errors import UserError
+from sapo.data.files import json_of
 from sapo.data.tasks import Example
 
 LONGEST_LINE = 2**26  # bytes; a longer one is no line of a data set, and would have to be held whole
 LARGEST_JSON = 2**28  # bytes; a JSON list has to be held whole
-PARQUET_ROWS = 1024  # rows read at once
 DELIMITERS = (",", ";", "\t", "|")
 SNIFFED = 50  # lines by which a delimiter is told
 SPLITS = dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation")
 SPLITS |= {"train": "train", "training": "train", "test": "test"}
 _SPLIT = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+KINDS = {bool: "true/false", str: "text", int: "number", float: "number", list: "a list", dict: "an object"}
 
 
 class Row(NamedTuple):
@@ -49,6 +50,18 @@ class Number(str):
     __slots__ = ()
 
 
+_json = partial(json_of, parse_int=Number, parse_float=Number)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in a user's words."""
+    if value is None or value != value:  # NaN is what tables hold where nothing was written
+        return "nothing"
+    if isinstance(value, Number):
+        return "number"
+    return next((name for kind, name in KINDS.items() if isinstance(value, kind)), type(value).__name__)
+
+
 # --- splits ------------------------------------------------------------------------------------------------
 
 
@@ -60,24 +73,20 @@ def read_splits(path: Path, name: str, delimiter: str | None = None) -> dict[str
     """
     if path.is_file():
         return {"train": _files(str(path), [path], delimiter)}
-    if path.is_dir() and any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
-        return _dataset(str(path), on_disk=True)
     if path.is_dir():
-        return _folder(path, delimiter)
+        is_saved = any((path / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+        return _dataset(str(path), on_disk=True) if is_saved else _folder(path, delimiter)
     if _ending(path) in READERS or path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{name}: there is no such file or folder.")
     return _dataset(name, on_disk=False)
 
 
 def splits_of(items: Any) -> dict[str, Rows]:
-    """The same of what a caller has: (input, target) pairs, Examples or dicts, a data frame, a dataset.
-
-    Or a dictionary of such splits, as a DatasetDict is one.
-    """
+    """The same of (input, target) pairs, Examples, dicts, a data frame, a dataset, or splits of these."""
     if isinstance(items, Mapping):
         return settled({name: splits_of(split)["train"] for name, split in items.items()}, "examples")
     if hasattr(items, "features"):
-        return {"train": Rows("examples", partial(dataset_rows, items))}
+        return {"train": Rows("examples", partial(_dataset_rows, items))}
     if hasattr(items, "iloc"):
         items = items.astype(object).where(items.notna(), None).to_dict("records")
     if isinstance(items, str | Path) or not hasattr(items, "__iter__"):
@@ -89,9 +98,8 @@ def splits_of(items: Any) -> dict[str, Rows]:
         if isinstance(item, tuple | list) and len(item) == 2:
             item = dict(zip(("input", "target"), item, strict=True))
         if not isinstance(item, Mapping):
-            raise UserError(
-                f"examples, row {i}: expected (input, target) or a dict of columns, found {kind_of(item)}."
-            )
+            expected = "expected (input, target) or a dict of columns"
+            raise UserError(f"examples, row {i}: {expected}, found {kind_of(item)}.")
         held.append(Row(f"row {i}", item))
     return {"train": Rows("examples", lambda: iter(held))}
 
@@ -101,37 +109,35 @@ def settled(found: Mapping[str, Rows], name: str) -> dict[str, Rows]:
     if "train" not in found:
         raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(found)}.")
     named = {SPLITS.get(split, split): rows for split, rows in reversed([*found.items()])}
-    train, test = named["train"], named.get("test", named.get("validation"))
-    said = list(train.said)
-    if test is not None and "test" not in named:
-        said.append("no test split there: the validation split is the test")
-    used = {"train", "test" if "test" in named else "validation"}
-    said += [f"the split {split!r} is not read" for split in found if SPLITS.get(split, split) not in used]
-    splits = {"train": train._replace(said=said)}
-    return splits if test is None else {**splits, "test": test}
+    test = "test" if "test" in named else "validation"
+    said = (
+        ["no test split there: the validation split is the test"] if test in named and test != "test" else []
+    )
+    unread = (split for split in found if SPLITS.get(split, split) not in ("train", test))
+    said = [*named["train"].said, *said, *(f"the split {split!r} is not read" for split in unread)]
+    splits = {"train": named["train"]._replace(said=said)}
+    return {**splits, "test": named[test]} if test in named else splits
 
 
 def _folder(path: Path, delimiter: str | None) -> dict[str, Rows]:
-    files: dict[str, list[Path]] = {}
+    files: defaultdict[str, list[Path]] = defaultdict(list)
     there = sorted(each for each in path.iterdir() if not each.name.startswith((".", "_")))
     for each in there:
         named = _SPLIT.match(each.name)
-        inner = sorted(each.iterdir()) if named and each.is_dir() else [each]
-        readable = [file for file in inner if file.is_file() and _ending(file) in READERS]
-        if readable:
-            files.setdefault(SPLITS[named[1].lower()] if named else "", []).extend(readable)
+        for file in sorted(each.iterdir()) if named and each.is_dir() else [each]:
+            if file.is_file() and _ending(file) in READERS:
+                files[SPLITS[named[1].lower()] if named else ""].append(file)
     others = files.pop("", [])
     if "train" not in files and len({_ending(file) for file in others}) == 1:
-        files, others = {"train": others, **files}, []
+        files["train"] = others
     if not files and (path / "data").is_dir():  # of a repository on the hub
         return _folder(path / "data", delimiter)
-    names = ", ".join(file.name for file in there[:10]) or "nothing"
     if "train" not in files:
-        raise UserError(
-            f"{path}: no train file ({', '.join('train' + end for end in READERS)}); it has {names}."
-        )
+        names = ", ".join(file.name for file in there[:10]) or "nothing"
+        known = ", ".join(f"train{ending}" for ending in READERS)
+        raise UserError(f"{path}: no train file ({known}); it has {names}.")
     splits = {}
-    for split, found in files.items():
+    for split, found in sorted(files.items(), key=lambda item: item[0] != "train"):
         if len({_ending(file) for file in found}) > 1:
             several = ", ".join(file.name for file in found[:5])
             raise UserError(f"{path}: more than one {split} file: {several}.")
@@ -147,20 +153,18 @@ def _ending(path: Path) -> str:
 
 def _files(source: str, files: Sequence[Path], delimiter: str | None) -> Rows:
     """The rows of files of one kind, one after the other."""
-    reader = READERS.get(_ending(files[0]))
-    if reader is None or (reader is _parquet and files[0].suffix.lower() == ".gz"):
-        raise UserError(
-            f"{files[0]}: cannot read '{files[0].suffix}' files; known: {', '.join(READERS)}, and all but "
-            "the last packed as .gz."
-        )
+    first, ending = files[0], _ending(files[0])
+    reader = READERS.get(ending)
+    if reader is None or (reader is _parquet and first.suffix.lower() == ".gz"):
+        known = f"{', '.join(READERS)}, and all but the last packed as .gz"
+        raise UserError(f"{first}: cannot read '{first.suffix}' files; known: {known}.")
     left_out: list[str] = []
     said: list[str] = []
     options = {}
     if reader is _delimited:
-        usual = "\t" if _ending(files[0]) == ".tsv" else ","
-        options["delimiter"] = {"tab": "\t", "\\t": "\t", None: None}.get(delimiter, delimiter) or _sniffed(
-            files[0], usual
-        )
+        usual = "\t" if ending == ".tsv" else ","
+        given = {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter)
+        options["delimiter"] = given or _sniffed(first, usual)
         if options["delimiter"] != usual:
             said.append(f"fields are separated by {options['delimiter']!r}")
 
@@ -187,22 +191,10 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line.decode().removeprefix("" if offset else "\ufeff")
                 number, offset = number + 1, offset + len(line)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 at byte {offset + error.start} (line {number}): {error.reason}. "
-            "Save the file as UTF-8."
-        ) from error
+        place = f"byte {offset + error.start} (line {number})"
+        raise UserError(f"{path}: not UTF-8 at {place}: {error.reason}. Save the file as UTF-8.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-
-
-def _json(path: Path, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text, parse_int=Number, parse_float=Number)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}: broken JSON at line {line}, column {error.colno}: {error.msg}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {first_line}: lists are nested too deeply.") from error
 
 
 def _object(path: Path, where: str, value: Any) -> Row:
@@ -214,7 +206,7 @@ def _object(path: Path, where: str, value: Any) -> Row:
 def _jsonl(path: Path, _: list[str]) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield _object(path, f"line {number}", _json(path, line, number))
+            yield _object(path, f"line {number}", _json(line, path, number))
 
 
 def _json_file(path: Path, left_out: list[str]) -> Iterator[Row]:
@@ -232,7 +224,7 @@ def _json_file(path: Path, left_out: list[str]) -> Iterator[Row]:
                 f"{path}: a JSON list of more than {LARGEST_JSON >> 20} MiB is not read, since it cannot be "
                 "read in parts. Write it as JSONL, an object a line."
             )
-    content = _json(path, "".join(lines), 1)
+    content = _json("".join(lines), path)
     items = content if isinstance(content, list) else _wrapped(path, content, left_out)
     for i, item in enumerate(items, start=1):
         yield _object(path, f"item {i}", item)
@@ -255,10 +247,9 @@ def _wrapped(path: Path, content: Any, left_out: list[str]) -> list[Any]:
             "An object a line (JSONL) is read, too, and an object whose one list holds the rows."
         )
     definition = members.get("Definition")
-    shared = {"definition": definition} if definition else {}
     others = [name for name, value in members.items() if value and name not in (lists[0], "Definition")]
     left_out += [noted for name in others if (noted := f"member {name!r}") not in left_out]
-    return [shared | item for item in members[lists[0]]]
+    return [({"definition": definition} if definition else {}) | item for item in members[lists[0]]]
 
 
 def _sniffed(path: Path, usual: str) -> str:
@@ -299,18 +290,15 @@ def _parquet(path: Path, _: list[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            classes = {}
+            features = {}
             if b"huggingface" in (file.schema_arrow.metadata or {}):  # as datasets writes it
                 from datasets import Features
 
-                classes = _classes(Features.from_arrow_schema(file.schema_arrow))
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield Row(f"row {number}", record | _class_names(record, classes))
+                features = Features.from_arrow_schema(file.schema_arrow)
+            batches = file.iter_batches(batch_size=1024)
+            yield from _with_class_names((row for batch in batches for row in batch.to_pylist()), features)
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from error
 
@@ -333,46 +321,23 @@ def _dataset(name: str, on_disk: bool) -> dict[str, Rows]:
         loaded = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name)
     except Exception as error:  # the library raises whatever its file systems, hub and parsers raise
         what = "the saved dataset" if on_disk else "there is no such file, and a dataset of this name"
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{name}: {what} cannot be loaded ({reason}).") from error
-    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    rows = {split: Rows(f"{name} ({split})", partial(dataset_rows, splits[split])) for split in splits}
+        raise UserError(f"{name}: {what} cannot be loaded ({type(error).__name__}: {error}).") from error
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    rows = {split: Rows(f"{name} ({split})", partial(_dataset_rows, each)) for split, each in splits.items()}
     return settled(rows, name)
 
 
-def dataset_rows(dataset: Any) -> Iterator[Row]:
-    """The rows of a Hugging Face split, with the names of classes in place of their numbers."""
-    classes = _classes(dataset.features or {})
+def _dataset_rows(dataset: Any) -> Iterator[Row]:
     plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-    for i, record in enumerate(plain, start=1):
-        yield Row(f"row {i}", record | _class_names(record, classes))
+    return _with_class_names(plain, dataset.features or {})
 
 
-def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of classes by their column."""
-    return {column: f.names for column, f in features.items() if type(f).__name__ == "ClassLabel"}
-
-
-def _class_names(record: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
-    numbers = {column: record[column] for column in classes if column in record}
-    return {
-        column: None if number is None or number < 0 else classes[column][number]
-        for column, number in numbers.items()
-    }
-
-
-KINDS = (
-    (bool, "true/false"),
-    (Number, "number"),
-    (str, "text"),
-    (int | float, "number"),
-    (list, "a list"),
-    (dict, "an object"),
-)
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in a user's words."""
-    if value is None or value != value:  # NaN is what tables hold where nothing was written
-        return "nothing"
-    return next((name for kind, name in KINDS if isinstance(value, kind)), type(value).__name__)
+def _with_class_names(records: Any, features: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a table, with the names of classes in place of their numbers."""
+    classes = {column: f.names for column, f in features.items() if type(f).__name__ == "ClassLabel"}
+    for i, record in enumerate(records, start=1):
+        numbers = {column: record[column] for column in classes if column in record}
+        yield Row(
+            f"row {i}",
+            record | {c: None if n is None or n < 0 else classes[c][n] for c, n in numbers.items()},
+        )

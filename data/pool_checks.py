@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from sapo.conf.errors import UserError
 from sapo.data.prompts import PromptPool
@@ -30,46 +31,31 @@ _CJK = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af"
 _ALPHABET = r"0-9A-Za-z_\u00c0-\u024f\u0370-\u03ff\u0400-\u052f"
 _JOINED = "ARABIC", "DEVANAGARI", "BENGALI", "SYRIAC", "MALAYALAM", "SINHALA", "KANNADA", "MONGOLIAN"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-_LITERALS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r'"([^"\n]+)"',
-        r"“([^”\n]+)”",
-        r"(?<!\w)'([^'\n]+)'(?!\w)",
-        r"‘([^’\n]+)’(?!\w)",
-        r"「([^」\n]+)」",
-        r"«([^»\n]+)»",
-        r"„([^“”\n]+)[“”]",
-        r"(\[[^\]\n]+\])",
-    )
-)
+_QUOTED = r"""
+"([^"\n]+)" “([^”\n]+)” (?<!\w)'([^'\n]+)'(?!\w) ‘([^’\n]+)’(?!\w)
+「([^」\n]+)」 «([^»\n]+)» „([^“”\n]+)[“”] (\[[^\]\n]+\])"""
+_LITERALS = [re.compile(pattern) for pattern in _QUOTED.split()]
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "«": "»", "„": "“", "`": "`"}
 # What models add around an answer. A marker that stands in the original instruction too is no leak.
-_MARKERS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"\b(?:para|re)phras\w*",
-        r"\bre-?word(?:ed|ing)\b",
-        r"\brewrit(?:e|ing|ten)\b[^.]*\b(?:version|wording|instruction|prompt)s?\b",
-        r"\bthe original (?:text|instruction|wording|prompt)s?\b|\bexactly the same task\b",
-        r"改写|重写|换句话说",
-        r"^here(?: is|'s|’s| are)\b[^.:]*\b(?:version|wording|instruction|prompt|variation|variant)s?\b",
-        r"^(?:(?:sure|certainly|of course|okay)[,!.]|i can't|i cannot)",
-        r"^(?:好的|当然|没问题)[，,！!。]",
-        r"^(?:version|variant|option|alternative|instruction|prompt|output|answer|original)\s*#?\d*\s*[:：]",
-        r"^(?:\d{1,2}\s*[.):、](?=\D)|(?:[-*•]|#+)(?=\s))",
-        r"</?[A-Za-z][\w-]*\s*/?>",
-        r"\*\*|```",
-    )
-)
+_SAID = r"""\b(?:para|re)phras\w*
+\bre-?word(?:ed|ing)\b
+\brewrit(?:e|ing|ten)\b[^.]*\b(?:version|wording|instruction|prompt)s?\b
+\bthe original (?:text|instruction|wording|prompt)s?\b|\bexactly the same task\b
+改写|重写|换句话说
+^here(?: is|'s|’s| are)\b[^.:]*\b(?:version|wording|instruction|prompt|variation|variant)s?\b
+^(?:(?:sure|certainly|of course|okay)[,!.]|i can't|i cannot)
+^(?:好的|当然|没问题)[，,！!。]
+^(?:version|variant|option|alternative|instruction|prompt|output|answer|original)\s*#?\d*\s*[:：]
+^(?:\d{1,2}\s*[.):、](?=\D)|(?:[-*•]|#+)(?=\s))
+</?[A-Za-z][\w-]*\s*/?>
+\*\*|```"""
+_MARKERS = [re.compile(pattern, re.IGNORECASE) for pattern in _SAID.splitlines()]
 _COMMON = {"the", "and", "for", "with", "that", "this", "its", "are", "from", "not", "your", "you", "which"}
 _COMMON |= {"whether", "given", "following", "text", "task", "output", "answer", "into", "one"}
 # After a lone "a" these words show that it is a label, any other word that it is the article.
 _AFTER_LABEL = (
     r"(?:and|or|to|through|versus|vs|is|are|for|means|if|when|as|where|stands|denotes|indicates|marks)\b"
 )
-
-
 _log = logging.getLogger(__name__)
 
 
@@ -88,15 +74,14 @@ class Problem:
 def check_pool(pool: PromptPool, task: Task, allow: Collection[str] = ()) -> list[Problem]:
     """Every problem of a pool for `task`; none if it is valid."""
     problems, texts = [], [prompt.text for prompt in pool.paraphrases]
-    if len(task.instruction) > LONGEST:
-        size = f"{len(task.instruction):,}"
-        reason = f"the task's instruction has {size} characters; one may have {LONGEST:,}"
+    if (size := len(task.instruction)) > LONGEST:
+        reason = f"the task's instruction has {size:,} characters; one may have {LONGEST:,}"
         problems.append(Problem(WHOLE_POOL, "size", reason))
-    if bool(task.instruction.strip()) != bool(texts):
-        reason = (
-            "the task has no instruction that could be paraphrased" if texts else "it holds no paraphrases"
-        )
+    if texts and not task.instruction.strip():
+        reason = "the task has no instruction that could be paraphrased"
         problems.append(Problem(WHOLE_POOL, "empty", reason))
+    if not texts and task.instruction.strip():
+        problems.append(Problem(WHOLE_POOL, "empty", "it holds no paraphrases"))
     for place, text in enumerate(texts):
         found = _reasons(text, task, [task.instruction, *texts[:place]])
         problems += [Problem(place, rule, reason) for rule, reason in found if rule not in allow]
@@ -107,23 +92,18 @@ def require_usable(pool: PromptPool, task: Task, allow: Collection[str] = ()) ->
     """One UserError with all problems of a written pool that are refused; the others go to the log."""
     problems = check_pool(pool, task, allow)
     refused = [problem for problem in problems if problem.rule in REFUSED]
-
-    def listed(found: Sequence[Problem]) -> str:
-        places = ("the pool" if p.index == WHOLE_POOL else f"paraphrase {p.index}" for p in found)
-        return "\n".join(f"  {place}: {problem}" for place, problem in zip(places, found, strict=True))
-
+    places = ("the pool" if p.index == WHOLE_POOL else f"paraphrase {p.index}" for p in refused or problems)
+    listed = "\n".join(f"  {place}: {p}" for place, p in zip(places, refused or problems, strict=True))
     where = f"The prompt pool of {task.name} ({pool.source or 'no source given'})"
     if refused:
         raise UserError(
-            f"{where} is not valid:\n{listed(refused)}\nMend or drop these paraphrases (counted from 0), or "
-            "leave out the rule: paraphrases.allow=[RULE]."
+            f"{where} is not valid:\n{listed}\nMend or drop these paraphrases (counted from 0), or leave out "
+            "the rule: paraphrases.allow=[RULE]."
         )
     if problems:
         rules = ",".join(dict.fromkeys(problem.rule for problem in problems))
-        _log.warning(
-            "%s is used as it is; worth a look:\n%s\nparaphrases.allow=[%s] says no more of it.",
-            *(where, listed(problems), rules),
-        )
+        way = f"paraphrases.allow=[{rules}] says no more of it."
+        _log.warning("%s is used as it is; worth a look:\n%s\n%s", where, listed, way)
 
 
 def check_text(text: str, task: Task, accepted: Sequence[str], allow: Collection[str] = ()) -> Problem | None:
@@ -181,21 +161,19 @@ def _reasons(text: str, task: Task, earlier: Sequence[str]) -> Iterator[tuple[st
     else:
         for check in (_form, _what_is_lost, _what_is_added, _likeness):
             yield from check(text, task)
-        yield from _near(text, earlier, kept_words(task))
+        yield from islice(_near(text, earlier, kept_words(task)), 1)
 
 
 def _near(text: str, earlier: Sequence[str], kept: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """The first of the earlier texts, the original before all, that the text repeats."""
+    """Each of the earlier texts, the original before all, that the text repeats."""
     words = own_words(text, kept)
     for place, other in enumerate(earlier):
         name = f"paraphrase {place - 1}" if place else "the original"
         if text == other:
             yield "same", f"it is the same as {name}"
-            return
-        if (share := likeness(words, own_words(other[:LONGEST], kept))) >= MAX_LIKENESS:
+        elif (share := likeness(words, own_words(other[:LONGEST], kept))) >= MAX_LIKENESS:
             what = "words are the same" if share == 1 else f"{share:.0%} of its words are the same"
             yield "near", f"it is nearly {name}: {what}, labels left out"
-            return
 
 
 def _unrelated(text: str, task: Task) -> Iterator[tuple[str, str]]:
@@ -237,10 +215,7 @@ def _what_is_lost(text: str, task: Task) -> Iterator[tuple[str, str]]:
     """Labels that the original names must stand as they are, what it quotes in any case."""
     lost = [label for label in task.labels if _stands(label, task.instruction) and not _stands(label, text)]
     if lost:
-        yield (
-            "labels",
-            f"it lost {'the label' if len(lost) == 1 else 'the labels'} {', '.join(map(repr, lost))}",
-        )
+        yield "labels", f"it lost the label{'s' if len(lost) > 1 else ''} {', '.join(map(repr, lost))}"
     quoted = (literal for literal in quoted_literals(task.instruction) if literal not in task.labels)
     missing = [each for each in quoted if not re.search(_bounded(each), text, re.IGNORECASE)]
     if missing:
@@ -265,10 +240,7 @@ def _stands(label: str, text: str) -> bool:
 
 
 def _what_is_added(text: str, task: Task) -> Iterator[tuple[str, str]]:
-    """Words of the paraphraser's own, and the suffix, which follows every prompt anyway.
-
-    A suffix of one or two words counts only at the very end.
-    """
+    """Words of the paraphraser's own, and the suffix; one of two words counts at the very end only."""
     for marker in _MARKERS:
         found = marker.search(text)
         if found and not marker.search(task.instruction):

@@ -7,29 +7,23 @@ import yaml
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import read_yaml, user_path, write_whole
+from sapo.data.files import read_yaml, user_path, write_result
 from sapo.data.pool_checks import require_usable, scripts
 from sapo.data.prompts import BANK, PromptPool, pool_of, read_pool
-from sapo.data.remembering import Stamp, remembered, stamp
+from sapo.data.remembering import remembered, stamp
 from sapo.data.tasks import Task, digest
-
-KEPT_POOLS = 64  # pools that stay in memory, read and checked
 
 
 def load_pool(task: Task, config: ParaphrasesConfig) -> PromptPool:
-    """The task's prompt pool as configured: its first `config.count` paraphrases, validated.
-
-    A task with an empty instruction has nothing to paraphrase: its pool is the original alone. Raises
-    UserError where there is no pool for the task, or it is not valid.
-    """
+    """The task's first `config.count` paraphrases, validated; for an empty instruction the original alone."""
     if not task.instruction.strip():
         return unchecked_pool(task, config)
     path = _pool_path(task, config)
     return _checked_pool(task, path, config.count, tuple(config.allow), stamp(path))
 
 
-@remembered(KEPT_POOLS)
-def _checked_pool(task: Task, path: Path, count: int, allow: tuple[str, ...], _stamp: Stamp) -> PromptPool:
+@remembered(64)
+def _checked_pool(task: Task, path: Path, count: int, allow: tuple[str, ...], _stamp: object) -> PromptPool:
     """The first paraphrases of a pool file; `_stamp` tells a file that has changed since."""
     pool = read_pool(path, task).first(count)
     require_usable(pool, task, allow)
@@ -65,11 +59,8 @@ def write_pool(path: Path, pool: PromptPool, source: dict[str, Any]) -> None:
         "original": pool.original.text,
         "prompts": [prompt.text for prompt in pool.paraphrases],
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6))
-    except OSError as error:
-        raise UserError(f"Cannot write the prompt pool {path}: {error.strerror or error}.") from error
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6)
+    write_result(path, text, "the prompt pool ")
 
 
 def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
@@ -79,33 +70,30 @@ def _pool_path(task: Task, config: ParaphrasesConfig) -> Path:
         if not path.is_file():
             raise UserError(f"paraphrases.file: no prompt pool {path}.")
         return path
-    if config.source == "bank":  # which keeps other collections than its own in folders by their names
-        collection = BANK / config.name
-        folder = collection if collection.is_dir() else BANK
-        named = folder / f"{task.name}.yaml"
-        pools = sorted(folder.glob("*.yaml"), key=lambda path: (path != named, path))
-        asked = task.instruction.strip()
-        found = next((path for path in pools if read_yaml(path)["original"].strip() == asked), None)
-        if found is None:
-            which = f" '{config.name}'" if collection.is_dir() else ""
-            other = f" ({named.name} is of another instruction)" if named.is_file() else ""
-            raise UserError(
-                f"The bank{which} has no paraphrases of task {task.name}{other}. Have a model write them "
-                "(`sapo paraphrase instruction=TEXT paraphrases=… --write POOL.yaml`), or write POOL.yaml "
-                "yourself, with `prompts:`, a list of texts; then add paraphrases.file=POOL.yaml. "
-                "policy=static needs none."
-            )
-        return found
-    path = written_path(task, config)
-    of_instruction = path.with_name(f"{instruction_name(task.instruction)}.yaml")
-    found = next((candidate for candidate in (path, of_instruction) if candidate.is_file()), None)
-    if found is None:
+    if config.source != "bank":
+        path = written_path(task, config)
+        of_instruction = path.with_name(f"{instruction_name(task.instruction)}.yaml")
+        if found := [candidate for candidate in (path, of_instruction) if candidate.is_file()]:
+            return found[0]
         raise UserError(
             f"No prompt pool {path}. A run never asks a model for paraphrases itself; write the pool first: "
             f"sapo paraphrase task={task.name} paraphrases={config.name} "
             "(instruction=TEXT in place of task= for data of your own)."
         )
-    return found
+    is_collection = (BANK / config.name).is_dir()  # other collections than the bank's own are in folders
+    folder = BANK / config.name if is_collection else BANK
+    named = folder / f"{task.name}.yaml"
+    for path in sorted(folder.glob("*.yaml"), key=lambda path: (path != named, path)):
+        if read_yaml(path)["original"].strip() == task.instruction.strip():
+            return path
+    which = f" '{config.name}'" if is_collection else ""
+    other = f" ({named.name} is of another instruction)" if named.is_file() else ""
+    raise UserError(
+        f"The bank{which} has no paraphrases of task {task.name}{other}. Have a model write them "
+        "(`sapo paraphrase instruction=TEXT paraphrases=… --write POOL.yaml`), or write POOL.yaml "
+        "yourself, with `prompts:`, a list of texts; then add paraphrases.file=POOL.yaml. "
+        "policy=static needs none."
+    )
 
 
 def _in_folder(given: Path, task: Task) -> Path:

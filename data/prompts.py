@@ -15,10 +15,7 @@ BANK = Path(__file__).parent / "bank"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One wording of an instruction; `index` is its place in the pool, -1 for the original.
-
-    Texts that are in no pool have lower ones.
-    """
+    """One wording of an instruction; `index` is its place in the pool, -1 for the original, or less."""
 
     text: str
     index: int = ORIGINAL
@@ -81,18 +78,16 @@ def read_pool(path: Path, task: Task) -> PromptPool:
     content = pool_content(path)
     texts = content.get("prompts")
     if not isinstance(texts, list) or not all(map(is_text, texts)):
-        raise UserError(
-            f"{path}: a prompt pool is YAML with `prompts:`, a list of texts, or such a list alone; or a "
-            ".txt file with a prompt a line."
+        known = (
+            "YAML with `prompts:`, a list of texts, or such a list alone; or a .txt file with a prompt a line"
         )
+        raise UserError(f"{path}: a prompt pool is {known}.")
     original, source = content.get("original"), content.get("source") or path.name
     if not isinstance(original, str | None) or not isinstance(source, str | dict):
         raise UserError(f"{path}: `original:` must be a text, and `source:` a text or names with values.")
     if original is not None and original.strip() != task.instruction.strip():
-        raise UserError(
-            f"{path} holds paraphrases of another instruction than {task.name} has now:\n"
-            f"  pool: {original}\n  task: {task.instruction}"
-        )
+        both = f"  pool: {original}\n  task: {task.instruction}"
+        raise UserError(f"{path} holds paraphrases of another instruction than {task.name} has now:\n{both}")
     texts = [text.strip() for text in texts]
     if isinstance(source, dict):  # of a recorded source: who wrote the pool, when, and whether it was edited
         said = [source.get(name) for name in ("paraphraser", "model", "date")]

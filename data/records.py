@@ -226,18 +226,12 @@ def parse(kind: type[T], path: Path, mend: str) -> T:
 
 
 def read_record(kind: type[R], folder: Path) -> R:
-    """The record of a finished run or probe, whose files are those of its manifest.
-
-    Raises UserError if the folder is no finished one or has lost its manifest, and WorkError if a file is
-    damaged, with the command that mends it.
-    """
+    """The record of a finished run or probe, whose files are those of its manifest; errors name the mend."""
     if not (folder / kind.FILE).is_file():
         raise UserError(f"{folder} has no {kind.FILE}: it is not a finished {kind.WHAT}. {mend(folder)}")
     if not (folder / MANIFEST).is_file():
-        raise WorkError(
-            f"{folder} has no {MANIFEST}: whether its numbers are those that were stored cannot be told. "
-            f"{mend(folder)}"
-        )
+        what = "whether its numbers are those that were stored cannot be told"
+        raise WorkError(f"{folder} has no {MANIFEST}: {what}. {mend(folder)}")
     for line in lasting_damage(folder):
         raise WorkError(f"Damaged: {line}. {mend(folder)}")
     return parse(kind, folder / kind.FILE, mend(folder))
@@ -253,10 +247,8 @@ def mend(folder: Path) -> str:
     options = " ".join(f"{name}={settings[name]}" for name in names if name in settings) or "…"
     if folder.parent.name == "probes":
         return f"Make the probe again ({options}): `sapo reproduce` computes only what is missing."
-    return (
-        f"Run `sapo train {options}` again (settings: {folder / 'config.yaml'}): only what is missing is "
-        "computed."
-    )
+    again = f"Run `sapo train {options}` again (settings: {folder / 'config.yaml'})"
+    return f"{again}: only what is missing is computed."
 
 
 def _wrong(error: ValidationError) -> str:
@@ -324,10 +316,12 @@ def lasting_damage(folder: Path, whole: bool = True) -> list[str]:
     Another command may put new files in the place of those that are being read: it is damage only if two
     readings in a row find the same in the same place.
     """
-    before, now = None, (list(damage(folder, whole)), stamp(folder / MANIFEST))
-    while now[0] and now != before:
-        before, now = now, (list(damage(folder, whole)), stamp(folder / MANIFEST))
-    return now[0]
+    before = None
+    while True:
+        found = (list(damage(folder, whole)), stamp(folder / MANIFEST))
+        if not found[0] or found == before:
+            return found[0]
+        before = found
 
 
 def differences(stored: Any, asked: Any, where: str = "") -> Iterator[str]:
@@ -338,9 +332,8 @@ def differences(stored: Any, asked: Any, where: str = "") -> Iterator[str]:
         for name in stored | asked:
             yield from differences(stored.get(name), asked.get(name), f"{where}.{name}".lstrip("."))
     elif stored != asked:
-        first, second = (
-            text if len(text := json.dumps(v)) <= 60 else f"{text[:59]}…" for v in (stored, asked)
-        )
+        texts = (json.dumps(value) for value in (stored, asked))
+        first, second = (text if len(text) <= 60 else f"{text[:59]}…" for text in texts)
         yield f"{where}: {first} -> {second}"
 
 

@@ -1,48 +1,49 @@
 """Answers kept in memory for objects that never change, and for files as long as they have not changed."""
 
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-Subject = TypeVar("Subject")
-Rest = ParamSpec("Rest")
-Answer = TypeVar("Answer")
-
-Stamp = tuple[tuple[str, int, int, int], ...]
+Asked = TypeVar("Asked", bound=Callable[..., Any])
 
 
-def remembered(
-    size: int,
-) -> Callable[[Callable[Concatenate[Subject, Rest], Answer]], Callable[Concatenate[Subject, Rest], Answer]]:
+def remembered(size: int) -> Callable[[Asked], Asked]:
     """Decorates a function of an immutable object and hashable values: its last `size` answers are kept.
 
     The object is told by its identity: to hash a task by what it holds takes as long as most answers do. It
     is held with its answer, so that no other object can get its id.
     """
 
-    def decorate(
-        function: Callable[Concatenate[Subject, Rest], Answer],
-    ) -> Callable[Concatenate[Subject, Rest], Answer]:
-        held: OrderedDict[object, tuple[Subject, Answer]] = OrderedDict()
+    def decorate(function: Asked) -> Asked:
+        held: OrderedDict[tuple[Any, ...], tuple[Any, Any]] = OrderedDict()
 
         @wraps(function)
-        def answer(subject: Subject, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer:
-            key = (id(subject), args, tuple(sorted(kwargs.items())))
-            found = held.get(key)
+        def answer(subject: Any, *args: Any) -> Any:
+            found = held.get(key := (id(subject), *args))
             if found is None:
-                found = held[key] = (subject, function(subject, *args, **kwargs))
+                found = held[key] = (subject, function(subject, *args))
                 if len(held) > size:
                     held.popitem(last=False)
             return found[1]
 
-        return answer
+        return answer  # type: ignore[return-value]
 
     return decorate
 
 
-def stamp(*paths: Path) -> Stamp:
+def while_unchanged(files: Callable[..., Iterable[Path]], size: int = 64) -> Callable[[Asked], Asked]:
+    """Decorates a function of hashable values: its last answers are kept until their `files` change."""
+
+    def decorate(function: Asked) -> Asked:
+        kept = lru_cache(size)(lambda _stamp, *args: function(*args))
+        return wraps(function)(lambda *args: kept(stamp(*files(*args)), *args))  # type: ignore[return-value]
+
+    return decorate
+
+
+def stamp(*paths: Path) -> tuple[tuple[str, int, int, int], ...]:
     """What changes when a file is written again: size, time of the last change and inode, of each path.
 
     The inode tells a file that took the place of one of the same size and time. Of a folder, of every file in

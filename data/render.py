@@ -70,15 +70,13 @@ class Renderer:
         """
         if not examples:
             return []
-        texts = [
-            text if len(text) <= self.max_input_tokens else text[: self._most_characters]
-            for text in (example.input for example in examples)
-        ]
-        prompts = [self.prompt_text(task, prompt, text) for text in texts]
-        inputs = self._tokenize(prompts)
+        limit = self.max_input_tokens
+        # No input that fits has more characters: longer ones are cut before anything of them is tokenized.
+        inputs = [e.input if len(e.input) <= limit else e.input[: self._most_characters] for e in examples]
+        prompts = [self.prompt_text(task, prompt, text) for text in inputs]
         rendered = []
-        for example, given, text, ids in zip(examples, texts, prompts, inputs, strict=True):
-            is_long = len(ids) > self.max_input_tokens or len(given) < len(example.input)
+        for example, given, text, ids in zip(examples, inputs, prompts, self._tokenize(prompts), strict=True):
+            is_long = len(ids) > limit or len(given) < len(example.input)
             is_shortened = is_long and self.truncation == "input"
             if is_shortened:
                 text, ids = self._shorten(task, prompt, given)
@@ -94,12 +92,8 @@ class Renderer:
 
     @cached_property
     def _most_characters(self) -> int:
-        """No input that fits has more: longer ones are cut before anything of them is tokenized.
-
-        A token stands for at most as many characters as the longest in the vocabulary has.
-        """
-        longest = max(map(len, self.tokenizer.get_vocab()))
-        return (self.max_input_tokens + MAX_TARGET_TOKENS) * longest
+        """A token stands for at most as many characters as the longest in the vocabulary has."""
+        return (self.max_input_tokens + MAX_TARGET_TOKENS) * max(map(len, self.tokenizer.get_vocab()))
 
     def _cut(self, whole: Rendered, for_test: bool) -> Rendered:
         """Cut at the end, as published: a test prompt at its limit, prompt and target together at theirs.
@@ -132,21 +126,18 @@ class Renderer:
 
     def full_text(self, task: Task, prompt: str, example: Example) -> str:
         """Prompt, target and the template's end of turn as one text."""
-        start = self.prompt_text(task, prompt, example.input)
-        return start + self.answer(example.target)
+        return self.prompt_text(task, prompt, example.input) + self.answer(example.target)
 
     def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
         try:
-            known = {
-                "chat_template": with_fixed_clock(self.tokenizer.get_chat_template()),
-                **self.template_options,
-            }
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **(known | options)))
+            template = with_fixed_clock(self.tokenizer.get_chat_template())
+            options = {"chat_template": template, **self.template_options, **options}
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
         except (TemplateError, TypeError, ValueError) as error:
+            others = ", or a data.layout without system turn" if messages[0]["role"] == "system" else ""
             raise UserError(
                 f"The chat template cannot write the turn {messages[-1]['content'][:60]!r}: {error}. "
-                "Set model.chat_template=FILE.jinja"
-                + (", or a data.layout without system turn." if messages[0]["role"] == "system" else ".")
+                f"Set model.chat_template=FILE.jinja{others}."
             ) from error
 
     @cached_property
@@ -179,21 +170,19 @@ class Renderer:
         """Tokens of the prompt without an input; UserError if they are more than `max_input_tokens`."""
         (frame,) = self._tokenize([self.prompt_text(task, prompt, "")])
         if len(frame) > self.max_input_tokens:
-            raise UserError(
-                f"Task {task.name}: instruction, suffix and chat template alone take {len(frame)} tokens, "
-                f"more than data.max_input_tokens={self.max_input_tokens}. Raise it, "
-                "or shorten the instruction."
-            )
+            limit = f"data.max_input_tokens={self.max_input_tokens}. Raise it, or shorten the instruction"
+            frame_of = f"Task {task.name}: instruction, suffix and chat template alone"
+            raise UserError(f"{frame_of} take {len(frame)} tokens, more than {limit}.")
         return len(frame)
 
     def _shorten(self, task: Task, prompt: str, given: str) -> tuple[str, list[int]]:
         """The prompt with as much of the input's beginning as fits, and its token ids."""
         frame = self.require_fits(task, prompt)
         encoded = self.tokenizer(given, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"]
-        keep = min(self.max_input_tokens - frame, len(offsets))
+        ends = [0, *(end for _, end in encoded["offset_mapping"])]
+        keep = min(self.max_input_tokens - frame, len(ends) - 1)
         while True:  # ends: without any input the prompt is the frame, which fits
-            text = self.prompt_text(task, prompt, given[: offsets[keep - 1][1] if keep else 0])
+            text = self.prompt_text(task, prompt, given[: ends[keep]])
             (ids,) = self._tokenize([text])
             if len(ids) <= self.max_input_tokens:
                 return text, ids
@@ -205,14 +194,13 @@ def explained(
 ) -> dict[str, Any]:
     """An example as a model sees it, token by token, as JSON values; `for_test` as in `Renderer.render`."""
     (rendered,) = renderer.render(task, prompt, [example], for_test)
-    decode = renderer.tokenizer.decode
-    whole = renderer.full_text(task, prompt, example)
+    decode, ids = renderer.tokenizer.decode, rendered.input_ids
     return {
-        "text": decode(rendered.input_ids) if rendered.is_shortened else whole,
-        "input_ids": rendered.input_ids,
+        "text": decode(ids) if rendered.is_shortened else renderer.full_text(task, prompt, example),
+        "input_ids": ids,
         "target_start": rendered.target_start,
         "target_ids": rendered.target_ids,
-        "tokens": [decode([token]) for token in rendered.input_ids],
+        "tokens": [decode([token]) for token in ids],
         "shortened": rendered.is_shortened,
     }
 
@@ -237,10 +225,7 @@ def turns_of(layout: Layout, task: Task, prompt: str, text: str) -> list[dict[st
 
 
 def as_sent(renderer: Renderer, task: Task, prompt: str) -> dict[str, Any]:
-    """What production sends for an input: the turns, and the text that the chat template makes of them.
-
-    The `placeholder` in both stands for the input.
-    """
+    """What production sends for the input that `placeholder` stands for: turns, and the template's text."""
     free = (name for name in PLACEHOLDERS if name not in prompt + task.suffix)
     placeholder = next(free, PLACEHOLDERS[-1])
     return {

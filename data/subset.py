@@ -21,15 +21,7 @@ def subset(task: Task, count: int, choice: str, seed: int) -> tuple[Example, ...
 def draw(
     examples: Iterable[Example], count: int, choice: str, seed: int, task: str
 ) -> tuple[tuple[Example, ...], int]:
-    """The same of examples that are read anew by each iteration and never held whole; and how many they are.
-
-    Args:
-        examples: a task's training rows.
-        count: how many to draw.
-        choice: `random` or `first`.
-        seed: the run's seed.
-        task: the task's name.
-    """
+    """The same of examples that are read anew by each iteration and never held whole, with their number."""
     n = len(examples) if isinstance(examples, Sized) else sum(1 for _ in examples)
     rows = list(range(min(count, n)))
     if choice == "random" and count < n:

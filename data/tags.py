@@ -6,12 +6,11 @@ for each row; null where the model's answer held no tags. Written line by line: 
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sapo.conf.errors import UserError
-from sapo.data.remembering import Stamp, stamp
+from sapo.data.remembering import while_unchanged
 from sapo.data.tasks import Example
 
 
@@ -38,12 +37,11 @@ def read_tags(file: str | Path | None) -> Tags:
     """The tags in a file; UserError if it is not such a file, or none is named."""
     if file is None:
         raise UserError("method.unit=instance needs tags: method.tags=FILE.")
-    path = Path(file).expanduser()
-    return _read(path, stamp(path))
+    return _read(Path(file).expanduser())
 
 
-@lru_cache(8)
-def _read(path: Path, _: Stamp) -> Tags:
+@while_unchanged(lambda path: [path])
+def _read(path: Path) -> Tags:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]  # a killed process may leave a line half-written
         head = json.loads(lines[0])

@@ -12,7 +12,6 @@ from sapo.conf.layout import separators_of
 from sapo.data.remembering import remembered
 
 SEPARATORS = {"zh": "文本:", "en": "Text:"}  # the line before the input, by the instruction's language
-KEPT_DIGESTS = 1024  # of tuples of examples; a run asks for the same few again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +71,13 @@ def with_separator(task: Task, setting: str) -> Task:
     """The task with the line that `data.separator` has for its language; UserError if it has none."""
     lines = separators_of(setting)
     if lines and task.language not in lines:
-        raise UserError(
-            f"data.separator has no line for {task.language}, the language of {task.name} "
-            "(zh: Chinese, en: any other)."
-        )
+        of = f"{task.language}, the language of {task.name} (zh: Chinese, en: any other)"
+        raise UserError(f"data.separator has no line for {of}.")
     return replace(task, separator=lines[task.language]) if lines else task
 
 
 def is_chinese(text: str) -> bool:
-    """Whether most letters of a text are Chinese characters and none Japanese or Korean ones.
-
-    Japanese and Korean get the plain separator: the Chinese one means nothing there.
-    """
+    """Whether most letters are Chinese, and none Japanese or Korean, whose separator is the plain one."""
     if re.search("[\u1100-\u11ff\u3040-\u30ff\uac00-\ud7af]", text):
         return False
     letters = [character for character in text if character.isalpha()]
@@ -102,11 +96,7 @@ def digest(items: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def examples_digest(examples: Iterable[Example]) -> str:
+@remembered(1024)  # a run asks for the same few again and again
+def examples_digest(examples: tuple[Example, ...]) -> str:
     """SHA-256 over inputs and targets in order: the identity of the very rows a stage reads."""
-    return _digest_of(examples if isinstance(examples, tuple) else tuple(examples))
-
-
-@remembered(KEPT_DIGESTS)
-def _digest_of(examples: tuple[Example, ...]) -> str:
     return digest([[example.input, example.target] for example in examples])

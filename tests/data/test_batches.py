@@ -20,21 +20,13 @@ def test_a_worked_example():
     assert by_tokens(lengths, budget=60, overhead=9) == [[3], [1], [4], [2], [0, 5]]
 
 
-def test_nothing_to_group():
-    assert by_tokens([], budget=10, overhead=0) == []
-
-
 @given(LENGTHS, BUDGETS, OVERHEADS)
-def test_every_index_comes_once_and_the_longest_first(lengths, budget, overhead):
-    flat = [index for batch in by_tokens(lengths, budget, overhead) for index in batch]
+def test_every_index_comes_once_the_longest_first_and_only_a_single_one_may_exceed(lengths, budget, overhead):
+    batches = by_tokens(lengths, budget, overhead)
+    flat = [index for batch in batches for index in batch]
     assert flat == sorted(range(len(lengths)), key=lambda index: -lengths[index])
-
-
-@given(LENGTHS, BUDGETS, OVERHEADS)
-def test_only_a_single_example_may_exceed_the_budget(lengths, budget, overhead):
-    for batch in by_tokens(lengths, budget, overhead):
-        padded = max(lengths[index] for index in batch) * len(batch)
-        assert padded <= budget or len(batch) == 1
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= budget
 
 
 def cost(sizes: list[list[int]], overhead: int) -> int:
@@ -44,12 +36,10 @@ def cost(sizes: list[list[int]], overhead: int) -> int:
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), BUDGETS, OVERHEADS)
 def test_no_other_cut_of_the_sorted_lengths_is_cheaper(lengths, budget, overhead):
     ranked = sorted(lengths, reverse=True)
-    places = range(1, len(ranked))
     costs = []
     for count in range(len(ranked)):
-        for cuts in combinations(places, count):
-            bounds = [0, *cuts, len(ranked)]
-            sizes = [ranked[begin:end] for begin, end in pairwise(bounds)]
+        for cuts in combinations(range(1, len(ranked)), count):
+            sizes = [ranked[begin:end] for begin, end in pairwise([0, *cuts, len(ranked)])]
             if all(len(batch) == 1 or batch[0] * len(batch) <= budget for batch in sizes):
                 costs.append(cost(sizes, overhead))
     found = [[lengths[i] for i in batch] for batch in by_tokens(lengths, budget, overhead)]

@@ -1,6 +1,7 @@
 """Tasks by name: the real benchmarks, users' own, and every fault named with its file and place."""
 
 import json
+import shutil
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_how_many_rows_are_taken_of_how_many(root):
 
 
 def test_a_superni_task(benchmarks):
-    task = load_task("NI195", config_of(benchmarks, "sequence=ni_seq_c1", "trainer=paper"))
+    config = config_of(benchmarks, "sequence=ni_seq_c1", "trainer=paper")
+    task = load_task("NI195", config)
     assert (task.name, task.short_name, task.kind, task.language) == (
         "NI195",
         "NI195",
@@ -83,13 +85,7 @@ def test_a_superni_task(benchmarks):
     assert task.train[0].input.startswith("@theroser @honorsociety I'm glad")
     assert task.train[0].target == "positive"
     assert task.test[0] == Example("Going to bed. yay for sheet being fresh out of the dryer. ", "positive")
-
-
-def test_the_long_name_is_the_same_task(benchmarks):
-    config = config_of(benchmarks, "sequence=ni_seq_c1", "data.train_examples=5", "data.test_examples=3")
-    task = load_task("task195_sentiment140_classification", config)
-    assert task == load_task("NI195", config)
-    assert (len(task.train), len(task.test)) == (5, 3)
+    assert load_task("task195_sentiment140_classification", config) == task
 
 
 def test_a_trace_task(benchmarks):
@@ -112,15 +108,13 @@ def test_the_tasks_of_a_sequence_in_order(benchmarks):
     assert [task.name for task in unseen] == ["NI163", "NI292", "NI141", "NI511", "NI024", "NI619"]
 
 
-def test_the_chinese_task_has_a_chinese_separator(benchmarks, tmp_path):
+def test_the_chinese_task_has_a_chinese_separator(benchmarks, root):
     facts = json.loads((benchmarks / "TRACE" / "instructions.json").read_text(encoding="utf-8"))
+    (root / "SUPERNI").rename(root / "TRACE")
     for name in ("C-STANCE", "FOMC"):
-        folder = tmp_path / "TRACE" / name
-        folder.mkdir(parents=True)
-        for split in ("train", "test"):
-            (folder / f"{split}.json").write_text('[{"sentence": "文字", "label": "A"}]', encoding="utf-8")
-    (tmp_path / "TRACE" / "instructions.json").write_text(json.dumps(facts), encoding="utf-8")
-    chinese, english = (load_benchmark_task(name, "trace", tmp_path) for name in ("C-STANCE", "FOMC"))
+        shutil.copytree(root / "TRACE" / "task007_moods", root / "TRACE" / name)
+    (root / "TRACE" / "instructions.json").write_text(json.dumps(facts), encoding="utf-8")
+    chinese, english = (load_benchmark_task(name, "trace", root) for name in ("C-STANCE", "FOMC"))
     assert (chinese.separator, chinese.language) == ("文本:", "zh")
     assert (english.separator, english.language) == ("Text:", "en")
 
@@ -151,12 +145,11 @@ def test_in_a_sequence_of_users_tasks_their_names_come_first(root, name):
     ((task,), _) = load_tasks(config)
     assert (task.name, task.instruction) == (name, "Sweet or sour?")
     (root / f"{name}.yaml").unlink()
-    if name == "mini_city":
-        assert load_task(name, config).instruction == generate(name, 1, 1, 0).instruction
-    elif "007" in name:
-        assert load_task(name, config).instruction == "Name the mood."
-    else:
+    if name == "FOMC":
         refusal(load_task, name, config)
+    else:
+        expected = {"NI007": "Name the mood.", "mini_city": generate("mini_city", 1, 1, 0).instruction}
+        assert load_task(name, config).instruction == expected[name]
 
 
 def test_mini_tasks_need_no_folder():
@@ -192,11 +185,9 @@ def test_the_published_code_keeps_blanks_around_labels(root):
 def test_labels_with_blanks_are_in_the_published_files(benchmarks):
     kept = load_benchmark_task("NI360", "superni", benchmarks, keep_blanks=True)
     stripped = load_benchmark_task("NI360", "superni", benchmarks)
-    differ = [
-        [a.target != b.target for a, b in zip(getattr(kept, split), getattr(stripped, split), strict=True)]
-        for split in ("train", "test")
-    ]
-    assert (sum(differ[0][:1000]), sum(differ[1])) == (14, 8)
+    for split, expected in (("train", 14), ("test", 8)):
+        pairs = list(zip(getattr(kept, split), getattr(stripped, split), strict=True))[:1000]
+        assert sum(one.target != other.target for one, other in pairs) == expected
 
 
 def test_two_names_of_one_task_are_refused(root):

@@ -24,8 +24,8 @@ def test_a_text_replaces_what_was_there(tmp_path):
         (errno.ENOSPC, WorkError, "Make room"),
         (errno.EDQUOT, WorkError, "Make room"),
         (errno.EFBIG, WorkError, "Make room"),
-        (errno.EACCES, UserError, "Choose another folder"),
-        (errno.EROFS, UserError, "Choose another folder"),
+        (errno.EACCES, UserError, "Name a folder that you may write"),
+        (errno.EROFS, UserError, "Name a folder that you may write"),
     ],
 )
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch, number, kind, mend):

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sapo.conf.errors import UserError
+from sapo.conf.load import FOLDER
 from sapo.conf.names import why_no_name
+from sapo.conf.schema import ModelConfig
 from sapo.data.benchmarks import load_benchmark_task, load_own_task, read_examples
 from sapo.data.own import OwnExamples
 from sapo.data.own_files import read_splits
@@ -92,9 +94,8 @@ def test_any_pool_is_checked(tmp_path, prompts, rest):
     pool = outcome(read_pool, path, TASK)
     if pool is not None:
         assert [prompt.text for prompt in pool.paraphrases] == [text.strip() for text in prompts]
-        assert all(
-            problem.reason and -1 <= problem.index < len(prompts) for problem in check_pool(pool, TASK)
-        )
+        found = check_pool(pool, TASK)
+        assert all(problem.reason and -1 <= problem.index < len(prompts) for problem in found)
 
 
 @SMALL
@@ -186,22 +187,18 @@ def test_no_reader_runs_what_it_reads():
 
 def test_base_models_are_loaded_from_safetensors_alone():
     """A pickle beside them, or in their place, is not even looked at."""
-    experiments = Path(load_own_task.__code__.co_filename).parent.parent / "experiments"
-    loads, n_calls = re.compile(r"AutoModel\w*\.from_pretrained"), 0
+    experiments, n_calls = Path(load_own_task.__code__.co_filename).parent.parent / "experiments", 0
     for path in experiments.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(call, ast.Call) or not loads.fullmatch(ast.unparse(call.func)):
-                continue
-            n_calls += 1
-            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            is_gguf = arguments.get(None) == "source"  # the one call that converts such a file
-            assert is_gguf or arguments.get("use_safetensors") == "True", f"{path.name}: {ast.unparse(call)}"
+            name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+            if re.fullmatch(r"AutoModel\w*\.from_pretrained", name):
+                n_calls += 1
+                arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                is_gguf = arguments.get(None) == "source"  # the one call that converts such a file
+                assert is_gguf or arguments.get("use_safetensors") == "True", f"{path.name}: {name}"
     assert n_calls == 2  # the models of runs, and the one that is converted
 
 
 def test_remote_code_is_off_unless_asked_for():
-    from sapo.conf.load import FOLDER
-    from sapo.conf.schema import ModelConfig
-
     assert ModelConfig.trust_remote_code is False
     assert not [path for path in FOLDER.rglob("*.yaml") if "trust_remote_code" in path.read_text()]

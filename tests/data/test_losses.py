@@ -8,11 +8,8 @@ from sapo.data.losses import prompt_losses
 LOSSES = pd.DataFrame({"prompt": [-1, -1, 0, 0], "nll": [6.0, 2.0, 1.0, 8.0], "n_tokens": [2, 2, 1, 5]})
 
 
-def test_token_reduction_is_total_nll_over_total_tokens():
+def test_reductions_to_total_over_total_and_to_the_mean_of_example_means():
     assert prompt_losses(LOSSES, "token")["loss"].tolist() == [8 / 4, 9 / 6]
-
-
-def test_example_reduction_is_the_mean_of_example_means():
     assert prompt_losses(LOSSES, "example")["loss"].tolist() == [2.0, (1.0 + 1.6) / 2]
     assert prompt_losses(LOSSES, "example")["n_examples"].tolist() == [2, 2]
 

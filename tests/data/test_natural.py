@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from tiny import refusal
 
-from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
 from sapo.data.benchmarks import catalogue, load_task, rows_taken
 
@@ -69,13 +69,10 @@ def test_the_references_words_and_rows_come_first(root):
 def test_all_files_are_listed_without_being_read_whole(root):
     folder = next(root.rglob("task9001*")).parent
     (folder / "task9002_cut.json").write_text('{"Definition": ["Cut it."], "Instances": [')
-    found = {entry.name: entry for entry in catalogue(root) if entry.at_hand and entry.benchmark == "superni"}
-    assert [found[name].instruction for name in ("NI9001", "NI9002")] == [
-        "Say whether it is even.",
-        "Cut it.",
-    ]
-    with pytest.raises(UserError, match=r"Unknown SUPERNI task 'NI9003'.*NI9001"):
-        load_task("NI9003", config(root))
+    found = {each["name"]: each for each in catalogue(root) if each["at_hand"]}
+    said = [found[name]["instruction"] for name in ("NI9001", "NI9002")]
+    assert said == ["Say whether it is even.", "Cut it."]
+    assert "Unknown SUPERNI task 'NI9003'. Did you mean NI9" in refusal(load_task, "NI9003", config(root))
 
 
 @pytest.mark.parametrize(
@@ -91,5 +88,4 @@ def test_all_files_are_listed_without_being_read_whole(root):
 )
 def test_files_that_are_no_task(tmp_path, content, message):
     write(tmp_path / "tasks", content=content)
-    with pytest.raises(UserError, match=message):
-        load_task("NI9001", config(tmp_path))
+    assert message in refusal(load_task, "NI9001", config(tmp_path))

@@ -40,20 +40,28 @@ RECORDS = [
 ROWS = {Example(record["text"], record["label"]) for record in RECORDS}
 
 
-def write(path: Path, records: list[dict[str, object]]) -> Path:
+def write(path: Path, records: list[dict[str, object]], sep: str | None = None) -> Path:
     """The records in the format that the file's ending names."""
-    table = pd.DataFrame(records)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if ".jsonl" in path.suffixes:
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        content = ("\n".join(lines) + "\n").encode()
+        content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     elif path.suffix == ".json":
         path.write_text(json.dumps(records), encoding="utf-8")
     elif path.suffix == ".parquet":
-        table.to_parquet(path)
+        pd.DataFrame(records).to_parquet(path)
     else:
-        table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+        usual = "\t" if path.suffix == ".tsv" else ","
+        pd.DataFrame(records).to_csv(path, index=False, sep=sep or usual)
     return path
+
+
+def rows_of(task: Task) -> set[Example]:
+    return {*task.train, *task.test}
+
+
+def rows_in(path: Path) -> OwnExamples:
+    return OwnExamples(read_splits(path, str(path))["train"])
 
 
 def load(path: Path, **options: object) -> Task:
@@ -71,27 +79,21 @@ def refusal(path: Path, **options: object) -> str:
 def test_every_format_gives_the_same_task(tmp_path, ending):
     task = load(write(tmp_path / f"dishes.{ending}", RECORDS), suffix="Answer:", labels=("sweet", "sour"))
     assert (len(task.train), len(task.test)) == (4, 1)
-    assert set(task.train) | set(task.test) == ROWS
+    assert rows_of(task) == ROWS
     assert (task.name, task.instruction, task.suffix) == ("dishes", INSTRUCTION, "Answer:")
     assert (task.kind, task.labels, task.language) == ("classification", ("sweet", "sour"), "en")
 
 
-def test_the_split_follows_seed_and_share(tmp_path):
+def test_a_fifth_of_the_rows_is_the_test(tmp_path):
     path = write(tmp_path / "many.jsonl", [{"input": f"q{i}", "output": f"a{i}"} for i in range(50)])
     first = load(path)
     assert load(path) == first
-    assert load(path, seed=1).test != first.test
     assert {example.target for example in first.train + first.test} == {f"a{i}" for i in range(50)}
-    sizes = {share: len(load(path, test_share=share).test) for share in (0.001, 0.2, 0.5, 0.999)}
-    assert sizes == {0.001: 1, 0.2: 10, 0.5: 25, 0.999: 49}
-    for share in (0, 1, -0.1, 20):
-        assert "must lie between 0 and 1" in refusal(path, test_share=share)
+    assert len(first.test) == 10
 
 
 def test_a_folder_with_one_split_or_both(tmp_path):
-    folder = tmp_path / "v1.dishes"
-    folder.mkdir()
-    write(folder / "train.parquet", RECORDS[:3])
+    folder = write(tmp_path / "v1.dishes" / "train.parquet", RECORDS[:3]).parent
     assert len(load(folder).train) == 2
     write(folder / "test.csv", RECORDS[3:])
     task = load(folder)
@@ -106,12 +108,11 @@ def test_shards_are_one_split(tmp_path, names):
     folder = tmp_path / "dishes"
     paths = [folder / names.format(number) for number in range(2)]
     for path, records in zip(paths, (RECORDS[:3], RECORDS[3:]), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write(path, records)
     (folder / "README.md").write_text("x")
     (folder / "_SUCCESS").write_text("")
     task = load(folder)
-    assert set(task.train + task.test) == ROWS
+    assert rows_of(task) == ROWS
     assert "dishes" in task.notes[0]
     assert "(2 train files): input from column 'text'" in task.notes[0]
     if names == "train/{}.jsonl":
@@ -135,33 +136,28 @@ def test_a_validation_split_is_the_test_where_there_is_no_other(tmp_path):
     assert f"{tmp_path / 'train.jsonl'}: the split 'validation' is not read" in task.notes
 
 
-def packed(path: Path, content: str) -> Path:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write(content)
-    return path
-
-
 def test_packed_files(tmp_path):
-    text = '{"input": "a", "output": "b"}\n' * 3
-    task = load(packed(tmp_path / "rows.jsonl.gz", text))
+    def packed(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    task = load(packed("rows.jsonl.gz", gzip.compress(b'{"input": "a", "output": "b"}\n' * 3)))
     assert (task.name, len(task.train + task.test)) == ("rows", 3)
-    whole = packed(tmp_path / "list.json.gz", json.dumps(RECORDS))
-    assert set(load(whole).train + load(whole).test) == ROWS
-    (tmp_path / "no.csv.gz").write_bytes(b"text,label")
-    assert f"{tmp_path / 'no.csv.gz'}: cannot be read: Not a gzipped file" in refusal(tmp_path / "no.csv.gz")
-    whole.write_bytes(whole.read_bytes()[:60])
-    assert "cannot be read: Compressed file ended" in refusal(whole)
-    (tmp_path / "rows.parquet.gz").write_bytes(b"")
-    assert "cannot read '.gz' files; known: .jsonl" in refusal(tmp_path / "rows.parquet.gz")
+    whole = gzip.compress(json.dumps(RECORDS).encode())
+    assert rows_of(load(packed("list.json.gz", whole))) == ROWS
+    for name, content, said in (
+        ("no.csv.gz", b"text,label", "no.csv.gz: cannot be read: Not a gzipped file"),
+        ("cut.json.gz", whole[:60], "cannot be read: Compressed file ended"),
+        ("rows.parquet.gz", b"", "cannot read '.gz' files; known: .jsonl"),
+    ):
+        assert said in refusal(packed(name, content))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
 def test_a_delimiter_is_found_out(tmp_path, delimiter, ending):
-    path = tmp_path / f"dishes.{ending}"
-    pd.DataFrame(RECORDS).to_csv(path, index=False, sep=delimiter)
-    task = load(path)
-    assert set(task.train + task.test) == ROWS
+    task = load(write(tmp_path / f"dishes.{ending}", RECORDS, sep=delimiter))
+    assert rows_of(task) == ROWS
     usual = delimiter == ("," if ending == "csv" else "\t")
     assert any("fields are separated by" in note for note in task.notes) == (not usual)
 
@@ -188,8 +184,7 @@ def test_labels_may_have_other_names_in_the_rows(tmp_path):
     (tmp_path / "dishes.yaml").write_text(described)
     assert load_own_task("dishes", tmp_path).labels == ("sweet", "sour")
     for wrong in ("{0: a, 1", "{no: sour}", "{0: [sour]}"):
-        with pytest.raises(UserError, match="write labels="):
-            labels_of(wrong)
+        assert "write labels=" in refusal_of(labels_of, wrong)
 
 
 def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp_path):
@@ -202,17 +197,15 @@ def test_rows_that_bring_their_instruction_are_a_sequence_without_more_words(tmp
     assert (task.instruction, task.labels) == ("Sort.", ("sweet", "sour"))
     assert {(each.input[0], each.target) for each in task.train} <= {("x", "sweet"), ("x", "sour")}
     plain = write(tmp_path / "plain.json", RECORDS)
-    with pytest.raises(UserError, match="Which instruction"):
-        own_sequence({"data": str(plain)}, [], config)
+    assert "Which instruction" in refusal_of(own_sequence, {"data": str(plain)}, [], config)
     several = write(tmp_path / "several.json", [*rows, rows[0] | {"instruction": "Order."}])
-    with pytest.raises(UserError, match=r"The rows bring 2 of their own, such as 'Sort\.' and 'Order\.'"):
-        own_sequence({"data": str(several)}, [], config)
+    said = "The rows bring 2 of their own, such as 'Sort.' and 'Order.'"
+    assert said in refusal_of(own_sequence, {"data": str(several)}, [], config)
 
 
 def test_what_python_has_is_read_as_files_are():
     frame = pd.DataFrame([*RECORDS, {"text": "x", "label": None}]).convert_dtypes()
-    with pytest.raises(UserError, match="column 'label' is empty or absent in row 5"):
-        list(examples_of(frame))
+    assert "column 'label' is empty or absent in row 5" in refusal_of(list, examples_of(frame))
     dataset = datasets.Dataset.from_list(RECORDS)
     for items in (
         frame[:5],
@@ -227,8 +220,7 @@ def test_what_python_has_is_read_as_files_are():
         assert set(examples) == set(examples) == ROWS
     assert {e.target for e in examples_of(pd.DataFrame({"text": ["a", "b"], "label": [1, 2]}))} == {"1", "2"}
     for items, message in ((RECORDS[0], "found text"), ("rows.csv", "found text"), (3, "found number")):
-        with pytest.raises(UserError, match=f"expected rows, a data frame or a dataset, {message}"):
-            examples_of(items)
+        assert f"expected rows, a data frame or a dataset, {message}" in refusal_of(examples_of, items)
 
 
 def test_a_saved_dataset_with_named_classes(tmp_path):
@@ -258,9 +250,9 @@ def test_a_dataset_by_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", hub)
     task = load_own("someone/dishes", INSTRUCTION)
     assert (task.name, len(task.train)) == ("someone_dishes", 4)
-    message = r"else/x: there is no such file, .*ConnectionError: no route"
-    with pytest.raises(UserError, match=message):
-        load_own("else/x", INSTRUCTION)
+    said = refusal_of(load_own, "else/x", INSTRUCTION)
+    assert said.startswith("else/x: there is no such file")
+    assert "ConnectionError: no route" in said
 
 
 def test_duplicates_across_the_split_are_warned_of(tmp_path):
@@ -268,14 +260,16 @@ def test_duplicates_across_the_split_are_warned_of(tmp_path):
     assert "1 inputs occur in train and in test; drop duplicate rows" in task.notes
 
 
-def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
-    path = tmp_path / "marked.csv"
-    path.write_bytes(b"\xef\xbb\xbfinput,output\r\na,b\r\n\r\nc,d\r\n")
-    task = load(path)
-    assert set(task.train + task.test) == {Example("a", "b"), Example("c", "d")}
-    lines = tmp_path / "lines.jsonl"
-    lines.write_bytes(b'\n{"input": "a", "output": "b"}\r\n\r\n{"input": "c", "output": "d"}')
-    assert set(load(lines).train + load(lines).test) == {Example("a", "b"), Example("c", "d")}
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("marked.csv", b"\xef\xbb\xbfinput,output\r\na,b\r\n\r\nc,d\r\n"),
+        ("lines.jsonl", b'\n{"input": "a", "output": "b"}\r\n\r\n{"input": "c", "output": "d"}'),
+    ],
+)
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert rows_of(load(tmp_path / name)) == {Example("a", "b"), Example("c", "d")}
 
 
 @pytest.mark.parametrize(
@@ -319,12 +313,14 @@ PARTS = chat(
 )
 ASKED = {"context": "Ann is in Oslo.", "question": "Where?", "answer": "Oslo", "id": 7, "choices": ["a", "b"]}
 HONEY = ("honey", "sweet")
+TOLD = {"instruction": "Sort.", "output": "sweet"}
+TRIPLE = {"prompt": chat(("user", "a")), "chosen": chat(("assistant", "b"))}
 FORMS = [  # a row, its input and target, and what of it is left out
-    ({"instruction": "Sort.", "input": "honey", "output": "sweet"}, ("Sort.\n\nhoney", "sweet"), []),
-    ({"instruction": "Sort.", "input": "", "output": "x"}, ("Sort.", "x"), []),
-    ({"instruction": "Sort.", "input": None, "output": "x"}, ("Sort.", "x"), []),
+    (TOLD | {"input": "honey"}, ("Sort.\n\nhoney", "sweet"), []),
+    (TOLD | {"input": ""}, ("Sort.", "sweet"), []),
+    (TOLD | {"input": None}, ("Sort.", "sweet"), []),
     (
-        {"instruction": INSTRUCTION, "input": "honey", "output": "sweet"},
+        TOLD | {"instruction": INSTRUCTION, "input": "honey"},
         HONEY,
         ["1 instructions that are the task's own"],
     ),
@@ -339,21 +335,9 @@ FORMS = [  # a row, its input and target, and what of it is left out
     (WRITTEN, HONEY, ["1 instructions before the input, as `sapo select"]),
     ({"messages": PARTS}, ("sweet\nhoney", "yes"), []),
     ({"prompt": [{"type": "text", "text": "honey"}], "response": "sweet"}, HONEY, []),
-    (
-        {
-            "prompt": chat(("user", "a")),
-            "chosen": chat(("assistant", "b")),
-            "rejected": chat(("assistant", "c")),
-        },
-        ("a", "b"),
-        ["column 'rejected'"],
-    ),
+    (TRIPLE | {"rejected": chat(("assistant", "c"))}, ("a", "b"), ["column 'rejected'"]),
     (PREFERRED | REJECTED, ("a", "b"), ["column 'rejected'"]),
-    (
-        {"question": "a", "answer": ["b", "c"]},
-        ("a", "b"),
-        ["1 rows' further targets (the first is taken)"],
-    ),
+    ({"question": "a", "answer": ["b", "c"]}, ("a", "b"), ["1 rows' further targets (the first is taken)"]),
 ]
 
 
@@ -367,9 +351,8 @@ def test_a_row_is_read_as_what_it_is(row, expected, left_out):
 
 
 def test_rows_that_are_marked_as_rejected_are_no_targets():
-    rows = [{"prompt": "honey", "completion": c, "label": c == "sweet"} for c in ("sweet", "salty", "sweet")]
-    examples = examples_of(rows)
-    assert list(examples) == [Example("honey", "sweet")] * 2
+    examples = examples_of([{"prompt": "a", "completion": c, "label": c == "b"} for c in ("b", "c", "b")])
+    assert list(examples) == [Example("a", "b")] * 2
     assert examples.notes[1:] == ["examples: left out: 1 rejected rows (column 'label' is false)"]
 
 
@@ -529,8 +512,8 @@ def test_paths_that_lead_nowhere(tmp_path):
 
 
 def test_a_hole_in_a_parquet_file_is_no_number(tmp_path):
-    table = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
-    assert f"{table}: column 'label' is empty or absent in row 2." in refusal(table)
+    path = write(tmp_path / "holes.parquet", [{"text": "x", "label": 1.0}, {"text": "x", "label": None}])
+    assert f"{path}: column 'label' is empty or absent in row 2." in refusal(path)
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -544,7 +527,7 @@ def test_a_large_file_is_never_held(tmp_path, ending):
     path.write_text("\n".join([*head, *(row.format(text, i) for i in range(4000))]))
     tracemalloc.start()
     try:
-        drawn, total = draw(OwnExamples(read_splits(path, str(path))["train"]), 64, "random", 0, "large")
+        drawn, total = draw(rows_in(path), 64, "random", 0, "large")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -553,22 +536,19 @@ def test_a_large_file_is_never_held(tmp_path, ending):
 
 
 def test_rows_are_read_anew_each_time(tmp_path):
-    path = write(tmp_path / "rows.jsonl", RECORDS)
-    rows = OwnExamples(read_splits(path, str(path))["train"])
+    rows = rows_in(write(tmp_path / "rows.jsonl", RECORDS))
     assert list(rows) == list(rows) == [Example(record["text"], record["label"]) for record in RECORDS]
     assert rows.columns == ("text", "label")
 
 
 def test_a_field_may_be_long(tmp_path):
-    path, text = tmp_path / "rows.csv", "x" * 2**18
-    path.write_text(f"input,output\n{text},long\nshort,short\n")
-    rows = OwnExamples(read_splits(path, str(path))["train"])
-    assert {len(example.input) for example in rows} == {2**18, 5}
+    rows = [{"input": "x" * 2**18, "output": "long"}, {"input": "short", "output": "short"}]
+    assert {len(example.input) for example in rows_in(write(tmp_path / "rows.csv", rows))} == {2**18, 5}
 
 
 def test_objects_are_named_by_their_place():
-    with pytest.raises(UserError, match=r"examples: empty target in row 1, row 2\."):
-        list(examples_of([("a", "b"), ("c", ""), ("d", " ")]))
+    said = refusal_of(list, examples_of([("a", "b"), ("c", ""), ("d", " ")]))
+    assert "examples: empty target in row 1, row 2." in said
     assert list(examples_of([("a", "b")], frame=own_task("t", "", "", ("b",)))) == [Example("a", "b")]
 
 
@@ -596,13 +576,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         assert sum(part.stat().st_size for part in tmp_path.glob(".*")) > 2**19  # a line is written at once
         raise UserError("no more")
 
-    with pytest.raises(UserError):
-        write_jsonl(path, breaking())
+    refusal_of(write_jsonl, path, breaking())
     assert list(tmp_path.iterdir()) == []
     assert write_jsonl(path, [{"a": "ü\u2028"}, {"b": 2}]) == 2
     assert path.read_text(encoding="utf-8") == '{"a": "ü\u2028"}\n{"b": 2}\n'
-    with pytest.raises(UserError):
-        write_jsonl(path, breaking())
+    refusal_of(write_jsonl, path, breaking())
     assert path.read_text(encoding="utf-8").count("\n") == 2
-    with pytest.raises(UserError, match="there is such a file already"):
-        require_writable(path)
+    assert "there is such a file already" in refusal_of(require_writable, path)

@@ -6,10 +6,10 @@ import pytest
 from tiny import refusal
 
 from sapo.conf.schema import ParaphrasesConfig, settings
-from sapo.data import pool_checks
 from sapo.data.pool_checks import (
     Problem,
     check_pool,
+    check_text,
     likeness,
     quoted_literals,
     require_usable,
@@ -26,26 +26,20 @@ SAYS = "it says 'Here is a version', which belongs to the work of paraphrasing, 
 SOUND = 'Read the tweet below. Is its sentiment good ("POS") or bad ("NEG")?'
 
 
-def check_text(text: str, about: Task, accepted: list[str]) -> str | None:
-    found = pool_checks.check_text(text, about, accepted)
-    return found and found.reason
+def reason_of(text: str, about: Task, *accepted: str) -> str:
+    """What is said first of a text, by reason and rule; "" of one that passes."""
+    return str(check_text(text, about, accepted) or "")
 
 
 def task(instruction: str, labels: tuple[str, ...] = (), suffix: str = "", language: str = "en") -> Task:
     return Task("some", instruction, suffix, (), (), labels, language=language)
 
 
-# --- measures ----------------------------------------------------------------------------------------------
-
-
-def test_likeness_by_hand():
+def test_measures_by_hand():
     assert likeness(words_of("a b c d e"), words_of("E, b c A. x")) == 4 / 5
     assert likeness(words_of("a a b"), words_of("a b")) == 2 / 3
     assert likeness(words_of("一二三四"), words_of("二三四五六")) == 3 / 5  # a Chinese character is a word
     assert likeness([], []) == 1.0
-
-
-def test_scripts():
     assert scripts("判断Ａ。") == {"CJK": 2 / 3, "LATIN": 1 / 3}
     assert scripts("はいカード") == {"KANA": 1.0}
     assert scripts("12 !") == {}
@@ -53,63 +47,111 @@ def test_scripts():
 
 # --- one text ----------------------------------------------------------------------------------------------
 
+GAP = task('Fill in the "_" where it stands, please do.')
+STORY = task("Tell what the small animals of this story want from each other.")
+QUESTION = task("Answer the question on the paragraph that you are given here.", suffix="Answer:")
+SUFFIX = "Directly output only POS or NEG as your answer."
+FAULTS = [  # a text that breaks a rule of TASK, or of another task, and what is said of it
+    ("empty", "", "it is empty"),
+    ("size", "word " * 50_000, "it has 250,000 characters; a prompt may have 100,000"),
+    ("blanks", SOUND + " ", "begins or ends with blanks"),
+    ("lines", SOUND.replace(". ", ".\n"), "line breaks"),
+    ("invisible", SOUND.replace("tweet", "tw\x00eet"), "control"),
+    ("invisible", SOUND.replace("tweet", "tw\u200beet"), "invisible"),
+    ("quotes", f"“{SOUND}”", "stands in quotes"),
+    ("quotes", "'Tell POS from NEG, given the sentiment of some tweet.'", "stands in quotes"),
+    ("braces", SOUND + " {input}", "braces"),
+    ("labels", SOUND.replace("POS", "Pos"), "lost the label 'POS'"),
+    ("labels", SOUND.replace('"POS"', "POSITIVE"), "lost the label 'POS'"),
+    ("labels", "Read the tweet below. Is its sentiment good or bad?", "lost the labels 'POS', 'NEG'"),
+    ("quoted", "The gap is to be filled, so fill it.", "it lost '_', which the original quotes", GAP),
+    ("marks", "Paraphrase: " + SOUND, "'Paraphrase'"),
+    ("marks", "Here is the instruction in other words. " + SOUND, "'Here is the instruction'"),
+    ("marks", "Reworded, the task is this. " + SOUND, "'Reworded'"),
+    ("marks", "The rewritten instruction: " + SOUND, "'rewritten instruction'"),
+    ("marks", "Sure, " + SOUND, "'Sure,'"),
+    ("marks", "The original text asks to tell POS from NEG, of a tweet.", "'The original text'"),
+    ("marks", f"<paraphrase>{SOUND}</paraphrase>", "'paraphrase'"),
+    ("marks", "1. " + SOUND, "'1.'"),
+    ("marks", "- " + SOUND, "'-'"),
+    ("marks", "Option 3: " + SOUND, "'Option 3:'"),
+    ("marks", "**Task** " + SOUND, "'**'"),
+    ("suffix", f"{SOUND} {SUFFIX}", "repeats the suffix"),
+    ("suffix", SOUND + " directly output ONLY pos or neg as your answer", "repeats the suffix"),
+    (
+        "suffix",
+        "Use the paragraph given to deal with its question. Answer:",
+        "the suffix 'Answer:'",
+        QUESTION,
+    ),
+    (
+        "script",
+        "Определите тональность твита: POS или NEG, прочитав его текст.",
+        "not Latin as the original: 1",
+    ),
+    ("length", "POS or NEG tweet?", "it has 17 characters and the original 84 (allowed: 25 to 300)"),
+    ("length", SOUND + " Think about it well." * 12, "characters and the original"),
+    ("words", "Such a lovely day it has been, really.", "it has none of the original's", STORY),
+    ("same", INSTRUCTION, "the same as the original"),
+    ("near", INSTRUCTION.replace("tweet", "Tweet"), "the original: words are the same, labels left out"),
+    ("near", INSTRUCTION.replace("given a", "shown a"), "nearly the original: 93% of its words are the same"),
+    (
+        "near",
+        'Classify it as "NEG" or "POS" by its sentiment. In this task, you are given a tweet.',
+        "nearly the original: words are the same",
+    ),
+]
 
-def test_a_sound_text_passes():
-    assert check_text(SOUND, TASK, []) is None
-    assert check_text(SOUND, TASK, ["Sort tweets: POS for happy ones, NEG for the rest."]) is None
+
+def test_every_rule_has_a_fault():
+    assert {rule for rule, *_ in FAULTS} == {*settings()["paraphrases.allow"].metadata["choices"]}
+
+
+@pytest.mark.parametrize(("rule", "text", "reason", "about"), [(*fault, TASK)[:4] for fault in FAULTS])
+def test_a_fault_is_named_by_its_rule_which_can_be_left_out(rule, text, reason, about):
+    found = check_text(text, about, [])
+    assert found.rule == rule
+    assert reason in found.reason
+    following = check_text(text, about, [], (rule,))
+    assert following is None or following.rule != rule
+
+
+KEEP_A = task("Fill in \"_\" where a [Link] was. Don't say 'yes, and...' in John's words.")
+STARS = ("1 star", "2 stars", "5 stars")
+RATING = task('Give a rating from "1 star" to "5 stars" for the place that is reviewed.', STARS)
+MARKED = task("Paraphrase the <b>bold</b> sentence in {braces}, and rewrite nothing else that you see there.")
+TWO_LINES = task("Classify the text of this tweet.\nAnswer after having thought about what it says.")
+PAST = task("Change the given sentence so that everything in it happens in the past.")
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("about", "text"),
     [
-        ("", "it is empty"),
-        (SOUND + " ", "begins or ends with blanks"),
-        (SOUND.replace(". ", ".\n"), "line breaks"),
-        (SOUND.replace("tweet", "tw\x00eet"), "control"),
-        (SOUND.replace("tweet", "tw\u200beet"), "invisible"),
-        (f"“{SOUND}”", "stands in quotes"),
-        ("'Tell POS from NEG, given the sentiment of some tweet.'", "stands in quotes"),
-        (SOUND + " {input}", "braces"),
-        (SOUND.replace("POS", "Pos"), "lost the label 'POS'"),
-        (SOUND.replace('"POS"', "POSITIVE"), "lost the label 'POS'"),
-        ("Read the tweet below. Is its sentiment good or bad?", "lost the labels 'POS', 'NEG'"),
-        ("Paraphrase: " + SOUND, "'Paraphrase'"),
-        ("Here is the instruction in other words. " + SOUND, "'Here is the instruction'"),
-        ("Reworded, the task is this. " + SOUND, "'Reworded'"),
-        ("The rewritten instruction: " + SOUND, "'rewritten instruction'"),
-        ("Sure, " + SOUND, "'Sure,'"),
-        ("The original text asks to tell POS from NEG, of a tweet.", "'The original text'"),
-        (f"<paraphrase>{SOUND}</paraphrase>", "'paraphrase'"),
-        ("1. " + SOUND, "'1.'"),
-        ("- " + SOUND, "'-'"),
-        ("Option 3: " + SOUND, "'Option 3:'"),
-        ("**Task** " + SOUND, "'**'"),
-        (SOUND + " Directly output only POS or NEG as your answer.", "repeats the suffix"),
-        (SOUND + " directly output ONLY pos or neg as your answer", "repeats the suffix"),
+        (TASK, SOUND),
         (
-            "Определите тональность твита: POS или NEG, прочитав его текст.",
-            "it is not Latin as the original: 1",
+            RATING,
+            "Rate the reviewed place. The lowest rating is 1 star and the highest one is 5 stars.",
         ),
-        ("POS or NEG tweet?", "it has 17 characters and the original 84 (allowed: 25 to 300)"),
-        (SOUND + " Think about it well." * 12, "characters and the original"),
-        (INSTRUCTION, "the same as the original"),
-        (INSTRUCTION.replace("tweet", "Tweet"), "nearly the original: words are the same, labels left out"),
-        (INSTRUCTION.replace("given a", "shown a"), "nearly the original: 93% of its words are the same"),
+        (KEEP_A, "The gap _ and the mark [Link] are to be filled, 'Yes, and' left out."),
+        # What the original has itself is no fault, and words of a task are no markers.
         (
-            'Classify it as "NEG" or "POS" by its sentiment. In this task, you are given a tweet.',
-            "nearly the original: words are the same",
+            MARKED,
+            "Of all the text shown, only the <b>bold</b> sentence within {braces} should be paraphrased.",
         ),
+        (TWO_LINES, "Think about the meaning of the tweet first.\nThen put it into a class."),
+        (PAST, "Here is a sentence about something. Put what happens there into the past."),
+        (PAST, "Rewrite some sentence so that it tells of the past."),
+        (PAST, "3 rules hold: read what is given, find its verbs, and put these into the past tense."),
+        (QUESTION, "Give an answer: it must come from the paragraph, as the question asks."),
     ],
 )
-def test_a_fault_is_named(text, reason):
-    found = check_text(text, TASK, [])
-    assert found is not None
-    assert reason in found
+def test_a_sound_text_passes(about, text):
+    assert reason_of(text, about, "Sort tweets: POS for happy ones, NEG for the rest.") == ""
 
 
 def test_nearness_to_accepted_texts():
-    assert check_text(SOUND, TASK, ["Another.", SOUND]) == "it is the same as paraphrase 1"
-    assert "nearly paraphrase 0" in str(check_text(SOUND.replace("Read", "See"), TASK, [SOUND]))
+    assert reason_of(SOUND, TASK, "Another.", SOUND) == "it is the same as paraphrase 1 [same]"
+    assert "nearly paraphrase 0" in reason_of(SOUND.replace("Read", "See"), TASK, SOUND)
 
 
 @pytest.mark.parametrize(
@@ -133,69 +175,13 @@ def test_nearness_to_accepted_texts():
 )
 def test_labels_count_as_whole_words(label, text, kept):
     about = task(f"Answer with '{label}' here, always.", labels=(label,))
-    assert ("lost the label" not in str(check_text(text, about, []))) == kept
+    assert ("lost the label" not in reason_of(text, about)) == kept
 
 
-def test_labels_that_the_original_does_not_name_are_not_asked_for():
-    rating = task(
-        'Give a rating from "1 star" to "5 stars" for the place that is reviewed.',
-        ("1 star", "2 stars", "5 stars"),
-    )
-    text = "Rate the reviewed place. The lowest rating is 1 star and the highest one is 5 stars."
-    assert check_text(text, rating, []) is None
-
-
-def test_quoted_literals_are_kept_in_any_case_and_any_quotes():
-    original = "Fill in \"_\" where a [Link] was. Don't say 'yes, and...' in John's words."
-    assert quoted_literals(original) == ("_", "[Link]", "yes, and")
-    about = task(original)
-    kept = "The gap _ and the mark [Link] are to be filled, 'Yes, and' left out."
-    assert check_text(kept, about, []) is None
-    reason = check_text("The gap and the mark [Link] are to be filled, without agreeing first.", about, [])
-    assert reason == "it lost '_', 'yes, and', which the original quotes"
-
-
-def test_what_the_original_has_itself_is_no_fault():
-    original = "Paraphrase the <b>bold</b> sentence in {braces}, and rewrite nothing else that you see there."
-    text = "Of all the text shown, only the <b>bold</b> sentence within {braces} should be paraphrased."
-    assert check_text(text, task(original), []) is None
-    two_lines = task("Classify the text of this tweet.\nAnswer after having thought about what it says.")
-    text = "Think about the meaning of the tweet first.\nThen put it into a class."
-    assert check_text(text, two_lines, []) is None
-
-
-def test_words_of_a_task_are_no_markers():
-    about = task("Change the given sentence so that everything in it happens in the past.")
-    for text in (
-        "Here is a sentence about something. Put what happens there into the past.",
-        "Rewrite some sentence so that it tells of the past.",
-        "3 rules hold: read what is given, find its verbs, and put these into the past tense.",
-    ):
-        assert check_text(text, about, []) is None
-
-
-def test_a_short_suffix_counts_only_at_the_end():
-    about = task("Answer the question on the paragraph that you are given here.", suffix="Answer:")
-    text = "Give an answer: it must come from the paragraph, as the question asks."
-    assert check_text(text, about, []) is None
-    reason = check_text("Use the paragraph given to deal with its question. Answer:", about, [])
-    assert reason == "it repeats the suffix 'Answer:'"
-
-
-def test_chinese():
-    about = task(
-        "判断以下文本对指定对象的态度，选择一项：A.支持，B.反对，C.中立。输出A，B或者C。",
-        ("A", "B", "C"),
-        "直接只回答A 或者 B 或者 C作为你的答案。",
-        "zh",
-    )
-    text = "请阅读下面这段话，看作者如何看待所给的对象：赞成选A，不赞成选B，没有倾向则选C。"
-    assert check_text(text, about, []) is None
-    assert check_text(text.replace("选C", "选丙"), about, []) == "it lost the label 'C'"
-    english = "Say whether the text is for (A), against (B) or neither (C)."
-    assert "not Chinese as the original: 0%" in str(check_text(english, about, []))
-    assert "repeats the suffix" in str(check_text(text + "直接只回答A或者B或者C作为你的答案。", about, []))
-    assert "改写" in str(check_text("改写：" + text, about, []))
+def test_quoted_literals_are_kept_in_any_quotes():
+    assert quoted_literals(KEEP_A.instruction) == ("_", "[Link]", "yes, and")
+    found = reason_of("The gap and the mark [Link] are to be filled, without agreeing first.", KEEP_A)
+    assert found == "it lost '_', 'yes, and', which the original quotes [quoted]"
 
 
 @pytest.mark.parametrize(
@@ -206,8 +192,7 @@ def test_a_length_must_be_like_the_originals(of, low, high):
     words = " ".join("".join(letters) for letters in product("abcdefgh", repeat=3))
     about = task("x" + words[1 - of :])
     for size, is_fine in ((low - 1, False), (low, True), (high, True), (high + 1, False)):
-        reason = str(check_text(words[: size - 1] + ".", about, []))
-        assert ("characters and the original" not in reason) == is_fine
+        assert ("[length]" not in reason_of(words[: size - 1] + ".", about)) == is_fine
 
 
 # --- other languages ---------------------------------------------------------------------------------------
@@ -247,24 +232,43 @@ LANGUAGES = {
 def test_a_pool_is_in_its_originals_script(language):
     original, text, labels = LANGUAGES[language]
     about = task(original, labels)
-    assert check_text(text, about, []) is None
+    assert reason_of(text, about) == ""
     if labels:
-        assert check_text(text.replace(labels[-1], "?"), about, []) == f"it lost the label {labels[-1]!r}"
+        assert reason_of(text.replace(labels[-1], "?"), about) == f"it lost the label {labels[-1]!r} [labels]"
     english = f"Which group does what the client says belong to: {', '.join(labels)}?"
-    assert " as the original: " in str(check_text(english, task(original), []))
-    assert check_text(text, task("Say which of the groups the message is of."), []) is not None
+    assert " as the original: " in reason_of(english, task(original))
+    assert reason_of(text, task("Say which of the groups the message is of."))
+
+
+def test_chinese():
+    labels, suffix = ("A", "B", "C"), "直接只回答A 或者 B 或者 C作为你的答案。"
+    about = task(
+        "判断以下文本对指定对象的态度，选择一项：A.支持，B.反对，C.中立。输出A，B或者C。",
+        labels,
+        suffix,
+        "zh",
+    )
+    text = "请阅读下面这段话，看作者如何看待所给的对象：赞成选A，不赞成选B，没有倾向则选C。"
+    assert reason_of(text, about) == ""
+    assert reason_of(text.replace("选C", "选丙"), about) == "it lost the label 'C' [labels]"
+    english = "Say whether the text is for (A), against (B) or neither (C)."
+    assert "not Chinese as the original: 0%" in reason_of(english, about)
+    assert "repeats the suffix" in reason_of(text + "直接只回答A或者B或者C作为你的答案。", about)
+    assert "改写" in reason_of("改写：" + text, about)
 
 
 def test_chinese_is_not_japanese_and_words_of_an_alphabet_are_whole():
-    about = task(LANGUAGES["Japanese"][0])
     chinese = "请从付款、账户和错误三个选项中选出客户信息的主题内容。"
-    assert "it is not Kana as the original: 0%" in str(check_text(chinese, about, []))
-    found = check_text("次の文章の客户信息主題内容選択項目を記述せよ", task(chinese), [])
-    assert "in a script that the original has not: Kana" in str(found)
+    assert "it is not Kana as the original: 0%" in reason_of(chinese, task(LANGUAGES["Japanese"][0]))
+    found = reason_of("次の文章の客户信息主題内容選択項目を記述せよ", task(chinese))
+    assert "in a script that the original has not: Kana" in found
     russian = task("Ответь словом «шум» или «тишина» о данном отрывке.")
     assert quoted_literals(russian.instruction) == ("шум", "тишина")
-    found = check_text("Прочитай отрывок: бесшумно там, тишина, или как?", russian, [])
-    assert found == "it lost 'шум', which the original quotes"
+    found = reason_of("Прочитай отрывок: бесшумно там, тишина, или как?", russian)
+    assert found == "it lost 'шум', which the original quotes [quoted]"
+
+
+# --- a pool ------------------------------------------------------------------------------------------------
 
 
 def test_outer_blanks_of_a_block_scalar_are_no_part_of_a_text(tmp_path):
@@ -294,18 +298,10 @@ def test_a_plain_list_is_a_pool(tmp_path, name, content):
     assert of_folder.paraphrases == of_file.paraphrases
 
 
-# --- sizes -------------------------------------------------------------------------------------------------
-
-
-def test_a_prompt_of_any_size_is_refused_by_its_size_alone():
-    huge = "word " * 50_000
-    assert check_text(huge, TASK, []) == "it has 250,000 characters; a prompt may have 100,000"
-    problem = check_pool(pool_of(task(huge), [SOUND], ""), task(huge))[0]
+def test_an_instruction_of_any_size_is_refused_by_its_size_alone():
+    huge = task("word " * 50_000)
     said = "the task's instruction has 250,000 characters; one may have 100,000"
-    assert problem == Problem(-1, "size", said)
-
-
-# --- a pool ------------------------------------------------------------------------------------------------
+    assert check_pool(pool_of(huge, [SOUND], ""), huge)[0] == Problem(-1, "size", said)
 
 
 def test_all_problems_of_a_pool_are_listed_at_once():
@@ -336,59 +332,22 @@ def test_a_written_pool_is_used_as_it_is_and_what_is_odd_is_said(caplog):
     assert caplog.text == ""
 
 
-LISTED = ("billing", "account", "bug", "feature")
-
-
-@pytest.mark.parametrize(
-    "original", ["billing, account, bug, or feature?", "Classify: billing, account, bug, or feature."]
-)
-def test_paraphrases_of_a_list_of_labels_are_let_through(original):
+@pytest.mark.parametrize("of", ["{}?", "Classify: {}."])
+def test_paraphrases_of_a_list_of_labels_are_let_through(of):
     """What makes them alike are the labels, which each must keep."""
-    about, accepted = task(original, LISTED), []
-    for text in (
-        "Is it billing, account, bug, or feature?",
-        "Categorise: billing, account, bug, or feature.",
-        "Label this as billing, account, bug, or feature.",
+    listed = "billing, account, bug, or feature"
+    about = task(of.format(listed), ("billing", "account", "bug", "feature"))
+    texts = [
+        f"Is it {listed}?",
+        f"Categorise: {listed}.",
+        f"Label this as {listed}.",
         "Of billing, account, bug, and feature, which one fits?",
         "Decide between billing, account, bug, and feature.",
-        "What is the customer writing about? Answer billing, account, bug, or feature.",
-    ):
-        assert check_text(text, about, accepted) is None
-        accepted.append(text)
-    found = check_text("Is it bug, account, billing, or feature?", about, accepted)
-    assert "words are the same" in str(found)
-    assert check_text("Is it billing, account, or bug?", about, []) == "it lost the label 'feature'"
-
-
-@pytest.mark.parametrize("rule", settings()["paraphrases.allow"].metadata["choices"])
-def test_every_rule_can_be_left_out_by_its_name(rule):
-    long = task("Tell what the small animals of this story want from each other.")
-    broken = {
-        "empty": ("", TASK),
-        "size": ("word " * 50_000, TASK),
-        "labels": (SOUND.replace("POS", "Pos"), TASK),
-        "same": (INSTRUCTION, TASK),
-        "near": (INSTRUCTION.replace("tweet", "Tweet"), TASK),
-        "words": ("Such a lovely day it has been, really.", long),
-        "blanks": (SOUND + " ", TASK),
-        "lines": (SOUND.replace(". ", ".\n"), TASK),
-        "invisible": (SOUND.replace("tweet", "tw\u200beet"), TASK),
-        "quotes": (f"“{SOUND}”", TASK),
-        "braces": (SOUND + " {input}", TASK),
-        "quoted": (
-            "The gap is to be filled, so fill it.",
-            task('Fill in the "_" where it stands, please do.'),
-        ),
-        "marks": ("Sure, " + SOUND, TASK),
-        "suffix": (SOUND + " Directly output only POS or NEG as your answer.", TASK),
-        "script": ("判断推文的情感是 POS 还是 NEG，并给出你的选择，请仔细阅读下面的推文内容。", TASK),
-        "length": (SOUND + " Think about it well." * 12, TASK),
-    }
-    text, about = broken[rule]
-    found = pool_checks.check_text(text, about, [])
-    assert found is not None
-    assert found.rule == rule
-    assert pool_checks.check_text(text, about, [], (rule,)) is None
+        f"What is the customer writing about? Answer {listed}.",
+    ]
+    assert check_pool(pool_of(about, texts, ""), about) == []
+    assert "words are the same" in reason_of("Is it bug, account, billing, or feature?", about, *texts)
+    assert reason_of("Is it billing, account, or bug?", about) == "it lost the label 'feature' [labels]"
 
 
 def test_empty_pools():

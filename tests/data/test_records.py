@@ -5,58 +5,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import candidate, record_of, seal
+from tiny import refusal
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import write_json
-from sapo.data.records import (
-    MANIFEST,
-    ProbeRecord,
-    RunRecord,
-    StageResult,
-    damage,
-    manifest_of,
-    read_record,
-    write_record,
-)
+from sapo.data.records import MANIFEST, ProbeRecord, RunRecord, StageResult, damage, read_record, write_record
 
 KEY = "a" * 64
 STAGE = {"kind": "train", "key": KEY, "task": "a", "device": "cpu (x)", "seconds": 1.5, "tokens": 7}
-SHARED = {
-    "sequence": "pair",
-    "model": "tiny",
-    "method": "lorainc",
-    "seed": 0,
-    "demonstration": True,
-    "tasks": ["a", "b"],
-    "unseen": ["c"],
-    "comparable": {"data": {"a": "x"}},
-    "stages": [STAGE],
-}
-SCORED = {"index": 3, "text": "Say.", "loss": 0.5, "n_examples": 2, "n_tokens": 4}
-RUN = SHARED | {
-    "id": "pair-tiny-lorainc-sapo-s0-0123abcd",
-    "label": "lorainc",
-    "policy": "sapo",
-    "parity": "paper",
-    "trainer": "mini",
-    "prompts": {"a": "Say.", "b": "Do."},
-    "choices": [{"task": "a", "index": 3, "text": "Say.", "candidates": [SCORED], "drawn": None}],
-    "states": [{"after": 0, "key": "base", "tasks": ["a"]}, {"after": 1, "key": KEY, "tasks": ["a"]}],
-    "kept": {KEY: {"adapter/x.safetensors": 10}},
-    "shortened": {"a": 0},
-    "notes": [],
-    "identity": {"seed": 0},
-    "environment": {"device": "cpu (x)"},
-    "pool": {"name": "bank", "size": 20, "digest": KEY},
-}
-PROBE = SHARED | {
+CHOICE = {"task": "a", "index": 3, "text": "Say.", "candidates": [candidate(3, 0.5)], "drawn": None}
+RUN = record_of(
+    "pair-tiny-lorainc-sapo-s0-0123abcd",
+    ["a", "b"],
+    sequence="pair",
+    model="tiny",
+    policy="sapo",
+    unseen=["c"],
+    stages=[STAGE],
+    choices=[CHOICE],
+    states=[{"after": 0, "key": "base", "tasks": ["a"]}, {"after": 1, "key": KEY, "tasks": ["a"]}],
+    kept={KEY: {"adapter/x.safetensors": 10}},
+    shortened={"a": 0},
+    pool={"name": "bank", "size": 20},
+)
+SHARED = "sequence model method seed demonstration tasks unseen comparable identity stages"
+PROBE = {name: RUN[name] for name in SHARED.split()} | {
     "id": "pair-tiny-lorainc-s0-0123abcd",
     "prompts": {"-1": "Do.", "0": "Act."},
     "runs": {"-1": "run-1", "0": "run-2"},
     "missing": [4],
     "n_scored": 4,
     "n_cut": 0,
-    "identity": {"scorer": {"reduction": "token", "include_original": True}},
 }
 
 
@@ -65,8 +45,12 @@ def sealed(folder: Path, name: str, content: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 0\n")
     write_json(folder / name, content)
-    write_json(folder / MANIFEST, manifest_of(folder))
-    return folder
+    return seal(folder)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return sealed(tmp_path / "runs" / "r", "run.json", RUN)
 
 
 @pytest.mark.parametrize(("kind", "content"), [(RunRecord, RUN), (ProbeRecord, PROBE)])
@@ -130,21 +114,17 @@ def test_what_is_wrong_in_a_record_is_named_with_its_file_and_field(tmp_path, ki
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b'{"id": "\\ud800"}', b"[" * 100_000])
-def test_what_is_no_json_is_damage(tmp_path, text):
-    folder = sealed(tmp_path / "runs" / "r", "run.json", RUN)
-    (folder / "run.json").write_bytes(text)
-    write_json(folder / MANIFEST, manifest_of(folder))
+def test_what_is_no_json_is_damage(run, text):
+    (run / "run.json").write_bytes(text)
+    seal(run)
     with pytest.raises(WorkError, match=r"Damaged: \S+/run\.json: .*sapo train"):
-        read_record(RunRecord, folder)
+        read_record(RunRecord, run)
 
 
-def test_the_mend_names_the_settings_that_are_left(tmp_path):
-    folder = sealed(tmp_path / "runs" / "r", "run.json", RUN)
-    (folder / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(WorkError) as caught:
-        read_record(RunRecord, folder)
-    file = folder / "config.yaml"
-    assert str(caught.value) == (
+def test_the_mend_names_the_settings_that_are_left(run):
+    file = run / "config.yaml"
+    file.write_text("seed: 1\n")
+    assert refusal(read_record, RunRecord, run) == (
         f"Damaged: {file} is not what was stored. Run `sapo train sequence=pair model=tiny method=lorainc "
         f"policy=sapo seed=0` again (settings: {file}): only what is missing is computed."
     )
@@ -154,19 +134,17 @@ def test_the_mend_names_the_settings_that_are_left(tmp_path):
     ("name", "error", "message"),
     [("run.json", UserError, "is not a finished run"), (MANIFEST, WorkError, "cannot be told")],
 )
-def test_a_run_without_its_record_or_manifest_is_refused(tmp_path, name, error, message):
-    folder = sealed(tmp_path / "runs" / "r", "run.json", RUN)
-    (folder / name).unlink()
+def test_a_run_without_its_record_or_manifest_is_refused(run, name, error, message):
+    (run / name).unlink()
     with pytest.raises(error, match=rf"has no {name}: .*{message}.*sapo train"):
-        read_record(RunRecord, folder)
+        read_record(RunRecord, run)
 
 
 @pytest.mark.parametrize(
     "content",
     ["{}", "[]", "{", '{"config.yaml": 1}', '{"config.yaml": {"bytes": -1, "sha256": "' + KEY + '"}}'],
 )
-def test_a_manifest_that_says_nothing_is_damage(tmp_path, content):
-    folder = sealed(tmp_path / "runs" / "r", "run.json", RUN)
-    (folder / MANIFEST).write_text(content)
-    (line,) = damage(folder)
-    assert line.startswith(f"cannot read {folder / MANIFEST} (")
+def test_a_manifest_that_says_nothing_is_damage(run, content):
+    (run / MANIFEST).write_text(content)
+    (line,) = damage(run)
+    assert line.startswith(f"cannot read {run / MANIFEST} (")

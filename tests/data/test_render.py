@@ -23,6 +23,7 @@ from sapo.experiments.model.load import load_tokenizer
 
 TASK = Task("mood", "Name the {mood}.", "Answer:", (), (), ("good", "bad"))
 EXAMPLE = Example("so happy", "good")
+TINY = Renderer(tiny_tokenizer(), {}, 100_000)  # a token a byte
 
 # The very tokens of TASK and EXAMPLE; a change of any of them changes what models are trained on.
 SMOLLM2_TEXT = (
@@ -30,39 +31,42 @@ SMOLLM2_TEXT = (
     "<|im_start|>user\nName the {mood}.\n\nText:\nso happy\n\nAnswer:<|im_end|>\n"
     "<|im_start|>assistant\ngood<|im_end|>\n"
 )
-# fmt: off
-SMOLLM2_SYSTEM = [
-    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308,
-    34519, 28, 7018, 411, 407, 19712, 8182, 2, 198,
-]
-SMOLLM2_USER = [
-    1, 4093, 198, 5820, 260, 1662, 93, 528, 19181, 198, 198, 8060, 42, 198, 559, 5587, 198, 198,
-    21350, 42, 2, 198,
-]
-# fmt: on
-SMOLLM2_HEADER = [1, 520, 9531, 198]
-SMOLLM2_TARGET = [12018, 2, 198]  # good <|im_end|> newline
-
 QWEN3_TEXT = (
     "<|im_start|>user\nName the {mood}.\n\nText:\nso happy\n\nAnswer:<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\ngood<|im_end|>\n"
 )
-# fmt: off
-QWEN3_USER = [
-    151644, 872, 198, 675, 279, 314, 76, 1386, 92, 382, 1178, 510, 704, 6247, 271, 16141, 25, 151645, 198,
-]
-# fmt: on
-QWEN3_HEADER = [151644, 77091, 198, 151667, 271, 151668, 271]  # assistant, and an empty think block
-QWEN3_TARGET = [18536, 151645, 198]
-
 LLAMA2_TEXT = "<s>[INST] Name the {mood}.\n\nText:\nso happy\n\nAnswer: [/INST] good </s>"
 # fmt: off
-LLAMA2_PROMPT = [
-    1, 733, 16289, 28793, 6620, 272, 371, 28719, 1004, 2051, 13, 13, 1874, 28747, 13, 667, 4610, 13, 13,
-    2820, 16981, 28747, 733, 28748, 16289, 28793,
-]
+GOLDEN = {  # text, tokens of the prompt, tokens of the target
+    "smollm2": (
+        SMOLLM2_TEXT,
+        [
+            1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407,
+            19712, 8182, 2, 198,  # the system turn
+            1, 4093, 198, 5820, 260, 1662, 93, 528, 19181, 198, 198, 8060, 42, 198, 559, 5587, 198, 198,
+            21350, 42, 2, 198,  # the user's
+            1, 520, 9531, 198,
+        ],
+        [12018, 2, 198],  # good <|im_end|> newline
+    ),
+    "qwen3": (
+        QWEN3_TEXT,
+        [
+            151644, 872, 198, 675, 279, 314, 76, 1386, 92, 382, 1178, 510, 704, 6247, 271, 16141, 25,
+            151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271,  # assistant, and an empty think block
+        ],
+        [18536, 151645, 198],
+    ),
+    "llama2": (
+        LLAMA2_TEXT,
+        [
+            1, 733, 16289, 28793, 6620, 272, 371, 28719, 1004, 2051, 13, 13, 1874, 28747, 13, 667, 4610, 13,
+            13, 2820, 16981, 28747, 733, 28748, 16289, 28793,
+        ],
+        [1179, 28705, 2],  # good, a space, </s>
+    ),
+}
 # fmt: on
-LLAMA2_TARGET = [1179, 28705, 2]  # good, a space, </s>
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +88,6 @@ def llama2(tokenizers):
     return renderer_of("model=llama2_7b_chat", f"model.tokenizer='{tokenizers / 'llama2'}'")
 
 
-GOLDEN = {
-    "smollm2": (SMOLLM2_TEXT, SMOLLM2_SYSTEM + SMOLLM2_USER + SMOLLM2_HEADER, SMOLLM2_TARGET),
-    "qwen3": (QWEN3_TEXT, QWEN3_USER + QWEN3_HEADER, QWEN3_TARGET),
-    "llama2": (LLAMA2_TEXT, LLAMA2_PROMPT, LLAMA2_TARGET),
-}
-
-
 @pytest.fixture(params=GOLDEN)
 def real(request):
     """Each real tokenizer in turn."""
@@ -103,7 +100,7 @@ def renderer_of(*overrides: str, limit: int = 512) -> Renderer:
 
 
 def limited(renderer: Renderer, limit: int) -> Renderer:
-    return Renderer(renderer.tokenizer, renderer.template_options, limit)
+    return replace(renderer, max_input_tokens=limit)
 
 
 def ids_of(renderer: Renderer, text: str) -> list[int]:
@@ -120,7 +117,6 @@ def conversation(renderer: Renderer, task: Task, example: Example) -> str:
 
 
 # --- golden values -----------------------------------------------------------------------------------------
-
 
 LAYOUTS = {
     None: [("user", "Say {x}.\n\nText:\na\nb\n\nAnswer:")],
@@ -144,11 +140,8 @@ def test_the_turns(layout):
     assert turns == [{"role": role, "content": text} for role, text in LAYOUTS[layout]]
     # Nothing follows the input where there is no suffix, as in the published code.
     shorter = turns_of(layout_of(layout), replace(TASK, suffix=""), "Say {x}.", "a\nb")
-    marks = ("\n\nAnswer:", " (Answer:)", " Answer:")
-    expected = [text for _, text in LAYOUTS[layout]]
-    for mark in marks:
-        expected[-1] = expected[-1].removesuffix(mark)
-    assert [turn["content"] for turn in shorter] == expected
+    turns[-1]["content"] = re.sub(r"\s*\(?Answer:\)?$", "", turns[-1]["content"])
+    assert shorter == turns
 
 
 def test_an_instruction_that_is_empty_makes_no_system_turn():
@@ -189,7 +182,7 @@ def test_a_layout_that_fails_on_a_row_is_named():
 
 def test_a_row_is_shortened_under_any_layout():
     for layout in LAYOUTS:
-        renderer = Renderer(tiny_tokenizer(), {}, 80, layout=layout)
+        renderer = replace(TINY, max_input_tokens=80, layout=layout)
         (row,) = renderer.render(TASK, "Do.", [Example("word " * 100, "good")])
         assert row.is_shortened
         assert len(row.prompt_ids) <= 80
@@ -213,14 +206,6 @@ def test_blanks_are_stripped_as_by_metas_template(llama2):
     assert llama2.full_text(blanks, blanks.instruction, Example("so happy", " good\n")) == LLAMA2_TEXT
 
 
-def test_without_a_suffix_the_turn_ends_with_the_input(qwen3, llama2):
-    task = replace(TASK, suffix="")
-    (of_qwen,) = qwen3.render(task, task.instruction, [EXAMPLE])
-    (of_llama,) = llama2.render(task, task.instruction, [EXAMPLE])
-    assert of_qwen.prompt_ids == [*QWEN3_USER[:14], 151645, 198, *QWEN3_HEADER]
-    assert of_llama.prompt_ids == [*LLAMA2_PROMPT[:17], *LLAMA2_PROMPT[-4:]]
-
-
 # --- for every template ------------------------------------------------------------------------------------
 
 EXAMPLES = [
@@ -239,12 +224,6 @@ def test_text_and_tokens_are_those_of_the_conversation_and_of_generation(real):
         assert rendered.prompt_ids == ids_of(real, real.prompt_text(TASK, TASK.instruction, example.input))
         assert real.render(TASK, TASK.instruction, [example]) == [rendered]
     assert real.render(TASK, TASK.instruction, []) == []
-
-
-def test_braces_in_the_instruction_keep_the_input(real):
-    (rendered,) = real.render(TASK, "Fill {text} with {} and {0!r}.", [EXAMPLE])
-    text = real.tokenizer.decode(rendered.input_ids)
-    assert "Fill {text} with {} and {0!r}.\n\nText:\nso happy\n\nAnswer:" in text
 
 
 # --- too long ----------------------------------------------------------------------------------------------
@@ -275,15 +254,15 @@ def test_a_long_input_is_shortened_and_nothing_else(real):
 )
 def test_what_is_kept_with_a_token_a_byte(text, room, kept):
     frame = len("user\nDo.\n\nText:\n\n\nAnswer:\nassistant\n") + 3  # and three special tokens
-    renderer = Renderer(tiny_tokenizer(), {}, frame + room)
+    renderer = limited(TINY, frame + room)
     (rendered,) = renderer.render(TASK, "Do.", [Example(text, "x")])
     assert f"\n\nText:\n{kept}\n\nAnswer:" in renderer.tokenizer.decode(rendered.input_ids)
     assert rendered.is_shortened == (kept != text)
 
 
 def test_an_instruction_that_does_not_fit_is_refused(real):
-    with pytest.raises(UserError, match=r"mood: .* more than data.max_input_tokens=50"):
-        limited(real, 50).render(TASK, "Think. " * 100, [EXAMPLE])
+    said = refusal(limited(real, 50).render, TASK, "Think. " * 100, [EXAMPLE])
+    assert "more than data.max_input_tokens=50" in said
 
 
 def test_an_empty_target_is_the_end_of_the_turn(real):
@@ -295,7 +274,7 @@ def test_an_empty_target_is_the_end_of_the_turn(real):
 @pytest.mark.parametrize(
     ("after", "target", "message"),
     [
-        ("", "", r"mood: an example has no target \('so happy'\)"),
+        ("", "", "mood: an example has no target ('so happy')"),
         ("{% if add_generation_prompt %}>{% endif %}", "", "target's place is unknown"),
         ("{% if add_generation_prompt %}>{% endif %}", "good", "target's place is unknown"),
     ],
@@ -303,8 +282,7 @@ def test_an_empty_target_is_the_end_of_the_turn(real):
 def test_templates_that_leave_nothing_to_learn_are_refused(after, target, message):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + after
-    with pytest.raises(UserError, match=message):
-        Renderer(tokenizer, {}, 512).render(TASK, "Do.", [Example("so happy", target)])
+    assert message in refusal(Renderer(tokenizer, {}, 512).render, TASK, "Do.", [Example("so happy", target)])
 
 
 def test_a_vast_input_costs_what_its_beginning_costs(real):
@@ -323,7 +301,6 @@ def test_a_vast_input_costs_what_its_beginning_costs(real):
 
 # --- any text ----------------------------------------------------------------------------------------------
 
-TINY = Renderer(tiny_tokenizer(), {}, 100_000)
 TEXTS = st.text(max_size=40)
 
 
@@ -360,10 +337,9 @@ def test_what_is_cut_before_it_is_tokenized_would_be_cut_anyway(text, limit):
 
 
 def test_truncation_at_the_end_cuts_targets_in_training_and_the_suffix_in_tests():
-    tokenizer = tiny_tokenizer()
     limit = 120
-    whole = Renderer(tokenizer, {}, 10_000)
-    published = Renderer(tokenizer, {}, limit, "end")
+    whole = limited(TINY, 10_000)
+    published = replace(TINY, max_input_tokens=limit, truncation="end")
     examples = [Example("word " * n, "good") for n in (2, 60, 400)]
     full = whole.render(TASK, TASK.instruction, examples)
     for expected, found in zip(full, published.render(TASK, TASK.instruction, examples), strict=True):
@@ -408,8 +384,8 @@ def test_the_line_before_an_input_can_be_said():
         ("{en: Text:}", "Put each text in quotes"),
         ("tasks", "be task, prompt, or the line itself"),
     ):
-        with pytest.raises(UserError, match=re.escape(message)):
-            load_task("mini_city", load_one(["task=mini_city", f"data.separator={setting}"]))
+        given = ["task=mini_city", f"data.separator={setting}"]
+        assert message in refusal(lambda given: load_task("mini_city", load_one(given)), given)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +398,7 @@ def test_the_line_before_an_input_can_be_said():
 )
 def test_the_published_code_has_the_prompt_choose_the_separator(separator, prompt, line):
     task = own_task("stance", "判断文本的态度，输出A或者B。")
-    renderer = Renderer(tiny_tokenizer(), {}, 512, separator=separator)
+    renderer = replace(TINY, separator=separator)
     assert f"\n\n{line}\n支持" in renderer.prompt_text(task, prompt, "支持")
 
 

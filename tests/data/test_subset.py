@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sapo.data.benchmarks import load_task
 from sapo.data.mini import generate
 from sapo.data.own import gather
-from sapo.data.pools import load_pool
 from sapo.data.subset import draw, subset
 from sapo.experiments.continual import choose_prompt
 from sapo.experiments.model.load import load_model
@@ -47,13 +46,11 @@ def test_a_run_select_and_select_prompt_score_the_same_rows(tiny_config, tmp_pat
     for split in ("train", "test"):
         (tmp_path / "digits" / f"{split}.csv").write_text(rows)
     (tmp_path / "digits.yaml").write_text("instruction: Give the rest by three.\ndata: digits\n")
-    (tmp_path / "pool.yaml").write_text(
-        "original: Give the rest by three.\nprompts: [Divide by three and give the rest.]\n"
-    )
-    pool = f"paraphrases.file='{tmp_path / 'pool.yaml'}'"
-    own = ("sequence=own", "sequence.tasks=[digits]", f"data.root='{tmp_path}'", pool, "paraphrases=file")
+    (tmp_path / "pool.yaml").write_text("[Divide by three and give the rest.]")
+    own = ("sequence=own", "sequence.tasks=[digits]", f"data.root='{tmp_path}'", "policy=sapo", "seed=3")
+    pool = ("paraphrases=file", f"paraphrases.file='{tmp_path / 'pool.yaml'}'")
     sizes = ("scorer.examples=12", "data.train_examples=100", "data.max_input_tokens=512")
-    config = tiny_config(*own, *sizes, "policy=sapo", "seed=3")
+    config = tiny_config(*own, *pool, *sizes)
     asked = []
 
     class Watched:
@@ -62,7 +59,6 @@ def test_a_run_select_and_select_prompt_score_the_same_rows(tiny_config, tmp_pat
             return Planned("key")
 
     task = load_task("digits", config)
-    pool = load_pool(task, config.paraphrases)
     asyncio.run(choose_prompt(config, Watched(), "base", task))
     (scored,) = asked
 
@@ -70,9 +66,7 @@ def test_a_run_select_and_select_prompt_score_the_same_rows(tiny_config, tmp_pat
     given = {"data": str(tmp_path / "digits"), "instruction": task.instruction}
     by_file = gather(given, config).task.train
     model = load_model(config)
-    texts = [prompt.text for prompt in pool.candidates(include_original=True)]
-    selection = select_prompt(
-        model.base, model.tokenizer, task.train, texts, n_examples=12, seed=3, name="digits"
-    )
+    options = {"n_examples": 12, "seed": 3, "name": "digits"}
+    selection = select_prompt(model.base, model.tokenizer, task.train, [task.instruction, "Do."], **options)
     assert scored.examples == by_name == by_file == selection.task.train
     assert len(scored.examples) == 12
