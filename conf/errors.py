@@ -40,10 +40,10 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in codes or any(f"(os error {code})" in str(error) for code in codes)
 
 
-def system_error(error: Exception, path: object = None) -> UserError:
-    """What the system refused, in words: path, reason and remedy; a full disk is not the command's fault."""
-    names = [path] if path else [getattr(error, name, None) for name in ("filename", "filename2")]
-    where = " and ".join(str(name) for name in names if name is not None)
+def system_error(error: Exception, said: str = "") -> UserError:
+    """What the system refused: path, or what is `said` of it, reason, remedy; a full disk is WorkError."""
+    names = [getattr(error, name, None) for name in ("filename", "filename2")]
+    where = said or " and ".join(str(name) for name in names if name is not None)
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     message = f"{where}: {reason}." if where else f"{reason}."
     if is_full(error):
@@ -53,4 +53,4 @@ def system_error(error: Exception, path: object = None) -> UserError:
             f"{message} Name a folder that you may write (store.root=, SAPO_STORE, --output), or have its "
             "owner allow it to you."
         )
-    return (UserError if where else WorkError)(message)
+    return (UserError if where else WorkError)(f"{message} Choose another folder." if said else message)
