@@ -4,10 +4,10 @@ What probes and runs say has been read into arrays (`evidence`); nothing here re
 speaks for the paper: scores of measures where lower is better are turned round.
 
 A probe's unit is the pair of tasks: its statistics are means over its sequences and seeds, and Student's t is
-over pairs, which holds for other pairs, prompts and test examples alike. Mean correlations between tasks are
-also tested by permuting prompts. A comparison of runs has nested units: sequences, seeds, test examples. From
-FEWEST_UNITS sequences on the t is over sequences. With fewer it speaks of these sequences only: the variance
-over seeds and that over test examples add up, with the degrees of freedom that the seeds have.
+over pairs, which holds for other pairs, prompts and test examples alike. A comparison of runs has nested
+units: sequences, seeds, test examples. From FEWEST_UNITS sequences on the t is over sequences. With fewer it
+speaks of these alone: the variance over seeds and that over test examples add up, with the degrees of freedom
+that the seeds have.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,8 +91,8 @@ class Estimate:
 class Claim:
     """One of the paper's claims, or of its critics', in one measure and column.
 
-    `p` is two-sided, `p_holm` adjusted over all claims; `paper` is the place and, where there is one, the
-    number. `reason` says why there is no estimate, `more` about what would decide at the present effect.
+    `p` is two-sided, `p_holm` adjusted over all claims; `paper` the place and number there. `reason` says why
+    there is no estimate, `more` about what would decide at the present effect.
     """
 
     id: str
@@ -147,8 +147,7 @@ PROBE_CLAIMS = {  # the claim and its statistic
 def probe_values(data: ProbeData, measure: str) -> dict[str, float]:
     """What one probe says to each of PROBE_CLAIMS, and its `regret`; NaN where the scores do not define it.
 
-    The ratio is of logarithms: were in-task variation drawn from the same distribution as that of other
-    tasks, their mean would be 0, which is not so for the logarithm of a mean.
+    The ratio is a mean of logarithms: 0 where in-task variation is distributed as that of other tasks.
     """
     raw = data.scores[measure]
     if len(raw) < intervals.FEWEST_PROMPTS:

@@ -137,20 +137,18 @@ def load_probe(folder: Path) -> ProbeResult:
     store = folder.resolve().parent.parent / "runs"
     runs = {index: load_run(store / name) for index, name in sorted(record.runs.items())}
     finals = _finals(folder, record, runs)
-    tables: dict[str, Any] = {}
+    prompts = dict(sorted(record.prompts.items()))
+    tables: dict[str, Any] = {"gradients": None}
     for name, (numbers, texts) in TABLES.items():
         file = folder / f"{name}.parquet"
-        is_optional = name == "gradients" and not file.is_file()
-        tables[name] = None if is_optional else read_table(file, (*numbers, *texts), numbers)
+        if name == "gradients" and not file.is_file():
+            continue
+        frame = tables[name] = read_table(file, (*numbers, *texts), numbers)
         if name == "gradients":
             continue
-        # Every prompt was measured on the same examples.
-        frame, prompts = tables[name], sorted(record.prompts)
-        measured, counts = sorted(map(int, set(frame["prompt"]))), frame["example"].value_counts()
-        if measured != prompts:
-            raise damaged(file, f"it holds prompts {measured} instead of {prompts}")
-        if frame.duplicated(["prompt", "example"]).any() or not (counts == len(prompts)).all():
-            raise damaged(file, "the prompts were not measured on the same examples, each once")
+        times = pd.crosstab(frame["prompt"], frame["example"])
+        if list(times.index) != list(prompts) or not (times == 1).all(axis=None):
+            raise damaged(file, f"prompts {list(prompts)} were not measured on the same examples, each once")
         if "n_tokens" in frame and (frame["n_tokens"] < 1).any():
             raise damaged(file, "a target without tokens")
     names = ("id", "sequence", "model", "seed", "demonstration", "n_cut", "unseen", "missing", "comparable")
@@ -162,7 +160,7 @@ def load_probe(folder: Path) -> ProbeResult:
         current=current,
         **{name: record.identity["scorer"][name] for name in ("reduction", "include_original")},
         **{name: getattr(record, name) for name in names},
-        prompts=dict(sorted(record.prompts.items())),
+        prompts=prompts,
         runs=runs,
         finals=finals,
         **tables,

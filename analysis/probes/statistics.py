@@ -167,11 +167,7 @@ INDICATORS = {
 
 
 def indicators_of(probe: ProbeResult) -> pd.DataFrame:
-    """Prompts x INDICATORS, all measured before the current task is trained; NaN = not defined.
-
-    A variance needs two examples. With one token count for all prompts, which is so where all are scored on
-    the same targets, sum_log_prob is a multiple of -loss (by tokens) and correlates as it does.
-    """
+    """Prompts x INDICATORS, all measured before the current task is trained; NaN = not defined."""
     losses = probe.losses.assign(
         loss=probe.losses["nll"] / probe.losses["n_tokens"],
         mean_entropy=probe.losses["entropy"] / probe.losses["n_tokens"],

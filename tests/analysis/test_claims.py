@@ -298,16 +298,6 @@ def test_what_the_sign_goes_with_over_pairs():
     assert "KL on the new task: 0." in sentence
 
 
-def test_all_scores_as_files_say_where_claims_have_no_runs(tmp_path):
-    shown = claims("claims", find([], tmp_path, both=True), tmp_path / "out", "reference")
-    table = shown.tables["claims"]
-    assert list(table["id"][7:]) == ["d-static", "d-random", "e-prompt", "e-rate"]
-    assert set(table["reason"]) == {"no runs"}
-    assert set(table["verdict"]) == {"undecided"}
-    assert table["estimate"].isna().all()
-    assert "no runs" in (tmp_path / "out" / "claims.md").read_text()
-
-
 def without_answers(run: Path, **identity) -> None:
     blank = dict.fromkeys(("rougeL", "exact_match", "label_match"), np.nan)
     edit_run(run, lambda frame: frame.assign(**blank), identity={"evaluator": {"answers": False}} | identity)

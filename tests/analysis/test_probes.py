@@ -98,7 +98,7 @@ def test_runs_that_do_not_make_a_probe_are_refused_with_the_difference(copy, fac
         (lambda frame: frame.assign(nll=float("nan")), "nll is not a finite number"),
         (lambda frame: frame.iloc[1:], "same examples, each once"),
         (lambda frame: pd.concat([frame, frame]), "same examples, each once"),
-        (lambda frame: frame[frame["prompt"] < 1], r"prompts \[-1, 0\] instead of \[-1, 0, 1\]"),
+        (lambda frame: frame[frame["prompt"] < 1], r"prompts \[-1, 0, 1\] were not measured"),
         (lambda frame: frame.assign(n_tokens=0), "a target without tokens"),
     ],
 )
