@@ -4,12 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sapo.cli.console import Json, Output, emit, report_folder, store_root
-
-EXAMPLES = (
-    "sapo analyze RUN OTHER_RUN",
-    "sapo analyze 'mini_three-*' --measure nll --report",
-)
+from sapo.cli.console import Definition, Json, Output, emit, report_folder, store_root
 
 
 def command(
@@ -22,9 +17,7 @@ def command(
         str | None,
         typer.Option(help="rougeL, exact_match, label_match or nll; by default rougeL, of small scales nll"),
     ] = None,
-    definition: Annotated[
-        str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
-    ] = "reference",
+    definition: Definition = "reference",
     with_page: Annotated[
         bool, typer.Option("--report", help="Also one HTML page of all that: OUTPUT/report.html")
     ] = False,
@@ -40,18 +33,17 @@ def command(
     from sapo.analysis.report import analyze, as_json
     from sapo.analysis.results import DRAWN, find_probes, find_runs
 
-    if found := find_probes(runs, store_root()):
-        measures = [*DRAWN, *([measure] if measure else [])]
-        output = output or report_folder("probes", found)
-        report = probe_report(found, list(FIGURES), output, measures)
+    found = find_probes(runs, store_root())
+    folders = found or find_runs(runs, store_root())
+    output = output or report_folder("probes" if found else "analysis", folders)
+    if found:
+        report = probe_report(found, list(FIGURES), output, [*DRAWN, *([measure] if measure else [])])
     else:
-        folders = find_runs(runs, store_root())
-        output = output or report_folder("analysis", folders)
         report = analyze(folders, output, measure, definition)
     if with_page:
         report.files.append(write_page(report, output))
     ids = [{"id": path.name, "dir": str(path)} for path in found]
-    document = {"probes": ids} | report.document if found else as_json(report)
     names = ", ".join(sorted(path.name for path in report.files if path.parent == output))
     written = f"Written to {output}: {names}; matrices and figures lie in the folders of the runs."
+    document = {"probes": ids} | report.document if found else as_json(report)
     emit(document, json, [*report.shown, written])

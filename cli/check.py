@@ -1,41 +1,26 @@
 """`sapo check RUN serve=URL`: whether an endpoint reads and answers what a run has trained."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sapo.cli.console import Json, Progress, check_lines, emit, find_run, take
+from sapo.cli.console import Json, Progress, State, check_lines, emit, find_run, take
 from sapo.conf.errors import UserError
-
-EXAMPLES = (
-    "sapo check RUN serve=http://127.0.0.1:8000",
-    "sapo check RUN serve=http://127.0.0.1:8000 --rows 32 --request body.json",
-)
-
-Words = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RUN serve=URL [KEY=VALUE]…",
-        help="Run folder or id, the address of an OpenAI-compatible endpoint, and where things are: "
-        "data.root=FOLDER, store.root=FOLDER, model.path=FOLDER",
-    ),
-]
-Request = Annotated[
-    Path | None,
-    typer.Option(
-        help="JSON file with the body that your program sends, {input} in place of the input "
-        "(default: the trained layout as a chat)"
-    ),
-]
 
 
 def command(
-    words: Words,
-    state: Annotated[
-        str, typer.Option(help="last, a number of trained tasks, or the task that was trained last")
-    ] = "last",
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN serve=URL [KEY=VALUE]…",
+            help="Run folder or id, the address of an OpenAI-compatible endpoint, and where things are: "
+            "data.root=FOLDER, store.root=FOLDER, model.path=FOLDER",
+        ),
+    ],
+    state: State = "last",
     task: Annotated[
         str | None, typer.Option(help="Task whose test rows are asked (default: the state's last)")
     ] = None,
@@ -44,7 +29,13 @@ def command(
     key_variable: Annotated[
         str | None, typer.Option(help="Environment variable with the endpoint's key (default: none is sent)")
     ] = None,
-    request: Request = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with the body that your program sends, {input} in place of the input "
+            "(default: the trained layout as a chat)"
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take", min=0.1)] = 120.0,
     json: Json = False,
 ) -> None:
@@ -53,8 +44,6 @@ def command(
     Looks at the tokens themselves through /tokenize or /apply-template where the endpoint has them (vLLM,
     llama.cpp), at log-probabilities where it echoes them, and at greedy answers to test rows everywhere.
     """
-    from dataclasses import asdict
-
     own, rest = take(words, ["serve"])
     names, overrides = [w for w in rest if "=" not in w], [w for w in rest if "=" in w]
     if len(names) != 1:
@@ -78,12 +67,9 @@ def command(
         found = list(served.checks(lambda: progress.advance("")))
     is_served = all(check.ok for check in found if check.required)
     document = {"run": folder.name, "task": served.task.name, "rows": len(served.rows), "served": is_served}
+    document["checks"] = [asdict(check) for check in found]
     head = f"{folder.name}, state {served.state.after}: {len(served.rows)} test rows of {served.task.name}"
-    end = "Served as it was trained." if is_served else "Not served as it was trained."
-    emit(
-        {**document, "checks": [asdict(check) for check in found]},
-        json,
-        [head, *check_lines(found, "wrong", "unseen"), end],
-    )
+    end = f"{'Served' if is_served else 'Not served'} as it was trained."
+    emit(document, json, [head, *check_lines(found, "wrong", "unseen"), end])
     if not is_served:
         raise typer.Exit(1)

@@ -4,12 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sapo.cli.console import Json, Output, emit, report_folder, store_root
-
-EXAMPLES = (
-    "sapo claims",
-    "sapo claims 'ni_probe_*' --json",
-)
+from sapo.cli.console import Definition, Json, Output, emit, report_folder, store_root
 
 
 def command(
@@ -21,9 +16,7 @@ def command(
         ),
     ] = None,
     output: Output = None,
-    definition: Annotated[
-        str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")
-    ] = "reference",
+    definition: Definition = "reference",
     json: Json = False,
 ) -> None:
     """Each of the paper's claims: shown, refuted or undecided, with intervals, from any finished runs.
@@ -37,5 +30,4 @@ def command(
     output = output or report_folder("claims", folders)
     report = claims("claims", folders, output, definition)
     document = report.document
-    written = f"Written to {output}."
-    emit(document.pop("tables") | document, json, [*report.shown, written])
+    emit(document.pop("tables") | document, json, [*report.shown, f"Written to {output}."])

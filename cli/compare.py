@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import RenderableType
 
-from sapo.cli.console import Json, computing, duration, emit, notice, table, take
+from sapo.cli.console import DryRun, Json, computing, duration, emit, notice, table, take
 
 if TYPE_CHECKING:
     from sapo.analysis.comparison import Comparison
-
-EXAMPLES = (
-    "sapo compare data=tickets.csv paraphrases.file=tickets.yaml --dry-run",
-    'sapo compare task=mini_topic "compare.train=[original,chosen]" "seed=range(3)"',
-)
 
 
 def command(
@@ -30,7 +25,7 @@ def command(
         ),
     ] = None,
     json: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and end")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train under a few prompts, serve each under several, and say what the differences are worth."""
     from sapo.conf.load import load
@@ -38,13 +33,12 @@ def command(
     from sapo.experiments.compare import compare, comparison_of, cost, prepare, write_task
     from sapo.experiments.jobs import Job
 
-    given, overrides = take(arguments or [], tuple(name for name in ARGUMENTS if name != "adapter"))
-    named = {override.partition("=")[0] for override in overrides}
-    configs = load([*(each for each in DEFAULTS if each.partition("=")[0] not in named), *overrides])
+    given, overrides = take(arguments, set(ARGUMENTS) - {"adapter"})
+    configs = load([*DEFAULTS, *overrides])
     setting = prepare(given, configs)
     for note in setting.notes:
         notice(f"sapo: {note}")
-    with computing([Job(config) for config in configs], force=False) as (engine, progress):
+    with computing([Job(config) for config in configs]) as (engine, progress):
         todo = cost(setting, engine)
         for note in todo.notes:
             notice(f"sapo: {note}")
@@ -74,14 +68,11 @@ def _parts(found: "Comparison") -> Iterator[RenderableType]:
         title = f"{MEASURES[measure]}: trained with (down), served with (across)"
         yield table(list(frame.columns), frame.to_numpy().tolist(), title)
     if len(found.retained):
-        changes = found.retained.pivot(index="trained", columns="task", values="change").loc[
-            found.trained[1:]
-        ]
-        rows = [[name, *(f"{value:+.3f}" for value in row)] for name, *row in changes.itertuples()]
+        changes = found.retained.pivot(index="trained", columns="task", values="change")
+        rows = changes.loc[found.trained[1:]].map("{:+.3f}".format).itertuples()
         title = "NLL on other tasks, against the untouched model"
         yield table(["trained with", *changes.columns], rows, title)
-    for sentence in found.verdict:
-        yield f"- {sentence.text}"
+    yield from (f"- {sentence.text}" for sentence in found.verdict)
     for name, texts in found.prompts.items():
         yield f"{name}: {texts[0] if len(texts) == 1 else f'one of {len(texts)} for each example'}"
     yield f"\nTrain with: {found.chosen}"

@@ -3,11 +3,10 @@
 import codecs
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from statistics import fmean
 from threading import Event, Thread
@@ -62,6 +61,11 @@ Overrides = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what there is to do")]
+Force = Annotated[bool, typer.Option(help="Compute stages again that are stored")]
+Run = Annotated[str, typer.Argument(help="Run folder or id")]
+State = Annotated[str, typer.Option(help="last, a number of trained tasks, or the task trained last")]
+Definition = Annotated[str, typer.Option(help="Definition of BWT and FWT: reference, paper or gem")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder of what they say together; by default one for this set"),
@@ -140,7 +144,7 @@ def duration(seconds: "float | Sequence[float] | None") -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def take(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def take(arguments: Sequence[str] | None, names: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """The values of a command's own KEY=VALUE arguments, which Hydra would not know, and the overrides.
 
     Both may stand in job files.
@@ -148,7 +152,7 @@ def take(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str]
     from sapo.conf.job_files import with_job_files
 
     own, overrides = {}, []
-    for argument in with_job_files(arguments):
+    for argument in with_job_files(arguments or []):
         key, equals, value = argument.partition("=")
         if equals and key in names:
             own[key] = value
@@ -249,17 +253,15 @@ class Progress:
         self._bar = progress.Progress(
             *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
         )
-        self._row = self._bar.add_task("", total=0)
+        self._bar.add_task("", total=0)
+        self._all = self._bar.tasks[0]
         self._redirected = redirect_stdout(sys.stderr)
         self._root = root
-        self._begun: dict[int, tuple[str, float]] = {}  # of each stage under way its kind, and since when
-        # What it is, where it tells of itself, its row.
-        self._trainings: dict[int, tuple[str, Path, Any]] = {}
+        self._rows: dict[int, progress.Task] = {}  # of each stage under way; those of trainings are seen
         self._what = "starting" if root else ""
         self._left: Counter[str] = Counter()
         self._took: dict[str, list[float]] = {}
         self._over = Event()
-        self.total, self.finished = 0, 0
 
     def __enter__(self) -> "Progress":
         self._redirected.__enter__()
@@ -275,43 +277,36 @@ class Progress:
 
     def __call__(self, stage: "Stage", event: str) -> None:
         """Gets a stage's `begin` and its end, `done` or `failed`, or that it was `stored`."""
-        if event == "begin":
-            is_again = id(stage) in self._begun  # on another worker
-            self._begun[id(stage)] = stage.kind, time.monotonic()
-            self._say(str(stage))
-            if self._root and stage.kind == "train" and not is_again:
-                from sapo.data.records import PROGRESS
+        if row := self._rows.pop(id(stage), None):
+            self._bar.remove_task(row.id)
+        if event == "begin":  # again, if its worker has died
+            from sapo.data.records import PROGRESS
 
-                path = self._root / "checkpoints" / stage.key / PROGRESS
-                self._trainings[id(stage)] = str(stage), path, self._bar.add_task(str(stage), total=None)
+            told = self._root and stage.kind == "train" and self._root / "checkpoints" / stage.key / PROGRESS
+            self._bar.add_task(str(stage), total=None, visible=bool(told), stage=stage, told=told)
+            self._rows[id(stage)] = self._bar.tasks[-1]
+            self._show(str(stage))
             return
-        now = time.monotonic()
-        took = now - self._begun.pop(id(stage), ("", now))[1]
-        if id(stage) in self._trainings:
-            self._bar.remove_task(self._trainings.pop(id(stage))[2])
+        took = (row and row.elapsed) or 0.0
         self._left[stage.kind] -= 1
         if event == "done":
             self._took.setdefault(stage.kind, []).append(took)
         if event != "failed":
             self.advance(f"{stage}: {took:.1f} s" if event == "done" else "")
-            self._say("")
+            self._show("")
 
-    def _say(self, what: str) -> None:
-        self._what = what
-        self._show()
-
-    def _show(self) -> None:
+    def _show(self, what: str | None = None) -> None:
         """What goes on, and about how long the rest takes, once each kind that it has was computed here."""
-        what = self._what
+        self._what = what = self._what if what is None else what
         left = {kind: count for kind, count in list(self._left.items()) if count > 0}
         if left and left.keys() <= self._took.keys():
             takes = {kind: fmean(self._took[kind]) for kind in left}
-            now, begun = time.monotonic(), list(self._begun.values())
+            rows = list(self._rows.values())
             seconds = sum(count * takes[kind] for kind, count in left.items())
-            seconds -= sum(min(takes.get(kind, 0.0), now - since) for kind, since in begun)
-            rest = f"about {duration(seconds / max(1, len(begun)))} left" if seconds > 0 else ""
+            seconds -= sum(min(takes.get(row.fields["stage"].kind, 0.0), row.elapsed or 0.0) for row in rows)
+            rest = f"about {duration(seconds / max(1, len(rows)))} left" if seconds > 0 else ""
             what = "; ".join(filter(None, [rest, what]))
-        self._bar.update(self._row, description=what)
+        self._bar.update(self._all.id, description=what)
 
     def _look(self, every: float) -> None:
         while not self._over.wait(every):
@@ -320,30 +315,27 @@ class Progress:
 
     def show_trainings(self) -> None:
         """Shows how far the trainings are that go on."""
-        from json import loads
-
-        for what, path, row in list(self._trainings.values()):
+        for row in [row for row in list(self._rows.values()) if row.visible]:
             with suppress(OSError, ValueError, KeyError):
-                told = loads(path.read_bytes())
+                told, what = loads(row.fields["told"].read_bytes()), row.fields["stage"]
                 step, steps = told["step"], told["steps"]
                 text = f"loss {told['loss']:.3f}, {duration(told['left'])} left"
-                self._bar.update(row, total=steps, completed=step, description=f"{text}; {what}")
+                self._bar.update(row.id, total=steps, completed=step, description=f"{text}; {what}")
                 if self._bar.disable:
                     notice(f"{what}: step {step} of {steps}, {text}")
 
     def expect(self, pieces: "int | Counter[str]") -> None:
         """So many more are to come, or so many of each kind of stage."""
-        self._left.update(pieces if isinstance(pieces, Counter) else {})
-        self.total += pieces.total() if isinstance(pieces, Counter) else pieces
-        self._bar.update(self._row, total=self.total)
-        self._say(self._what)
+        found = pieces if isinstance(pieces, Counter) else Counter({"": pieces})
+        self._left.update(found)
+        self._bar.update(self._all.id, total=(self._all.total or 0) + found.total())
+        self._show()
 
     def advance(self, line: str) -> None:
         """A piece is finished; where there is no bar the line says which, unless it is empty."""
-        self.finished += 1
-        self._bar.advance(self._row)
+        self._bar.advance(self._all.id)
         if line and self._bar.disable:
-            notice(f"[{self.finished}/{self.total}] {line}")
+            notice(f"[{self._all.completed:.0f}/{self._all.total:.0f}] {line}")
 
     def tell(self, line: str) -> None:
         """A line for people, above the bar."""
@@ -364,7 +356,7 @@ def keeping(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def computing(jobs: "Sequence[Job]", force: bool) -> Iterator[tuple["LocalEngine", Progress]]:
+def computing(jobs: "Sequence[Job]", force: bool = False) -> Iterator[tuple["LocalEngine", Progress]]:
     """The one engine of a command and what it shows: what is computed by force is so once for all jobs."""
     from sapo.experiments.run import open_engine
 

@@ -1,19 +1,14 @@
 """`sapo doctor`: what is here, what is missing, and how to get it."""
 
+from dataclasses import asdict
+
 import typer
 
 from sapo.cli.console import Json, Overrides, check_lines, emit
 
-EXAMPLES = (
-    "sapo doctor",
-    "sapo doctor --json",
-)
-
 
 def command(overrides: Overrides = None, json: Json = False) -> None:
     """Check this machine for the default job, or that of the overrides; exit 1 if something is missing."""
-    from dataclasses import asdict
-
     from sapo.conf.load import load_one
 
     config = load_one(overrides or [])

@@ -6,17 +6,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from sapo.cli.console import Json, Progress, emit, find_run, table, take
+from sapo.cli.console import Json, Progress, Run, emit, find_run, table, take
 from sapo.conf.errors import UserError
-
-EXAMPLES = (
-    "sapo eval RUN",
-    "sapo eval RUN mini_price --state last --prompt original",
-)
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="Run folder or id")],
+    run: Run,
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
@@ -37,7 +32,7 @@ def command(
     """Evaluate the states of a finished run, the untouched model included, on tasks."""
     from sapo.experiments.reevaluation import evaluate, open_run
 
-    own, rest = take(tasks or [], ["tasks"])
+    own, rest = take(tasks, ["tasks"])
     overrides = [argument for argument in rest if "=" in argument]
     names = [argument for argument in rest if "=" not in argument]
     kind, is_harness, wanted = own.get("tasks", "").rpartition("lm_eval:")
@@ -54,37 +49,39 @@ def command(
         else:
             rows = evaluate(opened, names, prompt, state, progress, progress.expect)
     document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
-    if is_harness:
-        emit(document, json, _matrix(rows))
-        return
+    emit(document, json, _metrics(rows) if is_harness else _scores(rows))
 
-    def cells(row: dict[str, Any]) -> tuple[object, ...]:
+
+def _scores(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    columns = ("task", "after", "prompt", "ROUGE-L", "exact", "label", "NLL", "n")
+    cells = []
+    for row in rows:
         index = row["prompt"]["index"]
         label = "-" if row["label_match"] is None else f"{row['label_match']:.2f}"
         scores = f"{row['rougeL']:.2f}", f"{row['exact_match']:.2f}", label, f"{row['nll']:.4f}"
-        return row["task"], row["after"], "original" if index == -1 else index, *scores, row["examples"]
-
-    columns = ("task", "after", "prompt", "ROUGE-L", "exact", "label", "NLL", "n")
-    legend = (
+        prompt = "original" if index == -1 else index
+        cells.append((row["task"], row["after"], prompt, *scores, row["examples"]))
+    yield table(columns, cells)
+    yield (
         "after: tasks trained so far (0: untouched model). exact, label: exact and label match in % (-: the "
         "task has no labels). NLL: nats per target token, lower is better. n: test examples."
     )
-    emit(document, json, [table(columns, map(cells, rows)), legend])
 
 
-def _matrix(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
+def _metrics(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
     """The harness's metrics with the states as columns, as in a run's matrices."""
-    states = list(dict.fromkeys(row["after"] for row in rows))
-    found: dict[tuple[str, str], dict[int, float]] = {}
+    found: dict[tuple[str, str, int], dict[int, float]] = {}
     for row in rows:
         for metric, value in row["metrics"].items():
-            found.setdefault((row["task"], metric), {})[row["after"]] = value
-    count = {row["task"]: row["examples"] for row in rows}
-    cells = [
-        (task, metric, *(f"{values[after]:.4f}" for after in states), count[task])
-        for (task, metric), values in found.items()
-    ]
-    yield table(("task", "metric", *(f"after {after}" for after in states), "n"), cells)
+            found.setdefault((row["task"], metric, row["examples"]), {})[row["after"]] = value
+    states = dict.fromkeys(row["after"] for row in rows)
+    yield table(
+        ("task", "metric", *(f"after {after}" for after in states), "n"),
+        [
+            (task, metric, *(f"{values[after]:.4f}" for after in states), count)
+            for (task, metric, count), values in found.items()
+        ],
+    )
     yield (
         "after: tasks trained so far (0: untouched model). Metrics and prompts are lm-evaluation-harness's. "
         "n: documents."

@@ -3,39 +3,31 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from shlex import join
 from typing import Annotated
 
 import typer
 from rich.filesize import decimal
 
-from sapo.cli.console import Json, Overrides, emit, find_run
+from sapo.cli.console import Json, Overrides, Run, State, emit, find_run
 from sapo.conf.errors import UserError
-
-EXAMPLES = (
-    "sapo export RUN --to adapter",
-    "sapo export RUN --to merged --merge",
-)
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="Run folder or id")],
+    run: Run,
     overrides: Overrides = None,
     to: Annotated[Path | None, typer.Option(help="New folder to write (default with --push: NAME)")] = None,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="A repository that --push makes is for everybody, not private")
     ] = False,
-    state: Annotated[
-        str, typer.Option(help="last, a number of trained tasks, or the task that was trained last")
-    ] = "last",
+    state: State = "last",
     merge: Annotated[
         bool, typer.Option("--merge", help="Write the whole model with the adapter in its weights")
     ] = False,
     json: Json = False,
 ) -> None:
     """Write a trained state as one PEFT adapter, or as a merged model, with tokenizer and model card."""
-    from shlex import join
-
     from sapo.analysis.model_card import model_card
     from sapo.analysis.results import load_run
     from sapo.conf.load import choices
@@ -57,20 +49,22 @@ def command(
     commit = upload(to, push, public) if push else None
     files = sorted(path for path in to.rglob("*") if path.is_file())
     sizes = {path.relative_to(to).as_posix(): path.stat().st_size for path in files}
-    base, rank = facts["base"], facts["rank"]
-    test, what = None, [f"An adapter of rank {rank} for {base['load']}"]
+    base, rank, test = facts["base"], facts["rank"], None
+    tasks = ", ".join(learned["task"] for learned in facts["tasks"])
+    lines = [f"{facts['run']} after {tasks}: {decimal(sum(sizes.values()))} in {to}"]
     if merge:
         named = [f"model={opened.record.model}"] if opened.record.model in choices("model") else []
         model = join([*named, f"model.path={to}"])
         test = f"sapo train {opened.sequence} method=zero_shot policy=static {model}"
-        what = [
+        lines += [
             f"{base['model']} with an adapter of rank {rank} merged into its weights; its logits differ "
             f"from the adapter's by at most {difference:.1g} of the largest one",
             f"Test it: {test}",
         ]
-    document = {**facts, "dir": str(to), "files": sizes, "logits_difference": difference}
-    document |= {"test": test, "commit": commit}
-    tasks = ", ".join(learned["task"] for learned in facts["tasks"])
-    head = f"{facts['run']} after {tasks}: {decimal(sum(sizes.values()))} in {to}"
-    end = "README.md there has the prompts that it needs, and Python code to use it."
-    emit(document, json, [head, *what, *([f"Uploaded: {commit}"] if commit else []), end])
+    else:
+        lines.append(f"An adapter of rank {rank} for {base['load']}")
+    if commit:
+        lines.append(f"Uploaded: {commit}")
+    lines.append("README.md there has the prompts that it needs, and Python code to use it.")
+    found = {"dir": str(to), "files": sizes, "logits_difference": difference, "test": test, "commit": commit}
+    emit(facts | found, json, lines)

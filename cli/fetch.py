@@ -9,12 +9,8 @@ import typer
 
 from sapo.cli.console import Json, emit
 
-EXAMPLES = (
-    "sapo fetch benchmarks",
-    "sapo fetch model OWNER/NAME",
-)
-
 group = typer.Typer(help="Get models and benchmarks onto this machine.", no_args_is_help=True)
+To = Annotated[Path | None, typer.Option(help="Folder (default: SAPO_DATA, else benchmarks)")]
 
 
 def _models() -> list[str]:
@@ -44,9 +40,6 @@ def model(
     emit({"models": found}, json, [f"{each['name']}: {each['path']}" for each in found])
 
 
-To = Annotated[Path | None, typer.Option(help="Folder (default: SAPO_DATA, else benchmarks)")]
-
-
 @group.command()
 def benchmarks(to: To = None, json: Json = False) -> None:
     """Get SuperNI and TRACE from the paper's repository (needs git and the network)."""
@@ -64,9 +57,10 @@ def superni(to: To = None, json: Json = False) -> None:
 
 
 def _fetched(to: Path | None, fetch: Callable[[Path], bool], json: bool) -> None:
-    target = to or Path(os.environ.get("SAPO_DATA") or "benchmarks")
+    known = os.environ.get("SAPO_DATA")
+    target = to or Path(known or "benchmarks")
     is_new = fetch(target)
     lines = [f"{'Fetched to' if is_new else 'There already:'} {target}"]
-    if os.environ.get("SAPO_DATA") != str(target):
+    if known != str(target):
         lines.append(f"Tell sapo where: export SAPO_DATA={target.resolve()} (or pass data.root={target})")
     emit({"path": str(target), "fetched": is_new}, json, lines)

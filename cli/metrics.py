@@ -7,11 +7,6 @@ import typer
 
 from sapo.cli.console import Json, emit
 
-EXAMPLES = (
-    "sapo metrics matrix.csv",
-    "sapo metrics RUN/matrix_nll.csv --json",
-)
-
 
 def command(
     matrix: Annotated[

@@ -9,11 +9,6 @@ from rich.filesize import decimal
 
 from sapo.cli.console import Json, Overrides, duration, emit, notice, notice_rows, table
 
-EXAMPLES = (
-    "sapo plan sequence=mini_five_a policy=static,random,sapo",
-    "sapo plan job.yaml",
-)
-
 _NOTES = (
     "Estimates: tokens from characters; time from rates measured on one device with the model, rows "
     "dealt over engine.devices; disk as adapters in float32 and tables of answers; memory of one row at a "
@@ -67,25 +62,23 @@ def command(
 
 def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     """The plan as tables: of several targets each alone, then all together."""
-    if "targets" in document:
-        rows: list[tuple[object, ...]] = []
-        for name, alone in document["targets"].items():
-            if "error" in alone:
-                yield f"No plan of {name}: {alone['error']}"
-                continue
-            counts = [sum(kind[count] for kind in alone["kinds"]) for count in ("done", "to_do")]
-            times = duration(alone["seconds"]), *_hours(alone["gpu_hours"])
-            rows.append((name, alone["runs"], *counts, *times))
-        columns = ("target", "runs", "done", "to do", "time", *_RATES)
-        yield table(columns, rows, "Each target alone")
+    rows: list[tuple[object, ...]] = []
+    for name, alone in document.get("targets", {}).items():
+        if "error" in alone:
+            yield f"No plan of {name}: {alone['error']}"
+            continue
+        counts = (sum(kind[count] for kind in alone["kinds"]) for count in ("done", "to_do"))
+        rows.append((name, alone["runs"], *counts, duration(alone["seconds"]), *_hours(alone)))
+    if rows:
+        yield table(("target", "runs", "done", "to do", "time", *_RATES), rows, "Each target alone")
         yield "All of them, shared stages counted once:"
-    rows = []
-    for kind in document["kinds"]:
-        # Under the trainings, one line a place in the sequence if there are several.
-        places = document["trainings"] if kind["kind"] == "train" and len(document["trainings"]) > 1 else []
-        for row in (kind, *places):
-            time = duration(row["seconds"])
-            rows.append((row["kind"], row["done"], row["to_do"], f"{row['tokens']:,}", time))
+    # Under the trainings, one line a place in the sequence if there are several.
+    places = document["trainings"] if len(document["trainings"]) > 1 else []
+    rows = [
+        (row["kind"], row["done"], row["to_do"], f"{row['tokens']:,}", duration(row["seconds"]))
+        for kind in document["kinds"]
+        for row in (kind, *(places if kind["kind"] == "train" else ()))
+    ]
     rows.append(("all", "", "", "", duration(document["seconds"])))
     yield table(("stages", "done", "to do", "tokens", "time"), rows, f"Runs: {document['runs']}")
     asked, shared = document["asked"], document["shared"]
@@ -95,26 +88,23 @@ def plan_parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     rows = []
     for name, model in document["models"].items():
         work = f"{model['stages']:,}", f"{model['tokens']:,}", duration(model["seconds"])
-        rows.append((name, *work, *_hours(model["gpu_hours"]), decimal(model["disk_bytes"])))
+        rows.append((name, *work, *_hours(model), decimal(model["disk_bytes"])))
     rows.append(("all, and runs", "", "", "", "", "", decimal(document["disk_bytes"])))
     yield table(("model", "to do", "tokens", "time", *_RATES, "disk"), rows)
     for name, need in document["memory"].items():
         if need["fits"] is None:
             yield f"{name}: nothing says how large it is (model.parameters=BILLIONS)."
             continue
-        takes, room = decimal(need["training"]), decimal(round(need["device"]))
+        weights, least, room = (decimal(round(need[what])) for what in ("weights", "training", "device"))
         fits = "fits in" if need["fits"] else "does not fit in"
         ways = f"; with {' '.join(need['ways'])} it does" if need["ways"] else ""
-        yield (
-            f"{name}: weights {decimal(need['weights'])}; a training takes at least {takes}, which {fits} "
-            f"{room}{ways}."
-        )
+        yield f"{name}: weights {weights}; a training takes at least {least}, which {fits} {room}{ways}."
     yield from document["notes"]
     if any(model["seconds"] is None for model in document["models"].values()):
         yield _UNMEASURED
     yield from _NOTES
 
 
-def _hours(hours: dict[str, float | None]) -> list[str]:
-    known = [None if value is None else f"{value:,.{0 if value > 10 else 2}f}" for value in hours.values()]
-    return [text or "unknown" for text in known]
+def _hours(planned: dict[str, Any]) -> Iterator[str]:
+    for value in planned["gpu_hours"].values():
+        yield "unknown" if value is None else f"{value:,.{0 if value > 10 else 2}f}"

@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.rule import Rule
 
 from sapo.cli.console import (
+    DryRun,
+    Force,
     Json,
     Overrides,
     Terminal,
@@ -22,13 +24,7 @@ from sapo.cli.plan import plan_parts
 from sapo.conf.errors import UserError
 
 if TYPE_CHECKING:
-    from sapo.experiments.jobs import Job
     from sapo.experiments.run import Reproduction
-
-EXAMPLES = (
-    "sapo reproduce table1 --scale mini",
-    "sapo reproduce figure1 --scale small --dry-run",
-)
 
 
 def _targets() -> list[str]:
@@ -54,8 +50,8 @@ def command(
         ),
     ] = "mini",
     json: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what there is to do")] = False,
-    force: Annotated[bool, typer.Option(help="Compute stages again that are stored")] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Run the paper's scale without a GPU all the same")
     ] = False,
@@ -66,10 +62,11 @@ def command(
     for override in overrides or []:
         if override.startswith("scale="):  # `scale=paper` is `--scale paper`
             scale = override.removeprefix("scale=")
-    overrides = [override for override in overrides or [] if not override.startswith("scale=")]
-    experiments = {TARGETS[name].experiment: name for name in targets_of(target, scale)}
-    composed = {what: jobs_of(name, scale, overrides) for what, name in experiments.items()}
-    jobs = {name: composed[TARGETS[name].experiment] for name in targets_of(target, scale)}
+    settings = [override for override in overrides or [] if not override.startswith("scale=")]
+    names = targets_of(target, scale)
+    experiments = {TARGETS[name].experiment: name for name in names}
+    composed = {what: jobs_of(name, scale, settings) for what, name in experiments.items()}
+    jobs = {name: composed[TARGETS[name].experiment] for name in names}
     every = [job for of_target in jobs.values() for job in of_target]
     notice_rows([job.config for job in every])
     from sapo.experiments.plan import plan_targets
@@ -88,7 +85,33 @@ def command(
                 notice(f"No plan: {error}")
             raise
     with computing(every, force) as (engine, progress):
-        done, lost = _run(jobs, scale, overrides, engine, progress, json)
+        _run(names, scale, settings, engine, progress, json)
+
+
+def _run(names: list[str], scale: str, settings: list[str], engine: Any, progress: Any, json: bool) -> None:
+    """Every target in turn, each shown when it is done; of one alone the error is raised."""
+    from sapo.experiments.run import reproduce
+
+    done: list[dict[str, Any]] = []
+    lost: list[dict[str, str]] = []
+    for name in names:
+        try:
+            with progress:
+                found = reproduce(name, scale, settings, engine, expect=progress.expect)
+            document, parts = _drawn(found, scale, settings)
+        except Exception as error:
+            if len(names) == 1:
+                raise
+            lost.append({"target": name, "error": f"{error}" or type(error).__name__})
+            notice(f"sapo: {name} failed: {lost[-1]['error']}")
+            continue
+        done.append(document)
+        if len(names) == 1 or not json:
+            emit(document, json, parts)
+    if len(names) > 1:
+        lines = [f"{each['target']} failed: {each['error']}" for each in lost]
+        document = {"target": "all", "scale": scale, "targets": done, "failed": lost}
+        emit(document, json, [f"{len(done)} of {len(names)} targets", *lines])
     failed = [run for document in done for run in document["failed"]]
     for run in failed:
         notice(f"sapo: {run['run']} failed: {run['error']}")
@@ -96,71 +119,35 @@ def command(
         raise typer.Exit(1)
 
 
-def _run(
-    jobs: dict[str, list["Job"]], scale: str, overrides: list[str], engine: Any, progress: Any, json: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Every target in turn, each shown when it is done: their documents, and which failed with why.
-
-    Of one target alone the error is raised.
-    """
-    from sapo.experiments.run import reproduce
-
-    done: list[dict[str, Any]] = []
-    lost: list[dict[str, str]] = []
-    for name in jobs:
-        try:
-            with progress:
-                found = reproduce(name, scale, overrides, engine, expect=progress.expect)
-            document, parts = _drawn(found, scale, overrides)
-        except Exception as error:
-            if len(jobs) == 1:
-                raise
-            lost.append({"target": name, "error": f"{error}" or type(error).__name__})
-            notice(f"sapo: {name} failed: {lost[-1]['error']}")
-            continue
-        done.append(document)
-        if len(jobs) == 1 or not json:
-            emit(document, json, parts)
-    if len(jobs) > 1:
-        lines = [
-            f"{len(done)} of {len(jobs)} targets",
-            *(f"{e['target']} failed: {e['error']}" for e in lost),
-        ]
-        emit({"target": "all", "scale": scale, "targets": done, "failed": lost}, json, lines)
-    return done, lost
-
-
 def _drawn(
-    found: "Reproduction", scale: str, overrides: list[str]
+    found: "Reproduction", scale: str, settings: list[str]
 ) -> tuple[dict[str, Any], list[RenderableType]]:
     """Draws a target into its folder of the store: what it says as JSON values, and what people are shown."""
     from sapo.analysis.report import draw
     from sapo.experiments.targets import TARGETS
 
-    config = found.jobs[0].config
-    output = Path(config.store.root) / "reports" / f"{found.target}-{scale}"
-    warnings = [f"{name} failed: {message}" for name, message in found.failed]
-    drawing = TARGETS[found.target].drawing
-    shown = draw(drawing, found.target, found.folders, output, config.parity.definition, warnings)
-    stages = {n: sum(getattr(run, n) for run in found.finished) for n in ("computed", "stored")}
-    again = join(["sapo", "reproduce", found.target, "--scale", scale, *overrides])
+    config, name, finished = found.jobs[0].config, found.target, found.finished
+    output = Path(config.store.root) / "reports" / f"{name}-{scale}"
+    warnings = [f"{run} failed: {message}" for run, message in found.failed]
+    shown = draw(TARGETS[name].drawing, name, found.folders, output, config.parity.definition, warnings)
+    computed, stored = sum(run.computed for run in finished), sum(run.stored for run in finished)
+    again = join(["sapo", "reproduce", name, "--scale", scale, *settings])
     document = {
-        "target": found.target,
+        "target": name,
         "scale": scale,
         **shown.document,
-        "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in found.finished],
-        "failed": [{"run": name, "error": message} for name, message in found.failed],
+        "runs": [{"id": run.folder.name, "dir": str(run.folder)} for run in finished],
+        "failed": [{"run": run, "error": message} for run, message in found.failed],
         "seconds": round(found.seconds, 3),
-        "stages": stages,
+        "stages": {"computed": computed, "stored": stored},
         "command": again,
         "output": str(output),
     }
-    n_runs = len(found.finished)
     return document, [
-        Rule(found.target, align="left"),
+        Rule(name, align="left"),
         *shown.shown,
-        f"Written to {output}; matrices and figures lie in the folders of the {n_runs} runs.",
+        f"Written to {output}; matrices and figures lie in the folders of the {len(finished)} runs.",
         f"Took {duration(found.seconds)}.",
-        f"Stages: {stages['computed']} computed, {stages['stored']} from the store.",
+        f"Stages: {computed} computed, {stored} from the store.",
         f"Again with: {again}",
     ]

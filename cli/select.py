@@ -12,11 +12,6 @@ from rich.text import Text
 
 from sapo.cli.console import Json, Progress, emit, may_replace, take
 
-EXAMPLES = (
-    "sapo select data=tickets.csv paraphrases.file=tickets.yaml --write chosen.jsonl",
-    "sapo select task=mini_topic model=FOLDER scorer.examples=32",
-)
-
 
 def command(
     arguments: Annotated[
@@ -39,9 +34,8 @@ def command(
     from sapo.data.files import write_json
     from sapo.data.own import ARGUMENTS, DEFAULTS, require_writable, write_jsonl
 
-    given, overrides = take(arguments or [], ARGUMENTS)
-    named = {override.partition("=")[0] for override in overrides}
-    config = load_one([*(each for each in DEFAULTS if each.partition("=")[0] not in named), *overrides])
+    given, overrides = take(arguments, ARGUMENTS)
+    config = load_one([*DEFAULTS, *overrides])
     if write:
         sent = write.with_suffix(".sent.json")
         for path in (write, sent):
@@ -64,11 +58,15 @@ def command(
 def parts(document: dict[str, Any]) -> Iterator[RenderableType]:
     """What people are shown of a choice: what was read, the ranking, what it says, and the chosen prompt."""
     data, columns, ranking = document["data"], document["data"]["columns"], document["candidates"]
-    read = f"input from column '{columns['input']}', target from column '{columns['target']}'; "
-    others = len(ranking) - 1
+    chosen, written, others = document["chosen"], document["written"], len(ranking) - 1
+    read = (
+        f"input from column '{columns['input']}', target from column '{columns['target']}'; "
+        if columns
+        else ""
+    )
     state = f" with {document['adapter']}" if document["adapter"] else ""
     yield (
-        f"{data['source']}: {data['rows']} rows; {read if columns else ''}{data['scored']} of them scored, "
+        f"{data['source']}: {data['rows']} rows; {read}{data['scored']} of them scored, "
         f"{ranking[0]['n_tokens']} target tokens"
     )
     yield (
@@ -84,7 +82,7 @@ def parts(document: dict[str, Any]) -> Iterator[RenderableType]:
             table.add_column(name, min_width=16)
         else:
             table.add_column(name, justify="right", no_wrap=True)
-    for row in document["candidates"]:
+    for row in ranking:
         name, shown = "original", ["-", "-"]
         if row["index"] != -1:
             name, half = str(row["index"]), row["difference_high"] - row["difference"]
@@ -93,7 +91,7 @@ def parts(document: dict[str, Any]) -> Iterator[RenderableType]:
             shown = [difference, "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}"]
         loss = f"{row['loss']:.3f} ±{row['loss_high'] - row['loss']:.3f}"
         text = Text(f"{name}: {' '.join(row['text'].split())}", no_wrap=True, overflow="ellipsis")
-        style = "bold" if row["index"] == document["chosen"]["index"] else None
+        style = "bold" if row["index"] == chosen["index"] else None
         table.add_row(str(row["rank"]), text, loss, *shown, str(row["prompt_tokens"]), style=style)
     yield table
     yield (
@@ -101,7 +99,6 @@ def parts(document: dict[str, Any]) -> Iterator[RenderableType]:
         f"{data['distinct']} distinct rows, Bonferroni over {others}. tokens: of the prompt."
     )
     yield from document["verdict"]
-    chosen, written = document["chosen"], document["written"]
     yield f"\nChosen, {'the original' if chosen['index'] == -1 else 'prompt {index}'.format(**chosen)}:"
     yield Text(chosen["text"], style="bold")
     yield "\nWhat to send in production for an input:"

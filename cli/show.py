@@ -11,16 +11,11 @@ from rich.console import RenderableType
 from rich.rule import Rule
 from rich.text import Text
 
-from sapo.cli.console import Json, Overrides, duration, emit, find_run, take
+from sapo.cli.console import Json, Overrides, Run, duration, emit, find_run, take
 from sapo.conf.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from sapo.conf.schema import Config
-
-EXAMPLES = (
-    "sapo show config policy=random",
-    "sapo show example task=mini_topic index=0 prompt=3",
-)
 
 group = typer.Typer(help="A config, run, task, model, or example token by token.", no_args_is_help=True)
 
@@ -52,11 +47,7 @@ def _commented(config: Any, indent: str = "") -> Iterator[str]:
 
 
 @group.command("run")
-def show_run(
-    run: Annotated[str, typer.Argument(help="Run folder or id")],
-    overrides: Overrides = None,
-    json: Json = False,
-) -> None:
+def show_run(run: Run, overrides: Overrides = None, json: Json = False) -> None:
     """A finished run: its settings, chosen prompts, metrics, stages and environment."""
     from sapo.analysis.matrices import metrics_of
     from sapo.analysis.results import load_run
@@ -83,8 +74,8 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
     from sapo.data.render import control_tokens
     from sapo.experiments.model.load import load_tokenizer
 
-    config, name = _config_and_task(overrides or [])
-    whole = load_whole_task(name, config)
+    config = _config(overrides or [], "task")
+    whole = load_whole_task(str(config.task), config)
     task = cut(whole, config)
     paraphrases, control, notes = None, [], list(task.notes)
     with suppress(UserError):
@@ -95,7 +86,8 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
         notes.append(f"control tokens are not looked for: no tokenizer of {config.model.name} here")
     found = findings(whole, task, control)
 
-    def spread(lengths: list[int]) -> dict[str, int]:
+    def spread(part: str) -> dict[str, int]:
+        lengths = [len(getattr(example, part)) for example in task.train]
         return {"shortest": min(lengths), "median": round(median(lengths)), "longest": max(lengths)}
 
     document = {
@@ -107,8 +99,8 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
         "labels": list(task.labels),
         "instruction": task.instruction,
         "suffix": task.suffix,
-        "input_characters": spread([len(example.input) for example in task.train]),
-        "target_characters": spread([len(example.target) for example in task.train]),
+        "input_characters": spread("input"),
+        "target_characters": spread("target"),
         "paraphrases": paraphrases,
     }
     checked = "; ".join([*notes, *(finding.message for finding in found)])
@@ -125,11 +117,10 @@ def show_model(
     json: Json = False,
 ) -> None:
     """A model: where its Hugging Face folder lies, precision, LoRA targets."""
-    from sapo.conf.load import load_one
     from sapo.experiments.model.fetch import model_folder
     from sapo.experiments.model.identity import dtype_of
 
-    config = load_one(_overrides(model, "model"))
+    config = _config(model, "model")
     document = {
         "name": config.model.name,
         "path": str(model_folder(config.model)),
@@ -173,23 +164,23 @@ def show_example(
     from sapo.experiments.model.load import load_renderer
 
     own, overrides = take(arguments, ("index", "prompt", "split"))
-    config, name = _config_and_task(overrides)
-    split = own.get("split", "train")
+    config, split = _config(overrides, "task"), own.get("split", "train")
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     try:
         index, number = int(own.get("index", 0)), int(own.get("prompt", ORIGINAL))
     except ValueError as error:
         raise UserError(f"index= and prompt= must be a whole number each: {error}.") from error
-    task = load_task(name, config)
+    task = load_task(str(config.task), config)
     rows = task.train if split == "train" else task.test
     if not 0 <= index < len(rows):
         raise UserError(
             f"index={index}: task {task.name} has {split} rows 0 to {len(rows) - 1} here "
             f"(data.{split}_examples={len(rows)})."
         )
-    is_original = number == ORIGINAL
-    prompt = Prompt(task.instruction) if is_original else load_pool(task, config.paraphrases).at(number)
+    prompt = Prompt(task.instruction)
+    if number != ORIGINAL:
+        prompt = load_pool(task, config.paraphrases).at(number)
     document = {
         "task": task.name,
         "split": split,
@@ -199,19 +190,20 @@ def show_example(
         "target": rows[index].target,
         **explained(load_renderer(config), task, prompt.text, rows[index], for_test=split == "test"),
     }
+    emit(document, json, _tokens(document, prompt.name))
+
+
+def _tokens(document: dict[str, Any], prompt: str) -> Iterator[RenderableType]:
+    """The tokens of prompt and target with bars between them, then the target's one by one."""
     start, tokens = document["target_start"], document["tokens"]
-    which = "the original prompt" if is_original else prompt.name
     shortened = ", input shortened" if document["shortened"] else ""
-    ids = enumerate(zip(document["target_ids"], tokens[start:], strict=True), start)
-    lines: list[RenderableType] = [
-        f"{task.name}, {split} row {index}, {which}, {config.model.name}",
-        Rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left"),
-        _between_bars(tokens[:start], "dim"),
-        Rule(f"target: tokens {start} to {len(tokens) - 1}, the only ones with a loss", align="left"),
-        _between_bars(tokens[start:], "bold green"),
-        *(f"{place:>6} {token:>7}  {text!r}" for place, (token, text) in ids),
-    ]
-    emit(document, json, lines)
+    yield f"{document['task']}, {document['split']} row {document['index']}, {prompt}, {document['model']}"
+    yield Rule(f"prompt: tokens 0 to {start - 1}{shortened}", align="left")
+    yield _between_bars(tokens[:start], "dim")
+    yield Rule(f"target: tokens {start} to {len(tokens) - 1}, the only ones with a loss", align="left")
+    yield _between_bars(tokens[start:], "bold green")
+    for place, token in enumerate(document["target_ids"], start):
+        yield f"{place:>6} {token:>7}  {tokens[place]!r}"
 
 
 def _between_bars(tokens: list[str], style: str) -> Text:
@@ -224,19 +216,14 @@ def _between_bars(tokens: list[str], style: str) -> Text:
     return text
 
 
-def _config_and_task(overrides: list[str]) -> tuple["Config", str]:
-    """The config and the task that it names: `task=NAME`, or NAME alone."""
+def _config(words: list[str], name: str) -> "Config":
+    """The config of overrides, one of which may be a value alone: that of `name`, task or model."""
     from sapo.conf.load import load_one
 
-    config = load_one(_overrides(overrides, "task"))
-    if not config.task:
-        raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
-    return config, config.task
-
-
-def _overrides(parts: list[str], name: str) -> list[str]:
-    """The overrides, one of which may be a value alone: that of `name`."""
-    alone = [part for part in parts if "=" not in part]
+    alone = [word for word in words if "=" not in word]
     if len(alone) > 1:
         raise UserError(f"This shows one {name}, and {len(alone)} are named: {', '.join(alone)}.")
-    return [part if "=" in part else f"{name}={part}" for part in parts]
+    config = load_one([word if "=" in word else f"{name}={word}" for word in words])
+    if name == "task" and not config.task:
+        raise UserError("Which task? Say task=NAME (`sapo ls tasks` lists them).")
+    return config

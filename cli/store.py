@@ -12,11 +12,6 @@ from sapo.conf.errors import UserError, WorkError
 if TYPE_CHECKING:
     from sapo.experiments.engine.store import Store
 
-EXAMPLES = (
-    "sapo store ls",
-    "sapo store export 'mini_three-*' runs.tar.gz",
-)
-
 group = typer.Typer(
     help="What lies in the store, whether it is still what was stored, and how it moves elsewhere.",
     no_args_is_help=True,
@@ -53,18 +48,15 @@ def verify(
     left = [problem for problem in found if problem.path is None or problem.path not in gone]
     if json or not left:
         damaged = f"{len(gone)} damaged and deleted" if gone else "none damaged"
-        lines = [
-            *(f"Deleted {path}" for path in gone),
-            f"{count} stages and {runs} runs in {store.root}, {damaged}.",
-        ]
+        counts = f"{count} stages and {runs} runs in {store.root}, {damaged}."
         document = {"root": str(store.root), "stages": count, "runs": runs, "deleted": [str(p) for p in gone]}
-        emit(document | {"damaged": [problem.line for problem in found]}, json, lines)
+        document["damaged"] = [problem.line for problem in found]
+        emit(document, json, [*(f"Deleted {path}" for path in gone), counts])
     if left:
-        lines = [f"{len(left)} damaged, missing or not readable in {store.root}:"]
-        lines += [f"  {problem.line}" for problem in left]
-        if any(problem.path for problem in left):
-            lines.append(hint)
-        raise WorkError("\n".join(lines))
+        lines = [f"  {problem.line}" for problem in left]
+        lines += [hint] if any(problem.path for problem in left) else []
+        head = f"{len(left)} damaged, missing or not readable in {store.root}:"
+        raise WorkError("\n".join([head, *lines]))
 
 
 @group.command("ls")
@@ -171,21 +163,20 @@ def import_archive(
     What comes in is whole and fits together. Nothing shows who made it: import from people you trust.
     """
     from sapo.experiments.engine import archive
-    from sapo.experiments.engine.store import Store
 
-    store = Store((root or store_root()).expanduser())
+    store = _store(root, is_new=True)
     done = archive.import_archive(file, store)
     notice("sapo: an archive shows that it is whole, not who made it: import only from people you trust.")
     text = f"{len(done.runs)} runs and {done.stages} stages ({done.kept} were there) are in {store.root}:"
-    counts = {"stages": done.stages, "kept": done.kept}
-    document = {"root": str(store.root), "runs": done.runs, "probes": done.probes, **counts}
-    emit(document, json, [text, *(f"  {name}" for name in (*done.runs, *done.probes))])
+    document = {"root": str(store.root), "runs": done.runs, "probes": done.probes, "stages": done.stages}
+    lines = [text, *(f"  {name}" for name in (*done.runs, *done.probes))]
+    emit(document | {"kept": done.kept}, json, lines)
 
 
-def _store(root: Path | None) -> "Store":
+def _store(root: Path | None, is_new: bool = False) -> "Store":
     from sapo.experiments.engine.store import Store
 
     root = (root or store_root()).expanduser()
-    if not root.is_dir():
+    if not is_new and not root.is_dir():
         raise UserError(f"No store {root}. Say where it is with --root FOLDER or SAPO_STORE.")
     return Store(root)

@@ -7,22 +7,17 @@ import typer
 from rich.console import RenderableType
 
 from sapo.cli import plan
-from sapo.cli.console import Json, Overrides, computing, emit, notice, notice_rows, take
+from sapo.cli.console import DryRun, Force, Json, Overrides, computing, emit, notice, notice_rows, take
 
 if TYPE_CHECKING:
     from sapo.experiments.run import Outcome
-
-EXAMPLES = (
-    'sapo train sequence=mini_three policy=static,sapo "seed=range(2)"',
-    "sapo train data=tickets.csv paraphrases.file=tickets.yaml policy=sapo",
-)
 
 
 def command(
     overrides: Overrides = None,
     json: Json = False,
-    force: Annotated[bool, typer.Option(help="Compute stages again that are stored")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what there is to do")] = False,
+    force: Force = False,
+    dry_run: DryRun = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going/--fail-fast", help="After a failed run, go on with the others")
     ] = True,
@@ -34,7 +29,7 @@ def command(
     from sapo.conf.load import load
     from sapo.data.own import OF_TASK, own_sequence
 
-    given, overrides = take(overrides or [], OF_TASK)
+    given, overrides = take(overrides, OF_TASK)
     if given:
         overrides = own_sequence(given, overrides, load(overrides)[0])
     if dry_run:
