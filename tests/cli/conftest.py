@@ -2,9 +2,8 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from tiny import SMALL, Done, call
@@ -12,17 +11,11 @@ from tiny import SMALL, Done, call
 from sapo.experiments import costs
 
 
-def short(value: object) -> str:
-    """A readable id of a test's parameter, of any size."""
-    return ascii(" ".join(value) if isinstance(value, tuple) else value)[:60]
-
-
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Files' contents and commands as ids: the parameters of these tests are texts of any kind."""
-    is_text = isinstance(val, str | bytes) or (
-        isinstance(val, tuple) and all(isinstance(v, str) for v in val)
-    )
-    return short(val) if is_text else None
+    """Files' contents and commands as readable ids of any size: these parameters are texts of any kind."""
+    if isinstance(val, tuple) and all(isinstance(word, str) for word in val):
+        val = " ".join(val)
+    return ascii(val)[:60] if isinstance(val, str | bytes) else None
 
 
 @pytest.fixture(autouse=True)
@@ -31,22 +24,13 @@ def _nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "cache_folder", lambda: tmp_path / "cache")
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A store with a `static` and a `sapo` run, and what `sapo train --json` said of them."""
 
     root: Path
     done: Done
-
-    @property
-    def static(self) -> dict[str, Any]:
-        """The document of the `static` run."""
-        return self.done.document["runs"][0]
-
-    @property
-    def adaptive(self) -> dict[str, Any]:
-        """The document of the `sapo` run."""
-        return self.done.document["runs"][1]
+    static: dict[str, Any]
+    adaptive: dict[str, Any]
 
 
 def stored(root: Path) -> set[Path]:
@@ -59,7 +43,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     root = tmp_path_factory.mktemp("trained") / "store"
     done = call("train", *SMALL, "policy=static,sapo", f"store.root='{root}'", "--json")
     before = stored(root)
-    yield Trained(root, done)
+    yield Trained(root, done, *done.document["runs"])
     assert stored(root) == before, "a test has changed what all share: let it take a copy"
 
 

@@ -151,24 +151,23 @@ def test_prompt_pools(tmp_path, content, message):
 # --- records, as every command meets them ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["analyze"], ["show", "run"], ["eval"]], ids=" ".join)
+@pytest.mark.parametrize("command", [("analyze",), ("show", "run"), ("eval",)])
 def test_run_folders(sapo, tmp_path, command):
     """A folder without a record is none of a run (2); what was written is found damaged (1)."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    assert "no run.json" in sapo(*command, folder, "--json").refused()
-    write(folder / "run.json", "{}")
-    write_json(folder / MANIFEST, manifest_of(folder))  # only what the record says is wrong
-    found = sapo(*command, folder, "--json").refused(code=1)
-    assert "damaged" in found.lower()
-    assert "run.json" in found
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "run").mkdir()
+    assert "no run.json" in sapo(*command, tmp_path / "run", "--json").refused()
+    check_damaged(sapo, tmp_path / "run", "run.json", command)
 
 
 def test_probe_folders(sapo, tmp_path):
-    write(tmp_path / "probe" / "probe.json", "{}")
-    write_json(tmp_path / "probe" / MANIFEST, manifest_of(tmp_path / "probe"))
-    found = sapo("analyze", tmp_path / "probe", "--output", tmp_path / "out", "--json").refused(code=1)
+    check_damaged(sapo, tmp_path / "probe", "probe.json", ("analyze", "--output", tmp_path / "out"))
+
+
+def check_damaged(sapo, folder, name, command):
+    """A record without its facts is named, and nothing is written."""
+    write(folder / name, "{}")
+    write_json(folder / MANIFEST, manifest_of(folder))  # only what the record says is wrong
+    found = sapo(*command, folder, "--json").refused(code=1)
     assert "damaged" in found.lower()
-    assert "probe.json" in found
-    assert [path.name for path in tmp_path.iterdir()] == ["probe"]
+    assert name in found
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

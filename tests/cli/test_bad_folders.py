@@ -188,13 +188,3 @@ def test_a_stage_with_other_facts_is_listed_beside_the_others(sapo, small, copy,
     assert entries.pop(folder.name).startswith("not readable")
     assert not any(text.startswith("not readable") for text in entries.values())
     assert sapo("plan", *small, "seed=5", "--json").document
-
-
-@pytest.mark.parametrize("content", ["[]", '{"stages": [3]}'])
-def test_a_record_with_other_facts_is_not_exported(sapo, copy, fill, tmp_path, content):
-    folder = copy / fill("runs/{run}")
-    write(folder / "run.json", content)
-    names = list(json.loads((folder / MANIFEST).read_text()))
-    write(folder / MANIFEST, json.dumps(manifest_of(folder, names)))
-    assert "run.json" in sapo("store", "export", folder, tmp_path / "out.tgz").refused(code=1)
-    assert not (tmp_path / "out.tgz").exists()

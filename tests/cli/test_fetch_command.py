@@ -27,12 +27,19 @@ def repository(tmp_path):
     return git_repository(tmp_path / "reference", {f"{name}/instructions.json": {} for name in names})
 
 
-def test_only_the_benchmarks_are_kept(repository, tmp_path):
+def test_only_the_benchmarks_are_taken_and_what_is_there_stays(sapo, repository, tmp_path, monkeypatch):
+    monkeypatch.setattr("sapo.data.fetch.fetch_benchmarks.__defaults__", (repository,))
     target = tmp_path / "to" / "data"
-    assert fetch_benchmarks(target, repository) is True
-    assert sorted(path.name for path in target.iterdir()) == ["SUPERNI", "TRACE"]
+    (target / "TRACE").mkdir(parents=True)
+    (target / "TRACE" / "mine").touch()
+    text = sapo("fetch", "benchmarks", "--to", target).out
+    assert f"export SAPO_DATA={target}" in text.replace("\n", "")
     assert [path.name for path in target.parent.iterdir()] == ["data"]
-    assert fetch_benchmarks(target, "file:///nowhere") is False  # there already: nothing is asked
+    assert sorted(path.name for path in target.iterdir()) == ["SUPERNI", "TRACE"]
+    assert [path.name for path in (target / "TRACE").iterdir()] == ["mine"]
+    monkeypatch.setattr("sapo.data.fetch.fetch_benchmarks.__defaults__", ("file:///nowhere",))  # is not asked
+    again = sapo("fetch", "benchmarks", "--to", target, "--json").document
+    assert again == {"path": str(target), "fetched": False}
 
 
 def test_the_tasks_of_natural_instructions_are_kept_and_found(sapo, tmp_path, monkeypatch):
@@ -50,24 +57,14 @@ def test_the_tasks_of_natural_instructions_are_kept_and_found(sapo, tmp_path, mo
     assert shown["instruction"] == "Even?"
 
 
-def test_what_is_there_is_left_alone(repository, tmp_path):
-    (tmp_path / "data" / "TRACE").mkdir(parents=True)
-    (tmp_path / "data" / "TRACE" / "mine").touch()
-    assert fetch_benchmarks(tmp_path / "data", repository) is True
-    assert [path.name for path in (tmp_path / "data" / "TRACE").iterdir()] == ["mine"]
-
-
-def test_a_failed_clone_leaves_nothing(tmp_path):
-    with pytest.raises(WorkError, match=r"git cannot clone(?s:.*)SAPO_DATA"):
-        fetch_benchmarks(tmp_path / "to" / "data", (tmp_path / "nowhere").as_uri())
-    assert not list((tmp_path / "to").iterdir())
-
-
-def test_a_repository_without_the_folders(repository, tmp_path):
-    other = tmp_path / "other"
-    subprocess.run(["git", "init", "-q", str(other)], check=True)
-    with pytest.raises(WorkError, match="has no SUPERNI"):
-        fetch_benchmarks(tmp_path / "to" / "data", other.as_uri())
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(None, r"git cannot clone(?s:.*)SAPO_DATA"), ({"TRACE/instructions.json": {}}, "has no SUPERNI")],
+)
+def test_a_repository_that_has_it_not_leaves_nothing(tmp_path, files, message):
+    address = git_repository(tmp_path / "other", files) if files else (tmp_path / "nowhere").as_uri()
+    with pytest.raises(WorkError, match=message):
+        fetch_benchmarks(tmp_path / "to" / "data", address)
     assert not list((tmp_path / "to").iterdir())
 
 
@@ -77,27 +74,12 @@ def test_without_git(tmp_path, monkeypatch):
         fetch_benchmarks(tmp_path / "data")
 
 
-def test_the_command_says_where(sapo, repository, tmp_path, monkeypatch):
-    monkeypatch.setattr("sapo.data.fetch.fetch_benchmarks.__defaults__", (repository,))
-    text = sapo("fetch", "benchmarks", "--to", tmp_path / "data").out
-    assert f"export SAPO_DATA={tmp_path / 'data'}" in text.replace("\n", "")
-    again = sapo("fetch", "benchmarks", "--to", tmp_path / "data", "--json").document
-    assert again == {"path": str(tmp_path / "data"), "fetched": False}
-
-
-def test_models_are_built(sapo, tmp_path, monkeypatch):
-    monkeypatch.setenv("SAPO_CACHE", str(tmp_path / "cache"))
-    document = sapo("fetch", "model", "tiny_llama", "tiny_qwen3", "--json").document
-    assert [model["name"] for model in document["models"]] == ["tiny_llama", "tiny_qwen3"]
-    assert all(model["path"].startswith(str(tmp_path)) for model in document["models"])
-
-
-def test_a_repository_that_cannot_be_had_is_said_in_a_sentence(sapo):
-    said = sapo("fetch", "model", "no-one/no-model").refused(1)
-    assert "Cannot download no-one/no-model from the hub: " in said
-
-
-def test_every_name_is_checked_before_anything_is_fetched(sapo, tmp_path, monkeypatch):
+def test_models_are_built_once_every_name_is_known(sapo, tmp_path, monkeypatch):
     monkeypatch.setenv("SAPO_CACHE", str(tmp_path / "cache"))
     assert sapo("fetch", "model", "tiny_llama", "tiny_lama").code == 2
     assert not (tmp_path / "cache").exists()
+    document = sapo("fetch", "model", "tiny_llama", "tiny_qwen3", "--json").document
+    assert [model["name"] for model in document["models"]] == ["tiny_llama", "tiny_qwen3"]
+    assert all(model["path"].startswith(str(tmp_path)) for model in document["models"])
+    said = sapo("fetch", "model", "no-one/no-model").refused(1)
+    assert "Cannot download no-one/no-model from the hub: " in said

@@ -1,4 +1,4 @@
-"""Commands that look at things: `ls`, `show`, `eval`, `store`, `doctor`."""
+"""Commands that look at things: `ls`, `show`, `eval`, `doctor`."""
 
 import json
 import shutil
@@ -11,6 +11,8 @@ import yaml
 
 from sapo.cli.ls import kinds
 from sapo.conf.load import choices, load_one
+
+# --- ls ----------------------------------------------------------------------------------------------------
 
 
 def test_ls_has_one_described_line_each(sapo, trained):
@@ -29,19 +31,13 @@ def test_ls_has_one_described_line_each(sapo, trained):
         listed = runs[document["policy"]]
         assert listed["name"] == document["id"]
         assert listed["AP"] == document["metrics"]["rougeL"]["reference"]["AP"]
+    assert "policies" in sapo("ls", "policy", "--json").document  # the group's name, too
 
 
-def test_ls_takes_the_name_of_a_group_too(sapo):
-    assert "policies" in sapo("ls", "policy", "--json").document
-
-
-def test_ls_of_an_empty_store(sapo):
+def test_ls_runs_with_none_with_a_damaged_one_and_one_that_is_not_analyzed_yet(sapo, tmp_path, monkeypatch):
     done = sapo("ls", "runs")
     assert (done.code, done.out) == (0, "")
     assert "no runs" in done.err
-
-
-def test_ls_runs_with_a_damaged_one_and_one_that_is_not_analyzed_yet(sapo, tmp_path, monkeypatch):
     monkeypatch.setenv("SAPO_STORE", str(tmp_path))
     facts = {"sequence": "s", "model": "m", "method": "ewc", "policy": "fixed", "seed": 3}
     for name, text in (("broken", "{"), ("fresh", json.dumps(facts))):
@@ -70,14 +66,6 @@ def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):
     assert "sapo fetch benchmarks" in without["NI195"]["description"]
     monkeypatch.setenv("SAPO_DATA", str(benchmarks))
     tasks = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
-    assert set(tasks["NI195"]) == {
-        "name",
-        "benchmark",
-        "instruction",
-        "paraphrases",
-        "at_hand",
-        "description",
-    }
     assert tasks["NI195"].items() >= {"benchmark": "superni", "paraphrases": 50, "at_hand": True}.items()
     assert (tasks["FOMC"]["benchmark"], tasks["FOMC"]["at_hand"]) == ("trace", True)
     assert not tasks["ScienceQA"]["at_hand"]
@@ -87,31 +75,18 @@ def test_ls_tasks_knows_what_is_at_hand(sapo, monkeypatch, benchmarks):
 def test_ls_tasks_has_users_own(sapo, tmp_path, monkeypatch):
     (tmp_path / "tickets.yaml").write_text("instruction: Sort the ticket.\ndata: tickets.csv\n")
     monkeypatch.setenv("SAPO_DATA", str(tmp_path))
-    tasks = {task["name"]: task for task in sapo("ls", "tasks", "--json").document["tasks"]}
-    assert (tasks["tickets"]["benchmark"], tasks["tickets"]["at_hand"]) == ("own", True)
+    (own,) = sapo("ls", "tasks", "benchmark=own", "--json").document["tasks"]
+    facts = {"name": "tickets", "benchmark": "own", "instruction": "Sort the ticket.", "paraphrases": 0}
+    assert own == {**facts, "at_hand": True, "description": "own, 0 paraphrases: Sort the ticket."}
+
+
+# --- show --------------------------------------------------------------------------------------------------
 
 
 def test_show_config_is_yaml_of_the_config_with_its_docs(sapo, small):
     text, document = sapo("show", "config", *small).out, sapo("show", "config", *small, "--json").document
     assert yaml.safe_load(text) == asdict(load_one(list(small))) == document
     assert "\n  rank: 8  # LoRA rank of the adapter that is trained" in text
-
-
-def test_a_plan_has_trainings_by_place_and_names_runs_that_it_leaves_out(sapo, small):
-    asked = ("plan", *small, "policy=sapo", "paraphrases=bank,terse")
-    document = sapo(*asked, "--json").document
-    assert document["runs"] == 1
-    trainings = [(kind["kind"], kind["to_do"]) for kind in document["trainings"]]
-    assert trainings == [("train, task 1", 1), ("train, task 2", 1)]
-    (left_out,) = document["unplanned"]
-    assert left_out["runs"] == 1
-    assert "The bank 'terse' has no paraphrases of task mini_city" in left_out["reason"]
-    text = sapo(*asked).out
-    assert "train, task 2" in text
-    assert "No plan of 1 more: The bank 'terse' has no" in text
-    alone = sapo("plan", *small, "policy=sapo", "paraphrases=terse")
-    assert (alone.code, alone.out) == (2, "")
-    assert "The bank 'terse' has no" in alone.err
 
 
 def test_show_task(sapo, small):
@@ -122,15 +97,12 @@ def test_show_task(sapo, small):
     (finding,) = facts["findings"]
     assert (finding["check"], finding["rows"]) == ("small_test", 4)
     text = sapo("show", "task", "task=mini_topic", *small).out
-    assert facts["instruction"] in text
-    assert "longest" in text
-    assert finding["message"] in text
+    assert all(part in text for part in (facts["instruction"], "longest", finding["message"]))
 
 
 def test_show_task_says_what_was_left_out_of_users_rows_and_what_is_amiss(sapo, small, tmp_path):
-    rows = [
-        {"context": f"c{i}", "question": "Which?", "answer": "a" if i else "<|im_end|>"} for i in range(4)
-    ]
+    answers = ["<|im_end|>", *["a"] * 3]
+    rows = [{"context": f"c{i}", "question": "Which?", "answer": answer} for i, answer in enumerate(answers)]
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "mine.yaml").write_text(f"instruction: Say which.\ndata: '{tmp_path}'\n")
@@ -164,9 +136,8 @@ def test_show_example(sapo, small, prompt, split):
     example = (task.train if split == "train" else task.test)[2]
     tokenizer = load_tokenizer(config.model)
     assert shown["input_ids"][shown["target_start"] :] == shown["target_ids"]
-    assert tokenizer.decode(shown["input_ids"]) == shown["text"]
+    assert tokenizer.decode(shown["input_ids"]) == shown["text"] == "".join(shown["tokens"])
     assert tokenizer.decode(shown["target_ids"]).startswith(example.target)
-    assert "".join(shown["tokens"]) == shown["text"]
     assert example.input in shown["text"]
     assert shown["prompt"]["text"] in shown["text"]
     assert (shown["prompt"]["text"] == task.instruction) == (prompt == -1)
@@ -193,14 +164,15 @@ def test_show_run(sapo, trained):
     assert "13 stages" in sapo("show", "run", trained.adaptive["dir"]).out
 
 
+# --- eval --------------------------------------------------------------------------------------------------
+
+
 def test_eval_of_the_runs_own_tasks_comes_from_the_store(sapo, trained):
     done = sapo("eval", trained.adaptive["id"], "--json")
     assert done.err == ""  # nothing was computed
-    matrix = Path(trained.adaptive["matrix"]).read_text().splitlines()
-    names = matrix[0].split(",")[1:]
+    matrix = pd.read_csv(trained.adaptive["matrix"], index_col="after")
     for row in done.document["evaluations"]:
-        cell = float(matrix[row["after"] + 1].split(",")[names.index(row["task"]) + 1])
-        assert row["rougeL"] == pytest.approx(cell, abs=1e-3)
+        assert row["rougeL"] == pytest.approx(matrix.loc[row["after"], row["task"]], abs=1e-3)
     first = [row for row in done.document["evaluations"] if row["after"] == 1]
     learned = {row["task"] for row in first if row["prompt"]["index"] >= 0}
     assert learned == {c["task"] for c in trained.adaptive["choices"][:1] if c["index"] >= 0}
@@ -211,31 +183,27 @@ def test_eval_of_another_task_state_and_prompt(sapo, trained, copy):
     (row,) = sapo(*arguments, "--json").document["evaluations"]
     assert (row["task"], row["after"], row["prompt"]["index"], row["examples"]) == ("mini_price", 2, 1, 4)
     assert row["nll"] > 0
-    text = sapo(*arguments).out
-    assert "mini_price" in text
+    assert "mini_price" in sapo(*arguments).out
     base = sapo("eval", trained.static["id"], "--state", "base", "--prompt", "original", "--json").document
     assert {row["state"] for row in base["evaluations"]} == {"base"}
 
 
 @pytest.mark.slow  # trains a run of its own
 def test_eval_reads_data_and_pools_where_they_are_now(sapo, small, tmp_path, monkeypatch):
-    rows = "".join(f"x{i},y{i % 2}\n" for i in range(20))
-    for folder in ("before", "now"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "task1.csv").write_text(f"input,output\n{rows}")
-        (tmp_path / folder / "task1.yaml").write_text("instruction: Odd or even?\ndata: task1.csv\n")
-    own = ("sequence=own", "sequence.tasks=[task1]", f"data.root='{tmp_path / 'before'}'", "policy=static")
+    before, now = tmp_path / "before", tmp_path / "now"
+    before.mkdir()
+    (before / "task1.csv").write_text("input,output\n" + "".join(f"x{i},y{i % 2}\n" for i in range(20)))
+    (before / "task1.yaml").write_text("instruction: Odd or even?\ndata: task1.csv\n")
+    own = ("sequence=own", "sequence.tasks=[task1]", f"data.root='{before}'", "policy=static")
     settings = [override for override in small if not override.startswith("sequence")]
     (run,) = sapo("train", *settings, *own, "--json").document["runs"]
     assert run["sequence"] == "own"
     expected = sapo("eval", run["id"], "--json").document["evaluations"]
 
-    (tmp_path / "before").rename(tmp_path / "gone")
-    moved = f"say where it is: data.root=FOLDER (it was {tmp_path / 'before'})"
-    assert moved in sapo("eval", run["id"]).err
-    here = f"data.root='{tmp_path / 'now'}'"
-    assert sapo("eval", run["id"], here, "--json").document["evaluations"] == expected
-    monkeypatch.setenv("SAPO_DATA", str(tmp_path / "now"))
+    before.rename(now)
+    assert f"say where it is: data.root=FOLDER (it was {before})" in sapo("eval", run["id"]).err
+    assert sapo("eval", run["id"], f"data.root='{now}'", "--json").document["evaluations"] == expected
+    monkeypatch.setenv("SAPO_DATA", str(now))
     assert sapo("eval", run["id"], "task1", "--json").document["evaluations"] == expected
 
     assert "The bank has no paraphrases of task task1" in sapo("eval", run["id"], "--prompt", "0").err
@@ -249,13 +217,10 @@ def test_eval_reads_data_and_pools_where_they_are_now(sapo, small, tmp_path, mon
 def test_eval_of_lost_states(sapo, trained, tmp_path):
     moved = tmp_path / "elsewhere" / "runs" / trained.static["id"]
     shutil.copytree(trained.static["dir"], moved)
-    done = sapo("eval", moved)
-    assert done.code == 2
-    assert "sapo train sequence=" in done.err
-    (moved / "config.yaml").write_text("sequence: [")
-    assert "config.yaml is not what was stored" in sapo("eval", moved).err
-    (moved / "manifest.json").unlink()
-    assert "has no manifest.json" in sapo("eval", moved).err
+    assert "sapo train sequence=" in sapo("eval", moved).refused()
+
+
+# --- doctor ------------------------------------------------------------------------------------------------
 
 
 def test_doctor_finds_what_a_job_needs(sapo, small):

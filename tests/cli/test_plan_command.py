@@ -1,4 +1,4 @@
-"""`sapo plan --measure` on the random tiny model: rates that later plans and comparisons tell time by."""
+"""`sapo plan` on the random tiny model: what is left out, and rates that later plans tell time by."""
 
 import pytest
 from test_compare_command import MINE
@@ -9,11 +9,25 @@ from sapo.experiments import measure as measuring
 ONE = ("sequence.tasks=[mini_city]", "policy=static", "method=sequential")
 
 
+def test_trainings_by_place_and_runs_that_are_left_out(sapo, small):
+    asked = ("plan", *small, "policy=sapo", "paraphrases=bank,terse")
+    document = sapo(*asked, "--json").document
+    assert document["runs"] == 1
+    trainings = [(kind["kind"], kind["to_do"]) for kind in document["trainings"]]
+    assert trainings == [("train, task 1", 1), ("train, task 2", 1)]
+    (left_out,) = document["unplanned"]
+    assert left_out["runs"] == 1
+    assert "The bank 'terse' has no paraphrases of task mini_city" in left_out["reason"]
+    text = sapo(*asked).out
+    assert "train, task 2" in text
+    assert "No plan of 1 more: The bank 'terse' has no" in text
+    assert "The bank 'terse' has no" in sapo("plan", *small, "policy=sapo", "paraphrases=terse").refused()
+
+
 def test_measured_rates_give_time_to_every_plan(sapo, small, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "SECONDS", 1.0)
     settings = (*(each for each in small if not each.startswith("sequence.tasks")), *ONE)
-    unmeasured = sapo("plan", *settings)
-    assert "sapo plan --measure" in unmeasured.out
+    assert "sapo plan --measure" in sapo("plan", *settings).out
     done = sapo("plan", *settings, "--measure", "--json")
     assert "tiny_llama: training" in done.err
     low, high = done.document["seconds"]
@@ -21,8 +35,7 @@ def test_measured_rates_give_time_to_every_plan(sapo, small, tmp_path, monkeypat
     assert sum(kind["seconds"][1] for kind in done.document["kinds"]) == pytest.approx(high)
     assert not (tmp_path / "store").exists()  # what was measured leaves nothing but its rates
     assert sapo("train", *settings, "--dry-run", "--json").document["seconds"] == [low, high]
-    shown = sapo("plan", *settings)
-    assert plan._UNMEASURED not in shown.out
+    assert plan._UNMEASURED not in sapo("plan", *settings).out
     compared = sapo("compare", *MINE, "--dry-run", "--json").document
     assert 0 < compared["seconds"][0] < compared["seconds"][1]
     (file,) = (tmp_path / "cache" / "rates").iterdir()
@@ -32,11 +45,6 @@ def test_measured_rates_give_time_to_every_plan(sapo, small, tmp_path, monkeypat
     assert str(file) in again["notes"][0]
     (line,) = (note for note in sapo("compare", *MINE, "--dry-run").err.splitlines() if str(file) in note)
     assert "is not used" in line
-
-
-def test_what_is_not_there_is_refused_before_anything_is_measured(sapo, small):
-    message = sapo("plan", *small, "model.path=/nowhere", "--measure").refused()
-    assert "/nowhere" in message
 
 
 def test_answers_without_a_step_are_taken_for_readings(sapo, small, monkeypatch):

@@ -21,9 +21,16 @@ FAST = ("model=tiny_llama", "engine.device=cpu", "scorer.examples=4", "paraphras
 MINE = (f"data={TICKETS}", f"instruction={INSTRUCTION}", f"paraphrases.file={POOL}", *FAST)
 
 
-def rows_file(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+@pytest.fixture
+def rows_file(tmp_path):
+    """`rows_file(ROWS)` writes rows as JSONL."""
+
+    def write(rows: list[dict]) -> Path:
+        path = tmp_path / "mine.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +67,10 @@ def test_all_rows_are_there_to_draw_from_unless_said(sapo):
     assert (few["data"]["rows"], few["data"]["scored"]) == (3, 3)
 
 
-def test_the_bank_is_used_for_an_instruction_that_it_has(sapo, tmp_path):
-    bank = yaml.safe_load((Path(__file__).parents[2] / "data" / "bank" / "mini_topic.yaml").read_text())
-    data = rows_file(tmp_path / "mine.jsonl", [{"input": f"x{i}", "output": "food"} for i in range(6)])
-    document = sapo("select", f"data={data}", f"instruction={bank['original']}", *FAST, "--json").document
-    assert {row["text"] for row in document["candidates"]} == {bank["original"], *bank["prompts"][:3]}
-
-
-def test_the_instruction_can_come_from_the_pool_file(sapo, done):
-    without = [argument for argument in MINE if not argument.startswith("instruction=")]
-    assert sapo("select", *without, LABELS, "--json").document == done.document
-
-
 @pytest.mark.parametrize("said", ["columns=[asked,said]", "columns=asked,said"])
-def test_columns_by_name(sapo, tmp_path, said):
-    data = rows_file(tmp_path / "mine.jsonl", [{"asked": f"x{i}", "said": "bug"} for i in range(6)])
-    arguments = [f"data={data}", *MINE[1:], *said.split()]
-    columns = sapo("select", *arguments, "--json").document["data"]["columns"]
+def test_columns_by_name(sapo, rows_file, said):
+    data = rows_file([{"asked": f"x{i}", "said": "bug"} for i in range(6)])
+    columns = sapo("select", f"data={data}", *MINE[1:], said, "--json").document["data"]["columns"]
     assert columns == {"input": "asked", "target": "said"}
 
 
@@ -89,16 +83,6 @@ def test_an_adapter_of_another_base_model_is_named(sapo, tmp_path):
     done = sapo("select", *MINE, f"adapter={tmp_path / 'adapter'}", "--json")
     assert done.code == 0
     assert "says it was trained on someone/another-model" in done.err
-
-
-def test_a_checkpoint_folder_is_a_model(sapo, done, tmp_path):
-    found = load_model(load_one(["model=tiny_llama", "engine.device=cpu"]))
-    found.base.save_pretrained(tmp_path / "checkpoint")
-    found.tokenizer.save_pretrained(tmp_path / "checkpoint")
-    mine = [argument for argument in MINE if not argument.startswith("model=")]
-    document = sapo("select", *mine, f"model.path={tmp_path / 'checkpoint'}", "--json").document
-    assert document["model"] == "checkpoint"
-    assert document["candidates"] == done.document["candidates"]
 
 
 # --- what people see ---------------------------------------------------------------------------------------
@@ -125,72 +109,40 @@ def test_the_table_fits_the_terminal(done, width):
     assert width == 80 or "Sort [red]it[/red] well." in text
 
 
-def test_what_is_left_out_and_amiss_is_said(sapo, tmp_path):
+def test_what_is_left_out_and_amiss_is_said(sapo, rows_file):
     ends = ["<|im_end|>", *["bug"] * 3]
-    rows = [{"context": f"c{i}", "question": "Which?", "answer": end} for i, end in enumerate(ends)]
-    data = rows_file(tmp_path / "mine.jsonl", rows)
-    arguments = ["select", f"data={data}", *MINE[1:]]
-    facts = sapo(*arguments, "--json").document["data"]
-    shown = " ".join(sapo(*arguments).out.split())
+    data = rows_file([{"context": f"c{i}", "question": "Q?", "answer": end} for i, end in enumerate(ends)])
+    shown = " ".join(sapo("select", f"data={data}", *MINE[1:]).out.split())
     for what in (
         "left out: column 'context'",
         "2 of 4 training rows repeat an earlier row",
         "4 of 4 training rows have an input that also stands there with another target",
         "1 of 4 training rows hold control tokens of the model (<|im_end|>)",
     ):
-        assert any(what in line for line in [*facts["notes"], *facts["findings"]])
         assert what in shown
-    assert len(facts["notes"] + facts["findings"]) == 5
 
 
 # --- what it writes ----------------------------------------------------------------------------------------
 
 
-def test_all_rows_are_written_with_the_chosen_wording(sapo, tmp_path):
+@pytest.mark.parametrize("layout", ["null", "system"])
+def test_all_rows_are_written_with_the_chosen_wording_and_read_again(sapo, rows_file, tmp_path, layout):
     rows = [{"input": f"x{i}\u2028ü", "output": "bug" if i else "billing"} for i in range(9)]
-    data, out = rows_file(tmp_path / "mine.jsonl", rows), tmp_path / "out.jsonl"
-    done = sapo("select", f"data={data}", *MINE[1:], "suffix=Answer:", "--write", out, "--json")
-    document = done.document
+    data, out = rows_file(rows), tmp_path / "out.jsonl"
+    settings = ("suffix=Answer:", f"data.layout={layout}", "--json")
+    document = sapo("select", f"data={data}", *MINE[1:], *settings, "--write", out).document
     assert document["written"] == {"path": str(out), "rows": 9, "sent": str(out.with_suffix(".sent.json"))}
     sent = json.loads(out.with_suffix(".sent.json").read_text(encoding="utf-8"))
     assert sent == {**document["sent"], "chat_template_kwargs": {}}
-    (turn,) = sent["messages"]
+    assert [turn["role"] for turn in sent["messages"]] == ["system", "user"][layout == "null" :]
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
     for line, row in zip(written, rows, strict=True):
-        asked = turn["content"].replace("{input}", row["input"])
-        assert line["prompt"] == [{"role": "user", "content": asked}]
+        asked = [
+            {**turn, "content": turn["content"].replace("{input}", row["input"])} for turn in sent["messages"]
+        ]
+        assert line["prompt"] == asked
         assert line["completion"] == [{"role": "assistant", "content": row["output"]}]
     files = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
     assert files == ["mine.jsonl", "out.jsonl", "out.sent.json"]
-
-
-def test_a_layout_goes_into_what_is_written_and_is_read_again(sapo, tmp_path):
-    rows = [{"input": f"x{i}", "output": "bug" if i else "billing"} for i in range(4)]
-    data, out = rows_file(tmp_path / "mine.jsonl", rows), tmp_path / "out.jsonl"
-    arguments = ("select", f"data={data}", *MINE[1:], "suffix=Answer:", "data.layout=system")
-    document = sapo(*arguments, "--write", out, "--json").document
-    chosen, written = document["chosen"]["text"], [json.loads(line) for line in out.open(encoding="utf-8")]
-    assert document["sent"]["messages"] == [
-        {"role": "system", "content": chosen},
-        {"role": "user", "content": "{input}\n\nAnswer:"},
-    ]
-    assert [row["prompt"] for row in written] == [
-        [{"role": "system", "content": chosen}, {"role": "user", "content": f"x{i}\n\nAnswer:"}]
-        for i in range(4)
-    ]
-    again = sapo("select", f"data={out}", *arguments[2:], "--json").document
+    again = sapo("select", f"data={out}", *MINE[1:], *settings).document
     assert [row["loss"] for row in again["candidates"]] == [row["loss"] for row in document["candidates"]]
-
-
-def test_a_template_that_ends_no_answer_is_said(sapo, tmp_path, caplog):
-    rows = tmp_path / "rows.csv"
-    rows.write_text("input,output\n" + "".join(f"x{i},y{i}\n" for i in range(4)))
-    pool = tmp_path / "pool.yaml"
-    pool.write_text("prompts: [Put it in order.]\n")
-    template = tmp_path / "no_end.jinja"
-    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    template.write_text(turns + "{% if add_generation_prompt %}<assistant>{% endif %}")
-    settings = ("model=tiny_llama", f"paraphrases.file={pool}", f"model.chat_template={template}")
-    done = sapo("select", f"data={rows}", "instruction=Sort it.", *settings)
-    assert done.code == 0, done.err
-    assert "writes no end after an answer" in caplog.text

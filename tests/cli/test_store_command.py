@@ -54,33 +54,28 @@ def test_verify_deletes_what_is_damaged_when_asked_and_says_what_makes_it_again(
     assert "sapo train sequence=" in lacking.err
 
 
-def test_gc_is_dry_unless_told(sapo, copy):
-    left = copy / "building" / "train-0123456789ab-x"
-    left.mkdir(parents=True)
-    (left / "result.json").write_text("{}")
-    before = {path for path in copy.rglob("*") if "locks" not in path.parts}
-    document = sapo("store", "gc", "--json").document
-    assert str(left) in [item["path"] for item in document["items"]]
-    assert (document["deleted"], document["kept"]) == (0, 0)
-    assert "nothing was deleted" in sapo("store", "gc").out
-    assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before
-    assert sapo("store", "gc", "--yes").out.splitlines()[-1].startswith("Deleted ")
-    assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before - {
-        left,
-        left / "result.json",
-    }
-
-
-def test_gc_says_of_all_locks_in_one_line(sapo, copy):
+def test_gc_is_dry_unless_told_and_says_of_all_locks_in_one_line(sapo, copy):
+    left = copy / "building" / "train-0123456789ab-x" / "result.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
     (copy / "locks").mkdir(exist_ok=True)
     for name in ("train-0123456789ab", "train-ba9876543210"):
         (copy / "locks" / f"{name}.lock").touch()
-    items = sapo("store", "gc", "--json").document["items"]
-    locks = [item["path"] for item in items if item["path"].endswith(".lock")]
+    before = {path for path in copy.rglob("*") if "locks" not in path.parts}
+    document = sapo("store", "gc", "--json").document
+    paths = [item["path"] for item in document["items"]]
+    assert str(left.parent) in paths
+    assert (document["deleted"], document["kept"]) == (0, 0)
+    shown = sapo("store", "gc").out
+    assert "nothing was deleted" in shown
+    locks = [path for path in paths if path.endswith(".lock")]
     assert len(locks) >= 2
-    lines = sapo("store", "gc").out.splitlines()
-    (line,) = [line for line in lines if "lock" in line.removeprefix(str(copy))]
+    (line,) = [line for line in shown.splitlines() if "lock" in line.removeprefix(str(copy))]
     assert line.startswith(f"{copy / 'locks'}  {len(locks)} locks that nobody holds")
+    assert {path for path in copy.rglob("*") if "locks" not in path.parts} == before
+    assert sapo("store", "gc", "--yes").out.splitlines()[-1].startswith("Deleted ")
+    after = {path for path in copy.rglob("*") if "locks" not in path.parts}
+    assert after == before - {left, left.parent}
 
 
 def test_gc_keeps_what_no_finished_run_refers_to_unless_told(sapo, trained, copy):
