@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,30 +14,28 @@ from sapo.conf.text import printable
 
 MARK = "[bold]m[/bold][/x]:smile:"
 NASTY = f"x\x1b]0;t\x07\x9b31m\u202e\u2028{MARK}"
-MATRIX = f"{MARK.replace('/', '')}\x1b\u202e.csv"
 MAIN = "from sapo.cli.app import main; main()"
 
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
     """A folder with an own task, data, pools and a model's settings that hold foreign text."""
-    original = f"Say what this is {NASTY}"
-    pool = [f"Say {word} what this is {NASTY}" for word in ("plainly", "shortly", "quickly")]
+    rows = [{"input": f"{i} {NASTY}", "output": NASTY} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / f"{MARK.replace('/', '')}\x1b\u202e.csv").write_text("after,a\n0,x\n")
+    prompts = [f"Say {word} what this is {NASTY}" for word in ("plainly", "shortly", "quickly")]
+    pool = {"prompts": prompts, "original": f"Say what this is {NASTY}"}
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool), encoding="utf-8")
     sound = [f"{MARK} Sort the ticket into its kind.", f"Which kind of ticket is it? {MARK}"]
-    rows = "".join(json.dumps({"input": f"{i} {NASTY}", "output": NASTY}) + "\n" for i in range(20))
+    good = {"prompts": sound, "original": "Tell what sort of thing stands there."}
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(good), encoding="utf-8")
+    task = {"instruction": pool["original"], "suffix": NASTY, "data": "rows.jsonl"}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    shutil.copy(tmp_path / "rows.jsonl", tmp_path / "data")
+    (tmp_path / "conf" / "model").mkdir(parents=True)
     settings = yaml.safe_dump({"name": "odd", "source": "tiny:llama", "revision": NASTY})
-    files = {
-        "rows.jsonl": rows,
-        "data/rows.jsonl": rows,
-        "data/mine.yaml": yaml.safe_dump({"instruction": original, "suffix": NASTY, "data": "rows.jsonl"}),
-        MATRIX: "after,a\n0,x\n",
-        "pool.yaml": yaml.safe_dump({"prompts": pool, "original": original}),
-        "good.yaml": yaml.safe_dump({"prompts": sound, "original": "Tell what sort of thing stands there."}),
-        "conf/model/odd.yaml": f"# {MARK}\n{settings}",
-    }
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "conf" / "model" / "odd.yaml").write_text(f"# {MARK}\n{settings}", encoding="utf-8")
     monkeypatch.setenv("SAPO_CONF", str(tmp_path / "conf"))
     monkeypatch.setenv("SAPO_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("SOME_KEY", "k")
@@ -58,7 +57,7 @@ SHOWN = [
     (("select", "data=rows.jsonl", *FAST, GOOD), 0),
     (("select", "data=rows.jsonl", f"instruction={NASTY}", *FAST, FILE), 2),
     (("select", "data=rows.jsonl", f"columns=[{MARK},b]", *FAST, GOOD), 2),
-    (("metrics", MATRIX), 2),
+    (("metrics", f"{MARK.replace('/', '')}\x1b\u202e.csv"), 2),
     (("analyze", f"no{NASTY}"), 2),
     (("store", "ls", "--root", NASTY), 2),
     (("paraphrase", f"instruction={NASTY}", *ASKING, "--dry-run"), 0),
