@@ -8,19 +8,14 @@ from sapo.cli.console import Definition, Json, Output, emit, report_folder, stor
 
 
 def command(
-    runs: Annotated[
-        list[str],
-        typer.Argument(help="Folders or ids of runs or of probes, patterns, or folders of several"),
-    ],
+    runs: Annotated[list[str], typer.Argument(help="Runs or probes: folders, ids, patterns, or stores")],
     output: Output = None,
     measure: Annotated[
         str | None,
         typer.Option(help="rougeL, exact_match, label_match or nll; by default rougeL, of small scales nll"),
     ] = None,
     definition: Definition = "reference",
-    with_page: Annotated[
-        bool, typer.Option("--report", help="Also one HTML page of all that: OUTPUT/report.html")
-    ] = False,
+    with_page: Annotated[bool, typer.Option("--report", help="Also all that as one HTML page")] = False,
     json: Json = False,
 ) -> None:
     """Compare runs, whatever setting they differ in: AP/BWT/FWT and paired intervals; each run's matrices.

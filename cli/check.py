@@ -21,14 +21,10 @@ def command(
         ),
     ],
     state: State = "last",
-    task: Annotated[
-        str | None, typer.Option(help="Task whose test rows are asked (default: the state's last)")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Whose test rows (default: the state's last)")] = None,
     rows: Annotated[int, typer.Option(help="Test rows that are asked", min=1)] = 8,
     model: Annotated[str | None, typer.Option(help="What the endpoint calls the model")] = None,
-    key_variable: Annotated[
-        str | None, typer.Option(help="Environment variable with the endpoint's key (default: none is sent)")
-    ] = None,
+    key_variable: Annotated[str | None, typer.Option(help="Environment variable with its key")] = None,
     request: Annotated[
         Path | None,
         typer.Option(

@@ -20,16 +20,14 @@ def command(
             "EleutherAI's harness; and where things are: data.root=FOLDER, engine.device=cpu, …",
         ),
     ] = None,
-    prompt: Annotated[
-        str,
-        typer.Option(
-            help="original, trained (where the state has learned the task), or a number of the pool"
-        ),
-    ] = "trained",
+    prompt: Annotated[str, typer.Option(help="original, trained, or a number of the pool")] = "trained",
     state: Annotated[str, typer.Option(help="Number of trained tasks, base, last, or all")] = "all",
     json: Json = False,
 ) -> None:
-    """Evaluate the states of a finished run, the untouched model included, on tasks."""
+    """Evaluate the states of a finished run, the untouched model included, on tasks.
+
+    Where a state has not learned a task, the original stands for the trained prompt.
+    """
     from sapo.experiments.reevaluation import evaluate, open_run
 
     own, rest = take(tasks, ["tasks"])

@@ -18,13 +18,9 @@ def command(
     overrides: Overrides = None,
     to: Annotated[Path | None, typer.Option(help="New folder to write (default with --push: NAME)")] = None,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub")] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="A repository that --push makes is for everybody, not private")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="A repository made by --push is public")] = False,
     state: State = "last",
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Write the whole model with the adapter in its weights")
-    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="The whole model, with the adapter in it")] = False,
     json: Json = False,
 ) -> None:
     """Write a trained state as one PEFT adapter, or as a merged model, with tokenizer and model card."""

@@ -21,14 +21,7 @@ def _models() -> list[str]:
 
 @group.command()
 def model(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME…",
-            help="Models (`sapo ls models`), or OWNER/NAME on the hub",
-            autocompletion=_models,
-        ),
-    ],
+    names: Annotated[list[str], typer.Argument(help="`sapo ls models`, OWNER/NAME", autocompletion=_models)],
     json: Json = False,
 ) -> None:
     """Download or build models."""

@@ -19,10 +19,7 @@ def command(
             autocompletion=lambda: [*kinds(), "tasks", "runs"],
         ),
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="Those with this value alone: runs policy=sapo seed=0"),
-    ] = None,
+    only: Annotated[list[str] | None, typer.Argument(help="Which: runs policy=sapo seed=0")] = None,
     json: Json = False,
 ) -> None:
     """List sequences, models, methods, policies, tasks, runs, …, with one line on each; or the kinds."""

@@ -9,9 +9,7 @@ from sapo.cli.console import Json, emit
 
 
 def command(
-    matrix: Annotated[
-        Path, typer.Argument(help="CSV: after,<task>,…; one row a state 0..N; empty = not evaluated")
-    ],
+    matrix: Annotated[Path, typer.Argument(help="CSV: after,<task>,…; a row a state; empty: not evaluated")],
     json: Json = False,
 ) -> None:
     """AP, BWT and FWT of a score matrix in three definitions: paper, reference, gem."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.json import JSON
 
-from sapo.cli.console import Json, duration, emit, keeping, notice, take
+from sapo.cli.console import DryRun, Json, duration, emit, keeping, notice, take
 from sapo.conf.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,17 +25,10 @@ def command(
             help="What to paraphrase, and whom to ask: paraphrases=openai paraphrases.base_url=URL",
         ),
     ],
-    write: Annotated[
-        Path | None, typer.Option(metavar="POOL.yaml", help="Where to (default: the store's pools)")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the request; nothing is sent")
-    ] = False,
+    write: Annotated[Path | None, typer.Option(help="POOL.yaml (default: among the store's pools)")] = None,
+    dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Ask for all anew, and replace the file")] = False,
-    tags: Annotated[
-        Path | None,
-        typer.Option(metavar="TAGS.jsonl", help="Write tags of a sequence's rows instead (method.tags)"),
-    ] = None,
+    tags: Annotated[Path | None, typer.Option(help="TAGS.jsonl: tags of a sequence's rows instead")] = None,
     json: Json = False,
 ) -> None:
     """Ask a model for paraphrases of an instruction, check each, and write them to a prompt pool."""

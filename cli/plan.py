@@ -26,12 +26,8 @@ _UNMEASURED = (
 def command(
     overrides: Overrides = None,
     json: Json = False,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="First measure each model's rates on this device, in a minute")
-    ] = False,
-    card_gb: Annotated[
-        float | None, typer.Option(min=1, help="Say what fits on a GPU of so many GB, not on this device")
-    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="First measure this device (a minute)")] = False,
+    card_gb: Annotated[float | None, typer.Option(min=1, help="What fits on a GPU of so many GB")] = None,
 ) -> None:
     """Stages to do and done, with tokens, estimated time and memory; only measures."""
     from sapo.conf.load import load

@@ -52,9 +52,7 @@ def command(
     json: Json = False,
     dry_run: DryRun = False,
     force: Force = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Run the paper's scale without a GPU all the same")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="The paper's scale without a GPU too")] = False,
 ) -> None:
     """Run what a table or figure of the paper needs, and render it beside the paper's numbers."""
     from sapo.experiments.targets import TARGETS, jobs_of, require_gpu, targets_of

@@ -24,10 +24,7 @@ def command(
         ),
     ] = None,
     json: Json = False,
-    write: Annotated[
-        Path | None,
-        typer.Option(help="Write all rows with the chosen prompt: JSONL, TRL's prompt and completion"),
-    ] = None,
+    write: Annotated[Path | None, typer.Option(help="All rows with the chosen prompt: JSONL for TRL")] = None,
 ) -> None:
     """Rank the prompts for your instruction by the loss on your rows before training, and choose one."""
     from sapo.conf.load import load_one

@@ -110,10 +110,7 @@ def show_task(overrides: Overrides = None, json: Json = False) -> None:
 
 @group.command("model")
 def show_model(
-    model: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME|OVERRIDES…", help="A model's name, folder or OWNER/NAME, or overrides"),
-    ],
+    model: Annotated[list[str], typer.Argument(help="A name, folder or OWNER/NAME, or overrides")],
     json: Json = False,
 ) -> None:
     """A model: where its Hugging Face folder lies, precision, LoRA targets."""
@@ -145,11 +142,8 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
 
 @group.command("example")
 def show_example(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="task=T index=I [prompt=K] [split=train|test] [OVERRIDES]…", help="Which example"
-        ),
+    which: Annotated[
+        list[str], typer.Argument(metavar="task=T index=I [prompt=K] [split=train|test] [OVERRIDES]…")
     ],
     json: Json = False,
 ) -> None:
@@ -163,7 +157,7 @@ def show_example(
     from sapo.data.render import explained
     from sapo.experiments.model.load import load_renderer
 
-    own, overrides = take(arguments, ("index", "prompt", "split"))
+    own, overrides = take(which, ("index", "prompt", "split"))
     config, split = _config(overrides, "task"), own.get("split", "train")
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))

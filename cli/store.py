@@ -24,9 +24,7 @@ Root = Annotated[
 @group.command()
 def verify(
     root: Root = None,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete what is damaged: its command then makes it again")
-    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is damaged")] = False,
     json: Json = False,
 ) -> None:
     """Read everything that is stored; exit 1 if anything is damaged, missing, or cannot be read.
@@ -123,18 +121,10 @@ def gc(
 
 @group.command("export")
 def export_runs(
-    runs: Annotated[
-        list[str],
-        typer.Argument(help="Finished runs or probes: folders, ids, or patterns", show_default=False),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.tar.gz", help="A new file", show_default=False)],
+    runs: Annotated[list[str], typer.Argument(help="Finished runs or probes: folders, ids, or patterns")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar.gz", help="A new file")],
     root: Root = None,
-    results: Annotated[
-        bool,
-        typer.Option(
-            "--results", help="Without stages: small, for `analyze` and `claims`, not to go on from"
-        ),
-    ] = False,
+    results: Annotated[bool, typer.Option("--results", help="Without stages: only to analyze")] = False,
     json: Json = False,
 ) -> None:
     """Write finished runs, and probes with theirs, with all stages to one file, for `sapo store import`.

@@ -18,9 +18,7 @@ def command(
     json: Json = False,
     force: Force = False,
     dry_run: DryRun = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going/--fail-fast", help="After a failed run, go on with the others")
-    ] = True,
+    keep_going: Annotated[bool, typer.Option("--keep-going/--fail-fast", help="After a failed run")] = True,
 ) -> None:
     """Train sequences of tasks, choosing each task's prompt by a policy; evaluate every task after each.
 
