@@ -10,7 +10,8 @@ import typer
 from sapo.cli.console import Json, emit
 
 group = typer.Typer(help="Get models and benchmarks onto this machine.", no_args_is_help=True)
-To = Annotated[Path | None, typer.Option(help="Folder (default: SAPO_DATA, else benchmarks)")]
+To = Annotated[Path, typer.Option(envvar="SAPO_DATA", help="Folder")]
+BENCHMARKS = Path("benchmarks")
 
 
 def _models() -> list[str]:
@@ -34,7 +35,7 @@ def model(
 
 
 @group.command()
-def benchmarks(to: To = None, json: Json = False) -> None:
+def benchmarks(to: To = BENCHMARKS, json: Json = False) -> None:
     """Get SuperNI and TRACE from the paper's repository (needs git and the network)."""
     from sapo.data.fetch import fetch_benchmarks
 
@@ -42,18 +43,16 @@ def benchmarks(to: To = None, json: Json = False) -> None:
 
 
 @group.command()
-def superni(to: To = None, json: Json = False) -> None:
+def superni(to: To = BENCHMARKS, json: Json = False) -> None:
     """Get all tasks of Natural Instructions from their public repository (needs git and the network)."""
     from sapo.data.fetch import fetch_natural
 
     _fetched(to, fetch_natural, json)
 
 
-def _fetched(to: Path | None, fetch: Callable[[Path], bool], json: bool) -> None:
-    known = os.environ.get("SAPO_DATA")
-    target = to or Path(known or "benchmarks")
+def _fetched(target: Path, fetch: Callable[[Path], bool], json: bool) -> None:
     is_new = fetch(target)
     lines = [f"{'Fetched to' if is_new else 'There already:'} {target}"]
-    if known != str(target):
+    if os.environ.get("SAPO_DATA") != str(target):
         lines.append(f"Tell sapo where: export SAPO_DATA={target.resolve()} (or pass data.root={target})")
     emit({"path": str(target), "fetched": is_new}, json, lines)

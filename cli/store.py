@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from sapo.cli.console import Json, duration, emit, notice, store_root, table
+from sapo.cli.console import Json, duration, emit, notice, table
 from sapo.conf.errors import UserError, WorkError
 
 if TYPE_CHECKING:
@@ -16,14 +16,13 @@ group = typer.Typer(
     help="What lies in the store, whether it is still what was stored, and how it moves elsewhere.",
     no_args_is_help=True,
 )
-Root = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the store (default: SAPO_STORE, else runs)")
-]
+Root = Annotated[Path, typer.Option("--root", envvar="SAPO_STORE", help="Folder of the store")]
+RUNS = Path("runs")
 
 
 @group.command()
 def verify(
-    root: Root = None,
+    root: Root = RUNS,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is damaged")] = False,
     json: Json = False,
 ) -> None:
@@ -58,7 +57,7 @@ def verify(
 
 
 @group.command("ls")
-def list_stages(root: Root = None, json: Json = False) -> None:
+def list_stages(root: Root = RUNS, json: Json = False) -> None:
     """Every finished stage (kind, key, task, model, seconds, size), and what each kind takes on the disk."""
     from sapo.experiments.engine.garbage import contents
 
@@ -73,23 +72,16 @@ def list_stages(root: Root = None, json: Json = False) -> None:
 
 @group.command()
 def gc(
-    root: Root = None,
+    root: Root = RUNS,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without, only say what would go")] = False,
-    unfinished: Annotated[
-        bool,
-        typer.Option(
-            "--unfinished",
-            help="Also stages and checkpoints that no finished run or probe refers to: what deleted runs "
-            "left, but also what a killed run would go on from",
-        ),
-    ] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also what is of no finished run")] = False,
     json: Json = False,
 ) -> None:
     """List, or delete with --yes, what nothing refers to: remains of processes that died, locks nobody holds.
 
-    Nothing is deleted while another command is at work in the store. What `sapo eval` computed in a run's
-    trained states is kept with the run; what it computed of the untouched model no run refers to, and
-    --unfinished deletes it.
+    Nothing is deleted while another command is at work in the store. --unfinished adds stages and checkpoints
+    that no finished run or probe refers to: what deleted runs left, but also what a killed run would go on
+    from. What `sapo eval` computed in a run's trained states is the run's, of the untouched model it is not.
     """
     from sapo.experiments.engine.garbage import LOCK, collect, leftovers
 
@@ -123,7 +115,7 @@ def gc(
 def export_runs(
     runs: Annotated[list[str], typer.Argument(help="Finished runs or probes: folders, ids, or patterns")],
     out: Annotated[Path, typer.Argument(metavar="OUT.tar.gz", help="A new file")],
-    root: Root = None,
+    root: Root = RUNS,
     results: Annotated[bool, typer.Option("--results", help="Without stages: only to analyze")] = False,
     json: Json = False,
 ) -> None:
@@ -134,7 +126,7 @@ def export_runs(
     from sapo.analysis.results import find
     from sapo.experiments.engine import archive
 
-    folders = find(runs, root or store_root(), both=True)
+    folders = find(runs, root.expanduser(), both=True)
     done = archive.export_runs(folders, out, with_stages=not results)
     document = {"file": str(out), "runs": done.runs, "probes": done.probes, "stages": done.stages}
     probes = f", {len(done.probes)} probes" if done.probes else ""
@@ -145,7 +137,7 @@ def export_runs(
 @group.command("import")
 def import_archive(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sapo store export` wrote")],
-    root: Root = None,
+    root: Root = RUNS,
     json: Json = False,
 ) -> None:
     """Take runs and stages in from a file, all or nothing; the same commands then find them computed.
@@ -163,10 +155,9 @@ def import_archive(
     emit(document | {"kept": done.kept}, json, lines)
 
 
-def _store(root: Path | None, is_new: bool = False) -> "Store":
+def _store(root: Path, is_new: bool = False) -> "Store":
     from sapo.experiments.engine.store import Store
 
-    root = (root or store_root()).expanduser()
-    if not is_new and not root.is_dir():
+    if not (root := root.expanduser()).is_dir() and not is_new:
         raise UserError(f"No store {root}. Say where it is with --root FOLDER or SAPO_STORE.")
     return Store(root)

@@ -34,16 +34,15 @@ def blocks(card: str, language: str) -> list[str]:
 def test_an_adapter_and_what_is_said_of_it(sapo, trained, tmp_path):
     run = trained.adaptive
     done = sapo("export", run["id"], "--to", tmp_path / "out", "--json")
-    document = done.document
+    document, out = done.document, tmp_path / "out"
     assert document["run"] == run["id"]
     assert (document["kind"], document["rank"], document["logits_difference"]) == ("adapter", 16, None)
     assert document["state"]["after"] == 2
     assert {lesson["task"]: lesson["instruction"] for lesson in document["tasks"]} == run["prompts"]
     assert document["files"]["adapter_model.safetensors"] > 0
-    out = tmp_path / "out"
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == set(document["files"])
 
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    card = (out / "README.md").read_text(encoding="utf-8")
     prompts = [json.loads(block) for block in blocks(card, "json")]
     assert [prompt["instruction"] for prompt in prompts] == list(run["prompts"].values())
     for prompt in prompts:

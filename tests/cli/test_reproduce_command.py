@@ -27,47 +27,41 @@ def reproduced(sapo, small, tmp_path_factory):
 
 
 @pytest.mark.slow  # whole reproductions of a trained model
-def test_table1_at_mini_scale(sapo, small, reproduced, monkeypatch):
+def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, reproduced, monkeypatch):
+    """Table 10 needs nothing that Table 1 has not."""
     root, done = reproduced
-    document = json.loads(done.out)["targets"][0]
-    assert (document["target"], document["scale"], document["failed"]) == ("table1", "mini", [])
-    assert len(document["runs"]) == 3
-    assert document["command"].startswith("sapo reproduce table1 --scale mini model=tiny_llama")
+    assert done.code == 1
+    assert "table3 failed: " in done.err
+    document = json.loads(done.out)
+    table1, timed = document["targets"]
+    (failure,) = document["failed"]
+    assert failure["target"] == "table3"
+    assert "The bank 'terse' has no paraphrases of task mini_city" in failure["error"]
+    assert (table1["target"], table1["scale"], table1["failed"], len(table1["runs"])) == (
+        "table1",
+        "mini",
+        [],
+        3,
+    )
+    assert table1["command"].startswith("sapo reproduce table1 --scale mini model=tiny_llama")
     reports = root / "reports" / "table1-mini"
-    names = {Path(file).name for file in document["files"] if Path(file).parent == reports}
+    names = {Path(file).name for file in table1["files"] if Path(file).parent == reports}
     assert {"table1.md", "table1.tex", "table1.csv", "prompts.md", "report.md"} <= names
-    assert all(Path(file).is_file() for file in document["files"])
-    assert any(Path(file).name == "matrix_rougeL.csv" for file in document["files"])
-    measures = list(dict.fromkeys(row["measure"] for row in document["tables"]["table1"]))
-    assert measures[:3] == ["nll", "rougeL", "exact_match"]
-    policies = {(row["source"], row["policy"]) for row in document["tables"]["table1"]}
+    assert all(Path(file).is_file() for file in table1["files"])
+    policies = {(row["source"], row["policy"]) for row in table1["tables"]["table1"]}
     assert policies >= {("ours", "static"), ("ours", "sapo"), ("paper", "static"), ("paper", "sapo")}
     text = (reports / "table1.md").read_text()
     assert "Demonstration" in text
     assert "sapo - static" in text
-    monkeypatch.setenv("SAPO_STORE", str(root))
-    again = sapo("reproduce", "table1", *small)
-    assert "0 computed" in again.out
-    assert "Again with: sapo reproduce table1 --scale mini" in again.out
-
-
-@pytest.mark.slow  # whole reproductions of a trained model
-def test_all_goes_on_after_a_failure_and_shares_stages(reproduced):
-    """Table 10 needs nothing that Table 1 has not."""
-    _, done = reproduced
-    assert done.code == 1
-    assert "table3 failed: " in done.err
-    document = json.loads(done.out)
-    assert [one["target"] for one in document["targets"]] == ["table1", "table10"]
-    (failure,) = document["failed"]
-    assert failure["target"] == "table3"
-    assert "The bank 'terse' has no paraphrases of task mini_city" in failure["error"]
-    timed = document["targets"][1]
-    assert timed["stages"]["computed"] == 0
+    assert (timed["target"], timed["stages"]["computed"]) == ("table10", 0)
     ours, *papers = timed["tables"]["table10"]
     assert (ours["source"], ours["n_tasks"], ours["n_seeds"]) == ("ours", 2, 1)
     assert ours["extra_seconds"] > 0
     assert [row["overhead_percent"] for row in papers] == [12.5]
+    monkeypatch.setenv("SAPO_STORE", str(root))
+    again = sapo("reproduce", "table1", *small)
+    assert "0 computed" in again.out
+    assert "Again with: sapo reproduce table1 --scale mini" in again.out
 
 
 @pytest.mark.slow  # whole reproductions of a trained model
