@@ -19,7 +19,9 @@ def command(
             autocompletion=lambda: [*kinds(), "tasks", "runs"],
         ),
     ] = None,
-    only: Annotated[list[str] | None, typer.Argument(help="Which: runs policy=sapo seed=0")] = None,
+    only: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="policy=sapo seed=0")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List sequences, models, methods, policies, tasks, runs, …, with one line on each; or the kinds."""
@@ -54,9 +56,7 @@ def kinds() -> dict[str, str]:
     """What there is of config groups: `policies` is the group `policy`."""
     from sapo.conf.load import GROUPS
 
-    plural = {
-        group: f"{group.removesuffix('y')}ies" if group.endswith("y") else f"{group}s" for group in GROUPS
-    }
+    plural = {group: f"{group[:-1]}ies" if group.endswith("y") else f"{group}s" for group in GROUPS}
     return {name: group for group, name in (plural | {"paraphrases": "paraphrases"}).items()}
 
 
