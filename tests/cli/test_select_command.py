@@ -127,11 +127,11 @@ def test_what_is_left_out_and_amiss_is_said(sapo, rows_file):
 
 @pytest.mark.parametrize("layout", ["null", "system"])
 def test_all_rows_are_written_with_the_chosen_wording_and_read_again(sapo, rows_file, tmp_path, layout):
-    rows = [{"input": f"x{i}\u2028ü", "output": "bug" if i else "billing"} for i in range(9)]
+    rows = [{"input": f"x{i}\u2028ü", "output": "bug" if i else "billing"} for i in range(4)]
     data, out = rows_file(rows), tmp_path / "out.jsonl"
     settings = ("suffix=Answer:", f"data.layout={layout}", "--json")
     document = sapo("select", f"data={data}", *MINE[1:], *settings, "--write", out).document
-    assert document["written"] == {"path": str(out), "rows": 9, "sent": str(out.with_suffix(".sent.json"))}
+    assert document["written"] == {"path": str(out), "rows": 4, "sent": str(out.with_suffix(".sent.json"))}
     sent = json.loads(out.with_suffix(".sent.json").read_text(encoding="utf-8"))
     assert sent == {**document["sent"], "chat_template_kwargs": {}}
     assert [turn["role"] for turn in sent["messages"]] == ["system", "user"][layout == "null" :]
