@@ -24,20 +24,14 @@ OnReply = Callable[[int, Reply], None]
 
 
 class Chat(Protocol):
-    """A chat model, wherever it runs."""
+    """A chat model, wherever it runs. `parameters` are what can change an answer, and no secret."""
 
-    @property
-    def name(self) -> str:
-        """The model's name, for people and for records."""
+    name: str
+    parameters: dict[str, Any]
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What can change an answer, and no secret: part of a record's identity."""
+    def ask(self, texts: Sequence[str], on_reply: OnReply, seed: int = 0) -> None:
+        """Asks all texts, each a conversation of its own; `on_reply` gets its place and reply at once.
 
-    def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
-        """The replies to user messages, in their order, each message a conversation of its own.
-
-        `on_reply` is told of each answer and failure (its place, the reply) as soon as it is there. A failure
-        of one request is a Reply with an error; one that every request would share raises UserError or
-        WorkError. `seed` is that of the first message, where a model's sampling can be seeded.
+        A failure of one request is a Reply with an error; one that every request would share raises UserError
+        or WorkError. `seed` is that of the first message, where a model's sampling can be seeded.
         """

@@ -17,30 +17,17 @@ class LocalChat:
     """The model of a config (`model=NAME`), which is loaded when it is first asked."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._config, self.name = config, config.model.name
+        self._temperature = config.paraphrases.temperature
         self._max_tokens = config.paraphrases.max_tokens or LONGEST
+        sampling = {"temperature": self._temperature, "max_tokens": self._max_tokens}
+        self.parameters: dict[str, Any] = {"model": self.name, **sampling, "seed": config.seed}
 
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._config.model.name
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Model, sampling, and the seed that all sampling begins with."""
-        return {
-            "model": self.name,
-            "temperature": self._config.paraphrases.temperature,
-            "max_tokens": self._max_tokens,
-            "seed": self._config.seed,
-        }
-
-    def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
+    def ask(self, texts: Sequence[str], on_reply: OnReply, seed: int = 0) -> None:
         """One answer after the other, so that none depends on the others; the i-th one's seed is seed + i."""
-        model, replies = load_model(self._config), []
+        model = load_model(self._config)
         base: Any = model.base
-        temperature = self._config.paraphrases.temperature
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        sampling = {"do_sample": True, "temperature": self._temperature}
         stops = list(model.stop_ids())
         devices = [base.device] if base.device.type == "cuda" else []
         for i, text in enumerate(texts):
@@ -61,7 +48,7 @@ class LocalChat:
                 torch.manual_seed(seed + i)
                 ids = base.generate(
                     **inputs,
-                    **sampling,
+                    **(sampling if self._temperature else {"do_sample": False}),
                     max_new_tokens=self._max_tokens,
                     eos_token_id=stops,
                     pad_token_id=stops[0],
@@ -69,7 +56,4 @@ class LocalChat:
             answer = ids[0, n_read:].tolist()
             decoded = str(model.tokenizer.decode(answer, skip_special_tokens=True))
             is_cut = len(answer) == self._max_tokens and answer[-1] not in stops
-            replies.append(Reply(decoded, None, n_read, len(answer), is_cut))
-            if on_reply:
-                on_reply(i, replies[-1])
-        return replies
+            on_reply(i, Reply(decoded, None, n_read, len(answer), is_cut))

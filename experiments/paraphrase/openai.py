@@ -26,7 +26,6 @@ _NO_PLACE = "Look at paraphrases.base_url (it often ends in /v1) and paraphrases
 # What every other request would meet too.
 REMEDIES = {401: _NO_KEY, 403: _NO_KEY, 404: _NO_PLACE, 405: _NO_PLACE}
 FEWEST_FAILURES = 3  # in a row, each after its retries: the endpoint is down, or does not understand
-NOT_ASKED = "not asked, since the requests before had no answer"
 SHOWN = 160  # characters of an unexpected answer
 _HEADERS = {"host", "accept", "connection", "content-type", "content-length", "user-agent"}
 _HEADERS |= {"x-stainless-raw-response"}  # by it the client knows that the answer is to be left as it came
@@ -36,8 +35,7 @@ class OpenAIChat:
     """A model behind an endpoint. Raises UserError if key, model or the package `openai` is missing."""
 
     def __init__(self, settings: ParaphrasesConfig) -> None:
-        self._settings = settings
-        self._address = address(settings)
+        self._settings, self._address = settings, address(settings)
         variable = key_variable(settings)
         self._key = os.environ.get(variable, "").strip() if variable else ""
         if variable and not self._key:
@@ -47,9 +45,12 @@ class OpenAIChat:
             )
         if not all("!" <= char <= "~" for char in self._key):
             raise UserError(f"The key in {variable} holds blanks or characters that no header can.")
-        if settings.model is None and not _is_loopback(self._address):
+        if settings.model is None and not is_loopback(self._address):
             raise UserError("Which model? Say paraphrases.model=NAME, as the endpoint calls it.")
-        self._model = settings.model or "the endpoint's only model"
+        self.name = settings.model or "the endpoint's only model"  # until it says which one it is
+        body = request_body(settings, "")
+        sampling = ("model", "temperature", "max_tokens")
+        self.parameters = {name: body[name] for name in sampling if name in body}
         try:
             import openai
         except ImportError as error:
@@ -58,58 +59,43 @@ class OpenAIChat:
             ) from error
         self._openai: Any = openai
 
-    @property
-    def name(self) -> str:
-        """The model that is asked for; else the one that the endpoint says it is."""
-        return self._model
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Model and sampling."""
-        body = request_body(self._settings, "")
-        return {name: body[name] for name in ("model", "temperature", "max_tokens") if name in body}
-
-    def ask(self, texts: Sequence[str], *, seed: int = 0, on_reply: OnReply | None = None) -> list[Reply]:
-        """The replies in order; `seed` does nothing, since endpoints differ in whether they know one."""
+    def ask(self, texts: Sequence[str], on_reply: OnReply, seed: int = 0) -> None:
+        """Many at once, until too many in a row fail; endpoints differ in whether they know a seed."""
         del seed
-        settings, openai = self._settings, self._openai
+        asyncio.run(self._ask_all(texts, on_reply))
 
-        async def ask_all() -> list[Reply]:
-            client = openai.AsyncOpenAI(
-                api_key="set in the header of each request",
-                base_url=self._address,
-                timeout=settings.timeout,
-                max_retries=settings.retries,
-                http_client=openai.DefaultAsyncHttpxClient(
-                    follow_redirects=False,  # the key goes to the address that was given, and to no other
-                    trust_env=not _is_loopback(self._address),  # a proxy cannot reach this machine's loopback
-                    event_hooks={"request": [self._set_headers], "response": [self._bound]},
-                ),
-            )
-            places = asyncio.Semaphore(settings.concurrency)
+    async def _ask_all(self, texts: Sequence[str], on_reply: OnReply) -> None:
+        settings, openai, failed = self._settings, self._openai, 0
+        client = openai.AsyncOpenAI(
+            api_key="set in the header of each request",
+            base_url=self._address,
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,  # the key goes to the address that was given, and to no other
+                trust_env=not is_loopback(self._address),  # a proxy cannot reach this machine's loopback
+                event_hooks={"request": [self._set_headers], "response": [self._bound]},
+            ),
+        )
+        places = asyncio.Semaphore(settings.concurrency)
 
-            async def ask_one(i: int) -> tuple[int, Reply]:
-                async with places:
-                    return i, await self._answer(client, texts[i])
+        async def ask_one(i: int) -> tuple[int, Reply]:
+            async with places:
+                return i, await self._answer(client, texts[i])
 
-            replies, failed = [Reply(error=NOT_ASKED)] * len(texts), 0
-            tasks = [asyncio.create_task(ask_one(i)) for i in range(len(texts))]
-            try:
-                for task in asyncio.as_completed(tasks):
-                    i, replies[i] = await task
-                    if on_reply:
-                        on_reply(i, replies[i])
-                    failed = failed + 1 if replies[i].error is not None else 0
-                    if failed >= max(FEWEST_FAILURES, settings.concurrency):
-                        break
-            finally:
-                for unfinished in tasks:
-                    unfinished.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                await client.close()
-            return replies
-
-        return asyncio.run(ask_all())
+        tasks = [asyncio.create_task(ask_one(i)) for i in range(len(texts))]
+        try:
+            for task in asyncio.as_completed(tasks):
+                i, reply = await task
+                on_reply(i, reply)
+                failed = failed + 1 if reply.error is not None else 0
+                if failed >= max(FEWEST_FAILURES, settings.concurrency):
+                    break
+        finally:
+            for unfinished in tasks:
+                unfinished.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.close()
 
     async def _set_headers(self, request: Any) -> None:
         """Sends the key that was asked for, and nothing else that the client finds in the environment."""
@@ -194,7 +180,7 @@ class OpenAIChat:
         ]
         read, written = (count if type(count) is int and count >= 0 else None for count in counts)
         if self._settings.model is None and model and is_text(model):
-            self._model = self._hidden(model)
+            self.name = self._hidden(model)
         # Hidden once more, since JSON may have written the key with escapes.
         return Reply(self._hidden(text), None, read, written, choice.get("finish_reason") == "length")
 
@@ -240,7 +226,7 @@ def key_variable(settings: ParaphrasesConfig) -> str | None:
     UserError where a key that was not named would go over the network in clear text.
     """
     url = address(settings)
-    if settings.key_variable or _is_loopback(url):
+    if settings.key_variable or is_loopback(url):
         return settings.key_variable
     if not url.startswith("https:"):
         raise UserError(
@@ -250,6 +236,7 @@ def key_variable(settings: ParaphrasesConfig) -> str | None:
     return KEY_VARIABLE
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, which no proxy reaches."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())

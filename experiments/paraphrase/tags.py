@@ -21,6 +21,7 @@ from sapo.data.tags import document, read_tags
 from sapo.data.tasks import digest
 from sapo.experiments.paraphrase import chat_of
 from sapo.experiments.paraphrase.chat import Reply
+from sapo.experiments.paraphrase.meta_prompts import THOUGHTS
 from sapo.experiments.paraphrase.writing import alone
 
 QUESTION = """Below is a request to a language model: an instruction and the text that it is about. \
@@ -31,7 +32,6 @@ Do not carry out the request. Answer with a JSON list of strings and nothing els
 <request>
 {request}
 </request>"""
-_THOUGHTS = re.compile(r"^.*</think>|<think>.*\Z", re.DOTALL)
 _LIST = re.compile(r"\[[^\[\]]*\]")
 _QUOTED = re.compile(r"\"([^\"\n]+)\"")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -74,7 +74,7 @@ def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]
             file.flush()
             on_answer(len(documents) - len(missing) + place + 1, len(documents))
 
-        chat.ask([QUESTION.replace("{request}", documents[key]) for key in missing], on_reply=note)
+        chat.ask([QUESTION.replace("{request}", documents[key]) for key in missing], note)
     found = read_tags(path).tags
     return {
         "file": str(path),
@@ -97,7 +97,7 @@ def tags_in(answer: str) -> list[str] | None:
         texts = (" ".join(_LETTERS.findall(item.casefold())) for item in items if isinstance(item, str))
         return list(dict.fromkeys(text for text in texts if text))
 
-    text = _THOUGHTS.sub("", answer)
+    text = THOUGHTS.sub("", answer)
     for found in reversed(_LIST.findall(text)):
         for read in (json.loads, ast.literal_eval):
             with suppress(ValueError, SyntaxError):

@@ -1,10 +1,12 @@
-"""Writing a task's prompt pool: paraphrases that a model was asked for, with where they come from."""
+"""Writing a prompt pool: paraphrases that a model was asked for, checked, with where they come from."""
 
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,33 +14,59 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sapo.conf.errors import UserError, WorkError
-from sapo.conf.schema import Config
+from sapo.conf.schema import Config, ParaphrasesConfig
 from sapo.data.files import read_yaml
+from sapo.data.pool_checks import check_text
 from sapo.data.pools import load_pool, write_pool
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task, digest
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.paraphrase import chat_of
-from sapo.experiments.paraphrase.chat import Chat, Reply
-from sapo.experiments.paraphrase.expand import Expansion, expand
-from sapo.experiments.paraphrase.meta_prompts import meta_prompt
+from sapo.experiments.paraphrase.chat import Chat, OnReply, Reply
+from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
 from sapo.experiments.paraphrase.openai import address, key_variable, request_body
 
+AVOIDED = 3  # accepted paraphrases that a repeated request names, so that the answer is not one of them again
+_VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.]*%?")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What `sapo paraphrase` has made: all paraphrases of the pool, and what was asked for them now."""
+@dataclass
+class Expansion:
+    """The paraphrases of a pool so far, and what was answered to the requests for them now.
 
-    path: Path | None  # None where there was nothing to write
+    `model` wrote them; retries of a request do not count. `path` is None where there was nothing to write.
+    """
+
     model: str
-    expansion: Expansion
-    seconds: float
+    accepted: list[str]
+    answers: list[Reply] = field(default_factory=list)
+    path: Path | None = None
+    seconds: float = 0.0
+
+    def rejected(self) -> list[dict[str, Any]]:
+        """Each kind of reason with its count, and one text with its very reason; the commonest first.
+
+        A kind is a reason without what it quotes and counts.
+        """
+        kinds: dict[str, dict[str, Any]] = {}
+        for answer in self.answers:
+            if answer.reason is not None:
+                kind = _VARIABLE.sub("…", answer.reason)
+                row = {"kind": kind, "count": 0, "reason": answer.reason, "example": answer.text}
+                kinds.setdefault(kind, row)["count"] += 1
+        return sorted(kinds.values(), key=lambda row: -row["count"])
+
+    def tokens(self) -> dict[str, int | None]:
+        """Tokens read and written, as the model's server counts them; None where it does not."""
+        answers = self.answers
+        return {"in": _total(a.tokens_in for a in answers), "out": _total(a.tokens_out for a in answers)}
 
     def as_json(self, task: Task, config: Config) -> dict[str, Any]:
         """What was accepted, rejected and spent, as JSON values."""
-        found, settings = self.expansion, config.paraphrases
+        settings, tokens = config.paraphrases, self.tokens()
+        errors = Counter(answer.error for answer in self.answers if answer.error is not None)
+        spent = [(n or 0) * price for n, price in zip(tokens.values(), settings.prices, strict=False)]
         return {
             "task": task.name,
             "original": task.instruction,
@@ -46,16 +74,22 @@ class Pool:
             "paraphraser": settings.name,
             "model": self.model,
             "asked": settings.count,
-            "accepted": found.accepted,
-            "rejected": found.rejected(),
-            "failed": [{"error": error, "count": count} for error, count in found.errors.most_common()],
-            "requests": len(found.answers),
-            "tokens": found.tokens(),
-            "cost_usd": found.cost(settings.prices),
+            "accepted": self.accepted,
+            "rejected": self.rejected(),
+            "failed": [{"error": error, "count": count} for error, count in errors.most_common()],
+            "requests": len(self.answers),
+            "tokens": tokens,
+            "cost_usd": sum(spent) / 1e6 if spent and None not in tokens.values() else None,
             "seconds": round(self.seconds, 3),
             "file": str(self.path) if self.path else None,
-            "complete": len(found.accepted) >= settings.count,
+            "complete": len(self.accepted) >= settings.count,
         }
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """The sum of what is known; None where nothing is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 @contextmanager
@@ -83,7 +117,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def write_paraphrases(
     task: Task, config: Config, path: Path, force: bool, on_answer: Callable[[Reply, Expansion], None]
-) -> Pool:
+) -> Expansion:
     """Asks for what the pool lacks and writes it to `path`; with `force`, all anew.
 
     A pool that the same request has written already is added to. What is accepted goes at once into a file
@@ -103,37 +137,69 @@ def write_paraphrases(
     with alone(path):
         if force:
             partial.unlink(missing_ok=True)
-        earlier, source = (
-            ([], {}) if force else _earlier(partial if partial.exists() else path, request, task)
-        )
-        expansion = Expansion(list(earlier))
+        there = partial if partial.exists() else path
+        earlier, source = ([], {}) if force else _earlier(there, request, task)
+        expansion = Expansion(chat.name, earlier)
 
         def write(file: Path) -> None:
             pool = pool_of(task, expansion.accepted, settings.name)
             write_pool(file, pool, _source(task, config, chat, request, expansion, source))
 
-        def keep(answer: Reply) -> None:
+        def take(_: int, reply: Reply) -> None:
+            expansion.answers.append(answer := checked(reply, task, expansion.accepted, settings.allow))
             if answer.error is None and answer.reason is None:
+                expansion.accepted.append(answer.text)
                 write(partial)
             on_answer(answer, expansion)
 
         seed = config.seed + source.get("requests", 0)
-        error = expand(task, chat, settings.count, settings.rounds, seed, expansion, keep, settings.allow)
-        if error is not None and not expansion.accepted:
-            raise WorkError(f"No paraphrase: {error}")
-        if error is not None:
+        if error := _ask(task, settings, chat, expansion, take, seed):
+            n, kept = len(expansion.accepted), partial if partial.exists() else path
             raise WorkError(
-                f"{error}\n{len(expansion.accepted)} of {settings.count} paraphrases are accepted and kept "
-                f"in {partial if partial.exists() else path}; the same command goes on from there."
+                f"{error}\n{n} of {settings.count} paraphrases are accepted and kept in {kept}; the same "
+                "command goes on from there."
+                if n
+                else f"No paraphrase: {error}"
             )
         if partial.exists():
             write(path)
             partial.unlink()
-    seconds = time.monotonic() - begun
-    return Pool(path if expansion.accepted else None, chat.name, expansion, seconds)
+    expansion.path = path if expansion.accepted else None
+    expansion.model, expansion.seconds = chat.name, time.monotonic() - begun
+    return expansion
 
 
-def copy_pool(task: Task, config: Config, path: Path, force: bool) -> Pool:
+def _ask(
+    task: Task, settings: ParaphrasesConfig, chat: Chat, expansion: Expansion, take: OnReply, seed: int
+) -> str | None:
+    """Has `take` add paraphrases until there are enough; each request has the next seed.
+
+    The first round's requests are one and the same; later ones name paraphrases to avoid. Returns the error
+    of a round in which no request was answered, which is the last; else None.
+    """
+    for _ in range(settings.rounds + 1):
+        missing, asked = settings.count - len(expansion.accepted), len(expansion.answers)
+        if missing <= 0:
+            break
+        message = meta_prompt(task, expansion.accepted[-AVOIDED:])
+        chat.ask([message] * missing, take, seed + asked)
+        if all(answer.error is not None for answer in expansion.answers[asked:]):
+            return expansion.answers[-1].error
+    return None
+
+
+def checked(reply: Reply, task: Task, accepted: list[str], allow: Collection[str] = ()) -> Reply:
+    """The paraphrase in a reply, and why it may not join the accepted ones."""
+    if reply.error is not None:
+        return reply
+    text = None if reply.is_cut else answer_in(reply.text)
+    if text is None:
+        return replace(reply, text=reply.text.strip(), reason="it breaks off before its end")
+    problem = check_text(text, task, accepted, allow)
+    return replace(reply, text=text, reason=str(problem) if problem else None)
+
+
+def copy_pool(task: Task, config: Config, path: Path, force: bool) -> Expansion:
     """Writes the pool that the bank or a file has, validated; UserError if a file stands at `path`."""
     pool = load_pool(task, config.paraphrases)
     if path.exists() and not force:
@@ -141,7 +207,7 @@ def copy_pool(task: Task, config: Config, path: Path, force: bool) -> Pool:
     texts = [prompt.text for prompt in pool.paraphrases]
     source = {"paraphraser": f"{config.paraphrases.name} ({pool.source})", "prompts_sha256": digest(texts)}
     write_pool(path, pool, source)
-    return Pool(path, pool.source, Expansion(texts), 0.0)
+    return Expansion(pool.source, texts, path=path)
 
 
 def dry_request(task: Task, config: Config) -> dict[str, Any]:
@@ -180,10 +246,6 @@ def _source(
     """Where a pool comes from; counts include those of the pool that was added to."""
     is_endpoint = config.paraphrases.source == "openai"
     before = earlier.get("tokens") or {}
-    tokens = {
-        name: None if n is None and before.get(name) is None else (n or 0) + (before.get(name) or 0)
-        for name, n in expansion.tokens().items()
-    }
     return {
         "paraphraser": config.paraphrases.name,
         "model": chat.name,
@@ -195,5 +257,5 @@ def _source(
         "prompts_sha256": digest(expansion.accepted),
         "requests": earlier.get("requests", 0) + len(expansion.answers),
         "rejected": earlier.get("rejected", 0) + sum(row["count"] for row in expansion.rejected()),
-        "tokens": tokens,
+        "tokens": {name: _total([before.get(name), n]) for name, n in expansion.tokens().items()},
     }

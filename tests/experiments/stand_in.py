@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of a tiny model: what published servers answer, with a fault planted in it."""
+"""Stand-ins: a server of a tiny model as published ones are, with a fault planted in it; a scripted chat."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from tiny import Answering
+
+from sapo.experiments.paraphrase.chat import Reply
 
 # What becomes of a chat's turns, of the text that the template makes of them, or of its tokens.
 TURNS: dict[str, Callable[[list], list]] = {
@@ -98,3 +100,33 @@ class StandIn:
                 self.send(status, json.dumps(found).encode(), Content_Type="application/json")
 
         return Handler
+
+
+class Scripted:
+    """A chat that says what it was given, in order, the last again and again.
+
+    None is a failure, an exception is raised. `beside` is a thread that is started when the chat is asked,
+    and comes to wait for it, as `log` shows.
+    """
+
+    name = "scripted"
+
+    def __init__(self, *answers: str | BaseException | None, beside: Any = None, log: Any = None) -> None:
+        self.answers, self.beside, self.log = list(answers), beside, log
+        self.asked: list[str] = []
+        self.seeds: list[int] = []
+        self.parameters: dict[str, Any] = {"temperature": 0.6}
+
+    def ask(self, texts, on_reply, seed=0):
+        if self.beside:
+            self.beside.start()
+            while "waiting for it" not in self.log.text:
+                self.beside.join(0.01)
+                assert self.beside.is_alive()
+        self.seeds.append(seed)
+        for i, text in enumerate(texts):
+            self.asked.append(text)
+            said = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            if isinstance(said, BaseException):
+                raise said
+            on_reply(i, Reply(error="no answer") if said is None else Reply(said, None, 10, 2))

@@ -145,4 +145,4 @@ def test_an_instruction_whose_embedding_does_not_fit(tiny_config, tmp_path, monk
 def test_an_answer_of_a_local_model_that_does_not_fit(tiny_config, monkeypatch):
     without_room(lambda _: True, monkeypatch)
     with pytest.raises(WorkError, match=r"One example of \d+ tokens does not fit"):
-        LocalChat(tiny_config()).ask(["Sort it."])
+        LocalChat(tiny_config()).ask(["Sort it."], print)

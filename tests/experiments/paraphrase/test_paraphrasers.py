@@ -9,7 +9,6 @@ from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_in import Scripted
 from tiny import Answering, serving
 
 from sapo.conf.errors import UserError, WorkError
@@ -27,11 +27,10 @@ from sapo.data.pools import instruction_name, load_pool, write_pool, written_pat
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import digest, own_task
 from sapo.experiments.paraphrase import chat_of
-from sapo.experiments.paraphrase.chat import Reply
-from sapo.experiments.paraphrase.expand import Expansion, checked, expand
+from sapo.experiments.paraphrase.chat import Chat, Reply
 from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
 from sapo.experiments.paraphrase.openai import OpenAIChat, spellings
-from sapo.experiments.paraphrase.writing import write_paraphrases
+from sapo.experiments.paraphrase.writing import checked, write_paraphrases
 
 INSTRUCTION = 'Classify the sentiment of the tweet as "positive" or "negative".'
 LABELS = ("positive", "negative")
@@ -128,6 +127,13 @@ def chat(server):
     return lambda **settings: OpenAIChat(ParaphrasesConfig("openai", **{**near, **settings}))
 
 
+def ask(chat: Chat, *texts: str) -> list[Reply]:
+    """The replies in the order of their texts."""
+    told: dict[int, Reply] = {}
+    chat.ask(texts, told.__setitem__)
+    return [told[i] for i in sorted(told)]
+
+
 def asking(server: Server, *overrides: str) -> list[str]:
     return ["paraphrases=openai", f"paraphrases.base_url={server.url}", "paraphrases.timeout=5", *overrides]
 
@@ -143,16 +149,14 @@ def test_replies_keep_the_order_of_their_texts_and_many_requests_are_open_at_onc
         says(f"re: {handler.text}")(handler)
 
     server.acts = [echo]
-    told: dict[int, Reply] = {}
     texts = [f"text {i}" for i in range(6)]
-    replies = chat(concurrency=3).ask(texts, on_reply=told.__setitem__)
+    replies = ask(chat(concurrency=3), *texts)
     assert [reply.text for reply in replies] == [f"re: {text}" for text in texts]
-    assert [told[i] for i in range(6)] == replies
 
 
 def test_what_is_sent_and_read(server, chat):
     server.acts = [says("yes")]
-    assert chat(model="some/model", max_tokens=50).ask(["hello"]) == [Reply("yes", None, 7, 3)]
+    assert ask(chat(model="some/model", max_tokens=50), "hello") == [Reply("yes", None, 7, 3)]
     assert server.seen[0][1] == {
         "model": "some/model",
         "messages": [{"role": "user", "content": "hello"}],
@@ -162,11 +166,11 @@ def test_what_is_sent_and_read(server, chat):
     }
     nameless = chat()
     server.acts = [answer(200, '{"model": "m", "choices": [{"message": {"content": "yes"}}]}')]
-    assert nameless.ask(["hello"]) == [Reply("yes")]
+    assert ask(nameless, "hello") == [Reply("yes")]
     assert nameless.name == "m"
     assert server.seen[1][1].keys() == {"messages", "temperature", "stream"}
     server.acts = [says(None), says("half a sen", "length"), says("half a pair \ud83d")]
-    empty, cut, half = chat(concurrency=1).ask(["a", "b", "c"])
+    empty, cut, half = ask(chat(concurrency=1), "a", "b", "c")
     assert (empty.text, empty.error, cut.is_cut) == ("", None, True)
     assert "its answer is not a text that can be written" in half.error
 
@@ -182,7 +186,7 @@ def test_what_is_sent_and_read(server, chat):
 )
 def test_what_may_pass_is_asked_again(server, chat, failure):
     server.acts = [failure, failure, says("fine")]
-    assert chat().ask(["a"])[0].text == "fine"
+    assert ask(chat(), "a")[0].text == "fine"
     assert len(server.seen) == 3
 
 
@@ -199,35 +203,38 @@ def test_what_may_pass_is_asked_again(server, chat, failure):
 )
 def test_a_request_without_an_answer_says_why_and_costs_no_other(server, chat, act, attempts, error):
     server.acts = [*[act] * attempts, says("fine")]
-    failed, fine = chat(retries=2, concurrency=1).ask(["a", "b"])
+    failed, fine = ask(chat(retries=2, concurrency=1), "a", "b")
     assert (failed.error or "").replace(f"{server.url} ", server.url).startswith(f"{server.url}{error}")
     assert (fine.text, len(server.seen)) == ("fine", attempts + 1)
 
 
 def test_a_server_that_hangs_or_trickles_or_is_not_there(server, chat):
-    def trickle(handler: Answering, has_headers: bool = True) -> None:
-        handler.send_response(200)
-        if has_headers:
-            handler.end_headers()
-        handler.close_connection = True
-        with suppress(OSError):
-            while not server.release.wait(0.05):
-                handler.wfile.write(b" " if has_headers else b"X-A: b\r\n")
+    def trickle(piece: bytes, has_headers: bool) -> Act:
+        def act(handler: Answering) -> None:
+            handler.send_response(200)
+            if has_headers:
+                handler.end_headers()
+            handler.close_connection = True
+            with suppress(OSError):
+                while not server.release.wait(0.05):
+                    handler.wfile.write(piece)
+
+        return act
 
     hasty = chat(timeout=0.3, retries=0)
     for act, error in (
         (server.hang, "no answer within 0.3 s"),
-        (trickle, "no whole answer within 0.3 s"),
-        (partial(trickle, has_headers=False), "no answer within 0.3 s"),
+        (trickle(b" ", True), "no whole answer within 0.3 s"),
+        (trickle(b"X-A: b\r\n", False), "no answer within 0.3 s"),
     ):
         server.acts = [act]
-        assert hasty.ask(["a"])[0].error == f"{server.url}: {error}"
-    assert "no connection" in chat(base_url="http://127.0.0.1:9/v1", retries=0).ask(["a"])[0].error
+        assert ask(hasty, "a")[0].error == f"{server.url}: {error}"
+    assert "no connection" in ask(chat(base_url="http://127.0.0.1:9/v1", retries=0), "a")[0].error
 
 
 def test_a_server_that_is_down_is_not_asked_for_everything(server, chat):
     server.acts = [answer(500, "down")]
-    replies = chat(retries=0, concurrency=2).ask(["a"] * 50)
+    replies = ask(chat(retries=0, concurrency=2), *["a"] * 50)
     assert all(reply.error for reply in replies)
     assert len(server.seen) <= 3 + 2
 
@@ -251,7 +258,7 @@ ELSEWHERE = answer(307, "", Location="/v1/elsewhere")
 def test_what_every_request_would_meet_ends_it_with_one_message(server, chat, act, kind, message):
     server.acts = [act, says("wrong")]
     with pytest.raises(kind) as error:
-        chat(concurrency=1).ask(["a", "b"])
+        ask(chat(concurrency=1), "a", "b")
     assert re.search(message.replace("[]", r"\[\]").replace("{", r"\{"), str(error.value), re.DOTALL)
     assert len(server.seen) == 1
 
@@ -284,9 +291,9 @@ def test_a_server_on_this_machine_gets_no_secret_unasked(server, chat, monkeypat
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Token: {CANARY}")
     server.acts = [says("hello")]
-    chat().ask(["a"])
+    ask(chat(), "a")
     assert CANARY not in str(server.seen)
-    chat(key_variable="MY_KEY").ask(["a"])
+    ask(chat(key_variable="MY_KEY"), "a")
     assert server.seen[1][0]["Authorization"] == f"Bearer {CANARY}"
     assert str(server.seen).count(CANARY) == 1
 
@@ -374,19 +381,10 @@ def test_the_paraphrase_in_an_answer(text, found):
     assert answer_in(text) == found
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (INSTRUCTION, "the same as the original"),
-        ('Is it "positive"?', "lost the label 'negative'"),
-        ('Here is a rephrased one: "positive" or "negative" sentiment of the tweet?', "paraphrasing"),
-        ("", "it is empty"),
-        (GOOD[0], "None"),
-    ],
-)
-def test_what_is_not_let_through(text, reason):
-    assert reason in str(checked(Reply(text), TASK, []).reason)
-    assert checked(Reply(text, is_cut=True), TASK, []).reason == "it breaks off before its end"
+def test_what_is_not_let_through():
+    for text, reason in ((GOOD[0], "None"), ("", "it is empty"), ('Is it "positive"?', "label 'negative'")):
+        assert reason in str(checked(Reply(text), TASK, []).reason)
+    assert checked(Reply(GOOD[0], is_cut=True), TASK, []).reason == "it breaks off before its end"
 
 
 def test_words_shared_with_the_original():
@@ -397,89 +395,57 @@ def test_words_shared_with_the_original():
     assert checked(Reply("What a lovely day."), task, [], ["words"]).reason is None
 
 
-# --- asking until there are enough -------------------------------------------------------------------------
+# --- asking until there are enough, into a pool ------------------------------------------------------------
 
 
-class Scripted:
-    """A chat that says what it was given, in order; None is a failure, an exception is raised."""
+@pytest.fixture
+def written(monkeypatch, tmp_path):
+    """`written(chat, count, …)` writes `pool.yaml` with the scripted chat's answers."""
+    settings = ParaphrasesConfig("openai", source="openai")
 
-    name = "scripted"
+    def write(chat: Scripted, count: int, rounds: int = 0, path: Path | None = None, force: bool = False):
+        monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chat)
+        config = Config(paraphrases=replace(settings, count=count, rounds=rounds))
+        return write_paraphrases(TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None)
 
-    def __init__(self, *answers: str | BaseException | None) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
-        self.seeds: list[int] = []
-        self.parameters: dict[str, Any] = {"temperature": 0.6}
-
-    def ask(self, texts, *, seed=0, on_reply=None):
-        self.seeds.append(seed)
-        replies = []
-        for i, text in enumerate(texts):
-            self.asked.append(text)
-            said = self.answers.pop(0)
-            if isinstance(said, BaseException):
-                raise said
-            replies.append(Reply(error="no answer") if said is None else Reply(said, None, 10, 2))
-            if on_reply:
-                on_reply(i, replies[-1])
-        return replies
+    return write
 
 
-def expanded(chat: Scripted, count: int, rounds: int) -> tuple[Expansion, str | None]:
-    expansion = Expansion()
-    return expansion, expand(TASK, chat, count, rounds, 100, expansion, lambda answer: None)
-
-
-def test_what_is_rejected_is_counted_and_asked_for_again():
+def test_what_is_rejected_is_counted_and_asked_for_again(written):
     chat = Scripted(GOOD[0], GOOD[0], "nonsense", GOOD[1], "nonsense too", GOOD[2])
-    expansion, error = expanded(chat, 3, 4)
-    assert (expansion.accepted, error) == (GOOD[:3], None)
+    expansion = written(chat, 3, rounds=4)
+    assert expansion.accepted == GOOD[:3]
     assert [(row["kind"], row["count"]) for row in expansion.rejected()] == [
         ("it lost the labels …, … [labels]", 2),
         ("it is the same as paraphrase … [same]", 1),
     ]
     assert expansion.rejected()[0]["example"] == "nonsense"
     assert expansion.tokens() == {"in": 60, "out": 12}
-    assert chat.seeds == [100, 103, 105]
+    assert chat.seeds == [0, 3, 5]
     assert chat.asked[:3] == [meta_prompt(TASK)] * 3
     assert chat.asked[3:] == [meta_prompt(TASK, GOOD[:1])] * 2 + [meta_prompt(TASK, GOOD[:2])]
 
 
-def test_rounds_are_bounded_and_one_without_answers_is_the_last():
-    expansion, error = expanded(Scripted(*["nonsense"] * 6), 2, 2)
-    assert (expansion.accepted, error, len(expansion.answers)) == ([], None, 6)
-    expansion, error = expanded(Scripted(GOOD[0], None, None), 2, 4)
-    assert (expansion.accepted, error) == (GOOD[:1], "no answer")
-    assert expansion.errors == {"no answer": 2}
-
-
-# --- pools -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def written(monkeypatch, tmp_path):
-    """`written(chat, count, …)` writes `pool.yaml` with the scripted chat's answers."""
-    settings = ParaphrasesConfig("openai", source="openai", rounds=0)
-
-    def write(chat: Scripted, count: int, path: Path | None = None, force: bool = False):
-        monkeypatch.setattr("sapo.experiments.paraphrase.writing.chat_of", lambda config: chat)
-        config = Config(paraphrases=replace(settings, count=count))
-        return write_paraphrases(TASK, config, path or tmp_path / "pool.yaml", force, lambda *_: None)
-
-    return write
+def test_rounds_are_bounded_and_one_without_answers_is_the_last(written):
+    expansion = written(Scripted("nonsense"), 2, rounds=2)
+    assert (expansion.accepted, len(expansion.answers)) == ([], 6)
+    with pytest.raises(WorkError, match=r"^no answer\n1 of 2 paraphrases"):
+        written(chat := Scripted(GOOD[0], None), 2, rounds=4)
+    assert len(chat.asked) == 3
 
 
 def test_a_pool_says_where_it_comes_from_and_that_it_was_edited(written, tmp_path):
     path = tmp_path / "pool.yaml"
-    pool = written(Scripted(GOOD[0], "nonsense", GOOD[1]), 3)
-    assert pool.expansion.accepted == GOOD[:2]
+    pool = written(Scripted(GOOD[0], "nonsense", GOOD[1], None), 4)
+    document = pool.as_json(TASK, Config(paraphrases=ParaphrasesConfig("openai")))
+    assert (document["accepted"], document["failed"]) == (GOOD[:2], [{"error": "no answer", "count": 1}])
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     source = content["source"]
     assert (content["prompts"], content["original"], content["task"]) == (GOOD[:2], INSTRUCTION, TASK.name)
     assert (source["model"], source["parameters"]) == ("scripted", {"temperature": 0.6})
     assert source["prompts_sha256"] == digest(GOOD[:2])
     assert source["instruction_sha256"] == digest(INSTRUCTION)
-    assert (source["requests"], source["rejected"], source["tokens"]) == (3, 1, {"in": 30, "out": 6})
+    assert (source["requests"], source["rejected"], source["tokens"]) == (4, 1, {"in": 30, "out": 6})
     assert check_pool(read_pool(path, TASK), TASK) == []
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
     assert "edited" not in read_pool(path, TASK).source
@@ -494,7 +460,7 @@ def test_a_killed_command_and_a_server_that_dies_leave_what_was_accepted(written
         written(Scripted(None, None, None), 5)
     assert not (tmp_path / "pool.yaml").exists()
     chat = Scripted(*GOOD[2:5])
-    assert written(chat, 5).expansion.accepted == GOOD[:5]
+    assert written(chat, 5).accepted == GOOD[:5]
     assert (len(chat.asked), chat.seeds) == (3, [3])
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
 
@@ -502,36 +468,20 @@ def test_a_killed_command_and_a_server_that_dies_leave_what_was_accepted(written
 def test_a_larger_pool_begins_with_the_smaller_one(written):
     written(Scripted(*GOOD[:2]), 2)
     chat = Scripted(*GOOD[2:4])
-    assert written(chat, 4).expansion.accepted == GOOD[:4]
+    assert written(chat, 4).accepted == GOOD[:4]
     assert (len(chat.asked), chat.seeds) == (2, [2])
-    assert written(Scripted(), 3).expansion.accepted == GOOD[:4]
+    assert written(Scripted(), 3).accepted == GOOD[:4]
 
 
-def test_two_at_once_ask_for_each_paraphrase_once(written, tmp_path, caplog):
+def test_two_at_once_ask_for_each_paraphrase_once(written, caplog):
     """The second waits for the first, and finds its pool."""
-    asking, waits, pools = Event(), Event(), []
-
-    class Slow(Scripted):
-        def ask(self, texts, *, seed=0, on_reply=None):
-            asking.set()
-            assert waits.wait(30)
-            return super().ask(texts, seed=seed, on_reply=on_reply)
-
-    class Noting(logging.Handler):
-        def emit(self, record):
-            assert record.getMessage() == f"Another process writes {tmp_path / 'pool.yaml'}; waiting for it."
-            waits.set()
-
-    logger, noting = logging.getLogger("sapo.experiments.paraphrase.writing"), Noting()
-    logger.addHandler(noting)
-    first = Thread(target=lambda: pools.append(written(Slow(*GOOD[:3]), 3)))
-    first.start()
-    assert asking.wait(30)
-    pools.append(written(Scripted(), 3))
-    first.join(30)
-    logger.removeHandler(noting)
-    assert [pool.expansion.accepted for pool in pools] == [GOOD[:3]] * 2
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["pool.yaml"]
+    pools = []
+    first = Scripted(
+        *GOOD[:3], beside=Thread(target=lambda: pools.append(written(Scripted(), 3))), log=caplog
+    )
+    pools.append(written(first, 3))
+    first.beside.join(30)
+    assert [pool.accepted for pool in pools] == [GOOD[:3]] * 2
 
 
 def test_another_pool_is_not_overwritten(written, tmp_path):
@@ -542,16 +492,16 @@ def test_another_pool_is_not_overwritten(written, tmp_path):
     with pytest.raises(UserError, match="another request"):
         written(other, 2)
     assert (tmp_path / "pool.yaml").read_bytes() == before
-    assert written(other, 2, force=True).expansion.accepted == GOOD[2:4]
+    assert written(other, 2, force=True).accepted == GOOD[2:4]
 
 
 def test_where_nothing_can_be_written_nothing_is_asked_and_nothing_accepted_writes_nothing(written, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "pool.yaml"):
         with pytest.raises(UserError, match="Cannot write"):
-            written(Scripted(), 2, path)
-    pool = written(Scripted("nonsense", "nonsense"), 2, tmp_path / "new" / "pool.yaml")
-    assert (pool.path, pool.expansion.accepted) == (None, [])
+            written(Scripted(), 2, path=path)
+    pool = written(Scripted("nonsense"), 2, path=tmp_path / "new" / "pool.yaml")
+    assert (pool.path, pool.accepted) == (None, [])
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -619,13 +569,13 @@ def test_a_pool_of_the_bank_can_be_written_to_a_file(sapo, tmp_path):
 def test_a_local_model_samples_by_its_seed(tiny_config):
     settings = ("paraphrases=local", "paraphrases.max_tokens=8")
     chat = chat_of(tiny_config(*settings))
-    told: list[int] = []
-    first = chat.ask(["hello", "hello"], seed=3, on_reply=lambda i, _: told.append(i))
-    assert told == [0, 1]
-    assert first[0].text != first[1].text
-    assert chat.ask(["hello"], seed=4) == first[1:]
-    assert all(reply.error is None and reply.tokens_out <= 8 for reply in first)
+    told: dict[int, Reply] = {}
+    chat.ask(["hello", "hello"], told.__setitem__, seed=3)
+    assert told[0].text != told[1].text
+    chat.ask(["hello"], (later := {}).__setitem__, seed=4)
+    assert later == {0: told[1]}
+    assert all(reply.error is None and reply.tokens_out <= 8 for reply in told.values())
     assert chat.parameters == {"model": "tiny_llama", "temperature": 0.6, "max_tokens": 8, "seed": 0}
-    same, again = chat_of(tiny_config(*settings, "paraphrases.temperature=0")).ask(["hello", "hello"])
+    same, again = ask(chat_of(tiny_config(*settings, "paraphrases.temperature=0")), "hello", "hello")
     assert same == again
     assert same.is_cut == (same.tokens_out == 8)

@@ -3,11 +3,11 @@
 from threading import Thread
 
 import pytest
+from stand_in import Scripted
 
 from sapo.conf.errors import UserError
 from sapo.data.tags import read_tags
 from sapo.experiments.paraphrase import tags as module
-from sapo.experiments.paraphrase.chat import Reply
 from sapo.experiments.paraphrase.tags import tags_in, write_tags
 
 
@@ -28,25 +28,12 @@ def test_tags_are_read_from_sloppy_answers(answer, tags):
     assert tags_in(answer) == tags
 
 
-class Chat:
-    """A model that answers one tag; it keeps the requests."""
-
-    name, fails, answer = "some/tagger", 0, staticmethod(lambda text: '["a tag"]')
-
-    def __init__(self):
-        self.asked = []
-
-    def ask(self, texts, *, on_reply, **_):
-        for place, text in enumerate(texts):
-            is_failure = place >= len(texts) - self.fails
-            if not is_failure:
-                self.asked.append(text)
-            on_reply(place, Reply(error="no connection") if is_failure else Reply(self.answer(text)))
+TAG = '["a tag"]'
 
 
 @pytest.fixture
 def chat(monkeypatch):
-    chat = Chat()
+    chat = Scripted(TAG)
     temperatures = []
     monkeypatch.setattr(
         module, "chat_of", lambda config: temperatures.append(config.paraphrases.temperature) or chat
@@ -63,17 +50,18 @@ def write(tiny_config, tmp_path):
 
 
 def test_every_row_is_asked_for_once_and_failures_are_asked_for_again(write, chat, tmp_path):
-    chat.fails = 3
+    chat.answers = [*[TAG] * 13, None]
     first = write()
     assert (first["rows"], first["asked"], first["tagged"]) == (16, 16, 13)
-    assert first["failed"] == [{"error": "no connection", "count": 3}]
-    chat.fails, before = 0, len(chat.asked)
+    assert first["failed"] == [{"error": "no answer", "count": 3}]
+    chat.answers = [TAG]
     second = write()
     assert (second["asked"], second["tagged"], second["failed"]) == (3, 16, [])
-    assert len(set(chat.asked)) == len(chat.asked) == before + 3
+    assert len(set(chat.asked)) == 16
+    assert chat.asked[16:] == chat.asked[13:16]
     assert write()["asked"] == 0
     tags = read_tags(tmp_path / "new" / "tags.jsonl")
-    assert (tags.writer, len(tags.tags)) == ("some/tagger", 16)
+    assert (tags.writer, len(tags.tags)) == ("scripted", 16)
 
 
 def test_a_line_that_was_half_written_costs_its_own_tags_only(write, chat, tmp_path):
@@ -85,14 +73,14 @@ def test_a_line_that_was_half_written_costs_its_own_tags_only(write, chat, tmp_p
 
 
 def test_answers_without_a_list_are_counted_and_not_asked_again(write, chat):
-    chat.answer = lambda text: "I cannot."
+    chat.answers = ["I cannot."]
     assert (write()["no_list"], write()["asked"]) == (16, 0)
 
 
 def test_tags_of_another_model_are_not_mixed_in(write, chat):
     write()
     chat.name = "other"
-    with pytest.raises(UserError, match="has tags of some/tagger"):
+    with pytest.raises(UserError, match="has tags of scripted"):
         write()
 
 
@@ -108,18 +96,17 @@ def test_a_file_of_something_else_is_left_as_it_is(write, chat, tmp_path, conten
 
 def test_two_at_once_ask_for_each_row_once(write, chat, caplog):
     """The second waits until the first is done, and asks for what is missing then: nothing."""
-    ask, done = chat.ask, []
-    second = Thread(target=lambda: done.append(write()))
-
-    def ask_beside_another(*arguments, **named):
-        chat.ask = ask
-        second.start()
-        while "waiting for it" not in caplog.text:
-            second.join(0.01)
-            assert second.is_alive()
-        return ask(*arguments, **named)
-
-    chat.ask = ask_beside_another
+    done = []
+    chat.beside, chat.log = Thread(target=lambda: done.append(write())), caplog
     first = write()
-    second.join(30)
+    chat.beside.join(30)
     assert (first["asked"], [found["asked"] for found in done]) == (16, [0])
+
+
+def test_the_command_says_what_it_wrote(sapo, chat, tmp_path):
+    few = ("sequence=mini_three", "sequence.tasks=[mini_city]", "data.train_examples=2", "paraphrases=openai")
+    command = ("paraphrase", "--tags", tmp_path / "tags.jsonl", *few)
+    done = sapo(*command)
+    assert (done.code, done.out.split(":")[0]) == (0, "2 of 2 rows have tags of scripted")
+    assert "[2/2] rows" in done.err
+    assert sapo(*command, "--json").document["asked"] == 0
