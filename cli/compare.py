@@ -1,7 +1,6 @@
 """`sapo compare`: which prompt to train with, and which to serve, on your rows and model."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +29,7 @@ def command(
     """Train under a few prompts, serve each under several, and say what the differences are worth."""
     from sapo.conf.load import load
     from sapo.data.own import ARGUMENTS, DEFAULTS
-    from sapo.experiments.compare import compare, comparison_of, cost, prepare, write_task
+    from sapo.experiments.compare import compare, cost, prepare, write_task
     from sapo.experiments.jobs import Job
 
     given, overrides = take(arguments, set(ARGUMENTS) - {"adapter"})
@@ -40,20 +39,19 @@ def command(
         notice(f"sapo: {note}")
     with computing([Job(config) for config in configs]) as (engine, progress):
         todo = cost(setting, engine)
-        for note in todo.notes:
+        for note in todo["notes"]:
             notice(f"sapo: {note}")
         hint = "unknown (measured in a minute by `sapo plan --measure model=…`)"
-        time = hint if todo.seconds is None else duration(todo.seconds)
-        line = f"{todo.trainings} trainings and {todo.evaluations} evaluations to do; time: {time}"
+        time = hint if todo["seconds"] is None else duration(todo["seconds"])
+        line = f"{todo['trainings']} trainings and {todo['evaluations']} evaluations to do; time: {time}"
         if dry_run:
-            emit(asdict(todo), json, [line])
+            emit(todo, json, [line])
             return
         notice(f"sapo: {line}")
         with progress:
-            wordings, answers = compare(setting, engine, progress.expect)
-    found = comparison_of(setting, wordings, answers)
+            wordings, found = compare(setting, engine, progress.expect)
     folder = Path(configs[0].store.root) / "reports" / f"compare-{setting.task.name}"
-    commands = write_task(setting, given, overrides, found.chosen, wordings.trained[found.chosen], folder)
+    commands = write_task(setting, given, overrides, wordings.trained[found.chosen], folder)
     files = [str(path) for path in found.write(folder, commands)]
     document = {**found.document(), "commands": commands, "files": files}
     emit(document, json, [*_parts(found), *(f"    {line}" for line in commands), f"Written to {folder}"])

@@ -8,8 +8,8 @@ import asyncio
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,8 +20,8 @@ import pandas as pd
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sapo.analysis.comparison import Comparison, leading_measures
-from sapo.conf.errors import UserError, WorkError
+from sapo.analysis.comparison import RETAINED, UNTOUCHED, Comparison, leading_measures
+from sapo.conf.errors import UserError
 from sapo.conf.load import load
 from sapo.conf.schema import Config
 from sapo.data.benchmarks import cut, load_own_task, load_task
@@ -42,7 +42,7 @@ from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
 from sapo.data.render import control_tokens
 from sapo.data.tasks import Example, Task, own_task
-from sapo.experiments.continual import Engine, stages_asked
+from sapo.experiments.continual import Engine, by_prompt, stages_asked
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import label_matches
@@ -52,10 +52,10 @@ from sapo.experiments.model.memory import require_memory
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.plan import PlanEngine, Prices, total_range
+from sapo.experiments.policies import by_loss
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
-UNTOUCHED = "untouched"  # the model before any training
 NO_INSTRUCTION, SHORT = Prompt("", -2), -3  # beside the pool's indices and the original's
 # A third of the rows where there is no test file: differences need test rows more than training does.
 TEST_SHARE = 3
@@ -76,7 +76,6 @@ class Setting:
     scored: tuple[Example, ...]
     pool: PromptPool
     retained: tuple[Task, ...]
-    source: str
     notes: tuple[str, ...] = ()
 
 
@@ -89,19 +88,7 @@ class Wordings:
 
     trained: dict[str, tuple[Prompt, ...]]
     served: dict[str, tuple[Prompt, ...]]
-    losses: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation: the model trained under `trained`, served `prompt` as `served`."""
-
-    seed: int
-    trained: str
-    served: str
-    prompt: Prompt
-    task: Task
-    stored: Stored | Planned
+    losses: Mapping[int, float]
 
 
 # --- what is compared --------------------------------------------------------------------------------------
@@ -125,88 +112,81 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
             f"scorer={first.scorer.name}: a comparison needs the loss of every prompt: scorer=full."
         )
     material = gather(given, first)
-    task, scored, notes = _rows(material, given, first)
-    retained: list[Task] = []
-    for name in first.compare.retain:
-        path = user_path(name)  # a user's own task is named by its file
-        is_own = name.endswith((".yaml", ".yml"))
-        other = (
-            cut(load_own_task(path.stem, path.parent, first.data.delimiter), first)
-            if is_own
-            else load_task(name, first)
-        )
-        retained.append(other)
-        if other.test == task.test or other.name == task.name:
-            raise UserError(f"compare.retain: {other.name} is the task that is trained; name others.")
+    source, pool = material.source, material.pool
+    task, notes = _rows(material, given, first)
+    retained = tuple(_retained(name, task, first) for name in first.compare.retain)
     if (n_distinct := len(set(distinct_rows(task.test)))) < LEAST_TEST:
         raise UserError(
-            f"{material.source}: {n_distinct} distinct test rows; a comparison needs at least {LEAST_TEST}."
+            f"{source}: {n_distinct} distinct test rows; a comparison needs at least {LEAST_TEST}."
         )
     if task.labels and len(targets := {example.target for example in task.test}) == 1:
         raise UserError(
-            f"{material.source}: all {len(task.test)} test rows have the answer '{targets.pop()}', which a "
-            "model that always gives it gets right: give test rows with others too."
+            f"{source}: all {len(task.test)} test rows have the answer '{targets.pop()}', which a model that "
+            "always gives it gets right: give test rows with others too."
         )
     found = row_findings(task.train, control_tokens(load_tokenizer(first.model)))
-    notes = (*notes, *(finding.message for finding in found))
-    pool, source = material.pool, material.source
-    setting = Setting(tuple(configs), task, scored, pool, tuple(retained), source, notes)
-    prompts = [*material.pool.candidates(include_original=True)]
-    if first.compare.short:
-        prompts.append(Prompt(first.compare.short, SHORT))
-    preflight(
-        first, [(task, prompts), *((other, [Prompt(other.instruction)]) for other in retained)], trains=True
-    )
+    notes += [finding.message for finding in found]
+    short = [Prompt(first.compare.short, SHORT)] if first.compare.short else []
+    own = (task, [*pool.candidates(include_original=True), *short])
+    preflight(first, [own, *((other, [Prompt(other.instruction)]) for other in retained)], trains=True)
     if note := require_memory(first):
-        setting = replace(setting, notes=(*notes, note))
-    wordings_of(
-        setting, dict.fromkeys(range(-1, len(material.pool.paraphrases)), 0.0)
-    )  # refuses what is not there
+        notes.append(note)
+    setting = Setting(tuple(configs), task, material.task.train, pool, retained, tuple(notes))
+    wordings_of(setting, dict.fromkeys(range(-1, len(pool.paraphrases)), 0.0))  # refuses what is not there
     return setting
 
 
-def _rows(
-    material: Material, given: Mapping[str, str], config: Config
-) -> tuple[Task, tuple[Example, ...], tuple[str, ...]]:
-    """The task with the rows to train and test with, the scored rows, and what is to be said of them.
+def _retained(name: str, trained: Task, config: Config) -> Task:
+    """A task on which forgetting is measured; a user's own is named by its file."""
+    path = user_path(name)
+    if name.endswith((".yaml", ".yml")):
+        task = cut(load_own_task(path.stem, path.parent, config.data.delimiter), config)
+    else:
+        task = load_task(name, config)
+    if task.test == trained.test or task.name == trained.name:
+        raise UserError(f"compare.retain: {task.name} is the task that is trained; name others.")
+    return task
+
+
+def _rows(material: Material, given: Mapping[str, str], config: Config) -> tuple[Task, list[str]]:
+    """The task with the rows to train and test with, and what is to be said of them.
 
     The scored rows are those of `sapo select`. A benchmark and a test file bring test rows; else inputs that
     are not scored are drawn for the test, with all their repetitions.
     """
-    scored, notes = material.task.train, list(material.task.notes)
+    task, notes, data = material.task, list(material.task.notes), config.data
     if config.task:
         task = load_task(config.task, config)
     else:
-        limit = config.data.test_examples or MOST_TEST
-        splits = read_splits(user_path(given["data"]), given["data"], config.data.delimiter)
+        train, limit = tuple(material.rows), data.test_examples or MOST_TEST
+        splits = read_splits(user_path(given["data"]), given["data"], data.delimiter)
         if "test" in splits:
-            train = tuple(material.rows)
             renamed = labels_of(given.get("labels", ""))
-            test = tuple(OwnExamples(splits["test"], material.columns, material.task, renamed))[:limit]
+            test = tuple(OwnExamples(splits["test"], material.columns, task, renamed))[:limit]
         else:
-            rows, known = list(material.rows), {example.input for example in material.task.train}
-            free = list(dict.fromkeys(example.input for example in rows if example.input not in known))
-            size = min(len(rows) // TEST_SHARE, limit)
+            known = {example.input for example in task.train}
+            free = list(dict.fromkeys(example.input for example in train if example.input not in known))
+            size = min(len(train) // TEST_SHARE, limit)
             if len(free) < min(size, LEAST_TEST):
-                fewer = max(2, len(rows) - len(rows) // TEST_SHARE)
+                fewer = max(2, len(train) - len(train) // TEST_SHARE)
                 raise UserError(
                     f"{material.source}: {len(known)} inputs are scored, and {len(free)} others are left to "
                     f"test; it takes {LEAST_TEST}. Score fewer rows, scorer.examples={fewer}, or give more."
                 )
-            draws = Random(f"test {config.seed} {material.task.name}")  # noqa: S311
+            draws = Random(f"test {config.seed} {task.name}")  # noqa: S311
             chosen = set(draws.sample(free, min(size, len(free))))
-            train = tuple(example for example in rows if example.input not in chosen)
-            test = tuple(example for example in rows if example.input in chosen)
+            test = tuple(example for example in train if example.input in chosen)
+            train = tuple(example for example in train if example.input not in chosen)
             notes.append(
                 f"{len(test)} of {material.n_rows} rows are kept for the test; none of them is scored"
             )
-        task = replace(material.task, train=train[: config.data.train_examples], test=test)
-    inputs = {example.input for example in task.train}
+        task = replace(task, train=train[: data.train_examples], test=test)
+    inputs, n_test = {example.input for example in task.train}, len(task.test)
     if shared := sum(example.input in inputs for example in task.test):
-        notes.append(f"{shared} of {len(task.test)} test rows stand in the training rows: they test memory")
-    if repeated := len(task.test) - len(set(distinct_rows(task.test))):
-        notes.append(f"{repeated} of {len(task.test)} test rows repeat others: intervals count distinct rows")
-    return task, scored, tuple(notes)
+        notes.append(f"{shared} of {n_test} test rows stand in the training rows: they test memory")
+    if repeated := n_test - len(set(distinct_rows(task.test))):
+        notes.append(f"{repeated} of {n_test} test rows repeat others: intervals count distinct rows")
+    return task, notes
 
 
 def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:
@@ -214,68 +194,72 @@ def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:
 
     Prompts for `unseen` are drawn from those that no row trains with by name, and `mixed` leaves them out.
     """
-    pool, compare, config = setting.pool, setting.configs[0].compare, setting.configs[0]
-    every = pool.candidates(include_original=True)
-    can_be_chosen = [p for p in every if config.scorer.include_original or p != pool.original]
-    by_loss = sorted(can_be_chosen, key=lambda prompt: (losses[prompt.index], prompt.index))
+    pool, config = setting.pool, setting.configs[0]
+    train, serve, n_unseen = config.compare.train, config.compare.serve, config.compare.unseen
+    ranked = by_loss(pool.candidates(config.scorer.include_original), losses)
     single = {
         "original": pool.original,
-        "chosen": by_loss[0],
-        "highest": by_loss[-1],
+        "chosen": ranked[0],
+        "highest": ranked[-1],
         "none": NO_INSTRUCTION,
-        **{name: pool.at(int(name)) for name in compare.train if name.isdecimal()},
+        **{name: pool.at(int(name)) for name in train if name.isdecimal()},
     }
-    short = (
-        Prompt(compare.short, SHORT) if compare.short else min(pool.paraphrases, key=lambda p: len(p.text))
-    )
-    named = {single[name] for name in compare.train if name in single} | {short, pool.original}
+    own = config.compare.short
+    short = Prompt(own, SHORT) if own else min(pool.paraphrases, key=lambda prompt: len(prompt.text))
+    named = {single[name] for name in train if name in single} | {short, pool.original}
     free = [prompt for prompt in pool.paraphrases if prompt not in named]
     unseen: list[Prompt] = []
-    if "unseen" in compare.serve:
-        if len(free) < compare.unseen + ("mixed" in compare.train):
+    if "unseen" in serve:
+        if len(free) < n_unseen + ("mixed" in train):
             raise UserError(
-                f"compare.unseen={compare.unseen}: the pool of {pool.task} has {len(free)} prompts beside "
-                "those that are trained with or served by name. Give more paraphrases, or fewer unseen."
+                f"compare.unseen={n_unseen}: the pool of {pool.task} has {len(free)} prompts beside those "
+                "that are trained with or served by name. Give more paraphrases, or fewer unseen."
             )
         draws = Random(f"unseen {config.seed} {pool.task}")  # noqa: S311
-        unseen = sorted(draws.sample(free, compare.unseen), key=lambda prompt: prompt.index)
-    mixed = tuple(prompt for prompt in every if prompt not in unseen)
-    served = {
-        "original": (pool.original,),
-        "none": (NO_INSTRUCTION,),
-        "short": (short,),
-        "unseen": tuple(unseen),
-    }
-    return Wordings(
-        {name: mixed if name == "mixed" else (single[name],) for name in dict.fromkeys(compare.train)},
-        {name: served.get(name, ()) for name in dict.fromkeys(compare.serve)},
-        dict(losses),
-    )
+        unseen = sorted(draws.sample(free, n_unseen), key=lambda prompt: prompt.index)
+    mixed = tuple(p for p in pool.candidates(include_original=True) if p not in unseen)
+    served = {"original": (pool.original,), "none": (NO_INSTRUCTION,), "short": (short,)}
+    served |= {"unseen": tuple(unseen), "trained": ()}  # which each row has its own of
+    trained = {name: mixed if name == "mixed" else (single[name],) for name in train}
+    return Wordings(trained, {name: served[name] for name in serve}, losses)
 
 
 # --- what is computed --------------------------------------------------------------------------------------
 
 
-async def measure(setting: Setting, engine: Engine) -> tuple[Wordings, list[Cell]]:
-    """Scores the pool, trains and evaluates; `Planned` stages stand in where nothing is computed."""
-    first = setting.configs[0]
-    candidates = setting.pool.candidates(include_original=True)
+async def measure(setting: Setting, engine: Engine) -> tuple[Wordings, list[pd.DataFrame]]:
+    """Scores the pool, trains and evaluates: a table an evaluation, as `compare` joins them.
+
+    None where stages are planned only: then an order of the prompts is assumed in which the original is
+    neither first nor last.
+    """
+    first, candidates = setting.configs[0], setting.pool.candidates(include_original=True)
     scored = await engine.run(Score(first, BASE, setting.task, setting.scored, candidates))
-    if isinstance(scored, Planned):  # to count: an order in which the original is neither first nor last
-        losses = {prompt.index: abs(prompt.index + 0.5) for prompt in candidates} | {ORIGINAL: 1.0}
-    else:
-        table = prompt_losses(scored.examples(), first.scorer.reduction)
-        losses = dict(zip(table["prompt"].tolist(), table["loss"].tolist(), strict=True))
+    losses = {prompt.index: abs(prompt.index + 0.5) for prompt in candidates} | {ORIGINAL: 1.0}
+    if isinstance(scored, Stored):
+        losses = by_prompt(prompt_losses(scored.examples(), first.scorer.reduction))
     wordings = wordings_of(setting, losses)
-    cells = await asyncio.gather(*(_of_seed(setting, wordings, config, engine) for config in setting.configs))
-    return wordings, [cell for of_seed in cells for cell in of_seed]
+    of_seeds = await asyncio.gather(*(_of_seed(setting, wordings, each, engine) for each in setting.configs))
+    return wordings, [table for tables in of_seeds for table in tables]
 
 
-async def _of_seed(setting: Setting, wordings: Wordings, config: Config, engine: Engine) -> list[Cell]:
+async def _of_seed(
+    setting: Setting, wordings: Wordings, config: Config, engine: Engine
+) -> list[pd.DataFrame]:
     task = setting.task
 
     async def state_of(prompts: tuple[Prompt, ...]) -> str:
         return (await engine.run(Train(config, BASE, 0, (TrainingTask(task, prompts),)))).key
+
+    async def answers(name: str, column: str, prompt: Prompt, tested: Task) -> list[pd.DataFrame]:
+        stored = await engine.run(Evaluate(config, states[name], tested, prompt))
+        if isinstance(stored, Planned):
+            return []
+        table, rows = stored.examples(), distinct_rows(tested.test)
+        facts = {"seed": config.seed, "trained": name, "served": column, "prompt": prompt.index}
+        facts |= {"text": prompt.text, "task": tested.name, "row": [rows[i] for i in table["example"]]}
+        matches = pd.array(label_matches(table, tested.labels), dtype="Float64")
+        return [table[["exact_match", "rougeL", "nll"]].assign(**facts, label_match=matches)]
 
     keys = await asyncio.gather(*(state_of(prompts) for prompts in wordings.trained.values()))
     states = {UNTOUCHED: BASE, **dict(zip(wordings.trained, keys, strict=True))}
@@ -287,86 +271,46 @@ async def _of_seed(setting: Setting, wordings: Wordings, config: Config, engine:
         for column, prompts in wordings.served.items()
         for prompt in (own.get(name, ()) if column == "trained" else prompts)
     ]
-    asked += [(n, "retained", Prompt(other.instruction), other) for n in states for other in setting.retained]
-
-    async def cell(name: str, column: str, prompt: Prompt, tested: Task) -> Cell:
-        stored = await engine.run(Evaluate(config, states[name], tested, prompt))
-        return Cell(config.seed, name, column, prompt, tested, stored)
-
-    return list(await asyncio.gather(*(cell(*each) for each in asked)))
+    asked += [(n, RETAINED, Prompt(other.instruction), other) for n in states for other in setting.retained]
+    return [table for found in await asyncio.gather(*(answers(*each) for each in asked)) for table in found]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Stages that are to do, and their least and most seconds: None where nothing was measured."""
-
-    trainings: int
-    evaluations: int
-    seconds: tuple[float, float] | None
-    notes: tuple[str, ...] = ()
-
-
-def cost(setting: Setting, engine: LocalEngine) -> Cost:
-    """What a comparison would compute, and how long it takes at the rates measured here."""
+def cost(setting: Setting, engine: LocalEngine) -> dict[str, Any]:
+    """What a comparison would compute, and its least and most seconds, None where nothing was measured."""
     planned, prices = PlanEngine(engine.store), Prices()
     asyncio.run(measure(setting, planned))
     to_do = list(planned.to_do.values())
     with looked_at_once():
         seconds = total_range([prices.cost(stage).seconds for stage in to_do])
     kinds = [stage.kind for stage in to_do]
-    return Cost(kinds.count("train"), kinds.count("evaluate"), seconds, tuple(prices.notes))
+    counts = {"trainings": kinds.count("train"), "evaluations": kinds.count("evaluate")}
+    return {**counts, "seconds": seconds, "notes": prices.notes}
 
 
 def compare(
     setting: Setting, engine: LocalEngine, expect: Callable[[Counter[str]], object] = ignore
-) -> tuple[Wordings, pd.DataFrame]:
-    """Computes a comparison.
+) -> tuple[Wordings, Comparison]:
+    """Computes a comparison; `expect` is told how many stages of each kind are asked for, at most.
 
-    Args:
-        setting: What is compared.
-        engine: Where stages are computed.
-        expect: Told how many stages of each kind are asked for, at most.
-
-    Returns:
-        The prompts, and a row for every seed, state, served prompt and test example: see `answers`.
+    Returns the prompts, and what the answers say. These have a row for every seed, state, served prompt and
+    test example: `seed`, `trained`, `served`, `prompt` (index), `text`, `task`, `row` (the first test example
+    with the same input and target) and the scores `rougeL`, `exact_match`, `label_match` (0-100) and `nll`
+    (nats a target token).
     """
     expect(stages_asked(partial(measure, setting)))
     with engine.store.at_work():
-        ((wordings, cells),) = engine.complete([measure(setting, engine)])
-        return wordings, pd.concat(answers(cells), ignore_index=True)
-
-
-def answers(cells: Sequence[Cell]) -> Iterator[pd.DataFrame]:
-    """A table an evaluation: `seed`, `trained`, `served`, `prompt` (index), `task`, `row` and the scores.
-
-    `row` is the first test example with the same input and target; scores are `rougeL`, `exact_match`,
-    `label_match` (0-100) and `nll` (nats a target token).
-    """
-    for cell in cells:
-        if not isinstance(cell.stored, Stored):
-            raise WorkError("A planned comparison has no answers.")
-        table = cell.stored.examples()
-        rows = distinct_rows(cell.task.test)
-        yield pd.DataFrame(
-            {
-                "seed": cell.seed,
-                "trained": cell.trained,
-                "served": cell.served,
-                "prompt": cell.prompt.index,
-                "text": cell.prompt.text,
-                "task": cell.task.name,
-                "row": [rows[example] for example in table["example"]],
-                "label_match": pd.array(label_matches(table, cell.task.labels), dtype="Float64"),
-                **{name: table[name] for name in ("exact_match", "rougeL", "nll")},
-            }
-        )
+        ((wordings, tables),) = engine.complete([measure(setting, engine)])
+    answers, task = pd.concat(tables, ignore_index=True), setting.task
+    texts = {name: [prompt.text for prompt in prompts] for name, prompts in wordings.trained.items()}
+    measures = leading_measures(answers, [example.target for example in task.test])
+    model = setting.configs[0].model.name
+    return wordings, Comparison(task.name, model, answers, texts, dict(wordings.losses), measures)
 
 
 def write_task(
     setting: Setting,
     given: Mapping[str, str],
     overrides: Sequence[str],
-    trained: str,
     prompts: Sequence[Prompt],
     folder: Path,
 ) -> list[str]:
@@ -375,19 +319,17 @@ def write_task(
     Own data gets a task's file and its pool in `folder`, which the first command names. `overrides` are those
     of the comparison; what only a comparison reads is left out.
     """
-    config, pool = setting.configs[0], setting.pool
-    write_pool(folder / "pool.yaml", pool, {"written by": "sapo compare"})
-    if config.task:
-        name = config.task
-        where = [f"sequence.benchmark={config.sequence.benchmark}", f"data.root={config.data.root}"]
-        where = [f"sequence.name={name}", *(where if config.sequence.benchmark != "mini" else where[:1])]
+    config = setting.configs[0]
+    write_pool(folder / "pool.yaml", setting.pool, {"written by": "sapo compare"})
+    if name := config.task:
+        where = [f"sequence.name={name}", f"sequence.benchmark={config.sequence.benchmark}"]
+        where += [f"data.root={config.data.root}"] if config.sequence.benchmark != "mini" else []
     else:
-        instruction = "" if trained == "none" else setting.task.instruction
-        name = write_own_task(given, instruction, folder)
+        name = write_own_task(given, "" if NO_INSTRUCTION in prompts else setting.task.instruction, folder)
         where = ["sequence=own", f"data.root={folder}"]
-    policy = ["policy=paft"] if len(prompts) > 1 else ["policy=fixed", f"policy.index={prompts[0].index}"]
-    if trained in ("original", "none"):
-        policy = ["policy=static"]
+    index = prompts[0].index
+    policy = ["policy=static"] if index < 0 else ["policy=fixed", f"policy.index={index}"]
+    policy = ["policy=paft"] if len(prompts) > 1 else policy
     ours = ("task=", "seed=", "compare.", "paraphrases", "scorer.", "sequence")
     kept = [override for override in overrides if not override.startswith(ours)]
     kept += [f"paraphrases.file={folder / 'pool.yaml'}", "data.train_examples=null"]
@@ -438,16 +380,11 @@ def compare_prompts(
         tokenizer.save_pretrained(folder / "model")
         (folder / "rows").mkdir()
         for split, found in splits_of(rows).items():
-            pairs = ({"input": each.input, "target": each.target} for each in OwnExamples(found, columns))
-            write_jsonl(folder / "rows" / f"{split}.jsonl", pairs)
-        renamed = labels_of(labels)
+            write_jsonl(folder / "rows" / f"{split}.jsonl", map(asdict, OwnExamples(found, columns)))
         pool = pool_of(own_task("rows", prompts[0]), list(prompts[1:]), "a caller")
         write_pool(folder / "pool.yaml", pool, {"written by": "a caller"})
-        given = {
-            "data": str(folder / "rows"),
-            "instruction": prompts[0],
-            "labels": json.dumps(renamed) if renamed else "",
-        }
+        renamed = labels_of(labels)
+        given = {"data": str(folder / "rows"), "labels": json.dumps(renamed) if renamed else ""}
         own = [
             f"model.path={folder / 'model'}",
             f"model.dtype={str(model.dtype).removeprefix('torch.')}",
@@ -456,13 +393,4 @@ def compare_prompts(
             f"store.root={folder / 'store'}",
         ]
         setting = prepare(given, load([*DEFAULTS, *own, *settings]))
-        wordings, answers = compare(setting, LocalEngine(Store(folder / "store")))
-        return comparison_of(setting, wordings, answers)
-
-
-def comparison_of(setting: Setting, wordings: Wordings, answers: pd.DataFrame) -> Comparison:
-    """What the answers say."""
-    texts = {name: [prompt.text for prompt in prompts] for name, prompts in wordings.trained.items()}
-    measures = leading_measures(answers, [example.target for example in setting.task.test])
-    config = setting.configs[0]
-    return Comparison(setting.task.name, config.model.name, answers, texts, wordings.losses, measures)
+        return compare(setting, LocalEngine(Store(folder / "store")))[1]

@@ -118,8 +118,9 @@ def test_every_row_is_served_every_column_and_what_is_equal_is_computed_once(giv
     setting = prepare(given, configs)
     engine = LocalEngine(Store(Path(configs[0].store.root)))
     before = cost(setting, engine)
-    wordings, answers = compare(setting, engine)
-    assert before.seconds is None
+    wordings, found = compare(setting, engine)
+    answers = found.answers
+    assert before["seconds"] is None
     cells = answers.groupby(["seed", "trained", "served"]).size()
     for seed in (0, 1):
         for trained in (UNTOUCHED, *wordings.trained):
@@ -129,12 +130,12 @@ def test_every_row_is_served_every_column_and_what_is_equal_is_computed_once(giv
                 assert cells.get((seed, trained, served), 0) == (0 if missing else expected)
     kinds = [kind for kind, _ in engine.store.stages()]
     different = len(set(wordings.trained.values()))
-    assert kinds.count("train") == 2 * different == before.trainings
+    assert kinds.count("train") == 2 * different == before["trainings"]
     assert kinds.count("score") == 1
     untouched = answers[answers["trained"] == UNTOUCHED].groupby("seed")["nll"].apply(list)
     assert untouched[0] == untouched[1]
     after = cost(setting, engine)
-    assert (after.trainings, after.evaluations, after.seconds) == (0, 0, (0, 0))
+    assert after == {"trainings": 0, "evaluations": 0, "seconds": (0, 0), "notes": []}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_the_commands_that_train_for_good_name_the_prompt_and_the_data(given, co
     setting = prepare(given, [config()])
     folder = tmp_path / "report"
     asked = ["model=tiny_llama", "compare.unseen=2", "seed=0"]
-    train, export = write_task(setting, given, asked, "chosen", [setting.pool.at(3)], folder)
+    train, export = write_task(setting, given, asked, [setting.pool.at(3)], folder)
     assert train == (
         f"sapo train sequence=own data.root={folder} 'sequence.tasks=[parity]' policy=fixed policy.index=3 "
         f"model=tiny_llama paraphrases.file={folder / 'pool.yaml'} data.train_examples=null"
@@ -201,7 +202,7 @@ def test_a_layout_is_trained_with_and_named_in_the_commands(given, config, tmp_p
     assert cost(laid, engine) == cost(plain, engine)
     folder = tmp_path / "out"
     folder.mkdir()
-    command, _ = write_task(laid, given, ["data.layout=system"], "original", (laid.pool.original,), folder)
+    command, _ = write_task(laid, given, ["data.layout=system"], [laid.pool.original], folder)
     assert " data.layout=system" in command
 
 
