@@ -20,13 +20,12 @@ from scipy.stats import t as student
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sapo.conf.errors import UserError, unknown
-from sapo.conf.layout import layout_of
-from sapo.conf.schema import Config
+from sapo.conf.schema import Config, EvaluatorConfig, ScorerConfig
 from sapo.data.files import read_json
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.own import Material, examples_of, gather, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.render import Renderer, as_sent, control_tokens, turns_of
+from sapo.data.render import Renderer, as_sent, control_tokens, rendering
 from sapo.data.subset import draw
 from sapo.data.tasks import SEPARATORS, Example, Task, own_task
 from sapo.experiments.engine.local import ignore
@@ -81,11 +80,14 @@ class Selection:
     runner_up: Prompt | None
     losses: pd.DataFrame
     task: Task = field(repr=False)
-    columns: tuple[str, str] | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-    layout: str | None = None  # `data.layout`
-    sent: Mapping[str, Any] = field(default_factory=dict)  # what to send in production: see `as_sent`
+    columns: tuple[str, str] | None
+    renderer: Renderer = field(repr=False)
     findings: tuple[str, ...] = ()  # what is amiss in the rows, where they were checked
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """What to send in production: see `as_sent`."""
+        return as_sent(self.renderer, self.task, self.chosen.text)
 
     @property
     def n_shortened(self) -> int:
@@ -131,17 +133,16 @@ class Selection:
     def rendered(self, examples: Iterable[Example], index: int | None = None) -> Iterator[dict[str, Any]]:
         """The same, one at a time."""
         texts = dict(zip(self.ranking["index"], self.ranking["text"], strict=True))
-        if index is not None and index not in texts:
+        index = self.chosen.index if index is None else index
+        if index not in texts:
             raise UserError(f"No candidate {index}: there are {min(texts)} to {max(texts)}.")
-        text = self.chosen.text if index is None else str(texts[index])
-        options = {"chat_template_kwargs": dict(self.template_options)} if self.template_options else {}
-        layout = layout_of(self.layout)
-        is_own = self.layout or self.task.separator not in SEPARATORS.values()
+        options, renderer = dict(self.renderer.template_options), self.renderer
+        is_own = renderer.layout or self.task.separator not in SEPARATORS.values()
         for example in examples:
             yield {
-                "prompt": turns_of(layout, self.task, text, example.input),
+                "prompt": renderer.messages(self.task, str(texts[index]), example.input),
                 "completion": [{"role": "assistant", "content": example.target}],
-                **options,
+                **({"chat_template_kwargs": options} if options else {}),
                 # In a layout of the user's the input could not be told when the rows are read again.
                 **({"input": example.input} if is_own else {}),
             }
@@ -195,9 +196,19 @@ def select_prompt(
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
     not finite.
     """
-    prompts = _prompts(candidates, original)
-    _require_usable(model, tokenizer, reduction)
-    task = own_task(name, prompts[0].text, suffix)
+    if isinstance(candidates, str):
+        raise UserError("candidates is one text; give a list of prompts.")
+    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
+    if empty := [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]:
+        raise UserError(f"candidate {empty[0]} is empty or no text.")
+    if len(texts) < 2:
+        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
+    if not tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
+    prompts = [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
+    task = own_task(name, texts[0], suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
     require_enough(drawn, n_rows)
@@ -205,8 +216,11 @@ def select_prompt(
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens, layout=layout)
     require_shown(renderer, task, prompts)
     require_known_tokens(model, renderer, [(task, prompts)])
-    losses = _losses(model, renderer, task, prompts, batch_tokens, on_scored)
-    return _selection(prompts, losses, renderer, task, columns, reduction, include_original)
+    config = Config(
+        scorer=ScorerConfig(reduction=reduction, include_original=include_original),
+        evaluator=EvaluatorConfig(batch_tokens=batch_tokens),
+    )
+    return _ranked(model, renderer, task, prompts, columns, config, on_scored)
 
 
 def select(
@@ -248,24 +262,9 @@ def select(
     tell("Loading the model …")
     expect(len(prompts))
     language_model = load_model(config)
+    renderer = language_model.renderer(*rendering(data))
     with with_adapter(language_model.base, adapter) as model:
-        selection = select_prompt(
-            model,
-            language_model.tokenizer,
-            task.train,
-            [prompt.text for prompt in prompts],
-            separator=task.separator,
-            suffix=task.suffix,
-            layout=data.layout,
-            n_examples=len(task.train),
-            name=task.name,
-            reduction=scorer.reduction,
-            include_original=scorer.include_original,
-            template_options=config.model.template_options,
-            max_input_tokens=data.max_input_tokens,
-            batch_tokens=config.evaluator.batch_tokens,
-            on_scored=on_scored,
-        )
+        selection = _ranked(model, renderer, task, prompts, material.columns, config, on_scored)
     found = row_findings(material.rows, control_tokens(language_model.tokenizer))
     return material, replace(selection, findings=tuple(finding.message for finding in found))
 
@@ -278,8 +277,8 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
         "model": config.model.name,
         "adapter": adapter,
         "chosen": {"index": selection.chosen.index, "text": selection.chosen.text},
-        "layout": selection.layout,
-        "sent": dict(selection.sent),
+        "layout": config.data.layout,
+        "sent": selection.sent,
         "candidates": selection.ranking.to_dict("records"),
         "difference_to_original": asdict(selection.gain),
         "lead": {**asdict(lead), "over": second.index} if lead and second else None,
@@ -301,43 +300,25 @@ def as_json(material: Material, selection: Selection, config: Config, adapter: s
     }
 
 
-def _require_usable(model: Any, tokenizer: PreTrainedTokenizerBase, reduction: str) -> None:
+def _ranked(
+    model: Any,
+    renderer: Renderer,
+    task: Task,
+    prompts: Sequence[Prompt],
+    columns: tuple[str, str] | None,
+    config: Config,
+    on_scored: Callable[[Prompt], object],
+) -> Selection:
+    """The prompts, the original first, ranked on the task's rows.
+
+    They are scored as by a run; modules are afterwards in the mode that they had.
+    """
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         raise UserError(
             f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
             "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
         )
-    if not tokenizer.chat_template:
-        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
-
-
-def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
-    """The candidates with the original first; UserError if there is nothing to choose from."""
-    if isinstance(candidates, str):
-        raise UserError("candidates is one text; give a list of prompts.")
-    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
-    empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if empty:
-        raise UserError(f"candidate {empty[0]} is empty or no text.")
-    if len(texts) < 2:
-        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
-    return [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
-
-
-def _losses(
-    model: PreTrainedModel,
-    renderer: Renderer,
-    task: Task,
-    prompts: Sequence[Prompt],
-    batch_tokens: int | None,
-    on_scored: Callable[[Prompt], object],
-) -> pd.DataFrame:
-    """A row a prompt and example, as a run scores them; modules are afterwards in the mode that they had."""
-    config = Config()
-    config = replace(config, evaluator=replace(config.evaluator, batch_tokens=batch_tokens))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     tables = []
@@ -349,72 +330,56 @@ def _losses(
     finally:
         for module, mode in modes:
             module.training = mode
-    return pd.concat(tables, ignore_index=True)
+    losses = pd.concat(tables, ignore_index=True)
+    ranking, differences = _statistics(losses, prompts, task, renderer, config.scorer)
+    return Selection(
+        ranking=ranking, losses=losses, task=task, columns=columns, renderer=renderer, **differences
+    )
 
 
 # --- statistics --------------------------------------------------------------------------------------------
 
 
-def _selection(
-    prompts: Sequence[Prompt],
-    losses: pd.DataFrame,
-    renderer: Renderer,
-    task: Task,
-    columns: tuple[str, str] | None,
-    reduction: str,
-    include_original: bool,
-) -> Selection:
+def _statistics(
+    losses: pd.DataFrame, prompts: Sequence[Prompt], task: Task, renderer: Renderer, scorer: ScorerConfig
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The ranking, and the fields of a selection that say what was chosen by how much."""
     original, n_paraphrases = prompts[0], len(prompts) - 1
-    means, errors = _mean_losses(losses, prompts, reduction, distinct_rows(task.train))
+    means, errors = _mean_losses(losses, prompts, scorer.reduction, distinct_rows(task.train))
 
-    def difference(first: Prompt, second: Prompt, comparisons: int) -> Difference:
+    def difference(first: Prompt, second: Prompt, comparisons: int = n_paraphrases) -> Difference:
         estimate = means[first.index] - means[second.index]
         return _tested(estimate, errors[first.index] - errors[second.index], comparisons)
 
-    def lead(second: Prompt) -> Difference:
-        """The winner's over the next: of two paraphrases uncorrected, which is valid though both were picked.
-
-        (Gutmann and Maymin 1987, "Is the selected population the best?") Where one is the original, it is the
-        same difference as in the ranking, and corrected as that is.
-        """
-        return difference(best, second, n_paraphrases if original in (best, second) else 1)
-
-    order = by_loss(prompts, means)
-    best, *others = by_loss(prompts if include_original else prompts[1:], means)
-    own = [_tested(means[prompt.index], errors[prompt.index], 1) for prompt in order]
-    found = [difference(prompt, original, n_paraphrases) for prompt in order]
-    ids = renderer.tokenizer([prompt.text for prompt in order], add_special_tokens=False)["input_ids"]
-    n_tokens = losses.groupby("prompt")["n_tokens"].sum()
-    ranking = pd.DataFrame(
-        {
-            "rank": range(1, len(order) + 1),
-            "index": [prompt.index for prompt in order],
-            "text": [prompt.text for prompt in order],
-            "loss": [each.estimate for each in own],
-            "loss_low": [each.low for each in own],
-            "loss_high": [each.high for each in own],
-            "difference": [each.estimate for each in found],
-            "difference_low": [each.low for each in found],
-            "difference_high": [each.high for each in found],
-            "p": [each.p for each in found],
-            "n_examples": len(task.train),
-            "n_tokens": [int(n_tokens[prompt.index]) for prompt in order],
-            "prompt_tokens": [len(tokens) for tokens in ids],
-        }
-    )
-    return Selection(
-        chosen=best,
-        runner_up=others[0] if others else None,
-        ranking=ranking,
-        gain=difference(best, original, n_paraphrases),
-        lead=lead(others[0]) if others else None,
-        losses=losses,
-        task=task,
-        columns=columns,
-        template_options=renderer.template_options,
-        layout=renderer.layout,
-        sent=as_sent(renderer, task, best.text),
-    )
+    best, *others = by_loss(prompts if scorer.include_original else prompts[1:], means)
+    lead = None
+    if second := next(iter(others), None):
+        # Of two paraphrases uncorrected, which is valid though both were picked (Gutmann and Maymin 1987, "Is
+        # the selected population the best?"). Where one is the original, it is the same difference as in the
+        # ranking, and corrected as that is.
+        lead = difference(best, second, n_paraphrases if original in (best, second) else 1)
+    n_tokens, rows = losses.groupby("prompt")["n_tokens"].sum(), []
+    for rank, prompt in enumerate(by_loss(prompts, means), start=1):
+        own, found = _tested(means[prompt.index], errors[prompt.index], 1), difference(prompt, original)
+        rows.append(
+            {
+                "rank": rank,
+                "index": prompt.index,
+                "text": prompt.text,
+                "loss": own.estimate,
+                "loss_low": own.low,
+                "loss_high": own.high,
+                "difference": found.estimate,
+                "difference_low": found.low,
+                "difference_high": found.high,
+                "p": found.p,
+                "n_examples": len(task.train),
+                "n_tokens": int(n_tokens[prompt.index]),
+                "prompt_tokens": len(renderer.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]),
+            }
+        )
+    chosen = {"chosen": best, "runner_up": second, "gain": difference(best, original), "lead": lead}
+    return pd.DataFrame(rows), chosen
 
 
 def _mean_losses(
@@ -434,12 +399,9 @@ def _mean_losses(
         nll, tokens = table["nll"].to_numpy(float), table["n_tokens"].to_numpy(float)
         if reduction == "example":
             nll, tokens = nll / tokens, np.ones_like(tokens)
-        mean = float(nll.sum() / tokens.sum())
+        means[prompt.index] = mean = float(nll.sum() / tokens.sum())
         summed = np.bincount(group, (nll - mean * tokens) / tokens.mean())
-        means[prompt.index], errors[prompt.index] = (
-            mean,
-            np.asarray(summed * (len(summed) / len(group)), float),
-        )
+        errors[prompt.index] = summed * (len(summed) / len(group))
     return means, errors
 
 
@@ -468,7 +430,7 @@ def with_adapter(base: PreTrainedModel, folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield base
         return
-    _require_adapter(folder)
+    _adapter_facts(folder)
     with plain(base):
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -483,9 +445,10 @@ def with_adapter(base: PreTrainedModel, folder: Path | None) -> Iterator[Any]:
         yield model
 
 
-def _require_adapter(folder: Path) -> None:
-    """UserError unless a PEFT adapter lies in the folder; PEFT would look for missing weights on the hub."""
-    if not (folder / "adapter_config.json").is_file():
+def _adapter_facts(folder: Path) -> dict[str, Any]:
+    """What a PEFT adapter says of itself; UserError unless it is whole: PEFT would look on the hub for it."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
         raise UserError(f"adapter={folder}: no adapter_config.json there, so it is no PEFT adapter's folder.")
     # An `adapter_model.bin` is a pickle, which can run code of whoever wrote it.
     if not (folder / WEIGHTS).is_file():
@@ -493,14 +456,14 @@ def _require_adapter(folder: Path) -> None:
             f"adapter={folder}: no weights there: {WEIGHTS}; other formats are not loaded. "
             "PEFT writes one with save_pretrained(FOLDER)."
         )
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise UserError(f"adapter={folder}: {path} is no JSON object.")
+    return facts
 
 
 def _other_base(folder: Path, config: Config) -> str | None:
     """The model that an adapter says it was trained on if it is another, as one of like shapes would fit."""
-    _require_adapter(folder)
-    facts = read_json(folder / "adapter_config.json")
-    if not isinstance(facts, dict):
-        raise UserError(f"adapter={folder}: {folder / 'adapter_config.json'} is no JSON object.")
-    base, named = facts.get("base_model_name_or_path"), config.model.source.partition(":")[2]
+    base, named = _adapter_facts(folder).get("base_model_name_or_path"), config.model.source.partition(":")[2]
     is_this = not base or base == named or Path(base).resolve() == model_folder(config.model).resolve()
     return None if is_this else base
