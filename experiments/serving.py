@@ -9,8 +9,8 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from http.client import HTTPException
+from os.path import commonprefix
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ from sapo.experiments.doctor import Check
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.export import Exportable
 from sapo.experiments.model.load import load_renderer
+from sapo.experiments.paraphrase.openai import is_loopback
 from sapo.experiments.reevaluation import FinishedRun
 from sapo.experiments.stages import Evaluate
 
@@ -60,6 +61,10 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
+class _RefusedError(WorkError):
+    status = 0
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """A server's address, with or without `/v1`; the model's name there; the key, sent as its header."""
@@ -75,7 +80,7 @@ class Endpoint:
             is_right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:  # no port, or no address
             is_right = False
-        if not is_right or "@" in self.url or "?" in self.url or "#" in self.url:
+        if not is_right or {*"@?#"} & {*self.url}:
             raise UserError("serve= must be http(s)://HOST[:PORT][/PATH], with no user, password or query.")
 
     @property
@@ -83,27 +88,22 @@ class Endpoint:
         """The address that `/v1/chat/completions` follows."""
         return self.url.rstrip("/").removesuffix("/v1")
 
-    @cached_property
-    def _opener(self) -> Any:
-        is_here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
-        return build_opener(_NoRedirect, *([ProxyHandler({})] if is_here else []))
-
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that a route answers, to a POST if there is a body; WorkError says why there is none."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        named = {"model": self.model} if self.model and body is not None else {}
-        data = None if body is None else json.dumps({**named, **body}).encode()
-        where = self.root + path
+        named = {"model": self.model} if self.model else {}
+        data, where = None if body is None else json.dumps({**named, **body}).encode(), self.root + path
+        opener = build_opener(_NoRedirect, *([ProxyHandler({})] if is_loopback(self.url) else []))
         try:
             request = Request(where, data, headers)  # noqa: S310 (http and https only)
-            with self._opener.open(request, timeout=self.timeout) as response:
+            with opener.open(request, timeout=self.timeout) as response:
                 return json.loads(response.read(LONGEST_BODY))
         except HTTPError as error:
             said = " ".join(error.read(LONGEST_BODY).decode(errors="replace").split())[:SHOWN]
-            raise _RefusedError(
-                error.code, f"{where} answered {error.code}: {said or error.reason}"
-            ) from None
+            refused = _RefusedError(f"{where} answered {error.code}: {said or error.reason}")
+            refused.status = error.code
+            raise refused from None
         except (ValueError, RecursionError):
             raise WorkError(f"{where} did not answer with JSON. Is it an OpenAI-compatible server?") from None
         except (OSError, HTTPException) as error:
@@ -115,9 +115,9 @@ class Endpoint:
         try:
             found = self.ask(path, body)
         except _RefusedError as error:
-            if error.status in ABSENT or error.status >= 500:
-                return {}
-            raise
+            if error.status not in ABSENT and error.status < 500:
+                raise
+            return {}
         return found if isinstance(found, dict) else {}
 
     def models(self) -> list[str]:
@@ -128,12 +128,6 @@ class Endpoint:
             return []
 
 
-class _RefusedError(WorkError):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True)
 class Planted:
     """A test row, what the run read of it, and what it measured."""
@@ -142,14 +136,6 @@ class Planted:
     rendered: Rendered
     answer: str
     nll: float  # nats a target token
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An endpoint's greedy answer; how many tokens it says to have read."""
-
-    text: str
-    read: int | None
 
 
 class Served:
@@ -173,9 +159,10 @@ class Served:
         name = task or [*learned][-1]
         if name not in learned:
             raise UserError(f"--task {name}: the state has learned {', '.join(learned)}.")
-        if sent is not None and not (
+        is_body = (
             isinstance(sent, dict) and INPUT in json.dumps(sent) and {"messages", "prompt"} & sent.keys()
-        ):
+        )
+        if sent is not None and not is_body:
             raise UserError(
                 "--request: must be a request's body, a JSON object with `messages` (a chat) or `prompt` (a "
                 f"text), and {INPUT} in place of the input."
@@ -185,9 +172,8 @@ class Served:
         # Rows that are read whole: first one of each answer, and those whose answers came to their end.
         table = self.measured(self.state.key, None, few=4 * rows)
         table = table[~table["is_shortened"]]
-        again = table.groupby("prediction").cumcount()
-        order = table.assign(again=again).sort_values(["is_unfinished", "again"], kind="stable")
-        chosen = order.head(rows).sort_index()
+        table = table.assign(again=table.groupby("prediction").cumcount())
+        chosen = table.sort_values(["is_unfinished", "again"], kind="stable").head(rows).sort_index()
         if chosen.empty:
             raise UserError(f"Task {self.task.name}: no test row that is read whole (data.max_input_tokens).")
         self.places = chosen["example"].tolist()
@@ -217,20 +203,24 @@ class Served:
     def body(self, row: Planted) -> dict[str, Any]:
         """What is sent for a row, but for how its answer is decoded."""
         if self.sent is not None:
-            return {name: _filled(value, row.example.input) for name, value in self.sent.items()}
+            text = json.dumps(self.sent).replace(INPUT, json.dumps(row.example.input)[1:-1])
+            return dict(json.loads(text))
         messages = self.renderer.messages(self.task, self.prompt.text, row.example.input)
         options = self.renderer.template_options
         return {"messages": messages, **({"chat_template_kwargs": options} if options else {})}
 
-    def reply(self, row: Planted) -> Reply:
-        """The greedy answer to a row; WorkError with the server's message if there is none."""
-        body = self.body(row)
+    def reply(self, row: Planted) -> tuple[str, int | None]:
+        """The greedy answer to a row, and how many tokens the endpoint says to have read.
+
+        WorkError with the server's message if there is no answer.
+        """
+        body, settings = self.body(row), self.run.config.evaluator
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-        decoding = {"temperature": 0, "max_tokens": self.run.config.evaluator.max_new_tokens, "stream": False}
+        decoding = {"temperature": 0, "max_tokens": settings.max_new_tokens, "stream": False}
         try:
             found = self.endpoint.ask(path, {**body, **decoding})
             choice = found["choices"][0]
-            text = choice["message"]["content"] if "messages" in body else choice["text"]
+            text = (choice["message"]["content"] if "messages" in body else choice["text"]) or ""
         except _RefusedError as error:
             models = self.endpoint.models()
             known = f" Models there: {', '.join(models[:9])} (--model NAME)." if models else ""
@@ -239,27 +229,24 @@ class Served:
             raise WorkError(f"{self.endpoint.root}{path}: its answer is no completion.") from None
         usage = found.get("usage")
         count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        tokenizer, text = self.renderer.tokenizer, text or ""
-        if self.run.config.evaluator.clean_up_spaces:
-            text = tokenizer.clean_up_tokenization(text)
-        return Reply(text.strip(), count if type(count) is int else None)
+        if settings.clean_up_spaces:
+            text = self.renderer.tokenizer.clean_up_tokenization(text)
+        return text.strip(), count if type(count) is int else None
 
     def tokens(self, row: Planted) -> tuple[str, list[int]] | None:
         """The route that shows which tokens the endpoint reads of a row, and the tokens."""
         body = {name: value for name, value in self.body(row).items() if name != "model"}
         shown, route = self.endpoint.offered, "/tokenize"
+        found: dict[str, Any] = {}
+        text = body.get("prompt")
         if "messages" in body and isinstance(text := shown("/apply-template", body).get("prompt"), str):
             route = "/apply-template and /tokenize"
-            found = shown("/tokenize", {"content": text, "add_special": True, "parse_special": True})
         else:
             asked = ("messages", "prompt", "chat_template_kwargs", "add_special_tokens")
-            known = {name: value for name, value in body.items() if name in asked}
-            found = shown("/tokenize", known)
-            if (
-                "count" not in found
-            ):  # llama.cpp's knows a text only, and answers anything else with no tokens
-                content = {"content": body.get("prompt", ""), "add_special": True, "parse_special": True}
-                found = shown("/tokenize", content) if "prompt" in body else {}
+            found = shown("/tokenize", {name: body[name] for name in asked if name in body})
+        # llama.cpp's knows a text only, and answers anything else with no tokens.
+        if "count" not in found and isinstance(text, str):
+            found = shown("/tokenize", {"content": text, "add_special": True, "parse_special": True})
         ids = found.get("tokens")
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             return None
@@ -284,14 +271,12 @@ class Served:
         for row in self.rows:
             replies.append(self.reply(row))
             told()
-        reading = self._reading(replies)
-        yield reading
-        is_read = reading.ok or not reading.required
+        yield (reading := self._reading([count for _, count in replies]))
         has_losses = self.target_nll(self.rows[0]) is not None
         yield self._weights([self.target_nll(row) if has_losses else None for row in self.rows])
-        yield self._answers(replies, is_read)
+        yield self._answers([text for text, _ in replies], reading.ok or not reading.required)
 
-    def _reading(self, replies: Sequence[Reply]) -> Check:
+    def _reading(self, counts: Sequence[int | None]) -> Check:
         name, rows = "tokens", self.rows
         if first := self.tokens(rows[0]):
             route = first[0]
@@ -300,24 +285,19 @@ class Served:
                     fault, texts = difference(self, row, found[1])
                     return Check(name, False, f"{fault} ({route})\n{texts}", self._mend(fault))
             return Check(name, True, f"{len(rows)} rows are read as they were trained ({route})")
-        counts = [reply.read for reply in replies]
         ours = [len(row.rendered.prompt_ids) for row in rows]
         if counts == ours:
             return Check(name, True, f"{len(rows)} rows have as many tokens as in training (its own count)")
         if None not in counts:
-            guesses = [[(name, len(ids)) for name, ids in misreadings(self, row)] for row in rows]
-            fits = [
-                name
-                for name in FAULTS
-                if all((name, count) in guess for guess, count in zip(guesses, counts, strict=True))
-            ]
-            gaps = {count - own for count, own in zip(counts, ours, strict=True) if count is not None}
+            guesses = [{(fault, len(ids)) for fault, ids in misreadings(self, row)} for row in rows]
+            asked = list(zip(guesses, counts, strict=True))
+            fits = [fault for fault in FAULTS if all((fault, count) in guess for guess, count in asked)]
+            gaps = {(count or 0) - own for count, own in zip(counts, ours, strict=True)}
             if not fits and len(gaps) == 1:
                 fits = [SYSTEM if min(gaps) > 0 else PART]
             if fits:
-                mend = " ".join(self._mend(fault) for fault in fits)
                 detail = f"{counts[0]} tokens in place of {ours[0]}: {' or '.join(fits)} (its own count)"
-                return Check(name, False, detail, mend)
+                return Check(name, False, detail, " ".join(map(self._mend, fits)))
         detail = "the endpoint shows none, and no counts that could be compared: answers have to tell"
         return Check(name, False, detail, required=False)
 
@@ -341,23 +321,20 @@ class Served:
             return Check(name, False, f"{said}, and {nearest:.4f} from {where}'s", _ADAPTER)
         return Check(name, False, f"{said}: other weights, or a rough quantization", _ADAPTER)
 
-    def _answers(self, replies: Sequence[Reply], is_read: bool) -> Check:
-        name, rows = "answers", self.rows
-        other = [place for place, row in enumerate(rows) if not _alike(replies[place].text, row.answer)]
-        said = f"{len(rows) - len(other)} of {len(rows)} are the run's"
+    def _answers(self, texts: Sequence[str], is_read: bool) -> Check:
+        n, most = len(self.rows), MOST_OTHER * len(self.rows)
+        other = [i for i, row in enumerate(self.rows) if not _alike(texts[i], row.answer)]
+        said = f"{n - len(other)} of {n} are the run's"
         if other:
-            served, trained = replies[other[0]].text[:SHOWN], rows[other[0]].answer[:SHOWN]
+            served, trained = texts[other[0]][:SHOWN], self.rows[other[0]].answer[:SHOWN]
             said += f"; test row {self.places[other[0]]}: {served!r} for {trained!r}"
-        if len(other) <= MOST_OTHER * len(rows):
-            return Check(name, True, said)
-        if is_read:
-            for where, table in self._other_states().items():
-                pairs = zip(replies, table["prediction"], strict=True)
-                same = [_alike(reply.text, answer) for reply, answer in pairs]
-                if same.count(False) <= MOST_OTHER * len(rows):
-                    said = f"{said}\nThey are {where}'s: {sum(same)} of {len(rows)}"
-                    return Check(name, False, said, _ADAPTER)
-        return Check(name, False, said, "" if not is_read else _ADAPTER)
+        if len(other) <= most:
+            return Check("answers", True, said)
+        for where, table in self._other_states().items() if is_read else ():
+            same = sum(map(_alike, texts, table["prediction"]))
+            if n - same <= most:
+                return Check("answers", False, f"{said}\nThey are {where}'s: {same} of {n}", _ADAPTER)
+        return Check("answers", False, said, _ADAPTER if is_read else "")
 
     def _other_states(self) -> dict[str, pd.DataFrame]:
         """What the run's other states, the untouched model first, answer on the planted rows."""
@@ -378,15 +355,6 @@ def _alike(answer: str, other: str) -> bool:
 
 def _gap(found: Sequence[float], expected: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(found)
-
-
-def _filled(value: Any, text: str) -> Any:
-    """A JSON value with the input in its place wherever a text names it."""
-    if isinstance(value, str):
-        return value.replace(INPUT, text)
-    if isinstance(value, list):
-        return [_filled(item, text) for item in value]
-    return {name: _filled(item, text) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 # --- faults by their names ---------------------------------------------------------------------------------
@@ -413,8 +381,7 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
     """The fault by which an endpoint reads other tokens of a row, and both texts from where they part."""
     renderer, trained = served.renderer, row.rendered.prompt_ids
     decode = renderer.tokenizer.decode
-    place = next((i for i, pair in enumerate(zip(trained, read, strict=False)) if pair[0] != pair[1]), None)
-    place = min(len(trained), len(read)) if place is None else place
+    place = len(commonprefix([trained, read]))
     texts = "\n".join(
         f"{who:<8} token {place}: {decode(ids[max(0, place - 4) :])[:SHOWN]!r}"
         for who, ids in (("trained", trained), ("served", read))
@@ -431,9 +398,9 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
     turns = renderer.messages(served.task, served.prompt.text, row.example.input)
     parts = (served.prompt.text, served.task.separator, served.task.suffix)
     sent = " ".join(turn["content"] for turn in turns)
-    if lost := [part for part in parts if part and part in sent and part not in theirs]:
-        return (BARE if len(lost) == len([part for part in parts if part]) else PART), texts
-    return OTHER, texts
+    lost = [part for part in parts if part and part in sent and part not in theirs]
+    named = PART if len(lost) < len([*filter(None, parts)]) else BARE
+    return named if lost else OTHER, texts
 
 
 def _system_of(renderer: Renderer, text: str) -> str | None:

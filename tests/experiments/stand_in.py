@@ -32,6 +32,7 @@ class StandIn:
     def __init__(self, model: Any, tokenizer: Any, style: str, fault: str = "") -> None:
         self.model, self.tokenizer, self.style, self.fault = model, tokenizer, style, fault
         self.requests: list[tuple[str, dict]] = []
+        self.headers: dict[str, str] = {}
 
     def text(self, body: dict) -> str:
         turns = TURNS.get(self.fault, list)(body["messages"])
@@ -96,6 +97,7 @@ class StandIn:
 
             def answer(self, body: bytes) -> None:
                 models = {"data": [{"id": "base"}, {"id": "adapter", "parent": "base"}]}
+                stand_in.headers = dict(self.headers)
                 status, found = stand_in.answer(self.path, json.loads(body)) if body else (200, models)
                 self.send(status, json.dumps(found).encode(), Content_Type="application/json")
 
