@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from os.path import commonprefix
+from itertools import zip_longest
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -381,7 +381,7 @@ def difference(served: Served, row: Planted, read: list[int]) -> tuple[str, str]
     """The fault by which an endpoint reads other tokens of a row, and both texts from where they part."""
     renderer, trained = served.renderer, row.rendered.prompt_ids
     decode = renderer.tokenizer.decode
-    place = len(commonprefix([trained, read]))
+    place = next(i for i, (ours, theirs) in enumerate(zip_longest(trained, read)) if ours != theirs)
     texts = "\n".join(
         f"{who:<8} token {place}: {decode(ids[max(0, place - 4) :])[:SHOWN]!r}"
         for who, ids in (("trained", trained), ("served", read))
