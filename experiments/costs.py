@@ -4,16 +4,16 @@ Work is counted as the model room computes it: what all rows of a prompt begin w
 tokens, then the steps of generation. A forward pass costs as much as some more tokens (`pass_tokens`).
 """
 
-import json
 import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sapo.conf.errors import UserError
 from sapo.conf.names import plain
@@ -128,41 +128,44 @@ class Estimate:
         is_cpu, n_devices, a_pass = device_of(config).type == "cpu", devices_of(config), pass_of(config)
         reading = config.evaluator.batch_tokens or (budgets.CPU_READING if is_cpu else budgets.LARGEST)
         training = config.trainer.micro_batch_tokens or (budgets.CPU_TRAINING if is_cpu else budgets.LARGEST)
+
+        def once(shape: Shape, batch: int) -> float:
+            return a_pass * (1 + shape.own // batch) + shape.prefix + shape.own
+
         if isinstance(stage, Train):
-            work = Work(trained=_training(stage, shapes, a_pass, training))
-            return work, work
-        if isinstance(stage, Score):
+            least = most = Work(trained=_training(stage, shapes, a_pass, training))
+        elif isinstance(stage, Score):
             # All rows under each prompt; of a race at least its first round, and one prompt to the end.
-            shapes = shapes[: math.ceil(len(shapes) / n_devices)]
-            whole = [a_pass * (1 + s.own // reading) + s.prefix + s.own for s in shapes]
-            most, rows = Work(read=sum(whole)), len(stage.examples)
-            if config.scorer.name != "race" or rows <= FIRST_ROUND:
-                return most, most
-            first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
-            return Work(read=sum(first) + whole[0] - first[0]), most
-        (whole_shape,) = shapes
-        rows = math.ceil(whole_shape.rows / n_devices)
-        shape = replace(whole_shape, rows=rows, own=whole_shape.own * rows / max(1, whole_shape.rows))
-        if not isinstance(stage, Evaluate):  # a gradient
-            work = Work(trained=a_pass * (1 + shape.own // training) + shape.prefix + shape.own)
-            return work, work
-        once = a_pass * (1 + shape.own // reading) + shape.prefix + shape.own
-        answers, is_trained = config.evaluator.answers, stage.state != BASE
-        row = config.model.name, stage.task.name, stage.prompt.text
-        is_kept = row in self.untouched and is_cpu
+            shapes, rows = shapes[: math.ceil(len(shapes) / n_devices)], len(stage.examples)
+            whole = [once(shape, reading) for shape in shapes]
+            least = most = Work(read=sum(whole))
+            if config.scorer.name == "race" and rows > FIRST_ROUND:
+                first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
+                least = Work(read=sum(first) + whole[0] - first[0])
+        else:
+            (shape,) = shapes
+            rows = math.ceil(shape.rows / n_devices)
+            shape = replace(shape, rows=rows, own=shape.own * rows / max(1, shape.rows))
+            if isinstance(stage, Evaluate):
+                read, limit = self._readings(stage) * once(shape, reading), config.evaluator.max_new_tokens
+                batches = math.ceil((shape.own + limit * rows) / reading) if rows else 0
+                # Answers end soon, row by row, or one of a batch runs on to the limit.
+                few, many = min(shape.longest_target, limit) - 1, limit - 1
+                if not config.evaluator.answers:
+                    few = many = 0
+                least = Work(read=read, generated=few * (batches * a_pass + rows / 2))
+                most = Work(read=read, generated=many * (batches * a_pass + rows))
+            else:  # a gradient
+                least = most = Work(trained=once(shape, training))
+        return least, most
+
+    def _readings(self, stage: Evaluate) -> int:
+        """How often an evaluation reads its rows: for answers, for losses, and by the untouched model."""
+        answers, is_trained = stage.config.evaluator.answers, stage.state != BASE
+        row = stage.config.model.name, stage.task.name, stage.prompt.text
+        is_kept = row in self.untouched and device_of(stage.config).type == "cpu"
         self.untouched.update([row] if is_trained else [])
-        readings = (1 if answers else 0) + (not answers or is_trained) + (is_trained and not is_kept)
-        if not answers:
-            work = Work(read=readings * once)
-            return work, work
-        limit = config.evaluator.max_new_tokens
-        batches = math.ceil((shape.own + limit * shape.rows) / reading) if shape.rows else 0
-        # Answers end soon, row by row, or one of a batch runs on to the limit.
-        few, many = min(shape.longest_target, limit) - 1, limit - 1
-        return (
-            Work(read=readings * once, generated=few * (batches * a_pass + shape.rows / 2)),
-            Work(read=readings * once, generated=many * (batches * a_pass + shape.rows)),
-        )
+        return answers + (not answers or is_trained) + (is_trained and not is_kept)
 
 
 def _training(stage: Train, shapes: Sequence[Shape], a_pass: int, micro_batch: int) -> float:
@@ -190,20 +193,24 @@ def _training(stage: Train, shapes: Sequence[Shape], a_pass: int, micro_batch: i
 # --- measured rates ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Rates:
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Rates(BaseModel):
     """What a device does a second with a model, measured through the stages, and where that holds.
 
     `training` and `reading` are tokens a second, `steps` those of generation with `rows` rows at once, all
     beside what a stage of a kind takes whatever its size, `beside` (seconds).
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
     place: dict[str, str]
-    training: float
-    reading: float
-    steps: float
-    rows: int
-    beside: dict[str, float]
+    training: Positive
+    reading: Positive
+    steps: Positive
+    rows: Annotated[int, Field(gt=0)]
+    beside: Annotated[dict[Literal["score", "train", "evaluate"], Seconds], Field(min_length=3)]
     a_pass: int
 
     def seconds(self, stage: Stage, work: Work) -> float:
@@ -238,28 +245,26 @@ def save_rates(config: Config, rates: Rates) -> None:
     """Keeps rates for later plans."""
     path = rates_file(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(rates))
+    write_json(path, rates.model_dump())
 
 
 def find_rates(config: Config) -> tuple[Rates | None, str]:
     """The rates that hold for a config, if there are, and a line on a file that says nothing here."""
     path, again = rates_file(config), "Measure here with: sapo plan --measure"
     try:
-        found = Rates(**json.loads(path.read_bytes()))
-        numbers = (found.training, found.reading, found.steps, *found.beside.values())
-        if not (min(numbers[:3]) > 0 and all(map(math.isfinite, numbers))):
-            raise ValueError("a rate is not above 0")
-        kinds = set(found.beside) == {"score", "train", "evaluate"}
-        if not (kinds and isinstance(found.place, dict) and found.rows > 0):
-            raise ValueError("it is not whole")
-        if found.a_pass != pass_of(config):
-            raise ValueError("it counts a pass as another number of tokens")
+        found = Rates.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None, ""
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return None, f"{path} is not used: it is no file of rates ({error}). {again}"
-    here = place_of(config)
-    other = [f"{k} {found.place.get(k)}, here {v}" for k, v in here.items() if found.place.get(k) != v]
+    except (OSError, ValueError) as error:
+        reason = error
+        if isinstance(error, ValidationError):
+            reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return None, f"{path} is not used: it is no file of rates ({reason}). {again}"
+    there = {**found.place, "tokens a pass": found.a_pass}
+    here = {**place_of(config), "tokens a pass": pass_of(config)}
+    other = [
+        f"{name} {there.get(name)}, here {value}" for name, value in here.items() if there.get(name) != value
+    ]
     if other:
         return None, f"{path} is not used: it was measured elsewhere ({'; '.join(other)}). {again}"
     return found, ""

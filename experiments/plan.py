@@ -1,7 +1,7 @@
 """What a set of jobs would compute: stages to do and done, what they share, and what they take."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,15 +125,19 @@ def plan_jobs(
     with looked_at_once():
         costs = [prices.cost(stage) for stage in engine.to_do.values()]
     done = list(engine.done.values())
-    kinds = [_line(kind, done, costs) for kind in KINDS]
+    kinds = [_line(kind, done, costs, lambda stage, kind=kind: stage.kind == kind) for kind in KINDS]
     places = {stage.position for stage in (*done, *engine.to_do.values()) if isinstance(stage, Train)}
+    trainings = [
+        _line(f"train, task {n + 1}", done, costs, lambda stage, n=n: getattr(stage, "position", None) == n)
+        for n in sorted(places)
+    ]
     by_model = {name: [cost for cost in costs if cost.stage.config.model.name == name] for name in models}
     return {
         "runs": len(possible),
         "unplanned": [{"runs": count, "reason": reason} for reason, count in unplanned.items()],
         # Only probes have gradients, and only where they are asked for.
         "kinds": [kind for kind in kinds if kind["kind"] != "gradient" or kind["done"] + kind["to_do"]],
-        "trainings": [_line("train", done, costs, place) for place in sorted(places)],
+        "trainings": trainings,
         "asked": engine.asked,
         "shared": engine.asked - len(done) - len(costs),
         "seconds": total_range(cost.seconds for cost in costs),
@@ -191,18 +195,12 @@ def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
 
 
 def _line(
-    kind: str, done: Sequence[Stage], costs: Sequence[Cost], place: int | None = None
+    name: str, done: Sequence[Stage], costs: Sequence[Cost], is_meant: Callable[[Stage], bool]
 ) -> dict[str, Any]:
-    """How many stages of a kind are done and to do, and what the latter take; of trainings at one place."""
-
-    def is_meant(stage: Stage) -> bool:
-        return stage.kind == kind and (
-            place is None or (isinstance(stage, Train) and stage.position == place)
-        )
-
+    """How many of the stages that are meant are done and to do, and what the latter take."""
     own = [cost for cost in costs if is_meant(cost.stage)]
     return {
-        "kind": kind if place is None else f"{kind}, task {place + 1}",
+        "kind": name,
         "done": sum(map(is_meant, done)),
         "to_do": len(own),
         "tokens": sum(cost.tokens for cost in own),
