@@ -38,8 +38,7 @@ def command(
     from sapo.experiments.plan import plan_jobs
 
     if measure:
-        from sapo.experiments.costs import rates_file, save_rates
-        from sapo.experiments.measure import measure as measured
+        from sapo.experiments.costs import measured, rates_file, save_rates
         from sapo.experiments.ready import require_ready
 
         by_model = {repr((config.model, config.engine)): config for config in configs}

@@ -18,7 +18,7 @@ LEVELS = {"conf": 0, "data": 1, "analysis": 2, "experiments": 3, "cli": 4}
 # So may the parts of experiments/; what is not named here stands at the top.
 LEVELS_OF_PARTS = (
     *("model", "methods paraphrase policies jobs", "engine", "stages", "costs runs reevaluation export"),
-    "continual compare probe plan measure select targets ready doctor serving harness",
+    "continual compare probe plan select targets ready doctor serving harness",
 )
 PARTS = {name: level for level, names in enumerate(LEVELS_OF_PARTS) for name in names.split()}
 TOP = 6

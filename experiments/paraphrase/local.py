@@ -8,7 +8,7 @@ import torch
 from sapo.conf.schema import Config
 from sapo.experiments.model.budgets import one_example
 from sapo.experiments.model.load import load_model
-from sapo.experiments.paraphrase.chat import OnReply, Reply
+from sapo.experiments.paraphrase import OnReply, Reply
 
 LONGEST = 512
 

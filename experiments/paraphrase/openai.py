@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import ParaphrasesConfig
 from sapo.data.files import is_text
-from sapo.experiments.paraphrase.chat import OnReply, Reply
+from sapo.experiments.paraphrase import OnReply, Reply
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_BODY = 8 << 20  # bytes of one answer: a hundred times what a long chat completion has

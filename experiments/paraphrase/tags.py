@@ -19,10 +19,8 @@ from sapo.conf.schema import Config
 from sapo.data.benchmarks import load_tasks
 from sapo.data.tags import document, read_tags
 from sapo.data.tasks import digest
-from sapo.experiments.paraphrase import chat_of
-from sapo.experiments.paraphrase.chat import Reply
-from sapo.experiments.paraphrase.meta_prompts import THOUGHTS
-from sapo.experiments.paraphrase.writing import alone
+from sapo.experiments.paraphrase import Reply, chat_of
+from sapo.experiments.paraphrase.writing import THOUGHTS, alone
 
 QUESTION = """Below is a request to a language model: an instruction and the text that it is about. \
 Describe what the request is after with short, general tags: the kind of task, the subject, what has to be \

@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,21 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from jinja2 import Template
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import Config, ParaphrasesConfig
 from sapo.data.files import read_yaml
-from sapo.data.pool_checks import check_text
+from sapo.data.pool_checks import check_text, kept_words
 from sapo.data.pools import load_pool, write_pool
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import Task, digest
 from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.paraphrase import chat_of
-from sapo.experiments.paraphrase.chat import Chat, OnReply, Reply
-from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
+from sapo.experiments.paraphrase import Chat, OnReply, Reply, chat_of
 from sapo.experiments.paraphrase.openai import address, key_variable, request_body
 
 AVOIDED = 3  # accepted paraphrases that a repeated request names, so that the answer is not one of them again
+_MESSAGES = {
+    language: Template(text, trim_blocks=True)
+    for language, text in read_yaml(Path(__file__).with_name("messages.yaml")).items()
+}
+THOUGHTS = re.compile(r"^.*</think>|<think>.*\Z", re.DOTALL)  # before an answer, and no part of it
+_ANSWER = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.]*%?")
 _log = logging.getLogger(__name__)
 
@@ -90,6 +95,21 @@ def _total(counts: Iterable[int | None]) -> int | None:
     """The sum of what is known; None where nothing is."""
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
+
+
+def meta_prompt(task: Task, avoid: Sequence[str] = ()) -> str:
+    """The message that asks for one paraphrase of the task's instruction, unlike those to `avoid`."""
+    original, suffix = task.instruction.strip(), task.suffix.strip()
+    message = _MESSAGES["zh" if task.language == "zh" else "en"]
+    return message.render(original=original, words=kept_words(task), suffix=suffix, avoid=avoid)
+
+
+def answer_in(text: str) -> str | None:
+    """The paraphrase in a model's answer: what stands in the tags, else all of it; None if it breaks off."""
+    text = THOUGHTS.sub("", text)
+    if found := _ANSWER.findall(text):
+        return str(found[-1]).strip()
+    return None if "<instruction>" in text.lower() else text.strip()
 
 
 @contextmanager

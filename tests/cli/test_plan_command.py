@@ -4,7 +4,7 @@ import pytest
 from test_compare_command import MINE
 
 from sapo.cli import plan
-from sapo.experiments import measure as measuring
+from sapo.experiments import costs
 
 ONE = ("sequence.tasks=[mini_city]", "policy=static", "method=sequential")
 
@@ -25,7 +25,7 @@ def test_trainings_by_place_and_runs_that_are_left_out(sapo, small):
 
 
 def test_measured_rates_give_time_to_every_plan(sapo, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "SECONDS", 1.0)
+    monkeypatch.setattr(costs, "SECONDS", 1.0)
     settings = (*(each for each in small if not each.startswith("sequence.tasks")), *ONE)
     assert "sapo plan --measure" in sapo("plan", *settings).out
     done = sapo("plan", *settings, "--measure", "--json")
@@ -48,6 +48,6 @@ def test_measured_rates_give_time_to_every_plan(sapo, small, tmp_path, monkeypat
 
 
 def test_answers_without_a_step_are_taken_for_readings(sapo, small, monkeypatch):
-    monkeypatch.setattr(measuring, "SECONDS", 0.1)
+    monkeypatch.setattr(costs, "SECONDS", 0.1)
     settings = (*small, "policy=static", "evaluator.max_new_tokens=1", "--measure", "--json")
     assert sapo("plan", *settings).document["seconds"][0] > 0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tiny import Answering
 
-from sapo.experiments.paraphrase.chat import Reply
+from sapo.experiments.paraphrase import Reply
 
 # What becomes of a chat's turns, of the text that the template makes of them, or of its tokens.
 TURNS: dict[str, Callable[[list], list]] = {

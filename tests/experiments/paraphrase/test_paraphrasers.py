@@ -26,11 +26,9 @@ from sapo.data.pool_checks import check_pool
 from sapo.data.pools import instruction_name, load_pool, write_pool, written_path
 from sapo.data.prompts import pool_of, read_pool
 from sapo.data.tasks import digest, own_task
-from sapo.experiments.paraphrase import chat_of
-from sapo.experiments.paraphrase.chat import Chat, Reply
-from sapo.experiments.paraphrase.meta_prompts import answer_in, meta_prompt
+from sapo.experiments.paraphrase import Chat, Reply, chat_of
 from sapo.experiments.paraphrase.openai import OpenAIChat, spellings
-from sapo.experiments.paraphrase.writing import checked, write_paraphrases
+from sapo.experiments.paraphrase.writing import answer_in, checked, meta_prompt, write_paraphrases
 
 INSTRUCTION = 'Classify the sentiment of the tweet as "positive" or "negative".'
 LABELS = ("positive", "negative")
