@@ -33,8 +33,7 @@ CARD = "README.md"
 TOKENIZER = "tokenizer"
 # Largest difference between the logits of adapter and merged model, as a share of the largest logit: the
 # merge itself is in float32, and below that the rounding of the saved weights decides.
-TOLERANCES = {torch.float32: 1e-4}
-TOLERANCE_OF_HALVES = 0.05
+TOLERANCE, TOLERANCE_OF_HALVES = 1e-4, 0.05
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,17 @@ class Exportable:
     learned: list[dict[str, Any]]
 
     @property
-    def config(self) -> Config:
-        """The run's config."""
-        return self.run.config
-
-    @property
     def adapter(self) -> Path:
         """The stored adapter."""
         return self.trained.folder / FOLDER
 
     def facts(self, merge: bool) -> dict[str, Any]:
         """What is exported, as JSON values."""
-        model = self.config.model
-        name, revision = base_of(self.config)
+        record, config, model = self.run.record, self.run.config, self.run.config.model
+        name, revision = base_of(config)
         return {
-            "run": self.run.record.id,
-            "sequence": self.run.record.sequence,
+            "run": record.id,
+            "sequence": record.sequence,
             "kind": "merged" if merge else "adapter",
             "state": {"after": self.state.after, "key": self.trained.key},
             "base": {
@@ -80,10 +74,10 @@ class Exportable:
             "is_on_hub": not Path(name).is_absolute(),
             "rank": stored_json(self.adapter / "adapter_config.json")["r"],
             "template_options": dict(model.template_options),
-            "max_new_tokens": self.config.evaluator.max_new_tokens,
+            "max_new_tokens": config.evaluator.max_new_tokens,
             "tasks": self.learned,
             "tested": list(self.state.tasks),
-            "definition": self.config.parity.definition,
+            "definition": config.parity.definition,
         }
 
 
@@ -94,42 +88,35 @@ def exportable(run: FinishedRun, wanted: str) -> Exportable:
     base model on this machine is not the one that the run trained; WorkError if the store is damaged.
     """
     state = _state(run, wanted)
-    chain: list[tuple[Stored, dict[str, Any]]] = []  # the trainings that led to it, the first one first
+    trained: list[Stored] = []  # that led to it, the last one first
+    shown: list[dict[str, Any]] = []
     after, key = state.after, state.key
     while key != BASE:
         stored = run.store.find("train", key)
         if stored is None:
             raise run.missing(after)
+        trained.append(stored)
         identity = stored_json(stored.folder / "identity.json")
-        chain.insert(0, (stored, identity))
+        shown = [learned["task"] for learned in identity["tasks"]] + shown
         after, key = identity["position"], identity["state"]
     preflight(run.config, trains=False, answers=False)
     run.require_same_base()
-    shown = [learned["task"] for _, identity in chain for learned in identity["tasks"]]
-    renderer = load_renderer(run.config)
-    learned = [
-        {
-            "task": choice.task,
-            "instruction": choice.text,
-            "separator": task["separator"],
-            "suffix": task["suffix"],
-            "drawn": choice.drawn and list(choice.drawn),
-            **as_sent(
-                renderer,
-                Task(choice.task, choice.text, task["suffix"], (), (), separator=task["separator"]),
-                choice.text,
-            ),
-        }
-        for choice, task in zip(run.learned(state), shown, strict=True)
-    ]
-    return Exportable(run, state, chain[-1][0], learned)
+    renderer, learned = load_renderer(run.config), []
+    for choice, identity in zip(run.learned(state), shown, strict=True):
+        frame = {name: identity[name] for name in ("separator", "suffix")}
+        task = Task(choice.task, choice.text, train=(), test=(), **frame)
+        drawn = choice.drawn and list(choice.drawn)
+        facts = {"task": choice.task, "instruction": choice.text, **frame, "drawn": drawn}
+        learned.append(facts | as_sent(renderer, task, choice.text))
+    return Exportable(run, state, trained[0], learned)
 
 
 def _state(run: FinishedRun, wanted: str) -> StateRecord:
-    name, record = run.record.id, run.record
-    trained = [state for state in record.states if state.key != BASE]
+    name, tasks = run.record.id, ", ".join(run.record.tasks)
+    trained = [state for state in run.record.states if state.key != BASE]
     if not trained:
-        raise UserError(f"Run {name} trained nothing (method {record.method}): it has no adapter to export.")
+        method = run.record.method
+        raise UserError(f"Run {name} trained nothing (method {method}): it has no adapter to export.")
     if wanted in {"base", "0"}:
         raise UserError(
             f"--state {wanted}: the untouched model has no adapter to export. "
@@ -140,7 +127,6 @@ def _state(run: FinishedRun, wanted: str) -> StateRecord:
     found = [state for state in trained if state.after == number]
     if not found:  # the first state that has learned the task is the one that its training left
         found = [s for s in trained if wanted in [choice.task for choice in run.learned(s)]][:1]
-    tasks = ", ".join(record.tasks)
     if len(found) > 1:
         raise UserError(
             f"--state {wanted}: run {name} trained each task alone, and has a state for each. "
@@ -205,12 +191,12 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
     largest logit; raises WorkError if it is above the tolerance.
     """
     require_free(folder)
-    if merge and source.config.model.load != "full":
+    if merge and source.run.config.model.load != "full":
         raise UserError(
             f"Run {source.run.record.id} trained on weights in 4 bits (model.load=nf4), which cannot take an "
             "adapter in; merged into whole weights it would answer otherwise. Leave out --merge."
         )
-    tokenizer, target = load_tokenizer(source.config.model), folder.resolve()
+    tokenizer, target = load_tokenizer(source.run.config.model), folder.resolve()
     difference = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +208,7 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
                 tokenizer.save_pretrained(built)
             else:
                 config = LoraConfig.from_pretrained(str(source.adapter))
-                config.base_model_name_or_path, config.revision = base_of(source.config)
+                config.base_model_name_or_path, config.revision = base_of(source.run.config)
                 config.save_pretrained(str(built))
                 (built / WEIGHTS).write_bytes((source.adapter / WEIGHTS).read_bytes())
                 tokenizer.save_pretrained(built / TOKENIZER)
@@ -236,7 +222,7 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
 
 
 def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
-    model, last = source.config.model, source.learned[-1]
+    model, last = source.run.config.model, source.learned[-1]
     base: Any = read_model(model, "auto").eval()
     if getattr(base.config, "quantization_config", None):
         raise UserError(f"Model {model.name} is quantized and cannot take merged weights. Leave out --merge.")
@@ -251,7 +237,7 @@ def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokeniz
     with torch.inference_mode():
         after = base(input_ids=ids).logits.float()
     difference = float((after - before).abs().max() / before.abs().max())
-    tolerance = TOLERANCES.get(base.dtype, TOLERANCE_OF_HALVES)
+    tolerance = TOLERANCE if base.dtype == torch.float32 else TOLERANCE_OF_HALVES
     if not difference <= tolerance:
         raise WorkError(
             f"The merged model's logits differ from the adapter's by {difference:.2g} of the largest one, "

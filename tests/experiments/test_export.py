@@ -16,7 +16,7 @@ from sapo.conf.errors import UserError, WorkError
 from sapo.conf.load import load_one
 from sapo.experiments import export as exporting
 from sapo.experiments.engine.store import Store
-from sapo.experiments.export import TOLERANCES, export, exportable, merge_into
+from sapo.experiments.export import TOLERANCE, export, exportable, merge_into
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.load import load_model
@@ -103,8 +103,8 @@ def test_a_merged_model_gives_the_logits_of_the_stored_state(lorainc, store, tmp
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert merged.dtype == torch.float32
     largest = (logits(merged) - expected).abs().max() / expected.abs().max()
-    assert largest <= TOLERANCES[torch.float32]
-    assert 0 < difference <= TOLERANCES[torch.float32]
+    assert largest <= TOLERANCE
+    assert 0 < difference <= TOLERANCE
     then = load_file(model_folder(lorainc.config.model) / "model.safetensors")
     now = load_file(tmp_path / "out" / "model.safetensors")
     assert now.keys() == then.keys()

@@ -49,7 +49,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(source):
     """Transformers' own: the trained state and the untouched model."""
-    trained, untouched = (read_model(source.config.model, torch.float32).eval() for _ in range(2))
+    trained, untouched = (read_model(source.run.config.model, torch.float32).eval() for _ in range(2))
     return {"trained": load_adapter(trained, source.trained.folder / FOLDER).eval(), "adapter": untouched}
 
 
@@ -62,7 +62,7 @@ def served_by(stand_in, source, **options):
 @pytest.fixture
 def checked(source, models):
     """`checked(STYLE, FAULT)`: the checks of a stand-in, by name."""
-    tokenizer = load_tokenizer(source.config.model)
+    tokenizer = load_tokenizer(source.run.config.model)
 
     def check(style, fault="", **options):
         stand_in = StandIn(models.get(fault, models["trained"]), tokenizer, style, fault)
@@ -116,7 +116,7 @@ def test_a_program_that_loses_the_layout_is_told_from_what_it_sends(checked):
 
 
 def test_a_whole_text_is_checked_as_it_is_read_there(checked, source):
-    tokenizer, learned = load_tokenizer(source.config.model), source.learned[-1]
+    tokenizer, learned = load_tokenizer(source.run.config.model), source.learned[-1]
     turn = "\n\n".join([learned["instruction"], "Text:\n{input}", learned["suffix"]])
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
@@ -142,7 +142,7 @@ def test_nothing_is_deleted_before_it_is_read(source, monkeypatch):
 
 
 def test_the_key_and_the_name_go_along(source, models):
-    stand_in = StandIn(models["trained"], load_tokenizer(source.config.model), "serve")
+    stand_in = StandIn(models["trained"], load_tokenizer(source.run.config.model), "serve")
     with served_by(stand_in, source) as served:
         served.endpoint = Endpoint(served.endpoint.url, "adapter", "secret")
         _, count = served.reply(served.rows[0])
@@ -153,7 +153,7 @@ def test_the_key_and_the_name_go_along(source, models):
 
 
 def test_a_server_that_is_none(source, models):
-    stand_in = StandIn(models["trained"], load_tokenizer(source.config.model), "serve")
+    stand_in = StandIn(models["trained"], load_tokenizer(source.run.config.model), "serve")
     with served_by(stand_in, source) as served:
         answers = [
             (404, {"detail": "Not Found"}, "answered 404: .*Not Found.*Models there: base, adapter"),
