@@ -48,6 +48,20 @@ def given(tmp_path):
 
 
 @pytest.fixture
+def splits(given, tmp_path):
+    """`splits(slice(40), slice(40, None))`: the same of a folder with these lines for training and test."""
+
+    def written(train, test):
+        lines, folder = (tmp_path / "parity.jsonl").read_text().splitlines(keepends=True), tmp_path / "rows"
+        folder.mkdir(exist_ok=True)
+        for name, part in (("train", train), ("test", test)):
+            (folder / f"{name}.jsonl").write_text("".join(lines[part]))
+        return {**given, "data": str(folder)}
+
+    return written
+
+
+@pytest.fixture
 def config(tiny_config, tmp_path):
     def composed(*overrides):
         pool = f"paraphrases.file='{tmp_path / 'pool.yaml'}'"
@@ -78,13 +92,8 @@ def test_what_is_amiss_in_training_rows_is_named(given, config, tmp_path):
     assert any("repeat an earlier row" in note for note in setting.notes)
 
 
-def test_a_test_file_is_the_test(given, config, tmp_path):
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    lines = (tmp_path / "parity.jsonl").read_text().splitlines(keepends=True)
-    (folder / "train.jsonl").write_text("".join(lines[:40]))
-    (folder / "test.jsonl").write_text("".join(lines[38:]))
-    setting = prepare({**given, "data": str(folder)}, [config()])
+def test_a_test_file_is_the_test(config, splits):
+    setting = prepare(splits(slice(40), slice(38, None)), [config()])
     assert [example.input for example in setting.task.test] == [f"number {i}" for i in range(38, 58)]
     assert any("2 of 20 test rows stand in the training rows" in note for note in setting.notes)
 
@@ -157,26 +166,17 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_computed(
         prepare({**given, **changes}, [config(*overrides)])
 
 
-def test_rows_that_cannot_tell_prompts_apart_are_refused(given, config, tmp_path):
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    lines = (tmp_path / "parity.jsonl").read_text().splitlines(keepends=True)
-    (folder / "train.jsonl").write_text("".join(lines[:40]))
-    (folder / "test.jsonl").write_text("".join(lines[41::2]))
+def test_rows_that_cannot_tell_prompts_apart_are_refused(given, config, splits):
     with pytest.raises(UserError, match="10 distinct test rows; a comparison needs at least 12"):
-        prepare({**given, "data": str(folder)}, [config()])
-    (folder / "test.jsonl").write_text("".join(lines[1::2]))
+        prepare(splits(slice(40), slice(41, None, 2)), [config()])
     with pytest.raises(UserError, match="all 20 test rows have the answer 'odd'"):
-        prepare({**given, "data": str(folder)}, [config()])
+        prepare(splits(slice(40), slice(1, None, 2)), [config()])
 
 
-def test_a_retention_task_that_is_trained_is_refused(config):
+def test_a_task_that_is_trained_and_several_settings_are_refused(given, config):
     only = config("task=mini_price", "paraphrases.file=null", "data.test_examples=12")
     with pytest.raises(UserError, match="mini_price is the task that is trained"):
         prepare({}, [only])
-
-
-def test_one_value_of_every_setting_but_the_seed(given, config):
     with pytest.raises(UserError, match="one value of every setting but the seed"):
         prepare(given, [config(), config("method.rank=4")])
 
@@ -195,63 +195,15 @@ def test_the_commands_that_train_for_good_name_the_prompt_and_the_data(given, co
     assert (task.instruction, task.labels) == (ORIGINAL, ("odd", "even"))
 
 
-def test_a_layout_is_trained_with_and_named_in_the_commands(given, config, tmp_path):
-    """Rows under it are other stages; the command that trains for good says it too."""
-    laid, plain = (prepare(given, [config(*layout)]) for layout in (["data.layout=system"], []))
-    engine = LocalEngine(Store(tmp_path / "store"))
-    assert cost(laid, engine) == cost(plain, engine)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    command, _ = write_task(laid, given, ["data.layout=system"], [laid.pool.original], folder)
-    assert " data.layout=system" in command
-
-
-PRICE = "Maria raised the price of the toaster from $33 to $48."
-HOW = "Directly output only the price as your answer."
-
-
-@pytest.mark.parametrize(
-    ("layout", "full", "bare", "retained"),
-    [
-        (
-            "system",
-            f"system\n{ORIGINAL}<|im_end|>\n<|im_start|>user\nnumber 0",
-            "user\nnumber 2",
-            f"system\nTASK<|im_end|>\n<|im_start|>user\n{PRICE}\n\n{HOW}",
-        ),
-        (
-            "Q: {input}\n{suffix}\n\n{instruction}",
-            f"user\nQ: number 0\n\n{ORIGINAL}",
-            "user\nQ: number 2\n\n",
-            f"user\nQ: {PRICE}\n{HOW}\n\nTASK",
-        ),
-    ],
-)
-def test_every_text_of_a_comparison_is_laid_out(given, config, tmp_path, layout, full, bare, retained):
-    """What is scored and trained, served with and without an instruction, and retained, to the letter."""
-    asked = (f"data.layout='{layout}'", "compare.train=[original]", "compare.serve=[trained,none]")
-    setting = prepare(given, [config(*asked)])
-    planned, model = PlanEngine(Store(tmp_path / "store")), load_model(setting.configs[0])
+def test_every_stage_of_a_comparison_has_the_layout_and_the_command_names_it(given, config, tmp_path):
+    setting = prepare(given, [config("data.layout=system")])
+    planned = PlanEngine(Store(tmp_path / "store"))
     asyncio.run(measure(setting, planned))
-    found = {}
-    for stage in planned.to_do.values():
-        for task, rows, prompt, _ in stage.readings:
-            (rendered,) = model.renderer(stage.config.data).render(task, prompt.text, rows[:1])
-            what = stage.kind, task.name, "none" if prompt.text == NO_INSTRUCTION.text else prompt.name
-            found[what] = model.tokenizer.decode(rendered.input_ids)
-    retained = retained.replace("TASK", setting.retained[0].instruction)
-    original = full.replace("number 0", "number 2")
-    expected = {
-        ("score", "parity", "original prompt"): f"{full}<|im_end|>\n<|im_start|>assistant\neven",
-        ("train", "parity", "original prompt"): f"{full}<|im_end|>\n<|im_start|>assistant\neven",
-        ("evaluate", "parity", "original prompt"): f"{original}<|im_end|>\n<|im_start|>assistant\neven",
-        ("evaluate", "parity", "none"): f"{bare}<|im_end|>\n<|im_start|>assistant\neven",
-        ("evaluate", "mini_price", "original prompt"): f"{retained}<|im_end|>\n<|im_start|>assistant\n$48",
-    }
-    assert {what: found[what] for what in expected} == {
-        what: f"<|im_start|>{text}<|im_end|>\n" for what, text in expected.items()
-    }
-    assert len(found) == len(expected) + len(PARAPHRASES)  # which are scored
+    stages = planned.to_do.values()
+    assert {stage.kind for stage in stages} == {"score", "train", "evaluate"}
+    assert {stage.config.data.layout for stage in stages} == {"system"}
+    command, _ = write_task(setting, given, ["data.layout=system"], [setting.pool.original], tmp_path)
+    assert " policy=static data.layout=system" in command
 
 
 def test_objects_that_a_caller_has_are_compared_and_left_as_they_are(tiny_config):

@@ -4,17 +4,15 @@ import math
 import random
 from dataclasses import replace
 
-import datasets
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
 from tiny import refusal
 
 import sapo.experiments
-from sapo.conf.errors import UserError, WorkError
+from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
-from sapo.data.own import examples_of
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example
 from sapo.experiments.model.adapters import plain
@@ -66,7 +64,12 @@ def plain_losses(model, tokenizer, text: str) -> list[tuple[float, int]]:
 
 @pytest.mark.parametrize("reduction", ["token", "example"])
 def test_losses_are_those_of_a_plain_loop(select, language_model, reduction):
-    ranking = select(reduction=reduction).ranking.set_index("index")
+    selection = select(reduction=reduction)
+    order, ranking = selection.ranking["index"].tolist(), selection.ranking.set_index("index")
+    assert ranking["loss"].is_monotonic_increasing
+    assert ranking["rank"].tolist() == [1, 2, 3, 4]
+    assert [selection.chosen.index, selection.runner_up.index] == order[:2]
+    assert not ranking.isna().any().any()
     for index, text in enumerate(CANDIDATES, start=-1):
         found = plain_losses(language_model.base, language_model.tokenizer, text)
         if reduction == "token":
@@ -77,17 +80,6 @@ def test_losses_are_those_of_a_plain_loop(select, language_model, reduction):
         assert ranking.loc[index, "text"] == text
         assert ranking.loc[index, "n_tokens"] == sum(n for _, n in found)
         assert ranking.loc[index, "prompt_tokens"] == len(text)  # the tiny tokenizer has a token a byte
-
-
-def test_the_ranking_is_sorted_whole_and_finite(usual):
-    selection, ranking = usual, usual.ranking
-    assert ranking["loss"].is_monotonic_increasing
-    assert ranking["rank"].tolist() == [1, 2, 3, 4]
-    assert sorted(ranking["index"]) == [-1, 0, 1, 2]
-    assert not ranking.isna().any().any()
-    assert (selection.chosen.index, selection.chosen.text) == tuple(ranking.loc[0, ["index", "text"]])
-    assert selection.runner_up.index == ranking.loc[1, "index"]
-    assert len(selection.losses) == 4 * len(PAIRS)
 
 
 def test_by_example_the_test_is_scipys_paired_t_test_with_bonferroni(select):
@@ -113,9 +105,8 @@ def test_by_example_the_test_is_scipys_paired_t_test_with_bonferroni(select):
 
 
 def test_by_token_the_error_is_that_of_a_ratio(usual):
-    selection = usual
-    for row in selection.ranking.itertuples():
-        table = selection.losses[selection.losses["prompt"] == row.index]
+    for row in usual.ranking.itertuples():
+        table = usual.losses[usual.losses["prompt"] == row.index]
         n, mean = len(table), table["n_tokens"].mean()
         residuals = [
             (nll - row.loss * m) / mean for nll, m in zip(table["nll"], table["n_tokens"], strict=True)
@@ -170,18 +161,10 @@ def test_the_original_can_be_left_out_of_the_choice(select):
 # --- examples ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "examples",
-    [
-        [Example(*pair) for pair in PAIRS],
-        [{"question": q, "answer": a} for q, a in PAIRS],
-        datasets.Dataset.from_list([{"text": q, "label": a, "id": 1} for q, a in PAIRS]),
-        (list(pair) for pair in PAIRS),
-    ],
-    ids=["examples", "dicts", "dataset", "generator"],
-)
-def test_every_form_of_examples_gives_the_same_ranking(select, usual, examples):
-    apart = select(examples=examples, candidates=CANDIDATES[1:], original=CANDIDATES[0])
+def test_the_original_can_be_said_apart(select, usual):
+    apart = select(
+        examples=[Example(*pair) for pair in PAIRS], candidates=CANDIDATES[1:], original=CANDIDATES[0]
+    )
     assert apart.ranking.equals(usual.ranking)
 
 
@@ -202,13 +185,6 @@ def test_columns_by_name_and_rendering(select):
         selection.render(rows, index=9)
 
 
-def test_a_subset_is_drawn_by_the_seed(select):
-    drawn = [select(n_examples=5, seed=seed).task.train for seed in (0, 0, 1)]
-    assert len(drawn[0]) == 5
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert set(drawn[0]) < set(examples_of(PAIRS))
-
-
 def test_long_inputs_are_cut_and_counted(select):
     selection = select(examples=[("x" * 500, "yes"), *PAIRS], max_input_tokens=200)
     assert selection.n_shortened == 1
@@ -217,10 +193,7 @@ def test_long_inputs_are_cut_and_counted(select):
 @pytest.mark.parametrize(
     ("examples", "options", "message"),
     [
-        ([], {}, "no rows"),
         (PAIRS[:1], {}, "1 of 1 examples"),
-        ([("a", "b"), "c"], {}, "row 1: expected (input, target)"),
-        ([{"x": "a", "y": "b"}] * 2, {}, "columns=[INPUT,TARGET]"),
         (PAIRS, {"candidates": "Is it odd?"}, "one text"),
         (PAIRS, {"candidates": ["Is it odd?"]}, "at least two prompts"),
         (PAIRS, {"candidates": ["Is it odd?", " "]}, "candidate 1 is empty"),
@@ -232,33 +205,12 @@ def test_what_is_refused(select, examples, options, message):
     assert message in refusal(select, examples=examples, **options)
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (None, "no chat template"),
-        (
-            "{% for message in messages %}{{ message['content'][-9:] }}{% endfor %}",
-            "leaves out the instruction",
-        ),
-    ],
-)
-def test_a_tokenizer_whose_template_cannot_be_used_is_refused(
-    select, language_model, monkeypatch, template, message
-):
-    monkeypatch.setattr(language_model.tokenizer, "chat_template", template)
-    with pytest.raises(UserError, match=message):
-        select()
-
-
-def test_a_loss_that_is_not_finite_is_refused(select, language_model):
-    weight = language_model.base.lm_head.weight
-    kept = weight.detach().clone()
-    try:
-        weight.fill_(math.nan)
-        with pytest.raises(WorkError, match="not finite"):
+def test_a_tokenizer_whose_template_cannot_be_used_is_refused(select, language_model, monkeypatch):
+    short = "{% for message in messages %}{{ message['content'][-9:] }}{% endfor %}"
+    for template, message in ((None, "no chat template"), (short, "leaves out the instruction")):
+        monkeypatch.setattr(language_model.tokenizer, "chat_template", template)
+        with pytest.raises(UserError, match=message):
             select()
-    finally:
-        weight.copy_(kept)
 
 
 # --- the model ---------------------------------------------------------------------------------------------
@@ -310,10 +262,10 @@ def test_an_adapter_is_the_models_present_state(tiny_config, tmp_path):
     assert untouched["loss"].tolist() != pytest.approx(expected["loss"].tolist(), rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
-def test_adapters_that_put_learned_tokens_before_prompts_are_refused(language_model, kind):
+def test_adapters_that_put_learned_tokens_before_prompts_are_refused(language_model):
+    learned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with plain(language_model.base):
-        model = get_peft_model(language_model.base, kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
+        model = get_peft_model(language_model.base, learned)
         with pytest.raises(UserError, match="puts learned tokens before every prompt"):
             select_prompt(model, language_model.tokenizer, PAIRS, CANDIDATES)
 
