@@ -56,17 +56,28 @@ def plain_base(run):
     return AutoModelForCausalLM.from_pretrained(model_folder(run.config.model), dtype=torch.float32)
 
 
+@pytest.fixture
+def saved(lorainc, tmp_path):
+    """`saved(base)`: a folder with that model and the run's tokenizer."""
+
+    def save(base):
+        base.save_pretrained(tmp_path / "base")
+        load_model(lorainc.config).tokenizer.save_pretrained(tmp_path / "base")
+        return tmp_path / "base"
+
+    return save
+
+
 # --- the adapter -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("state", "after"), [("last", 2), ("mini_sentiment", 1)])
 def test_an_adapter_gives_the_logits_of_the_stored_state_to_the_bit(lorainc, store, tmp_path, state, after):
-    assert lorainc.record.tasks[0] == "mini_sentiment"
     assert export(exportable(lorainc, state), tmp_path / "out", merge=False, card="# Card") is None
-    expected = stored_logits(lorainc, store, lorainc.record.states[after].key)
-    before = stored_logits(lorainc, store, lorainc.record.states[after - 1].key)
+    expected, before = (
+        stored_logits(lorainc, store, lorainc.record.states[n].key) for n in (after, after - 1)
+    )
     assert (expected - before).abs().max() > 0.1
-
     opened = PeftModel.from_pretrained(plain_base(lorainc), str(tmp_path / "out"))
     assert torch.equal(logits(opened), expected)
     assert opened.peft_config["default"].r == 8 * after
@@ -74,7 +85,7 @@ def test_an_adapter_gives_the_logits_of_the_stored_state_to_the_bit(lorainc, sto
     assert torch.equal(logits(by_itself), expected)
 
 
-def test_an_adapter_names_its_base_and_comes_with_tokenizer_and_card(lorainc, store, tmp_path):
+def test_an_adapter_names_its_base_and_comes_with_tokenizer_and_card(lorainc, tmp_path):
     export(exportable(lorainc, "last"), tmp_path / "out", merge=False, card="# Card\n")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_folder(lorainc.config.model).resolve())
@@ -114,48 +125,34 @@ def test_a_merged_model_gives_the_logits_of_the_stored_state(lorainc, store, tmp
     assert not any(str(model_folder(lorainc.config.model)) in text for text in texts)
 
 
-def test_the_template_in_use_is_written_and_weights_are_rounded_once(lorainc, store, tmp_path):
-    halves = tmp_path / "halves"
+def test_the_template_in_use_is_written_and_weights_are_rounded_once(lorainc, store, tmp_path, saved):
     base = plain_base(lorainc).to(torch.bfloat16)
-    base.save_pretrained(halves)
-    load_model(lorainc.config).tokenizer.save_pretrained(halves)
-    run = finish(store, f"model.path='{halves}'", "model.chat_template=llama2", "sequence.tasks=[mini_city]")
-    source = exportable(run, "last")
+    setting = f"model.path='{saved(base)}'"
+    source = exportable(
+        finish(store, setting, "model.chat_template=llama2", "sequence.tasks=[mini_city]"), "last"
+    )
     export(source, tmp_path / "out", merge=True, card="# Card")
-
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.chat_template.startswith(load_model(run.config).tokenizer.chat_template[:40])
-    assert "[INST]" in tokenizer.chat_template
+    assert "[INST]" in AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
     now, adapter = load_file(tmp_path / "out" / "model.safetensors"), load_file(source.adapter / WEIGHTS)
-    scale = 32 / 8
     for key, weight in base.state_dict().items():
         name = f"base_model.model.{key.removesuffix('.weight')}"
         if f"{name}.lora_A.weight" in adapter:
-            change = adapter[f"{name}.lora_B.weight"] @ adapter[f"{name}.lora_A.weight"] * scale
+            change = adapter[f"{name}.lora_B.weight"] @ adapter[f"{name}.lora_A.weight"] * (32 / 8)
             weight = (weight.float() + change).to(torch.bfloat16)
         assert torch.equal(now[key], weight), key
 
 
 def test_weights_that_the_embedding_shares_are_not_merged_into():
-    config = LlamaConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        vocab_size=16,
-        tie_word_embeddings=True,
-    )
-    base = AutoModelForCausalLM.from_config(config)
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 8)
+    heads = dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1)
+    base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
     adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
     with pytest.raises(UserError, match="lm_head shares its weights with the token embedding"):
         merge_into(base, adapted)
 
 
 def test_a_merge_that_changes_the_answers_is_refused(lorainc, store, tmp_path, monkeypatch):
-    def forget(base, adapted):
-        exporting.unwrap(base)
-
-    monkeypatch.setattr(exporting, "merge_into", forget)
+    monkeypatch.setattr(exporting, "merge_into", lambda base, _: exporting.unwrap(base))
     with pytest.raises(WorkError, match="logits differ from the adapter's by"):
         export(exportable(lorainc, "last"), tmp_path / "out", merge=True, card="# Card")
     assert list(tmp_path.iterdir()) == []
@@ -164,7 +161,7 @@ def test_a_merge_that_changes_the_answers_is_refused(lorainc, store, tmp_path, m
 # --- which state -------------------------------------------------------------------------------------------
 
 
-def test_learned_tasks_are_what_was_trained_in_order(lorainc, store):
+def test_learned_tasks_are_what_was_trained_in_order(lorainc):
     source = exportable(lorainc, "2")
     assert [learned["task"] for learned in source.learned] == list(lorainc.record.tasks[:2])
     for learned in source.learned:
@@ -173,7 +170,7 @@ def test_learned_tasks_are_what_was_trained_in_order(lorainc, store):
         assert learned["suffix"].startswith("Directly output only")
 
 
-def test_single_has_a_state_a_task(store, tmp_path):
+def test_single_has_a_state_a_task(store):
     run = finish(store, "method=single", "policy=static")
     with pytest.raises(UserError, match=r"Say --state TASK, one of: mini_sentiment, mini_city\."):
         exportable(run, "last")
@@ -196,10 +193,9 @@ def test_multitask_learns_all_at_once_and_paft_keeps_what_it_drew_from(store):
 def test_what_has_no_adapter_is_not_exported(lorainc, store):
     with pytest.raises(UserError, match=r"trained nothing \(method zero_shot\)"):
         exportable(finish(store, "method=zero_shot", "policy=static"), "last")
-    for wanted in ("base", "0"):
-        with pytest.raises(UserError, match=r"untouched model has no adapter.*sapo show model tiny_llama"):
-            exportable(lorainc, wanted)
-    for wanted in ("3", "-1", "mini_order", "²"):
+    with pytest.raises(UserError, match=r"untouched model has no adapter.*sapo show model tiny_llama"):
+        exportable(lorainc, "0")
+    for wanted in ("3", "mini_order", "²"):
         with pytest.raises(UserError, match=r"has the states last, 1, 2 \(trained tasks\)"):
             exportable(lorainc, wanted)
 
@@ -216,46 +212,33 @@ def own(store, lorainc, tmp_path):
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_training_that_is_gone(own, after):
-    run = own
-    (run.store.root / "stages" / "train" / run.record.states[after].key / "manifest.json").unlink()
+    (own.store.root / "stages" / "train" / own.record.states[after].key / "manifest.json").unlink()
     sequence = r"sequence=mini_three 'sequence.tasks=\[mini_sentiment,mini_city\]'"
     again = rf"sapo train {sequence} model=tiny_llama method=lorainc policy=fixed seed=0"
     with pytest.raises(UserError, match=rf"State {after} of run .* is not in the store .*{again}"):
-        exportable(run, "last")
+        exportable(own, "last")
 
 
 def test_changed_weights_are_noticed(own):
-    run = own
-    path = exportable(run, "last").adapter / WEIGHTS
-    weights = load_file(path)
-    save_file({key: value + 1 for key, value in weights.items()}, path)
+    path = exportable(own, "last").adapter / WEIGHTS
+    save_file({key: value + 1 for key, value in load_file(path).items()}, path)
     with pytest.raises(WorkError, match=rf"Damaged: .*{FOLDER}.{WEIGHTS} is not what was stored"):
-        exportable(replace(run, store=Store(run.store.root)), "last")
+        exportable(replace(own, store=Store(own.store.root)), "last")
 
 
-def test_another_base_model_is_noticed(store, lorainc, tmp_path):
+def test_another_base_model_is_noticed(store, lorainc, saved):
     base = plain_base(lorainc)
-    base.save_pretrained(tmp_path / "base")
-    load_model(lorainc.config).tokenizer.save_pretrained(tmp_path / "base")
-    run = finish(store, f"model.path='{tmp_path / 'base'}'", "policy=static", "sequence.tasks=[mini_city]")
+    run = finish(store, f"model.path='{saved(base)}'", "policy=static", "sequence.tasks=[mini_city]")
     with torch.no_grad():
         base.lm_head.weight.add_(1)
-    base.save_pretrained(tmp_path / "base")
+    saved(base)
     with pytest.raises(UserError, match=r"The weights of model tiny_llama .* changed since run"):
         exportable(run, "last")
 
 
-def test_nothing_is_overwritten_and_a_failure_leaves_nothing(lorainc, store, tmp_path, monkeypatch):
-    source = exportable(lorainc, "last")
-    full, file, empty = tmp_path / "full", tmp_path / "file", tmp_path / "empty"
-    full.mkdir()
+def test_a_failure_leaves_nothing(lorainc, tmp_path, monkeypatch):
+    source, empty = exportable(lorainc, "last"), tmp_path / "empty"
     empty.mkdir()
-    (full / "mine").write_text("mine")
-    file.write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        export(source, full, merge=False, card="# Card")
-    with pytest.raises(UserError, match="this is a file"):
-        export(source, file, merge=False, card="# Card")
     export(source, empty, merge=False, card="# Card")
     assert (empty / "README.md").is_file()
 
@@ -265,5 +248,4 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(lorainc, store, tmp
     monkeypatch.setattr(exporting.LoraConfig, "from_pretrained", full_disk)
     with pytest.raises(WorkError, match=r"left nothing: .*No space left"):
         export(source, tmp_path / "new", merge=False, card="# Card")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
-    assert [path.name for path in full.iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
