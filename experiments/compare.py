@@ -46,12 +46,11 @@ from sapo.experiments.continual import Engine, by_prompt, stages_asked
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import label_matches
-from sapo.experiments.model.identity import looked_at_once
 from sapo.experiments.model.load import load_tokenizer
 from sapo.experiments.model.memory import require_memory
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
-from sapo.experiments.plan import PlanEngine, Prices, total_range
+from sapo.experiments.plan import PlanEngine, priced, total_range
 from sapo.experiments.policies import by_loss
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
@@ -277,14 +276,12 @@ async def _of_seed(
 
 def cost(setting: Setting, engine: LocalEngine) -> dict[str, Any]:
     """What a comparison would compute, and its least and most seconds, None where nothing was measured."""
-    planned, prices = PlanEngine(engine.store), Prices()
+    planned = PlanEngine(engine.store)
     asyncio.run(measure(setting, planned))
-    to_do = list(planned.to_do.values())
-    with looked_at_once():
-        seconds = total_range([prices.cost(stage).seconds for stage in to_do])
-    kinds = [stage.kind for stage in to_do]
+    costs, notes = priced(planned.to_do.values())
+    kinds = [each.stage.kind for each in costs]
     counts = {"trainings": kinds.count("train"), "evaluations": kinds.count("evaluate")}
-    return {**counts, "seconds": seconds, "notes": prices.notes}
+    return {**counts, "seconds": total_range(each.seconds for each in costs), "notes": notes}
 
 
 def compare(

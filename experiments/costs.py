@@ -16,7 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -133,60 +133,58 @@ def devices_of(config: Config) -> int:
     return 1 if device_of(config).type == "cpu" else config.engine.devices
 
 
-@dataclass
-class Estimate:
-    """The work of stages that one process computes in turn: what the untouched model says is kept.
+Untouched = set[tuple[str, str, str]]
 
-    It is that of each of the devices that compute a stage, of which every one reads what rows begin with.
+
+def work_of(stage: Stage, untouched: Untouched) -> tuple[Work, Work]:
+    """The least and the most that a stage is likely to have a device do.
+
+    Each of the devices that compute a stage reads what rows begin with. `untouched` grows by what the
+    untouched model says, which one process that computes stages in turn keeps.
     """
+    config = stage.config
+    shapes = [shape_of(task, rows, config) for task, rows, *_ in stage.readings]
+    is_cpu, n_devices, a_pass = device_of(config).type == "cpu", devices_of(config), pass_of(config)
+    reading = config.evaluator.batch_tokens or (budgets.CPU_READING if is_cpu else budgets.LARGEST)
+    training = config.trainer.micro_batch_tokens or (budgets.CPU_TRAINING if is_cpu else budgets.LARGEST)
 
-    untouched: set[tuple[str, str, str]] = field(default_factory=set)
+    def once(shape: Shape, batch: int) -> float:
+        return a_pass * (1 + shape.own // batch) + shape.prefix + shape.own
 
-    def work(self, stage: Stage) -> tuple[Work, Work]:
-        """The least and the most that a stage is likely to have a device do."""
-        config = stage.config
-        shapes = [shape_of(task, rows, config) for task, rows, *_ in stage.readings]
-        is_cpu, n_devices, a_pass = device_of(config).type == "cpu", devices_of(config), pass_of(config)
-        reading = config.evaluator.batch_tokens or (budgets.CPU_READING if is_cpu else budgets.LARGEST)
-        training = config.trainer.micro_batch_tokens or (budgets.CPU_TRAINING if is_cpu else budgets.LARGEST)
+    if isinstance(stage, Train):
+        least = most = Work(trained=_training(stage, shapes, a_pass, training))
+    elif isinstance(stage, Score):
+        # All rows under each prompt; of a race at least its first round, and one prompt to the end.
+        shapes, rows = shapes[: math.ceil(len(shapes) / n_devices)], len(stage.examples)
+        whole = [once(shape, reading) for shape in shapes]
+        least = most = Work(read=sum(whole))
+        if config.scorer.name == "race" and rows > FIRST_ROUND:
+            first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
+            least = Work(read=sum(first) + whole[0] - first[0])
+    else:
+        (shape,) = shapes
+        rows = math.ceil(shape.rows / n_devices)
+        shape = replace(shape, rows=rows, own=shape.own * rows / max(1, shape.rows))
+        if isinstance(stage, Evaluate):
+            limit = config.evaluator.max_new_tokens if config.evaluator.answers else 1
+            read = _readings(stage, untouched) * once(shape, reading)
+            batches = math.ceil((shape.own + limit * rows) / reading) if rows else 0
+            # Answers end soon, row by row, or one of a batch runs on to the limit.
+            few, many = min(shape.longest_target, limit) - 1, limit - 1
+            least = Work(read=read, generated=few * (batches * a_pass + rows / 2))
+            most = Work(read=read, generated=many * (batches * a_pass + rows))
+        else:  # a gradient
+            least = most = Work(trained=once(shape, training))
+    return least, most
 
-        def once(shape: Shape, batch: int) -> float:
-            return a_pass * (1 + shape.own // batch) + shape.prefix + shape.own
 
-        if isinstance(stage, Train):
-            least = most = Work(trained=_training(stage, shapes, a_pass, training))
-        elif isinstance(stage, Score):
-            # All rows under each prompt; of a race at least its first round, and one prompt to the end.
-            shapes, rows = shapes[: math.ceil(len(shapes) / n_devices)], len(stage.examples)
-            whole = [once(shape, reading) for shape in shapes]
-            least = most = Work(read=sum(whole))
-            if config.scorer.name == "race" and rows > FIRST_ROUND:
-                first = [a_pass + s.prefix + s.own * FIRST_ROUND / rows for s in shapes]
-                least = Work(read=sum(first) + whole[0] - first[0])
-        else:
-            (shape,) = shapes
-            rows = math.ceil(shape.rows / n_devices)
-            shape = replace(shape, rows=rows, own=shape.own * rows / max(1, shape.rows))
-            if isinstance(stage, Evaluate):
-                read, limit = self._readings(stage) * once(shape, reading), config.evaluator.max_new_tokens
-                batches = math.ceil((shape.own + limit * rows) / reading) if rows else 0
-                # Answers end soon, row by row, or one of a batch runs on to the limit.
-                few, many = min(shape.longest_target, limit) - 1, limit - 1
-                if not config.evaluator.answers:
-                    few = many = 0
-                least = Work(read=read, generated=few * (batches * a_pass + rows / 2))
-                most = Work(read=read, generated=many * (batches * a_pass + rows))
-            else:  # a gradient
-                least = most = Work(trained=once(shape, training))
-        return least, most
-
-    def _readings(self, stage: Evaluate) -> int:
-        """How often an evaluation reads its rows: for answers, for losses, and by the untouched model."""
-        answers, is_trained = stage.config.evaluator.answers, stage.state != BASE
-        row = stage.config.model.name, stage.task.name, stage.prompt.text
-        is_kept = row in self.untouched and device_of(stage.config).type == "cpu"
-        self.untouched.update([row] if is_trained else [])
-        return answers + (not answers or is_trained) + (is_trained and not is_kept)
+def _readings(stage: Evaluate, untouched: Untouched) -> int:
+    """How often an evaluation reads its rows: for answers, for losses, and by the untouched model."""
+    answers, is_trained = stage.config.evaluator.answers, stage.state != BASE
+    row = stage.config.model.name, stage.task.name, stage.prompt.text
+    is_kept = row in untouched and device_of(stage.config).type == "cpu"
+    untouched.update([row] if is_trained else [])
+    return answers + (not answers or is_trained) + (is_trained and not is_kept)
 
 
 def _training(stage: Train, shapes: Sequence[Shape], a_pass: int, micro_batch: int) -> float:
@@ -372,14 +370,15 @@ class _Growing:
         self, kind: str, made: Callable[[Task], Stage], rows: int
     ) -> list[tuple[float, Work, _Steps]]:
         """Seconds, work and steps of stages with 1, 4, 16, … rows, and as many as the share has time for."""
-        found, estimate = [], Estimate()
+        found: list[tuple[float, Work, _Steps]] = []
+        untouched: Untouched = set()
         left, count, largest = _SHARES[kind] * SECONDS, 1, 0
         while count > largest:
             stage, begun = made(self.some(count)), time.monotonic()
             with (steps := _Steps()).counted(self.embedding):
                 asyncio.run(self.engine.run(stage))
             took = time.monotonic() - begun
-            found.append((took, estimate.work(stage)[1], steps))
+            found.append((took, work_of(stage, untouched)[1], steps))
             self.tell(f"{kind}, {count} rows: {took:.2f} s")
             left, largest = left - took, count
             count = min(rows, _GROWTH * count, int(0.9 * left / took * count))

@@ -16,12 +16,13 @@ from sapo.experiments.costs import (
     CHARACTERS_A_TOKEN,
     MARGIN,
     TEMPLATE_TOKENS,
-    Estimate,
     Range,
     Rates,
+    Untouched,
     find_rates,
     hours_of_paper,
     hours_of_peak,
+    work_of,
 )
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.jobs import Job
@@ -75,27 +76,26 @@ class Cost:
     hours: dict[str, float | None]
 
 
-@dataclass
-class Prices:
-    """What stages cost, by the rates that were measured here with their models; `notes` are for people."""
-
-    notes: list[str] = field(default_factory=list)
-    _estimate: Estimate = field(default_factory=Estimate)
-    _rates: dict[str, Rates | None] = field(default_factory=dict)
-
-    def cost(self, stage: Stage) -> Cost:
-        """The cost of a stage that comes after those that were asked for before."""
-        key = repr((stage.config.model, stage.config.engine))
-        if key not in self._rates:
-            self._rates[key], note = find_rates(stage.config)
-            self.notes += [note] if note and note not in self.notes else []
-        rates, tokens = self._rates[key], estimated_tokens(stage)
-        least, most = self._estimate.work(stage)
-        seconds = None
-        if rates:
-            seconds = rates.seconds(stage, least) * (1 - MARGIN), rates.seconds(stage, most) * (1 + MARGIN)
-        hours = {"paper": hours_of_paper(stage, tokens), "peak": hours_of_peak(stage, most)}
-        return Cost(stage, tokens, seconds, hours)
+def priced(stages: Iterable[Stage]) -> tuple[list[Cost], list[str]]:
+    """What stages cost that come one after another, by the rates measured here; and lines for people."""
+    found: list[Cost] = []
+    known: dict[str, tuple[Rates | None, str]] = {}
+    untouched: Untouched = set()
+    with looked_at_once():
+        for stage in stages:
+            key = repr((stage.config.model, stage.config.engine))
+            if key not in known:
+                known[key] = find_rates(stage.config)
+            rates, tokens, (least, most) = known[key][0], estimated_tokens(stage), work_of(stage, untouched)
+            seconds = None
+            if rates:
+                seconds = (
+                    rates.seconds(stage, least) * (1 - MARGIN),
+                    rates.seconds(stage, most) * (1 + MARGIN),
+                )
+            hours = {"paper": hours_of_paper(stage, tokens), "peak": hours_of_peak(stage, most)}
+            found.append(Cost(stage, tokens, seconds, hours))
+    return found, list(dict.fromkeys(note for _, note in known.values() if note))
 
 
 def plan_jobs(
@@ -121,9 +121,7 @@ def plan_jobs(
             found = probes_of([job for job in of_probe if job.key in kept])
             asyncio.run(measure_all(found, engine, gradients))
     models = dict.fromkeys(job.config.model.name for job in possible)
-    prices = Prices()
-    with looked_at_once():
-        costs = [prices.cost(stage) for stage in engine.to_do.values()]
+    costs, notes = priced(engine.to_do.values())
     done = list(engine.done.values())
     kinds = [_line(kind, done, costs, lambda stage, kind=kind: stage.kind == kind) for kind in KINDS]
     places = {stage.position for stage in (*done, *engine.to_do.values()) if isinstance(stage, Train)}
@@ -142,7 +140,7 @@ def plan_jobs(
         "shared": engine.asked - len(done) - len(costs),
         "seconds": total_range(cost.seconds for cost in costs),
         "gpu_hours": _hours(costs),
-        "notes": prices.notes,
+        "notes": notes,
         "models": {
             name: {
                 "stages": len(own),

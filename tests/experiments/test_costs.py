@@ -12,14 +12,14 @@ import torch
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments import costs
-from sapo.experiments.costs import Estimate, Rates, Work, find_rates, hours_of_paper, hours_of_peak
+from sapo.experiments.costs import Rates, Work, find_rates, hours_of_paper, hours_of_peak, work_of
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import budgets
 from sapo.experiments.model.budgets import CPU_PASS
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
-from sapo.experiments.plan import Prices
+from sapo.experiments.plan import priced
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
 TASK = generate("mini_city", 24, 12, 0)
@@ -35,7 +35,7 @@ def rates_here(config):
 def test_work_is_what_goes_through_the_model(tiny_config, tmp_path):
     """Against the tokens that its embedding sees; a pass counts as CPU_PASS of them."""
     config = tiny_config("trainer.epochs=2", "evaluator.max_new_tokens=24", "data.max_input_tokens=600")
-    engine, estimate, seen = LocalEngine(Store(tmp_path)), Estimate(), []
+    engine, untouched, seen = LocalEngine(Store(tmp_path)), set(), []
     embedding = load_model(config).base.get_input_embeddings()
     handle = embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel()))
     trained = Train(config, BASE, 0, (TrainingTask(TASK, (PROMPT,)),))
@@ -49,20 +49,20 @@ def test_work_is_what_goes_through_the_model(tiny_config, tmp_path):
         seen.clear()
         asyncio.run(engine.run(stage))
         real = sum(seen) + CPU_PASS * len(seen)
-        least, most = (work.trained + work.read + work.generated for work in estimate.work(stage))
+        least, most = (work.trained + work.read + work.generated for work in work_of(stage, untouched))
         assert 0.8 * least < real < 1.25 * most, stage
     handle.remove()
 
 
 def test_a_race_is_a_range_and_kept_predictions_are_not_read_again(tiny_config):
     prompts = (PROMPT, Prompt("Where is it?", 0))
-    least, most = Estimate().work(Score(tiny_config("scorer=race"), BASE, TASK, TASK.train, prompts))
-    full = Estimate().work(Score(tiny_config(), BASE, TASK, TASK.train, prompts))
+    least, most = work_of(Score(tiny_config("scorer=race"), BASE, TASK, TASK.train, prompts), set())
+    full = work_of(Score(tiny_config(), BASE, TASK, TASK.train, prompts), set())
     assert most == full[0] == full[1]
     assert 0.4 < least.read / most.read < 0.9
-    estimate, silent = Estimate(), tiny_config("evaluator.answers=false")
-    first, second = (estimate.work(Evaluate(silent, "a" * 64, TASK, PROMPT))[0].read for _ in range(2))
-    assert first == 2 * second == 2 * estimate.work(Evaluate(silent, BASE, TASK, PROMPT))[0].read
+    untouched, silent = set(), tiny_config("evaluator.answers=false")
+    first, second = (work_of(Evaluate(silent, "a" * 64, TASK, PROMPT), untouched)[0].read for _ in range(2))
+    assert first == 2 * second == 2 * work_of(Evaluate(silent, BASE, TASK, PROMPT), untouched)[0].read
 
 
 def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_config):
@@ -70,10 +70,10 @@ def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_co
     stage = Evaluate(config, BASE, TASK, PROMPT)
     rates = rates_here(config)
     assert rates.seconds(stage, Work(100, 200, 2 * (CPU_PASS + 10))) == 2.0 + 1.0 + 0.5 + 1.0
-    assert Prices().cost(stage).seconds is None
+    assert priced([stage])[0][0].seconds is None
     costs.save_rates(config, rates)
-    least, most = Estimate().work(stage)
-    assert Prices().cost(stage).seconds == (
+    least, most = work_of(stage, set())
+    assert priced([stage])[0][0].seconds == (
         pytest.approx(0.8 * rates.seconds(stage, least)),
         pytest.approx(1.2 * rates.seconds(stage, most)),
     )
@@ -83,10 +83,10 @@ def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_co
     ("change", "reason"),
     [
         ({"place": {"machine": "cpu: another", "torch": "1.0", "model": "m"}}, "measured elsewhere.*another"),
-        ({"training": 0}, "not above 0"),
-        ({"reading": float("nan")}, "not above 0"),
-        ({"beside": {"train": 1.0}}, "not whole"),
-        ({"speed": 3}, "speed"),
+        ({"training": 0}, "greater than 0"),
+        ({"reading": float("nan")}, "reading: Input should be"),
+        ({"beside": {"train": 1.0}}, "beside: .*at least 3 items"),
+        ({"speed": 3}, "speed: Extra inputs"),
     ],
     ids=str,
 )
@@ -97,10 +97,8 @@ def test_a_file_that_says_nothing_here_is_a_line(tiny_config, change, reason):
     assert find_rates(config) == (rates_here(config), "")
     path = costs.rates_file(config)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    prices = Prices()
-    costs_of = [prices.cost(Evaluate(config, BASE, TASK, PROMPT)) for _ in range(2)]
+    costs_of, (note,) = priced([Evaluate(config, BASE, TASK, PROMPT)] * 2)
     assert [cost.seconds for cost in costs_of] == [None, None]
-    (note,) = prices.notes
     assert re.search(f"is not used.*{reason}.*sapo plan --measure", note)
 
 
@@ -132,16 +130,16 @@ def test_devices_share_rows_and_prompts_but_not_what_each_reads_anyway(tiny_conf
         lambda config: Score(config, BASE, TASK, TASK.train, (PROMPT, Prompt("Where is it?", 0))),
     ]
     one, two = (tiny_config("evaluator.answers=false", f"engine.devices={n}") for n in (1, 2))
-    assert [Estimate().work(make(one)) for make in stages] == [Estimate().work(make(two)) for make in stages]
+    assert [work_of(make(one), set()) for make in stages] == [work_of(make(two), set()) for make in stages]
     monkeypatch.setattr(costs, "device_of", lambda config: torch.device("cuda"))
     a_pass, shape = costs.pass_of(one), costs.shape_of(TASK, TASK.test, one)
-    (alone, _), (shared, _) = (Estimate().work(stages[0](config)) for config in (one, two))
+    (alone, _), (shared, _) = (work_of(stages[0](config), set()) for config in (one, two))
     assert alone.read == a_pass + shape.prefix + shape.own
     assert shared.read == pytest.approx(a_pass + shape.prefix + shape.own / 2)
-    trained, dealt = (Estimate().work(stages[1](config))[0].trained for config in (one, two))
+    trained, dealt = (work_of(stages[1](config), set())[0].trained for config in (one, two))
     own = costs.shape_of(TASK, TASK.train, one).own * one.trainer.epochs
     assert trained - dealt == pytest.approx(own / 2)
-    scored, each = (Estimate().work(stages[2](config))[0].read for config in (one, two))
+    scored, each = (work_of(stages[2](config), set())[0].read for config in (one, two))
     assert each < 0.6 * scored
 
 
