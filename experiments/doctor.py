@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -19,6 +18,7 @@ from sapo.data.natural import task_files
 from sapo.data.pools import load_pool
 from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.identity import device_of, dtype_of
+from sapo.experiments.model.memory import device_memory
 from sapo.experiments.model.preflight import preflight
 
 DISTRIBUTION = "sapo-prompts"
@@ -38,8 +38,7 @@ class Check:
 
 def checks(config: Config) -> Iterator[Check]:
     """Everything that the config's job needs, in the order in which one would mend it."""
-    is_new = sys.version_info >= (3, 11)
-    yield Check("python", is_new, platform.python_version(), "Install Python 3.11 or newer")
+    yield Check("python", True, platform.python_version())  # which pip compares before it installs us
     for requirement in requires(DISTRIBUTION) or ():
         name = re.match(r"[\w.-]*", requirement)
         if name and "extra ==" not in requirement:
@@ -48,13 +47,10 @@ def checks(config: Config) -> Iterator[Check]:
 
     def device() -> str:
         found = device_of(config)
+        kind = f"{os.cpu_count()} CPU cores" if found.type == "cpu" else found.type
         if found.type == "cuda":
-            facts = torch.cuda.get_device_properties(found)
-            kind, memory = facts.name, facts.total_memory
-        else:
-            kind = f"{os.cpu_count()} CPU cores" if found.type == "cpu" else found.type
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return f"{kind}, {memory / 2**30:.0f} GiB, {dtype_of(config)}"
+            kind = torch.cuda.get_device_name(found)
+        return f"{kind}, {device_memory(config) / 2**30:.0f} GiB, {dtype_of(config)}"
 
     def model() -> str:
         preflight(config)
@@ -86,16 +82,12 @@ def _installed(name: str, requirement: str, required: bool = True) -> Check:
 def _benchmarks(config: Config) -> Check:
     """Needed only by a sequence of SuperNI or TRACE."""
     root, required = config.data.root, config.sequence.benchmark in FOLDERS
-    missing = [
-        name
-        for name in FOLDERS.values()
-        if not (root and (Path(root) / name / "instructions.json").is_file())
-    ]
-    if not missing:
+    names = [n for n in FOLDERS.values() if not (root and (Path(root) / n / "instructions.json").is_file())]
+    if not names:
         return Check("benchmarks", True, str(root), required=required)
     if config.sequence.benchmark == "superni" and root and (natural := task_files(Path(root))):
         return Check("benchmarks", True, f"{len(natural):,} tasks of Natural Instructions in {root}")
-    detail = f"no {' and '.join(missing)} in {root}" if root else "no folder is set (SAPO_DATA or data.root)"
+    detail = f"no {' and '.join(names)} in {root}" if root else "no folder is set (SAPO_DATA or data.root)"
     return Check("benchmarks", False, detail, "sapo fetch benchmarks", required)
 
 
