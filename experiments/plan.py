@@ -64,7 +64,7 @@ class PlanEngine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage that is to do takes: tokens, seconds at measured rates, and hours at stated ones.
+    """What a stage that is to do takes and leaves: tokens, seconds at measured rates, hours at stated ones.
 
     Seconds are the least and the most, `hours` those of one GPU: `paper` at the paper's rates, `peak` at a
     share of a card's peak. None for what is not known: nothing measured here, the model's size.
@@ -74,6 +74,7 @@ class Cost:
     tokens: int
     seconds: Range | None
     hours: dict[str, float | None]
+    disk_bytes: int
 
 
 def priced(stages: Iterable[Stage]) -> tuple[list[Cost], list[str]]:
@@ -87,14 +88,10 @@ def priced(stages: Iterable[Stage]) -> tuple[list[Cost], list[str]]:
             if key not in known:
                 known[key] = find_rates(stage.config)
             rates, tokens, (least, most) = known[key][0], estimated_tokens(stage), work_of(stage, untouched)
-            seconds = None
-            if rates:
-                seconds = (
-                    rates.seconds(stage, least) * (1 - MARGIN),
-                    rates.seconds(stage, most) * (1 + MARGIN),
-                )
+            low, high = (rates.seconds(stage, work) if rates else 0.0 for work in (least, most))
+            seconds = (low * (1 - MARGIN), high * (1 + MARGIN)) if rates else None
             hours = {"paper": hours_of_paper(stage, tokens), "peak": hours_of_peak(stage, most)}
-            found.append(Cost(stage, tokens, seconds, hours))
+            found.append(Cost(stage, tokens, seconds, hours, stage_bytes(stage)))
     return found, list(dict.fromkeys(note for _, note in known.values() if note))
 
 
@@ -130,6 +127,7 @@ def plan_jobs(
         for n in sorted(places)
     ]
     by_model = {name: [cost for cost in costs if cost.stage.config.model.name == name] for name in models}
+    total = _sums(costs)
     return {
         "runs": len(possible),
         "unplanned": [{"runs": count, "reason": reason} for reason, count in unplanned.items()],
@@ -138,20 +136,11 @@ def plan_jobs(
         "trainings": trainings,
         "asked": engine.asked,
         "shared": engine.asked - len(done) - len(costs),
-        "seconds": total_range(cost.seconds for cost in costs),
-        "gpu_hours": _hours(costs),
+        "seconds": total["seconds"],
+        "gpu_hours": total["gpu_hours"],
         "notes": notes,
-        "models": {
-            name: {
-                "stages": len(own),
-                "tokens": sum(cost.tokens for cost in own),
-                "seconds": total_range(cost.seconds for cost in own),
-                "gpu_hours": _hours(own),
-                "disk_bytes": sum(stage_bytes(cost.stage) for cost in own),
-            }
-            for name, own in by_model.items()
-        },
-        "disk_bytes": run_bytes + sum(stage_bytes(cost.stage) for cost in costs),
+        "models": {name: {"stages": len(own), **_sums(own)} for name, own in by_model.items()},
+        "disk_bytes": run_bytes + total["disk_bytes"],
         "memory": {
             name: _memory((job.config for job in possible if job.config.model.name == name), card_gb)
             for name in models
@@ -164,12 +153,12 @@ def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
 
     A target that cannot be planned is named with the reason; raises UserError with all if there is no other.
     """
-    known = {name: targets.TARGETS[name] for name in jobs}
     # Targets that show the same runs in other ways count once.
-    work_of = {name: (target.experiment, target.gradients) for name, target in known.items()}
+    known = {name: targets.TARGETS[name] for name in jobs}
+    shows = {name: (target.experiment, target.gradients) for name, target in known.items()}
 
     def together(names: Sequence[str]) -> dict[str, Any]:
-        distinct = list({work_of[name]: name for name in names}.values())
+        distinct = list({shows[name]: name for name in names}.values())
         found = {name: targets.probe_jobs(name, jobs[name]) for name in distinct}
         probes = [(of_probe, known[name].gradients) for name, of_probe in found.items() if of_probe]
         every = {job.key: job for name in distinct for job in jobs[name]}
@@ -179,13 +168,12 @@ def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
         return together(list(jobs))
     shown = ("runs", "unplanned", "kinds", "trainings", "seconds", "gpu_hours")
     alone: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, work in work_of.items():
-        if work not in alone:
-            try:
-                alone[work] = {key: value for key, value in together([name]).items() if key in shown}
-            except UserError as error:
-                alone[work] = {"error": str(error)}
-    each = {name: alone[work] for name, work in work_of.items()}
+    for runs, name in {shows[name]: name for name in reversed(jobs)}.items():
+        try:
+            alone[runs] = {key: value for key, value in together([name]).items() if key in shown}
+        except UserError as error:
+            alone[runs] = {"error": str(error)}
+    each = {name: alone[runs] for name, runs in shows.items()}
     possible = [name for name, found in each.items() if "error" not in found]
     if not possible:
         raise UserError("\n".join(dict.fromkeys(found["error"] for found in each.values())))
@@ -197,12 +185,24 @@ def _line(
 ) -> dict[str, Any]:
     """How many of the stages that are meant are done and to do, and what the latter take."""
     own = [cost for cost in costs if is_meant(cost.stage)]
+    sums = _sums(own)
     return {
         "kind": name,
         "done": sum(map(is_meant, done)),
         "to_do": len(own),
-        "tokens": sum(cost.tokens for cost in own),
-        "seconds": total_range(cost.seconds for cost in own),
+        "tokens": sums["tokens"],
+        "seconds": sums["seconds"],
+    }
+
+
+def _sums(costs: Sequence[Cost]) -> dict[str, Any]:
+    """What stages take and leave together; None for what is not known of one of them."""
+    hours = {name: [cost.hours[name] for cost in costs] for name in ("paper", "peak")}
+    return {
+        "tokens": sum(cost.tokens for cost in costs),
+        "seconds": total_range(cost.seconds for cost in costs),
+        "gpu_hours": {n: None if None in own else sum(filter(None, own), 0.0) for n, own in hours.items()},
+        "disk_bytes": sum(cost.disk_bytes for cost in costs),
     }
 
 
@@ -211,12 +211,6 @@ def total_range(ranges: Iterable[Range | None]) -> Range | None:
     found = list(ranges)
     known = [each for each in found if each is not None]
     return (sum(low for low, _ in known), sum(high for _, high in known)) if found == known else None
-
-
-def _hours(costs: Sequence[Cost]) -> dict[str, float | None]:
-    """The sums of hours by name, None if those of one stage are not known."""
-    hours = {name: [cost.hours[name] for cost in costs] for name in ("paper", "peak")}
-    return {name: None if None in each else sum(filter(None, each), 0.0) for name, each in hours.items()}
 
 
 def estimated_tokens(stage: Stage) -> int:
