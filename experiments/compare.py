@@ -24,24 +24,14 @@ from sapo.analysis.comparison import RETAINED, UNTOUCHED, Comparison, leading_me
 from sapo.conf.errors import UserError
 from sapo.conf.load import load
 from sapo.conf.schema import Config
-from sapo.data.benchmarks import cut, load_own_task, load_task
+from sapo.data import benchmarks, own, own_files, pools
 from sapo.data.files import user_path
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.losses import prompt_losses
-from sapo.data.own import (
-    DEFAULTS,
-    Material,
-    OwnExamples,
-    gather,
-    labels_of,
-    write_jsonl,
-    write_own_task,
-)
-from sapo.data.own_files import read_splits, splits_of
-from sapo.data.pools import write_pool
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
 from sapo.data.render import control_tokens
 from sapo.data.tasks import Example, Task, own_task
+from sapo.experiments import plan
 from sapo.experiments.continual import Engine, by_prompt, stages_asked
 from sapo.experiments.engine.local import LocalEngine, ignore
 from sapo.experiments.engine.store import Store, Stored
@@ -50,7 +40,6 @@ from sapo.experiments.model.load import load_tokenizer
 from sapo.experiments.model.memory import require_memory
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
-from sapo.experiments.plan import PlanEngine, priced, total_range
 from sapo.experiments.policies import by_loss
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
@@ -110,7 +99,7 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
         raise UserError(
             f"scorer={first.scorer.name}: a comparison needs the loss of every prompt: scorer=full."
         )
-    material = gather(given, first)
+    material = own.gather(given, first)
     source, pool = material.source, material.pool
     task, notes = _rows(material, given, first)
     retained = tuple(_retained(name, task, first) for name in first.compare.retain)
@@ -126,8 +115,8 @@ def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
     found = row_findings(task.train, control_tokens(load_tokenizer(first.model)))
     notes += [finding.message for finding in found]
     short = [Prompt(first.compare.short, SHORT)] if first.compare.short else []
-    own = (task, [*pool.candidates(include_original=True), *short])
-    preflight(first, [own, *((other, [Prompt(other.instruction)]) for other in retained)], trains=True)
+    shown = (task, [*pool.candidates(include_original=True), *short])
+    preflight(first, [shown, *((other, [Prompt(other.instruction)]) for other in retained)], trains=True)
     if note := require_memory(first):
         notes.append(note)
     setting = Setting(tuple(configs), task, material.task.train, pool, retained, tuple(notes))
@@ -139,15 +128,15 @@ def _retained(name: str, trained: Task, config: Config) -> Task:
     """A task on which forgetting is measured; a user's own is named by its file."""
     path = user_path(name)
     if name.endswith((".yaml", ".yml")):
-        task = cut(load_own_task(path.stem, path.parent, config.data.delimiter), config)
+        task = benchmarks.cut(benchmarks.load_own_task(path.stem, path.parent, config.data.delimiter), config)
     else:
-        task = load_task(name, config)
+        task = benchmarks.load_task(name, config)
     if task.test == trained.test or task.name == trained.name:
         raise UserError(f"compare.retain: {task.name} is the task that is trained; name others.")
     return task
 
 
-def _rows(material: Material, given: Mapping[str, str], config: Config) -> tuple[Task, list[str]]:
+def _rows(material: own.Material, given: Mapping[str, str], config: Config) -> tuple[Task, list[str]]:
     """The task with the rows to train and test with, and what is to be said of them.
 
     The scored rows are those of `sapo select`. A benchmark and a test file bring test rows; else inputs that
@@ -155,13 +144,13 @@ def _rows(material: Material, given: Mapping[str, str], config: Config) -> tuple
     """
     task, notes, data = material.task, list(material.task.notes), config.data
     if config.task:
-        task = load_task(config.task, config)
+        task = benchmarks.load_task(config.task, config)
     else:
         train, limit = tuple(material.rows), data.test_examples or MOST_TEST
-        splits = read_splits(user_path(given["data"]), given["data"], data.delimiter)
+        splits = own_files.read_splits(user_path(given["data"]), given["data"], data.delimiter)
         if "test" in splits:
-            renamed = labels_of(given.get("labels", ""))
-            test = tuple(OwnExamples(splits["test"], material.columns, task, renamed))[:limit]
+            renamed = own.labels_of(given.get("labels", ""))
+            test = tuple(own.OwnExamples(splits["test"], material.columns, task, renamed))[:limit]
         else:
             known = {example.input for example in task.train}
             free = list(dict.fromkeys(example.input for example in train if example.input not in known))
@@ -203,8 +192,8 @@ def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:
         "none": NO_INSTRUCTION,
         **{name: pool.at(int(name)) for name in train if name.isdecimal()},
     }
-    own = config.compare.short
-    short = Prompt(own, SHORT) if own else min(pool.paraphrases, key=lambda prompt: len(prompt.text))
+    said = config.compare.short
+    short = Prompt(said, SHORT) if said else min(pool.paraphrases, key=lambda prompt: len(prompt.text))
     named = {single[name] for name in train if name in single} | {short, pool.original}
     free = [prompt for prompt in pool.paraphrases if prompt not in named]
     unseen: list[Prompt] = []
@@ -260,15 +249,16 @@ async def _of_seed(
         matches = pd.array(label_matches(table, tested.labels), dtype="Float64")
         return [table[["exact_match", "rougeL", "nll"]].assign(**facts, label_match=matches)]
 
-    keys = await asyncio.gather(*(state_of(prompts) for prompts in wordings.trained.values()))
-    states = {UNTOUCHED: BASE, **dict(zip(wordings.trained, keys, strict=True))}
+    original, trained = (setting.pool.original,), wordings.trained
+    keys = await asyncio.gather(*map(state_of, trained.values()))
+    states = {UNTOUCHED: BASE, **dict(zip(trained, keys, strict=True))}
     # As it was trained: a mixture is served the original, and the untouched model nothing.
-    own = {n: (setting.pool.original,) if len(each) > 1 else each for n, each in wordings.trained.items()}
+    as_trained = {name: original if len(each) > 1 else each for name, each in trained.items()}
     asked = [
         (name, column, prompt, task)
         for name in states
         for column, prompts in wordings.served.items()
-        for prompt in (own.get(name, ()) if column == "trained" else prompts)
+        for prompt in (as_trained.get(name, ()) if column == "trained" else prompts)
     ]
     asked += [(n, RETAINED, Prompt(other.instruction), other) for n in states for other in setting.retained]
     return [table for found in await asyncio.gather(*(answers(*each) for each in asked)) for table in found]
@@ -276,12 +266,12 @@ async def _of_seed(
 
 def cost(setting: Setting, engine: LocalEngine) -> dict[str, Any]:
     """What a comparison would compute, and its least and most seconds, None where nothing was measured."""
-    planned = PlanEngine(engine.store)
+    planned = plan.PlanEngine(engine.store)
     asyncio.run(measure(setting, planned))
-    costs, notes = priced(planned.to_do.values())
+    costs, notes = plan.priced(planned.to_do.values())
     kinds = [each.stage.kind for each in costs]
     counts = {"trainings": kinds.count("train"), "evaluations": kinds.count("evaluate")}
-    return {**counts, "seconds": total_range(each.seconds for each in costs), "notes": notes}
+    return {**counts, "seconds": plan.total_range(each.seconds for each in costs), "notes": notes}
 
 
 def compare(
@@ -317,12 +307,13 @@ def write_task(
     of the comparison; what only a comparison reads is left out.
     """
     config = setting.configs[0]
-    write_pool(folder / "pool.yaml", setting.pool, {"written by": "sapo compare"})
+    pools.write_pool(folder / "pool.yaml", setting.pool, {"written by": "sapo compare"})
     if name := config.task:
         where = [f"sequence.name={name}", f"sequence.benchmark={config.sequence.benchmark}"]
         where += [f"data.root={config.data.root}"] if config.sequence.benchmark != "mini" else []
     else:
-        name = write_own_task(given, "" if NO_INSTRUCTION in prompts else setting.task.instruction, folder)
+        instruction = "" if NO_INSTRUCTION in prompts else setting.task.instruction
+        name = own.write_own_task(given, instruction, folder)
         where = ["sequence=own", f"data.root={folder}"]
     index = prompts[0].index
     policy = ["policy=static"] if index < 0 else ["policy=fixed", f"policy.index={index}"]
@@ -376,18 +367,18 @@ def compare_prompts(
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         (folder / "rows").mkdir()
-        for split, found in splits_of(rows).items():
-            write_jsonl(folder / "rows" / f"{split}.jsonl", map(asdict, OwnExamples(found, columns)))
+        for split, found in own_files.splits_of(rows).items():
+            own.write_jsonl(folder / "rows" / f"{split}.jsonl", map(asdict, own.OwnExamples(found, columns)))
         pool = pool_of(own_task("rows", prompts[0]), list(prompts[1:]), "a caller")
-        write_pool(folder / "pool.yaml", pool, {"written by": "a caller"})
-        renamed = labels_of(labels)
+        pools.write_pool(folder / "pool.yaml", pool, {"written by": "a caller"})
+        renamed = own.labels_of(labels)
         given = {"data": str(folder / "rows"), "labels": json.dumps(renamed) if renamed else ""}
-        own = [
+        mine = [
             f"model.path={folder / 'model'}",
             f"model.dtype={str(model.dtype).removeprefix('torch.')}",
             f"engine.device={model.device.type}",
             f"paraphrases.file={folder / 'pool.yaml'}",
             f"store.root={folder / 'store'}",
         ]
-        setting = prepare(given, load([*DEFAULTS, *own, *settings]))
+        setting = prepare(given, load([*own.DEFAULTS, *mine, *settings]))
         return compare(setting, LocalEngine(Store(folder / "store")))[1]
