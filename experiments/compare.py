@@ -85,12 +85,8 @@ class Wordings:
 def prepare(given: Mapping[str, str], configs: Sequence[Config]) -> Setting:
     """Rows, prompts and retention tasks of a comparison, checked; nothing is computed.
 
-    Args:
-        given: `data`, `instruction` and the like, as `sapo select` takes them.
-        configs: Settings, one a seed.
-
-    Raises:
-        UserError: For what is wrong with rows, pool, tasks or model.
+    `given` are `data`, `instruction` and the like, as `sapo select` takes them; `configs` settings, one a
+    seed. UserError for what is wrong with rows, pool, tasks or model.
     """
     first = configs[0]
     if len({repr(replace(config, seed=0)) for config in configs}) > 1:
@@ -206,8 +202,13 @@ def wordings_of(setting: Setting, losses: Mapping[int, float]) -> Wordings:
         draws = Random(f"unseen {config.seed} {pool.task}")  # noqa: S311
         unseen = sorted(draws.sample(free, n_unseen), key=lambda prompt: prompt.index)
     mixed = tuple(p for p in pool.candidates(include_original=True) if p not in unseen)
-    served = {"original": (pool.original,), "none": (NO_INSTRUCTION,), "short": (short,)}
-    served |= {"unseen": tuple(unseen), "trained": ()}  # which each row has its own of
+    served: dict[str, tuple[Prompt, ...]] = {
+        "trained": (),  # which each row has its own of
+        "original": (pool.original,),
+        "none": (NO_INSTRUCTION,),
+        "short": (short,),
+        "unseen": tuple(unseen),
+    }
     trained = {name: mixed if name == "mixed" else (single[name],) for name in train}
     return Wordings(trained, {name: served[name] for name in serve}, losses)
 
@@ -244,8 +245,9 @@ async def _of_seed(
         if isinstance(stored, Planned):
             return []
         table, rows = stored.examples(), distinct_rows(tested.test)
-        facts = {"seed": config.seed, "trained": name, "served": column, "prompt": prompt.index}
-        facts |= {"text": prompt.text, "task": tested.name, "row": [rows[i] for i in table["example"]]}
+        facts: dict[str, Any] = {"seed": config.seed, "trained": name, "served": column}
+        facts |= {"prompt": prompt.index, "text": prompt.text, "task": tested.name}
+        facts["row"] = [rows[i] for i in table["example"]]
         matches = pd.array(label_matches(table, tested.labels), dtype="Float64")
         return [table[["exact_match", "rougeL", "nll"]].assign(**facts, label_match=matches)]
 
