@@ -222,14 +222,11 @@ def export(source: Exportable, folder: Path, merge: bool, card: str) -> float | 
 
 
 def _write_merged(source: Exportable, folder: Path, tokenizer: PreTrainedTokenizerBase) -> float:
-    model, last = source.run.config.model, source.learned[-1]
+    model = source.run.config.model
     base: Any = read_model(model, "auto").eval()
     if getattr(base.config, "quantization_config", None):
         raise UserError(f"Model {model.name} is quantized and cannot take merged weights. Leave out --merge.")
-    turn = [{"role": "user", "content": last["instruction"] or last["task"]}]
-    options = dict(model.template_options)
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **options)
-    ids = torch.tensor([tokenizer(str(text), add_special_tokens=False)["input_ids"][:512]])
+    ids = torch.tensor([tokenizer(source.learned[-1]["text"], add_special_tokens=False)["input_ids"][:512]])
     adapted = load_adapter(base, source.adapter).eval()
     with torch.inference_mode():
         before = adapted(input_ids=ids).logits.float()
