@@ -1,18 +1,51 @@
-"""`sapo check` against the real `transformers serve` of an exported model."""
+"""`sapo check` and `sapo paraphrase` against the real `transformers serve`."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from urllib.request import urlopen
 
 import pytest
-from servers import serving
 from tiny import LARGE_STEPS, read_json
 
 from sapo.conf.load import load_one
 from sapo.experiments.model.fetch import model_folder
 
+LONGEST_START = 120  # seconds
+
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """The address of a server of whatever model folder is asked for."""
-    with serving(tmp_path_factory.mktemp("server")) as address:
-        yield address
+    for package in ("openai", "fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"no package {package}: pip install 'sapo-prompts[endpoint]' 'transformers[serving]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve"]
+    command = [*program, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    log = tmp_path_factory.mktemp("server") / "server.txt"
+    with log.open("w") as file:
+        streams = {"stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
+    try:
+        for _ in range(LONGEST_START * 4):
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            if process.poll() is not None:
+                pytest.fail(f"the server did not come up:\n{log.read_text()[-2000:]}")
+            time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_a_served_export_passes_and_what_is_wrong_is_named(sapo, small, url, tmp_path, monkeypatch):
