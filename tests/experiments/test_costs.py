@@ -19,7 +19,7 @@ from sapo.experiments.model import budgets
 from sapo.experiments.model.budgets import CPU_PASS
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
-from sapo.experiments.plan import priced
+from sapo.experiments.plan import priced, stage_bytes
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
 TASK = generate("mini_city", 24, 12, 0)
@@ -157,3 +157,17 @@ def test_a_gpu_s_pass_is_counted_by_the_weights_that_a_token_meets(shape, weight
     assert budgets.layer_weights(config) == weights
     assert budgets.pass_tokens(torch.device("cuda"), weights) == round(5.6e11 / 2 / weights)
     assert budgets.pass_tokens(torch.device("cpu"), weights) == CPU_PASS
+
+
+@pytest.mark.parametrize(
+    ("method", "adapters"),
+    [("lorainc", 5), ("olora", 5), ("inscl", 5), ("replay", 5), ("sequential", 1), ("ewc", 3)],
+)
+def test_the_fifth_training_keeps_as_many_adapters_as_its_method(tiny_config, method, adapters):
+    def size(name, position):
+        config = tiny_config(f"method={name}", "method.rank=8")
+        return stage_bytes(Train(config, BASE, position, (TrainingTask(TASK, ()),)))
+
+    adapter = size("lorainc", 1) - size("lorainc", 0)
+    assert adapter > 0 == size("sequential", 1) - size("sequential", 0)
+    assert size(method, 4) - size("sequential", 0) == (adapters - 1) * adapter
