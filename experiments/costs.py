@@ -275,12 +275,12 @@ def find_rates(config: Config) -> tuple[Rates | None, str]:
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError) as error:
-        reason = error
+        reason: object = error
         if isinstance(error, ValidationError):
             reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         return None, f"{path} is not used: it is no file of rates ({reason}). {again}"
-    there = {**found.place, "tokens a pass": found.a_pass}
-    here = {**place_of(config), "tokens a pass": pass_of(config)}
+    there = {**found.place, "tokens a pass": str(found.a_pass)}
+    here = {**place_of(config), "tokens a pass": str(pass_of(config))}
     other = [
         f"{name} {there.get(name)}, here {value}" for name, value in here.items() if there.get(name) != value
     ]

@@ -101,7 +101,8 @@ def exportable(run: FinishedRun, wanted: str) -> Exportable:
         after, key = identity["position"], identity["state"]
     preflight(run.config, trains=False, answers=False)
     run.require_same_base()
-    renderer, learned = load_renderer(run.config), []
+    renderer = load_renderer(run.config)
+    learned: list[dict[str, Any]] = []
     for choice, identity in zip(run.learned(state), shown, strict=True):
         frame = {name: identity[name] for name in ("separator", "suffix")}
         task = Task(choice.task, choice.text, train=(), test=(), **frame)
