@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors import SafetensorError
 from scipy.stats import t as student
@@ -39,7 +38,6 @@ from sapo.experiments.policies import by_loss
 LEVEL = 0.05
 REDUCTIONS = ("token", "example")  # that of the published code cannot be tested row by row
 TEST = "paired t-test over distinct examples"
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -343,78 +341,66 @@ def _ranked(
 def _statistics(
     losses: pd.DataFrame, prompts: Sequence[Prompt], task: Task, renderer: Renderer, scorer: ScorerConfig
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The ranking, and the fields of a selection that say what was chosen by how much."""
-    original, n_paraphrases = prompts[0], len(prompts) - 1
-    means, errors = _mean_losses(losses, prompts, scorer.reduction, distinct_rows(task.train))
-
-    def difference(first: Prompt, second: Prompt, comparisons: int = n_paraphrases) -> Difference:
-        estimate = means[first.index] - means[second.index]
-        return _tested(estimate, errors[first.index] - errors[second.index], comparisons)
-
-    best, *others = by_loss(prompts if scorer.include_original else prompts[1:], means)
-    lead = None
-    if second := next(iter(others), None):
-        # Of two paraphrases uncorrected, which is valid though both were picked (Gutmann and Maymin 1987, "Is
-        # the selected population the best?"). Where one is the original, it is the same difference as in the
-        # ranking, and corrected as that is.
-        lead = difference(best, second, n_paraphrases if original in (best, second) else 1)
-    n_tokens, rows = losses.groupby("prompt")["n_tokens"].sum(), []
-    for rank, prompt in enumerate(by_loss(prompts, means), start=1):
-        own, found = _tested(means[prompt.index], errors[prompt.index], 1), difference(prompt, original)
-        rows.append(
-            {
-                "rank": rank,
-                "index": prompt.index,
-                "text": prompt.text,
-                "loss": own.estimate,
-                "loss_low": own.low,
-                "loss_high": own.high,
-                "difference": found.estimate,
-                "difference_low": found.low,
-                "difference_high": found.high,
-                "p": found.p,
-                "n_examples": len(task.train),
-                "n_tokens": int(n_tokens[prompt.index]),
-                "prompt_tokens": len(renderer.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]),
-            }
-        )
-    chosen = {"chosen": best, "runner_up": second, "gain": difference(best, original), "lead": lead}
-    return pd.DataFrame(rows), chosen
-
-
-def _mean_losses(
-    losses: pd.DataFrame, prompts: Sequence[Prompt], reduction: str, groups: Sequence[int]
-) -> tuple[dict[int, float], dict[int, Array]]:
-    """Each prompt's loss, and what each distinct row adds to its error; these sum to 0. Both by index.
+    """The ranking, and the fields of a selection that say what was chosen by how much.
 
     A loss by `token` is a ratio of two sums over examples; it is linearized for its error. What equal rows
     add is summed, since they say the same thing again (Liang and Zeger 1986: errors of clustered data): a row
     that stands there k times is one observation of weight k.
     """
-    _, group = np.unique(groups, return_inverse=True)
-    means: dict[int, float] = {}
-    errors: dict[int, Array] = {}
-    for prompt in prompts:
-        table = losses[losses["prompt"] == prompt.index].sort_values("example")
-        nll, tokens = table["nll"].to_numpy(float), table["n_tokens"].to_numpy(float)
-        if reduction == "example":
-            nll, tokens = nll / tokens, np.ones_like(tokens)
-        means[prompt.index] = mean = float(nll.sum() / tokens.sum())
-        summed = np.bincount(group, (nll - mean * tokens) / tokens.mean())
-        errors[prompt.index] = summed * (len(summed) / len(group))
-    return means, errors
+    nll, tokens = (losses.pivot(index="example", columns="prompt", values=of) for of in ("nll", "n_tokens"))
+    n_tokens = tokens.sum()
+    if scorer.reduction == "example":
+        nll, tokens = nll / tokens, tokens / tokens
+    means = nll.sum() / tokens.sum()
+    # What each distinct row adds to the error of each prompt's mean; these sum to 0.
+    errors = ((nll - means * tokens) / tokens.mean()).groupby(distinct_rows(task.train)).sum()
+    errors *= len(errors) / len(nll)
+
+    def differences(other: int, comparisons: int) -> pd.DataFrame:
+        return _tested(means - means[other], errors.sub(errors[other], axis=0), comparisons)
+
+    n_paraphrases, by_index = len(prompts) - 1, means.to_dict()
+    best, *others = by_loss(prompts if scorer.include_original else prompts[1:], by_index)
+    second, lead = (others[0] if others else None), None
+    if second:
+        # Of two paraphrases uncorrected, which is valid though both were picked (Gutmann and Maymin 1987, "Is
+        # the selected population the best?"). Where one is the original, it is the same difference as in the
+        # ranking, and corrected as that is.
+        comparisons = n_paraphrases if ORIGINAL in (best.index, second.index) else 1
+        lead = Difference(*differences(second.index, comparisons).loc[best.index])
+    ranked = by_loss(prompts, by_index)
+    order, texts = [prompt.index for prompt in ranked], [prompt.text for prompt in ranked]
+    to_original = differences(ORIGINAL, n_paraphrases)
+    own, found = _tested(means, errors, 1).loc[order], to_original.loc[order]
+    ranking = pd.DataFrame(
+        {
+            "rank": range(1, len(order) + 1),
+            "index": order,
+            "text": texts,
+            "loss": own["estimate"],
+            "loss_low": own["low"],
+            "loss_high": own["high"],
+            "difference": found["estimate"],
+            "difference_low": found["low"],
+            "difference_high": found["high"],
+            "p": found["p"],
+            "n_examples": len(task.train),
+            "n_tokens": n_tokens[order],
+            "prompt_tokens": list(map(len, renderer.tokenizer(texts, add_special_tokens=False)["input_ids"])),
+        }
+    ).reset_index(drop=True)
+    gain = Difference(*to_original.loc[best.index])
+    return ranking, {"chosen": best, "runner_up": second, "gain": gain, "lead": lead}
 
 
-def _tested(estimate: float, errors: Array, comparisons: int) -> Difference:
-    """An estimate with its t-interval and p-value, which hold for all comparisons at once (Bonferroni)."""
+def _tested(estimates: pd.Series, errors: pd.DataFrame, comparisons: int) -> pd.DataFrame:
+    """Estimates with t-intervals and p-values, which hold for all comparisons at once (Bonferroni)."""
     n = len(errors)
-    error = float(np.sqrt((errors**2).sum() / (n * (n - 1))))
-    half = float(student.ppf(1 - LEVEL / (2 * comparisons), n - 1)) * error
-    if error == 0:
-        p = 1.0 if estimate == 0 else 0.0
-    else:
-        p = min(1.0, comparisons * float(2 * student.sf(abs(estimate) / error, n - 1)))
-    return Difference(estimate, estimate - half, estimate + half, p)
+    error = np.sqrt((errors**2).sum() / (n * (n - 1)))
+    half = student.ppf(1 - LEVEL / (2 * comparisons), n - 1) * error
+    p = pd.Series(comparisons * 2 * student.sf(estimates.abs() / error, n - 1), estimates.index)
+    bounds = {"low": estimates - half, "high": estimates + half}
+    return pd.DataFrame({"estimate": estimates, **bounds, "p": p.clip(upper=1.0).fillna(1.0)})
 
 
 def _named(prompt: Prompt) -> str:
