@@ -97,28 +97,26 @@ def shape_of(task: Task, rows: tuple[Example, ...], config: Config) -> Shape:
         key = preflight.read_once(config)
     except UserError:
         key = ""
-    frame = (task.name, task.instruction, task.suffix, task.separator, config.data.max_input_tokens)
-    return _shape(rows, frame, key)
+    return _shape(rows, replace(task, train=(), test=()), config.data.max_input_tokens, key)
 
 
 @remembered(4096)
-def _shape(rows: tuple[Example, ...], frame: tuple[Any, ...], key: str) -> Shape:
-    name, instruction, suffix, separator, longest = frame
+def _shape(rows: tuple[Example, ...], frame: Task, longest: int, key: str) -> Shape:
     sample = [rows[i * len(rows) // _SAMPLE] for i in range(_SAMPLE)] if len(rows) > _SAMPLE else rows
     if not sample:
         return Shape(0, 0, 0, 0)
     if key:
         _, renderer = preflight.known[key]
-        task = Task(name, instruction, suffix, (), (), separator=separator)
-        rendered = renderer.render(task, instruction, sample)
+        rendered = renderer.render(frame, frame.instruction, sample)
         prefix = prefix_length(rendered)
         own = [len(row.input_ids) - prefix for row in rendered]
         targets = [len(row.target_ids) for row in rendered]
     else:
-        prefix = round(len(instruction) / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS / 2)
-        texts = [(len(row.input) + len(suffix)) / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS / 2 for row in sample]
+        around, suffix = TEMPLATE_TOKENS / 2, len(frame.suffix)
+        prefix = round(len(frame.instruction) / CHARACTERS_A_TOKEN + around)
+        texts = [min((len(row.input) + suffix) / CHARACTERS_A_TOKEN + around, longest) for row in sample]
         targets = [math.ceil(len(row.target) / CHARACTERS_A_TOKEN) + 1 for row in sample]
-        own = [min(text, longest) + target for text, target in zip(texts, targets, strict=True)]
+        own = [text + target for text, target in zip(texts, targets, strict=True)]
     return Shape(prefix, sum(own) / len(sample) * len(rows), len(rows), max(targets))
 
 
@@ -326,31 +324,27 @@ def hours_of_peak(stage: Stage, work: Work) -> float | None:
 # --- measuring ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Steps:
-    """Passes of a model that read one token a row after another such pass: steps of generation."""
+Steps = list[tuple[int, float]]  # rows and seconds of each step of generation
 
-    passes: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    _last: float | None = None
 
-    @contextmanager
-    def counted(self, embedding: nn.Module) -> Iterator[None]:
-        """Inside, what goes through the model's embedding is counted, and the time from one to the next."""
+@contextmanager
+def _counted(embedding: nn.Module) -> Iterator[Steps]:
+    """Inside, passes of a model that read one token a row after another such pass are noted as steps."""
+    found: Steps = []
+    last: float | None = None
 
-        def note(_: nn.Module, given: tuple[Any, ...]) -> None:
-            now, is_step = time.monotonic(), given[0].shape[-1] == 1
-            if is_step and self._last is not None:
-                self.passes, self.tokens = self.passes + 1, self.tokens + given[0].numel()
-                self.seconds += now - self._last
-            self._last = now if is_step else None
+    def note(_: nn.Module, given: tuple[Any, ...]) -> None:
+        nonlocal last
+        now, is_step = time.monotonic(), given[0].shape[-1] == 1
+        if is_step and last is not None:
+            found.append((given[0].numel(), now - last))
+        last = now if is_step else None
 
-        handle = embedding.register_forward_pre_hook(note)
-        try:
-            yield
-        finally:
-            handle.remove()
+    handle = embedding.register_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @dataclass
@@ -368,14 +362,14 @@ class _Growing:
 
     def __call__(
         self, kind: str, made: Callable[[Task], Stage], rows: int
-    ) -> list[tuple[float, Work, _Steps]]:
+    ) -> list[tuple[float, Work, Steps]]:
         """Seconds, work and steps of stages with 1, 4, 16, … rows, and as many as the share has time for."""
-        found: list[tuple[float, Work, _Steps]] = []
+        found: list[tuple[float, Work, Steps]] = []
         untouched: Untouched = set()
         left, count, largest = _SHARES[kind] * SECONDS, 1, 0
         while count > largest:
             stage, begun = made(self.some(count)), time.monotonic()
-            with (steps := _Steps()).counted(self.embedding):
+            with _counted(self.embedding) as steps:
                 asyncio.run(self.engine.run(stage))
             took = time.monotonic() - begun
             found.append((took, work_of(stage, untouched)[1], steps))
@@ -417,13 +411,14 @@ def measured(config: Config, tell: Callable[[str], object]) -> Rates:
         evaluate = grow("evaluate", lambda some: Evaluate(config, state, some, prompt), len(grow.task.test))
     beside_training, training = _line([(took, work.trained) for took, work, _ in train])
     beside_scoring, reading = _line([(took, work.read) for took, work, _ in score])
-    passes, tokens, generating = (
-        sum(getattr(steps, name) for *_, steps in evaluate) for name in ("passes", "tokens", "seconds")
+    beside_evaluating = min(
+        took - work.read / reading - sum(seconds for _, seconds in steps) for took, work, steps in evaluate
     )
-    beside_evaluating = min(took - work.read / reading - steps.seconds for took, work, steps in evaluate)
+    steps = [step for *_, steps in evaluate for step in steps]
+    tokens, generating = sum(rows for rows, _ in steps), sum(seconds for _, seconds in steps)
     # Where all answers were right at once, a step is taken for a pass that reads.
-    generation = (passes * a_pass + tokens) / generating if passes else reading
-    rows = max(1, round(tokens / max(1, passes)))
+    generation = (len(steps) * a_pass + tokens) / generating if steps else reading
+    rows = max(1, round(tokens / max(1, len(steps))))
     return Rates(
         place=place_of(config),
         training=training,
