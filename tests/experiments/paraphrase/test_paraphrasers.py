@@ -500,13 +500,12 @@ def test_a_run_reads_the_pool_and_asks_nobody(server, tmp_path):
     config = ParaphrasesConfig("openai", source="openai", base_url=server.url, folder=str(tmp_path))
     with pytest.raises(UserError, match=f"sapo paraphrase task={TASK.name} paraphrases=openai"):
         load_pool(TASK, config)
-    for name in (TASK.name, instruction_name(INSTRUCTION)):
-        path = written_path(replace(TASK, name=name), config)
-        write_pool(path, pool_of(TASK, GOOD, "test"), {"paraphraser": "openai", "date": "2030-01-01"})
-        pool = load_pool(replace(TASK, name="mine"), config) if name != TASK.name else load_pool(TASK, config)
+    source = {"paraphraser": "openai", "date": "2030-01-01"}
+    write_pool(written_path(TASK, config), pool_of(TASK, GOOD, "test"), source)
+    for task in (TASK, replace(TASK, name="mine")):  # by its name, and by its instruction
+        pool = load_pool(task, config)
         assert [prompt.text for prompt in pool.paraphrases] == GOOD
         assert pool.source == "openai, 2030-01-01"
-        path.unlink()
     assert server.seen == []
 
 
