@@ -116,11 +116,7 @@ def test_a_program_that_loses_the_layout_is_told_from_what_it_sends(checked):
 
 
 def test_a_whole_text_is_checked_as_it_is_read_there(checked, source):
-    tokenizer, learned = load_tokenizer(source.run.config.model), source.learned[-1]
-    turn = "\n\n".join([learned["instruction"], "Text:\n{input}", learned["suffix"]])
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
-    )
+    text = source.learned[-1]["text"]
     for style in ("vllm", "llama", "serve"):
         assert all(each.ok for each in checked(style, sent={"prompt": text}).values() if each.required)
         assert BOS in checked(style, "bos", sent={"prompt": text})["tokens"].detail
