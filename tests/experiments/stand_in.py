@@ -120,7 +120,7 @@ class Scripted:
         self.parameters: dict[str, Any] = {"temperature": 0.6}
 
     def ask(self, texts, on_reply, seed=0):
-        if self.beside:
+        if self.beside and not self.asked:
             self.beside.start()
             while "waiting for it" not in self.log.text:
                 self.beside.join(0.01)
