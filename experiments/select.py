@@ -353,7 +353,8 @@ def _statistics(
         nll, tokens = nll / tokens, tokens / tokens
     means = nll.sum() / tokens.sum()
     # What each distinct row adds to the error of each prompt's mean; these sum to 0.
-    errors = ((nll - means * tokens) / tokens.mean()).groupby(distinct_rows(task.train)).sum()
+    groups = np.array(distinct_rows(task.train))  # a list of small numbers could be taken for columns
+    errors = ((nll - means * tokens) / tokens.mean()).groupby(groups).sum()
     errors *= len(errors) / len(nll)
 
     def differences(other: int, comparisons: int) -> pd.DataFrame:
