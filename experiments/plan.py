@@ -168,7 +168,9 @@ def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
         return together(list(jobs))
     shown = ("runs", "unplanned", "kinds", "trainings", "seconds", "gpu_hours")
     alone: dict[tuple[str, bool], dict[str, Any]] = {}
-    for runs, name in {shows[name]: name for name in reversed(jobs)}.items():
+    for name, runs in shows.items():
+        if runs in alone:
+            continue
         try:
             alone[runs] = {key: value for key, value in together([name]).items() if key in shown}
         except UserError as error:

@@ -24,7 +24,7 @@ from sapo.data.files import read_json
 from sapo.data.hygiene import distinct_rows, row_findings
 from sapo.data.own import Material, examples_of, gather, require_enough
 from sapo.data.prompts import ORIGINAL, Prompt
-from sapo.data.render import Renderer, as_sent, control_tokens, rendering
+from sapo.data.render import Renderer, as_sent, control_tokens
 from sapo.data.subset import draw
 from sapo.data.tasks import SEPARATORS, Example, Task, own_task
 from sapo.experiments.engine.local import ignore
@@ -260,7 +260,7 @@ def select(
     tell("Loading the model …")
     expect(len(prompts))
     language_model = load_model(config)
-    renderer = language_model.renderer(*rendering(data))
+    renderer = language_model.renderer(data)
     with with_adapter(language_model.base, adapter) as model:
         selection = _ranked(model, renderer, task, prompts, material.columns, config, on_scored)
     found = row_findings(material.rows, control_tokens(language_model.tokenizer))
