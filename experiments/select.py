@@ -194,19 +194,12 @@ def select_prompt(
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
     not finite.
     """
-    if isinstance(candidates, str):
-        raise UserError("candidates is one text; give a list of prompts.")
-    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
-    if empty := [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]:
-        raise UserError(f"candidate {empty[0]} is empty or no text.")
-    if len(texts) < 2:
-        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
     if not tokenizer.chat_template:
         raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
-    prompts = [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
-    task = own_task(name, texts[0], suffix)
+    prompts = _prompts(candidates, original)
+    task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
     drawn, n_rows = draw(examples_of(examples, columns, task), n_examples, "random", seed, name)
     require_enough(drawn, n_rows)
@@ -219,6 +212,18 @@ def select_prompt(
         evaluator=EvaluatorConfig(batch_tokens=batch_tokens),
     )
     return _ranked(model, renderer, task, prompts, columns, config, on_scored)
+
+
+def _prompts(candidates: Sequence[str], original: str | None) -> list[Prompt]:
+    """The candidates with the original first; UserError if there is nothing to choose from."""
+    if isinstance(candidates, str):
+        raise UserError("candidates is one text; give a list of prompts.")
+    texts = list(candidates) if original is None else [original, *(c for c in candidates if c != original)]
+    if empty := [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]:
+        raise UserError(f"candidate {empty[0]} is empty or no text.")
+    if len(texts) < 2:
+        raise UserError("Give at least two prompts: the original instruction and a paraphrase of it.")
+    return [Prompt(text, index) for index, text in enumerate(texts, start=ORIGINAL)]
 
 
 def select(
