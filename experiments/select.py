@@ -194,10 +194,6 @@ def select_prompt(
     Raises UserError for what is wrong with examples, candidates or tokenizer, WorkError for a loss that is
     not finite.
     """
-    if not tokenizer.chat_template:
-        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS)
     prompts = _prompts(candidates, original)
     task = own_task(name, prompts[0].text, suffix)
     task = replace(task, separator=task.separator if separator is None else separator)
@@ -205,12 +201,8 @@ def select_prompt(
     require_enough(drawn, n_rows)
     task = replace(task, train=drawn)
     renderer = Renderer(tokenizer, dict(template_options or {}), max_input_tokens, layout=layout)
-    require_shown(renderer, task, prompts)
-    require_known_tokens(model, renderer, [(task, prompts)])
-    config = Config(
-        scorer=ScorerConfig(reduction=reduction, include_original=include_original),
-        evaluator=EvaluatorConfig(batch_tokens=batch_tokens),
-    )
+    scorer = ScorerConfig(reduction=reduction, include_original=include_original)
+    config = Config(scorer=scorer, evaluator=EvaluatorConfig(batch_tokens=batch_tokens))
     return _ranked(model, renderer, task, prompts, columns, config, on_scored)
 
 
@@ -322,6 +314,12 @@ def _ranked(
             f"The adapter is of kind {adapter.peft_type}, which puts learned tokens before every prompt: the "
             "losses would be wrong. Adapters that change weights, such as LoRA, can be used."
         )
+    if not renderer.tokenizer.chat_template:
+        raise UserError("The tokenizer has no chat template; set tokenizer.chat_template.")
+    if config.scorer.reduction not in REDUCTIONS:
+        raise unknown("reduction", config.scorer.reduction, REDUCTIONS)
+    require_shown(renderer, task, prompts)
+    require_known_tokens(model, renderer, [(task, prompts)])
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     tables = []
