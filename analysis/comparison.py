@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from sapo.analysis.figures import canvas, heat, save
 from sapo.analysis.intervals import PERMUTATIONS, bootstrap, holm, permutation_p
 from sapo.analysis.metrics import Array
-from sapo.analysis.page import Report, write_page
+from sapo.analysis.page import Report, html
 from sapo.analysis.render import csv, markdown, records
 from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
 from sapo.conf.text import markdown_safe
@@ -296,8 +296,9 @@ class Comparison:
             "Prompts": pd.DataFrame(prompts, columns=["trained with", "prompt"]),
         }
         trained = f"Train with {self.chosen}: " + "; ".join(f"`{command}`" for command in commands)
-        report = Report([], files=files, notes=[*said, trained, *NOTES], name="comparison", texts=tables)
-        return [*files, write_page(report, folder)]
+        report = Report([], folder, files=files, notes=[*said, trained, *NOTES], texts=tables)
+        report.write("report.html", html(report))
+        return report.files
 
 
 _COLUMNS = {TRAINED: "what it was\ntrained with", "none": "no instruction", "unseen": "unseen prompts"}

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,26 +13,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from sapo.analysis.correlations import PromptEffects
+from sapo.analysis.intervals import COEFFICIENTS
 from sapo.analysis.metrics import METRICS
 from sapo.analysis.results import LOWER_IS_BETTER, RunResult, measure_name
 from sapo.data.files import write_result
 from sapo.data.tasks import short_name
 
-if TYPE_CHECKING:
-    from sapo.analysis.correlations import PromptEffects
-
-CELL_WIDTH, CELL_HEIGHT = 0.85, 0.5  # inches
 UNITS = {
     "rougeL": "ROUGE-L points",
     "exact_match": "percentage points",
     "label_match": "percentage points",
     "nll": "nats per target token",
 }
-NO_VALUE = "#e6e6e6"
 # Okabe and Ito's colours for colour-blind readers, with a marker each for print without colour.
 STYLES = tuple(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "os^D", strict=True))
 DASHES = ("-", "--", ":")
-MOST_LINES = len(STYLES) * len(DASHES)  # of loss curves in one figure
 
 
 def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: str) -> Figure:
@@ -42,17 +38,16 @@ def effect_heatmap(changes: pd.DataFrame, run: RunResult, title: str, measure: s
     rows = [f"after {short_name(run.tasks[after - 1])}" for after in shown.index]
     figure, axes = _cells(columns, rows, panels=1)
     limit = max(float(np.nanmax(np.abs(shown))), 1e-6)
-    form, lower = "{:+.2f}" if measure == "nll" else "{:+.1f}", measure in LOWER_IS_BETTER
-    texts = shown.map(lambda value: form.format(round(value, 2) + 0.0))
-    image = heat(axes[0], shown, texts, rows, columns, "RdBu_r" if lower else "RdBu", limit)
-    better = "lower is better" if lower else "higher is better"
-    figure.colorbar(image, ax=axes, shrink=0.9, label=f"{UNITS[measure]}\n({better})")
+    better, colours, digits = ("lower", "RdBu_r", 2) if measure in LOWER_IS_BETTER else ("higher", "RdBu", 1)
+    texts = shown.map(lambda value: f"{round(value, 2) + 0.0:+.{digits}f}")
+    image = heat(axes[0], shown, texts, rows, columns, colours, limit)
+    figure.colorbar(image, ax=axes, shrink=0.9, label=f"{UNITS[measure]}\n({better} is better)")
     put_title(figure, f"{title}\n{run.facts}")
     return figure
 
 
 def correlation_heatmap(
-    effects: "PromptEffects", captions: Mapping[str, str] | None = None, remark: str = ""
+    effects: PromptEffects, captions: Mapping[str, str] | None = None, remark: str = ""
 ) -> Figure:
     """Pearson and Spearman matrices side by side; grey cells are undefined (the table says why).
 
@@ -60,7 +55,7 @@ def correlation_heatmap(
     """
     tasks = [short_name(task) for task in effects.scores.columns]
     figure, axes = _cells(tasks, tasks, panels=2)
-    for panel, coefficient in zip(axes, ("pearson", "spearman"), strict=True):
+    for panel, coefficient in zip(axes, COEFFICIENTS, strict=True):
         matrix = effects.matrix(coefficient)
         texts = matrix.map(lambda value: f"{round(value, 2) + 0.0:.2f}")
         image = heat(panel, matrix, texts, tasks, tasks, "RdBu", 1.0)
@@ -92,19 +87,18 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
             bars = [own["estimate"] - own["low"], own["high"] - own["estimate"]]
             # Lines stand beside each other, so that bars of one size do not hide each other.
             beside = (number - (len(lines) - 1) / 2) * 0.02 * (sizes[-1] - sizes[0] or 1)
-            style: dict[str, Any] = {"color": colour, "marker": marker, "capsize": 3, "linewidth": 1.5}
-            places = own["pool_size"] + beside
-            axes.errorbar(places, own["estimate"], yerr=bars, label=" · ".join(names), **style)
+            style = {"color": colour, "marker": marker, "label": " · ".join(names)}
+            axes.errorbar(own["pool_size"] + beside, own["estimate"], bars, capsize=3, **style)
         counts = points.loc[points["metric"] == metric, "n_examples"]
         most = f" to {counts.max()}" if counts.min() < counts.max() else ""
         axes.set_title(f"{metric} (n = {counts.min()}{most})", fontsize=10)
         axes.set_xticks(sizes)
         axes.set_xlabel("paraphrases in the pool")
     against = f"difference from {', '.join(points['base'].unique())}"
-    better = "lower is better" if measure in LOWER_IS_BETTER else "higher is better"
-    figure.axes[0].set_ylabel(f"{measure_name(measure)}: {against}\n({UNITS[measure]}; {better})", fontsize=9)
-    legend: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "fontsize": 9, "frameon": False}
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), title=title, **legend)
+    unit = f"{UNITS[measure]}; {'lower' if measure in LOWER_IS_BETTER else 'higher'} is better"
+    panels[0].set_ylabel(f"{measure_name(measure)}: {against}\n({unit})", fontsize=9)
+    lines_of_one = panels[0].get_legend_handles_labels()
+    figure.legend(*lines_of_one, title=title, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
@@ -113,8 +107,8 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
 
     A line is the mean of neighbouring steps, a twentieth of a task's; behind a few lines stand the steps.
     """
-    found = [(label, run.losses) for run, label in zip(runs, labels, strict=True)]
-    known = [(label, losses) for label, losses in found if losses is not None][:MOST_LINES]
+    found = ((label, run.losses) for run, label in zip(runs, labels, strict=True))
+    known = [(label, losses) for label, losses in found if losses is not None][: len(STYLES) * len(DASHES)]
     if not known:
         return None
     figure, (axes,) = canvas(9.0, 3.4 + 0.1 * len(known))  # with room for the legend's two columns
@@ -125,8 +119,7 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
             smooth = steps.rolling(max(1, len(steps) // 20), min_periods=1, center=True).mean()
             if len(known) <= len(STYLES):
                 axes.plot(places, steps, color=colour, alpha=0.25, linewidth=0.8)
-            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
-            axes.plot(places, smooth, label=None if begin else label, **style)
+            axes.plot(places, smooth, dashes, color=colour, label=None if begin else label)
             if number == 0:
                 axes.axvline(begin + 0.5, color="#bbbbbb", linewidth=1, zorder=0)
                 name, at_top = "+".join(map(short_name, str(task).split("+"))), axes.get_xaxis_transform()
@@ -134,7 +127,6 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
             begin += len(steps)
     axes.set_xlabel("optimizer step", fontsize=9)
     axes.set_ylabel("training loss (nats a target token)", fontsize=9)
-    axes.tick_params(labelsize=8)
     some = f"{len(known)} of {len(runs)} runs" if len(known) < len(runs) else None
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, title=some)
     return figure
@@ -142,16 +134,13 @@ def loss_figure(runs: Sequence[RunResult], labels: Sequence[str]) -> Figure | No
 
 def remark(demonstration: bool, measure: str) -> str:
     """What a demonstration's figure says of its measure, on its face."""
-    if not demonstration:
-        return ""
-    return "NLL leads" if measure == "nll" else "NLL leads, see its figure"
+    return ("NLL leads" if measure == "nll" else "NLL leads, see its figure") if demonstration else ""
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """The figure as `stem`.png and `stem`.pdf; returns both paths."""
     # Drawn in memory first: a full disk is then an error of one write, and says so.
-    kinds = ("png", "pdf")
-    return [write_result(stem.with_name(f"{stem.name}.{kind}"), drawn(figure, kind)) for kind in kinds]
+    return [write_result(stem.with_name(f"{stem.name}.{k}"), drawn(figure, k)) for k in ("png", "pdf")]
 
 
 def drawn(figure: Figure, kind: str = "png", dpi: int = 160) -> bytes:
@@ -162,23 +151,23 @@ def drawn(figure: Figure, kind: str = "png", dpi: int = 160) -> bytes:
 
 
 def canvas(
-    width: float, height: float, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure (inches) and its panels, row by row."""
+    """An empty figure (inches) and its panels, row by row; `options` as of Figure.subplots."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
-    for axes in panels.flat:
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(panels.flat)
+        axes.tick_params(labelsize=9)
+    return figure, panels
 
 
 def _cells(columns: list[str], rows: list[str], panels: int) -> tuple[Figure, list[Axes]]:
     """An empty figure sized so that the cells of heat maps, their labels and a title have room."""
     letter = 0.085  # inches a letter of a 9 point label takes
-    margin = letter * max(map(len, rows))
-    width = panels * (CELL_WIDTH * len(columns) + margin) + 1.6
-    height = CELL_HEIGHT * len(rows) + 0.75 * letter * max(map(len, columns)) + 1.3
+    width = panels * (0.85 * len(columns) + letter * max(map(len, rows))) + 1.6
+    height = 0.5 * len(rows) + 0.75 * letter * max(map(len, columns)) + 1.3
     return canvas(max(width, 6.0), max(height, 2.8), columns=panels)
 
 
@@ -192,7 +181,7 @@ def heat(
     limit: float | None = None,
 ) -> AxesImage:
     """A heat map of values with a text in each cell; from -limit to limit, or as far as the values go."""
-    axes.set_facecolor(NO_VALUE)
+    axes.set_facecolor("#e6e6e6")  # of what has no value
     low = None if limit is None else -limit
     array = values.to_numpy(dtype=float)
     image = axes.imshow(array, cmap=colours, vmin=low, vmax=limit, aspect="auto")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,6 @@ from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, RunResult, n_exampl
 from sapo.analysis.tables import DEMONSTRATION
 from sapo.conf.text import markdown_safe
 
-IN_4_BITS = (
-    " It was trained and measured on the base model in 4 bits: load that with `quantization_config="
-    'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)`.'
-)
-
 
 def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     """The page `README.md` of an export, in Markdown with the facts that model hubs read.
@@ -29,48 +23,47 @@ def model_card(run: RunResult, exported: dict[str, Any]) -> str:
     `template_options`, `max_new_tokens`, `tasks` (with their prompts), `tested`, and the `definition` of BWT
     and FWT.
     """
-    is_merged, base = exported["kind"] == "merged", exported["base"]
+    is_merged, base, tested = exported["kind"] == "merged", exported["base"], exported["tested"]
     hub = ModelCardData(
         library_name="transformers" if is_merged else "peft",
         pipeline_tag="text-generation",
         tags=["sapo", "continual-learning", "instruction-tuning", *([] if is_merged else ["lora"])],
         base_model=base["load"] if exported["is_on_hub"] else None,
     )
-    name = markdown_safe(base["load"] if exported["is_on_hub"] else base["model"])
-    adapter = f"LoRA adapter of rank {exported['rank']}"
-    what = f"{name} with a {adapter} merged into its weights" if is_merged else f"A {adapter} for {name}"
-    tasks = [markdown_safe(task["task"]) for task in exported["tasks"]]
-    together = "together" if run.method == "multitask" else "one after the other"
-    counts, environment, comparable = n_examples(run), run.record.environment, run.record.comparable
-    scores, metrics = _scores(run, exported, counts)
-    digests = [
-        [task, *(comparable.get(part, {}).get(task, NONE) for part in ("train", "data"))]
-        for task in exported["tested"]
+    counts, comparable = n_examples(run), run.record.comparable
+    after, learned = exported["state"]["after"], {task["task"] for task in exported["tasks"]}
+    matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
+    scores = {"task": [task + ("" if task in learned else " (not trained)") for task in tested]}
+    for measure, matrix in matrices.items():
+        scores[MEASURES[measure]] = [_number(matrix.loc[after, task], measure) for task in tested]
+    scores["n"] = [str(counts.get(task, 0)) for task in tested]
+    found = {name: continual_metrics(matrices[name])[exported["definition"]] for name in MEASURES}
+    metrics = [
+        (MEASURES[name], *(_number(values[metric], name) for metric in METRICS))
+        for name, values in found.items()
+        if name not in LOWER_IS_BETTER and values["AP"] is not None
     ]
-    values = {
+    data = {"data": tested}
+    for part, rows in (("train", "training"), ("data", "test")):
+        data[f"SHA-256 of the {rows} rows"] = [comparable.get(part, {}).get(task, NONE) for task in tested]
+    values = exported | {
         "run": run,
         "record": run.record,
-        "environment": environment,
+        "environment": run.record.environment,
         "demonstration": DEMONSTRATION,
-        "summary": f"{what}, trained on {', '.join(tasks)}{f', {together}' if len(tasks) > 1 else ''}."
-        + (IN_4_BITS if base.get("in_4_bits") else ""),
-        "adapter": {name: run.record.identity["method"][name] for name in ("rank", "alpha", "dropout")},
-        "options": "".join(f", {key}={value!r}" for key, value in exported["template_options"].items()),
-        "scores": scores,
+        "scores": markdown(pd.DataFrame(scores)),
+        "metrics": markdown(pd.DataFrame(metrics, columns=["score", *METRICS])),
+        "data": markdown(pd.DataFrame(data)),
         "definition_text": DEFINITIONS[exported["definition"]],
         "n_examples": sum(counts.get(task, 0) for task in run.tasks),
-        "metrics": metrics,
-        "data": _table(("data", "SHA-256 of the training rows", "SHA-256 of the test rows"), digests),
-        "packages": ", ".join([environment["python"], _listed(environment["packages"])]),
         "safe": markdown_safe,
         "code": code,
         "fenced": fenced,
-        "listed": _listed,
+        "listed": lambda facts: ", ".join(f"{name} {value}" for name, value in facts.items()),
         "as_json": partial(json.dumps, ensure_ascii=False),
     }
     template = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
-    card = ModelCard.from_template(hub, template_str=template, **(exported | values))
-    return str(card).rstrip("\n") + "\n"
+    return str(ModelCard.from_template(hub, template_str=template, **values)).rstrip("\n") + "\n"
 
 
 def code(text: str) -> str:
@@ -88,39 +81,7 @@ def fenced(text: str, language: str) -> str:
 
 def _backticks(text: str) -> int:
     """The longest run of backticks."""
-    return max((len(run) for run in re.findall("`+", text)), default=0)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    """`rank 8, alpha 32`."""
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts without headings of numbers."""
-    return markdown(pd.DataFrame(rows, columns=header), len(header))
-
-
-def _scores(run: RunResult, exported: dict[str, Any], counts: dict[str, int]) -> tuple[str, str]:
-    """The exported state's scores on every tested task; and AP, BWT and FWT of the whole run."""
-    after, learned = exported["state"]["after"], {task["task"] for task in exported["tasks"]}
-    matrices = {measure: score_matrix(run, measure) for measure in MEASURES}
-    rows = [
-        [
-            task + ("" if task in learned else " (not trained)"),
-            *(_number(matrix.loc[after, task], measure) for measure, matrix in matrices.items()),
-            str(counts.get(task, 0)),
-        ]
-        for task in exported["tested"]
-    ]
-    higher = {name: matrix for name, matrix in matrices.items() if name not in LOWER_IS_BETTER}
-    values = {name: continual_metrics(matrix)[exported["definition"]] for name, matrix in higher.items()}
-    metrics = [
-        [MEASURES[name], *(_number(found[metric], name) for metric in METRICS)]
-        for name, found in values.items()
-        if found["AP"] is not None
-    ]
-    return _table(("task", *MEASURES.values(), "n"), rows), _table(("score", *METRICS), metrics)
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _number(value: float | None, measure: str) -> str:

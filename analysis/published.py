@@ -1,80 +1,44 @@
 """The paper's own numbers (arXiv 2606.01967), as its tables print them."""
 
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
 
 import pandas as pd
 
 BASE = "static"
-
-
-class PaperTable(NamedTuple):
-    """A table of the paper: its name, the files of its values, and where it is looked at for others' rows.
-
-    `elsewhere` are the model and the sequence whose rows are shown where the table does not have ours.
-    """
-
-    title: str
-    files: tuple[str, ...]
-    elsewhere: tuple[str, str]
-
-
+# A table's name, the files of its values, and the model and sequence whose rows stand in for others' rows.
 PAPER = {
-    "table1": PaperTable("Tables 1 and 11", ("table1", "table11"), ("Qwen3-8B", "NI-Seq-M1")),
-    "table2": PaperTable("Table 2", ("table2",), ("Qwen3-8B", "NI-Seq-C1")),
-    "table3": PaperTable("Table 3", ("table3",), ("Qwen3-8B", "NI-Seq-M1")),
-    "table11": PaperTable("Table 11", ("table11",), ("Qwen3-8B", "NI-Seq-M2")),
+    "table1": ("Tables 1 and 11", ("table1", "table11"), ("Qwen3-8B", "NI-Seq-M1")),
+    "table2": ("Table 2", ("table2",), ("Qwen3-8B", "NI-Seq-C1")),
+    "table3": ("Table 3", ("table3",), ("Qwen3-8B", "NI-Seq-M1")),
+    "table11": ("Table 11", ("table11",), ("Qwen3-8B", "NI-Seq-M2")),
 }
 
 
-class Published(NamedTuple):
-    """A row of the paper: the base's metrics, or the difference of another policy from them."""
-
-    model: str
-    sequence: str
-    method: str
-    policy: str
-    cells: Mapping[str, float]
-
-
-def published(table: str, model: str, sequence: str, method: str) -> list[Published]:
+def published(table: str, model: str, sequence: str, method: str) -> pd.DataFrame:
     """The rows of a method in a table of PAPER: of this model and sequence if there, else the nearest.
 
-    The base comes first, if the table has it. A table with a column `paraphraser` has a row for each.
+    A row a policy, with its metrics: those of the base, which comes first if the table has it, and the
+    others' differences from them. A table with a column `paraphraser` has a row for each. `elsewhere` says
+    whether they are of another model or sequence.
     """
-    paper = PAPER[table]
-    values = pd.concat(map(paper_csv, paper.files), ignore_index=True)
-    name = method.partition(" (")[0]  # `inscl` of `inscl (lexical)`
-    values = values[values["method"].map(plain) == plain(name)]
-    is_model, is_sequence = (
-        values[column].map(plain) == plain(ours)
-        for column, ours in (("model", model), ("sequence", sequence))
-    )
-    other_model, other_sequence = paper.elsewhere
-    # Our sequence and model, else our sequence in another model, else another sequence.
-    if (is_model & is_sequence).any():
-        values = values[is_model & is_sequence]
-    else:
-        elsewhere = is_sequence if is_sequence.any() else values["sequence"] == other_sequence
-        values = values[elsewhere & (values["model"] == other_model)]
-    if values.empty:
-        return []
-    first = values.iloc[0]
-    names = (first["model"], first["sequence"], first["method"])
-    columns = {BASE: "base"} if "base" in values else {}
-    columns |= {name.removesuffix("_delta"): name for name in values if name.endswith("_delta")}
-    by = values.groupby("paraphraser", sort=False) if "paraphraser" in values else [("", values)]
-    return [
-        Published(
-            *names,
-            f"{policy} ({pool})" if pool else policy,
-            {metric: float(value) for metric, value in zip(rows["metric"], rows[column], strict=True)},
-        )
-        for pool, rows in by
-        for policy, column in columns.items()
-    ]
+    _, names, (other_model, other_sequence) = PAPER[table]
+    values = pd.concat(map(paper_csv, names), ignore_index=True)
+    values = values[values["method"].map(plain) == plain(method_name(method))]
+    is_model = values["model"].map(plain) == plain(model)
+    is_sequence = values["sequence"].map(plain) == plain(sequence)
+    elsewhere = not (is_model & is_sequence).any()
+    if elsewhere:  # our sequence in another model, else another sequence
+        is_sequence = is_sequence if is_sequence.any() else values["sequence"] == other_sequence
+        is_model = values["model"] == other_model
+    values = values[is_model & is_sequence].rename(columns={"base": f"{BASE}_delta"})
+    pools = ["paraphraser"] if "paraphraser" in values else []
+    rows = values.melt(["model", "sequence", "method", *pools, "metric"], var_name="policy")
+    rows["policy"] = rows["policy"].str.removesuffix("_delta")
+    if pools:
+        rows["policy"] += " (" + rows["paraphraser"] + ")"
+    rows = rows.set_index(["model", "sequence", "method", "policy", "metric"])["value"]
+    return rows.unstack("metric", sort=False).reset_index().assign(elsewhere=elsewhere)
 
 
 @cache
@@ -84,6 +48,11 @@ def paper_csv(name: str) -> pd.DataFrame:
         return pd.read_csv(file)
 
 
+def method_name(method: str) -> str:
+    """`inscl` of `inscl (lexical)`."""
+    return method.partition(" (")[0]
+
+
 def plain(name: str) -> str:
     """A name without case and punctuation: `NI-Seq-G1` is `niseqg1`, `O-LoRA` is `olora`."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    return "".join(filter(str.isalnum, name.lower()))

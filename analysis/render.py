@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import pandas as pd
@@ -11,23 +12,22 @@ from rich.console import JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sapo.analysis.intervals import Interval
 from sapo.analysis.metrics import DEFAULT_DEFINITION, DEFINITIONS, METRICS, continual_metrics, why_undefined
 from sapo.analysis.results import LOWER_IS_BETTER
-from sapo.analysis.tables import ScoreTable, count_texts
+from sapo.analysis.tables import COUNTS, ScoreTable, count_texts
 from sapo.conf.text import csv_safe, markdown_safe, printable
 from sapo.data.tasks import short_name
 
 NONE = "-"
 NAMES = ("Model", "Sequence", "Method", "Policy", "Score")  # Policy: the settings that differ, if others do
-COUNTS = ("n_examples", "n_seeds", "pool_size")
 CSV_COLUMNS = (
     *("source", "model", "sequence", "method", "policy", "quantity", "metric", "estimate", "low", "high"),
     *(*COUNTS, "measure", "tested_with", "definition", "demonstration"),
 )
-# Cells that need no escape: numbers with their intervals, a dash, and names of our own such as `-loss`.
-_NUMBER = r"[-+]?\d+(\.\d+)?"
-_OWN = re.compile(rf"{_NUMBER}( %)?( \[{_NUMBER}, {_NUMBER}\])?|-|-[a-z_]+|")
-_SHOWN_NUMBER = re.compile(rf"{_NUMBER}(e-\d+)?( (%|s|h))?(\s\[{_NUMBER}, {_NUMBER}\])?|[-–]|")
+# A number with its unit and interval, a dash, or nothing.
+_VALUE = r"[-+]?\d+(\.\d+)?"
+_NUMBER = re.compile(rf"{_VALUE}(e-\d+)?( (%|s|h))?( \[{_VALUE}, {_VALUE}\])?|[-–]|")
 
 
 # --- any table ---------------------------------------------------------------------------------------------
@@ -35,18 +35,21 @@ _SHOWN_NUMBER = re.compile(rf"{_NUMBER}(e-\d+)?( (%|s|h))?(\s\[{_NUMBER}, {_NUMB
 
 def are_numbers(frame: pd.DataFrame) -> list[bool]:
     """Of each column of a table of texts whether it holds nothing but numbers and dashes."""
-    columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
-    return [all(_SHOWN_NUMBER.fullmatch(text) for text in column) for column in columns]
+    are_own = frame.map(lambda text: bool(_NUMBER.fullmatch(text.replace("\n", " "))))
+    return list(are_own.all())
 
 
-def markdown(frame: pd.DataFrame, n_left: int = 1, left_last: bool = False) -> str:
-    """A table of texts in GitHub's Markdown; the first `n_left` columns, or the last too, are no numbers."""
-    rules = ["---" if place < n_left else "---:" for place in range(len(frame.columns))]
-    if left_last:
-        rules[-1] = "---"
+def _is_own(text: str) -> bool:
+    """Whether a cell needs no escape: a number, or a name of our own such as `-loss`."""
+    return bool(_NUMBER.fullmatch(text) or re.fullmatch("-[a-z_]+", text))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table of texts in GitHub's Markdown, numbers right."""
+    rules = ["---:" if is_number else "---" for is_number in are_numbers(frame)]
     lines = [f"| {' | '.join(map(markdown_safe, frame.columns))} |", f"|{'|'.join(rules)}|"]
     for row in frame.itertuples(index=False):
-        cells = [cell if _OWN.fullmatch(cell) else markdown_safe(cell) for cell in row]
+        cells = [cell if _is_own(cell) else markdown_safe(cell) for cell in row]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -66,21 +69,16 @@ def latex(frame: pd.DataFrame, columns: str | None = None, notes: Sequence[str] 
     # Braces keep a cell that begins with [ from being read as the optional argument of \\.
     cells = frame.map(lambda text: f"{{{safe(text)}}}").set_axis(list(map(safe, frame.columns)), axis=1)
     columns = columns or "".join("r" if is_number else "l" for is_number in are_numbers(frame))
+    caption, place = (" ".join(map(safe, notes)), "centering") if notes else (None, None)
     style = cells.style.hide(axis="index")
-    if not notes:
-        return style.to_latex(hrules=True, column_format=columns)
-    caption = " ".join(map(safe, notes))
-    return style.to_latex(hrules=True, column_format=columns, position_float="centering", caption=caption)
+    return style.to_latex(hrules=True, column_format=columns, position_float=place, caption=caption)
 
 
 def csv(frame: pd.DataFrame) -> str:
     """A table as CSV, in full precision; no spreadsheet takes a cell for a formula."""
-
-    def cell(value: Any) -> Any:
-        return value if isinstance(value, str) and _OWN.fullmatch(value) else csv_safe(value)
-
-    texts = [name for name, column in frame.items() if column.dtype == object or column.dtype == "str"]
-    safe = frame.assign(**{str(name): frame[name].map(cell) for name in texts})
+    safe = frame.copy()
+    for name in frame.select_dtypes(["object", "str"]):
+        safe[name] = [v if isinstance(v, str) and _is_own(v) else csv_safe(v) for v in frame[name]]
     return safe.to_csv(index=False, lineterminator="\n")
 
 
@@ -129,72 +127,64 @@ def notes_markdown(warnings: Sequence[str], notes: Sequence[str]) -> list[str]:
 
 def score_texts(table: ScoreTable) -> pd.DataFrame:
     """The table's cells as texts; the columns of NAMES, then numbers with their intervals, then counts."""
-    lines = table.lines
-    what = ", ".join(table.settings)
+    lines, what = table.lines, ", ".join(table.settings)
     names = [what if name == "Policy" and what != "policy" else name for name in NAMES]
     texts = lines[["model", "sequence", "method", "label", "score"]].set_axis(names, axis=1)
     for metric in table.metrics:
+        cells = zip(lines[metric], lines["measure"].isin(LOWER_IS_BETTER), lines["difference"], strict=True)
         texts[metric] = [
-            NONE if interval.value is None else interval.text(3 if measure in LOWER_IS_BETTER else 2, signed)
-            for interval, measure, signed in zip(
-                lines[metric], lines["measure"], lines["difference"], strict=True
-            )
+            NONE if cell.value is None else cell.text(3 if is_lower else 2, signed)
+            for cell, is_lower, signed in cells
         ]
     return texts.assign(Examples=count_texts(lines["n_examples"]), Seeds=count_texts(lines["n_seeds"]))
 
 
 def score_markdown(table: ScoreTable) -> str:
     """The table as one Markdown table with its notes."""
-    return "\n".join([markdown(score_texts(table), len(NAMES)), *(f"{note}\n" for note in table.notes)])
+    return "\n".join([markdown(score_texts(table)), *(f"{note}\n" for note in table.notes)])
 
 
 def score_csv(table: ScoreTable) -> pd.DataFrame:
     """The table in long form: a row a line and metric, with definition, counts and demonstration mark."""
-    return table.long()[list(CSV_COLUMNS)].reset_index(drop=True)
+    return table.long()[list(CSV_COLUMNS)]
 
 
 def score_json(table: ScoreTable) -> dict[str, Any]:
     """The table as plain JSON values: the rows of the score asked for, and those beside them."""
 
-    def cell(interval: Any, source: str) -> Any:
-        if interval.value is None or source != "ours":
-            return interval.value
+    def cell(interval: Interval) -> Any:  # of the paper there is the value alone
         values = {"estimate": interval.value, "low": interval.low, "high": interval.high}
-        return values | {"n_examples": interval.n, "n_seeds": interval.n_seeds}
+        return (
+            values | {"n_examples": interval.n, "n_seeds": interval.n_seeds} if interval.n else interval.value
+        )
 
     names = ("source", "model", "sequence", "method", "policy", "difference")
-    rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    for line in table.lines.to_dict("records"):
-        row = {name: line[name] for name in names}
-        row |= {"cells": {metric: cell(line[metric], line["source"]) for metric in METRICS}}
-        row |= {name: None if pd.isna(line[name]) else int(line[name]) for name in COUNTS}
-        rows[line["is_first"]].append(row | {"measure": line["measure"], "column": line["tested_with"]})
-    return {
-        "measure": table.measure,
-        "definition": table.definition,
-        "settings": list(table.settings),
-        "rows": rows[True],
-        "more_rows": rows[False],
-        "notes": table.notes,
-    }
+    rows = [
+        {name: line[name] for name in names}
+        | {"cells": {metric: cell(line[metric]) for metric in METRICS}}
+        | {name: None if pd.isna(line[name]) else int(line[name]) for name in COUNTS}
+        | {"measure": line["measure"], "column": line["tested_with"]}
+        for line in table.lines.to_dict("records")
+    ]
+    is_first = table.lines["is_first"]
+    facts = {"measure": table.measure, "definition": table.definition, "settings": list(table.settings)}
+    parts = {"rows": list(compress(rows, is_first)), "more_rows": list(compress(rows, ~is_first))}
+    return facts | parts | {"notes": table.notes}
 
 
 def score_terminal(table: ScoreTable) -> RenderableType:
     """The table for 80 columns or more: a block a group and score, intervals under their values."""
-    texts = score_texts(table).drop(columns=[name for name in NAMES if name != "Policy"], errors="ignore")
-    texts = texts.map(lambda text: text.replace(" [", "\n[")).rename(
-        columns={"Examples": "n", "Seeds": "seeds"}
-    )
     what = ", ".join(table.settings)
-    if what in texts:  # too long above a column
-        texts = texts.rename(columns={what: ""})
-        what = f"; {what}:"
+    texts = score_texts(table).drop(columns=[name for name in NAMES if name != "Policy"], errors="ignore")
+    # Settings that differ are too long to stand above a column.
+    texts = texts.rename(columns={"Examples": "n", "Seeds": "seeds", what: ""})
+    texts = texts.map(lambda text: text.replace(" [", "\n["))
     blocks: list[RenderableType] = []
     for (group, score), lines in table.lines.groupby(["group", "score"], sort=False):
         ours, shown = lines.index[lines["source"] == "ours"], texts.loc[lines.index]
         same = [name for name in ("n", "seeds") if shown.loc[ours, name].nunique() == 1]
         counts = "".join(f"; {name} {shown.at[ours[0], name]}" for name in same)
-        title = f"{group}: {score}{counts}{what if what[0] == ';' else ''}"
+        title = f"{group}: {score}{counts}{f'; {what}:' if '' in texts else ''}"
         blocks.append(terminal(shown.drop(columns=same), title, is_narrow=True))
         for row in lines[lines["elsewhere"]].head(1).itertuples():
             blocks.append(Text(f"* {row.model} · {row.sequence} · {row.method}\n"))
@@ -211,15 +201,16 @@ def metrics_terminal(scores: pd.DataFrame) -> RenderableType:
         }
         for name, values in continual_metrics(scores).items()
     ]
-    note = "* the definition that the paper's tables hold (by the size of their values), and ours beside them"
-    missing = []  # a line for each reason why metrics are missing
+    notes = [
+        "* the definition that the paper's tables hold (by the size of their values), and ours beside them"
+    ]
     for metric in METRICS:
         reasons = {name: why_undefined(scores, name, metric, list(scores.columns)) for name in DEFINITIONS}
         for reason in dict.fromkeys(filter(None, reasons.values())):
             which = ", ".join(name for name in DEFINITIONS if reasons[name] == reason)
-            missing.append(f"{NONE} {metric} ({which}): {reason}")
+            notes.append(f"{NONE} {metric} ({which}): {reason}")
     title = f"Trained tasks: {len(scores) - 1}"
-    return Lines(terminal(pd.DataFrame(rows), title, is_narrow=True), *map(Text, [note, *missing]))
+    return Lines(terminal(pd.DataFrame(rows), title, is_narrow=True), *map(Text, notes))
 
 
 # --- chosen prompts ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def command(
     The static prompt's run, else the first named, is what the others are compared with. Of probes: the
     figures that they are for, by ROUGE-L, NLL, and the measure asked for.
     """
-    from sapo.analysis.page import write_page
+    from sapo.analysis.page import html
     from sapo.analysis.probes.report import FIGURES, probe_report
     from sapo.analysis.report import analyze, as_json
     from sapo.analysis.results import DRAWN, find_probes, find_runs
@@ -36,7 +36,7 @@ def command(
     else:
         report = analyze(folders, output, measure, definition)
     if with_page:
-        report.files.append(write_page(report, output))
+        report.write("report.html", html(report))
     ids = [{"id": path.name, "dir": str(path)} for path in found]
     names = ", ".join(sorted(path.name for path in report.files if path.parent == output))
     written = f"Written to {output}: {names}; matrices and figures lie in the folders of the runs."

@@ -4,6 +4,8 @@ The colours are Okabe & Ito's.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,28 +17,31 @@ from sapo.analysis.figures import canvas, put_title
 from sapo.analysis.intervals import COEFFICIENTS, SAME, Interval
 from sapo.analysis.probes.results import ROLES, ProbeResult
 from sapo.analysis.probes.statistics import GRADIENT_ROLES, Power, Spread, alignments
-from sapo.analysis.results import LOWER_IS_BETTER, measure_name
+from sapo.analysis.results import LOWER_IS_BETTER, MEASURES, measure_name
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
 COLOURS = dict(zip(ROLES, ("#D55E00", "#0072B2", "#009E73"), strict=True))
 PROJECTION_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
-UNIT = {"nll": "nats per token", "rougeL": "0-100", "exact_match": "%", "label_match": "%"}
 GREY, BLACK = "#7f7f7f", "black"
+MARKED = {"original prompt": BLACK}  # by a diamond
 NO_VARIANCE = "no variance"
 
 
-def good_up(measure: str, task: str) -> str:
-    """An axis label for a task's scores where good is up: NLL has its sign flipped, and that is said."""
+def axis_label(measure: str, task: str, good_up: bool = False) -> str:
+    """An axis label for a task's scores; where good is up, NLL has its sign flipped, and that is said."""
+    name, unit = MEASURES[measure].removesuffix(")").split(" (")
     if measure in LOWER_IS_BETTER:
-        return f"-{measure_name(measure)} of {short_name(task)}\n({UNIT[measure]}; up is better)"
-    return f"{measure_name(measure)} of {short_name(task)}\n({UNIT[measure]})"
+        name, unit = (f"-{name}", f"{unit}; up is better") if good_up else (name, f"{unit}; higher is worse")
+    return f"{name} of {short_name(task)}\n({unit})"
 
 
 def spread_figure(result: Spread, test: str, facts: str) -> Figure:
     """Relative changes a prompt and task, and beneath them each task's coefficient of variation."""
     probe, tasks = result.probe, list(result.changes)
-    figure, (points, bars) = canvas(max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, ratios=(3, 2))
+    figure, (points, bars) = canvas(
+        max(7.2, 0.9 * len(tasks) + 1.6), 6.8, rows=2, sharex=True, height_ratios=(3, 2)
+    )
     order = probe.pre_update_losses().sort_values(kind="stable").index
     offsets = pd.Series(np.linspace(-0.32, 0.32, len(order)), index=order)
     # An interval that a single prompt makes may be hundreds of times as wide as the others.
@@ -70,16 +75,15 @@ def spread_figure(result: Spread, test: str, facts: str) -> Figure:
         points.set_yticks([])
     bars.set(ylim=(0, top)) if top else bars.set_yticks([])
     names = [short_name(task) for task in tasks]
-    for axes in (points, bars):
-        axes.set_xlim(-0.6, len(tasks) - 0.4)
-        axes.set_xticks(range(len(tasks)), names if axes is bars else [""] * len(tasks))
-        axes.tick_params(labelsize=9)
-    if max(map(len, names)) > 8:
-        for label in bars.get_xticklabels():
-            label.set(rotation=35, ha="right", rotation_mode="anchor")
-    _legend(figure, [*COLOURS.items()], original=True)
-    what = f"{len(result.changes)} prompts of {short_name(probe.current)}"
-    title = f"{what}: change against the original prompt"
+    slant: dict[str, Any] = (
+        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 8 else {}
+    )
+    bars.set_xticks(range(len(tasks)), names, **slant)
+    bars.set_xlim(-0.6, len(tasks) - 0.4)
+    _legend(figure, COLOURS | MARKED)
+    title = (
+        f"{len(result.changes)} prompts of {short_name(probe.current)}: change against the original prompt"
+    )
     order_text = "left to right in a column: from the lowest pre-update loss to the highest"
     put_title(figure, f"{title}\n{facts}\n{order_text}")
     return figure
@@ -114,22 +118,20 @@ def pairs_figure(
         captions = [f"{name.capitalize()} {cells[name, task].text()}" for name in COEFFICIENTS]
         first = cells[COEFFICIENTS[0], task]
         axes.set_title("\n".join(captions) if first.value is not None else _why_none(first), fontsize=9)
-        axes.tick_params(labelsize=8)
         axes.locator_params(nbins=5)
-    _legend(figure, [("paraphrases", COLOURS["training"])], original=True)
+    _legend(figure, {"paraphrases": COLOURS["training"]} | MARKED)
     put_title(figure, title)
     return figure
 
 
 def indicator_figure(cells: Sequence[Power], what: str, title: str, unit: str) -> Figure:
     """Bars of mean correlations by indicator and coefficient, intervals over `unit`, `what` as points."""
-    means, measure = [cell.mean for cell in cells], cells[0].measure
+    known, measure = [cell.mean for cell in cells if cell.mean.value is not None], cells[0].measure
     shown = list(dict.fromkeys(cell.indicator for cell in cells))
-    bars = "no correlation is defined"
-    if any(mean.value is not None for mean in means):
-        has_intervals = any(mean.low is not None for mean in means)
-        bars = f"intervals over {unit}" if has_intervals else f"too few {unit} for an interval"
-    figure, panels = canvas(9.6, 5.2, columns=2)
+    bars = f"too few {unit} for an interval" if known else "no correlation is defined"
+    if any(mean.low is not None for mean in known):
+        bars = f"intervals over {unit}"
+    figure, panels = canvas(9.6, 5.2, columns=2, sharey=True)
     for axes, coefficient in zip(panels, COEFFICIENTS, strict=True):
         for cell in cells:
             if cell.coefficient != coefficient:
@@ -145,12 +147,10 @@ def indicator_figure(cells: Sequence[Power], what: str, title: str, unit: str) -
             if mean.low is not None and mean.high is not None:
                 axes.hlines(place, mean.low, mean.high, color="#D55E00", linewidth=2)
         axes.axvline(0, color=BLACK, linewidth=0.8)
-        axes.set(xlim=(-1.05, 1.05), ylim=(len(shown) - 0.4, -0.6))
-        axes.set_yticks(range(len(shown)), shown if axes is panels[0] else [""] * len(shown))
+        axes.set(xlim=(-1.05, 1.05), ylim=(len(shown) - 0.4, -0.6), axisbelow=True)
+        axes.set_yticks(range(len(shown)), shown)
         axes.set_title(coefficient.capitalize(), fontsize=10)
-        axes.tick_params(labelsize=9)
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.6)
-        axes.set_axisbelow(True)
         flipped = " (sign flipped)" if measure in LOWER_IS_BETTER else ""
         label = f"correlation with {measure_name(measure)}{flipped} after training"
         axes.set_xlabel(f"{label}\n(right: the higher, the better)", fontsize=9)
@@ -168,24 +168,17 @@ def _why_none(cell: Interval) -> str:
 def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
     """Violins of cosines by loss rank, a panel a role, a colour a projection; a bar marks the mean."""
     roles = [role for role in GRADIENT_ROLES if (gradients["role"] == role).any()]
-    figure, panels = canvas(max(4.4 * len(roles) + 0.8, 5.0), 4.6, columns=len(roles))
-    ranks = sorted(gradients["rank"].unique())
-    projections = sorted(gradients["projection"].unique())
-    cosines = alignments(gradients)
-    for axes in panels[1:]:
-        axes.sharey(panels[0])
+    figure, panels = canvas(max(4.4 * len(roles) + 0.8, 5.0), 4.6, columns=len(roles), sharey=True)
+    ranks, cosines = sorted(gradients["rank"].unique()), alignments(gradients)
+    colours = dict(zip(sorted(gradients["projection"].unique()), cycle(PROJECTION_COLOURS), strict=False))
+    width = 0.8 / len(colours)
     for axes, role in zip(panels, roles, strict=True):
         of_role = gradients[gradients["role"] == role]
-        for number, projection in enumerate(projections):
-            rows = of_role[of_role["projection"] == projection]
-            by_rank = rows.groupby("rank")["cosine"].apply(np.array)
-            width = 0.8 / len(projections)
-            beside = (number - (len(projections) - 1) / 2) * width
-            places = [ranks.index(rank) + beside for rank in by_rank.index]
-            parts = axes.violinplot(
-                list(by_rank), places, widths=0.9 * width, showmeans=True, showextrema=False
-            )
-            colour = PROJECTION_COLOURS[number % len(PROJECTION_COLOURS)]
+        for number, (projection, colour) in enumerate(colours.items()):
+            by_rank = dict(list(of_role[of_role["projection"] == projection].groupby("rank")["cosine"]))
+            places = [ranks.index(rank) + (number - (len(colours) - 1) / 2) * width for rank in by_rank]
+            shown: dict[str, Any] = {"widths": 0.9 * width, "showmeans": True, "showextrema": False}
+            parts = axes.violinplot(list(by_rank.values()), places, **shown)
             for body in parts["bodies"]:  # type: ignore[attr-defined]
                 body.set(facecolor=colour, edgecolor=colour, alpha=0.6)
             parts["cmeans"].set(color=BLACK, linewidth=1.4)
@@ -193,26 +186,19 @@ def gradient_figure(probe: ProbeResult, gradients: pd.DataFrame) -> Figure:
         axes.set_xticks(range(len(ranks)), labels, fontsize=8)
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         axes.set_xlabel("prompt by pre-update loss (1 = lowest), mean cosine [95 %]", fontsize=9)
-        axes.set_ylabel("cosine of gradients", fontsize=9)
         tasks = [short_name(task) for task in of_role["task"].unique()]
         which = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
         axes.set_title(f"{GRADIENT_ROLES[role]} ({which})", fontsize=10)
-        axes.tick_params(axis="y", labelsize=8)
-    _legend(figure, list(zip(projections, PROJECTION_COLOURS, strict=False)), original=False)
-    put_title(
-        figure,
-        f"Gradients of {short_name(probe.current)} by prompt against those of other tasks, per module, "
-        f"in the state before it\n{probe.facts}",
-    )
+    panels[0].set_ylabel("cosine of gradients", fontsize=9)
+    _legend(figure, colours)
+    title = f"Gradients of {short_name(probe.current)} by prompt against those of other tasks, per module"
+    put_title(figure, f"{title}, in the state before it\n{probe.facts}")
     return figure
 
 
-def _legend(figure: Figure, colours: Sequence[tuple[str, str]], original: bool) -> None:
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=6, color=colour, label=label)
-        for label, colour in colours
+        Line2D([], [], linestyle="", marker="D" if label in MARKED else "o", color=colour, label=label)
+        for label, colour in colours.items()
     ]
-    if original:
-        diamond = Line2D([], [], linestyle="", marker="D", markersize=6, color=BLACK, label="original prompt")
-        handles.append(diamond)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)

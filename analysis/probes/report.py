@@ -1,58 +1,45 @@
 """The figures of the probe study (the paper's 1 to 14) from finished probes, with their data and tables."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
 from sapo.analysis import correlations as maps
 from sapo.analysis.figures import correlation_heatmap, remark
-from sapo.analysis.intervals import (
-    COEFFICIENTS,
-    FEWEST_FOR_INTERVAL,
-    Interval,
-    holm,
-    lone_row,
-    mean_interval,
-)
+from sapo.analysis.intervals import COEFFICIENTS, FEWEST_FOR_INTERVAL, Interval, holm, lone_row, mean_interval
 from sapo.analysis.page import Report
 from sapo.analysis.probes import figures, statistics
-from sapo.analysis.probes.results import ProbeResult, load_probe, prompt_name, require_poolable, sign_of
+from sapo.analysis.probes.results import ProbeResult, load_probe, prompt_name, require_poolable
 from sapo.analysis.probes.statistics import INDICATORS, Choice, Power
 from sapo.analysis.published import paper_csv, plain
 from sapo.analysis.render import terminal
 from sapo.analysis.results import DRAWN, LOWER_IS_BETTER, check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
-from sapo.conf.errors import UserError, unknown
+from sapo.conf.errors import UserError
 from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
 Row = dict[str, object]
 NONE = "-"
-PAPER_MEASURE = "rougeL"
-PAPER_COLUMNS = {  # of the files of its coefficients: the task, and the coefficient
-    "figure2": ("y_task", "r"),
-    "figure3": ("target_task", "r_negative_loss_vs_performance"),
-}
-SHOWN_UNSEEN = 3  # scatter plots show the trained task and the first three unseen ones, as the paper's
 PAPER_NOTE = (
     "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
     "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
 )
 
 
-def _who(probe: ProbeResult, measure: str) -> Row:
-    """The first cells of a row of scores."""
+def _who(probe: ProbeResult, measure: str = "") -> Row:
+    """The first cells of a row, of scores in `measure`."""
     who = {"probe": f"{probe.sequence}, seed {probe.seed}", "model, method": f"{probe.model}, {probe.method}"}
-    return {**who, "measure": measure_name(measure)}
+    return {**who, **({"measure": measure_name(measure)} if measure else {})}
 
 
-def _columns(interval: Interval, value: str) -> Row:
+def _columns(interval: Interval, value: str, **about: str) -> Row:
     """An interval over prompts as the columns of a data file, its value under the name `value`."""
     numbers = {value: interval.value, "low": interval.low, "high": interval.high}
-    return {**numbers, "n_prompts": interval.n, "reason": interval.reason}
+    return {**about, **numbers, "n_prompts": interval.n, "reason": interval.reason}
 
 
 def _gap(interval: Interval) -> str:
@@ -71,19 +58,18 @@ def _facts(probe: ProbeResult, measure: str) -> str:
 
 
 def first_pairs(probe: ProbeResult) -> dict[str, str]:
-    """The tasks that scatter plots show, by the names that the paper's coefficients go under here."""
-    shown = probe.unseen[:SHOWN_UNSEEN]
+    """The tasks that scatter plots show, by the paper's names: the trained one, and three unseen ones."""
+    shown = probe.unseen[:3]
     return {"T1": probe.trained} | {f"T3_{place}": task for place, task in enumerate(shown, start=1)}
 
 
 def paper_values(figure: str, probe: ProbeResult, measure: str, coefficient: str, key: str) -> Row:
     """The paper's coefficients by model; a dash where it has none, or for a measure that it does not have."""
-    task, value = PAPER_COLUMNS[figure]
     paper = paper_csv(f"{figure}_correlations")
+    *_, task, _, value = paper.columns
     rows = paper[(paper["sequence"].map(plain) == plain(probe.sequence)) & (paper[task] == key)]
-    rows = rows[(rows["coefficient"] == coefficient) & (measure == PAPER_MEASURE)]
-    found = {model: f"{r:.2f}" for model, r in zip(rows["model"], rows[value], strict=True)}
-    return {f"paper: {model}": found.get(model, NONE) for model in dict.fromkeys(paper["model"])}
+    rows = rows[(rows["coefficient"] == coefficient) & (measure == "rougeL")].set_index("model")[value]
+    return {f"paper: {m}": f"{rows[m]:.2f}" if m in rows else NONE for m in paper["model"].unique()}
 
 
 # --- how prompts move tasks, and whether the moves go together (Figures 1 and 2) ---------------------------
@@ -95,46 +81,44 @@ def figure1(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
     adjusted, rows = holm([result.p for result in results]), []
     for result, p in zip(results, adjusted, strict=True):
         probe, measure = result.probe, result.measure
+        in_task, cross_task = result.in_task.text(2), result.cross_task.text(2)
         test = f"no test: {result.why_no_p}"
         if result.p is not None:
-            test = f"in-task {result.in_task.text(2)} %, cross-task {result.cross_task.text(2)} %\n"
+            test = f"in-task {in_task} %, cross-task {cross_task} %\n"
             test += f"test that they differ: p = {result.p:.2g}, after Holm {p:.2g} (permutation test)"
-        cells = [(task, probe.role(task), cell) for task, cell in result.variation.items()]
-        cells += [("cross-task", "cross-task", result.cross_task), ("ratio", "ratio", result.ratio)]
         name = f"figure1_{probe.id}_{measure}"
         drawing = figures.spread_figure(result, test, _facts(probe, measure))
         report.draw(name, drawing, statistics.change_rows(result))
+        cells = result.variation | {"cross-task": result.cross_task, "ratio": result.ratio}
+        roles = {task: probe.role(task) if task in result.variation else task for task in cells}
         variations = [
-            {"task": task, "role": role, "measure": measure, **_columns(cell, "coefficient_of_variation")}
-            for task, role, cell in cells
+            _columns(cell, "coefficient_of_variation", task=task, role=roles[task], measure=measure)
+            for task, cell in cells.items()
         ]
         report.draw(f"{name}_spread", None, pd.DataFrame(variations))
+        usable = [task for task in probe.others if result.variation[task].value is not None]
         rows.append(
             _who(probe, measure)
-            | {"in-task CV (%)": result.in_task.text(2), "cross-task CV (%)": result.cross_task.text(2)}
-            | {"cross / in": result.ratio.text(2), "p": result.why_no_p or _p_text(result.p)}
-            | {"p (Holm)": _p_text(p), "prompts": len(result.changes)}
-            | {"other tasks": sum(result.variation[task].value is not None for task in probe.others)}
+            | {"in-task CV (%)": in_task, "cross-task CV (%)": cross_task, "cross / in": result.ratio.text(2)}
+            | {"p": result.why_no_p or _p_text(result.p), "p (Holm)": _p_text(p)}
+            | {"prompts": len(result.changes), "other tasks": len(usable)}
         )
         # Which changes and intervals are not there, and which intervals a single prompt makes.
-        where = f"{probe.sequence}, {measure_name(measure)}"
+        where, scores = f"{probe.sequence}, {measure_name(measure)}", probe.outcomes(measure)
         for task, reason in result.no_change.items():
             report.warnings.append(f"{where}, {short_name(task)}: no relative change ({reason}).")
-        scores = probe.outcomes(measure)
-        usable = [task for task in probe.others if result.variation[task].value is not None]
         of_tasks = [(short_name(task), [task], cell) for task, cell in result.variation.items()]
         for what, tasks, cell in [*of_tasks, ("cross-task", usable, result.cross_task)]:
-            alone = lone_row(scores[tasks].to_numpy(dtype=float), statistics.mean_variation, cell)
-            if alone:
+            if alone := lone_row(scores[tasks].to_numpy(dtype=float), statistics.mean_variation, cell):
                 prompt, without = prompt_name(int(scores.index[alone[0]])), alone[1]
                 rest = f"it is {without.text(2)} %" if without.value else "nothing varies"
                 report.warnings.append(
                     f"Figure 1, {where}, {what}: {prompt} alone makes the coefficient of "
                     f"variation what it is, {cell.text(2)} %: {rest} without it."
                 )
-        for what in ("in_task", "cross_task", "ratio"):
-            if gap := _gap(getattr(result, what)):
-                report.warnings.append(f"Figure 1, {where}, {what.replace('_', '-')}: {gap}.")
+        whole = {"in-task": result.in_task, "cross-task": result.cross_task, "ratio": result.ratio}
+        gaps = [f"{what}: {gap}" for what, cell in whole.items() if (gap := _gap(cell))]
+        report.warnings += [f"Figure 1, {where}, {gap}." for gap in gaps]
     report.keep("figure1", "Figure 1: spread over prompts, in-task against cross-task", rows)
     n_tests = sum(result.p is not None for result in results)
     report.notes += [
@@ -151,21 +135,22 @@ def figure2(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
     tests, rows, pairs = iter(zip(summaries, adjusted, strict=True)), [], []
     for probe, found in effects:
         where, captions = f"Figure 2, {probe.sequence}, {measure_name(found.measure)}", {}
-        who, n = _who(probe, found.measure), len(found.scores)
         for summary, p in (next(tests) for _ in COEFFICIENTS):
             captions[summary.coefficient] = maps.map_caption(summary, p)
             if gap := _gap(summary.mean):
                 report.warnings.append(f"{where}, {summary.coefficient}: {gap}.")
             for reason in summary.undefined if summary.n_pairs else ():
                 report.warnings.append(f"{where}: left out: {reason}.")
-            coefficient = summary.coefficient.capitalize()
-            of_pairs = f"{summary.n_pairs} of {len(found.correlations)}"
-            row = {"coefficient": coefficient, "mean off the diagonal": summary.mean.text()}
-            row |= {"p": _p_text(summary.p), "p (Holm)": _p_text(p), "pairs of tasks": of_pairs}
-            rows.append(who | row | {"prompts": n})
-        name, line = f"figure2_{probe.id}_{found.measure}", remark(probe.demonstration, found.measure)
+            row = _who(probe, found.measure) | {"coefficient": summary.coefficient.capitalize()}
+            row |= {"mean off the diagonal": summary.mean.text(), "p": _p_text(summary.p)}
+            row |= {
+                "p (Holm)": _p_text(p),
+                "pairs of tasks": f"{summary.n_pairs} of {len(found.correlations)}",
+            }
+            rows.append(row | {"prompts": len(found.scores)})
+        line = remark(probe.demonstration, found.measure)
         drawing = correlation_heatmap(found, captions, line) if probe.unseen else None
-        report.draw(name, drawing, maps.correlation_table([found]))
+        report.draw(f"figure2_{probe.id}_{found.measure}", drawing, maps.correlation_table([found]))
         if probe.unseen:
             pairs += _pairs(report, probe, found)
     report.keep("figure2", "Figure 2: mean correlation between tasks", rows)
@@ -179,26 +164,23 @@ def figure2(report: Report, probes: Sequence[ProbeResult], measures: Sequence[st
 
 def _pairs(report: Report, probe: ProbeResult, found: maps.PromptEffects) -> list[Row]:
     """Draws the trained task against the first unseen ones; their rows with the paper's coefficients."""
-    measure, n = found.measure, len(found.scores)
+    measure, trained = found.measure, probe.trained
     shown = {key: task for key, task in first_pairs(probe).items() if key != "T1"}
     cells = {
-        (name, task): maps.pair_interval(found.scores, probe.trained, task, name)
+        (name, task): maps.pair_interval(found.scores, trained, task, name)
         for name in COEFFICIENTS
         for task in shown.values()
     }
-    unit = "nats per token; higher is worse" if measure == "nll" else "0-100"
-    labels = {task: f"{measure_name(measure)} of {short_name(task)}\n({unit})" for task in probe.others}
-    title = (
-        f"{short_name(probe.trained)} (trained before) against unseen tasks, a point a prompt of "
-        f"{short_name(probe.current)}\n{_facts(probe, measure)}"
-    )
+    labels = {task: figures.axis_label(measure, task) for task in probe.others}
+    title = f"{short_name(trained)} (trained before) against unseen tasks, a point a prompt of "
+    title += f"{short_name(probe.current)}\n{_facts(probe, measure)}"
     scores = found.scores[list(shown.values())]
-    drawing = figures.pairs_figure(found.scores[probe.trained], scores, labels, cells, title)
+    drawing = figures.pairs_figure(found.scores[trained], scores, labels, cells, title)
     report.draw(f"figure2_{probe.id}_{measure}_pairs", drawing, found.scores.reset_index())
     return [
         _who(probe, measure)
-        | {"tasks": f"{short_name(probe.trained)} / {short_name(task)}", "coefficient": name.capitalize()}
-        | {"ours": cells[name, task].text(), "prompts": n}
+        | {"tasks": f"{short_name(trained)} / {short_name(task)}", "coefficient": name.capitalize()}
+        | {"ours": cells[name, task].text(), "prompts": len(found.scores)}
         | paper_values("figure2", probe, measure, name, key)
         for name in COEFFICIENTS
         for key, task in shown.items()
@@ -214,7 +196,6 @@ INDICATOR_NOTES = (
     "their loss is reduced by tokens: it is then a multiple of it.",
     "Intervals of Figure 3 stand each by itself: they are not adjusted for their number, and where nothing "
     "goes together about one in twenty lies beside 0 by chance. The paper's claim is of -loss alone.",
-    FLIPPED,
     "Regret: the best prompt's mean score over the tasks that are not current minus that of the prompt "
     "with the lowest loss; beside it that of the original and of a prompt drawn at random. Best is best "
     "on the same test examples, hence a regret errs to the high side.",
@@ -227,91 +208,85 @@ INDICATOR_NOTES = (
 def figure3(report: Report, probes: Sequence[ProbeResult], measures: Sequence[str]) -> None:
     """Figure 3 (11-14): indicators before training, and what the lowest loss chooses."""
     found = {(p, measure): statistics.powers(p, measure) for measure in measures for p in probes}
-    groups: dict[str, list[ProbeResult]] = {}
-    for probe in probes:
-        groups.setdefault(f"{probe.model}, {probe.method}", []).append(probe)
+    losses = []
     for (probe, measure), powers in found.items():
-        _draw_probe(report, probe, measure, powers)
-        of_loss = next(power for power in powers if power.indicator == "-loss")
-        gaps = [_gap(of_loss.mean)] if of_loss.mean.reason else []
-        if of_loss.points:
-            reasons = filter(None, (cell.reason for cell in of_loss.cells.values() if cell.value is None))
-            gaps += [f"left out of means: {reason}" for reason in reasons]
-        where = f"Figure 3, {probe.sequence}, {measure_name(measure)}"
-        report.warnings += [f"{where}: {gap}." for gap in gaps]
+        of_loss = {power.coefficient: power for power in powers if power.indicator == "-loss"}
+        _draw_probe(report, probe, measure, powers, of_loss)
+        first, where = of_loss[COEFFICIENTS[0]], f"Figure 3, {probe.sequence}, {measure_name(measure)}"
+        lost = [cell.reason for cell in first.cells.values() if first.points and cell.value is None]
+        gaps = [_gap(first.mean), *(f"left out of means: {reason}" for reason in lost)]
+        report.warnings += [f"{where}: {gap}." for gap in gaps if gap]
+        losses += [
+            _who(probe, measure)
+            | {"task": short_name(task), "coefficient": coefficient.capitalize()}
+            | {"ours": power.cells[task].text(), "prompts": power.cells[task].n}
+            | paper_values("figure3", probe, measure, coefficient, key)
+            for coefficient, power in of_loss.items()
+            for key, task in first_pairs(probe).items()
+        ]
     known = {power.indicator for powers in found.values() for power in powers}
     if lacking := [name for name in INDICATORS if name not in known]:
         why = "nothing was generated (evaluator.answers=false)"
         report.warnings.append(f"Figure 3: without the indicators {' and '.join(lacking)}: {why}.")
     rows = []
-    for who, members in groups.items():
+    for who in dict.fromkeys((probe.model, probe.method) for probe in probes):
+        members = [probe for probe in probes if (probe.model, probe.method) == who]
         for measure in measures:
             rows += _pool(report, who, members, [power for p in members for power in found[p, measure]])
-    losses = [
-        _who(probe, measure)
-        | {"task": short_name(task), "coefficient": power.coefficient.capitalize()}
-        | {"ours": power.cells[task].text(), "prompts": power.cells[task].n}
-        | paper_values("figure3", probe, measure, power.coefficient, key)
-        for (probe, measure), powers in found.items()
-        for power in powers
-        if power.indicator == "-loss"
-        for key, task in first_pairs(probe).items()
-    ]
     report.keep("figure3", "Figure 3: indicators before training", rows)
     report.keep("figure3_loss", "Figure 3: -loss against scores after training", losses)
     choices = {key: statistics.lowest_loss_choice(*key) for key in found}
     report.keep("figure3_choice", "The prompt of the lowest loss: is it good?", choice_rows(choices))
-    sizes = [
-        _who(*key)
-        | {"prompts": f"{row.prompts}", "scored rows": f"{row.rows}"}
-        | {"gain": f"{row.gain:+.3f}", "of the best prompt": f"{row.best:+.3f}"}
-        for key, choice in choices.items()
-        if not isinstance(choice, str)
-        for row in statistics.smaller_choices(*key).itertuples()
-    ]
-    report.keep("figure3_sizes", "Fewer prompts or scored rows: what the lowest loss gains", sizes)
+    sizes = []
     for (probe, measure), choice in choices.items():
-        for task in () if isinstance(choice, str) else choice.missing:
-            where = f"Regret, {probe.sequence}, {measure_name(measure)}"
-            why = f"without {short_name(task)}, which was not evaluated for every prompt"
-            report.warnings.append(f"{where}: {why}.")
-    report.notes += [note for note in INDICATOR_NOTES if note is not FLIPPED or "nll" in measures]
-    report.notes.append(PAPER_NOTE)
+        if isinstance(choice, str):
+            continue
+        where = f"Regret, {probe.sequence}, {measure_name(measure)}"
+        why = "which was not evaluated for every prompt"
+        report.warnings += [f"{where}: without {short_name(task)}, {why}." for task in choice.missing]
+        sizes += [
+            _who(probe, measure)
+            | {"prompts": f"{row.prompts}", "scored rows": f"{row.rows}"}
+            | {"gain": f"{row.gain:+.3f}", "of the best prompt": f"{row.best:+.3f}"}
+            for row in statistics.smaller_choices(probe, measure).itertuples()
+        ]
+    report.keep("figure3_sizes", "Fewer prompts or scored rows: what the lowest loss gains", sizes)
+    report.notes += [*INDICATOR_NOTES, *([FLIPPED] if "nll" in measures else []), PAPER_NOTE]
 
 
-def _draw_probe(report: Report, probe: ProbeResult, measure: str, powers: Sequence[Power]) -> None:
+def _draw_probe(
+    report: Report, probe: ProbeResult, measure: str, powers: Sequence[Power], of_loss: dict[str, Power]
+) -> None:
     """The indicators of one probe, and a point a prompt of -loss against scores."""
     rows = [
-        {"indicator": power.indicator, "coefficient": power.coefficient, "measure": measure}
-        | {"task": task, **_columns(cell, "r")}
-        for power in powers
-        for task, cell in [*power.cells.items(), ("mean", power.mean)]
+        _columns(cell, "r", indicator=p.indicator, coefficient=p.coefficient, measure=measure, task=task)
+        for p in powers
+        for task, cell in [*p.cells.items(), ("mean", p.mean)]
     ]
-    current, line = short_name(probe.current), _facts(probe, measure)
+    name, current, line = f"figure3_{probe.id}_{measure}", short_name(probe.current), _facts(probe, measure)
     title = f"Indicators of {len(probe.prompts)} prompts of {current} before training\n{line}"
     drawing = figures.indicator_figure(powers, "a task that is not current", title, "prompts")
-    report.draw(f"figure3_{probe.id}_{measure}", drawing, pd.DataFrame(rows))
-
-    scores = sign_of(measure) * probe.outcomes(measure)[list(first_pairs(probe).values())]
+    report.draw(name, drawing, pd.DataFrame(rows))
+    scores = probe.good(measure)[list(first_pairs(probe).values())]
     values = statistics.indicators_of(probe)
-    of_loss = [power for power in powers if power.indicator == "-loss"]
-    cells = {(power.coefficient, task): power.cells[task] for power in of_loss for task in scores}
-    labels = {task: figures.good_up(measure, task) for task in scores}
+    cells = {(which, task): power.cells[task] for which, power in of_loss.items() for task in scores}
+    labels = {task: figures.axis_label(measure, task, good_up=True) for task in scores}
     labels |= {"-loss": "minus pre-update loss\n(nats per token)"}
     title = f"Pre-update loss of prompts of {current} and scores after training\n{line}"
     drawing = figures.pairs_figure(values["-loss"], scores, labels, cells, title)
     sign = "-" if measure in LOWER_IS_BETTER else ""
-    beside = values.join(scores.add_suffix(f" {sign}{measure}")).reset_index()
-    report.draw(f"figure3_{probe.id}_{measure}_loss", drawing, beside)
+    report.draw(f"{name}_loss", drawing, values.join(scores.add_suffix(f" {sign}{measure}")).reset_index())
 
 
-def _pool(report: Report, who: str, members: Sequence[ProbeResult], powers: Sequence[Power]) -> list[Row]:
+def _pool(
+    report: Report, who: tuple[str, str], members: Sequence[ProbeResult], powers: Sequence[Power]
+) -> list[Row]:
     """The indicators of the probes of one model and method: drawn if there are several; a row each."""
-    pool, measure = statistics.pooled(powers), powers[0].measure
+    pool, measure, both = statistics.pooled(powers), powers[0].measure, ", ".join(who)
     if len(members) > 1:
         n_pairs = len({probe.pair for probe in members})
         title = f"Indicators before training over {n_pairs} pair{'s' if n_pairs > 1 else ''} of tasks"
-        title += f"\n{who}, {len(members)} probes"
+        title += f"\n{both}, {len(members)} probes"
         points = [
             (cell.indicator, cell.coefficient, measure, pair, value)
             for cell in pool
@@ -319,33 +294,29 @@ def _pool(report: Report, who: str, members: Sequence[ProbeResult], powers: Sequ
         ]
         drawing = figures.indicator_figure(pool, "a pair of tasks", title, "pairs")
         # `inscl-lexical` of `inscl (lexical)`
-        names = ["-".join(re.findall(r"[\w.+-]+", name)) for name in who.split(", ")]
+        names = ["-".join(re.findall(r"[\w.+-]+", name)) for name in who]
         frame = pd.DataFrame(points, columns=["indicator", "coefficient", "measure", "pair", "r"])
         report.draw("_".join(["figure3", *names, measure]), drawing, frame)
         for reason in dict.fromkeys(cell.mean.reason for cell in pool if cell.points and cell.mean.reason):
-            report.warnings.append(f"Figure 3, over the pairs of {who}: {reason}.")
-    found, rows = {(cell.indicator, cell.coefficient): cell for cell in pool}, []
-    for indicator in dict.fromkeys(cell.indicator for cell in pool):
-        row: Row = {"model, method": who, "measure": measure_name(measure), "indicator": indicator}
-        row |= {name.capitalize(): found[indicator, name].mean.text() for name in COEFFICIENTS}
-        cell = found[indicator, COEFFICIENTS[0]]
-        own = [
-            power for power in powers if (power.indicator, power.coefficient) == (indicator, cell.coefficient)
-        ]
+            report.warnings.append(f"Figure 3, over the pairs of {both}: {reason}.")
+    rows: dict[str, Row] = {}
+    for cell in pool:
+        about = {"model, method": both, "measure": measure_name(measure), "indicator": cell.indicator}
+        row = rows.setdefault(cell.indicator, about | {name.capitalize(): "" for name in COEFFICIENTS})
+        row[cell.coefficient.capitalize()] = cell.mean.text()
+        own = [p for p in powers if (p.indicator, p.coefficient) == (cell.indicator, cell.coefficient)]
         n_defined, n_tasks = sum(len(power.points) for power in own), sum(len(power.cells) for power in own)
-        rows.append(row | {"pairs": len(cell.points), "tasks": f"{n_defined} of {n_tasks}"})
-    return rows
+        row |= {"pairs": len(cell.points), "tasks": f"{n_defined} of {n_tasks}"}
+    return list(rows.values())
 
 
 def choice_rows(choices: dict[tuple[ProbeResult, str], Choice | str]) -> list[Row]:
     """What the lowest loss chooses, by probe and measure: a row each, and over a model's and method's."""
     rows: list[Row] = []
-    for measure in dict.fromkeys(measure for _, measure in choices):
+    for measure, of_measure in groupby(choices.items(), key=lambda item: item[0][1]):
         digits = 3 if measure in LOWER_IS_BETTER else 2
         groups: dict[tuple[str, str], list[Choice]] = {}
-        for (probe, name), choice in choices.items():
-            if name != measure:
-                continue
+        for (probe, _), choice in of_measure:
             row = _who(probe, measure)
             if isinstance(choice, str):
                 row["best"] = choice
@@ -368,57 +339,26 @@ def choice_rows(choices: dict[tuple[ProbeResult, str], Choice | str]) -> list[Ro
     return rows
 
 
-def figure4(report: Report, probes: Sequence[ProbeResult], measures: Sequence[str]) -> None:
+def figure4(report: Report, probes: Sequence[ProbeResult], _: Sequence[str]) -> None:
     """Figure 4: cosines of gradients, where a probe has them; measures of scores play no part."""
     rows = []
     for probe in probes:
         if probe.gradients is None or probe.gradients.empty:
-            lacks = f"Figure 4: probe {probe.id} has no gradients; make it again with them."
-            report.warnings.append(lacks)
+            report.warnings.append(f"Figure 4: probe {probe.id} has no gradients; make it again with them.")
             continue
         report.draw(f"figure4_{probe.id}", figures.gradient_figure(probe, probe.gradients), probe.gradients)
-        who = {name: cell for name, cell in _who(probe, measures[0]).items() if name != "measure"}
         cells = statistics.alignments(probe.gradients)
-        for role, name in statistics.GRADIENT_ROLES.items():
+        for role in dict.fromkeys(role for role, _ in cells):
             by_rank = {rank: cosine for (of_role, rank), cosine in cells.items() if of_role == role}
-            if by_rank:
-                row = who | {"other tasks": name}
-                row |= {f"rank {rank}": cosine.text(3, signed=True) for rank, cosine in by_rank.items()}
-                difference = statistics.rank_difference(probe.gradients, role).text(3, signed=True)
-                n = next(iter(by_rank.values())).n
-                rows.append(row | {"lowest - highest loss": difference, "modules x tasks": n})
+            row = _who(probe) | {"other tasks": statistics.GRADIENT_ROLES[role]}
+            row |= {f"rank {rank}": cosine.text(3, signed=True) for rank, cosine in by_rank.items()}
+            difference = statistics.rank_difference(probe.gradients, role).text(3, signed=True)
+            n = next(iter(by_rank.values())).n
+            rows.append(row | {"lowest - highest loss": difference, "modules x tasks": n})
     report.keep("figure4", "Figure 4: cosines of gradients by loss rank", rows)
     report.notes.append(
         "Figure 4: intervals are over modules (and tasks), which are not independent: they describe these "
         "modules and are no test."
-    )
-
-
-# --- prompts ----------------------------------------------------------------------------------------------
-
-
-def prompts_title(probe: ProbeResult) -> str:
-    """The title of `prompt_table`."""
-    where = f"{probe.sequence}, {probe.model}, {probe.method}, seed {probe.seed}"
-    return f"Prompts of {short_name(probe.current)} and their losses before training: {where}"
-
-
-def prompt_table(probe: ProbeResult) -> pd.DataFrame:
-    """Every prompt of the current task, the lowest loss first; cells are ready to print.
-
-    Losses are in nats, of the scored training examples in the state before the task.
-    """
-    losses = probe.pre_update_losses().sort_values(kind="stable")
-    examples = probe.losses.groupby("prompt")["example"].nunique()
-    return pd.DataFrame(
-        {
-            "prompt": prompt_name(index),
-            "loss": f"{loss:.4f}",
-            "against the original": f"{loss - losses[ORIGINAL]:+.4f}",
-            "examples": str(examples[index]),
-            "text": probe.prompts[index],
-        }
-        for index, loss in losses.items()
     )
 
 
@@ -451,46 +391,51 @@ def probe_report(
     """Draws the figures `names` (of FIGURES) of the probes in `folders` into `output`, for every measure.
 
     Files of texts are called `name`; `warnings` are kept with the rest. Demonstrations lead with NLL, others
-    with the paper's ROUGE-L. Raises UserError, before anything is written, for unknown names, damaged probes,
-    and probes of one model and method that cannot be compared.
+    with the paper's ROUGE-L. Raises UserError, before anything is written, for unknown measures, damaged
+    probes, and probes of one model and method that cannot be compared.
     """
-    for figure in names:
-        if figure not in FIGURES:
-            raise unknown("probe figure", figure, FIGURES)
     for measure in measures:
         check_measure(measure)
-    if not folders or not names or not measures:
-        raise UserError("Name at least one probe, one figure and one measure.")
-    probes = [load_probe(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    if not folders:
+        raise UserError("Name at least one probe.")
+    probes = [load_probe(folder) for folder in folders]
     require_poolable(probes)
-    runs = [run for probe in probes for run in probe.runs.values()]
-    report = Report(runs, output, name=name)
-    demonstration = any(probe.demonstration for probe in probes)
-    report.measure = leading_measure(demonstration)
+    is_demonstration = any(probe.demonstration for probe in probes)
+    report = Report([run for probe in probes for run in probe.runs.values()], output, name=name)
+    report.measure = leading_measure(is_demonstration)
     ordered = sorted(dict.fromkeys(measures), key=lambda measure: measure != report.measure)
     # Without answers (evaluator.answers=false) there is NLL alone.
-    unknown_in = {m: [p.id for p in probes if p.finals[m].isna().all()] for m in ordered}
-    ordered = [measure for measure in ordered if not unknown_in[measure]]
-    missing = [
-        f"Without {measure_name(m)}, which was not measured in {', '.join(ids)}."
-        for m, ids in unknown_in.items()
-        if ids
+    lacking = {m: ", ".join(p.id for p in probes if p.finals[m].isna().all()) for m in ordered}
+    ordered = [measure for measure in ordered if not lacking[measure]]
+    which = [
+        f"Without {measure_name(m)}, which was not measured in {ids}." for m, ids in lacking.items() if ids
     ]
     if not ordered:
-        raise UserError(" ".join(missing) + " Choose another measure.")
-    report.warnings += missing
-    report.warnings += [DEMONSTRATION] * demonstration
-    report.notes += [NLL_LEADS] * (demonstration and len(ordered) > 1)
+        raise UserError(" ".join(which) + " Choose another measure.")
+    report.warnings = [*warnings, *which, *([DEMONSTRATION] if is_demonstration else [])]
     report.warnings += [remark for probe in probes for remark in probe.remarks]
-    pairs = Counter((probe.model, probe.method, probe.pair) for probe in probes)
-    report.notes += [SHARED_PAIRS] * (max(pairs.values()) > 1) + [INTERVALS]
-    for figure in dict.fromkeys(names):
+    pairs = {(probe.model, probe.method, probe.pair) for probe in probes}
+    report.notes += [NLL_LEADS] * (is_demonstration and len(ordered) > 1)
+    report.notes += [SHARED_PAIRS] * (len(pairs) < len(probes)) + [INTERVALS]
+    for figure in names:
         FIGURES[figure](report, probes, ordered)
-    report.warnings = [*dict.fromkeys([*warnings, *report.warnings])]
+    report.warnings = [*dict.fromkeys(report.warnings)]
     report.notes = [*dict.fromkeys(report.notes)]
-    tables = {title: frame.astype(str) for title, frame in report.tables.items()}
-    report.parts += [terminal(frame, title) for title, frame in tables.items()]
-    prompts = {f"prompts_{probe.id}": (prompts_title(probe), prompt_table(probe)) for probe in probes}
-    files = {file: frame for file, (_, frame) in prompts.items()}
-    report.finish(files, tables, prompts=dict(prompts.values()))
+    texts = {title: frame.astype(str) for title, frame in report.tables.items()}
+    report.parts += [terminal(frame, title) for title, frame in texts.items()]
+    for probe in probes:
+        where = f"{probe.sequence}, {probe.model}, {probe.method}, seed {probe.seed}"
+        title = f"Prompts of {short_name(probe.current)} and their losses before training: {where}"
+        losses = probe.pre_update_losses().sort_values(kind="stable")
+        examples = probe.losses.groupby("prompt")["example"].nunique()
+        columns = {
+            "prompt": losses.index.map(prompt_name),
+            "loss": losses.map("{:.4f}".format),
+            "against the original": (losses - losses[ORIGINAL]).map("{:+.4f}".format),
+            "examples": examples[losses.index].astype(str),
+            "text": losses.index.map(probe.prompts),
+        }
+        texts[title] = pd.DataFrame(columns, index=losses.index)
+        report.draw(f"prompts_{probe.id}", None, texts[title])
+    report.finish(texts)
     return report

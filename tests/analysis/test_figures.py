@@ -34,21 +34,18 @@ def texts_of(figure):
             yield text, text.get_window_extent(renderer)
 
 
-def overlapping(figure):
-    """Pairs of level texts whose boxes overlap (slanted labels overlap by their boxes only)."""
-    level = [(text, box) for text, box in texts_of(figure) if text.get_rotation() % 90 == 0]
-    return [
-        (first.get_text(), second.get_text())
-        for (first, one), (second, two) in combinations(level, 2)
-        if min(one.x1, two.x1) - max(one.x0, two.x0) > 1 and min(one.y1, two.y1) - max(one.y0, two.y0) > 1
-    ]
-
-
 def assert_legible(figure):
-    """No text lies on another, or ends more than a pixel outside of the figure."""
-    assert overlapping(figure) == []
+    """No text lies on another, or ends more than a pixel outside of the figure.
+
+    Slanted labels overlap by their boxes only.
+    """
+    texts = list(texts_of(figure))
+    level = [(text, box) for text, box in texts if text.get_rotation() % 90 == 0]
+    for (first, one), (second, two) in combinations(level, 2):
+        is_wide = min(one.x1, two.x1) - max(one.x0, two.x0) > 1
+        assert not (is_wide and min(one.y1, two.y1) - max(one.y0, two.y0) > 1), (first, second)
     width, height = figure.canvas.get_width_height()
-    for text, box in texts_of(figure):
+    for text, box in texts:
         assert min(box.x0, box.y0) >= -1, text
         assert box.x1 <= width + 1, text
         assert box.y1 <= height + 1, text
@@ -59,8 +56,7 @@ def test_effects_are_legible(run_folder, name, n):
     run = load_run(run_folder(tasks=[name.format(1000 + task) for task in range(n)]))
     scores = score_matrix(run, "rougeL")
     for changes in (forgetting(scores), generalization(scores)):
-        figure = effect_heatmap(changes, run, "Change since the task was trained", "rougeL")
-        assert_legible(figure)
+        assert_legible(effect_heatmap(changes, run, "Change since the task was trained", "rougeL"))
 
 
 def test_a_heat_map_says_values_units_tasks_and_run(run_folder):
@@ -79,14 +75,13 @@ def test_a_heat_map_says_values_units_tasks_and_run(run_folder):
 
 
 def test_correlations_are_legible_and_undefined_cells_empty(run_folder):
-    run = load_run(run_folder())
     values = np.random.default_rng(0).normal(size=(10, 9))
     values[:, 4] = 1.0
     scores = pd.DataFrame(values, columns=[f"task{task}_x" for task in range(1300, 1309)])
-    figure = correlation_heatmap(PromptEffects(run, "rougeL", scores))
-    assert overlapping(figure) == []
-    annotations = [text.get_text() for text in figure.axes[0].texts]
-    assert len(annotations) == 81 - 16
+    effects = PromptEffects(load_run(run_folder()), "rougeL", scores)
+    figure = correlation_heatmap(effects)
+    assert_legible(figure)
+    assert len(figure.axes[0].texts) == 81 - 16
 
 
 def test_equal_figures_are_equal_files(run_folder, tmp_path, monkeypatch):
@@ -111,6 +106,8 @@ def test_loss_curves_are_told_apart_and_stand_where_their_steps_do():
     looks = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
     assert len(looks) == len(STYLES) * len(DASHES) == 12
     alone = loss_figure(runs[:1], ["run"]).axes[0]
+    assert [text.get_text() for text in alone.texts] == ["a", "b"]
+    assert [len(line.get_ydata()) for line in alone.lines if line.get_linewidth() == 0.8] == [60, 20]
     first, second = (line.get_ydata() for line in alone.lines if line.get_linewidth() == 1.5)
     np.testing.assert_allclose(first, [0.5, *np.arange(1.0, 59.0), 58.5])
     np.testing.assert_allclose(second, 5.0)

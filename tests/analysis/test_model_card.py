@@ -10,33 +10,14 @@ from sapo.analysis.model_card import code, fenced, model_card
 from sapo.analysis.results import load_run
 
 NASTY = "```\n# Not a heading | <b>x</b> [a](b) {input} 中文 `\u2028"
-
-
-def exported(**changes):
-    task = {
-        "task": "task195_sentiment",
-        "instruction": NASTY,
-        "separator": "文本:",
-        "suffix": "",
-        "drawn": None,
-        "placeholder": "{INPUT}",
-        "messages": [{"role": "user", "content": f"{NASTY}\n\n文本:\n{{INPUT}}"}],
-        "text": f"<|im_start|>user\n{NASTY}\n\n文本:\n{{INPUT}}<|im_end|>\n",
-    }
-    name = "Qwen/Qwen3-0.6B"
-    return {
-        "run": "a_run",
-        "kind": "adapter",
-        "state": {"after": 1, "key": "k" * 64},
-        "rank": 8,
-        "base": {"model": "qwen|3", "load": name, "revision": "abc", "source": f"hub:{name}"},
-        "is_on_hub": True,
-        "template_options": {"enable_thinking": False},
-        "max_new_tokens": 128,
-        "tasks": [task],
-        "tested": [task["task"]],
-        "definition": "gem",
-    } | changes
+TASK = {
+    "task": "task195_sentiment",
+    "instruction": NASTY,
+    "suffix": "",
+    "placeholder": "{INPUT}",
+    "messages": [{"role": "user", "content": f"{NASTY}\n\n文本:\n{{INPUT}}"}],
+    "text": f"<|im_start|>user\n{NASTY}\n\n文本:\n{{INPUT}}<|im_end|>\n",
+}
 
 
 def card_of(run_folder, **changes):
@@ -46,45 +27,55 @@ def card_of(run_folder, **changes):
         "identity": {"model": model, "method": method, "trainer": {"epochs": 1}},
         "environment": {"python": "3.11", "packages": {"torch": "2.13"}, "device": "cpu"},
     }
-    return model_card(load_run(run_folder("a_run", notes=["a <note>"], **facts)), exported(**changes))
+    name = "Qwen/Qwen3-0.6B"
+    exported = {
+        "run": "a_run",
+        "kind": "adapter",
+        "state": {"after": 1, "key": "k" * 64},
+        "rank": 8,
+        "base": {"model": "qwen|3", "load": name, "revision": "abc", "source": f"hub:{name}"},
+        "is_on_hub": True,
+        "template_options": {"enable_thinking": False},
+        "max_new_tokens": 128,
+        "tasks": [TASK | {"drawn": ["One.", "Two."]}],
+        "tested": [TASK["task"]],
+        "definition": "gem",
+    }
+    return model_card(load_run(run_folder("a_run", notes=["a <note>"], **facts)), exported | changes)
 
 
 def test_a_prompt_stays_as_it_is_and_ends_no_block(run_folder):
     card = card_of(run_folder)
     start = card.index("````json\n") + len("````json\n")
     read = json.loads(card[start : card.index("\n````", start)])
-    task = exported()["tasks"][0]
-    assert read == {name: task[name] for name in ("instruction", "suffix", "placeholder", "messages", "text")}
+    assert read == {name: value for name, value in TASK.items() if name != "task"}
     assert "\n# Not a heading" not in card
     assert "qwen\\|3" not in card  # a hub model is called by its repository
-    assert "- a &lt;note>" in card
 
 
 def test_a_hub_model_is_loaded_by_name_and_revision_with_the_template_s_switches(run_folder):
     card = card_of(run_folder)
     assert ModelCard(card).data.library_name == "peft"
-    assert "base_model: Qwen/Qwen3-0.6B\n" in card
-    assert 'from_pretrained("Qwen/Qwen3-0.6B", revision="abc", dtype="auto")' in card
-    assert "add_generation_prompt=True, enable_thinking=False" in card
-    assert "by definition `gem`: Lopez-Paz" in card
+    for part in (
+        "base_model: Qwen/Qwen3-0.6B\n",
+        "A LoRA adapter of rank 8 for Qwen/Qwen3-0.6B, trained on task195_sentiment.\n",
+        'from_pretrained("Qwen/Qwen3-0.6B", revision="abc", dtype="auto")',
+        "add_generation_prompt=True, enable_thinking=False",
+        "by definition `gem`: Lopez-Paz",
+        "Training drew from 2 prompts",
+        '[\n "One.",\n "Two."\n]',
+        "- a &lt;note>",
+    ):
+        assert part in card
 
 
 def test_scores_are_those_of_the_state_and_absent_ones_are_dashes(run_folder):
     card = card_of(run_folder)
-    (line,) = [
-        line for line in card.splitlines() if line.startswith("| task195_sentiment |") and "20" in line
-    ]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[3] == "-"  # made-up runs have no label match
-    assert cells[-1] == "20"
+    row = next(line for line in card.splitlines() if line.startswith("| task195_sentiment"))
+    name, rouge, _, labels, _, n = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (name, labels, n) == ("task195_sentiment", "-", "20")  # made-up runs have no label match
+    assert 60 < float(rouge) < 80
     assert "label match" not in card.split("| score |")[1]
-
-
-def test_drawn_prompts_are_listed(run_folder):
-    task = exported()["tasks"][0] | {"instruction": "Say it.", "drawn": ["One.", "Two."]}
-    card = card_of(run_folder, tasks=[task])
-    assert "Training drew from 2 prompts" in card
-    assert '[\n "One.",\n "Two."\n]' in card
 
 
 @given(st.text(alphabet="`a\n"))

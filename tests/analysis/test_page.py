@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,29 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from made_up import candidate, edit_run, write_run
 
 from sapo.analysis import page as page_module
-from sapo.analysis.figures import loss_figure
-from sapo.analysis.page import (
-    Report,
-    answers,
-    choice_facts,
-    html,
-    run_labels,
-    run_warnings,
-    texts_of,
-    write_page,
-)
+from sapo.analysis.page import Report, answers, html, run_labels, run_warnings
 from sapo.analysis.results import load_run
 from sapo.analysis.tables import DEMONSTRATION, score_table
-from sapo.data.records import ChoiceRecord
 
 NAME = "<img src=x onerror=alert(1)>{{7*7}}{% raw %}<!--'\"&"  # what a task may be called
-HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}<!--'\"&\u2028"
+HOSTILE = f"</script>{NAME}\u2028"
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
@@ -41,7 +26,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.tags, self.texts, self.script, self.style = [], [], [], "", ""
+        self.open, self.tags, self.texts, self.script = [], [], [], ""
         self.feed(text)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -56,10 +41,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        inside = self.open[-1] if self.open else ""
-        if inside in {"script", "style"}:
-            setattr(self, inside, getattr(self, inside) + data)
-        elif data.strip():
+        if self.open and self.open[-1] == "script":
+            self.script += data
+        elif data.strip() and self.open[-1:] != ["style"]:
             self.texts.append(data)
 
     @property
@@ -75,26 +59,21 @@ def report_of(*folders: Path) -> Report:
     return Report(runs, table=score_table(runs, draws=50))
 
 
-def hostile_run(run_folder) -> Path:
+# --- safe and alone ----------------------------------------------------------------------------------------
+
+
+def test_what_came_from_data_and_models_is_text_and_nothing_else(run_folder):
     tasks = [f"task195_{NAME}", NAME]
     candidates = [candidate(index, 1.0, text=HOSTILE) for index in (-1, 0)]
     choices = [{"task": task, "index": 0, "text": HOSTILE, "candidates": candidates} for task in tasks]
     names = {"model": NAME, "sequence": NAME, "method": HOSTILE, "policy": HOSTILE}
     environment = {"device": HOSTILE, "commit": HOSTILE, "dirty": True, "packages": {HOSTILE: HOSTILE}}
-    folder = run_folder(
-        "hostile", tasks=tasks, choices=choices, notes=[HOSTILE], environment=environment, **names
-    )
-    return edit_run(folder, lambda frame: frame.assign(prediction=HOSTILE, target=HOSTILE))
-
-
-# --- safe and alone ----------------------------------------------------------------------------------------
-
-
-def test_what_came_from_data_and_models_is_text_and_nothing_else(run_folder):
-    extra = {HOSTILE: pd.DataFrame({HOSTILE: [HOSTILE]})}
-    report = report_of(hostile_run(run_folder))
+    folder = run_folder(tasks=tasks, choices=choices, notes=[HOSTILE], environment=environment, **names)
+    edit_run(folder, lambda frame: frame.assign(prediction=HOSTILE, target=HOSTILE))
+    report = report_of(folder)
     report.warnings, report.notes = [HOSTILE], [HOSTILE]
-    text = html(report, tables=extra)
+    report.texts = {HOSTILE: pd.DataFrame({HOSTILE: [HOSTILE]})}
+    text = html(report)
     page = Page(text)
     assert not page.all("img")
     assert len(page.all("script")) == 1
@@ -119,6 +98,8 @@ def two(tmp_path_factory):
     losses = [f"{task},{step},{1 / step}\n" for task in "ab" for step in range(1, 9)]
     (folders[0] / "losses.csv").write_text("task,step,loss\n" + "".join(losses))
     report = report_of(*folders)
+    report.warnings = [DEMONSTRATION, "sapo failed: out of memory"]
+    report.notes = ["p values are after `holm`."]
     for name in ("a.png", "a.pdf", "sapo/of_a_run.png"):
         (folder / name).write_bytes(name.encode())
         report.files.append(folder / name)
@@ -157,45 +138,30 @@ def test_the_policy_of_the_page_lets_only_its_own_script_run(page):
     }
 
 
-@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))
-@hypothesis_settings(max_examples=20)
-def test_any_text_comes_out_as_it_went_in(text):
-    none = Report([], warnings=[text])
-    page = Page(html(none, tables={text: pd.DataFrame({"column": [text]})}))
-    assert page.texts.count(text) == 3
-
-
 # --- what it holds -----------------------------------------------------------------------------------------
 
 
 def test_the_table_stands_with_intervals_counts_and_the_papers_rows(two, page):
-    cell = two.table.lines.at[0, "AP"]
     parts = ("Comparison: AP, BWT, FWT", "paper: static *", "sapo - static", "reference", "65.41")
-    for part in (*parts, f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]", "Demonstration on a small"):
+    for part in ("Training loss", *parts, two.table.lines.at[0, "AP"].text(), "Demonstration on a small"):
         assert part in page.text
 
 
-def test_the_curve_of_the_losses_that_are_known_stands_in_the_page(two, page):
-    figure = loss_figure(two.runs, ["static", "sapo"])
-    (axes,) = figure.axes
-    for line in axes.lines[:2]:  # the steps, and their means over one step
-        assert list(line.get_ydata()) == pytest.approx([1 / step for step in range(1, 9)])
-    assert [text.get_text() for text in axes.texts] == ["a", "b"]
-    assert figure.legends[0].get_title().get_text() == "1 of 2 runs"
-    assert "Training loss" in page.text
+def test_warnings_stand_apart_from_how_to_read_the_page(two):
+    warnings, reading = (
+        html(two).partition(f'<section id="{name}">')[2].partition("</section>")[0]
+        for name in ("warnings", "reading")
+    )
+    assert warnings.count("Demonstration on a small model") == 1  # the runs say so, too
+    assert "sapo failed: out of memory" in warnings
+    assert ("holm" in warnings, "after <code>holm</code>." in reading) == (False, True)
 
 
-def test_one_run_has_a_table_too(run_folder):
-    text = Page(html(report_of(run_folder(n=20)))).text
+def test_one_run_has_a_table_too_and_a_policy_that_measures_nothing_its_prompt_alone(run_folder):
+    choices = [{"task": "task363_sst2", "index": 4, "text": "Rate it.", "candidates": None}]
+    text = Page(html(report_of(run_folder(n=20, choices=choices)))).text
     assert "ROUGE-L static" in text
     assert " 60 1 " in text  # three tasks of 20 test examples, one seed
-
-
-def test_a_policy_that_measures_nothing_has_its_prompt_alone(run_folder):
-    folder = run_folder(
-        choices=[{"task": "task363_sst2", "index": 4, "text": "Rate it.", "candidates": None}]
-    )
-    text = Page(html(report_of(folder))).text
     assert "NI363 Rate it. Candidate 4: this policy measures no losses." in text
 
 
@@ -227,17 +193,17 @@ def test_matrices_are_as_computed_and_coloured_by_what_is_better(run_folder):
 
 
 @pytest.mark.parametrize("n_of_original", [8, 4])
-def test_candidates_stand_by_loss_and_only_losses_of_as_many_examples_are_compared(n_of_original):
+def test_candidates_stand_by_loss_and_only_losses_of_as_many_examples_are_compared(run_folder, n_of_original):
     scored = [candidate(-1, 2.0, n_of_original), candidate(0, 1.0, 2), candidate(1, 1.5, 8)]
-    facts = {"task": "a", "index": 1, "text": "t", "candidates": scored}
-    choice = ChoiceRecord.model_validate_json(json.dumps(facts))
-    names = ("name", "loss", "change", "is_chosen", "is_partial")
-    rows = [tuple(row[name] for name in names) for row in choice_facts(choice)["candidates"]]
-    changes = ("-0.5000", "+0.0000") if n_of_original == 8 else ("–", "–")
-    assert rows == [
-        ("0", "1.0000", "–", False, True),
-        ("1", "1.5000", changes[0], True, False),
-        ("original", "2.0000", changes[1], False, n_of_original == 4),
+    choices = [{"task": "a", "index": 1, "text": "t", "candidates": scored}]
+    page = html(Report([load_run(run_folder(tasks=["a"], choices=choices))]))
+    rows = page.partition('<table class="candidates">')[2].partition("</table>")[0].split("<tr")[2:]
+    texts = [re.sub("<[^>]+>", " ", row.partition(">")[2]).split() for row in rows]
+    changes, dropped = (("-0.5000", "+0.0000"), []) if n_of_original == 8 else (("–", "–"), ["(dropped)"])
+    assert texts == [
+        ["0", "1.0000", "–", "2", "(dropped)", "Wording", "0"],
+        ["1", "chosen", "1.5000", changes[0], "8", "Wording", "1"],
+        ["original", "2.0000", changes[1], f"{n_of_original}", *dropped, "Wording", "-1"],
     ]
 
 
@@ -272,27 +238,20 @@ def test_warnings_name_the_runs_that_they_are_about(run_folder):
 # --- predictions -------------------------------------------------------------------------------------------
 
 
-def answered(run_folder) -> Path:
-    """Two tasks of four examples; of task a one is lost, one gained, one reworded, one the same."""
-    before, after = [50, 40, 30, 20], [10, 90, 30, 20]
-    scores = {(0, "a"): [0] * 4, (1, "a"): before, (2, "a"): after}
+def test_the_changed_answers_come_first(run_folder):
+    """Of four examples of task a one is lost, one gained, one reworded, one the same."""
+    scores = {(0, "a"): [0] * 4, (1, "a"): [50, 40, 30, 20], (2, "a"): [10, 90, 30, 20]}
     scores |= {(state, "b"): [state] * 4 for state in (0, 1, 2)}
-    folder = run_folder(
-        tasks=["a", "b"], scores={key: np.array(values, float) for key, values in scores.items()}
-    )
+    folder = run_folder("run", {key: np.array(v, float) for key, v in scores.items()}, tasks=["a", "b"])
 
     def change(frame: pd.DataFrame) -> None:
         frame.loc[(frame["after"] == 2) & (frame["example"] < 3), "prediction"] = "no"
 
-    return edit_run(folder, change)
-
-
-def test_the_changed_answers_come_first(run_folder):
-    found = answers([load_run(answered(run_folder))], ["run"])
+    found = answers([load_run(edit_run(folder, change))], ["run"])
     (block,) = found["a"]
     assert (block["before"], block["after"], block["total"]) == ("after a", "after b", 4)
     assert block["counts"] == {"lost": 1, "gained": 1, "reworded": 1, "same": 1}
-    names = ("example", "change", "before", "after", "before_score", "after_score")
+    names = ("example", "change", "prediction_before", "prediction", "rougeL_before", "rougeL")
     assert [tuple(row[name] for name in names) for row in block["rows"]] == [
         (0, "lost", "yes", "no", 50, 10),
         (1, "gained", "yes", "no", 40, 90),
@@ -328,40 +287,11 @@ def test_long_answers_are_cut_and_say_so(run_folder):
 # --- figures and tables ------------------------------------------------------------------------------------
 
 
-def test_numbers_of_a_table_have_the_decimals_that_their_column_needs():
-    numbers = {"r": [0.12345, np.nan], "p": [0.00001, 0.5], "score": [71.239, -3.0]}
-    counts = pd.array([21, None], dtype="Int64")
-    frame = pd.DataFrame({"task": ["a", None], **numbers, "n": counts, "ok": [True, False]})
-    rows = texts_of(frame).to_numpy().tolist()
-    assert rows == [["a", "0.123", "1.0e-05", "71.24", "21", "yes"], ["–", "–", "0.500", "-3.00", "–", "no"]]
-    named = texts_of(pd.DataFrame({"x": [1]}, index=pd.Index(["p"], name="prompt")))
-    assert list(named) == ["prompt", "x"]
-
-
 def test_a_report_without_runs_shows_what_it_is_given(tmp_path):
     (tmp_path / "violin.png").write_bytes(b"png")
-    report = Report([], warnings=["One stage failed."], notes=["p: see `holm`."])
-    report.files = [tmp_path / "violin.png"]
-    frame = pd.DataFrame({"probe": ["g1", "g1"], "task": ["NI195", "b"], "spread": [1.5, 2]})
-    tables = {"Spread": frame}
-    path = write_page(report, tmp_path / "new", tables)
-    assert path == tmp_path / "new" / "report.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    for part in ("One stage failed.", "Spread probe: g1 task spread NI195 1.500", "violin"):
+    frame = pd.DataFrame({"probe": ["g1", "g1"], "task": ["NI195", "b"], "spread": [0.12345, np.nan]})
+    report = Report([], tmp_path, warnings=["One stage failed."], notes=["p: see `holm`."])
+    report.files, report.texts = [tmp_path / "violin.png"], {"Spread": frame}
+    page = Page(html(report))
+    for part in ("One stage failed.", "Spread probe: g1 task spread NI195 0.123 b –", "violin"):
         assert part in page.text
-
-
-def test_warnings_stand_apart_from_how_to_read_the_page(run_folder):
-    report = report_of(run_folder())
-    report.warnings = [DEMONSTRATION, "sapo failed: out of memory"]
-    report.notes = ["p values are after Holm."]
-
-    def section(name: str) -> str:
-        return html(report).partition(f'<section id="{name}">')[2].partition("</section>")[0]
-
-    assert section("warnings").count("Demonstration on a small model") == 1  # the run says so, too
-    assert "sapo failed: out of memory" in section("warnings")
-    assert "Holm" not in section("warnings")
-    assert "Holm" in section("reading")
-    report.notes = []
-    assert section("reading") == ""

@@ -84,7 +84,7 @@ def test_data_files_hold_every_point(report):
 def test_a_demonstration_leads_with_nll_whatever_the_order(probe_folder, drawn, tmp_path, is_demonstration):
     facts = {"n_prompts": 5, "unseen": ("task618_x",), "n": 4, "demonstration": is_demonstration}
     folder = probe_folder("p", gradients=False, **facts)
-    found = probe_report([folder, folder], ["figure1"], tmp_path / "out", ["nll", "rougeL"])
+    found = probe_report([folder], ["figure1"], tmp_path / "out", ["nll", "rougeL"])
     (table,) = found.tables.values()
     assert table["measure"].tolist() == ["NLL", "ROUGE-L"][:: 1 if is_demonstration else -1]
     titles = [" ".join(figure.get_suptitle().split()) for figure in drawn]
@@ -203,12 +203,12 @@ def test_an_interval_far_wider_than_others_is_cut_and_who_makes_one_alone_is_sai
 
 def test_what_cannot_be_drawn_is_refused_before_anything_is_written(mini_probe, tmp_path):
     out = tmp_path / "out"
-    for folders, figures, measures, message in (
-        ([mini_probe], ["figure9"], ["nll"], "figure9"),
-        ([mini_probe], ["figure1"], ["bleu"], "bleu"),
-        ([], ["figure1"], ["nll"], "at least one probe"),
-        ([mini_probe, tmp_path / "none"], ["figure1"], ["nll"], "not a finished probe"),
+    for folders, measure, message in (
+        ([mini_probe], "bleu", "bleu"),
+        ([], "nll", "at least one probe"),
+        ([mini_probe, tmp_path / "none"], "nll", "not a finished probe"),
+        ([mini_probe, mini_probe], "nll", "are both probe"),
     ):
         with pytest.raises(UserError, match=message):
-            probe_report(folders, figures, out, measures)
+            probe_report(folders, ["figure1"], out, [measure])
     assert not out.exists()

@@ -22,11 +22,7 @@ RUNS = {
     "table3": ([{"policy": "static"}, *({"policy": "sapo", "pool": pool} for pool in POOLS)], "+1.66"),
     "table10": ([{"policy": policy} for policy in ("static", "sapo")], "12.5 %"),
     "table11": (
-        [
-            {"policy": p, "method": m}
-            for m in ("lorainc", "olora", "ewc", "inscl")
-            for p in ("static", "sapo")
-        ],
+        [{"policy": p, "method": m} for m in ("ewc", "inscl") for p in ("static", "sapo")],
         "NI-Seq-M2",
     ),
     "figure15": ([{"policy": "static"}, *({"policy": "sapo", "pool": pool} for pool in SIZES)], "65.41"),
@@ -45,13 +41,12 @@ def small_probe(tmp_path_factory):
     return write_probe(tmp_path_factory.mktemp("small"), n_prompts=5, unseen=["task618_x", "task511_x"])
 
 
-def render(name: str, output, run_folder, probe) -> Report:
-    if TARGETS[name].is_probe:
-        return draw(TARGETS[name].drawing, name, [probe], output, warnings=[FAILURE])
-    folders = [
-        run_folder(f"run{number}", tasks="ab", stages=STAGES, n=8, **changes)
-        for number, changes in enumerate(RUNS[name][0])
-    ]
+def render(name: str, output, run_folder, probe=None, **facts) -> Report:
+    folders = [probe]
+    if not TARGETS[name].is_probe:
+        facts |= {"tasks": "ab", "stages": STAGES, "n": 8}
+        numbered = enumerate(RUNS[name][0])
+        folders = [run_folder(f"{output.name}{number}", **changes, **facts) for number, changes in numbered]
     return draw(TARGETS[name].drawing, name, folders, output, warnings=[FAILURE])
 
 
@@ -66,8 +61,7 @@ def check_figure15(shown, output):
     assert {"sapo (K=5)", "sapo (K=10)", "sapo (K=20)"} <= set(shown.tables["figure15"]["policy"])
     for measure in ("nll", "rougeL"):
         points = pd.read_csv(output / f"figure15_{measure}.csv")
-        assert set(points["pool_size"]) == {5, 10, 20}
-        assert len(points) == 3 * 3
+        assert (set(points["pool_size"]), len(points)) == ({5, 10, 20}, 3 * 3)
     drawn = [path.name for path in shown.files if path.suffix == ".pdf"]
     assert drawn == ["figure15_nll.pdf", "figure15_rougeL.pdf"]
 
@@ -79,12 +73,11 @@ CHECKS = {"table3": check_table3, "figure15": check_figure15}
 def test_every_target_renders(name, run_folder, small_probe, tmp_path):
     output = tmp_path / "out"
     shown = render(name, output, run_folder, small_probe)
+    assert all(path.is_file() for path in shown.files)
     names = {path.name for path in shown.files if path.parent == output}
     assert {f"{name}.md", f"{name}.tex", "report.html"} <= names
-    assert {path.suffix for path in shown.files} >= {".csv", ".md", ".tex", ".html"}
-    assert all(path.is_file() for path in shown.files)
-    if name.startswith("figure"):
-        assert {path.suffix for path in shown.files if path.parent == output} >= {".png", ".pdf"}
+    kinds = {path.suffix for path in shown.files if path.parent == output}
+    assert kinds >= {".csv", ".md", ".tex", ".html", *([".png", ".pdf"] if name.startswith("figure") else [])}
     text = (output / f"{name}.md").read_text()
     page = (output / "report.html").read_text()
     assert FAILURE in shown.remarks
@@ -101,16 +94,10 @@ def test_every_target_renders(name, run_folder, small_probe, tmp_path):
 
 def test_demonstrations_lead_with_nll_and_the_papers_runs_with_rouge_l(run_folder, tmp_path):
     name = "figure15"
-    for is_demonstration, leading in ((True, "nll"), (False, "rougeL")):
-        folders = [
-            run_folder(f"{leading}{number}", demonstration=is_demonstration, tasks="ab", n=6, **changes)
-            for number, changes in enumerate(RUNS[name][0])
-        ]
-        shown = draw(TARGETS[name].drawing, name, folders, tmp_path / leading)
-        other = {"nll": "rougeL", "rougeL": "nll"}[leading]
-        measures = list(dict.fromkeys(shown.tables[name]["measure"]))
-        assert measures[:3] == [leading, other, "exact_match"]
-        pages = [(tmp_path / leading / file).read_text() for file in (f"{name}.md", "report.html")]
+    for is_demonstration, order in ((True, ["nll", "rougeL"]), (False, ["rougeL", "nll"])):
+        shown = render(name, tmp_path / order[0], run_folder, demonstration=is_demonstration)
+        assert list(dict.fromkeys(shown.tables[name]["measure"])) == [*order, "exact_match"]
+        pages = [(tmp_path / order[0] / file).read_text() for file in (f"{name}.md", "report.html")]
         assert all(("NLL leads" in text) == is_demonstration for text in pages)
 
 
@@ -124,14 +111,8 @@ def test_the_page_of_a_probe_shows_its_runs_and_its_prompts_with_losses(probe_fo
     edit_run(tmp_path / "runs" / "probe-0", shortened={"task618_x": 2})
     draw("figure1", "figure1", [probe], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    for part in (
-        "5 runs",
-        'id="runs"',
-        'id="answers"',
-        "Prompts of NI339 and their losses before training",
-        f"Wording {lowest}: ",
-        "NI618: 2 inputs were too long and have been shortened.",
-    ):
+    parts = ["5 runs", 'id="runs"', 'id="answers"', "Prompts of NI339 and their losses before training"]
+    for part in (*parts, f"Wording {lowest}: ", "NI618: 2 inputs were too long and have been shortened."):
         assert part in page, part
     written = pd.read_csv(tmp_path / "out" / "prompts_probe.csv")
     assert list(written["prompt"][:2]) == ["original", f"prompt {lowest}"]
@@ -165,10 +146,6 @@ def test_probes_and_table_1_have_the_small_scale():
 
 def test_a_run_that_reads_no_pool_is_there_once():
     configs = [job.config for job in jobs_of("table3", "mini", [])]
-    assert [(config.policy.name, config.paraphrases.name) for config in configs] == [
-        ("static", "bank"),
-        ("sapo", "bank"),
-        ("sapo", "terse"),
-        ("sapo", "elaborate"),
-    ]
+    found = [(config.policy.name, config.paraphrases.name) for config in configs]
+    assert found == [("static", "bank"), ("sapo", "bank"), ("sapo", "terse"), ("sapo", "elaborate")]
     assert {config.paraphrases.count for config in configs} == {10}

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import candidate, edit_run, write_run
-from matplotlib.image import imread
 from tiny import call
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,10 +36,8 @@ def hostile_run(folder: Path, policy: str) -> None:
     choices = [{"task": task, "index": 1, "text": HOSTILE, "candidates": candidates} for task in TASKS]
     scores = {(after, task): np.full(N, 50.0) for after in range(3) for task in TASKS}
     scores |= {(after, task): np.full(1, 50.0) for after in range(3) for task in UNSEEN}
-    for after in range(3):
-        for task in (*TASKS, *UNSEEN):
-            moves = np.array([-20.0, 20.0])[: len(scores[after, task])]
-            scores[after, task][:2] += moves * after
+    for (after, _), values in scores.items():
+        values[:2] += np.array([-20.0, 20.0])[: len(values)] * after
     texts = {"prompts": dict.fromkeys(TASKS, HOSTILE), "choices": choices, "notes": [HOSTILE]}
     path = write_run(folder, policy, scores, TASKS, unseen=UNSEEN, policy=policy, **texts)
 
@@ -83,79 +80,64 @@ def chromium(workplace: Path, *arguments: object) -> str:
 # margins a line is 718 pixels wide.
 SCRIPTS = "allow-scripts allow-same-origin"
 VIEWS = {
-    "plain": ("report.html", 1200, "allow-scripts allow-same-origin"),
-    "filtered": ("report.html#task=NI195&run=sapo&change=gained", 1200, "allow-scripts allow-same-origin"),
+    "plain": ("report.html", 1200, SCRIPTS),
+    "filtered": ("report.html#task=NI195&run=sapo&change=gained", 1200, SCRIPTS),
     "no such task": ("report.html#task=<img src=x onerror=top.ran=1>", 1200, SCRIPTS),
-    "phone": ("report.html", 375, "allow-scripts allow-same-origin"),
+    "phone": ("report.html", 375, SCRIPTS),
     "no scripts": ("report.html", 375, "allow-same-origin"),
-    "paper": ("on_paper.html", 718, "allow-scripts allow-same-origin"),
+    "paper": ("on_paper.html", 718, SCRIPTS),
 }
-LOOK = """
-function channels(colour) { return colour.match(/[\\d.]+/g).map(Number); }
+LOOK = r"""
+const channels = (colour) => colour.match(/[\d.]+/g).map(Number);
 function luminance(colour) {
-  var linear = colour.slice(0, 3).map(function (part) {
-    part /= 255;
-    return part <= 0.04045 ? part / 12.92 : Math.pow((part + 0.055) / 1.055, 2.4);
-  });
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  const [r, g, b] = colour.map((part) => part / 255).map(
+    (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 function behind(element) {
   // The colour behind a text: its element's background on that of the elements that it lies in.
-  var own = channels(getComputedStyle(element).backgroundColor), alpha = own.length > 3 ? own[3] : 1;
+  const own = channels(getComputedStyle(element).backgroundColor), alpha = own[3] ?? 1;
   if (alpha === 1 || !element.parentElement) return own;
-  var under = behind(element.parentElement);
-  return [0, 1, 2].map(function (part) { return alpha * own[part] + (1 - alpha) * under[part]; });
+  const under = behind(element.parentElement);
+  return [0, 1, 2].map((part) => alpha * own[part] + (1 - alpha) * under[part]);
 }
 function contrast(element) {
   // The Web Content Accessibility Guidelines' ratio of a text and what is behind it, 1 to 21.
-  var both = [luminance(channels(getComputedStyle(element).color)), luminance(behind(element))];
-  return (Math.max.apply(null, both) + 0.05) / (Math.min.apply(null, both) + 0.05);
+  const both = [luminance(channels(getComputedStyle(element).color)), luminance(behind(element))];
+  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
 }
 addEventListener("load", function () {
-  var found = {};
-  document.querySelectorAll("iframe").forEach(function (frame) {
-    var page = frame.contentDocument, root = page.documentElement;
-    var closed = root.scrollWidth;
-    var seen = Array.prototype.filter.call(page.querySelectorAll("tr[data-change]"), function (row) {
-      return row.checkVisibility({contentVisibilityAuto: true});
-    });
-    var here = {
-      title: page.title, images: page.images.length, scripts: page.scripts.length, closed: closed,
-      rows: seen.map(function (row) {
-        var block = row.closest(".block").dataset;
+  const found = {ran: typeof window.ran};
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, root = page.documentElement;
+    const rows = [...page.querySelectorAll("tr[data-change]")];
+    const here = found[frame.title] = {
+      title: page.title, images: page.images.length, scripts: page.scripts.length, closed: root.scrollWidth,
+      rows: rows.filter((row) => row.checkVisibility({contentVisibilityAuto: true})).map((row) => {
+        const block = row.closest(".block").dataset;
         return [block.task, block.run, row.dataset.change];
       }),
       form: page.getElementById("filter").checkVisibility(),
       count: page.querySelector("output").textContent,
-      texts: page.body.textContent.split("{{7*7}}").length - 1
+      texts: page.body.textContent.split("{{7*7}}").length - 1, opened: rows.length
     };
-    page.querySelectorAll("details").forEach(function (details) { details.open = true; });
+    page.querySelectorAll("details").forEach((details) => { details.open = true; });
     here.open = root.scrollWidth;
-    here.opened = page.querySelectorAll("tr[data-change]").length;
-    var texts = Array.prototype.filter.call(page.body.querySelectorAll("*"), function (element) {
-      return element.checkVisibility() && Array.prototype.some.call(element.childNodes, function (node) {
-        return node.nodeType === 3 && node.textContent.trim();
-      });
-    });
-    here.contrast = Math.min.apply(null, texts.map(contrast));
+    const texts = [...page.body.querySelectorAll("*")].filter((element) => element.checkVisibility()
+      && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+    here.contrast = Math.min(...texts.map(contrast));
     here.background = getComputedStyle(page.body).backgroundColor;
-    found[frame.title] = here;
-  });
-  found.ran = typeof window.ran;
+  }
   document.getElementById("found").textContent = JSON.stringify(found);
 });
 """
 
 
-def on_paper(page: Path) -> None:
-    """A copy of the page beside it, which shows on the screen what is printed."""
-    text = page.read_text(encoding="utf-8").replace("@media print {", "@media all {")
-    page.with_name("on_paper.html").write_text(text, encoding="utf-8")
-
-
 def look(page: Path, workplace: Path, *flags: str) -> dict[str, Any]:
     """What a browser makes of each of the VIEWS, all in one start."""
-    on_paper(page)
+    # A copy of the page shows on the screen what is printed.
+    text = page.read_text(encoding="utf-8").replace("@media print {", "@media all {")
+    page.with_name("on_paper.html").write_text(text, encoding="utf-8")
     frames = "".join(
         f'<iframe title="{name}" sandbox="{may}" style="width:{width}px;height:900px" '
         f'src="{page.parent.as_uri()}/{html.escape(address)}"></iframe>'
@@ -190,30 +172,16 @@ def test_the_page_in_a_browser(page, workplace):
     assert not views["no scripts"]["form"], "a form that does nothing is not shown"
 
 
-MODES = {"light": ((), (255, 255, 255)), "dark": (("--force-dark-mode",), (0x15, 0x18, 0x1C))}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_text_stands_out_in_light_and_dark(page, workplace, mode):
-    flags, background = MODES[mode]
+@pytest.mark.parametrize(
+    ("flags", "background"), [((), (255, 255, 255)), (("--force-dark-mode",), (0x15, 0x18, 0x1C))], ids=str
+)
+def test_every_text_stands_out_in_light_and_dark(page, workplace, flags, background):
     views = look(page, workplace, *flags)
     del views["ran"]
     for name, view in views.items():
         # 4.5 is what the guidelines ask of small text.
-        assert view["contrast"] >= 4.5, f"{name}, {mode}"
-        assert view["background"] == f"rgb{background}", f"{name}, {mode}"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_screenshot_has_the_colours_of_its_mode(page, workplace, mode):
-    flags, background = MODES[mode]
-    file = workplace / f"{mode}.png"
-    chromium(workplace, *flags, "--window-size=375,800", f"--screenshot={file}", page.as_uri())
-    pixels = (255 * imread(file)[..., :3]).round().astype(int)
-    assert pixels.shape[:2] == (800, 375)
-    is_background = (pixels == background).all(axis=-1)
-    assert is_background[:, 0].all()
-    assert 0.3 < is_background.mean() < 0.99, "text on a ground"
+        assert view["contrast"] >= 4.5, name
+        assert view["background"] == f"rgb{background}", name
 
 
 def pages_printed(page: Path, workplace: Path) -> int:

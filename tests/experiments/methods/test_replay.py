@@ -360,5 +360,5 @@ def test_a_run_trains_on_its_own_and_the_replayed_rows(tiny_config, tmp_path):
     record = json.loads((write_run(run, store) / "run.json").read_text())
     assert (record["method"], record["label"]) == ("inscl", "inscl (lexical)")
     assert any("inscl (lexical)" in note for note in record["notes"])
-    assert [row.method for row in published("table1", "m", "s", "inscl (lexical)")] == ["InsCL"] * 2
-    assert published("table1", "m", "s", "replay") == []
+    assert list(published("table1", "m", "s", "inscl (lexical)")["method"]) == ["InsCL"] * 2
+    assert published("table1", "m", "s", "replay").empty
