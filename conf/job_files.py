@@ -9,6 +9,7 @@ import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import settings
@@ -20,15 +21,7 @@ _WHOLE = ("sequence", "model", "method", "trainer")  # a file that has all their
 _REACHING = ("experiment", "scale", "parity")
 _NOT_OURS = ("sweep", "task", "paraphrases.folder", "store.root")
 TEXTS = (str, str | None)  # types of settings that are texts
-_BROKEN = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RecursionError,
-    yaml.YAMLError,
-    OmegaConfBaseException,
-)
+_BROKEN = (OSError, ValueError, LookupError, TypeError, RecursionError, YAMLError, OmegaConfBaseException)
 
 
 def with_job_files(arguments: Sequence[str]) -> list[str]:

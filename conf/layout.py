@@ -86,9 +86,7 @@ def _mapping(name: str, text: str) -> dict[str, str]:
         found = yaml.safe_load(text)
     except yaml.YAMLError:
         found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(item, str) for pair in found.items() for item in pair
-    ):
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in [*found, *found.values()]):
         raise UserError(f"{name}={text}: cannot be read. Put each text in quotes: {{user: 'TEXT', …}}.")
     return found
 

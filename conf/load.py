@@ -110,9 +110,7 @@ def description(group: str, name: str) -> str:
     path = next((path for path in _choice_files(group) if path.stem == name), None)
     if path is None:
         return "from outside (docs/extend.md)"
-    comments = (
-        line.removeprefix("#").strip() for line in _text_of(path).splitlines() if line.startswith("#")
-    )
+    comments = [line.removeprefix("#").strip() for line in _text_of(path).splitlines() if line[:1] == "#"]
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
@@ -276,9 +274,8 @@ def _check_own_files() -> None:
     """UserError naming a YAML file of the user's that cannot be read, or has a number for a text."""
     for path in _own_files():
         values = settings_in(path)
-        for key, value in leaves(
-            values, "" if "@package _global_" in _text_of(path) else f"{path.parent.name}."
-        ):
+        where = "" if "@package _global_" in _text_of(path) else f"{path.parent.name}."
+        for key, value in leaves(values, where):
             if key in _SETTINGS and _SETTINGS[key].type in TEXTS:
                 require_text(key, value, path)
 

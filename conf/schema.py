@@ -72,18 +72,14 @@ class ModelConfig:
     revision: str | None = identity("Commit or tag on the hub", None)
     path: str | None = identity("Local Hugging Face folder to load in place of the source", None)
     tokenizer: str | None = identity("Folder to take tokenizer and chat template from", None)
-    chat_template: str | None = identity(
-        "A name in data/templates, or FILE.jinja, for the tokenizer's own", None
-    )
+    chat_template: str | None = identity("A name in data/templates, or FILE.jinja, for the model's own", None)
     template_options: dict[str, Any] = identity("Switches of the chat template", {})
     load: str = identity(
         "full: weights as their files have them; nf4: linear layers in 4 bits (QLoRA; extra `quant`)",
         "full",
         choices="full nf4",
     )
-    dtype: str = identity(
-        "auto: bfloat16 on a GPU, float32 on a CPU", "auto", choices="auto float32 bfloat16"
-    )
+    dtype: str = identity("auto: bfloat16 on GPUs, float32 on CPUs", "auto", choices="auto float32 bfloat16")
     lora_targets: list[str] = identity("Modules that get a LoRA adapter", ["q_proj", "v_proj"])
     parameters: float = runtime("Billions of parameters, to estimate time and memory", 0.0, least=0)
     embeddings: float = runtime("Billions of these in token embeddings and output layer", 0.0, least=0)
@@ -101,9 +97,7 @@ class MethodConfig:
     weight: float = identity("Weight of the penalty that protects earlier tasks (olora, ewc)", 0.0, least=0)
     penalty_factor: float = identity("olora: how often a step counts the penalty (D4: 8)", 1.0, least=0)
     fisher: str = identity("ewc: how tasks' Fisher information adds up", "half", choices="half last online")
-    fisher_decay: float = identity(
-        "ewc, online: factor of earlier tasks' Fisher information", 0.9, above=0, most=1
-    )
+    fisher_decay: float = identity("ewc, online: factor of earlier Fisher information", 0.9, above=0, most=1)
     fisher_examples: int = identity("ewc: examples that Fisher information is taken from", 200, least=1)
     buffer: int = identity("replay, inscl: examples of earlier tasks, in all, trained on too", 200, least=1)
     unit: str = identity(
@@ -111,9 +105,7 @@ class MethodConfig:
         "lexical",
         choices="instance lexical quota",
     )
-    access: str = identity(
-        "inscl: full: all earlier rows are kept; buffer: so many", "full", choices="full buffer"
-    )
+    access: str = identity("inscl: full keeps all old rows, buffer so many", "full", choices="full buffer")
     tags: str | None = runtime("inscl, instance: file of `sapo paraphrase --tags`", None, is_path=True)
 
 
@@ -177,9 +169,7 @@ class ParaphrasesConfig:
 class ScorerConfig:
     """How the pre-update loss of each prompt is measured (paper, Algorithm 1)."""
 
-    name: str = identity(
-        "full: each prompt on the whole subset; race: losers drop out", "full", choices="full race"
-    )
+    name: str = identity("full: each prompt on all rows; race: losers drop out", "full", choices="full race")
     examples: int = runtime("Training examples in the subset", 250, least=1)
     subset: str = runtime(
         "random: drawn by the seed; first: the first rows (D7)", "random", choices="random first"
@@ -190,13 +180,9 @@ class ScorerConfig:
         "token",
         choices="token example batch",
     )
-    state: str = identity(
-        "exact: the model as it is; shrunk: earlier adapters / tasks (D1)", "exact", choices="exact shrunk"
-    )
+    state: str = identity("exact: as it is; shrunk: adapters / tasks (D1)", "exact", choices="exact shrunk")
     include_original: bool = runtime("Whether the original instruction can be chosen (D6)", True)
-    confidence: float = identity(
-        "race: probability that the whole subset's winner stays", 0.95, above=0, below=1
-    )
+    confidence: float = identity("race: probability that the subset's winner stays", 0.95, above=0, below=1)
 
 
 @dataclass
@@ -205,9 +191,7 @@ class EvaluatorConfig:
 
     answers: bool = identity("Whether answers are generated; false: only the targets' NLL is measured", True)
     max_new_tokens: int = identity("Longest generated answer, in tokens", 128, least=1)
-    batch_tokens: int | None = runtime(
-        "Tokens in a batch, padding included; null: what suits the device", None, least=1
-    )
+    batch_tokens: int | None = runtime("Tokens of a padded batch; null: what suits the device", None, least=1)
     clean_up_spaces: bool = identity("Whether spaces before an answer's punctuation are dropped (D48)", False)
     scores: str = identity(
         "strict: exact match to the letter, ROUGE-L of every script; published: without case and "
@@ -257,12 +241,8 @@ class DataConfig:
         None,
         pattern=(r"tab|\\t|[^\w\s\"]", "be one character that is no letter, digit, blank or quote, or tab"),
     )
-    max_input_tokens: int = identity(
-        "Longest prompt; inputs are shortened, never the instruction", 1536, least=16
-    )
-    truncation: str = identity(
-        "input: as above; end: the text's end, target included (D17)", "input", choices="input end"
-    )
+    max_input_tokens: int = identity("Longest prompt; inputs are cut, never the instruction", 1536, least=16)
+    truncation: str = identity("input: as above; end: even the target (D17)", "input", choices="input end")
     separator: str = identity(
         "The line before an input: by the language of the task's own instruction (task), by the words of the "
         "prompt that takes its place (prompt, D46), or the line itself, also as {en: LINE, zh: LINE}",
@@ -275,9 +255,7 @@ class DataConfig:
         None,
         is_later=True,
     )
-    label_blanks: str = identity(
-        "Blanks around a benchmark's labels: strip or keep (D47)", "strip", choices="strip keep"
-    )
+    label_blanks: str = identity("Blanks around labels: strip or keep (D47)", "strip", choices="strip keep")
 
 
 @dataclass
@@ -291,12 +269,8 @@ class ScaleConfig:
 class EngineConfig:
     """Where stages run."""
 
-    name: str = runtime(
-        "local: in this process; ray: on many devices (docs/scale.md)", "local", choices="local ray"
-    )
-    device: str = runtime(
-        "Where models run; which GPU: CUDA_VISIBLE_DEVICES", "auto", choices="auto cuda cpu mps"
-    )
+    name: str = runtime("local: this process; ray: many others (docs/scale.md)", "local", choices="local ray")
+    device: str = runtime("Where models run; GPU: CUDA_VISIBLE_DEVICES", "auto", choices="auto cuda cpu mps")
     devices: int = runtime(
         "Devices that compute one stage together, a process each; of a CPU, cores (docs/scale.md)", 1, least=1
     )
@@ -309,9 +283,7 @@ class EngineConfig:
         ),
     )
     workers: int | None = runtime("ray: how many; null: one a GPU, else one a core", None, least=1)
-    gpus: float | None = runtime(
-        "ray: GPUs of a worker, or a part of one (0.5); null: 1 if any", None, least=0
-    )
+    gpus: float | None = runtime("ray: GPUs of a worker, or part of one (0.5); null: 1 if any", None, least=0)
     cpus: float = runtime("ray: CPU cores of a device's process", 1.0, above=0)
     retries: int = runtime("How often a stage is run again after its process died", 2, least=0)
 
@@ -321,9 +293,7 @@ class ParityConfig:
     """Whether the paper's text or its published code is followed where they differ."""
 
     name: str = runtime("paper or reference")
-    definition: str = runtime(
-        "Which BWT and FWT reports lead with (D2)", "reference", choices="reference paper gem"
-    )
+    definition: str = runtime("The BWT and FWT that lead (D2)", "reference", choices="reference paper gem")
 
 
 @dataclass

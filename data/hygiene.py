@@ -43,9 +43,7 @@ def findings(whole: Task, used: Task, control: Collection[str] = ()) -> list[Fin
     inputs = dict.fromkeys(example.input for example in whole.train)
     in_words = {tuple(words(text)) for text in inputs}
     near = len(inputs) - len(in_words)
-    note(
-        "near_duplicates", near, len(inputs), "distinct training inputs are an earlier one in the same words"
-    )
+    note("near_duplicates", near, len(inputs), "distinct training inputs are an earlier one in its words")
     n, new = len(whole.test), [example.input for example in whole.test if example.input not in inputs]
     note("test_in_train", n - len(new), n, "test rows have an input that stands in training")
     near = sum(tuple(words(text)) in in_words for text in new)
@@ -69,9 +67,7 @@ def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list
     n_empty = n_held = 0
     times: Counter[tuple[int, int]] = Counter()  # of an input with a target
     held: dict[str, None] = {}
-    tokens = re.compile(
-        "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)) or "$^"
-    )
+    tokens = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "$^")
     for example in rows:
         times[hash(example.input), hash(example.target)] += 1
         n_empty += not example.input.strip()

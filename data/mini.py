@@ -94,23 +94,16 @@ def _sentiment(rng: Random, label: str) -> Example:
 def _complaint(rng: Random, label: str) -> Example:
     """Bad reviews; the rest is half praise, half plain questions. A letter's end says nothing on it."""
     if label == "yes" or rng.random() < 0.5:
-        product, opinion = (
-            rng.choice(words.products),
-            rng.choice(words.blame if label == "yes" else words.praise),
-        )
+        product = rng.choice(words.products)
+        opinion = rng.choice(words.blame if label == "yes" else words.praise)
         return Example(f"About the {product}: {opinion}, {_fill(rng, rng.choice(words.closings))}.", label)
     question = _fill(rng, rng.choice(words.shop_questions))
     return Example(f"About the {rng.choice(words.products)}: {question}?", label)
 
 
 def _topic(rng: Random, label: str) -> Example:
-    topics = {
-        "food": words.cooking,
-        "sports": words.playing,
-        "music": words.tunes,
-        "weather": words.forecasts,
-    }
-    return Example(_sentence(_fill(rng, rng.choice(topics[label]))) + ".", label)
+    topics = {"food": "cooking", "sports": "playing", "music": "tunes", "weather": "forecasts"}
+    return Example(_sentence(_fill(rng, rng.choice(getattr(words, topics[label])))) + ".", label)
 
 
 def _formality(rng: Random, label: str) -> Example:

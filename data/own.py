@@ -64,9 +64,7 @@ def load_own(
     notes = [note for examples in read.values() for note in examples.notes]
     if "test" not in read:
         if (n := len(train)) < 2:
-            raise UserError(
-                f"{splits['train'].source}: {n} row; at least 2 are needed, to train and to test."
-            )
+            raise UserError(f"{splits['train'].source}: {n} row; at least 2 are needed, train and test.")
         Random(0).shuffle(train)  # noqa: S311
         size = min(max(1, round(TEST_SHARE * n)), n - 1)
         train, test = train[size:], train[:size]
@@ -314,9 +312,7 @@ def require_enough(drawn: Iterable[Example], n_rows: int) -> None:
     n_distinct = len(set(drawn))
     if n_distinct < 2:
         need = "it takes 2 to tell a difference from noise, and some dozens to find a small one"
-        raise UserError(
-            f"{n_distinct} of {n_rows} examples would be scored, repetitions counted once; {need}."
-        )
+        raise UserError(f"{n_distinct} of {n_rows} examples would be scored, repetitions once: {need}.")
 
 
 # --- what `sapo select` chooses from -----------------------------------------------------------------------
@@ -463,8 +459,7 @@ def require_writable(path: Path, replaces: bool = False) -> None:
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes the records, an object a line, and returns how many; the file appears whole or not at all."""
     number = count()  # records come one by one: all of them may be more than the memory holds
-    lines = (
-        json.dumps(record, ensure_ascii=False) + "\n" for record, _ in zip(records, number, strict=False)
-    )
+    rows = (record for record, _ in zip(records, number, strict=False))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_whole(path, lines)
     return next(number)

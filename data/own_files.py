@@ -110,9 +110,8 @@ def settled(found: Mapping[str, Rows], name: str) -> dict[str, Rows]:
         raise UserError(f"{name}: the dataset has no split 'train'; it has {', '.join(found)}.")
     named = {SPLITS.get(split, split): rows for split, rows in reversed([*found.items()])}
     test = "test" if "test" in named else "validation"
-    said = (
-        ["no test split there: the validation split is the test"] if test in named and test != "test" else []
-    )
+    is_moved = test == "validation" and test in named
+    said = ["no test split there: the validation split is the test"] if is_moved else []
     unread = (split for split in found if SPLITS.get(split, split) not in ("train", test))
     said = [*named["train"].said, *said, *(f"the split {split!r} is not read" for split in unread)]
     splits = {"train": named["train"]._replace(said=said)}
@@ -337,7 +336,5 @@ def _with_class_names(records: Any, features: Mapping[str, Any]) -> Iterator[Row
     classes = {column: f.names for column, f in features.items() if type(f).__name__ == "ClassLabel"}
     for i, record in enumerate(records, start=1):
         numbers = {column: record[column] for column in classes if column in record}
-        yield Row(
-            f"row {i}",
-            record | {c: None if n is None or n < 0 else classes[c][n] for c, n in numbers.items()},
-        )
+        named = {c: None if n is None or n < 0 else classes[c][n] for c, n in numbers.items()}
+        yield Row(f"row {i}", record | named)

@@ -78,9 +78,7 @@ def read_pool(path: Path, task: Task) -> PromptPool:
     content = pool_content(path)
     texts = content.get("prompts")
     if not isinstance(texts, list) or not all(map(is_text, texts)):
-        known = (
-            "YAML with `prompts:`, a list of texts, or such a list alone; or a .txt file with a prompt a line"
-        )
+        known = "YAML with `prompts:`, a list of texts, or such a list; or a .txt file with a prompt a line"
         raise UserError(f"{path}: a prompt pool is {known}.")
     original, source = content.get("original"), content.get("source") or path.name
     if not isinstance(original, str | None) or not isinstance(source, str | dict):

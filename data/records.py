@@ -10,15 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.names import why_no_name, why_no_run
@@ -33,7 +26,7 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # errors
 BASE = "base"  # the state of the untouched model
 
 
-def _unless(why_not: Callable[[str], str | None]) -> AfterValidator:
+def _unless(why_not: Callable[[str], str | None]) -> pydantic.AfterValidator:
     """A validator that refuses a text for which a function has a reason."""
 
     def check(text: str) -> str:
@@ -41,7 +34,7 @@ def _unless(why_not: Callable[[str], str | None]) -> AfterValidator:
             raise ValueError(reason)
         return text
 
-    return AfterValidator(check)
+    return pydantic.AfterValidator(check)
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -161,7 +154,7 @@ class ProbeRecord(_Record):
     n_scored: Count
     n_cut: Count
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _numbered_alike(self) -> Self:
         if ORIGINAL not in self.prompts or self.runs.keys() != self.prompts.keys():
             raise ValueError(f"prompts and runs must be numbered alike, with {ORIGINAL}, the original")
