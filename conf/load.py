@@ -140,7 +140,7 @@ def _compose_all(overrides: list[str]) -> list[Config]:
         config = compose_once(tuple(plain))
         for place, key in apart.items():
             alone = compose_once((*plain[:place], combination[place], *plain[place + 1 :]))
-            value = reduce(getattr, key.split("."), alone)
+            value: Any = reduce(getattr, key.split("."), alone)
             group, _, setting = key.partition(".")
             if setting:
                 value = replace(getattr(config, group), **{setting: value})

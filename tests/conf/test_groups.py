@@ -15,10 +15,7 @@ from sapo.conf.schema import described, identity_values, settings
 FILES = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("**/*.yaml"))
 MEMBERS = [(str(path.parent), path.stem) for path in FILES if path.parent.name]
 # A member that cannot run as it is, and what makes it.
-NEEDS = {
-    ("paraphrases", "file"): ["paraphrases.file=pool.yaml"],
-    ("sequence", "own"): ["sequence.tasks=[mine]"],
-}
+NEEDS = {("paraphrases", "file"): ["paraphrases.file=p.yaml"], ("sequence", "own"): ["sequence.tasks=[mine]"]}
 PAPER = Path(metrics.__file__).parent / "paper"
 
 

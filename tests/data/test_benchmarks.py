@@ -72,12 +72,8 @@ def test_how_many_rows_are_taken_of_how_many(root):
 def test_a_superni_task(benchmarks):
     config = config_of(benchmarks, "sequence=ni_seq_c1", "trainer=paper")
     task = load_task("NI195", config)
-    assert (task.name, task.short_name, task.kind, task.language) == (
-        "NI195",
-        "NI195",
-        "classification",
-        "en",
-    )
+    assert (task.name, task.short_name) == ("NI195", "NI195")
+    assert (task.kind, task.language) == ("classification", "en")
     assert task.instruction.startswith("In this task, you are given a text from tweets.")
     assert task.suffix == "Directly output only positive or negative as your answer."
     assert (task.labels, task.separator) == (("positive", "negative"), "Text:")
