@@ -49,7 +49,7 @@ def command(
             return
         notice(f"sapo: {line}")
         with progress:
-            wordings, found = compare(setting, engine, progress.expect)
+            wordings, found = compare(setting, engine)
     folder = Path(configs[0].store.root) / "reports" / f"compare-{setting.task.name}"
     commands = write_task(setting, given, overrides, wordings.trained[found.chosen], folder)
     files = [str(path) for path in found.write(folder, commands)]

@@ -362,4 +362,5 @@ def computing(jobs: "Sequence[Job]", force: bool = False) -> Iterator[tuple["Loc
 
     progress = Progress(Path(jobs[0].config.store.root))
     with keeping("Finished stages"), open_engine(jobs, progress, progress.tell, force) as engine:
+        engine.expect = progress.expect
         yield engine, progress

@@ -95,7 +95,7 @@ def _run(names: list[str], scale: str, settings: list[str], engine: Any, progres
     for name in names:
         try:
             with progress:
-                found = reproduce(name, scale, settings, engine, expect=progress.expect)
+                found = reproduce(name, scale, settings, engine)
             document, parts = _drawn(found, scale, settings)
         except Exception as error:
             if len(names) == 1:
@@ -124,7 +124,8 @@ def _drawn(
     from sapo.analysis.report import draw
     from sapo.experiments.targets import TARGETS
 
-    config, name, finished = found.jobs[0].config, found.target, found.finished
+    name, finished = found.target, found.finished
+    config = finished[0].job.config
     output = Path(config.store.root) / "reports" / f"{name}-{scale}"
     warnings = [f"{run} failed: {message}" for run, message in found.failed]
     shown = draw(TARGETS[name].drawing, name, found.folders, output, config.parity.definition, warnings)

@@ -41,7 +41,7 @@ def command(
 
     begun, jobs = time.monotonic(), [Job(config) for config in configs]
     with computing(jobs, force) as (engine, progress), progress:
-        outcomes = run(jobs, engine, keep_going=keep_going, expect=progress.expect)
+        outcomes = run(jobs, engine, keep_going=keep_going)
     require_some(outcomes)
     finished = [_summary(outcome) for outcome in outcomes if not outcome.error]
     failed = [{"run": str(out.job), "error": out.message} for out in outcomes if out.error]

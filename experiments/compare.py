@@ -7,8 +7,7 @@ was interrupted, and a second one shares what it has in common with the first.
 import asyncio
 import json
 import shlex
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,8 @@ from sapo.data.render import control_tokens
 from sapo.data.tasks import Example, Task, own_task
 from sapo.experiments import plan
 from sapo.experiments.continual import Engine, by_prompt, stages_asked
-from sapo.experiments.engine.local import LocalEngine, ignore
-from sapo.experiments.engine.store import Store, Stored
+from sapo.experiments.engine.local import LocalEngine
+from sapo.experiments.engine.store import Store
 from sapo.experiments.model.evaluation import label_matches
 from sapo.experiments.model.load import load_tokenizer
 from sapo.experiments.model.memory import require_memory
@@ -225,7 +224,7 @@ async def measure(setting: Setting, engine: Engine) -> tuple[Wordings, list[pd.D
     first, candidates = setting.configs[0], setting.pool.candidates(include_original=True)
     scored = await engine.run(Score(first, BASE, setting.task, setting.scored, candidates))
     losses = {prompt.index: abs(prompt.index + 0.5) for prompt in candidates} | {ORIGINAL: 1.0}
-    if isinstance(scored, Stored):
+    if not isinstance(scored, Planned):
         losses = by_prompt(prompt_losses(scored.examples(), first.scorer.reduction))
     wordings = wordings_of(setting, losses)
     of_seeds = await asyncio.gather(*(_of_seed(setting, wordings, each, engine) for each in setting.configs))
@@ -276,17 +275,15 @@ def cost(setting: Setting, engine: LocalEngine) -> dict[str, Any]:
     return {**counts, "seconds": plan.total_range(each.seconds for each in costs), "notes": notes}
 
 
-def compare(
-    setting: Setting, engine: LocalEngine, expect: Callable[[Counter[str]], object] = ignore
-) -> tuple[Wordings, Comparison]:
-    """Computes a comparison; `expect` is told how many stages of each kind are asked for, at most.
+def compare(setting: Setting, engine: LocalEngine) -> tuple[Wordings, Comparison]:
+    """Computes a comparison.
 
     Returns the prompts, and what the answers say. These have a row for every seed, state, served prompt and
     test example: `seed`, `trained`, `served`, `prompt` (index), `text`, `task`, `row` (the first test example
     with the same input and target) and the scores `rougeL`, `exact_match`, `label_match` (0-100) and `nll`
     (nats a target token).
     """
-    expect(stages_asked(partial(measure, setting)))
+    engine.expect(stages_asked(partial(measure, setting)))
     with engine.store.at_work():
         ((wordings, tables),) = engine.complete([measure(setting, engine)])
     answers, task = pd.concat(tables, ignore_index=True), setting.task

@@ -27,30 +27,28 @@ from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
 
 
 class Engine(Protocol):
-    """Answers stages; a `Planned` one stands for a stage that a plan did not compute."""
+    """Answers stages: a plan's with a `Planned` one for each that it does not compute."""
 
-    def run(self, stage: Stage) -> Awaitable[Stored | Planned]:
+    def run(self, stage: Stage) -> Awaitable[Stored]:
         """The finished stage, or its stand-in."""
-        ...
+
+
+class Counting(Counter[str]):
+    """An engine that computes nothing, and counts by kind the stages that it is asked for."""
+
+    async def run(self, stage: Stage) -> Planned:
+        """A stand-in."""
+        self[stage.kind] += 1
+        return Planned(str(self.total()))
 
 
 def stages_asked(work: Callable[[Engine], Coroutine[Any, Any, object]]) -> Counter[str]:
-    """How many stages of each kind a work asks its engine for, at most, without computing any.
+    """How many stages of each kind a work asks its engine for, at most.
 
     A task whose original instruction wins is tested once less than is counted.
     """
-
-    class Counting:
-        def __init__(self) -> None:
-            self.asked: Counter[str] = Counter()
-
-        async def run(self, stage: Stage) -> Planned:
-            self.asked[stage.kind] += 1
-            return Planned(str(self.asked.total()))
-
-    counting = Counting()
-    asyncio.run(work(counting))
-    return counting.asked
+    asyncio.run(work(counting := Counting()))
+    return counting
 
 
 async def run_sequence(config: Config, engine: Engine) -> Run:
@@ -114,9 +112,9 @@ def pool_for(task: Task, config: Config) -> PromptPool:
 async def choose_prompt(config: Config, engine: Engine, state: str, task: Task) -> Choice:
     """The policy's choice from the pool, after scoring it in the present state if the policy needs losses."""
     pool, policy = pool_for(task, config), POLICIES[config.policy.name]
-    paraphrases = tuple(prompt.text for prompt in pool.paraphrases)
-    if not paraphrases:
+    if not pool.paraphrases:
         return Choice(task.name, pool.original)
+    paraphrases = tuple(prompt.text for prompt in pool.paraphrases)
     candidates = pool.candidates(config.scorer.include_original)
     if not policy.needs_losses:
         prompt = policy.choose(Offer(config.policy, pool, candidates, config.seed, {}))
@@ -130,18 +128,10 @@ async def choose_prompt(config: Config, engine: Engine, state: str, task: Task) 
         return Choice(task.name, Prompt(stand_in), paraphrases=paraphrases)
     texts = {prompt.index: prompt.text for prompt in scored_too}
     losses = prompt_losses(scored.examples(), config.scorer.reduction)
-    table = [
-        Candidate(
-            index=row.prompt,
-            text=texts[row.prompt],
-            loss=row.loss,
-            n_examples=row.n_examples,
-            n_tokens=row.n_tokens,
-        )
-        for row in losses.itertuples()
-    ]
+    rows = losses.rename(columns={"prompt": "index"}).to_dict("records")
+    table = tuple(Candidate(text=texts[row["index"]], **row) for row in rows)
     prompt = policy.choose(Offer(config.policy, pool, candidates, config.seed, by_prompt(losses)))
-    return Choice(task.name, prompt, tuple(table), paraphrases=paraphrases, scored=scored)
+    return Choice(task.name, prompt, table, paraphrases=paraphrases, scored=scored)
 
 
 def scored_examples(task: Task, config: Config) -> tuple[Example, ...]:
@@ -174,5 +164,5 @@ async def evaluate(run: Run, engine: Engine, state: State) -> list[Evaluation]:
             columns["common"] = original
         for column, asked in columns.items():
             stored = await engine.run(Evaluate(run.config, state.key, task, asked))
-            evaluations.append(Evaluation(state.after, task.name, asked, column, stored))
+            evaluations.append(Evaluation(state.after, task, asked, column, stored))
     return evaluations

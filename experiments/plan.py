@@ -29,7 +29,8 @@ from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS, earlier_adapters
 from sapo.experiments.model.identity import looked_at_once
 from sapo.experiments.model.memory import adapter_bytes, device_memory, training_memory, ways_to_fit
-from sapo.experiments.probe import measure_all, probes_of
+from sapo.experiments.probe import measure as measure_probe
+from sapo.experiments.probe import probes_of
 from sapo.experiments.ready import plannable
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
@@ -49,7 +50,7 @@ class PlanEngine:
     to_do: dict[str, Stage] = field(default_factory=dict)
     asked: int = 0
 
-    async def run(self, stage: Stage) -> Stored | Planned:
+    async def run(self, stage: Stage) -> Stored:
         """The finished stage, or a stand-in."""
         self.asked += 1
         identity = stage.identity()
@@ -111,12 +112,11 @@ def plan_jobs(
     with looked_at_once():
         for job in possible:  # one after another, so that one at a time is held
             run = asyncio.run(run_sequence(job.config, engine))
-            tests = {task.name: task.test for task in (*run.tasks, *run.unseen)}
             # A run's folder repeats the tables of the tests that it asked for.
-            run_bytes += _RUN_FILES + sum(_table_bytes(tests[each.task]) for each in run.evaluations)
+            run_bytes += _RUN_FILES + sum(_table_bytes(each.task.test) for each in run.evaluations)
         for of_probe, gradients in probes:
-            found = probes_of([job for job in of_probe if job.key in kept])
-            asyncio.run(measure_all(found, engine, gradients))
+            for probe in probes_of([job for job in of_probe if job.key in kept]):
+                asyncio.run(measure_probe(probe, engine, gradients))
     models = dict.fromkeys(job.config.model.name for job in possible)
     costs, notes = priced(engine.to_do.values())
     done = list(engine.done.values())

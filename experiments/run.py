@@ -49,10 +49,7 @@ def open_engine(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: the run's folder, or the error that ended it.
-
-    `computed` and `stored` count the stages that were computed for it, and that the store had already.
-    """
+    """What became of a job: the run's folder, or the error that ended it; and of the stages it asked for."""
 
     job: Job
     result: Path | Exception
@@ -71,38 +68,27 @@ class Outcome:
 
     @property
     def folder(self) -> Path:
-        """The run's folder; raises the error of a job that failed."""
+        """The run's folder; raises the error of a run that failed."""
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
 
 
-def run(
-    jobs: Sequence[Job],
-    engine: LocalEngine | None = None,
-    *,
-    keep_going: bool = True,
-    expect: Callable[[Counter[str]], object] = ignore,
-) -> list[Outcome]:
+def run(jobs: Sequence[Job], engine: LocalEngine | None = None, *, keep_going: bool = True) -> list[Outcome]:
     """Runs jobs on one engine, writes the folder of each run as soon as it is finished, and says what came.
 
     As in `run([Job(config) for config in load(["policy=sapo", …])])`. Without `engine`, the one that the
-    configs name. With `keep_going` an error ends only its own job, else it is raised. `expect` is told how
-    many stages the jobs ask for, at most. UserError, before anything is computed, if something that the jobs
-    need is not there or does not fit.
+    configs name. With `keep_going` an error ends only its own job, else it is raised. UserError, before
+    anything is computed, if something that the jobs need is not there or does not fit.
     """
     if engine is None:
         with open_engine(jobs) as engine:
-            return run(jobs, engine, keep_going=keep_going, expect=expect)
+            return run(jobs, engine, keep_going=keep_going)
     require_ready([job.config for job in jobs])
-    expect(sum((stages_asked(partial(run_sequence, job.config)) for job in jobs), Counter()))
+    engine.expect(sum((stages_asked(partial(run_sequence, job.config)) for job in jobs), Counter()))
     with engine.store.at_work():
-        if engine.at_once:
-            return engine.complete([_outcome(job, engine, n, keep_going) for n, job in enumerate(jobs)])
-        outcomes = []
-        for number, job in enumerate(jobs):
-            outcomes.append(engine.wait(_outcome(job, engine, number, keep_going)))
-        return outcomes
+        works = (_outcome(job, engine, number, keep_going) for number, job in enumerate(jobs))
+        return engine.complete([*works]) if engine.at_once else list(map(engine.wait, works))
 
 
 async def _outcome(job: Job, engine: LocalEngine, number: int, keep_going: bool) -> Outcome:
@@ -130,57 +116,43 @@ def require_some(outcomes: Sequence[Outcome]) -> None:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of a table or figure: `folders` are the runs, or the probes, that it is drawn from.
+    """What came of a table or figure: its runs, and the `folders` of runs or probes that it is drawn from.
 
     `failed` has name and message of every run that failed, and of every probe that could not be made.
     """
 
     target: str
-    jobs: list[Job]
-    outcomes: list[Outcome]
+    finished: list[Outcome]
     folders: list[Path]
     failed: list[tuple[str, str]]
     seconds: float
 
-    @property
-    def finished(self) -> list[Outcome]:
-        """The runs that are there."""
-        return [outcome for outcome in self.outcomes if not outcome.error]
-
 
 def reproduce(
-    target: str,
-    scale: str = "mini",
-    overrides: Sequence[str] = (),
-    engine: LocalEngine | None = None,
-    *,
-    expect: Callable[[Counter[str]], object] = ignore,
+    target: str, scale: str = "mini", overrides: Sequence[str] = (), engine: LocalEngine | None = None
 ) -> Reproduction:
     """Runs what a table or figure of the paper, a name in `TARGETS`, needs; `analysis.report.draw` shows it.
 
-    `overrides` are settings as on the command line. `expect` is told how many stages are asked for, before
-    runs and before what probes measure beside them. UserError if something is not there or does not fit,
+    `overrides` are settings as on the command line. UserError if something is not there or does not fit,
     WorkError if no run finished, or there is nothing to draw.
     """
     what, begun = targets.TARGETS[target], time.monotonic()
     jobs = targets.jobs_of(target, scale, overrides)
     if engine is None:
         with open_engine(jobs) as engine:
-            return reproduce(target, scale, overrides, engine, expect=expect)
+            return reproduce(target, scale, overrides, engine)
     of_probes = targets.probe_jobs(target, jobs)
-    if of_probes:
-        probes_of(of_probes)  # what cannot be a probe is refused before hours of runs
-    outcomes = run(jobs, engine, expect=expect)
+    probes_of(of_probes)  # what cannot be a probe is refused before hours of runs
+    outcomes = run(jobs, engine)
     require_some(outcomes)
     failed = [(str(outcome.job), outcome.message) for outcome in outcomes if outcome.error]
-    finished = {outcome.job.key: outcome.folder for outcome in outcomes if not outcome.error}
+    finished = {outcome.job.key: outcome for outcome in outcomes if not outcome.error}
+    folders = {key: outcome.folder for key, outcome in finished.items()}
+    probes, unmeasured = write_probes(of_probes, folders, engine, what.gradients)
+    failed += unmeasured
+    in_probes = {folders.get(job.key) for job in of_probes}
     # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
-    folders = list(dict.fromkeys(finished.values()))
-    if of_probes:
-        probes, unmeasured = write_probes(of_probes, finished, engine, what.gradients, expect)
-        in_probes = {finished[job.key] for job in of_probes if job.key in finished}
-        folders = [*probes, *(folder for folder in folders if folder not in in_probes)]
-        if not folders:
-            raise WorkError("\n".join(f"{name}: {message}" for name, message in [*failed, *unmeasured]))
-        failed += unmeasured
-    return Reproduction(target, jobs, outcomes, folders, failed, time.monotonic() - begun)
+    drawn = [*probes, *dict.fromkeys(folder for folder in folders.values() if folder not in in_probes)]
+    if not drawn:
+        raise WorkError("\n".join(f"{name}: {message}" for name, message in failed))
+    return Reproduction(target, [*finished.values()], drawn, failed, time.monotonic() - begun)

@@ -14,23 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sapo.conf.errors import UserError
 from sapo.conf.names import DIGEST, plain, run_name
 from sapo.conf.schema import Config, identity_values
+from sapo.data import records
 from sapo.data.files import write_json
 from sapo.data.hygiene import distinct_rows
 from sapo.data.prompts import Prompt
-from sapo.data.records import (
-    BASE,
-    LOSSES,
-    MANIFEST,
-    Candidate,
-    ChoiceRecord,
-    PoolRecord,
-    ProbeRecord,
-    RunRecord,
-    StageRecord,
-    StateRecord,
-    manifest_of,
-    write_record,
-)
 from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments.engine.store import Store, Stored, put_record
 from sapo.experiments.methods import METHODS
@@ -38,12 +25,14 @@ from sapo.experiments.model.evaluation import label_matches
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.policies import POLICIES
 
+_NAMED = ("sequence", "model", "method", "policy", "parity", "trainer")  # groups that a record names
+
 
 @dataclass(frozen=True)
-class Planned:
-    """A stage that is to do: it has a key, and no result."""
+class Planned(Stored):
+    """A stage that is to do: it has a key, and nothing in a folder yet."""
 
-    key: str
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -57,10 +46,10 @@ class Choice:
 
     task: str
     prompt: Prompt
-    candidates: tuple[Candidate, ...] | None = None
+    candidates: tuple[records.Candidate, ...] | None = None
     drawn: tuple[Prompt, ...] = ()
     paraphrases: tuple[str, ...] = ()
-    scored: Stored | Planned | None = None
+    scored: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +74,10 @@ class Evaluation:
     """
 
     after: int
-    task: str
+    task: Task
     prompt: Prompt
     column: str
-    stored: Stored | Planned
+    stored: Stored
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ class Run:
     tasks: list[Task]
     unseen: list[Task]
     choices: list[Choice] = field(default_factory=list)
-    trained: list[Stored | Planned] = field(default_factory=list)
+    trained: list[Stored] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
@@ -109,17 +98,13 @@ class Run:
         return {choice.task: choice.prompt for choice in self.choices}
 
     def add_state(
-        self,
-        trained: Stored | Planned | None,
-        after: int,
-        learned: Sequence[Choice],
-        tasks: Sequence[Task] = (),
+        self, trained: Stored | None, after: int, learned: Sequence[Choice], tasks: Sequence[Task] = ()
     ) -> str:
         """Adds a state to evaluate, on all tasks if not said otherwise, and returns its key.
 
         `trained` is the training that made it; None for the untouched model.
         """
-        key = trained.key if trained else BASE
+        key = trained.key if trained else records.BASE
         self.trained.extend([trained] if trained else [])
         prompts = {choice.task: choice.prompt for choice in learned}
         self.states.append(State(after, key, prompts, tuple(tasks) or (*self.tasks, *self.unseen)))
@@ -132,41 +117,41 @@ def write_run(run: Run, store: Store) -> Path:
     pool, asked = None, run.config.paraphrases
     if size := max(map(len, texts.values())):
         pool_name = Path(str(asked.file)).stem if asked.source == "file" else asked.name
-        pool = PoolRecord(name=pool_name, size=size, digest=digest(texts))
+        pool = records.PoolRecord(name=pool_name, size=size, digest=digest(texts))
     identity = json.loads(json.dumps(_identity(run, pool)))
     name = id_of([run_name(run.config)], identity)
-    # `row` is the number of the first test example with the same input and target: repeated rows are one.
-    tasks = (*run.tasks, *run.unseen)
-    labels = {task.name: task.labels for task in tasks}
-    first_equal = {task.name: distinct_rows(task.test) for task in tasks}
-    tables = []
-    for evaluation in run.evaluations:
-        table = computed(evaluation.stored).examples()
-        table.insert(0, "after", evaluation.after)
-        table.insert(1, "task", evaluation.task)
-        table.insert(2, "prompt_index", evaluation.prompt.index)
-        table.insert(3, "column", evaluation.column)
-        test = next(task for task in tasks if task.name == evaluation.task).test
-        table.insert(5, "input", [test[example].input for example in table["example"]])
-        table["row"] = [first_equal[evaluation.task][example] for example in table["example"]]
-        table["label_match"] = pd.array(label_matches(table, labels[evaluation.task]), dtype="Float64")
-        tables.append(table)
+    predictions = pd.concat(map(_predictions, run.evaluations), ignore_index=True)
     # Of every optimizer step of each training, with the penalty and the gradient's norm if there are any.
     losses = [pd.DataFrame(columns=["task", "step", "loss"])]
-    for trained in run.trained:
-        result = computed(trained).result
-        columns = {"loss": result.losses, "penalty": result.penalties, "gradient_norm": result.gradient_norms}
-        table = pd.DataFrame({column: values for column, values in columns.items() if values})
-        table.insert(0, "task", result.task)
-        table.insert(1, "step", range(1, len(table) + 1))
-        losses.append(table)
+    for result in (trained.result for trained in run.trained):
+        table = {"loss": result.losses, "penalty": result.penalties, "gradient_norm": result.gradient_norms}
+        steps = range(1, len(result.losses or ()) + 1)
+        told = {column: values for column, values in table.items() if values}
+        losses.append(pd.DataFrame({"task": result.task, "step": steps, **told}))
     with store.lock(name), store.scratch(name) as building:
-        pd.concat(tables, ignore_index=True).to_parquet(building / "predictions.parquet")
-        pd.concat(losses[1:] or losses, ignore_index=True).to_csv(building / LOSSES, index=False)
+        predictions.to_parquet(building / "predictions.parquet")
+        pd.concat(losses[1:] or losses, ignore_index=True).to_csv(building / records.LOSSES, index=False)
         OmegaConf.save(OmegaConf.structured(run.config), building / "config.yaml")
         write_last(building, _record(name, run, identity, pool))
         put_record(building, store.run_folder(name))
     return store.run_folder(name)
+
+
+def _predictions(evaluation: Evaluation) -> pd.DataFrame:
+    """A row a test example; `row` is the first with the same input and target: repeated rows are one."""
+    task, table = evaluation.task, evaluation.stored.examples()
+    first_equal, examples = distinct_rows(task.test), table["example"].tolist()
+    facts = {
+        "after": evaluation.after,
+        "task": task.name,
+        "prompt_index": evaluation.prompt.index,
+        "column": evaluation.column,
+        "example": examples,
+        "input": [task.test[example].input for example in examples],
+    }
+    label_match = pd.array(label_matches(table, task.labels), dtype="Float64")
+    rows = [first_equal[example] for example in examples]
+    return pd.DataFrame({**facts, **table, "row": rows, "label_match": label_match})
 
 
 def id_of(names: Iterable[str], identity: dict[str, Any]) -> str:
@@ -174,17 +159,10 @@ def id_of(names: Iterable[str], identity: dict[str, Any]) -> str:
     return plain("-".join([*names, digest(identity)[:DIGEST]]))
 
 
-def write_last(folder: Path, record: RunRecord | ProbeRecord) -> None:
+def write_last(folder: Path, record: records.RunRecord | records.ProbeRecord) -> None:
     """Writes the record of a run or probe, and then the manifest of all that lies in its folder."""
-    write_record(folder / record.FILE, record)
-    write_json(folder / MANIFEST, manifest_of(folder))
-
-
-def computed(found: Stored | Planned) -> Stored:
-    """A stage that was computed: what is only planned has nothing to write."""
-    if not isinstance(found, Stored):
-        raise ValueError("what is planned has nothing to write")
-    return found
+    records.write_record(folder / record.FILE, record)
+    write_json(folder / records.MANIFEST, records.manifest_of(folder))
 
 
 def read_config(folder: Path) -> Config:
@@ -197,7 +175,7 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"Cannot read the config of run {folder.name} ({path}): {error}") from error
 
 
-def _identity(run: Run, pool: PoolRecord | None) -> dict[str, Any]:
+def _identity(run: Run, pool: records.PoolRecord | None) -> dict[str, Any]:
     """What makes this run another than that one: settings, rows and prompts.
 
     A policy that chooses among prompts is another with another pool, even where it chose the same ones.
@@ -232,27 +210,24 @@ def _identity(run: Run, pool: PoolRecord | None) -> dict[str, Any]:
     }
 
 
-def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | None) -> RunRecord:
+def _record(name: str, run: Run, identity: dict[str, Any], pool: Any) -> records.RunRecord:
     config = run.config
     asked = (*(c.scored for c in run.choices), *run.trained, *(e.stored for e in run.evaluations))
-    stages = [computed(stage) for stage in asked if stage is not None]
+    stages = [stage for stage in asked if stage is not None]
     parts = {part: identity[part] for part in ("model", "evaluator", "trainer", "train")}
-    return RunRecord(
+    is_real = config.sequence.benchmark in {"superni", "trace"} and config.scale.name == "paper"
+    return records.RunRecord(
         id=name,
-        sequence=config.sequence.name,
+        **{group: getattr(config, group).name for group in _NAMED},
         tasks=tuple(task.name for task in run.tasks),
         unseen=tuple(task.name for task in run.unseen),
-        model=config.model.name,
-        method=config.method.name,
         label=METHODS[config.method.name].label(config.method),
-        policy=config.policy.name,
         seed=config.seed,
-        parity=config.parity.name,
-        trainer=config.trainer.name,
-        demonstration=is_demonstration(config),
+        # On a small model or small data it is no reproduction.
+        demonstration=not (is_real and config.model.parameters >= 5),
         prompts={task: prompt.text for task, prompt in run.prompts.items()},
         choices=tuple(
-            ChoiceRecord(
+            records.ChoiceRecord(
                 task=choice.task,
                 index=choice.prompt.index,
                 text=choice.prompt.text,
@@ -263,10 +238,10 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
         ),
         comparable={"data": identity["test"], **parts},
         states=tuple(
-            StateRecord(after=state.after, key=state.key, tasks=tuple(task.name for task in state.tasks))
-            for state in run.states
+            records.StateRecord(after=each.after, key=each.key, tasks=tuple(task.name for task in each.tasks))
+            for each in run.states
         ),
-        kept={stage.key: stage.result.kept or {} for stage in stages if stage.kind == "train"},
+        kept={stage.key: stage.result.kept or {} for stage in run.trained},
         stages=tuple(map(stage_record, stages)),
         shortened=shortened(stages),
         notes=tuple(_notes(run)),
@@ -276,24 +251,10 @@ def _record(name: str, run: Run, identity: dict[str, Any], pool: PoolRecord | No
     )
 
 
-def stage_record(stored: Stored) -> StageRecord:
+def stage_record(stored: Stored) -> records.StageRecord:
     """What a run or probe says of a stage that it is made of."""
-    result = stored.result
-    return StageRecord(
-        kind=stored.kind,
-        key=stored.key,
-        task=result.task,
-        device=stored.environment["device"],
-        seconds=result.seconds,
-        tokens=result.tokens,
-        shortened=result.shortened,
-    )
-
-
-def is_demonstration(config: Config) -> bool:
-    """Whether a result is a demonstration on a small model or small data, not a reproduction."""
-    is_real = config.sequence.benchmark in {"superni", "trace"} and config.scale.name == "paper"
-    return not (is_real and config.model.parameters >= 5)
+    took = {name: getattr(stored.result, name) for name in ("task", "seconds", "tokens", "shortened")}
+    return records.StageRecord(kind=stored.kind, key=stored.key, device=stored.environment["device"], **took)
 
 
 def _notes(run: Run) -> Iterator[str]:
@@ -307,7 +268,7 @@ def _notes(run: Run) -> Iterator[str]:
             yield f"{task.name}: an empty instruction has no paraphrases; policy {policy} keeps it."
         if empty := sum(not example.target for example in (*task.train, *task.test)):
             yield f"{task.name}: {empty} rows have an empty target, to which the right answer is nothing."
-    trained = [computed(each.stored).result for each in run.evaluations if each.after]
+    trained = [each.stored.result for each in run.evaluations if each.after]
     if unfinished := sum(result.unfinished for result in trained):
         yield (
             f"{unfinished} of {sum(result.examples or 0 for result in trained)} answers of trained states "

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class LocalEngine:
 
     at_once = False  # On one device runs go one after another: each is whole before the next begins.
     wait = staticmethod(asyncio.run)
+    expect: Callable[[Counter[str]], object] = staticmethod(ignore)  # told how many stages are asked for next
 
     def __init__(self, store: Store, watch: Watcher = ignore, force: bool = False) -> None:
         """`force` computes stored stages again, each once."""

@@ -162,7 +162,7 @@ def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
     jobs = targets.jobs_of("figure2", "mini", settings)
     written = ([Path("folder")], [("a probe", "why")])
 
-    def outcomes(jobs, engine, expect):
+    def outcomes(jobs, engine):
         error = WorkError("It broke.")
         return [Outcome(job, error if job.config.seed else Path(str(n)), 1, 0) for n, job in enumerate(jobs)]
 

@@ -13,15 +13,16 @@ from tiny import SMALL
 from sapo.conf.load import choices, load_one
 from sapo.conf.schema import Config
 from sapo.data.losses import prompt_losses
+from sapo.data.records import StageResult, write_record
 from sapo.data.tasks import own_task
 from sapo.experiments.continual import pool_for, run_sequence, stages_asked
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.store import EXAMPLES, Store, Stored
 from sapo.experiments.jobs import Job
 from sapo.experiments.model import training
 from sapo.experiments.plan import plan_jobs
 from sapo.experiments.run import run as run_jobs
-from sapo.experiments.runs import write_run
+from sapo.experiments.runs import shortened, write_run
 
 FEW = (
     *(*SMALL, "sequence.tasks=[mini_price,mini_topic]", "data.train_examples=4", "data.test_examples=1"),
@@ -54,19 +55,12 @@ def adaptive(store):
     return run
 
 
-def identity(stored) -> dict:
-    return json.loads((stored.folder / "identity.json").read_text())
-
-
-# --- what is asked -----------------------------------------------------------------------------------------
-
-
 def test_a_run_trains_in_order_and_tests_learned_tasks_with_their_own_prompt(store):
     ((run,), _) = finish([config("policy=fixed", "policy.index=1")], store)
     names = [task.name for task in run.tasks]
     assert [choice.task for choice in run.choices] == names == run.config.sequence.tasks
     for evaluation in run.evaluations:
-        is_learned = names.index(evaluation.task) < evaluation.after
+        is_learned = names.index(evaluation.task.name) < evaluation.after
         trained = is_learned and evaluation.column == "trained"
         assert evaluation.prompt.index == (1 if trained else -1)
     columns = [evaluation.column for evaluation in run.evaluations]
@@ -86,7 +80,8 @@ def test_sapo_trains_with_the_prompt_of_lowest_loss_in_the_present_state(adaptiv
         assert losses[choice.prompt.index] == min(losses.values())
         recomputed = prompt_losses(choice.scored.examples(), "token")["loss"].tolist()
         assert recomputed == list(losses.values())
-    assert [identity(choice.scored)["state"] for choice in run.choices] == ["base", run.trained[0].key]
+    scored_in = [choice.scored.identity["state"] for choice in run.choices]
+    assert scored_in == ["base", run.trained[0].key]
 
 
 def test_multitask_trains_all_tasks_at_once_and_is_tested_at_the_end(store):
@@ -98,9 +93,8 @@ def test_multitask_trains_all_tasks_at_once_and_is_tested_at_the_end(store):
 
 def test_single_trains_each_task_from_the_untouched_model_and_tests_it_alone(store, adaptive):
     ((run,), computed) = finish([config("method=single", "policy=sapo")], store)
-    assert [identity(stored)["state"] for stored in run.trained] == ["base"] * 2
-    after = [(e.task, e.column) for e in run.evaluations if e.after == 2 and e.column == "trained"]
-    assert after == [(task.name, "trained") for task in run.tasks]
+    assert [stored.identity["state"] for stored in run.trained] == ["base"] * 2
+    assert [e.task for e in run.evaluations if e.after == 2 and e.column == "trained"] == run.tasks
     # Its first task is what every method that keeps only an adapter trains first.
     assert computed.count("train") == 1
     assert run.trained[0].key == adaptive.trained[0].key
@@ -110,8 +104,8 @@ def test_zero_shot_trains_nothing_and_tests_under_the_prompt_that_sapo_would_tra
     ((run,), computed) = finish([config("method=zero_shot", "policy=sapo")], store)
     assert "train" not in computed
     for choice in run.choices:
-        (tested,) = [e for e in run.evaluations if (e.after, e.task, e.column) == (2, choice.task, "trained")]
-        assert tested.prompt == choice.prompt
+        tested = [e for e in run.evaluations if (e.after, e.column) == (2, "trained")]
+        assert [e.prompt for e in tested if e.task.name == choice.task] == [choice.prompt]
 
 
 def test_paft_draws_from_the_whole_pool_and_is_tested_with_the_original(store):
@@ -169,9 +163,6 @@ def test_only_the_last_task_gets_a_paraphrase_whatever_tasks_are_called(tmp_path
     assert [len(pool.paraphrases) for pool in pools] == [0, 1]
 
 
-# --- what is shared ----------------------------------------------------------------------------------------
-
-
 def test_plans_and_runs_share_what_they_have_in_common_and_compute_nothing_twice(tmp_path, adaptive):
     store = Store(tmp_path / "store")
     configs = [config(f"policy={name}", f"store.root='{store.root}'") for name in ("static", "sapo")]
@@ -205,56 +196,22 @@ def test_force_computes_again_and_gets_the_same(tmp_path):
 
 
 def test_runs_that_differ_in_the_order_of_tasks_or_in_drawn_prompts_have_folders_of_their_own(store):
-    configs = [
-        config("policy=static", f"sequence.tasks=[{tasks}]")
-        for tasks in ("mini_price,mini_topic", "mini_topic,mini_price")
-    ]
-    configs += [
-        config("policy=paft", "sequence.tasks=[mini_price]", f"paraphrases.count={n}") for n in (2, 3)
-    ]
-    runs, _ = finish(configs, store)
+    both = ("mini_price,mini_topic", "mini_topic,mini_price")
+    asked = [("policy=static", f"sequence.tasks=[{tasks}]") for tasks in both]
+    asked += [("policy=paft", "sequence.tasks=[mini_price]", f"paraphrases.count={n}") for n in (2, 3)]
+    runs, _ = finish([config(*overrides) for overrides in asked], store)
     assert len({write_run(run, store) for run in runs}) == 4
-
-
-class Killed(BaseException):
-    """In the place of a kill."""
-
-
-@pytest.mark.slow  # begins again and again
-def test_a_run_killed_after_each_stage_ends_with_the_same_numbers(store, adaptive, tmp_path, monkeypatch):
-    run = adaptive
-    expected = pd.read_parquet(write_run(run, store) / "predictions.parquet")
-    killed, building = Store(tmp_path / "killed"), Store.building
-    kills = 0
-    for _ in range(2 + 2 + 2 + 4 + 3 + 1):
-        left = [1]
-
-        def one_more(store, kind, key, left=left):
-            if not left:
-                raise Killed
-            left.pop()
-            return building(store, kind, key)
-
-        monkeypatch.setattr(Store, "building", one_more)
-        try:
-            ((resumed,), _) = finish([run.config], killed)
-        except Killed:
-            kills += 1
-        else:
-            break
-    assert kills == len(list(killed.stages())) - 1
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(write_run(resumed, killed) / "predictions.parquet"), expected
-    )
-
-
-# --- what is left ------------------------------------------------------------------------------------------
 
 
 def test_the_run_folder_tells_everything(adaptive, store):
     run = adaptive
     folder = write_run(run, store)
     facts = json.loads((folder / "run.json").read_text())
+    cut = [each.stored.result.unfinished for each in run.evaluations if each.after]
+    rows = sum(each.stored.result.examples for each in run.evaluations if each.after)
+    limit = "answers of trained states ran into evaluator.max_new_tokens=2 before they ended."
+    assert facts["notes"] == [f"{sum(cut)} of {rows} {limit}"]
+    assert cut[0] == run.evaluations[2].stored.examples()["is_unfinished"].sum() == 1
     assert facts["demonstration"] is True
     assert facts["tasks"] == run.config.sequence.tasks
     assert facts["prompts"] == {name: prompt.text for name, prompt in run.prompts.items()}
@@ -265,6 +222,18 @@ def test_the_run_folder_tells_everything(adaptive, store):
     trained = table[table["column"] == "trained"]
     assert trained.groupby(["after", "task"]).size().tolist() == [1] * 6
     assert write_run(run, store) == folder
+
+
+def test_what_scoring_shortened_counts_too_each_example_once(tmp_path):
+    stages = []
+    for kind, count in (("train", 1), ("score", 3)):
+        stages.append(Stored("key", tmp_path / kind / "key"))
+        stages[-1].folder.mkdir(parents=True)
+        result = StageResult(task="a", model="m", seconds=1.0, tokens=1, shortened=count)
+        write_record(stages[-1].folder / "result.json", result)
+    rows = {"prompt": [-1, -1, 0, 0], "example": [0, 1, 0, 1], "is_shortened": [True, False, True, True]}
+    pd.DataFrame(rows).to_parquet(stages[-1].folder / EXAMPLES)
+    assert shortened(stages) == {"a": 2}
 
 
 def test_eight_frames_lie_between_the_command_and_an_optimizer_step(tmp_path, monkeypatch):
