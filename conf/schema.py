@@ -6,7 +6,8 @@ YAML files hold choices of these values and nothing else.
 
 import math
 import re
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,17 @@ def identity_values(config: Any) -> dict[str, Any]:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["identity"]}
     later = {f.name for f in fields(config) if f.metadata.get("is_later") and values[f.name] == f.default}
     return {name: value for name, value in values.items() if name not in later}
+
+
+def with_settings(config: Config, other: Config, names: Iterable[str]) -> Config:
+    """The config with groups and single settings (`model`, `data.root`) of another."""
+    for name in names:
+        group, _, setting = name.partition(".")
+        value = getattr(other, group)
+        if setting:
+            value = replace(getattr(config, group), **{setting: getattr(value, setting)})
+        config = replace(config, **{group: value})
+    return config
 
 
 def settings(schema: type = Config, where: str = "") -> dict[str, Field[Any]]:

@@ -19,13 +19,12 @@ from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.data.tasks import digest
 from sapo.experiments.engine.local import Watcher, ignore
 from sapo.experiments.engine.stage import Reading, Stage
-from sapo.experiments.engine.store import EXAMPLES, Store
+from sapo.experiments.engine.store import EXAMPLES, Store, Stored
 from sapo.experiments.model.load import LanguageModel
-from sapo.experiments.reevaluation import FinishedRun, asked_states, finished, require_states
+from sapo.experiments.reevaluation import FinishedRun, asked_states, measured
 from sapo.experiments.stages import in_state
 
 PREFIX = "lm_eval:"
-BATCH = 8  # documents at once on a CPU; on a GPU the harness finds out
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Harness(Stage):
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        batch = BATCH if language_model.base.device.type == "cpu" else "auto"
+        batch = 8 if language_model.base.device.type == "cpu" else "auto"  # what fits, on a GPU
         with in_state(language_model, store, self.state) as model:
             wrapped = HFLM(pretrained=model, tokenizer=language_model.tokenizer, batch_size=batch)
             found = simple_evaluate(
@@ -82,8 +81,7 @@ class Harness(Stage):
             for key, value in said.items()
             if "," in key and "_stderr" not in key and isinstance(value, int | float)
         }
-        documents = sum(len(samples) for samples in found["samples"].values())
-        return {"metrics": metrics, "examples": documents, "tokens": 0}
+        return {"metrics": metrics, "examples": sum(map(len, found["samples"].values())), "tokens": 0}
 
 
 @cache
@@ -138,19 +136,13 @@ def evaluate(
         raise UserError(f"tasks={PREFIX}: name tasks of the harness, such as {PREFIX}arc_easy,hellaswag.")
     for name in names:
         _loaded(name)
-    states = asked_states(run, state)
-    require_states(run, states)
-    limit = run.config.data.test_examples
-    asked = [(each, Harness(run.config, each.key, name, limit)) for each in states for name in names]
-    with finished(run, [stage for _, stage in asked], watch, expect) as found:
-        results = [stored.result for stored in found]
-    return [
-        {
-            "after": each.after,
-            "state": each.key,
-            "task": stage.name,
-            "metrics": (result.model_extra or {})["metrics"],
-            "examples": result.examples,
-        }
-        for (each, stage), result in zip(asked, results, strict=True)
+    asked = [
+        (each, Harness(run.config, each.key, name, run.config.data.test_examples))
+        for each in asked_states(run, state)
+        for name in names
     ]
+
+    def scores(_: Harness, stored: Stored) -> dict[str, Any]:
+        return {"metrics": (stored.result.model_extra or {})["metrics"]}
+
+    return measured(run, asked, scores, watch, expect)

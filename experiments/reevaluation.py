@@ -2,16 +2,15 @@
 
 import asyncio
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sapo.conf.errors import UserError
 from sapo.conf.load import choices, load_one, settled
 from sapo.conf.models import argument_of
-from sapo.conf.schema import Config
+from sapo.conf.schema import Config, with_settings
 from sapo.data.benchmarks import load_task
 from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
@@ -37,6 +36,9 @@ OVERRIDES = (
     "sequence.benchmark",
     "store.root",
 )
+
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,10 @@ class FinishedRun:
     def missing(self, after: int) -> UserError:
         """The error for a state that the store does not hold (any more), with the command that mends it."""
         names = (f"{name}={getattr(self.record, name)}" for name in ("method", "policy", "seed"))
-        model = shlex.quote(f"model={argument_of(self.config.model)}")
-        again = " ".join([self.sequence, model, *names])
+        again = shlex.join([f"model={argument_of(self.config.model)}", *names])
         return UserError(
             f"State {after} of run {self.record.id} is not in the store {self.store.root}. Train it "
-            f"again: sapo train {again} (settings: config.yaml of the run)."
+            f"again: sapo train {self.sequence} {again} (settings: config.yaml of the run)."
         )
 
     def require_same_base(self) -> None:
@@ -111,12 +112,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> FinishedRun:
     is_there = config.data.root and Path(config.data.root).expanduser().is_dir()
     if not is_there and (given.data.root or config.sequence.benchmark != "own"):
         keys.append("data.root")
-    for key in keys:
-        group, _, setting = key.partition(".")
-        value = getattr(given, group)
-        if setting:
-            value = replace(getattr(config, group), **{setting: getattr(value, setting)})
-        config = replace(config, **{group: value})
+    config = with_settings(config, given, keys)
     return FinishedRun(record, settled(config), Store(folder.parent.parent))
 
 
@@ -128,14 +124,6 @@ def asked_states(run: FinishedRun, state: str) -> list[StateRecord]:
     if not states:
         raise UserError(f"--state {state}: run {run.record.id} has states 0 (base) to {last} (last), or all.")
     return states
-
-
-def require_states(run: FinishedRun, states: Sequence[StateRecord]) -> None:
-    """UserError unless the store has the states, and this machine the base model that they belong to."""
-    for each in states:
-        if each.key != BASE and run.store.find("train", each.key) is None:
-            raise run.missing(each.after)
-    run.require_same_base()
 
 
 def evaluate(
@@ -164,45 +152,46 @@ def evaluate(
         moved = f"If the data has moved, say where it is: data.root=FOLDER (it was {run.config.data.root})."
         raise UserError(f"{error} {moved}") from error
     asked = [
-        (each, task, _prompt(run, task, each, prompt))
+        (each, Evaluate(run.config, each.key, task, _prompt(run, task, each, prompt)))
         for each in states
         for task in tasks
         if names or task.name in each.tasks
     ]
-    preflight(run.config, [(task, [chosen]) for _, task, chosen in asked], trains=False)
-    require_states(run, states)
-    stages = [Evaluate(run.config, each.key, task, chosen) for each, task, chosen in asked]
-    with finished(run, stages, watch, expect) as found:
-        return [
-            {
-                "after": each.after,
-                "state": each.key,
-                "task": task.name,
-                "prompt": {"index": chosen.index, "text": chosen.text},
-                **{name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")},
-                "examples": stored.result.examples,
-                "label_match": mean_label_match(stored.examples(), task.labels),
-            }
-            for (each, task, chosen), stored in zip(asked, found, strict=True)
-        ]
+    preflight(run.config, [(stage.task, [stage.prompt]) for _, stage in asked], trains=False)
+
+    def scores(stage: Evaluate, stored: Stored) -> dict[str, Any]:
+        return {
+            "prompt": {"index": stage.prompt.index, "text": stage.prompt.text},
+            **{name: getattr(stored.result, name) for name in ("rougeL", "exact_match", "nll")},
+            "label_match": mean_label_match(stored.examples(), stage.task.labels),
+        }
+
+    return measured(run, asked, scores, watch, expect)
 
 
-@contextmanager
-def finished(
-    run: FinishedRun, stages: Sequence[Stage], watch: Watcher, expect: Callable[[int], object]
-) -> Iterator[list[Stored]]:
-    """Stages of a finished run, those that its store has not computed now, one after another.
+def measured(
+    run: FinishedRun,
+    asked: Sequence[tuple[StateRecord, AnyStage]],
+    scores: Callable[[AnyStage, Stored], dict[str, Any]],
+    watch: Watcher,
+    expect: Callable[[int], object],
+) -> list[dict[str, Any]]:
+    """A row of `scores` for each stage in a state, those that the store has not computed now.
 
-    Nothing is deleted until the caller has read them.
+    UserError unless the store has the states, and this machine the base model that they belong to.
     """
-    expect(len(stages))
-    engine = LocalEngine(run.store, watch)
-
-    async def all_of_them() -> list[Stored]:
-        return [await engine.run(stage) for stage in stages]
-
-    with run.store.at_work():
-        yield asyncio.run(all_of_them())
+    for key, after in {each.key: each.after for each, _ in asked}.items():
+        if key != BASE and run.store.find("train", key) is None:
+            raise run.missing(after)
+    run.require_same_base()
+    expect(len(asked))
+    engine, rows = LocalEngine(run.store, watch), []
+    with run.store.at_work():  # nothing is deleted until it is read
+        for each, stage in asked:
+            stored = asyncio.run(engine.run(stage))
+            facts = {"after": each.after, "state": each.key, "task": stage.name}
+            rows.append(facts | scores(stage, stored) | {"examples": stored.result.examples})
+    return rows
 
 
 def _prompt(run: FinishedRun, task: Task, state: StateRecord, wanted: str) -> Prompt:
@@ -210,10 +199,6 @@ def _prompt(run: FinishedRun, task: Task, state: StateRecord, wanted: str) -> Pr
         learned = {choice.task: choice for choice in run.learned(state)} if wanted == "trained" else {}
         choice = learned.get(task.name)
         return Prompt(choice.text, choice.index) if choice else Prompt(task.instruction)
-    try:
-        index = int(wanted)
-    except ValueError as error:
-        raise UserError(
-            f"--prompt {wanted}: must be original, trained, or a number of the pool (0, 1, …)."
-        ) from error
-    return load_pool(task, run.config.paraphrases).at(index)
+    if not wanted.removeprefix("-").isdecimal():
+        raise UserError(f"--prompt {wanted}: must be original, trained, or a number of the pool (0, 1, …).")
+    return load_pool(task, run.config.paraphrases).at(int(wanted))

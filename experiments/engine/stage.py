@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sapo.conf.schema import Config, identity_values
+from sapo.conf.schema import Config, identity_values, with_settings
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task, digest
 from sapo.experiments.engine.store import Store
@@ -40,13 +40,7 @@ class Stage(ABC):
 
     def __post_init__(self) -> None:
         # These groups and settings of the config, and the runtime settings of `_RUNTIME`.
-        narrow = Config()
-        for name in self.settings:
-            group, _, setting = name.partition(".")
-            value = getattr(self.config, group)
-            if setting:
-                value = replace(getattr(narrow, group), **{setting: getattr(value, setting)})
-            narrow = replace(narrow, **{group: value})
+        narrow = with_settings(Config(), self.config, self.settings)
         for group in _RUNTIME:
             if group not in self.settings:
                 whole = getattr(self.config, group)
