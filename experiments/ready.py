@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
@@ -14,21 +13,13 @@ from sapo.data.tasks import Task
 from sapo.experiments.continual import pool_for
 from sapo.experiments.jobs import Job
 from sapo.experiments.methods import METHODS, earlier_adapters
-from sapo.experiments.model.fetch import model_folder
-from sapo.experiments.model.identity import device_of, require_devices
-from sapo.experiments.model.load import require_loadable
-from sapo.experiments.model.memory import require_memory
-from sapo.experiments.model.preflight import preflight
-from sapo.experiments.model.training import require_trackers
+from sapo.experiments.model import fetch, identity, load, memory, preflight, training
 
 _log = logging.getLogger(__name__)
 
 
 def require_ready(configs: Sequence[Config]) -> None:
-    """UserError with everything that the runs need and that is not there or does not fit.
-
-    Asked before the first stage, since a run late in a sweep would say so only hours later.
-    """
+    """UserError with everything that the runs need and that is not there or does not fit."""
     failures = dict.fromkeys(reason for reasons in _refusals(configs, is_plan=False) for reason in reasons)
     if failures:
         raise UserError("\n".join(failures))
@@ -51,42 +42,40 @@ def _refusals(configs: Sequence[Config], is_plan: bool) -> list[list[str]]:
     """What speaks against each run. What a check reads is the same in many runs, and checked once."""
     known: dict[str, list[str]] = {}
 
-    def refusal(check: Callable[[], object], *read: object) -> list[str]:
-        key = repr(read)
+    def refusal(check: Callable[..., object], *arguments: object, read: Sequence[object]) -> list[str]:
+        key = repr((check.__name__, read))
         if key not in known:
             try:
-                check()
+                check(*arguments)
                 known[key] = []
             except UserError as error:
                 known[key] = [str(error)]
         return known[key]
 
-    def against(config: Config) -> list[str]:
-        has_model = refusal(partial(model_folder, config.model), "model", config.model)
+    refused = []
+    for config in configs:
+        engine, model, data = config.engine, config.model, (config.sequence, config.data)
+        has_no_model = refusal(fetch.model_folder, model, read=[model])
         reasons = []
         if not is_plan:
-            # Ray's workers may be elsewhere.
-            if config.engine.name == "ray":
-                reasons += refusal(partial(device_of, config), "device", config.engine)
+            if engine.name == "ray":  # whose workers may be elsewhere
+                reasons += refusal(identity.device_of, config, read=[engine])
             else:
-                reasons += refusal(partial(require_devices, config), "device", config.engine)
-                reasons += refusal(partial(require_loadable, config), "load", config.engine, config.model)
-                taken = (config.model, config.method, config.trainer, config.data, config.sequence.tasks)
-                reasons += refusal(partial(_require_memory, config), "memory", *taken)
-            reasons += has_model
-            reasons += refusal(partial(require_trackers, config.trainer), "trackers", config.trainer)
-        data = (config.sequence, config.data)
-        no_tasks = refusal(partial(_shown, config), "tasks", *data, config.paraphrases, config.policy)
-        reasons += no_tasks
-        if not no_tasks and not has_model:
+                reasons += refusal(identity.require_devices, config, read=[engine])
+                reasons += refusal(load.require_loadable, config, read=[engine, model])
+                taken = (model, config.method, config.trainer, config.data, config.sequence.tasks)
+                reasons += refusal(_require_memory, config, read=taken)
+            reasons += has_no_model
+            reasons += refusal(training.require_trackers, config.trainer, read=[config.trainer])
+        reasons += (no_tasks := refusal(_shown, config, read=[*data, config.paraphrases, config.policy]))
+        if not no_tasks and not has_no_model:
             shown = _shown(config)
             texts = [(task.name, prompts) for task, prompts in shown]
-            read = (config.model, config.data, config.evaluator, config.sequence.benchmark, texts)
-            reasons += refusal(partial(preflight, config, shown), "preflight", *read)
-        reasons += refusal(partial(_require_possible, config), "method", config.task, *data, config.method)
-        return list(dict.fromkeys(reasons))
-
-    return [against(config) for config in configs]
+            read = (model, config.data, config.evaluator, config.sequence.benchmark, texts)
+            reasons += refusal(preflight.preflight, config, shown, read=read)
+        reasons += refusal(_require_possible, config, read=[config.task, *data, config.method])
+        refused.append(list(dict.fromkeys(reasons)))
+    return refused
 
 
 def _shown(config: Config) -> list[tuple[Task, Sequence[Prompt]]]:
@@ -98,7 +87,7 @@ def _shown(config: Config) -> list[tuple[Task, Sequence[Prompt]]]:
 
 def _require_memory(config: Config) -> None:
     """UserError if not even the weights fit on the device; a line where the longest rows may not."""
-    if note := require_memory(config, earlier_adapters(config)):
+    if note := memory.require_memory(config, earlier_adapters(config)):
         _log.warning("%s", note)
 
 

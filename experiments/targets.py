@@ -18,21 +18,18 @@ class Target:
     """A table or figure: the experiment `{experiment}_{scale}` runs it, and `drawing` shows it.
 
     A drawing is `scores` (AP, BWT and FWT of policies and pools), `pool_sizes` (these against the size of the
-    pool), `timings`, `claims` (of runs and probes), or the figure that is drawn from probes.
+    pool), `timings`, `claims` (of runs and probes), or the figure that is drawn from probes. `small`, of the
+    scales, is the paper's tasks on the small model.
     """
 
     experiment: str
     drawing: str
+    scales: tuple[str, ...] = ("mini", "paper")
 
     @property
     def is_probe(self) -> bool:
         """Whether it is drawn from probes, for which more is measured than runs need."""
         return self.experiment == "probe"
-
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """Of SCALES those that it has; `small` is the paper's tasks on the small model."""
-        return SCALES if self.is_probe or self.experiment == "table1" else ("mini", "paper")
 
     @property
     def gradients(self) -> bool:
@@ -41,27 +38,24 @@ class Target:
 
 
 # Figures 5 to 14 show further models and sequences of the first three: the probe covers all of them.
-_SAME_DRAWING = {
-    "figure1": ("figure5", "figure6"),
-    "figure2": ("figure7", "figure8", "figure9", "figure10"),
-    "figure3": ("figure11", "figure12", "figure13", "figure14"),
-    "figure4": (),
+_OF_PROBES = {
+    "figure1": (1, 5, 6),
+    "figure2": (2, 7, 8, 9, 10),
+    "figure3": (3, 11, 12, 13, 14),
+    "figure4": (4,),
 }
 TARGETS = {
-    "table1": Target("table1", "scores"),
+    "table1": Target("table1", "scores", SCALES),
     "table2": Target("table2", "scores"),
     "table3": Target("table3", "scores"),
     "table10": Target("table10", "timings"),
     "table11": Target("table11", "scores"),
     "figure15": Target("figure15", "pool_sizes"),
-    CLAIMS: Target("table1", CLAIMS),
+    CLAIMS: Target("table1", CLAIMS, SCALES),
     **{
-        name: Target("probe", figure)
-        for figure, others in _SAME_DRAWING.items()
-        for name in (figure, *others)
+        f"figure{n}": Target("probe", drawing, SCALES) for drawing, shown in _OF_PROBES.items() for n in shown
     },
 }
-
 
 # What claims need of Table 1's runs: a second seed; one model and method, but every sequence and policy.
 _CLAIM_RUNS = {
