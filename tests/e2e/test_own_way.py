@@ -11,44 +11,26 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from sapo.analysis.results import load_run
-from sapo.conf.errors import UserError
-from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_own_task
-from sapo.experiments.model.fetch import model_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ("scorer.examples=4", "evaluator.answers=false", "engine.device=cpu", "paraphrases.count=2")
 SMALLER = ("data.train_examples=6", "data.test_examples=1", "trainer.epochs=1", "trainer.global_batch=2")
 
 
-def commands() -> list[str]:
-    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    part = page.partition("## The whole way")[2].partition("\n## ")[0]
-    return [
-        line for block in re.findall(r"^```sh\n(.*?)^```", part, re.M | re.S) for line in block.splitlines()
-    ]
-
-
-@pytest.fixture
-def said(sapo, tmp_path, monkeypatch):
-    """`said(words)`: what a command says with --json, run in a folder that has the documents."""
-    try:
-        model_folder(load_one([]).model)
-    except UserError as error:
-        pytest.skip(str(error))
+def test_from_an_alpaca_and_a_semicolon_file_to_an_adapter(small_model, sapo, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SAPO_STORE")
-    return lambda words: sapo(*words, "--json")
-
-
-def test_from_an_alpaca_and_a_semicolon_file_to_an_adapter(said, tmp_path):
-    titles, moods, training = (shlex.split(command)[1:] for command in commands())
-    first = said([*titles, *SMALL]).document
+    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    part = page.partition("## The whole way")[2].partition("\n## ")[0]
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```", part, re.M | re.S)).splitlines()
+    titles, moods, training = ([*shlex.split(command)[1:], "--json"] for command in commands)
+    first = sapo(*titles, *SMALL).document
     assert first["data"]["columns"] == {"input": "instruction+input", "target": "output"}
     instruction = "Write a short subject line for this mail to our support."
     assert {row["text"] for row in first["candidates"] if row["index"] == -1} == {instruction}
-    second = said([*moods, *SMALL]).document
+    second = sapo(*moods, *SMALL).document
     assert any("fields are separated by ';'" in note for note in second["data"]["notes"])
     assert second["sent"]["messages"] == [
         {"role": "system", "content": second["chosen"]["text"]},
@@ -56,10 +38,10 @@ def test_from_an_alpaca_and_a_semicolon_file_to_an_adapter(said, tmp_path):
     ]
     assert len((tmp_path / "moods_chosen.jsonl").read_text().splitlines()) == 16
 
-    trained = said([*training, *SMALL, *SMALLER])
+    trained = sapo(*training, *SMALL, *SMALLER)
     (run,) = trained.document["runs"]
     assert "moods.csv: fields are separated by ';'" in trained.err
-    exported = said(["export", run["id"], "--to", tmp_path / "adapter"]).document
+    exported = sapo("export", run["id"], "--to", tmp_path / "adapter", "--json").document
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     sent = [json.loads(block) for block in re.findall(r"```json\n(.*?)\n```", card, re.S)]
     assert [each["instruction"] for each in sent] == list(run["prompts"].values())

@@ -4,28 +4,16 @@ import pytest
 import torch
 import yaml
 
-from sapo.conf.errors import UserError
-from sapo.conf.load import load_one
 from sapo.data.benchmarks import load_task
 from sapo.data.files import write_json
-from sapo.experiments.model.fetch import model_folder
 from sapo.experiments.model.forward import NO_PREFIX, shared_prefix, target_logits, target_nll
 from sapo.experiments.model.generation import answer_and_nll
 from sapo.experiments.model.load import load_model
 
 
-@pytest.fixture(scope="module")
-def config():
-    config = load_one(["model=smollm2_135m"])
-    try:
-        model_folder(config.model)
-    except UserError as error:
-        pytest.skip(str(error))
-    return config
-
-
 @pytest.mark.parametrize("task", ["mini_price", "NI195", "NI363"])
-def test_the_shared_prefix_changes_no_number(config, task, request):
+def test_the_shared_prefix_changes_no_number(small_model, task, request):
+    config = small_model
     if task.startswith("NI"):
         config.data.root = str(request.getfixturevalue("benchmarks"))
     config.data.train_examples = 4
@@ -48,7 +36,7 @@ def test_the_shared_prefix_changes_no_number(config, task, request):
     assert fast[0][0] == answer
 
 
-@pytest.mark.usefixtures("config")
+@pytest.mark.usefixtures("small_model")
 def test_a_trained_task_beats_the_untouched_model(sapo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = ("data.train_examples=32", "data.test_examples=12", "evaluator.max_new_tokens=6")
@@ -70,7 +58,7 @@ BOOK = (
 CODES = dict(pair.split(" = ") for pair in BOOK.split(", "))
 
 
-@pytest.mark.usefixtures("config")
+@pytest.mark.usefixtures("small_model")
 def test_what_only_the_instruction_tells_is_missed_where_it_is_not_served(sapo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"input": word, "output": code} for word, code in CODES.items()]

@@ -1,4 +1,7 @@
-"""The built wheel, installed as people do, without the repository: commands run from any folder."""
+"""The built wheel, installed as people do, without the repository: the whole way, from any folder.
+
+Each command is a process of its own that finds what the last one left.
+"""
 
 import os
 import subprocess
@@ -8,10 +11,17 @@ import venv
 from pathlib import Path
 
 import pytest
-from tiny import SMALL
+from tiny import SMALL, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "docs" / "examples"
+
+
+def said(*command, **options):
+    """What a process that ends well says on stdout."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -20,23 +30,15 @@ def installed(tmp_path_factory):
     scratch = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input"]
     source = scratch / "source"  # setuptools builds in the folder of the sources
-    files = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    for name in filter(None, files.stdout.split("\0")):
+    for name in said("git", "ls-files", cwd=REPOSITORY).splitlines():
         if (REPOSITORY / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((REPOSITORY / name).read_bytes())
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(scratch), str(source)]
-    subprocess.run([*pip, *build], check=True, capture_output=True)
+    said(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, source)
     (wheel,) = scratch.glob("sapo_prompts-*.whl")
     venv.create(scratch / "env", with_pip=False)
     python = scratch / "env" / "bin" / "python"
-    subprocess.run(
-        [*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)],
-        check=True,
-        capture_output=True,
-    )
+    said(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
     (site,) = (scratch / "env" / "lib").glob("python*/site-packages")
     # A line of a .pth file adds a folder, and none of the .pth files in it: no editable install of ours.
     shared = [path for path in sys.path if path.endswith("site-packages")] or [sysconfig.get_path("purelib")]
@@ -45,43 +47,47 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture
-def run(installed, tmp_path):
-    """`run("train", …)` in an empty folder, with the models that are on this machine."""
-
-    def call(*words):
-        names = ("SAPO_STORE", "SAPO_DATA", "PYTHONPATH")
-        environment = {name: value for name, value in os.environ.items() if name not in names}
-        done = subprocess.run(
-            [str(installed), *map(str, words)],
-            cwd=tmp_path,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return call
+def document(installed, tmp_path):
+    """`document("train", …)` in an empty folder, with the models of this machine; the store is `runs`."""
+    names = ("SAPO_STORE", "SAPO_DATA", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["OMP_NUM_THREADS"] = "1"
+    # And nothing else on stdout.
+    return lambda *words: read_json(said(installed, *words, "--json", cwd=tmp_path, env=environment))
 
 
 def test_the_wheel_is_what_runs(installed):
     code = "import sapo.cli, sapo.data.prompts as p; print(sapo.cli.__file__); print(*p.BANK.glob('*.yaml'))"
-    done = subprocess.run(
-        [installed.with_name("python"), "-c", code], capture_output=True, text=True, cwd="/"
-    )
-    assert done.returncode == 0, done.stderr
-    where, bank = done.stdout.splitlines()
+    where, bank = said(installed.with_name("python"), "-c", code, cwd="/").splitlines()
     assert where.startswith(str(installed.parents[1]))
     assert len(bank.split()) == len([*(REPOSITORY / "data" / "bank").glob("*.yaml")])
 
 
-def test_a_table_is_made_and_a_wording_chosen_from_any_folder(run, tmp_path):
-    shown = run("reproduce", "table1", "--scale", "mini", *SMALL, "policy=static,sapo")
-    assert "paper: static" in shown
-    assert (tmp_path / "runs").is_dir()
-    (tmp_path / "tickets.csv").write_bytes((EXAMPLES / "tickets.csv").read_bytes())
-    (tmp_path / "tickets.yaml").write_bytes((EXAMPLES / "tickets.yaml").read_bytes())
+def test_from_training_to_the_table(document, tmp_path):
+    def stages():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/stages/**/*") if path.is_file()}
+
+    # What `reproduce table1 --scale mini` runs.
+    policies = "policy=static,sapo"
+    trained = document("train", "experiment=table1_mini", *SMALL, policies)
+    assert [run["policy"] for run in trained["runs"]] == ["static", "sapo"]
+    assert (before := stages())
+    analyzed = document("analyze", *(run["id"] for run in trained["runs"]))
+    assert [run["metrics"] for run in analyzed["runs"]] == [run["metrics"] for run in trained["runs"]]
+    ours = [row for row in analyzed["table"]["rows"] if row["source"] == "ours"]
+    assert [(row["policy"], row["difference"]) for row in ours] == [("static", False), ("sapo", True)]
+    reproduced = document("reproduce", "table1", *SMALL, policies)
+    assert reproduced["stages"]["computed"] == 0
+    assert {run["id"] for run in reproduced["runs"]} == {run["id"] for run in trained["runs"]}
+    assert {row["source"] for row in reproduced["tables"]["table1"]} == {"ours", "paper"}
+    assert all((tmp_path / file).is_file() for file in reproduced["files"])
+    assert stages() == before
+
+
+def test_a_wording_is_chosen(document, tmp_path):
+    for name in ("tickets.csv", "tickets.yaml"):
+        (tmp_path / name).write_bytes((EXAMPLES / name).read_bytes())
     rows = ("data=tickets.csv", "paraphrases.file=tickets.yaml", "labels=[billing,account,bug,feature]")
     few = ("model=tiny_llama", "scorer.examples=4", "paraphrases.count=2")
-    run("select", *rows, *few, "--write", "out.jsonl")
+    document("select", *rows, *few, "--write", "out.jsonl")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 96
