@@ -359,10 +359,12 @@ def tables(rows: Sequence[Facts]) -> Iterator[str]:
         cells = [
             {
                 "task": row["task"] if way == "plain" else "",
+                "rows": row["examples"] if way == "plain" else "",
                 "way": way,
                 "tokens": f"{usage['tokens']:,}",
                 "tokens/s": f"{usage['tokens'] / usage['seconds']:,.0f}",
                 "s": f"{usage['seconds']:.2f}",
+                **usage.get("shown", {}),
                 "ratio": "" if way == "plain" else f"{usage.get('ratio', row['ratio']):.2f}",
                 "MiB": "-" if usage["memory"] is None else f"{usage['memory'] / 2**20:,.0f}",
                 "differs": {k: f"{v:.1g}" for k, v in row["difference"].items()} if way == "ours" else "",

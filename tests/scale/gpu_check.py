@@ -11,7 +11,6 @@ part, so that a machine that is taken away takes only the rest with it. `--tiny`
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,15 +30,12 @@ from sapo.data.benchmarks import load_tasks
 from sapo.data.prompts import Prompt
 from sapo.experiments.engine.environment import environment
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.store import Store
+from sapo.experiments.engine.stage import Stage
+from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.identity import device_of
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import Evaluate, Gradient, Score, Train
-
-_SPEC: Any = importlib.util.spec_from_file_location("bench", Path(__file__).with_name("bench.py"))
-bench = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(bench)
 
 PARTS = ("agreement", "speed")
 PLAIN = ("trainer.shared_prefix=false", "trainer.micro_batch_tokens=1", "evaluator.batch_tokens=1")
@@ -72,12 +70,8 @@ def agreement(overrides: Sequence[str]) -> dict[str, Any]:
             found[way] = stage_results([*overrides, *settings, f"store.root={folder}"])
     rows = {}
     for name, truth in found["float32"].items():
-        plain, ours = ((found[way][name] - truth).norm() / truth.norm() for way in ("plain", "ours"))
-        rows[name] = {
-            "plain": float(plain),
-            "ours": float(ours),
-            "agrees": bool(ours <= FURTHER * plain + 1e-3),
-        }
+        plain, ours = (float((found[way][name] - truth).norm() / truth.norm()) for way in ("plain", "ours"))
+        rows[name] = {"plain": plain, "ours": ours, "agrees": ours <= FURTHER * plain + 1e-3}
     return rows
 
 
@@ -86,11 +80,11 @@ def stage_results(overrides: Sequence[str]) -> dict[str, Tensor]:
     config = load_one(overrides)
     first, second, *_ = load_tasks(config)[0]
     engine = LocalEngine(Store(Path(config.store.root)))
-    prompts = (
-        Prompt(second.instruction),
-        Prompt("Answer.", 0),
-        Prompt("What is it? Say it in a few words.", 1),
-    )
+    texts = (second.instruction, "Answer.", "What is it? Say it in a few words.")
+    prompts = tuple(Prompt(text, index) for index, text in enumerate(texts, start=-1))
+
+    def computed(stage: Stage) -> Stored:
+        return asyncio.run(engine.run(stage))
 
     def tensors(path: Path) -> Tensor:
         values = load_file(path)
@@ -98,21 +92,19 @@ def stage_results(overrides: Sequence[str]) -> dict[str, Tensor]:
 
     state, found = "base", {}
     for position, (task, shown) in enumerate([(first, prompts[1:2]), (second, prompts[:2])]):
-        trained = asyncio.run(engine.run(Train(config, state, position, (TrainingTask(task, shown),))))
+        trained = computed(Train(config, state, position, (TrainingTask(task, shown),)))
         state = trained.key
         found[f"training {position + 1}, losses"] = torch.tensor(trained.result.losses)
     found["adapter"] = tensors(trained.folder / "adapter" / "adapter_model.safetensors")
     scored = second.train[: config.scorer.examples]
     for scorer in ("full", "race"):
         config.scorer.name = scorer
-        table = asyncio.run(engine.run(Score(config, state, second, scored, prompts))).examples()
+        table = computed(Score(config, state, second, scored, prompts)).examples()
         found[f"scoring, {scorer}"] = torch.tensor(table.groupby("prompt")["nll"].mean().to_numpy())
-    table = asyncio.run(engine.run(Evaluate(config, state, first, prompts[0]))).examples()
-    found["evaluation, NLL"] = torch.tensor(table["nll"].to_numpy())
-    found["evaluation, KL"] = torch.tensor(table["kl"].to_numpy())
-    folder = asyncio.run(engine.run(Gradient(config, state, first, first.train[:8], prompts[0]))).folder
-    found["gradient"] = tensors(folder / "gradients.safetensors")
-    return found
+    table = computed(Evaluate(config, state, first, prompts[0])).examples()
+    found |= {f"evaluation, {name.upper()}": torch.tensor(table[name].to_numpy()) for name in ("nll", "kl")}
+    gradient = computed(Gradient(config, state, first, first.train[:8], prompts[0]))
+    return found | {"gradient": tensors(gradient.folder / "gradients.safetensors")}
 
 
 def speed(overrides: Sequence[str], rounds: int, peak: float) -> Iterator[dict[str, Any]]:
@@ -128,6 +120,7 @@ def speed(overrides: Sequence[str], rounds: int, peak: float) -> Iterator[dict[s
         for way in ("plain", "ours"):
             rate = row[way]["rate"] * weights * (TRAINED if kind == "training" else FORWARD)
             row[way] |= {"tflops": rate / 1e12, "share": rate / peak}
+            row[way]["shown"] = {"TFLOP/s": f"{rate / 1e12:,.3f}", "of peak": f"{rate / peak:.1%}"}
         yield row
 
 
@@ -163,33 +156,17 @@ def pass_overhead(overrides: Sequence[str], short: int = 16, long: int = 4096) -
 
 
 def report(found: dict[str, Any]) -> str:
-    """The tables in Markdown."""
+    """The tables as text, for Markdown."""
     lines = [f"# {found['device']}", "", f"bfloat16 matrix products: {found['peak'] / 1e12:,.2f} TFLOP/s", ""]
-    if rows := found.get("agreement"):
-        lines += ["| stage | plain bfloat16 from float32 | ours | agrees |", "|---|---:|---:|---|"]
-        lines += [
-            f"| {name} | {row['plain']:.1e} | {row['ours']:.1e} | {'yes' if row['agrees'] else 'NO'} |"
-            for name, row in rows.items()
-        ]
-        lines.append("")
-    if rows := found.get("speed"):
-        lines += [f"{found['shape']}, random weights: plain / ours", ""]
-        lines += ["| | tokens | seconds | ratio | tokens/s | TFLOP/s | share of peak | MiB |"]
-        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
-        for row in rows:
-            a, b = row["plain"], row["ours"]
-            cells = [
-                f"{row['kind']}, {row['task']}, {row['examples']} rows",
-                *(f"{a[name]:,.{n}f} / {b[name]:,.{n}f}" for name, n in (("tokens", 0), ("seconds", 2))),
-                f"{row['ratio']:.2f}",
-                *(f"{a[name]:,.{n}f} / {b[name]:,.{n}f}" for name, n in (("rate", 0), ("tflops", 3))),
-                f"{a['share']:.1%} / {b['share']:.1%}",
-                " / ".join("-" if w["memory"] is None else f"{w['memory'] / 2**20:,.0f}" for w in (a, b)),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", f"A pass costs as much as {found['overhead']['tokens']:,.0f} tokens."]
-    lines += [f"Not done: {part}." for part in found["not_done"]]
-    return "\n".join(lines) + "\n"
+    if "agreement" in found:
+        table = pd.DataFrame.from_dict(found["agreement"], orient="index").to_string(
+            float_format="{:.1e}".format
+        )
+        lines += ["Plain bfloat16 and ours, from float32:", f"```\n{table}\n```"]
+    if found.get("speed"):
+        lines += [f"{found['shape']}, random weights:", "```", *bench.tables(found["speed"]), "```"]
+        lines.append(f"A pass costs as much as {found['overhead']['tokens']:,.0f} tokens.")
+    return "\n".join([*lines, *(f"Not done: {part}." for part in found["not_done"])]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -225,13 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found["not_done"].remove("agreement")
         keep()
     if "speed" in parts and given.shape and is_time_left():
-        drawn = [
-            f"model.source=random:{given.shape}",
-            f"model.name={given.shape.name}",
-            "model.dtype=bfloat16",
-        ]
+        drawn = [f"model.source=random:{given.shape}", f"model.name={given.shape.name}"]
         task = [] if any(override.startswith("task=") for override in own) else ["task=mini_topic"]
-        settings = ["model=qwen3_8b", *drawn, *task, *SPEED, *sizes, *own]
+        settings = ["model=qwen3_8b", *drawn, "model.dtype=bfloat16", *task, *SPEED, *sizes, *own]
         found |= {"shape": given.shape.name, "speed": []}
         found["overhead"] = pass_overhead(settings, *((4, 64) if given.tiny else ()))
         rows = speed(settings, given.rounds, found["peak"])

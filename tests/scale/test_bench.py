@@ -1,16 +1,10 @@
 """The bench on the random tiny model: both ways do the same work, and the figures belong together."""
 
-import importlib.util
-from pathlib import Path
-
+import bench
 import pytest
 
 from sapo.conf.errors import UserError
 from sapo.conf.load import load_one
-
-_SPEC = importlib.util.spec_from_file_location("bench", Path(__file__).with_name("bench.py"))
-bench = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(bench)
 
 SMALL = (
     "model=tiny_llama", "engine.device=cpu", "scorer.examples=10", "data.train_examples=10",
@@ -28,9 +22,8 @@ def test_both_ways_do_the_same_work(capsys):
     assert scoring["plain"]["tokens"] == bench.padded_tokens(rows)
     assert 0 <= scoring["difference"]["nll"] < 1e-4
     assert 0 <= training["difference"]["loss"] < 1e-4
-    assert (
-        0 < training["difference"]["update"] < 1e-2
-    )  # 0 would mean that weights were compared to themselves
+    # 0 would mean that weights were compared to themselves.
+    assert 0 < training["difference"]["update"] < 1e-2
     assert evaluation["difference"] == {"answers": 0}
     race = scoring["race"]
     assert (race["prompts"], race["examples"]) == (4, 24)

@@ -1,31 +1,17 @@
 """The check of a card is rehearsed on a CPU: all of it runs, and its tables say what was measured."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import gpu_check as check
 import pytest
 
 from sapo.conf.load import load_one
 from sapo.experiments.model.fetch import model_folder
 
-_SPEC = importlib.util.spec_from_file_location("gpu_check", Path(__file__).with_name("gpu_check.py"))
-check = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(check)
-
 
 def test_the_rehearsal(tmp_path, capsys):
     shape = model_folder(load_one(["model=tiny_qwen3"]).model)
-    arguments = [
-        "engine.device=cpu",
-        "--tiny",
-        "--rounds",
-        "1",
-        "--shape",
-        str(shape),
-        "--out",
-        str(tmp_path),
-    ]
+    arguments = f"engine.device=cpu --tiny --rounds 1 --shape {shape} --out {tmp_path}".split()
     found = check.main(arguments)
     assert found["not_done"] == []
     assert found == json.loads((tmp_path / "gpu_check.json").read_text())
@@ -43,6 +29,6 @@ def test_the_rehearsal(tmp_path, capsys):
     table = (tmp_path / "gpu_check.md").read_text()
     assert table in capsys.readouterr().out
     assert found["device"] in table
-    assert all(word in table for word in ("| gradient |", "scoring, mini_topic, 4 rows", "A pass costs"))
+    assert all(word in table for word in ("gradient ", "mini_topic", "of peak", "A pass costs"))
     late = check.main([*arguments, "--minutes", "0"])
     assert late["not_done"] == ["agreement", "speed"]
