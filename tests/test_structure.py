@@ -49,9 +49,6 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-# --- imports -----------------------------------------------------------------------------------------------
-
-
 def test_imports_go_down_the_table_of_folders():
     for module in MODULES:
         here = module.parts[0]
@@ -103,27 +100,13 @@ def test_threads_spin_briefly_from_before_torch_is_imported_unless_the_user_says
     assert done.stdout.split() == [spins, "False"]
 
 
-# --- packages ----------------------------------------------------------------------------------------------
-
-
-def setuptools_table() -> dict[str, object]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-
-
 def test_every_folder_with_code_is_a_package_and_every_package_is_there():
-    with_code = {".".join(("sapo", *module.parent.parts)) for module in MODULES}
-    assert set(setuptools_table()["packages"]) == with_code, "mend the list of packages in pyproject.toml"
-
-
-def test_every_package_has_its_folder_and_an_init():
-    folders = setuptools_table()["package-dir"]
-    assert folders == {f"sapo.{folder}": folder for folder in LEVELS}
-    for package in setuptools_table()["packages"]:
-        folder = ROOT.joinpath(*package.split(".")[1:])
-        assert (folder / "__init__.py").is_file(), f"{package} has no __init__.py"
-
-
-# --- size and words ----------------------------------------------------------------------------------------
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert table["package-dir"] == {f"sapo.{folder}": folder for folder in LEVELS}
+    with_code = {module.parent for module in MODULES}
+    packages = {".".join(("sapo", *folder.parts)) for folder in with_code}
+    assert set(table["packages"]) == packages, "mend the list of packages in pyproject.toml"
+    assert {folder for folder in with_code if folder / "__init__.py" not in MODULES} == set()
 
 
 def test_files_and_functions_stay_small():
@@ -135,8 +118,6 @@ def test_files_and_functions_stay_small():
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 assert length <= LONGEST_FUNCTION, f"{module}: {node.name} has {length} lines"
 
-
-# --- what is published -------------------------------------------------------------------------------------
 
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:work|farm|root|home|Users)/\w")
 PACKAGE_INDEX = re.compile(r"index[-]url|find[-]links|https?://\S*/simple(?:/|\b)")
@@ -155,11 +136,10 @@ def published_files() -> list[Path]:
     ("pattern", "what"), [(MACHINE_PATH, "a path of one machine"), (PACKAGE_INDEX, "a package index")]
 )
 def test_no_file_names_one_machine_or_its_package_index(pattern, what):
-    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in published_files()}
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
-        for path, text in texts.items()
-        for number, line in enumerate(text.splitlines(), start=1)
+        for path in published_files()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1)
         if pattern.search(line)
     ]
     assert not found, f"{what} is named in\n" + "\n".join(found)
