@@ -76,5 +76,5 @@ def test_tasks_that_are_none(sapo, trained, task):
     assert "there is no such file" in sapo("eval", run, "tasks=lm_eval:none.yaml").refused()
     assert "stands alone" in sapo("eval", run, "mini_city", f"tasks=lm_eval:{task}").refused()
     assert "name tasks of the harness" in sapo("eval", run, "tasks=lm_eval:").refused()
-    task.write_text("task: more\ndataset_path: json\n")
+    task.write_text(TASK.replace("FILE", "nowhere.jsonl"))
     assert "cannot be loaded" in sapo("eval", run, f"tasks=lm_eval:{task}").refused(1)
