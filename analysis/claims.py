@@ -52,10 +52,6 @@ class ProbeData:
     kl: Array | None = None
 
 
-# For each task, what its distinct test rows add to a difference (seeds x rows), and the examples of each row.
-Parts = Sequence[tuple[Array, Array]]
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A mean with its standard error over `n_units`, or the `reason` why there is none."""
@@ -112,9 +108,7 @@ class Claim:
     paper: Mapping[str, Any] = field(default_factory=dict)
 
 
-# A claim on a difference of metrics between runs, undecided as yet, and its parts by sequence; none, and no
-# measure, where there are no such runs.
-Contrast = tuple[Claim, Mapping[str, Parts]]
+Basis = tuple[Claim, Estimate]  # a claim, undecided as yet, and what it rests on
 
 
 # --- statistics of one probe -------------------------------------------------------------------------------
@@ -214,8 +208,11 @@ def _tested(estimate: Estimate) -> Estimate:
     return replace(estimate, p=float(2 * stdtr(estimate.df, -abs(estimate.value) / estimate.error)))
 
 
-def contrast_estimate(parts: Mapping[str, Parts]) -> Estimate:
-    """A difference of metrics with its error over sequences, or over the seeds and rows of few sequences."""
+def contrast_estimate(parts: Mapping[str, Sequence[tuple[Array, Array]]]) -> Estimate:
+    """A difference of metrics with its error over sequences, or over the seeds and rows of few sequences.
+
+    `parts` are the `contributions` of each sequence.
+    """
     if not parts:
         return Estimate(reason="these runs were not scored so")
     by_seed = [sum(sums.sum(axis=1) / sizes.sum() for sums, sizes in each) for each in parts.values()]
@@ -243,14 +240,12 @@ def contrast_estimate(parts: Mapping[str, Parts]) -> Estimate:
 
 def decided(
     probes: Sequence[ProbeData],
-    contrasts: Sequence[Contrast],
+    contrasts: Sequence[Basis],
     measures: Sequence[str] = NUMBERS,
     permutations: int = PERMUTATIONS,
 ) -> list[Claim]:
     """Every claim with its verdict: shown or refuted where p is small after Holm's adjustment over all."""
-    found = list(_of_probes(probes, measures, permutations))
-    for claim, parts in contrasts:
-        found.append((claim, contrast_estimate(parts) if claim.measure else Estimate(reason=NO_RUNS)))
+    found = [*_of_probes(probes, measures, permutations), *contrasts]
     adjusted = intervals.holm([basis.p for _, basis in found])
     alpha = ALPHA / max(1, sum(p is not None for p in adjusted))
     claims = []
@@ -271,9 +266,7 @@ def decided(
     return claims
 
 
-def _of_probes(
-    probes: Sequence[ProbeData], measures: Sequence[str], permutations: int
-) -> Iterator[tuple[Claim, Estimate]]:
+def _of_probes(probes: Sequence[ProbeData], measures: Sequence[str], permutations: int) -> Iterator[Basis]:
     """The claims that rest on probes, each with its estimate over pairs."""
     found = {(place, m): probe_values(data, m) for place, data in enumerate(probes) for m in measures}
     n_pairs, fewest = len({data.pair for data in probes}), min((len(d.losses) for d in probes), default=0)

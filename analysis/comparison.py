@@ -1,8 +1,8 @@
 """What a comparison of prompts says: the train x serve matrix, what is forgotten, and sentences with error.
 
-Units are distinct test rows: a value is their mean, its interval the bootstrap's over rows, and over seeds
-where there are several. Two cells are compared row by row; p is that of the permutation of signs (Fisher's
-randomization test of paired differences), Holm's over all comparisons that the sentences make.
+Units are distinct test rows: a value is their mean, its interval the bootstrap's over rows and seeds. Two
+cells are compared row by row; p is that of the permutation of signs (Fisher's randomization test of paired
+differences), Holm's over all comparisons that the sentences make.
 """
 
 import json
@@ -65,9 +65,9 @@ class Sentence:
 class Comparison:
     """A model trained under several prompts and served under several.
 
-    `answers` has a row for every seed, state, served prompt, task and test row: see `experiments.compare`.
-    `prompts` are the texts behind the rows by name (`mixed`: of all that were drawn from), `losses` the
-    pre-update losses of the pool (nats a token) by index. `measures`: the leading one, then NLL.
+    `answers` has a row for every seed, state, served prompt, task and test row. `prompts` are the texts
+    behind the rows by name, `losses` the pre-update losses of the pool (nats a token) by index. `measures`:
+    the leading one, then NLL.
     """
 
     task: str

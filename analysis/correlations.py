@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 
 import numpy as np
@@ -32,11 +32,7 @@ class PromptEffects:
 
     @cached_property
     def correlations(self) -> pd.DataFrame:
-        """How the effects of prompts on every two tasks go together.
-
-        Columns: `x_task`, `y_task`, `pearson`, `spearman`, `n_prompts`, and the `reason` where there is
-        neither.
-        """
+        """How effects on every two tasks go together, with `n_prompts`, or the `reason` why they do not."""
         rows = []
         for x_task, y_task in combinations(self.scores.columns, 2):
             x, y = self.scores[x_task], self.scores[y_task]
@@ -114,8 +110,7 @@ def summarize_map(effects: PromptEffects, coefficient: str) -> MapSummary:
     """The mean coefficient over all pairs of tasks, its interval over prompts and its permutation p.
 
     A cell of a map rests on as many points as there are prompts and says little alone: one test a map, of
-    the mean, and none of cells. Permuting the prompts of every task by itself keeps each task's scores and
-    breaks what goes together.
+    the mean, and none of cells.
     """
     reasons = effects.correlations["reason"]
     undefined, n_pairs = tuple(reasons.dropna().unique()), int(reasons.isna().sum())
@@ -127,7 +122,7 @@ def summarize_map(effects: PromptEffects, coefficient: str) -> MapSummary:
     table = table[
         :, ~intervals.is_constant(table)
     ]  # rounding noise would have ranks, and correlate when permuted
-    mean = intervals.bootstrap_interval(table, lambda rows: intervals.mean_off_diagonal(rows, coefficient))
+    mean = intervals.bootstrap_interval(table, partial(intervals.mean_off_diagonal, coefficient=coefficient))
     ranks = stats.rankdata(table, axis=0) if coefficient == "spearman" else table
     copies = np.broadcast_to(ranks, (PERMUTATIONS, *ranks.shape)).copy()
     permuted = intervals.mean_off_diagonal(np.random.default_rng(0).permuted(copies, axis=1), "pearson")
@@ -147,10 +142,7 @@ def pair_interval(scores: pd.DataFrame, x_task: str, y_task: str, coefficient: s
     if reason := intervals.why_undefined(scores[x_task], scores[y_task]):
         return Interval(None, n=len(scores), reason=reason)
     table = scores[[x_task, y_task]].to_numpy(dtype=float)
-    return intervals.bootstrap_interval(
-        table,
-        lambda rows: intervals.column_correlations(rows[..., :1], rows[..., 1:], coefficient)[..., 0, 0],
-    )
+    return intervals.bootstrap_interval(table, partial(intervals.mean_off_diagonal, coefficient=coefficient))
 
 
 def correlation_table(effects: Sequence[PromptEffects]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sapo.analysis import results
-from sapo.analysis.claims import Claim, Contrast, Parts, ProbeData
+from sapo.analysis.claims import NO_RUNS, Basis, Claim, Estimate, ProbeData, contrast_estimate
 from sapo.analysis.intervals import contributions
 from sapo.analysis.metrics import METRICS, check_definition
 from sapo.analysis.probes.results import ProbeResult, load_probe, require_poolable, sign_of
@@ -36,19 +36,17 @@ COMPARISONS: dict[str, tuple[str, dict[str, int], Sequence[str]]] = {
         ("AP",),
     ),
 }
-Sides = list[tuple[RunResult, int]]  # the runs of one sequence and seed, with their signs
 
 
 @dataclass
 class Evidence:
-    """Probes and differences of runs as arrays.
+    """Probes and differences of runs as arrays, the paper's place and number by claim.
 
-    `papers` has the paper's place and number by claim. `measures` are those that anything has: without
-    generated answers NLL alone.
+    `measures` are those that anything has: without generated answers NLL alone.
     """
 
     probes: list[ProbeData]
-    contrasts: list[Contrast]
+    contrasts: list[Basis]
     papers: dict[str, dict[str, Any]]
     is_demonstration: bool
     measures: tuple[str, ...]
@@ -183,9 +181,7 @@ def _probe_data(probe: ProbeResult) -> ProbeData:
     )
 
 
-def _contrasts(
-    roles: Mapping[str, Mapping[tuple[str, int], RunResult]], definition: str
-) -> Iterator[Contrast]:
+def _contrasts(roles: Mapping[str, Mapping[tuple[str, int], RunResult]], definition: str) -> Iterator[Basis]:
     """Claims (d) and (e) in every measure and column that the runs have, or bare where there are none."""
     comparisons = dict(COMPARISONS)
     for role in [role for role in roles if role.startswith(SLOWER)] or [SLOWER]:
@@ -194,12 +190,12 @@ def _contrasts(
         comparisons[key] = (sentence, {"sapo": 1, role: -1}, METRICS)
     for key, (sentence, signs, metrics) in comparisons.items():
         members = [roles.get(role, {}) for role in signs]
-        seeds: dict[str, list[Sides]] = {}
+        seeds: dict[str, list[list[tuple[RunResult, int]]]] = {}  # by sequence, runs with their signs
         for where in sorted(set.intersection(*map(set, members))):
             sides = [(runs[where], sign) for runs, sign in zip(members, signs.values(), strict=True)]
             seeds.setdefault(where[0], []).append(sides)
         if not seeds:
-            yield Claim(key, sentence, "a difference of runs"), {}
+            yield Claim(key, sentence, "a difference of runs"), Estimate(reason=NO_RUNS)
             continue
         used = [run for of_seed in seeds.values() for sides in of_seed for run, _ in sides]
         is_apart = all(run.has_common for run in used) and any(map(results.tests_apart, used))
@@ -207,9 +203,10 @@ def _contrasts(
             # Tasks that are not learned yet have one prompt, and what is served in zero shot is the prompt.
             if column == "common" and (not is_apart or metric == "FWT" or len(signs) > 2):
                 continue
-            whole: dict[str, Parts] = {}
+            whole = {}
             for name, each in seeds.items():
                 if parts := contributions(each, definition, metric, measure, column):
                     whole[name] = [(sign_of(measure) * sums, sizes) for sums, sizes in parts]
             statistic = f"mean difference of {metric} over sequences and seeds"
-            yield Claim(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column), whole
+            claim = Claim(f"{key}-{metric}", f"{sentence} ({metric})", statistic, measure, column)
+            yield claim, contrast_estimate(whole)

@@ -230,8 +230,8 @@ def find(names: Sequence[str], root: Path, both: bool = False) -> list[Path]:
 def find_runs(names: Sequence[str], root: Path) -> list[Path]:
     """The same of runs alone; UserError for a name that means a probe."""
     found = find(names, root)
-    for path in (path for path in found if (path / PROBE).is_file()):
-        raise UserError(f"{path} is a probe, not a run: `sapo analyze {path}` draws it.")
+    if probe := next((path for path in found if (path / PROBE).is_file()), None):
+        raise UserError(f"{probe} is a probe, not a run: `sapo analyze {probe}` draws it.")
     return found
 
 
@@ -269,21 +269,15 @@ def column_rows(run: RunResult, column: str) -> pd.DataFrame:
 
     Tasks that were tested with their original instruction anyway count for both columns.
     """
-    if column not in COLUMNS:
-        raise unknown("column", column, COLUMNS)
-    frame = run.predictions
-    trained = frame[frame["column"] == "trained"]
     if column == "trained":
-        return trained
+        return run.predictions[run.predictions["column"] == "trained"]
     if not run.has_common:
         raise UserError(
             f"Run {run.id} tested learned tasks with their training prompts only. For their original "
             "instructions too, run it again with evaluator.common_prompt=true."
         )
-    common = frame[frame["column"] == "common"]
-    cells = ["after", "task"]
-    tested_apart = pd.MultiIndex.from_frame(trained[cells]).isin(pd.MultiIndex.from_frame(common[cells]))
-    return pd.concat([trained[~tested_apart], common]).sort_values([*cells, "example"], ignore_index=True)
+    rows = run.predictions.sort_values(["after", "task", "example", "column"])  # `common` before `trained`
+    return rows.drop_duplicates(["after", "task", "example"], ignore_index=True)
 
 
 def tests_apart(run: RunResult) -> bool:
@@ -307,7 +301,6 @@ def example_scores(
     run: RunResult, measure: str, column: str = "trained"
 ) -> dict[tuple[int, str], NDArray[np.float64]]:
     """Scores of every test example, ordered by example, for each (state, task) that was evaluated."""
-    check_measure(measure)
     groups = column_rows(run, column).dropna(subset=[measure]).groupby(["after", "task"])[measure]
     return {(int(after), str(task)): values.to_numpy(dtype=float) for (after, task), values in groups}
 

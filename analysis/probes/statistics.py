@@ -359,10 +359,9 @@ GRADIENT_ROLES = {"trained": "T1, trained before", "unseen": "T3, unseen"}
 
 
 def alignments(gradients: pd.DataFrame) -> dict[tuple[str, int], Interval]:
-    """Mean cosine between the current task's gradient under a prompt and other tasks' gradients.
+    """Mean cosine between the current task's gradient under a prompt and those of other tasks.
 
-    By role of GRADIENT_ROLES and the prompt's rank by loss, 1 = lowest. An interval is over (task, module);
-    modules of one model are not independent: it describes these and is no test.
+    By role of GRADIENT_ROLES and the prompt's rank by loss, 1 = lowest; intervals are over (task, module).
     """
     return {
         (role, int(rank)): mean_interval(cosines, "modules")

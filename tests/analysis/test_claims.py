@@ -14,8 +14,8 @@ from scipy import stats
 from tiny import refusal
 
 from sapo.analysis.claims import (
+    Basis,
     Claim,
-    Contrast,
     ProbeData,
     contrast_estimate,
     decided,
@@ -50,7 +50,7 @@ def made_probe(rng, number=0, n=10, k=4, together=0.0, loss=0.0, spread=0.0, mea
     return ProbeData(f"pair {number}", "G", "", scores, 2 - 0.1 * before, 0, range(n), rng.normal(2, 1, n))
 
 
-def made_contrasts(rng, sequences, measures=NUMBERS, seeds=3, rows=60, gain=0.0) -> list[Contrast]:
+def made_contrasts(rng, sequences, measures=NUMBERS, seeds=3, rows=60, gain=0.0) -> list[Basis]:
     """Claims (d) in every measure, each with noise of seeds, of test rows, and of both."""
     found = []
     metrics = ("AP", "AP, common", "BWT", "BWT, common", "FWT")
@@ -59,7 +59,7 @@ def made_contrasts(rng, sequences, measures=NUMBERS, seeds=3, rows=60, gain=0.0)
         for sequence in map(str, range(sequences)):
             noise = rng.normal(0, 0.5, (seeds, 1)) + rng.normal(0, 6, rows) + rng.normal(0, 3, (seeds, rows))
             parts[sequence] = [(gain + noise, np.ones(rows))]
-        found.append((Claim(f"d-{other}-{metric}", "", "", measure, "trained"), parts))
+        found.append((Claim(f"d-{other}-{metric}", "", "", measure, "trained"), contrast_estimate(parts)))
     return found
 
 
