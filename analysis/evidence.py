@@ -91,7 +91,7 @@ def load_evidence(folders: Sequence[Path], definition: str) -> Evidence:
             key: {"place": place, "value": None if values.empty else round(values.mean(), 3)}
             for key, (place, values) in places.items()
         },
-        is_demonstration=any(each.demonstration for each in (*probes, *runs)),
+        is_demonstration=any(p.demonstration for p in probes) or any(r.demonstration for r in runs),
         measures=measures,
     )
 

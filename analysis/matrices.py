@@ -22,13 +22,13 @@ def forgetting(scores: pd.DataFrame) -> pd.DataFrame:
     """
     n = len(scores) - 1
     trained = scores.iloc[1:, :n]
-    return (trained - np.diag(trained)).where(np.tri(n, k=-1, dtype=bool))
+    return (trained - np.diag(trained)).where(np.tri(n, k=-1, dtype=np.bool_))
 
 
 def generalization(scores: pd.DataFrame) -> pd.DataFrame:
     """a[i][j] - a[0][j] for tasks not trained yet (j > i) or never: states 1..N x all tasks, else NaN."""
     change = scores.iloc[1:] - scores.iloc[0]
-    return change.where(~np.tri(*change.shape, dtype=bool))
+    return change.where(~np.tri(*change.shape, dtype=np.bool_))
 
 
 EFFECTS = {
