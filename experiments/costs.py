@@ -109,7 +109,7 @@ def _shape(rows: tuple[Example, ...], frame: Task, longest: int, key: str) -> Sh
         _, renderer = preflight.known[key]
         rendered = renderer.render(frame, frame.instruction, sample)
         prefix = prefix_length(rendered)
-        own = [len(row.input_ids) - prefix for row in rendered]
+        own = [float(len(row.input_ids) - prefix) for row in rendered]
         targets = [len(row.target_ids) for row in rendered]
     else:
         around, suffix = TEMPLATE_TOKENS / 2, len(frame.suffix)
@@ -233,8 +233,9 @@ class Rates(BaseModel):
     def seconds(self, stage: Stage, work: Work) -> float:
         """How long a stage takes with this work."""
         generating = self.steps * (self.a_pass + self.rows)
+        kind: Any = "train" if stage.kind == "gradient" else stage.kind
         return (
-            self.beside["train" if stage.kind == "gradient" else stage.kind]
+            self.beside[kind]
             + work.trained / self.training
             + work.read / self.reading
             + work.generated / generating

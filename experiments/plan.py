@@ -1,7 +1,7 @@
 """What a set of jobs would compute: stages to do and done, what they share, and what they take."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,8 @@ def plan_jobs(
     models = dict.fromkeys(job.config.model.name for job in possible)
     costs, notes = priced(engine.to_do.values())
     done = list(engine.done.values())
-    kinds = [_line(kind, done, costs, lambda stage, kind=kind: stage.kind == kind) for kind in KINDS]
+    kinds = [_line(kind, done, costs, kind=kind) for kind in KINDS]
     places = {stage.position for stage in (*done, *engine.to_do.values()) if isinstance(stage, Train)}
-    trainings = [
-        _line(f"train, task {n + 1}", done, costs, lambda stage, n=n: getattr(stage, "position", None) == n)
-        for n in sorted(places)
-    ]
     by_model = {name: [cost for cost in costs if cost.stage.config.model.name == name] for name in models}
     total = _sums(costs)
     return {
@@ -133,7 +129,7 @@ def plan_jobs(
         "unplanned": [{"runs": count, "reason": reason} for reason, count in unplanned.items()],
         # Only probes have gradients, and only where they are asked for.
         "kinds": [kind for kind in kinds if kind["kind"] != "gradient" or kind["done"] + kind["to_do"]],
-        "trainings": trainings,
+        "trainings": [_line(f"train, task {n + 1}", done, costs, position=n) for n in sorted(places)],
         "asked": engine.asked,
         "shared": engine.asked - len(done) - len(costs),
         "seconds": total["seconds"],
@@ -182,10 +178,12 @@ def plan_targets(jobs: Mapping[str, list[Job]]) -> dict[str, Any]:
     return together(possible) | {"targets": each}
 
 
-def _line(
-    name: str, done: Sequence[Stage], costs: Sequence[Cost], is_meant: Callable[[Stage], bool]
-) -> dict[str, Any]:
-    """How many of the stages that are meant are done and to do, and what the latter take."""
+def _line(name: str, done: Sequence[Stage], costs: Sequence[Cost], **which: object) -> dict[str, Any]:
+    """How many of the stages with these attributes are done and to do, and what the latter take."""
+
+    def is_meant(stage: Stage) -> bool:
+        return all(getattr(stage, attribute, None) == value for attribute, value in which.items())
+
     own = [cost for cost in costs if is_meant(cost.stage)]
     sums = _sums(own)
     return {
