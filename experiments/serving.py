@@ -272,8 +272,7 @@ class Served:
             replies.append(self.reply(row))
             told()
         yield (reading := self._reading([count for _, count in replies]))
-        has_losses = self.target_nll(self.rows[0]) is not None
-        yield self._weights([self.target_nll(row) if has_losses else None for row in self.rows])
+        yield self._weights()
         yield self._answers([text for text, _ in replies], reading.ok or not reading.required)
 
     def _reading(self, counts: Sequence[int | None]) -> Check:
@@ -305,18 +304,19 @@ class Served:
         options = json.dumps(self.renderer.template_options)
         return FAULTS.get(fault, "Look at the server's chat template and tokenizer.").format(options=options)
 
-    def _weights(self, losses: Sequence[float | None]) -> Check:
-        name, known = "weights", [loss for loss in losses if loss is not None]
-        if len(known) < len(self.rows):
-            detail = "no log-probabilities of a prompt to compare (echo): answers have to tell"
-            return Check(name, False, detail, required=False)
+    def _weights(self) -> Check:
+        name, known = "weights", []
+        for row in self.rows:
+            if (loss := self.target_nll(row)) is None:
+                detail = "no log-probabilities of a prompt to compare (echo): answers have to tell"
+                return Check(name, False, detail, required=False)
+            known.append(loss)
         gap = _gap(known, [row.nll for row in self.rows])
         said = f"the targets' NLL is {gap:.4f} nats a token from the run's"
         if gap <= LARGEST_GAP:
             return Check(name, True, said)
-        nearest, where = min(
-            (_gap(known, table["nll"].tolist()), where) for where, table in self._other_states().items()
-        )
+        others = self._other_states().items()
+        nearest, where = min((_gap(known, table["nll"].tolist()), where) for where, table in others)
         if nearest < gap / 2:
             return Check(name, False, f"{said}, and {nearest:.4f} from {where}'s", _ADAPTER)
         return Check(name, False, f"{said}: other weights, or a rough quantization", _ADAPTER)

@@ -23,8 +23,10 @@ LONGEST_PAUSE = 60  # seconds that the client waits before it asks again, at mos
 SHORTEST_SECRET = 8  # servers of one's own are given keys such as `x`, which stand in any text
 _NO_KEY = "The key (variable: {}) was not accepted: paraphrases.key_variable=NAME takes another."
 _NO_PLACE = "Look at paraphrases.base_url (it often ends in /v1) and paraphrases.model."
+_MOVED = "It points to another address: paraphrases.base_url=URL takes that."
 # What every other request would meet too.
 REMEDIES = {401: _NO_KEY, 403: _NO_KEY, 404: _NO_PLACE, 405: _NO_PLACE}
+REMEDIES |= dict.fromkeys(range(300, 400), _MOVED)
 FEWEST_FAILURES = 3  # in a row, each after its retries: the endpoint is down, or does not understand
 SHOWN = 160  # characters of an unexpected answer
 _HEADERS = {"host", "accept", "connection", "content-type", "content-length", "user-agent"}
@@ -152,10 +154,7 @@ class OpenAIChat:
         status, content = response.status_code, self._hidden(response.text)
         line = next((line.strip() for line in content.splitlines() if line.strip()), "an empty body")
         shown = f"{self._address} answered {status}: {line[:SHOWN]}{'…' if len(line) > SHOWN else ''}"
-        if status in REMEDIES or 300 <= status < 400:
-            remedy = REMEDIES.get(
-                status, "It points to another address: paraphrases.base_url=URL takes that."
-            )
+        if remedy := REMEDIES.get(status):
             raise UserError(f"{shown}\n{remedy.format(key_variable(settings) or 'none')}")
         if status >= 400:  # after its retries, or about this very text, or a parameter
             return Reply(error=shown + (asked if status in (408, 409, 429) or status >= 500 else ""))
@@ -174,10 +173,8 @@ class OpenAIChat:
         if not is_text(text):
             return Reply(error=f"{shown}: its answer is not a text that can be written")
         usage, model = document.get("usage"), document.get("model")
-        counts = [
-            usage.get(f"{part}_tokens") if isinstance(usage, dict) else None
-            for part in ("prompt", "completion")
-        ]
+        usage = usage if isinstance(usage, dict) else {}
+        counts = (usage.get(f"{part}_tokens") for part in ("prompt", "completion"))
         read, written = (count if type(count) is int and count >= 0 else None for count in counts)
         if self._settings.model is None and model and is_text(model):
             self.name = self._hidden(model)
