@@ -25,7 +25,7 @@ from sapo.experiments.methods import METHODS, Context
 from sapo.experiments.model import evaluation, gradients, ranks, scoring, training
 from sapo.experiments.model.adapters import FOLDER, load_adapter, plain
 from sapo.experiments.model.load import LanguageModel
-from sapo.experiments.model.rows import Draws, TrainingTask, training_rows
+from sapo.experiments.model.rows import TrainingTask, training_rows
 from sapo.experiments.model.scoring import pool_losses
 
 # The means that an evaluation's result holds, those of them that it has measured.
@@ -148,7 +148,8 @@ class Train(Stage):
                 model := method.start(),
                 rows,
                 config.trainer,
-                draws=Draws(seed, config.policy.redraw),
+                seed=seed,
+                redraw=config.policy.redraw,
                 scratch=store.checkpoints(self.key),
                 what=f"Training of {self.name}",
                 penalty=method.penalty,

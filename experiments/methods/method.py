@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sapo.conf.schema import Config, MethodConfig
 from sapo.data.tasks import Example
-from sapo.experiments.model.adapters import FOLDER, all_weights, save_adapter
+from sapo.experiments.model import adapters
+from sapo.experiments.model.adapters import EARLIER, FOLDER
 from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import TrainingTask
 
@@ -105,4 +106,7 @@ class Method(ABC):
 
     def save(self, model: PeftModel, folder: Path) -> None:
         """Writes `adapter/`, one ordinary PEFT adapter that on the base is the trained model, and `kept/`."""
-        save_adapter(self.context.config, all_weights(model), folder / FOLDER)
+        earlier, weights = adapters.adapter_tensors(model, EARLIER), adapters.trained_weights(model)
+        if earlier:  # the frozen adapters of earlier tasks
+            weights = adapters.concatenate(earlier, weights)
+        adapters.save_adapter(self.context.config, weights, folder / FOLDER)

@@ -93,12 +93,6 @@ def trained_weights(model: PeftModel) -> dict[str, Tensor]:
     return {key.replace(mark, ".weight"): p for key, p in found.items()}
 
 
-def all_weights(model: PeftModel) -> dict[str, Tensor]:
-    """The adapter in training, with the frozen ones of earlier tasks, as one."""
-    earlier, trained = adapter_tensors(model, EARLIER), trained_weights(model)
-    return concatenate(earlier, trained) if earlier else trained
-
-
 def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
     """Two adapters of one scale as one of their summed rank, exactly: B1 A1 + B2 A2 = [B1 B2] [A1; A2]."""
     if first.keys() != second.keys():

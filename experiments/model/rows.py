@@ -1,6 +1,5 @@
-"""What a training learns: tasks under prompts, their rows, and which prompt a row is shown under when."""
+"""What a training learns: tasks under prompts, and their rows."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,24 +23,6 @@ class Row:
 
     rendered: tuple[Rendered, ...]
     group: int
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Which prompt an example is shown under: drawn anew every `redraw` examples of every epoch.
-
-    Seed, epoch and block of examples decide (PAFT, EMNLP 2025): a resumed training goes on with the same.
-    """
-
-    seed: int
-    redraw: int
-
-    def prompt(self, row: Row, epoch: int, place: int) -> int:
-        """The index of the row's prompt at `place` in the training order of an epoch."""
-        if len(row.rendered) == 1:
-            return 0
-        draw = random.Random(f"prompt {self.seed} {epoch} {place // self.redraw}")  # noqa: S311
-        return draw.randrange(len(row.rendered))
 
 
 def training_rows(

@@ -48,9 +48,6 @@ from sapo.experiments.model.forward import NO_PREFIX, Prefix
 # could save no more than the last quarter.
 FIRST_ROUND, GROWTH, LAST_LOOK = 8, 2, 0.75
 
-# Candidates and examples to their values, a row a candidate; a row's mean over the subset is its loss.
-Read = Callable[[Sequence[int], Sequence[int]], NDArray[np.float64]]
-
 
 @torch.inference_mode()
 def example_losses(
@@ -86,14 +83,20 @@ def require_finite(losses: pd.DataFrame, task: Task, prompt: Prompt) -> None:
         )
 
 
-def race(read: Read, n_candidates: int, order: Sequence[int], confidence: float) -> NDArray[np.int64]:
+def race(
+    read: Callable[[Sequence[int], Sequence[int]], NDArray[np.float64]],
+    n_candidates: int,
+    order: Sequence[int],
+    confidence: float,
+) -> NDArray[np.int64]:
     """How many examples were read of each candidate (K), in the order given: all N of those that were left.
 
-    The candidate with the lowest mean over the whole order is among these with probability `confidence`, as
-    the module says. A single candidate is read at once.
+    `read` gives the values of candidates at examples, a row a candidate; its mean is the loss. The lowest is
+    among those left with probability `confidence`, as the module says. A single candidate is read at once.
     """
     n = len(order)
-    looks = look_sizes(n)
+    sizes = (FIRST_ROUND * GROWTH**look for look in count())
+    looks = list(takewhile(lambda size: size < LAST_LOOK * n, sizes))  # none where the subset is too small
     values = np.full((n_candidates, n), np.nan)
     seen = np.zeros(n_candidates, dtype=np.int64)
     left = np.arange(n_candidates)
@@ -112,12 +115,6 @@ def race(read: Read, n_candidates: int, order: Sequence[int], confidence: float)
         left = left[differences.mean(axis=1) <= student.ppf(1 - level, end - 1) * errors]
         begin = end
     return seen
-
-
-def look_sizes(n: int) -> list[int]:
-    """Examples read before each look: 8, 16, 32, … of `n`; none where the subset is too small to race."""
-    sizes = (FIRST_ROUND * GROWTH**look for look in count())
-    return list(takewhile(lambda size: size < LAST_LOOK * n, sizes))
 
 
 def weights(n_tokens: Sequence[int], reduction: str) -> NDArray[np.float64]:

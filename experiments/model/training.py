@@ -8,7 +8,9 @@ devices average 8 token means a step (D19); here a step's loss is one token mean
 import itertools
 import logging
 import math
+import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +35,7 @@ from sapo.data.records import PROGRESS
 from sapo.data.render import Rendered
 from sapo.experiments.model import checkpoints, forward, ranks
 from sapo.experiments.model.budgets import is_out_of_memory, training_tokens
-from sapo.experiments.model.rows import Draws, Row
+from sapo.experiments.model.rows import Row
 
 _log = logging.getLogger(__name__)
 
@@ -48,23 +50,23 @@ def train(
     rows: Sequence[Row],
     config: TrainerConfig,
     *,
-    draws: Draws,
+    seed: int,
+    redraw: int = 1,
     scratch: Path,
     what: str,
     penalty: Penalty | None = None,
 ) -> dict[str, Any]:
     """Trains the model's free parameters in place; the loss of every step, and what the training took.
 
-    `rows` are the examples under every prompt that they can be shown under, and `draws` has the seed and
-    decides which it is when. A checkpoint that is found in `scratch` is continued. `what` names the training
-    in messages. The penalty is added to the loss of every step.
+    Of several prompts of a row one is drawn anew for `redraw` examples. A checkpoint in `scratch` is gone on
+    from; `what` names the training in messages; `penalty` is added to the loss of every step.
 
     Returns `losses`, `penalties` and `gradient_norms` (before clipping) by step, `steps`, `tokens`,
     `trainable_parameters`, and after a checkpoint the `earlier_seconds` that it took to get there. Raises
     WorkError if a loss or a weight is not finite, or a single example does not fit in memory.
     """
     begun = time.monotonic()
-    set_seed(draws.seed + ranks.rank())  # dropout is drawn by each rank for itself
+    set_seed(seed + ranks.rank())  # dropout is drawn by each rank for itself
     accelerator = _accelerator(model, config, scratch, what)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = AdamW(weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -75,7 +77,7 @@ def train(
     model.train()
     with _telling(scratch, len(history), steps) as tell:
         for step in range(len(history), steps):
-            facts = backward(global_batch(rows, config, draws, step))
+            facts = backward(global_batch(rows, config, seed, redraw, step))
             if not math.isfinite(loss := facts["loss"]):
                 raise WorkError(f"{what}: the loss at step {step + 1} is {loss}. Nothing was stored.")
             norm = accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
@@ -187,18 +189,26 @@ def require_trackers(config: TrainerConfig) -> None:
         )
 
 
-def global_batch(rows: Sequence[Row], config: TrainerConfig, draws: Draws, step: int) -> list[list[Rendered]]:
-    """The examples of a step, by prompt: those under one prompt share their beginning."""
+def global_batch(
+    rows: Sequence[Row], config: TrainerConfig, seed: int, redraw: int, step: int
+) -> list[list[Rendered]]:
+    """The examples of a step, by prompt: those under one prompt share their beginning.
+
+    Seed, epoch and block of `redraw` examples decide on a prompt of several (PAFT, EMNLP 2025): a resumed
+    training goes on with the same.
+    """
     epoch, batch = divmod(step, math.ceil(len(rows) / config.global_batch))
     if batch == 0:  # as a data loader does when a pass begins: dropout goes on as after it
         torch.empty((), dtype=torch.int64).random_()
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(draws.seed + epoch)).tolist()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
     begin = batch * config.global_batch
-    groups: dict[tuple[int, int], list[Rendered]] = {}
+    groups: dict[tuple[int, int], list[Rendered]] = defaultdict(list)
     for place, index in enumerate(order[begin : begin + config.global_batch], start=begin):
-        row = rows[index]
-        prompt = draws.prompt(row, epoch, place)
-        groups.setdefault((row.group, prompt), []).append(row.rendered[prompt])
+        row, prompt = rows[index], 0
+        if len(row.rendered) > 1:
+            draw = random.Random(f"prompt {seed} {epoch} {place // redraw}")  # noqa: S311
+            prompt = draw.randrange(len(row.rendered))
+        groups[row.group, prompt].append(row.rendered[prompt])
     return list(groups.values())
 
 

@@ -22,7 +22,7 @@ from sapo.experiments.methods import METHODS, Context, Method
 from sapo.experiments.model import training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.load import LanguageModel, load_model
-from sapo.experiments.model.rows import Draws, Row, TrainingTask, training_rows
+from sapo.experiments.model.rows import Row, TrainingTask, training_rows
 from sapo.experiments.runs import write_run
 
 
@@ -70,7 +70,8 @@ def learn(method: Method, scratch: Path, redraw: int = 1) -> tuple[dict[str, Any
             model,
             rows,
             context.config.trainer,
-            draws=Draws(context.seed, redraw),
+            seed=context.seed,
+            redraw=redraw,
             scratch=scratch,
             what="Task t, prompt 2",
             penalty=method.penalty,

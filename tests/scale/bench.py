@@ -35,7 +35,7 @@ from sapo.experiments.model.evaluation import evaluate
 from sapo.experiments.model.forward import IGNORED, pad_left, padded
 from sapo.experiments.model.identity import device_of, dtype_of
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.rows import Draws, Row
+from sapo.experiments.model.rows import Row
 from sapo.experiments.model.scoring import pool_losses
 from sapo.experiments.model.training import train
 
@@ -237,8 +237,8 @@ class Bench:
         config, seed = self.config.trainer, self.config.seed
 
         def ours(model: Any, rows: list[Rendered], scratch: str) -> list[float]:
-            own, draws = [Row((row,), 0) for row in rows], Draws(seed, 1)
-            return train(model, own, config, draws=draws, scratch=Path(scratch), what="bench")["losses"]
+            own = [Row((row,), 0) for row in rows]
+            return train(model, own, config, seed=seed, scratch=Path(scratch), what="bench")["losses"]
 
         ways = (
             lambda rows, meter: self._trained(meter, lambda m, s: plain_train(m, rows, config, seed, s)),

@@ -20,7 +20,7 @@ from sapo.experiments.model import forward, training
 from sapo.experiments.model.adapters import adapter_tensors, plain
 from sapo.experiments.model.forward import shared_prefix
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.rows import Draws, Row, TrainingTask, training_rows
+from sapo.experiments.model.rows import Row, TrainingTask, training_rows
 from sapo.experiments.model.training import optimizer_steps, rate_schedule
 from sapo.experiments.run import require_ready
 
@@ -101,14 +101,14 @@ def test_split_prefix_and_checkpointing_do_not_change_the_result(
 
 def test_prompts_are_drawn_anew_each_block_and_epoch():
     """By the place in training order: equal rows show which prompt stands where."""
-    config, draws = TrainerConfig("t", global_batch=4), Draws(3, 4)
-    rows = [Row(tuple(Rendered([prompt], 0) for prompt in range(3)), 0)] * 8
-    for step, (epoch, place) in enumerate([(0, 0), (0, 4), (1, 0), (1, 4)]):
-        (group,) = training.global_batch(rows, config, draws, step)  # a block has one prompt
-        assert [row.input_ids for row in group] == [[draws.prompt(rows[0], epoch, place)]] * 4
-    first, second = ([Draws(3, 1).prompt(rows[0], epoch, place) for place in range(20)] for epoch in (0, 1))
-    assert {*first, *second} == {0, 1, 2}
-    assert first != second
+    config = TrainerConfig("t", global_batch=4)
+    rows = [Row(tuple(Rendered([prompt], 0) for prompt in range(3)), 0)] * 40
+    batches = [training.global_batch(rows, config, 3, 4, step) for step in range(20)]
+    assert [[len(group) for group in groups] for groups in batches] == [[4]] * 20  # a block has one prompt
+    drawn = [groups[0][0].input_ids[0] for groups in batches]
+    assert set(drawn) == {0, 1, 2}
+    assert drawn[:10] != drawn[10:]
+    assert max(len(training.global_batch(rows, config, 3, 1, step)) for step in range(10)) == 3
 
 
 @pytest.mark.parametrize("layout", ["null", "system", "{input} {instruction}"])
