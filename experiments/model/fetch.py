@@ -52,14 +52,8 @@ def model_folder(model: ModelConfig) -> Path:
             raise UserError(f"Model {model.name}: no config.json in {folder}.")
     elif kind == "hub":
         folder = _snapshot(name, model.revision)
-    elif kind == "tiny":
+    elif kind == "tiny" or (_built_folder(model) / "config.json").is_file():
         folder = build(model)
-    elif kind != "wheel":
-        raise UserError(
-            f"model.source={model.source}: must begin with hub:, wheel:, tiny:, path: or random:."
-        )
-    elif (_built_folder(model) / "config.json").is_file():
-        folder = _built_folder(model)
     if folder is None:
         raise UserError(
             f"Model {model.name} ({name}) is not on this machine. Get it with: "
