@@ -5,7 +5,6 @@ same seed the order of the rows and dropout are those of the Hugging Face Traine
 devices average 8 token means a step (D19); here a step's loss is one token mean of the global batch.
 """
 
-import itertools
 import logging
 import math
 import random
@@ -13,6 +12,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +215,9 @@ def global_batch(
 
 def _share(groups: Sequence[Sequence[Rendered]]) -> list[list[Rendered]]:
     """This rank's rows of a global batch, by prompt: dealt by length, so that all have as much to do."""
-    by_length = [sorted(group, key=lambda row: len(row.input_ids)) for group in groups]
-    places = itertools.count()
-    own = [[row for row in group if next(places) % ranks.count() == ranks.rank()] for group in by_length]
-    return [group for group in own if group]
+    by_length = (sorted(group, key=lambda row: len(row.input_ids)) for group in groups)
+    own = ranks.share([(number, row) for number, group in enumerate(by_length) for row in group])
+    return [[row for _, row in group] for _, group in groupby(own, itemgetter(0))]
 
 
 class Backward:
