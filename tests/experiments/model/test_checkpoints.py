@@ -78,22 +78,14 @@ def test_checkpoints_are_kept_until_the_stage_is_in_its_place(tiny_config, tmp_p
     assert not store.checkpoints(stage.key).exists()
 
 
-class Evil:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self):
-        return print, ("run",)
-
-
-def test_a_checkpoint_runs_no_code_and_holds_these_files(tiny_config, tmp_path, killed, capsys):
+def test_a_checkpoint_runs_no_code_and_holds_these_files(tiny_config, tmp_path, killed):
     killed(1, hard(tiny_config), tmp_path)
     folder = tmp_path / "checkpoint-1"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "trainable.safetensors", "state.pt"}
-    torch.save({"optimizer": Evil()}, folder / "state.pt")
+    torch.save({"optimizer": print}, folder / "state.pt")  # code, even if it is not run yet
     (folder / "manifest.json").write_text(json.dumps(checkpoints.manifest_of(folder)))
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
         learn(hard(tiny_config), tmp_path)
-    assert "run" not in capsys.readouterr().out
 
 
 def folder_of(scratch: Path, step: int) -> Path:
@@ -121,25 +113,17 @@ def test_the_latest_is_told_by_its_number_and_only_whole_ones_count(tmp_path, ca
     assert not tenth.exists()
 
 
-def new(value=1.0):
+def new(value):
     weight = torch.full((3,), value).requires_grad_()
     optimizer = torch.optim.AdamW([weight], lr=0.1)
     return weight, optimizer, LambdaLR(optimizer, lambda n: 1 / (n + 1))
 
 
-@pytest.mark.parametrize("other", [{"b": torch.zeros(3)}, {"a": torch.zeros(2)}], ids=["name", "shape"])
-def test_a_checkpoint_of_other_weights_is_refused(tmp_path, other):
-    weight, *rest = new()
-    checkpoints.save(tmp_path, {"a": weight}, *rest, [{}], 1.0)
-    with pytest.raises(WorkError, match="of other weights"):
-        checkpoints.resume(tmp_path, other, *rest)
-
-
-def test_weights_and_random_numbers_go_on(tmp_path):
+def test_weights_and_random_numbers_go_on_and_other_weights_are_refused(tmp_path):
     def draw():
         return random.gauss(0, 1), float(np.random.normal()), torch.rand(3).tolist()
 
-    weight, *rest = new()
+    weight, *rest = new(1.0)
     draw()
     checkpoints.save(tmp_path, {"a": weight}, *rest, [{"loss": 0.1}] * 3, 2.5)
     expected = [draw() for _ in range(3)]
@@ -147,3 +131,6 @@ def test_weights_and_random_numbers_go_on(tmp_path):
     assert checkpoints.resume(tmp_path, {"a": other}, *rest) == ([{"loss": 0.1}] * 3, 2.5)
     assert [draw() for _ in range(3)] == expected
     assert torch.equal(other, weight)
+    for weights in ({"b": torch.zeros(3)}, {"a": torch.zeros(2)}):
+        with pytest.raises(WorkError, match="of other weights"):
+            checkpoints.resume(tmp_path, weights, *rest)

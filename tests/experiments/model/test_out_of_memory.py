@@ -18,14 +18,8 @@ from sapo.experiments.model.forward import in_batches
 from sapo.experiments.paraphrase.local import LocalChat
 from sapo.experiments.run import run
 
-SMALL = (
-    "sequence.tasks=[mini_city]",
-    "data.max_input_tokens=512",
-    "paraphrases.count=2",
-    "method.dropout=0.0",
-    "policy=sapo",
-)
-
+SMALL = ("sequence.tasks=[mini_city]", "data.max_input_tokens=512", "paraphrases.count=2", "policy=sapo")
+SMALL += ("method.dropout=0.0",)
 
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
