@@ -26,19 +26,14 @@ class OLora(LoraInc):
     def penalty(self, model: PeftModel) -> Tensor | None:
         """weight · penalty_factor · overlap; None for the first task and where that factor is 0.
 
-        WorkError if nothing overlaps at all: the earlier adapters are not there.
+        Gradients flow into the new A only. WorkError if nothing overlaps: no earlier adapters are there.
         """
         strength = self.config.weight * self.config.penalty_factor
         if self.previous_adapter is None or strength == 0:
             return None
-        total = overlap(model)
+        layers: list[Any] = [module.lora_A for module in model.modules() if isinstance(module, LoraLayer)]
+        pairs = [(layer[EARLIER].weight.detach().float(), layer[CURRENT].weight.float()) for layer in layers]
+        total = torch.stack([(earlier @ new.T).abs().sum() for earlier, new in pairs]).sum()
         if total == 0:
             raise WorkError(f"{self.config.name}: the adapters of earlier tasks are zero or did not load.")
         return strength * total
-
-
-def overlap(model: PeftModel) -> Tensor:
-    """Σ |A_earlier A_newᵀ| over modules and pairs of rows, in float32; gradients flow into the new A only."""
-    layers: list[Any] = [module.lora_A for module in model.modules() if isinstance(module, LoraLayer)]
-    pairs = [(layer[EARLIER].weight.detach().float(), layer[CURRENT].weight.float()) for layer in layers]
-    return torch.stack([(earlier @ new.T).abs().sum() for earlier, new in pairs]).sum()

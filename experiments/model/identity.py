@@ -170,12 +170,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"Cannot read {path}: {error}. Replace it by a whole copy.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object. Replace it by a whole copy.")
-    return content
 
 
 @cache

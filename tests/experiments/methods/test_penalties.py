@@ -18,7 +18,6 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.methods.ewc import ANCHOR, FISHER, add_task, distance, fisher_information
 from sapo.experiments.methods.method import KEPT
-from sapo.experiments.methods.olora import overlap
 from sapo.experiments.model.adapters import FOLDER, WEIGHTS, adapter_tensors, plain, trained_weights
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.stages import BASE, Train
@@ -113,7 +112,7 @@ def test_olora_changes_the_second_task_and_logs_its_penalty(states):
 def test_overlap_by_hand_and_its_gradient(started, states):
     """Earlier rows (1,0,2) and (0,-1,1), new rows (1,1,1) and (-2,0,1): |3| + |0| + |0| + |1| a module."""
     (first,) = states("method=olora", "method.rank=2", n_tasks=1)
-    _, model = started(first.folder, 1, "method=olora", "method.rank=2")
+    olora, model = started(first.folder, 1, "method=olora", "method.rank=2", "method.weight=1")
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     by_hand = {"earlier": [[1.0, 0, 2], [0, -1, 1]], "current": [[1.0, 1, 1], [-2, 0, 1]]}
     with torch.no_grad():
@@ -121,7 +120,7 @@ def test_overlap_by_hand_and_its_gradient(started, states):
             for name, rows in by_hand.items():
                 layer.lora_A[name].weight.zero_()
                 layer.lora_A[name].weight[:, :3] = torch.tensor(rows)
-    found = overlap(model)
+    found = olora.penalty(model)
     assert found.item() == 4 * len(layers) == 16
     found.backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}

@@ -83,9 +83,6 @@ def test_one_example_that_does_not_fit_is_said_and_nothing_stored(tiny_config, t
     assert not list(Store(tmp_path / "store").stages())
 
 
-# --- what counts as out of memory --------------------------------------------------------------------------
-
-
 def test_whatever_device_says_so():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**57, dtype=torch.uint8)  # more than there are addresses: this machine's CPU says so
@@ -107,9 +104,6 @@ def test_what_no_halving_mends(error, found, message):
 
     with pytest.raises(found, match=message):
         in_batches([Rendered([0] * 33, 30)], 100, 0, work, skip=30)
-
-
-# --- what has no batches -----------------------------------------------------------------------------------
 
 
 def trained(tiny_config, root, *overrides):

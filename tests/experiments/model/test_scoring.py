@@ -67,9 +67,6 @@ def test_a_loss_that_is_not_finite_is_refused_with_task_and_prompt():
         require_finite(losses, generate("mini_price", 2, 2, 0), Prompt("…", 3))
 
 
-# --- races -------------------------------------------------------------------------------------------------
-
-
 def raced(values, order, confidence=0.95):
     """A race over a stored matrix: how many examples were read of each candidate, and what was asked for."""
     log = []
@@ -140,8 +137,6 @@ def test_weighted_sums_have_the_loss_as_their_mean(reduction):
     assert (weights(tokens, reduction) * nll).mean() == pytest.approx(expected)
     assert weights([2, 0, 4], "example").tolist() == [0.75, 0, 0.375]  # one without a target counts nothing
 
-
-# --- as a stage --------------------------------------------------------------------------------------------
 
 RACE = ("scorer=race", "scorer.examples=40", "data.train_examples=40", "paraphrases.count=4")
 
