@@ -145,26 +145,24 @@ def pool_losses(
     def prefix_of(candidate: int) -> Prefix:
         return forward.shared_prefix(model, rendered[candidate], config.trainer.shared_prefix)
 
-    def read(candidates: Sequence[int], examples: Sequence[int]) -> list[pd.DataFrame]:
+    order = list(range(len(rendered[0])))
+    scales = [weights([len(r.target_ids) for r in rows], config.scorer.reduction) for rows in rendered]
+    parts: list[list[pd.DataFrame]] = [[] for _ in rendered]
+
+    def read(candidates: Sequence[int], examples: Sequence[int]) -> NDArray[np.float64]:
         found = {}
         for c in ranks.share(candidates):
             losses = example_losses(model, [rendered[c][i] for i in examples], budget, prefix_of(c))
             found[c] = losses.assign(example=list(examples), prompt=prompts[c].index)
             require_finite(found[c], task, prompts[c])
         found = {c: losses for part in ranks.gathered(found) for c, losses in part.items()}
-        return [found[c] for c in candidates]
+        for c in candidates:
+            parts[c].append(found[c])
+        return np.array([found[c]["nll"].to_numpy() * scales[c][list(examples)] for c in candidates])
 
-    if not is_race:
-        return pd.concat(read(range(len(rendered)), range(len(rendered[0]))), ignore_index=True)
-    order = list(range(len(rendered[0])))
-    random.Random(f"race {config.seed} {task.name}").shuffle(order)  # noqa: S311
-    scales = [weights([len(r.target_ids) for r in rows], config.scorer.reduction) for rows in rendered]
-    parts: list[list[pd.DataFrame]] = [[] for _ in rendered]
-
-    def values(candidates: Sequence[int], examples: Sequence[int]) -> NDArray[np.float64]:
-        for candidate, table in zip(candidates, read(candidates, examples), strict=True):
-            parts[candidate].append(table)
-        return np.array([parts[c][-1]["nll"].to_numpy() * scales[c][list(examples)] for c in candidates])
-
-    race(values, len(rendered), order, config.scorer.confidence)
+    if is_race:
+        random.Random(f"race {config.seed} {task.name}").shuffle(order)  # noqa: S311
+        race(read, len(rendered), order, config.scorer.confidence)
+    else:
+        read(range(len(rendered)), order)
     return pd.concat([pd.concat(own).sort_values("example") for own in parts], ignore_index=True)
