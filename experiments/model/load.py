@@ -137,7 +137,7 @@ def read_model(
         with _loading(f"the weights of model {model.name}", file), safe_open(file, framework="pt"):
             pass  # opening compares the file's length with what its header declares
     with _loading(f"model {model.name}", folder), _without_reports():
-        base, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -148,6 +148,7 @@ def read_model(
             ignore_mismatched_sizes=True,  # they are named below
             output_loading_info=True,
         )
+    base, found = loaded
     _require_all_weights(base, folder, found)
     return base
 
