@@ -105,16 +105,14 @@ def _facts(run: RunResult) -> dict[str, Any]:
     config = read_yaml(file) if file.is_file() else {}
     benchmark = (config.get("sequence") or {}).get("benchmark", "")
     sizes = {key: (config.get("data") or {}).get(key) for key in ("train_examples", "test_examples")}
-    facts = {
+    trainer = comparable.get("trainer", {})
+    facts = comparable | {  # data and rows by task, evaluator
         "model": run.model,
         "weights": comparable.get("model"),
         "definition": run.record.parity,
-        "evaluator": comparable.get("evaluator"),
         # A lower learning rate is a claim of its own.
-        "trainer": {k: v for k, v in (comparable.get("trainer") or {}).items() if k != "learning_rate"},
+        "trainer": {name: value for name, value in trainer.items() if name != "learning_rate"},
         "scorer": run.record.identity.get("scorer"),
-        "data": comparable.get("data") or {},
-        "train": comparable.get("train") or {},
         "sizes": {benchmark: sizes},
         "test examples": results.n_examples(run),
         "tasks": {run.sequence: list(run.tasks)},
@@ -132,9 +130,7 @@ def _require_alike(labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 def _roles(runs: Sequence[RunResult]) -> dict[str, dict[tuple[str, int], RunResult]]:
     """Runs by their role in a comparison, then by sequence and seed. A higher learning rate has none."""
-    rates = {
-        run.id: float((run.record.comparable.get("trainer") or {}).get("learning_rate") or 0) for run in runs
-    }
+    rates = {run.id: run.record.comparable.get("trainer", {}).get("learning_rate", 0.0) for run in runs}
     ours = {rates[run.id] for run in runs if run.policy == "sapo" and run.method != ZERO_SHOT}
     base = max(ours or rates.values(), default=0.0)
     if len(ours) > 1:

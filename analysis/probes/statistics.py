@@ -258,12 +258,11 @@ def pooled(all_powers: Sequence[Power]) -> list[Power]:
             if power.mean.value is not None:
                 by_pair.setdefault(power.pair, []).append(power.mean.value)
         cells = {pair: Interval(float(np.mean(values))) for pair, values in by_pair.items()}
-        over_pairs = Power("", *key, cells, members[0].mean)
+        mean = members[0].mean
         if len(members) > 1:
-            mean = Interval(None, reason=intervals.joined(power.mean.reason for power in members))
-            mean = mean_interval(over_pairs.points.values(), "pairs") if cells else mean
-            over_pairs = replace(over_pairs, mean=mean)
-        found.append(over_pairs)
+            none = Interval(None, reason=intervals.joined(power.mean.reason for power in members))
+            mean = mean_interval([np.mean(values) for values in by_pair.values()], "pairs") if cells else none
+        found.append(Power("", *key, cells, mean))
     return found
 
 

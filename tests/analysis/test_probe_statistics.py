@@ -1,13 +1,12 @@
 """What a probe says in numbers: by hand, against pandas and scipy, and by property."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_up import write_probe
-from scipy import stats
 
 from sapo.analysis.intervals import jackknife_interval
 from sapo.analysis.probes import statistics
@@ -167,25 +166,18 @@ def test_95_percent_intervals_hold_the_true_value_at_least_90_percent_of_the_tim
     assert ((held >= 0.88 * 150) & (held <= 0.99 * 150)).all()
 
 
-def test_with_one_other_task_the_test_is_the_sign_flip_of_paired_deviations():
-    rng = np.random.default_rng(0)
-    table = np.column_stack([50 + rng.normal(size=10), 50 + 2.2 * rng.normal(size=10)])
+def test_the_test_of_spreads_is_that_of_all_tasks_that_could_be_the_trained_one():
+    table = 50 + np.random.default_rng(8).normal(size=(6, 3)) * [1.0, 2.2, 2.0]
     deviations = np.abs(table - np.median(table, axis=0)) / table.mean(axis=0)
-    exact = stats.permutation_test(
-        (deviations[:, 0], deviations[:, 1]),
-        lambda a, b: np.mean(a) - np.mean(b),
-        permutation_type="samples",
-        n_resamples=np.inf,
-    )
-    assert 0.02 < exact.pvalue < 0.9
-    assert statistics.spread_test(table, permutations=20000) == pytest.approx(exact.pvalue, abs=0.02)
 
+    def difference(chosen):
+        in_task = deviations[range(6), chosen]
+        return abs(in_task.mean() - (deviations.sum(axis=1) - in_task).mean() / 2)
 
-def test_equal_spreads_are_rarely_called_different():
-    rng = np.random.default_rng(3)
-    p_values = [statistics.spread_test(50 + rng.normal(size=(12, 5)), permutations=300) for _ in range(100)]
-    assert np.mean(np.array(p_values) <= 0.05) <= 0.12
-    assert np.mean(p_values) == pytest.approx(0.5, abs=0.12)
+    every = np.array([difference(chosen) for chosen in product(range(3), repeat=6)])
+    exact = np.mean(every >= difference([0] * 6) - 1e-12)
+    assert 0.02 < exact < 0.9
+    assert statistics.spread_test(table, permutations=20000) == pytest.approx(exact, abs=0.02)
 
 
 def test_a_planted_spread_is_found(whole):
