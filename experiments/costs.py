@@ -291,35 +291,24 @@ def find_rates(config: Config) -> tuple[Rates | None, str]:
 # --- stated rates ------------------------------------------------------------------------------------------
 
 
-def hours_of_paper(stage: Stage, tokens: float) -> float | None:
-    """Hours of one H20 by the paper's Table 10, in proportion to the model's parameters, None if not known.
+def stated_hours(stage: Stage, tokens: float, work: Work) -> dict[str, float | None]:
+    """Hours of one GPU, None where the model's size is not known.
 
-    `tokens` count prompts in every row. Evaluation is counted as scoring: the table has no time of it.
+    `paper`: of an H20 by the paper's Table 10, in proportion to the model's parameters and to `tokens`, which
+    count prompts in every row. Evaluation is counted as scoring: the table has no time of it. `peak`: of an
+    H100 at SHARE of its PEAK. A read token takes 2 operations a parameter, a trained one 4, as frozen weights
+    get no gradients; those of embeddings and output layer are left out (Qwen3-8B: 13.9 and 27.8 billion).
     """
-    billions = stage.config.model.parameters
-    if billions <= 0:
-        return None
+    billions, inner = stage.config.model.parameters, stage.config.model.embeddings
+    in_table, hours = _PAPER_SCORE_TOKENS, _PAPER_SCORE_HOURS
     if isinstance(stage, Train):
-        hours = _PAPER_HOURS.get(stage.config.method.name, _PAPER_HOURS["lorainc"])
-        rate = _PAPER_TRAIN_TOKENS / (hours * _PAPER_GPUS)
-    else:
-        rate = _PAPER_SCORE_TOKENS / (_PAPER_SCORE_HOURS * _PAPER_GPUS)
-    return tokens / rate * billions / _PAPER_BILLIONS
-
-
-def hours_of_peak(stage: Stage, work: Work) -> float | None:
-    """Hours of one H100 at SHARE of its PEAK; None if the model's size is not known.
-
-    A read token takes 2 operations a parameter, a trained one 4, as frozen weights get no gradients; those of
-    embeddings and output layer are left out (Qwen3-8B: 13.9 and 27.8 billion operations).
-    """
-    model = stage.config.model
-    parameters = (model.parameters - model.embeddings) * 1e9
-    if parameters <= 0:
-        return None
+        method = stage.config.method.name
+        in_table, hours = _PAPER_TRAIN_TOKENS, _PAPER_HOURS.get(method, _PAPER_HOURS["lorainc"])
+    paper = tokens / in_table * hours * _PAPER_GPUS * billions / _PAPER_BILLIONS
     operations = _READ * (work.read + work.generated) + _TRAINED * work.trained
-    operations *= devices_of(stage.config)
-    return operations * parameters / (PEAK * SHARE) / 3600
+    operations *= devices_of(stage.config) * (billions - inner) * 1e9
+    peak = operations / (PEAK * SHARE) / 3600
+    return {"paper": paper if billions > 0 else None, "peak": peak if billions > inner else None}
 
 
 # --- measuring ---------------------------------------------------------------------------------------------

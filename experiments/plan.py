@@ -20,8 +20,7 @@ from sapo.experiments.costs import (
     Rates,
     Untouched,
     find_rates,
-    hours_of_paper,
-    hours_of_peak,
+    stated_hours,
     work_of,
 )
 from sapo.experiments.engine.store import KINDS, Store, Stored
@@ -91,7 +90,7 @@ def priced(stages: Iterable[Stage]) -> tuple[list[Cost], list[str]]:
             rates, tokens, (least, most) = known[key][0], estimated_tokens(stage), work_of(stage, untouched)
             low, high = (rates.seconds(stage, work) if rates else 0.0 for work in (least, most))
             seconds = (low * (1 - MARGIN), high * (1 + MARGIN)) if rates else None
-            hours = {"paper": hours_of_paper(stage, tokens), "peak": hours_of_peak(stage, most)}
+            hours = stated_hours(stage, tokens, most)
             found.append(Cost(stage, tokens, seconds, hours, stage_bytes(stage)))
     return found, list(dict.fromkeys(note for _, note in known.values() if note))
 

@@ -12,7 +12,7 @@ import torch
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments import costs
-from sapo.experiments.costs import Rates, Work, find_rates, hours_of_paper, hours_of_peak, work_of
+from sapo.experiments.costs import Rates, Work, find_rates, stated_hours, work_of
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import budgets
@@ -105,11 +105,11 @@ def test_a_file_that_says_nothing_here_is_a_line(tiny_config, change, reason):
 def test_stated_hours_of_the_paper_and_of_a_share_of_the_peak(tiny_config):
     config = tiny_config("model.parameters=8.19", "model.embeddings=1.245")  # Qwen3-8B
     stage = Train(config, BASE, 0, (TrainingTask(TASK, (PROMPT,)),))
-    hours = hours_of_peak(stage, Work(trained=1e9, read=2e9))
-    assert hours == pytest.approx((27.78e9 * 1e9 + 13.89e9 * 2e9) / (989e12 * 0.4) / 3600, rel=1e-3)
-    assert hours_of_paper(stage, 18.5e6) == pytest.approx(16 * 8.19 / 8.2)
+    hours = stated_hours(stage, 18.5e6, Work(trained=1e9, read=2e9))
+    peak = (27.78e9 * 1e9 + 13.89e9 * 2e9) / (989e12 * 0.4) / 3600
+    assert hours == {"paper": pytest.approx(16 * 8.19 / 8.2), "peak": pytest.approx(peak, rel=1e-3)}
     unknown = Train(tiny_config(), BASE, 0, (TrainingTask(TASK, (PROMPT,)),))
-    assert hours_of_peak(unknown, Work(trained=1e9)) is hours_of_paper(unknown, 1) is None
+    assert stated_hours(unknown, 1, Work(trained=1e9)) == {"paper": None, "peak": None}
 
 
 def test_tokens_of_a_model_that_is_not_here_are_estimated(tiny_config, tmp_path, monkeypatch):

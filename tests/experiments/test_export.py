@@ -73,20 +73,15 @@ def saved(lorainc, tmp_path):
 
 @pytest.mark.parametrize(("state", "after"), [("last", 2), ("mini_sentiment", 1)])
 def test_an_adapter_gives_the_logits_of_the_stored_state_to_the_bit(lorainc, store, tmp_path, state, after):
-    assert export(exportable(lorainc, state), tmp_path / "out", merge=False, card="# Card") is None
-    expected, before = (
-        stored_logits(lorainc, store, lorainc.record.states[n].key) for n in (after, after - 1)
-    )
+    assert export(exportable(lorainc, state), tmp_path / "out", merge=False, card="# Card\n") is None
+    keys = [each.key for each in lorainc.record.states]
+    expected, before = (stored_logits(lorainc, store, keys[n]) for n in (after, after - 1))
     assert (expected - before).abs().max() > 0.1
     opened = PeftModel.from_pretrained(plain_base(lorainc), str(tmp_path / "out"))
     assert torch.equal(logits(opened), expected)
     assert opened.peft_config["default"].r == 8 * after
     by_itself = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "out"), dtype=torch.float32)
     assert torch.equal(logits(by_itself), expected)
-
-
-def test_an_adapter_names_its_base_and_comes_with_tokenizer_and_card(lorainc, tmp_path):
-    export(exportable(lorainc, "last"), tmp_path / "out", merge=False, card="# Card\n")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_folder(lorainc.config.model).resolve())
     assert (config["task_type"], config["inference_mode"]) == ("CAUSAL_LM", True)
