@@ -34,28 +34,28 @@ def findings(whole: Task, used: Task, control: Collection[str] = ()) -> list[Fin
     Faults of rows and test rows in training are looked for in all rows; the rows used tell whether the file
     is ordered, and how sure a score can be. `control` are the model's control tokens.
     """
-    found = row_findings(whole.train, control)
-
-    def note(check: str, rows: int, of: int, message: str) -> None:
-        if rows:
-            found.append(Finding(check, rows, of, f"{rows} of {of} {message}"))
-
-    inputs = dict.fromkeys(example.input for example in whole.train)
+    inputs = {example.input for example in whole.train}
     in_words = {tuple(words(text)) for text in inputs}
-    near = len(inputs) - len(in_words)
-    note("near_duplicates", near, len(inputs), "distinct training inputs are an earlier one in its words")
-    n, new = len(whole.test), [example.input for example in whole.test if example.input not in inputs]
-    note("test_in_train", n - len(new), n, "test rows have an input that stands in training")
+    new = [example.input for example in whole.test if example.input not in inputs]
     near = sum(tuple(words(text)) in in_words for text in new)
-    note("near_test_in_train", near, n, "test rows have a training input's words, but not to the letter")
-    rest = whole.train[len(used.train) :]
-    for name, other in (("the rest of the file", rest), ("the test rows", whole.test)):
+    n, n_test = len(inputs), len(whole.test)
+    found = row_findings(whole.train, control) + _counted(
+        ("near_duplicates", n - len(in_words), n, "distinct training inputs are an earlier one in its words"),
+        ("test_in_train", n_test - len(new), n_test, "test rows have an input that stands in training"),
+        ("near_test_in_train", near, n_test, "test rows have a training input's words, not to the letter"),
+    )
+    others = {"the rest of the file": whole.train[len(used.train) :], "the test rows": whole.test}
+    for name, other in others.items():
         found += _order(used, name, other)
     if (n := len(used.test)) < SMALL_TEST:
         error = 50 / math.sqrt(n)  # points: half the scores are 0, and half 100
         message = f"{n} test rows used: the standard error of a score is up to {error:.1f} points"
         found.append(Finding("small_test", n, n, message))
     return found
+
+
+def _counted(*checks: tuple[str, int, int, str]) -> list[Finding]:
+    return [Finding(check, n, of, f"{n} of {of} {what}") for check, n, of, what in checks if n]
 
 
 def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list[Finding]:
@@ -75,24 +75,17 @@ def row_findings(rows: Iterable[Example], control: Collection[str] = ()) -> list
         held.update(dict.fromkeys(found))
         n_held += bool(found)
     n, targets = times.total(), Counter(text for text, _ in times)
-    checks = {
-        "duplicates": (n - len(times), f"repeat an earlier row; {len(times)} are distinct"),
-        "contradictions": (
-            sum(count for (text, _), count in times.items() if targets[text] > 1),
-            "have an input that also stands there with another target",
-        ),
-        "empty_inputs": (n_empty, "have an empty input"),
-        "control_tokens": (
-            n_held,
-            f"hold control tokens of the model ({', '.join(list(held)[:5])}): it takes them for the "
-            "template's",
-        ),
-    }
-    return [
-        Finding(check, count, n, f"{count} of {n} training rows {what}")
-        for check, (count, what) in checks.items()
-        if count
-    ]
+    n_contrary = sum(count for (text, _), count in times.items() if targets[text] > 1)
+    marks = ", ".join(list(held)[:5])
+    repeated = f"training rows repeat an earlier row; {len(times)} are distinct"
+    contrary = "training rows have an input that also stands there with another target"
+    controls = f"training rows hold control tokens of the model ({marks}): it takes them for the template's"
+    return _counted(
+        ("duplicates", n - len(times), n, repeated),
+        ("contradictions", n_contrary, n, contrary),
+        ("empty_inputs", n_empty, n, "training rows have an empty input"),
+        ("control_tokens", n_held, n, controls),
+    )
 
 
 def distinct_rows(examples: Sequence[Example]) -> list[int]:
