@@ -312,7 +312,8 @@ def require_enough(drawn: Iterable[Example], n_rows: int) -> None:
     n_distinct = len(set(drawn))
     if n_distinct < 2:
         need = "it takes 2 to tell a difference from noise, and some dozens to find a small one"
-        raise UserError(f"{n_distinct} of {n_rows} examples would be scored, repetitions once: {need}.")
+        scored = f"{n_distinct} of {n_rows} examples would be scored, repetitions counted once"
+        raise UserError(f"{scored}; {need}.")
 
 
 # --- what `sapo select` chooses from -----------------------------------------------------------------------
