@@ -14,22 +14,21 @@ from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.run import Outcome
 
+PROBE = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1")
 
-@pytest.fixture(scope="module")
-def reproduced(sapo, small, tmp_path_factory):
-    """Three targets in a store of their own: Table 3 has no pools for these tasks."""
-    root = tmp_path_factory.mktemp("reproduced") / "store"
-    with pytest.MonkeyPatch.context() as patched:
-        kept = {name: targets.TARGETS[name] for name in ("table3", "table1", "table10")}
-        patched.setattr(targets, "TARGETS", kept)
-        patched.setenv("SAPO_STORE", str(root))
-        return root, sapo("reproduce", "all", *small, "--json")
+
+@pytest.fixture
+def only(monkeypatch):
+    """`only(NAMES)`: the targets that there are."""
+    known = targets.TARGETS
+    return lambda *names: monkeypatch.setattr(targets, "TARGETS", {name: known[name] for name in names})
 
 
 @pytest.mark.slow  # whole reproductions of a trained model
-def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, reproduced, monkeypatch):
-    """Table 10 needs nothing that Table 1 has not."""
-    root, done = reproduced
+def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, only, tmp_path, monkeypatch):
+    """Table 3 has no pools for these tasks; Table 10 needs nothing that Table 1 has not."""
+    only("table3", "table1", "table10")
+    done = sapo("reproduce", "all", *small, "--json")
     assert done.code == 1
     assert "table3 failed: " in done.err
     document = json.loads(done.out)
@@ -37,14 +36,10 @@ def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, reproduced, 
     (failure,) = document["failed"]
     assert failure["target"] == "table3"
     assert "The bank 'terse' has no paraphrases of task mini_city" in failure["error"]
-    assert (table1["target"], table1["scale"], table1["failed"], len(table1["runs"])) == (
-        "table1",
-        "mini",
-        [],
-        3,
-    )
+    assert table1.items() >= {"target": "table1", "scale": "mini", "failed": []}.items()
+    assert len(table1["runs"]) == 3
     assert table1["command"].startswith("sapo reproduce table1 --scale mini model=tiny_llama")
-    reports = root / "reports" / "table1-mini"
+    reports = tmp_path / "store" / "reports" / "table1-mini"
     names = {Path(file).name for file in table1["files"] if Path(file).parent == reports}
     assert {"table1.md", "table1.tex", "table1.csv", "prompts.md", "report.md"} <= names
     assert all(Path(file).is_file() for file in table1["files"])
@@ -58,16 +53,11 @@ def test_all_goes_on_after_a_failure_and_shares_stages(sapo, small, reproduced, 
     assert (ours["source"], ours["n_tasks"], ours["n_seeds"]) == ("ours", 2, 1)
     assert ours["extra_seconds"] > 0
     assert [row["overhead_percent"] for row in papers] == [12.5]
-    monkeypatch.setenv("SAPO_STORE", str(root))
     again = sapo("reproduce", "table1", *small)
     assert "0 computed" in again.out
     assert "Again with: sapo reproduce table1 --scale mini" in again.out
 
-
-@pytest.mark.slow  # whole reproductions of a trained model
-def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, reproduced, monkeypatch):
-    root, _ = reproduced
-    monkeypatch.setenv("SAPO_STORE", str(root))
+    # A run that failed is named in all that is left.
     run_sequence = run.run_sequence
 
     async def run_or_fail(config, engine):
@@ -80,21 +70,16 @@ def test_a_run_that_failed_is_named_in_all_that_is_left(sapo, small, reproduced,
     assert done.code == 1
     document = json.loads(done.out)
     (failed,) = document["failed"]
-    assert failed["error"] == "out of memory"
     line = f"{failed['run']} failed: out of memory"
     assert line in document["notes"]
     for file in ("table1.md", "report.md", "report.html"):
-        assert line in (root / "reports" / "table1-mini" / file).read_text(), file
+        assert line in (reports / file).read_text(), file
 
 
 @pytest.mark.slow  # plans of four targets
-def test_a_plan_of_all_counts_shared_stages_once_and_names_what_cannot_be_planned(
-    sapo, small, tmp_path, monkeypatch
-):
-    kept = {name: targets.TARGETS[name] for name in ("table1", "table10", "table3", "figure4")}
-    monkeypatch.setattr(targets, "TARGETS", kept)
-    probe = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1")
-    document = sapo("reproduce", "all", *small, *probe, "--dry-run", "--json").document
+def test_a_plan_of_all_counts_shared_stages_once_and_names_what_has_none(sapo, small, only, tmp_path):
+    only("table1", "table10", "table3", "figure4")
+    document = sapo("reproduce", "all", *small, *PROBE, "--dry-run", "--json").document
     assert not (tmp_path / "store").exists()
 
     def to_do(described):
@@ -137,14 +122,12 @@ def test_a_plan_of_all_describes_the_same_probes_once(monkeypatch):
 
 
 @pytest.mark.slow  # whole reproductions of a trained model
-def test_figures_of_one_probe_compute_its_stages_once_by_force(sapo, small, tmp_path, monkeypatch):
+def test_figures_of_one_probe_compute_its_stages_once_by_force(sapo, small, only, tmp_path, monkeypatch):
     """Three prompts of a pair of tasks, from training to drawing: runs, probes, next target on one engine."""
-    kept = {name: targets.TARGETS[name] for name in ("figure1", "figure2")}
-    monkeypatch.setattr(targets, "TARGETS", kept)
+    only("figure1", "figure2")
     begun, building = Counter(), Store.building
     monkeypatch.setattr(Store, "building", lambda self, *key: begun.update([key]) or building(self, *key))
-    overrides = ("sequence.unseen=[mini_price]", "policy.index=-1,0,1", f"store.root='{tmp_path / 's'}'")
-    done = sapo("reproduce", "all", *small, *overrides, "--force", "--json")
+    done = sapo("reproduce", "all", *small, *PROBE, f"store.root='{tmp_path / 's'}'", "--force", "--json")
     assert done.code == 0, done.err
     assert [one["stages"]["computed"] > 0 for one in done.document["targets"]] == [True, False]
     assert {kind for kind, _ in begun} == {"score", "train", "evaluate"}
