@@ -151,7 +151,7 @@ async def _finish(probe: Probe, folders: Mapping[str, Path], engine: LocalEngine
         "scored": examples_digest(scored_examples(current, config)),
     }
     name = id_of([run.sequence, run.model, run.method, f"s{run.seed}"], identity)
-    target = engine.store.probe_folder(name)
+    target = engine.store.root / "probes" / name
     # Gradients that were asked for once stay with their probe: by now they only have to be read.
     losses, *others = await measure(probe, engine, gradients or (target / _GRADIENTS).is_file())
     shared = ("sequence", "model", "method", "seed", "tasks", "unseen", "demonstration", "comparable")

@@ -25,16 +25,8 @@ import yaml
 from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.conf.names import why_no_run
 from sapo.conf.schema import ParaphrasesConfig
-from sapo.data.files import flush, sync, unreadable
-from sapo.data.records import (
-    MANIFEST,
-    FileFacts,
-    ProbeRecord,
-    RunRecord,
-    mend,
-    read_manifest,
-    read_record,
-)
+from sapo.data.files import sha256, unreadable
+from sapo.data.records import MANIFEST, FileFacts, ProbeRecord, mend, read_manifest, read_record
 from sapo.experiments.engine.garbage import RECORDS, verify
 from sapo.experiments.engine.store import KINDS, PROBE_FILES, RUN_FILES, Store, put_record
 
@@ -107,8 +99,8 @@ def _listed(folders: Sequence[Path], with_stages: bool) -> tuple[dict[str, tuple
             parts[f"stages/{stage.kind}/{stage.key}"] = stored.folder
     files: dict[str, tuple[Path, FileFacts]] = {}
     for name, folder in parts.items():
-        content = (folder / MANIFEST).read_bytes()
-        own = FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        path = folder / MANIFEST
+        own = FileFacts(sha256=sha256(path), bytes=path.stat().st_size)
         for file, facts in sorted({**read_manifest(folder), MANIFEST: own}.items()):
             if not _is_known(f"{name}/{file}"):
                 raise UserError(f"{name}/{file} is nothing that an import would take.")
@@ -128,22 +120,22 @@ def _pack(files: dict[str, tuple[Path, FileFacts]], target: Path) -> None:
         packed = Path(scratch) / "archive"
         # Weights do not compress: the fastest level is nearly as small as the best.
         with tarfile.open(packed, "w:gz", compresslevel=1, format=tarfile.USTAR_FORMAT) as tar:
-            info = tarfile.TarInfo(INDEX)
-            info.size = len(index)
-            tar.addfile(info, io.BytesIO(index))
+            _add(tar, INDEX, index)
             for name, (path, facts) in files.items():
                 try:
-                    content = path.read_bytes()
-                except FileNotFoundError:
-                    content = b""
+                    content = path.read_bytes() if path.exists() else b""
                 except OSError as error:
                     raise unreadable(path, error) from error
                 if hashlib.sha256(content).hexdigest() != facts.sha256:
                     raise WorkError(f"{name} is written again by another command: export when that is done.")
-                info = tarfile.TarInfo(name)
-                info.size = facts.bytes
-                tar.addfile(info, io.BytesIO(content))
+                _add(tar, name, content)
         packed.rename(target)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
 
 
 def import_archive(file: Path, store: Store) -> Archived:
@@ -169,30 +161,24 @@ def import_archive(file: Path, store: Store) -> Archived:
                 raise ValueError("more follows its end")
         if sizes:
             raise UserError(f"{file} is not whole: {next(iter(sizes))} is missing.")
-        stages, records = sorted(scratch.glob("stages/*/*")), sorted(scratch.glob("runs/*"))
-        records += sorted(scratch.glob("probes/*"))
+        stages = sorted(scratch.glob("stages/*/*"))
+        records = [*sorted(scratch.glob("runs/*")), *sorted(scratch.glob("probes/*"))]
         try:
             _check(scratch, records)
         except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
             reason = str(error).replace(f"{scratch}/", "")
             raise UserError(f"{file} is not as `sapo store export` writes it: {reason}") from error
-        kept = [stage for stage in stages if _has_already(store, stage)]
-        n_new = 0
-        for stage in (stage for stage in stages if stage not in kept):
-            final = store.root / "stages" / stage.parent.name / stage.name
+        new, n_new = [stage for stage in stages if not _has_already(store, stage)], 0
+        for stage in new:
             with store.lock(stage.name):
-                if _has_already(store, stage):  # a command has computed it meanwhile
-                    continue
-                flush(stage)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(final, ignore_errors=True)  # without a manifest: what an interrupted copy left
-                stage.rename(final)
-                sync(final.parent)
-                n_new += 1
+                if not _has_already(store, stage):  # else a command has computed it meanwhile
+                    with store.building(stage.parent.name, stage.name) as folder:
+                        stage.rename(folder)
+                    n_new += 1
         for record in records:
-            final = store.root / record.parent.name / record.name
+            final = store.root / record.relative_to(scratch)
             with store.lock(record.name):
-                if not any((final / kind.FILE).is_file() for kind in (RunRecord, ProbeRecord)):
+                if not (final / RECORDS[final.parent.name].FILE).is_file():
                     put_record(record, final)
     runs, probes = (
         [path.name for path in records if path.parent.name == kind] for kind in ("runs", "probes")
@@ -275,11 +261,11 @@ def _has_already(store: Store, stage: Path) -> bool:
     if stored is None:
         return False
     # Seconds and environment differ from one time to the next.
-    results = [
+    there, here = (
         {name: facts.sha256 for name, facts in read_manifest(folder).items() if name.endswith(_RESULTS)}
         for folder in (stored.folder, stage)
-    ]
-    if results[0] != results[1]:
+    )
+    if there != here:
         raise UserError(
             f"Stage {stage.parent.name}/{stage.name[:12]} is in {store.root} with another result: it was "
             "computed on another device or with other versions. Import into another store: --root FOLDER."

@@ -16,9 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from contextlib import ExitStack
 from datetime import timedelta
 from logging.handlers import QueueHandler
 from multiprocessing import connection, parent_process
@@ -38,7 +36,7 @@ from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import Store, own_folder
 from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import device_of, require_devices
-from sapo.experiments.model.load import LanguageModel, load_model
+from sapo.experiments.model.load import load_model
 
 # A process that is waited for is watched from here: nobody has to give up waiting.
 _PATIENCE = timedelta(days=30)
@@ -47,12 +45,15 @@ _log = logging.getLogger(__name__)
 
 
 def compute(stage: Stage, store: Store, folder: Path) -> None:
-    """Computes a stage into a folder, on several devices (`engine.devices`).
+    """Computes a stage into a folder, on as many devices as `engine.devices` says.
 
     If one of several processes dies, the stage begins again, `engine.retries` times, a training from its last
     checkpoint. Whatever else ends it is raised; the processes are then gone.
     """
     engine = stage.config.engine
+    if engine.devices == 1:
+        _compute_here(stage, store, folder)
+        return
     for left in range(engine.retries, -1, -1):
         try:
             _group(stage).compute(stage, folder, store.root.absolute())
@@ -66,27 +67,20 @@ def compute(stage: Stage, store: Store, folder: Path) -> None:
             folder.mkdir()
 
 
-@contextmanager
-def described(stage: Stage, folder: Path) -> Iterator[tuple[LanguageModel, dict[str, Any]]]:
-    """The model to compute a stage with in this process, and a dict for what it measures.
-
-    Writes these beside the result, what the stage is, and with what it was made.
-    """
-    facts: dict[str, Any] = {}
+def _compute_here(stage: Stage, store: Store, folder: Path) -> None:
+    """In this process; writes what was measured, what the stage is, and with what it was made."""
     model = load_model(stage.config)
     begun = time.monotonic()
     try:
-        yield model, facts
+        facts = stage.compute(store, model, folder)
     except DoesNotFitError as error:
         raise WorkError(f"Task {stage.name} ({stage.kind}): {error}") from error
     seconds = round(time.monotonic() - begun + facts.get("earlier_seconds", 0.0), 3)
     common = {"task": stage.name, "model": stage.config.model.name, "seconds": seconds}
-    result = StageResult.model_validate({**common, **facts}, strict=False)
-    write_record(folder / "result.json", result)
+    write_record(folder / "result.json", StageResult.model_validate({**common, **facts}, strict=False))
     write_json(folder / "identity.json", stage.identity())
     write_json(folder / "environment.json", environment(model.base.device))
-    read = {group: value for group, value in asdict(stage.config).items() if group in stage.groups}
-    text = yaml.safe_dump(read, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(stage.config_read(), sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
@@ -101,58 +95,44 @@ class _Group:
         self._held = ExitStack()
         meeting = self._held.enter_context(own_folder("sapo-devices-", tempfile.gettempdir()))
         pairs = [get_context("spawn").Pipe() for _ in range(size)]
-        self._pipes = [ours for ours, _ in pairs]
-        level = logging.getLogger("sapo").getEffectiveLevel()
-        theirs = [end for _, end in pairs]
-        given = (size, device, str(meeting / "store"), theirs, level)
+        self._pipes, theirs = [ours for ours, _ in pairs], [end for _, end in pairs]
+        given = (size, device, meeting, theirs, logging.getLogger("sapo").getEffectiveLevel())
         self._context = start_processes(_work, given, nprocs=size, join=False, daemon=True)
         for end in theirs:  # so that the end of a process is the end of its pipe
             end.close()
 
     def compute(self, stage: Stage, folder: Path, root: Path) -> None:
         """Has all of them compute the stage; on any error none of them is left."""
-        try:
-            for pipe in self._pipes:
-                with suppress(OSError):  # it has died: that is noticed below
+        said, waiting = set(), list(self._pipes)
+        with ExitStack() as unless_done:
+            unless_done.callback(close)
+            try:
+                for pipe in self._pipes:
                     pipe.send((stage, folder, root))
-            said: set[str] = set()
-            waiting = list(self._pipes)
-            while waiting:
-                ready: list[Any] = connection.wait(waiting)
-                for pipe in ready:
-                    found = pipe.recv()
-                    if isinstance(found, logging.LogRecord):
-                        if found.getMessage() not in said:
-                            said.add(found.getMessage())
+                while waiting:
+                    ready: list[Any] = connection.wait(waiting)
+                    for pipe in ready:
+                        found = pipe.recv()
+                        if found is None:
+                            waiting.remove(pipe)
+                        elif isinstance(found, UserError):
+                            raise found
+                        elif (text := found.getMessage()) not in said:
+                            said.add(text)
                             logging.getLogger(found.name).handle(found)
-                    elif found is not None:
-                        raise found
-                    else:
-                        waiting.remove(pipe)
-        except (EOFError, ConnectionError):
-            self._raise_cause()
-        except BaseException:
-            self.close()
-            raise
-
-    def _raise_cause(self) -> None:
-        """Of the process that died first; the others then fail in what they exchange with it."""
-        time.sleep(0.2)
-        killed = [p for p in self._context.processes if p.exitcode is not None and p.exitcode < 0]
-        try:
-            if killed:
-                name = signal.Signals(-killed[0].exitcode).name
-                raise _DiedError(f"process {killed[0].pid} ended by {name}.")
-            # Raises what a process has raised, with its traceback.
-            self._context.join(_END, grace_period=_END)
-            raise _DiedError("a process ended.")
-        finally:
-            self.close()
+            except (EOFError, ConnectionError):
+                time.sleep(0.2)  # where one was killed, the others fail in what they exchange with it
+                killed = [p for p in self._context.processes if (p.exitcode or 0) < 0]
+                if killed:
+                    name = signal.Signals(-killed[0].exitcode).name
+                    raise _DiedError(f"process {killed[0].pid} ended by {name}.") from None
+                # Raises what a process has raised, with its traceback.
+                self._context.join(_END, grace_period=_END)
+                raise _DiedError("a process ended.") from None
+            unless_done.pop_all()
 
     def close(self) -> None:
         """Ends the processes."""
-        global _running  # one a process, like the model that is loaded
-        _running = None
         for pipe in self._pipes:
             pipe.close()
         for process in self._context.processes:
@@ -161,35 +141,27 @@ class _Group:
         self._held.close()
 
 
-_running: tuple[Any, _Group] | None = None
+_groups: dict[tuple[int, str], _Group] = {}  # one at most, like the model that is loaded
 
 
 def _group(stage: Stage) -> _Group:
     """The processes for a stage, started once and kept; other ones take their place."""
-    global _running
-    config = stage.config
-    wanted = (config.engine.devices, device_of(config).type)
-    if _running and _running[0] != wanted:
-        _running[1].close()
-    if not _running:
-        require_devices(config)
-        _running = wanted, _Group(*wanted)
-    return _running[1]
+    wanted = (stage.config.engine.devices, device_of(stage.config).type)
+    if wanted not in _groups:
+        close()
+        require_devices(stage.config)
+        _groups[wanted] = _Group(*wanted)
+    return _groups[wanted]
 
 
 @atexit.register
 def close() -> None:
     """Ends the processes that wait for a stage, if there are any."""
-    if _running:
-        _running[1].close()
+    while _groups:
+        _groups.popitem()[1].close()
 
 
-class _Sender(QueueHandler):
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue.send(record)  # type: ignore[attr-defined]  # a pipe
-
-
-def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], level: int) -> None:
+def _work(rank: int, size: int, device: str, meeting: Path, pipes: list[Any], level: int) -> None:
     """What each process does: joins the others, and computes what it is sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     pipe = pipes.pop(rank)
@@ -197,8 +169,9 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
         other.close()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore")  # libraries', as in every command
-    logger = logging.getLogger("sapo")
-    logger.addHandler(_Sender(pipe))
+    sender, logger = QueueHandler(pipe), logging.getLogger("sapo")
+    sender.enqueue = pipe.send  # type: ignore[method-assign]
+    logger.addHandler(sender)
     logger.setLevel(level)
     # Accelerate looks for these. Threads are shared by all processes.
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
@@ -214,7 +187,7 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
     _end_with_parent(0.0)
     distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        init_method=f"file://{meeting}",
+        init_method=f"file://{meeting / 'store'}",
         rank=rank,
         world_size=size,
         timeout=_PATIENCE,
@@ -224,11 +197,10 @@ def _work(rank: int, size: int, device: str, meeting: str, pipes: list[Any], lev
             stage, folder, root = pipe.recv()
         except EOFError:
             return
-        with tempfile.TemporaryDirectory(dir=Path(meeting).parent) as aside:
-            answer, target = None, Path(aside) if rank else folder
+        answer = None
+        with tempfile.TemporaryDirectory(dir=meeting) as aside:
             try:
-                with described(stage, target) as (model, facts):
-                    facts |= stage.compute(Store(root), model, target)
+                _compute_here(stage, Store(root), Path(aside) if rank else folder)
             except UserError as error:
                 answer = error
         pipe.send(answer)

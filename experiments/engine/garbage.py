@@ -52,17 +52,16 @@ def verify(store: Store, with_stages: bool = True) -> list[Problem]:
     with store.at_work(required=False):
         for part in (*(f"stages/{kind}" for kind in KINDS), *RECORDS):
             try:
-                names = sorted(os.listdir(store.root / part))
+                folders = sorted((store.root / part).iterdir())
             except FileNotFoundError:
                 continue
             except OSError as error:
                 found.append(Problem(str(unreadable(store.root / part, error))))
                 continue
-            for folder in (store.root / part / name for name in names if not name.startswith(".")):
-                if folder.is_dir():
+            for folder in folders:
+                if folder.is_dir() and not folder.name.startswith("."):
                     found += _settled(store, folder.name, partial(_problems, folder))
-                    if kind := RECORDS.get(part):
-                        found += _missing(store, folder, kind, with_stages)
+                    found += _missing(store, folder, with_stages) if part in RECORDS else ()
     return found
 
 
@@ -71,10 +70,9 @@ def _settled(store: Store, lock: str, look: Callable[[], list[Problem]]) -> list
     if not look():
         return []
     path = store.root / "locks" / f"{lock}.lock"
-    if not os.access(path, os.W_OK):  # nobody holds it, or nobody may write here
-        return look()
-    with try_lock(path) as is_mine:
-        return look() if is_mine else []
+    # Where it cannot be opened nobody holds it, or nobody may write here.
+    with try_lock(path) if os.access(path, os.W_OK) else nullcontext(True) as is_free:
+        return look() if is_free else []
 
 
 def _problems(folder: Path) -> list[Problem]:
@@ -104,31 +102,31 @@ def _problems(folder: Path) -> list[Problem]:
     return []
 
 
-def _missing(
-    store: Store, folder: Path, kind: type[RunRecord] | type[ProbeRecord], with_stages: bool
-) -> list[Problem]:
+def _missing(store: Store, folder: Path, with_stages: bool) -> list[Problem]:
     """Stages and runs that a run or probe is made of and that are not there."""
+    kind, remedy, found = RECORDS[folder.parent.name], mend(folder), []
     try:
-        record = parse(kind, folder / kind.FILE, mend(folder))
+        record = parse(kind, folder / kind.FILE, remedy)
     except UserError:  # it is damaged, or being written again
         return []
     parts = {
-        stage.key: (
-            f"{stage.kind} {stage.key[:12]} of {stage.task}",
-            store.root / "stages" / stage.kind / stage.key / MANIFEST,
-        )
+        f"stages/{stage.kind}/{stage.key}/{MANIFEST}": f"{stage.kind} {stage.key[:12]} of {stage.task}"
         for stage in record.stages
         if with_stages
     }
     for run in record.runs.values() if isinstance(record, ProbeRecord) else ():
-        parts[run] = f"run {run}", store.run_folder(run) / RunRecord.FILE
+        parts[f"runs/{run}/{RunRecord.FILE}"] = f"run {run}"
+    for name, what in parts.items():
+        path = store.root / name
+        lack = Problem(
+            f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {remedy}"
+        )
+        found += _settled(store, path.parent.name, partial(_unless_there, path, lack))
+    return found
 
-    def lacks(lock: str) -> list[Problem]:
-        what, path = parts[lock]
-        line = f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {mend(folder)}"
-        return [] if path.exists() else [Problem(line)]
 
-    return [problem for lock in parts for problem in _settled(store, lock, partial(lacks, lock))]
+def _unless_there(path: Path, lack: Problem) -> list[Problem]:
+    return [] if path.exists() else [lack]
 
 
 def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
@@ -163,11 +161,36 @@ class Leftover:
 def leftovers(store: Store) -> list[Leftover]:
     """Everything that can go; what is being built or computed is left out."""
     # Listed before anyone is asked for a lock: what is begun meanwhile is not on the list.
-    found = [*_unfinished(store), *_of_no_run(store)]
+    found = [
+        # A file is what somebody else has put there.
+        Leftover(path, what if path.is_dir() else "stray file", size_of(path), is_of_no_run)
+        for path, what, is_of_no_run in _unreferred(store)
+    ]
     held = locked(store).keys() - {GC}  # which no folder is computed under
     free = [item for item in found if not any(key[:12] in item.path.name for key in held)]
     locks = sorted(store.root.glob("locks/*.lock"))
     return [*free, *(Leftover(path, LOCK, 0) for path in locks if path.stem not in {*held, GC})]
+
+
+def _unreferred(store: Store) -> Iterator[tuple[Path, str, bool]]:
+    """What leftovers are made of but for locks: path, what, and whether a run may still want it."""
+    for path in sorted(store.root.glob("building/*")):
+        yield path, "folder of a process that died", False
+    for path in sorted(store.root.glob("stages/*/*")):
+        if not (path / MANIFEST).is_file():
+            yield path, "stage without its manifest", False
+    for path in sorted(store.root.glob("runs/*")):
+        if path.is_dir() and not (path / RunRecord.FILE).is_file():
+            yield path, "run without its run.json", False
+    for path in sorted(store.root.glob("checkpoints/*")):
+        is_done = (store.root / "stages" / "train" / path.name / MANIFEST).is_file()
+        what = f"checkpoint of {'a finished' if is_done else 'an unfinished'} training"
+        yield path, what, path.is_dir() and not is_done
+    wanted = referred(store)
+    for kind, stored in store.stages():
+        # What was scored or evaluated in a run's trained states is the run's.
+        if stored.key not in wanted and (kind == "train" or str(stored.identity.get("state")) not in wanted):
+            yield stored.folder, f"{kind} stage of no finished run", True
 
 
 def locked(store: Store) -> dict[str, Path]:
@@ -249,33 +272,6 @@ def size_of(path: Path) -> int:
         with suppress(FileNotFoundError):  # it is being built, or moved to its place
             size += file.lstat().st_size if file.is_file() else 0
     return size
-
-
-def _unfinished(store: Store) -> Iterator[Leftover]:
-    def leftover(path: Path, what: str, is_of_no_run: bool = False) -> Leftover:
-        what = what if path.is_dir() else "stray file"  # which somebody else has put there
-        return Leftover(path, what, size_of(path), is_of_no_run)
-
-    for path in sorted(store.root.glob("building/*")):
-        yield leftover(path, "folder of a process that died")
-    for path in sorted(store.root.glob("stages/*/*")):
-        if not (path / MANIFEST).is_file():
-            yield leftover(path, "stage without its manifest")
-    for path in sorted(store.root.glob("runs/*")):
-        if path.is_dir() and not (path / RunRecord.FILE).is_file():
-            yield leftover(path, "run without its run.json")
-    for path in sorted(store.root.glob("checkpoints/*")):
-        is_done = (store.root / "stages" / "train" / path.name / MANIFEST).is_file()
-        what = f"checkpoint of {'a finished' if is_done else 'an unfinished'} training"
-        yield leftover(path, what, path.is_dir() and not is_done)
-
-
-def _of_no_run(store: Store) -> Iterator[Leftover]:
-    """Stages of no finished run; what was scored or evaluated in a run's trained states is the run's."""
-    wanted = referred(store)
-    for kind, stored in store.stages():
-        if stored.key not in wanted and (kind == "train" or str(stored.identity.get("state")) not in wanted):
-            yield Leftover(stored.folder, f"{kind} stage of no finished run", size_of(stored.folder), True)
 
 
 def referred(store: Store) -> set[str]:

@@ -14,7 +14,6 @@ from sapo.experiments.engine.store import Store, Stored
 
 Result = TypeVar("Result")
 
-
 # Told a stage and `begin`, then its end, `done` or `failed`; or that it was `stored`.
 Watcher = Callable[[Any, str], None]
 
@@ -62,11 +61,7 @@ class LocalEngine:
                 if is_new:
                     self.watch(stage, "begin")
                     with self.store.building(stage.kind, key) as folder:
-                        if stage.config.engine.devices > 1:
-                            devices.compute(stage, self.store, folder)
-                        else:
-                            with devices.described(stage, folder) as (model, facts):
-                                facts |= stage.compute(self.store, model, folder)
+                        devices.compute(stage, self.store, folder)
                 # Not before the stage is in its place: a kill, or a disk that is full by then, would cost it.
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         except BaseException:

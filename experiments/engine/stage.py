@@ -1,7 +1,7 @@
 """What a stage is: a pure function of what it is given, whose result the store keeps under its key."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,11 +78,6 @@ class Stage(ABC):
         return "+".join(dict.fromkeys(task.name for task, *_ in self.readings))
 
     @property
-    def groups(self) -> list[str]:
-        """The groups of the config that it reads."""
-        return [*dict.fromkeys(name.split(".")[0] for name in (*self.settings, *_RUNTIME))]
-
-    @property
     def key(self) -> str:
         """SHA-256 of the canonical JSON of the identity."""
         return digest(self.identity())
@@ -92,3 +87,8 @@ class Stage(ABC):
         prompts = {prompt.name for _, _, prompt, _ in self.readings}
         what = f"{len(prompts)} prompts" if len(prompts) > 1 else ", ".join(prompts)
         return f"{self.verb} {self.name}, {what}"
+
+    def config_read(self) -> dict[str, Any]:
+        """The groups of the config that it reads, as plain values."""
+        groups = {name.split(".")[0] for name in (*self.settings, *_RUNTIME)}
+        return {group: value for group, value in asdict(self.config).items() if group in groups}

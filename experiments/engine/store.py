@@ -69,8 +69,7 @@ class Stored:
     @cached_property
     def result(self) -> StageResult:
         """What the stage took and measured."""
-        mend = f"Delete {self.folder} to make it again."
-        return parse(StageResult, self.folder / "result.json", mend)
+        return parse(StageResult, self.folder / "result.json", f"Delete {self.folder} to make it again.")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -146,9 +145,9 @@ class Store:
                 lock.acquire()
             command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
             since = datetime.now().astimezone().isoformat(timespec="seconds")
-            facts = {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
+            who = f"`{command}` (process {os.getpid()} on {socket.gethostname()}, since {since})"
             with suppress(OSError):  # a full disk takes locks, and no text
-                path.write_text(json.dumps(facts), encoding="utf-8")
+                path.write_text(who, encoding="utf-8")
         except OSError as error:
             if error.errno in _NO_FLOCK:
                 raise UserError(
@@ -172,10 +171,6 @@ class Store:
         with ExitStack() as held:
             try:
                 with self.lock(GC):
-                    for path in (self.root / "locks").glob("driver-*.lock"):  # of commands that were killed
-                        with try_lock(path) as is_mine, suppress(FileNotFoundError):
-                            if is_mine:
-                                path.unlink()
                     held.enter_context(self.lock(name))
                 held.callback((self.root / "locks" / f"{name}.lock").unlink, missing_ok=True)
             except UserError:
@@ -213,7 +208,6 @@ class Store:
     def scratch(self, mark: str) -> Iterator[Path]:
         """An empty folder among the unfinished, gone afterwards; one that a killed process left goes now."""
         building = self.root / "building"
-        self._make(building)
         for leftover in building.glob(f"{glob.escape(mark)}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         # Not `tempfile`, which keeps others out whatever the umask is.
@@ -235,10 +229,6 @@ class Store:
     def run_folder(self, run: str) -> Path:
         """The folder of a run."""
         return self.root / "runs" / run
-
-    def probe_folder(self, probe: str) -> Path:
-        """The folder of a probe."""
-        return self.root / "probes" / probe
 
     def stages(self) -> Iterator[tuple[str, Stored]]:
         """Every finished stage with its kind."""
@@ -272,11 +262,9 @@ class Store:
 
 def holder(path: Path) -> str:
     """Who holds a lock and since when, as far as its file says."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return printable("`{command}` (process {process} on {host}, since {since})".format(**facts))
-    except (OSError, ValueError, LookupError, TypeError):
-        return "another command"
+    with suppress(OSError, ValueError):
+        return printable(path.read_text(encoding="utf-8")) or "another command"
+    return "another command"
 
 
 @contextmanager

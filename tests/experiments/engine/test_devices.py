@@ -94,7 +94,7 @@ def learn_and_kill(config, root, number=None):
             int(path.parent.name[11:]) >= number for path in checkpoints.glob("checkpoint-*/manifest.json")
         ):
             time.sleep(0.002)
-        killed.extend(devices._running[1]._context.pids())
+        killed.extend(next(iter(devices._groups.values()))._context.pids())
         os.kill(killed[1], signal.SIGKILL)
 
     if number:
@@ -155,7 +155,7 @@ def test_an_error_of_one_process_is_the_stages_and_ends_the_others(tiny_config, 
     task = load_tasks(config)[0][0]
     with pytest.raises(WorkError, match=r"The training 0000.* is not in the store"):
         asyncio.run(LocalEngine(Store(tmp_path)).run(Evaluate(config, "0" * 64, task, PROMPTS[0])))
-    assert devices._running is None
+    assert not devices._groups
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")

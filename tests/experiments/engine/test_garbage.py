@@ -111,7 +111,7 @@ def test_copies_of_runs_are_no_damage(store):
 
 
 def test_a_probe_has_its_stages_and_runs(store):
-    folder = store.probe_folder("p")
+    folder = store.root / "probes" / "p"
     stage = add_stage(store, "gradient")
     folder.mkdir(parents=True)
     content = record("p", [stage]) | {
