@@ -1,11 +1,13 @@
 """The short and the long version of the faults, and the experiment that nothing disturbs."""
 
-import os
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from disturbing import Drivers, Whole, outcome, stages_noted, until
+from disturbing import EXPERIMENT, FORKS, Driver, Whole, command, log_of, outcome
 
 KILLS = 8  # of the short version
 
@@ -28,21 +30,26 @@ def is_long(kills: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drivers]:
-    """Starts commands."""
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    drivers = Drivers(tmp_path_factory.mktemp("output"))
-    yield drivers
-    drivers.close()
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Driver]:
+    """`start(root, …)`: the experiment, or another command, on a store, with faults: see `command`."""
+    outputs = tmp_path_factory.mktemp("output")
+
+    def start(root: Path, *arguments: str, **faults: Any) -> Driver:
+        output = outputs / uuid.uuid4().hex
+        output.touch()
+        given = arguments or (*EXPERIMENT, f"store.root='{root}'")
+        process = FORKS.Process(target=command, args=(given, output, log_of(root)), kwargs=faults)
+        process.start()
+        return Driver(process, output, root)
+
+    return start
 
 
 @pytest.fixture(scope="session")
-def whole(drivers: Drivers, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(start: Callable[..., Driver], tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The undisturbed experiment."""
-    root = tmp_path_factory.mktemp("whole") / "store"
-    driver = drivers.start(root)
-    until(lambda: bool(stages_noted(root, "begin")), driver)
+    driver = start(tmp_path_factory.mktemp("whole") / "store")
+    driver.until_begun(1)
     begun = time.monotonic()
-    assert driver.wait() == 0, driver.text
-    return Whole(root, outcome(root), time.monotonic() - begun)
+    assert driver.code == 0, driver.text
+    return Whole(driver.root, time.monotonic() - begun, *outcome(driver.root))

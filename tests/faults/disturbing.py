@@ -1,14 +1,16 @@
-"""A small experiment, and processes that run it and are disturbed."""
+"""A small experiment, processes that run it and are disturbed, and what can become of stored files."""
 
 import json
+import multiprocessing
 import os
-import shutil
+import random
+import resource
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import pandas as pd
 from tiny import SMALL
 
-from sapo.data.records import MANIFEST
+from sapo.cli import app
+from sapo.data.records import MANIFEST, read_manifest
 from sapo.experiments.engine.garbage import verify
 from sapo.experiments.engine.store import Store
 
@@ -30,115 +33,109 @@ EXPERIMENT = (
     "policy=sapo",
 )
 LONGEST_WAIT = 600  # seconds; everything that is waited for takes seconds
+# Commands are forked from a process that has everything imported: one that is killed costs no imports.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("pytest", "matplotlib.pyplot", "peft", "transformers.models.llama.modeling_llama"),
+        *("sapo.analysis.matrices", "sapo.analysis.tables", "sapo.analysis.render"),
+        *("sapo.cli.app", "sapo.cli.train", "sapo.cli.views", "sapo.experiments.run"),
+    ]
+)
 
 
-class Drivers:
-    """Commands in processes of their own, forked from one that has everything imported."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("drivers.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        assert self.ask({"warm": list(EXPERIMENT)}) == "ready"
-
-    def start(self, root: Path, *arguments: str, **faults: Any) -> "Driver":
-        """The experiment, or another command, on a store; with faults: see `drivers.py`."""
-        self.count += 1
-        output = self.folder / f"output-{self.count}"
-        order = {
-            "arguments": list(arguments) or [*EXPERIMENT, f"store.root='{root}'"],
-            "output": str(output),
-            "log": str(log_of(root)),
-            **faults,
-        }
-        return Driver(self, self.ask({"start": order}), output)
-
-    def run(self, root: Path, *arguments: str, **faults: Any) -> "Driver":
-        """The same, when it is over."""
-        driver = self.start(root, *arguments, **faults)
-        driver.wait()
-        return driver
-
-    def ask(self, order: dict[str, Any]) -> Any:
-        """The server's answer."""
-        assert self.server.stdin
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
-        assert self.server.stdout
-        return json.loads(self.server.stdout.readline())
-
-    def close(self) -> None:
-        """Ends the server."""
-        assert self.server.stdin
-        self.server.stdin.close()
-        self.server.wait()
+# --- processes ---------------------------------------------------------------------------------------------
 
 
-@dataclass
+def command(
+    arguments: Sequence[str],
+    output: Path,
+    log: Path,
+    *,
+    ray: str = "",
+    largest_file: int = 0,
+    clock: float = 0.0,
+) -> None:
+    """Runs a command in this process, under whatever fault is asked for; its stages are noted in the log."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), descriptor)
+    if ray:
+        os.environ["RAY_TMPDIR"] = ray
+        note_workers(log)
+    else:
+        note_stages(log)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    now = time.time
+    time.time = lambda: now() + clock
+    app.main(list(arguments))
+
+
+def note_stages(log: Path) -> None:
+    """Has this process note the stages that it begins and stores, at once: it may be killed right after."""
+    building = Store.building
+
+    def note(line: str) -> None:
+        with log.open("ab", buffering=0) as file:
+            file.write(f"{line} {os.getpid()}\n".encode())
+
+    @contextmanager
+    def noted(store: Store, kind: str, key: str) -> Iterator[Path]:
+        note(f"begin {kind} {key}")
+        with building(store, kind, key) as folder:
+            yield folder
+        note(f"stored {kind} {key}")
+
+    Store.building = noted  # type: ignore[method-assign]
+
+
+def note_workers(log: Path) -> None:
+    """Has Ray's workers note theirs, too."""
+    from ray import cloudpickle
+
+    from sapo.experiments.engine import ray
+
+    class Noting(ray.StageWorker):
+        def __init__(self, root: str, folder: str) -> None:
+            super().__init__(root, folder)
+            note_stages(log)
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # they cannot import this file
+    ray.StageWorker = Noting  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
 class Driver:
-    """A process that runs a command."""
+    """A process that runs a command on a store."""
 
-    drivers: Drivers
-    id: int
+    process: Any
     output: Path
-    code: int | None = None
-
-    def wait(self) -> int:
-        """Its exit code, when it has ended."""
-        if self.code is None:
-            until(lambda: not self.is_running, self)
-            self.code = self.drivers.ask({"wait": self.id})
-        return self.code
-
-    def signal(self, number: int) -> int:
-        """Its exit code after a signal."""
-        os.kill(self.id, number)
-        return self.wait()
+    root: Path
 
     @property
-    def is_running(self) -> bool:
-        """Whether it has not ended: a process that nobody has waited for is a zombie then."""
-        status = Path(f"/proc/{self.id}/stat").read_text(encoding="utf-8")
-        return status.rsplit(")", 1)[1].split()[0] != "Z"
+    def code(self) -> int:
+        """Its exit code, when it has ended."""
+        until(lambda: not self.process.is_alive(), self)
+        return self.process.exitcode
 
     @property
     def text(self) -> str:
         """What it wrote."""
         return self.output.read_text(encoding="utf-8")
 
+    def signal(self, number: int) -> int:
+        """Its exit code after a signal."""
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+        return self.code
 
-def log_of(root: Path) -> Path:
-    """Where the stages are noted that begin and are stored in a store."""
-    return root.with_name(f"{root.name}.log")
+    def kill(self) -> None:
+        """SIGKILL while it is at work."""
+        assert self.signal(signal.SIGKILL) == -signal.SIGKILL, self.text
 
-
-def stages_noted(root: Path, event: str) -> Counter[str]:
-    """How often each stage has begun, or was stored."""
-    log = log_of(root)
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return Counter(" ".join(line.split()[1:3]) for line in lines if line.startswith(event))
-
-
-def workers_noted(root: Path) -> list[int]:
-    """Live processes of Ray's workers that have begun a stage in a store."""
-    log = log_of(root)
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    ids = sorted({int(line.split()[3]) for line in lines})
-    return [number for number in ids if _command_line(number).startswith(b"ray::")]
-
-
-def _command_line(process: int) -> bytes:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()  # empty for a zombie
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+    def until_begun(self, number: int) -> None:
+        """Waits until so many stages have begun in its store."""
+        until(lambda: noted(self.root, "begin").total() >= number, self)
 
 
 def until(condition: Callable[[], bool], driver: Driver | None = None) -> None:
@@ -147,38 +144,41 @@ def until(condition: Callable[[], bool], driver: Driver | None = None) -> None:
     Also returns when the driver has ended. What never comes is an error with what the driver has said.
     """
     end = time.monotonic() + LONGEST_WAIT
-    while not condition() and (driver is None or driver.is_running):
+    while not condition() and (driver is None or driver.process.is_alive()):
         if time.monotonic() > end:
             if driver:
-                os.kill(driver.id, signal.SIGKILL)
+                driver.process.kill()
             raise AssertionError(f"waited in vain{': ' + driver.text if driver else ''}")
         time.sleep(0.01)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The numbers of a finished experiment: everything that may not depend on what happened on the way."""
-
-    record: dict[str, Any]
-    predictions: pd.DataFrame
-    digests: dict[str, dict[str, str]]
+def wait(seconds: float, driver: Driver) -> None:
+    """Waits for some seconds, or until the driver has ended."""
+    end = time.monotonic() + seconds
+    until(lambda: time.monotonic() > end, driver)
 
 
-def outcome(root: Path) -> Outcome:
-    """What the one run of a store came to, and the digests of all tables and weights, by stage."""
-    (folder,) = Store(root).runs()
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    stages = [{key: stage[key] for key in ("kind", "key", "task")} for stage in record["stages"]]
-    digests = {}
-    for kind, stored in Store(root).stages():
-        manifest = json.loads((stored.folder / MANIFEST).read_text(encoding="utf-8"))
-        digests[f"{kind} {stored.key}"] = {
-            name: facts["sha256"]
-            for name, facts in manifest.items()
-            if name.endswith((".parquet", ".safetensors"))
-        }
-    kept = {name: value for name, value in record.items() if name not in ("stages", "environment")}
-    return Outcome(kept | {"stages": stages}, pd.read_parquet(folder / "predictions.parquet"), digests)
+def log_of(root: Path) -> Path:
+    """Where the stages are noted that begin and are stored in a store."""
+    return root.with_name(f"{root.name}.log")
+
+
+def noted(root: Path, event: str) -> Counter[str]:
+    """How often each stage has begun (`begin`), or was `stored`."""
+    return Counter(f"{kind} {key}" for what, kind, key, _ in _lines(root) if what == event)
+
+
+def processes_noted(root: Path) -> list[int]:
+    """The processes of that, in order."""
+    return [int(process) for *_, process in _lines(root)]
+
+
+def _lines(root: Path) -> list[list[str]]:
+    log = log_of(root)
+    return [line.split() for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+
+
+# --- what an experiment came to ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -186,20 +186,71 @@ class Whole:
     """The experiment that nothing disturbed: its store, its numbers, and the seconds that its stages took."""
 
     root: Path
-    outcome: Outcome
     seconds: float
-
-    def copy(self, root: Path) -> Path:
-        """A copy of its store."""
-        shutil.copytree(self.root, root)
-        return root
+    record: dict[str, Any]
+    predictions: str
+    digests: dict[str, dict[str, str]]
 
     def assert_same(self, root: Path) -> None:
         """The store holds the same numbers, each to the bit, and nothing unfinished."""
-        found = outcome(root)
-        assert found.record == self.outcome.record
-        assert found.digests == self.outcome.digests
-        pd.testing.assert_frame_equal(found.predictions, self.outcome.predictions)
+        assert outcome(root) == (self.record, self.predictions, self.digests)
         assert not verify(Store(root))
         assert not list(root.glob("building/*"))
         assert not list(root.glob("checkpoints/*"))
+
+    def assert_nothing_lost(self, root: Path) -> None:
+        """The numbers are the same, and nothing that was stored was computed again."""
+        self.assert_same(root)
+        assert set(noted(root, "stored").values()) == {1}
+
+
+def outcome(root: Path) -> tuple[dict[str, Any], str, dict[str, dict[str, str]]]:
+    """Everything that may not depend on what happened on the way.
+
+    Record and predictions of the one run of a store, and the digests of all tables and weights, by stage.
+    """
+    (folder,) = Store(root).runs()
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    del record["environment"]
+    record["stages"] = [[stage[key] for key in ("kind", "key", "task")] for stage in record["stages"]]
+    digests = {
+        f"{kind} {stored.key}": {
+            name: facts.sha256
+            for name, facts in read_manifest(stored.folder).items()
+            if name.endswith((".parquet", ".safetensors"))
+        }
+        for kind, stored in Store(root).stages()
+    }
+    return record, pd.read_parquet(folder / "predictions.parquet").to_csv(), digests
+
+
+# --- stored files ------------------------------------------------------------------------------------------
+
+
+def stored_files(root: Path) -> dict[tuple[str, ...], Path]:
+    """One file of every kind: of each kind of stage, of a run, of a probe.
+
+    What the analysis puts beside them is in no manifest.
+    """
+    found: dict[tuple[str, ...], Path] = {}
+    for manifest in sorted(root.glob(f"*/**/{MANIFEST}")):
+        folder = manifest.parent
+        parts = folder.relative_to(root).parts[:-1]
+        for name in (*read_manifest(folder), MANIFEST):
+            found.setdefault((*parts, *Path(name).parts), folder / name)
+    return found
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    """Turns one bit over."""
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def cut(path: Path, draw: random.Random) -> None:
+    """Takes the end away."""
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+DAMAGES = {"flipped bit": flip, "cut file": cut}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damaging import DAMAGES, stored_files
+from disturbing import DAMAGES, stored_files
 from tiny import SMALL
 
 from sapo.analysis.probes.results import load_probe
