@@ -11,6 +11,7 @@ import threading
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from made_up import seal
@@ -121,94 +122,69 @@ def test_export_names_what_it_lacks(store, file, tmp_path):
 # --- archives that somebody has made up ---------------------------------------------------------------------
 
 
-def pack(
-    path: Path, files: dict[str, bytes], index: Any = None, kinds: dict[str, bytes] | None = None
-) -> Path:
-    """An archive of arbitrary members, with an index that fits them or a given one."""
-    index = (
-        {"format": 1, "files": {name: len(data) for name, data in files.items()}} if index is None else index
-    )
+def pack(path: Path, files: dict[str, bytes], index: Any, kind: bytes = tarfile.REGTYPE) -> Path:
+    """An archive of an index and arbitrary members."""
     with tarfile.open(path, "w:gz", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in {INDEX: json.dumps(index).encode(), **files}.items():
             info = tarfile.TarInfo(name)
-            info.type = (kinds or {}).get(name, tarfile.REGTYPE)
-            if info.type != tarfile.REGTYPE:
-                info.linkname, data = "/etc/hostname", b""
+            if name != INDEX and kind != tarfile.REGTYPE:
+                info.type, info.linkname, data = kind, "/etc/hostname", b""
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
 
 
 KEY = "a" * 64
+FILE = f"stages/train/{KEY}/result.json"
+NAMES = [
+    "../outside.json", "/outside.json", f"stages/train/{KEY}/../../../../outside.json",
+    f"stages/train/{KEY}/adapter/../../x.json", f"stages/train/{KEY}/.hidden.json", f"stages/train/{KEY}/",
+    f"stages/train/{KEY}/weights.pt", f"stages/train/{KEY}/a\nb.json", f"stages/other/{KEY}/result.json",
+    f"stages/train/{KEY.upper()}/result.json", "runs/../run.json", "runs/.hidden/run.json", "locks/a.lock",
+    "runs/a/metrics.json", "runs/a\x1b[2J/run.json", "runs/a[1]/run.json", INDEX,
+]  # fmt: skip
+INDEXES = [
+    ({"format": 2, "files": {}}, "format 1"),
+    ([], "format 1"),
+    ({"format": 1}, "no whole archive"),
+    ({"format": 1, "files": []}, "format 1"),
+    ({"format": 1, "files": {}}, "not as its index"),
+    ({"format": 1, "files": {FILE: 3}}, "not as its index"),
+    ({"format": 1, "files": {FILE: -1}}, "or has no size"),
+    ({"format": 1, "files": {FILE: "2"}}, "or has no size"),
+    ({"format": 1, "files": {FILE: True}}, "or has no size"),
+    ({"format": 1, "files": {FILE: 2, "runs/a/config.yaml": 2}}, "config.yaml is missing"),
+    ({"format": 1, "files": {FILE: 2, "runs/a/config.yaml": 10**15}}, "are free"),
+]
+TYPES = [
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.CHRTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.DIRTYPE,
+    b"S",
+    b"L",
+    b"x",
+]
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("message", "name", "index", "kind"),
     [
-        "../outside.json",
-        "/outside.json",
-        f"stages/train/{KEY}/../../../../outside.json",
-        f"stages/train/{KEY}/adapter/../../x.json",
-        f"stages/train/{KEY}/.hidden.json",
-        f"stages/train/{KEY}/weights.pt",
-        f"stages/train/{KEY}/",
-        f"stages/train/{KEY.upper()}/result.json",
-        f"stages/other/{KEY}/result.json",
-        f"stages/train/{KEY}/a\nb.json",
-        "runs/../run.json",
-        "runs/.hidden/run.json",
-        "runs/a/metrics.json",
-        "runs/a\x1b[2J/run.json",
-        "runs/a[1]/run.json",
-        "locks/a.lock",
-        INDEX,
+        *(("no whole archive|is not as its index", name, None, tarfile.REGTYPE) for name in NAMES),
+        *((message, FILE, index, tarfile.REGTYPE) for index, message in INDEXES),
+        *(("is not a plain file", FILE, None, kind) for kind in TYPES),
     ],
 )
-def test_names_outside_the_layout_are_refused(there, tmp_path, name):
-    index = {"format": 1, "files": {name: 2}}
-    with pytest.raises(UserError, match=r"no whole archive|is not as its index"):
-        import_archive(pack(tmp_path / "bad.tar.gz", {name: b"{}"} if name != INDEX else {}, index), there)
+def test_what_is_no_plain_file_of_the_layout_as_the_index_says_is_refused(
+    there, tmp_path, message, name, index, kind
+):
+    index = {"format": 1, "files": {name: 2}} if index is None else index
+    file = pack(tmp_path / "bad.tar.gz", {name: b"{}"} if name != INDEX else {}, index, kind)
+    with pytest.raises(UserError, match=message):
+        import_archive(file, there)
     assert_untouched(there)
     assert not (tmp_path / "outside.json").exists()
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"S", b"L", b"x"],
-)
-def test_nothing_but_plain_files_is_taken(there, tmp_path, kind):
-    name = f"stages/train/{KEY}/result.json"
-    bad = pack(tmp_path / "bad.tar.gz", {name: b"{}"}, kinds={name: kind})
-    below = tmp_path / "below.tar.gz"
-    info = tarfile.TarInfo(INDEX)
-    info.size = -1
-    below.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"{}" * 1000))
-    for archived in (bad, below):
-        with pytest.raises(UserError, match="is not a plain file"):
-            import_archive(archived, there)
-    assert_untouched(there)
-
-
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ({"format": 2, "files": {}}, "format 1"),
-        ([], "format 1"),
-        ({"format": 1}, "no whole archive"),
-        ({"format": 1, "files": []}, "format 1"),
-        ({"format": 1, "files": {}}, "not as its index"),
-        ({"format": 1, "files": {"runs/a/run.json": 3}}, "not as its index"),
-        ({"format": 1, "files": {"runs/a/run.json": -1}}, "or has no size"),
-        ({"format": 1, "files": {"runs/a/run.json": "2"}}, "or has no size"),
-        ({"format": 1, "files": {"runs/a/run.json": True}}, "or has no size"),
-        ({"format": 1, "files": {"runs/a/run.json": 2, "runs/a/config.yaml": 2}}, "config.yaml is missing"),
-        ({"format": 1, "files": {"runs/a/run.json": 2, "runs/a/config.yaml": 10**15}}, "are free"),
-    ],
-)
-def test_an_index_that_does_not_fit_is_refused(there, tmp_path, index, message):
-    with pytest.raises(UserError, match=message):
-        import_archive(pack(tmp_path / "bad.tar.gz", {"runs/a/run.json": b"{}"}, index), there)
-    assert_untouched(there)
 
 
 @pytest.mark.parametrize("share", [0, 20, 90, 99])
@@ -221,7 +197,10 @@ def test_a_cut_archive_is_refused(file, there, share):
 
 
 def test_what_is_no_archive_is_refused(there, tmp_path):
-    for content in (b"", b"text", gzip.compress(b"text" * 1000)):
+    below = tarfile.TarInfo(INDEX)
+    below.size = -1
+    of_no_size = below.tobuf(tarfile.GNU_FORMAT) + b"{}" * 1000
+    for content in (b"", b"text", gzip.compress(b"text" * 1000), gzip.compress(of_no_size)):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(UserError, match="no whole archive"):
             import_archive(tmp_path / "bad", there)
@@ -247,7 +226,7 @@ def forged(store: Store, path: Path, part: str, name: str, content: Any, fits: b
         manifest = json.loads(files[f"{folder}/{MANIFEST}"])
         facts = {"sha256": sha256(data).hexdigest() if data else "0" * 64, "bytes": len(data or b"")}
         files[f"{folder}/{MANIFEST}"] = json.dumps(manifest | {name: facts}).encode()
-    return pack(path, files)
+    return pack(path, files, {"format": 1, "files": {name: len(data) for name, data in files.items()}})
 
 
 def of_stage(**changes: Any) -> dict[str, Any]:
@@ -305,7 +284,7 @@ def test_forged_archives_are_refused(store, there, tmp_path, message, part, name
 
 def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, monkeypatch):
     put_record = archive.put_record
-    monkeypatch.setattr(archive, "put_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(archive, "put_record", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         import_archive(file, there)
     assert not list(there.runs())
@@ -316,10 +295,7 @@ def test_an_import_that_is_killed_leaves_no_run_without_its_stages(file, there, 
 
 
 def test_a_disk_that_fills_up_is_not_the_archive_s_fault(file, there, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    monkeypatch.setattr(tarfile.TarFile, "extract", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(WorkError, match=r"Cannot write to the store .*Make room"):
         import_archive(file, there)
     assert_untouched(there)

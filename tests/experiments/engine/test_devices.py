@@ -83,16 +83,17 @@ def test_two_processes_give_what_one_gives(tiny_config, tmp_path):
             pd.testing.assert_frame_equal(pd.read_parquet(path), other, rtol=1e-5)
 
 
+def first_training(config):
+    return Train(config, "base", 0, (TrainingTask(load_tasks(config)[0][0], PROMPTS[:1]),))
+
+
 def learn_and_kill(config, root, number=None):
     """A training of the config; one of its processes is killed where the checkpoint of a step is there."""
-    store, task = Store(root), load_tasks(config)[0][0]
-    stage = Train(config, "base", 0, (TrainingTask(task, PROMPTS[:1]),))
-    checkpoints, killed = store.checkpoints(stage.key), []
+    store, stage, killed = Store(root), first_training(config), []
 
     def kill():
-        while not any(
-            int(path.parent.name[11:]) >= number for path in checkpoints.glob("checkpoint-*/manifest.json")
-        ):
+        manifests = lambda: store.checkpoints(stage.key).glob("checkpoint-*/manifest.json")  # noqa: E731
+        while not any(int(path.parent.name[11:]) >= number for path in manifests()):
             time.sleep(0.002)
         killed.extend(next(iter(devices._groups.values()))._context.pids())
         os.kill(killed[1], signal.SIGKILL)
@@ -140,11 +141,8 @@ def test_a_stage_whose_processes_die_again_and_again_is_given_up(tiny_config, tm
 
     monkeypatch.setattr(devices, "_group", lambda stage: SimpleNamespace(compute=dies))
     config = tiny_config(*SMALL, "engine.devices=2")
-    task = load_tasks(config)[0][0]
     with pytest.raises(WorkError, match=r"train of mini_price on 2 devices: process 7 .* It was given up"):
-        asyncio.run(
-            LocalEngine(Store(tmp_path)).run(Train(config, "base", 0, (TrainingTask(task, PROMPTS[:1]),)))
-        )
+        asyncio.run(LocalEngine(Store(tmp_path)).run(first_training(config)))
     assert len(folders) == 2
     assert not list(Store(tmp_path).stages())
     assert not list((tmp_path / "building").iterdir())

@@ -30,18 +30,10 @@ from sapo.experiments.run import open_engine
 pytestmark = pytest.mark.slow
 
 
-class FakeStage(SimpleNamespace):
+def stage(text: str) -> SimpleNamespace:
     """A stage whose key is its text."""
-
-    kind, state, name = "evaluate", "base", "sums"
-    key = property(lambda self: self.text)
-
-    def identity(self):
-        return {"model": {"dtype": "float32"}}
-
-
-def stage(text: str) -> FakeStage:
-    return FakeStage(text=text)
+    identity = lambda: {"model": {"dtype": "float32"}}  # noqa: E731
+    return SimpleNamespace(kind="evaluate", state="base", name="sums", key=text, identity=identity)
 
 
 class Bench:
@@ -61,7 +53,7 @@ class Bench:
         self.lost: set[int] = set()  # workers that die while they have nothing to do
         self.workers: list[FakeWorker] = []
         self.log, self.told, self.events = [], [], []
-        watch = lambda stage, event: self.events.append((stage.text, event))  # noqa: E731
+        watch = lambda stage, event: self.events.append((stage.key, event))  # noqa: E731
         self.engine = RayEngine(self, self, self.told.append, watch, force)
         self.open.append(self.engine)
 
@@ -199,7 +191,7 @@ def failing(times: int, error: Exception, text: str = "x"):
     left = [times]
 
     def script(stage):
-        if stage.text == text and left[0]:
+        if stage.key == text and left[0]:
             left[0] -= 1
             raise error
 
@@ -286,36 +278,32 @@ def test_one_engine_a_command_and_the_command_that_installs_ray(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setting", "there", "size", "gpus"),
+    ("setting", "machines", "size", "asked"),
     [
-        ({}, {"GPU": 8, "CPU": 96}, 8, 1),
-        ({"gpus": 0.5}, {"GPU": 8, "CPU": 96}, 16, 0.5),
-        ({"gpus": 0.1}, {"GPU": 1, "CPU": 96}, 10, 0.1),
-        ({"cpus": 16}, {"GPU": 8, "CPU": 96}, 6, 1),
-        ({}, {"CPU": 4}, 4, 0),
-        ({"device": "cpu"}, {"GPU": 8, "CPU": 4}, 4, 0),
-        ({"workers": 3}, {"GPU": 8, "CPU": 96}, 3, 1),
-        ({"workers": 3, "gpus": 1}, {"CPU": 1}, 3, 1),
+        # GPUs and cores of each machine; how many workers, and what each of them asks for
+        ({}, [(8, 96)], 8, (1, 1)),
+        ({"gpus": 0.5}, [(8, 96)], 16, (0.5, 1)),
+        ({"gpus": 0.1}, [(1, 96)], 10, (0.1, 1)),
+        ({"cpus": 16}, [(8, 96)], 6, (1, 16)),
+        ({}, [(0, 4)], 4, (0, 1)),
+        ({"device": "cpu"}, [(8, 4)], 4, (0, 1)),
+        ({"workers": 3}, [(8, 96)], 3, (1, 1)),
+        ({"workers": 3, "gpus": 1}, [(0, 1)], 3, (1, 1)),
+        ({"devices": 4, "cpus": 2}, [(8, 96), (6, 96), (3, 8)], 3, (4, 8)),
+        ({"devices": 4, "cpus": 2}, [(3, 96)] * 2, "1 workers of 4 GPUs and 8 cores: Ray has 6", None),
+        ({"gpus": 4, "address": None}, [(2, 8)], "1 workers of 4 GPUs and 1 cores: Ray has 2", None),
+        ({"gpus": 1, "workers": 3, "address": None}, [(2, 8)], "3 workers of 1 GPUs and 1 cores", None),
     ],
 )
-def test_as_many_workers_as_there_is_room_for(setting, there, size, gpus):
-    cluster = Cluster(EngineConfig("ray", address="auto", **setting))
-    assert cluster.plan(there) == size
-    assert cluster.options == {"num_cpus": setting.get("cpus", 1.0), "num_gpus": gpus}
-
-
-def test_the_devices_of_a_worker_are_on_one_machine():
-    cluster = Cluster(EngineConfig("ray", address="auto", devices=4, cpus=2))
-    assert cluster.plan({"GPU": 8, "CPU": 96}, {"GPU": 6, "CPU": 96}, {"GPU": 3, "CPU": 8}) == 3
-    assert cluster.options == {"num_cpus": 8, "num_gpus": 4}
-    with pytest.raises(UserError, match=r"No room for 1 workers of 4 GPUs and 8 cores: Ray has 6 GPUs"):
-        cluster.plan({"GPU": 3, "CPU": 96}, {"GPU": 3, "CPU": 96})
-
-
-@pytest.mark.parametrize("setting", [{"gpus": 4}, {"gpus": 1, "workers": 3}])
-def test_no_room_for_a_worker_is_said(setting):
-    with pytest.raises(UserError, match=r"No room for \d workers of \d GPUs and 1 cores: Ray has 2 GPUs"):
-        Cluster(EngineConfig("ray", **setting)).plan({"GPU": 2, "CPU": 8})
+def test_as_many_workers_as_there_is_room_for(setting, machines, size, asked):
+    cluster = Cluster(EngineConfig("ray", **{"address": "auto"} | setting))
+    there = [{"CPU": cpus} | ({"GPU": gpus} if gpus else {}) for gpus, cpus in machines]
+    if asked is None:
+        with pytest.raises(UserError, match=f"No room for {size}"):
+            cluster.plan(*there)
+    else:
+        assert cluster.plan(*there) == size
+        assert cluster.options == {"num_gpus": asked[0], "num_cpus": asked[1]}
 
 
 @pytest.fixture
@@ -349,33 +337,26 @@ def test_a_ray_that_cannot_start_is_one_error_said_once(local_cluster, monkeypat
     assert not list(Path(calls[0]["_temp_dir"]).parent.iterdir())
 
 
-def test_ray_has_a_folder_of_this_user_alone_which_stays_where_a_worker_died(local_cluster):
-    cluster, calls = local_cluster
-    assert cluster.start() == 1
-    folder = Path(calls[0]["_temp_dir"])
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])) == ("token", 64)
-    assert cluster.keep_logs() == str(folder)
-    cluster.close()
-    assert not list(folder.iterdir())
-    os.environ["RAY_TMPDIR"] = str(folder / "absent")
-    with pytest.raises(UserError, match=r"sockets and logs .*absent: .*Set RAY_TMPDIR"):
-        cluster.start()
-
-
-def test_the_folders_of_drivers_that_were_killed_are_swept(local_cluster, tmp_path):
+def test_ray_has_a_folder_of_this_user_alone_and_those_of_killed_drivers_are_swept(local_cluster, tmp_path):
     """Not those of drivers that live, nor those that are kept for the logs of a worker that died."""
-    cluster, _ = local_cluster
+    cluster, calls = local_cluster
     killed, alive, kept = (tmp_path / f"sapo-ray-{name}" for name in ("killed", "alive", "kept"))
     for folder in (killed, alive, kept):
         (folder / "session" / "logs").mkdir(parents=True)
     for folder in (killed, alive):
         (folder / "driver.lock").touch()
     with try_lock(alive / "driver.lock"):
-        cluster.start()
+        assert cluster.start() == 1
         assert [folder.exists() for folder in (killed, alive, kept)] == [False, True, True]
+    own = Path(calls[0]["_temp_dir"])
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])) == ("token", 64)
+    assert cluster.keep_logs() == str(own)
     cluster.close()
-    assert sorted(tmp_path.iterdir()) == [alive, kept]
+    assert sorted(tmp_path.iterdir()) == sorted([alive, kept, own])
+    os.environ["RAY_TMPDIR"] = str(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"sockets and logs .*absent: .*Set RAY_TMPDIR"):
+        cluster.start()
 
 
 # --- the worker --------------------------------------------------------------------------------------------

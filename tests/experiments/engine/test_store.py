@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from making import add_stage
@@ -158,16 +159,9 @@ def test_a_store_that_cannot_be_made_or_is_deleted_meanwhile_says_so(tmp_path):
         pass
 
 
-def raising(error: BaseException) -> Callable[..., None]:
-    def refuse(*_: object) -> None:
-        raise error
-
-    return refuse
-
-
 def test_a_file_system_without_locks_is_refused(store, monkeypatch):
     """What stands in for a lock there would outlive a process that is killed."""
-    monkeypatch.setattr("fcntl.flock", raising(OSError(errno.ENOSYS, "Function not implemented")))
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOSYS, "no")))
     with pytest.raises(UserError, match=r"without file locks \(flock: .*store\.root=FOLDER"), store.lock("a"):
         pass
 
@@ -189,7 +183,7 @@ def test_a_stage_is_in_its_place_on_the_disk_before_it_counts(store, tmp_path, m
 
 def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(os, "fsync", raising(OSError(errno.EINVAL, "Invalid argument")))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.EINVAL, "Invalid argument")))
     sync(tmp_path)
     with pytest.raises(OSError, match="Invalid argument"):
         sync(tmp_path / "file")
