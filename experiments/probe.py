@@ -25,7 +25,7 @@ from sapo.data.tasks import Task, digest, examples_digest
 from sapo.experiments import continual
 from sapo.experiments.continual import Engine, scored_examples
 from sapo.experiments.engine.local import LocalEngine
-from sapo.experiments.engine.store import Stored
+from sapo.experiments.engine.store import Stored, put_record
 from sapo.experiments.jobs import Job
 from sapo.experiments.model.gradients import FILE, cosines, layer_of, spread_ranks
 from sapo.experiments.policies import by_loss
@@ -155,7 +155,7 @@ async def _finish(probe: Probe, folders: Mapping[str, Path], engine: LocalEngine
     # Gradients that were asked for once stay with their probe: by now they only have to be read.
     losses, *others = await measure(probe, engine, gradients or (target / _GRADIENTS).is_file())
     shared = ("sequence", "model", "method", "seed", "tasks", "unseen", "demonstration", "comparable")
-    with engine.store.lock(name), engine.store.replacing(target, name) as folder:
+    with engine.store.lock(name), engine.store.scratch(name) as folder:
         counts = _write_tables(folder, probe, losses, *others)
         record = ProbeRecord(
             id=name,
@@ -168,6 +168,7 @@ async def _finish(probe: Probe, folders: Mapping[str, Path], engine: LocalEngine
             **counts,
         )
         write_last(folder, record)
+        put_record(folder, target)
     return target
 
 

@@ -12,18 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sapo.conf.errors import UserError, WorkError
+from sapo.data import records
 from sapo.data.files import unreadable
-from sapo.data.records import (
-    BASE,
-    MANIFEST,
-    ProbeRecord,
-    RunRecord,
-    lasting_damage,
-    mend,
-    parse,
-    read_manifest,
-    read_record,
-)
+from sapo.data.records import BASE, MANIFEST, ProbeRecord, RunRecord
 from sapo.data.tasks import digest
 from sapo.experiments.engine.store import GC, KINDS, Store, Stored, holder, try_lock
 
@@ -83,13 +74,13 @@ def _problems(folder: Path) -> list[Problem]:
             # A folder with neither is what a killed command left.
             is_there = (folder / kind.FILE).exists() or (folder / MANIFEST).exists()
             if is_there:
-                read_record(kind, folder)  # under any name: people rename and copy what is theirs
+                records.read_record(kind, folder)  # under any name: people rename and copy what is theirs
             return []
         stored = Stored(key, folder)
-        if lines := lasting_damage(folder):
+        if lines := records.lasting_damage(folder):
             # What is deleted meanwhile is no damage: runs that need it lack it.
             return [Problem(line, folder) for line in lines if folder.exists()]
-        listed = {folder / name for name in (*read_manifest(folder), MANIFEST)}
+        listed = {folder / name for name in (*records.read_manifest(folder), MANIFEST)}
         paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
         if extra := sorted(set(paths) - listed):
             return [Problem(f"{path} is not in its stage's manifest", path) for path in extra]
@@ -104,9 +95,9 @@ def _problems(folder: Path) -> list[Problem]:
 
 def _missing(store: Store, folder: Path, with_stages: bool) -> list[Problem]:
     """Stages and runs that a run or probe is made of and that are not there."""
-    kind, remedy, found = RECORDS[folder.parent.name], mend(folder), []
+    kind, remedy, found = RECORDS[folder.parent.name], records.mend(folder), []
     try:
-        record = parse(kind, folder / kind.FILE, remedy)
+        record = records.parse(kind, folder / kind.FILE, remedy)
     except UserError:  # it is damaged, or being written again
         return []
     parts = {
@@ -279,7 +270,7 @@ def referred(store: Store) -> set[str]:
     keys: set[str] = set()
     for part, kind in RECORDS.items():
         for path in store.root.glob(f"{part}/[!.]*/{kind.FILE}"):
-            record = read_record(kind, path.parent)
+            record = records.read_record(kind, path.parent)
             keys |= {stage.key for stage in record.stages}
             keys |= {state.key for state in record.states} if isinstance(record, RunRecord) else set()
     return keys - {BASE}

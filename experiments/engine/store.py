@@ -30,18 +30,9 @@ from safetensors import SafetensorError
 
 from sapo.conf.errors import UserError, WorkError, is_full
 from sapo.conf.text import printable
+from sapo.data import records
 from sapo.data.files import flush, stored_json, sync, unreadable, write_json
-from sapo.data.records import (
-    LOSSES,
-    MANIFEST,
-    ProbeRecord,
-    RunRecord,
-    StageResult,
-    differences,
-    lasting_damage,
-    manifest_of,
-    parse,
-)
+from sapo.data.records import LOSSES, MANIFEST, ProbeRecord, RunRecord, StageResult
 
 EXAMPLES = "examples.parquet"
 RUN_FILES = ("predictions.parquet", LOSSES, "config.yaml", MANIFEST, RunRecord.FILE)
@@ -69,7 +60,8 @@ class Stored:
     @cached_property
     def result(self) -> StageResult:
         """What the stage took and measured."""
-        return parse(StageResult, self.folder / "result.json", f"Delete {self.folder} to make it again.")
+        path = self.folder / "result.json"
+        return records.parse(StageResult, path, f"Delete {self.folder} to make it again.")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -111,7 +103,7 @@ class Store:
         except OSError as error:
             raise unreadable(stored.folder, error) from error
         if key not in self._intact:
-            for line in lasting_damage(stored.folder, whole):
+            for line in records.lasting_damage(stored.folder, whole):
                 if not stored.folder.exists():  # deleted meanwhile
                     return None
                 raise WorkError(
@@ -121,7 +113,8 @@ class Store:
                 )
             if whole:
                 self._intact.add(key)
-        for line in differences(stored.identity, json.loads(json.dumps(identity))) if identity else ():
+        asked = json.loads(json.dumps(identity))
+        for line in records.differences(stored.identity, asked) if asked else ():
             raise WorkError(
                 f"Stage {kind}/{key[:12]} in {self.root} was computed as another than is asked for: {line} "
                 f"(stored -> asked). Delete {stored.folder}; the command that made it computes it again."
@@ -181,22 +174,14 @@ class Store:
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[Path]:
         """A folder to build a stage in; left without an error, it moves into place with its manifest."""
-        # A folder without a manifest is what an interrupted copy left; it is not a stage.
-        with self.replacing(self.root / "stages" / kind / key, f"{kind}-{key[:12]}") as scratch:
-            yield scratch
-            write_json(scratch / MANIFEST, manifest_of(scratch))
-
-    @contextmanager
-    def replacing(self, final: Path, mark: str) -> Iterator[Path]:
-        """A folder that, left without an error, takes the place of `final`; the caller holds the lock.
-
-        `mark` is the lock's own, so what lies among the unfinished under it is a killed process's.
-        """
-        with self.scratch(mark) as built:
+        with self.scratch(f"{kind}-{key[:12]}") as built:
             yield built
+            write_json(built / MANIFEST, records.manifest_of(built))
             flush(built)
+            final = self.root / "stages" / kind / key
             final.parent.mkdir(parents=True, exist_ok=True)
-            # Deleted in its place, it would be a damaged stage for a while, and for good after a kill.
+            # Deleted in its place, it would be a damaged stage for a while, and for good after a kill. A folder
+            # without a manifest is what an interrupted copy left; it is not a stage.
             old = built.with_name(f"{built.name}-old")
             if final.exists():
                 final.rename(old)
@@ -206,7 +191,10 @@ class Store:
 
     @contextmanager
     def scratch(self, mark: str) -> Iterator[Path]:
-        """An empty folder among the unfinished, gone afterwards; one that a killed process left goes now."""
+        """An empty folder among the unfinished, gone afterwards; the caller holds the lock of `mark`.
+
+        So what lies among the unfinished under it is a killed process's, and goes now.
+        """
         building = self.root / "building"
         for leftover in building.glob(f"{glob.escape(mark)}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
