@@ -170,9 +170,10 @@ def _unreferred(store: Store) -> Iterator[tuple[Path, str, bool]]:
     for path in sorted(store.root.glob("stages/*/*")):
         if not (path / MANIFEST).is_file():
             yield path, "stage without its manifest", False
-    for path in sorted(store.root.glob("runs/*")):
-        if path.is_dir() and not (path / RunRecord.FILE).is_file():
-            yield path, "run without its run.json", False
+    for part, record in RECORDS.items():
+        for path in sorted(store.root.glob(f"{part}/*")):
+            if path.is_dir() and not (path / record.FILE).is_file():
+                yield path, f"{record.WHAT} without its {record.FILE}", False
     for path in sorted(store.root.glob("checkpoints/*")):
         is_done = (store.root / "stages" / "train" / path.name / MANIFEST).is_file()
         what = f"checkpoint of {'a finished' if is_done else 'an unfinished'} training"

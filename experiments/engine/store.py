@@ -180,10 +180,9 @@ class Store:
             flush(built)
             final = self.root / "stages" / kind / key
             final.parent.mkdir(parents=True, exist_ok=True)
-            # Deleted in its place, it would be a damaged stage for a while, and for good after a kill. A folder
-            # without a manifest is what an interrupted copy left; it is not a stage.
+            # Deleted in its place, it would be a damaged stage for a while, and for good after a kill.
             old = built.with_name(f"{built.name}-old")
-            if final.exists():
+            if final.exists():  # computed before, or without a manifest: what an interrupted copy left
                 final.rename(old)
             built.rename(final)
             sync(final.parent)  # what it was made of, a checkpoint perhaps, may go now
