@@ -9,11 +9,10 @@ import pytest
 from disturbing import DAMAGES, stored_files
 from tiny import SMALL
 
-from sapo.analysis.probes.results import load_probe
-from sapo.analysis.results import load_run
 from sapo.conf.errors import WorkError
 from sapo.conf.load import load, load_one
-from sapo.experiments.engine.garbage import verify
+from sapo.data.records import read_record
+from sapo.experiments.engine.garbage import RECORDS, verify
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.jobs import Job
@@ -44,34 +43,24 @@ def others(tmp_path_factory, run_probes):
     return root
 
 
-def test_no_kind_is_missing(whole, others):
-    found = {*stored_files(whole.root), *stored_files(others)}
-    assert {("stages", "train", "kept", name) for names in KEPT.values() for name in names} <= found
-    assert {("probes", name) for name in PROBED} <= found
-    assert ("stages", "gradient", "gradients.safetensors") in found
-    assert {kind[1] for kind in found if kind[0] == "stages"} == {"score", "train", "evaluate", "gradient"}
-
-
 def read(root: Path, path: Path) -> None:
     """Reads the stage, run or probe that a file is of, as commands do."""
     room, *rest = path.relative_to(root).parts
     if room == "stages":
         Store(root).find(rest[0], rest[1])
-    elif room == "runs":
-        load_run(root / room / rest[0])
     else:
-        load_probe(root / room / rest[0])
+        read_record(RECORDS[room], root / room / rest[0])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_and_refused_in_every_kind_of_file(whole, others, tmp_path, damage, is_long):
-    draw = random.Random(21)  # noqa: S311
+    draw, known = random.Random(21), set()  # noqa: S311
     for number, source in enumerate((whole.root, others)):
         root = shutil.copytree(source, tmp_path / f"store-{number}")
-        known = stored_files(whole.root) if number else {}
         for kind, path in stored_files(root).items():
             if kind in known:
                 continue
+            known.add(kind)
             content = path.read_bytes()
             read(root, path)
             for _ in range(10 if is_long else 1):
@@ -83,3 +72,7 @@ def test_damage_is_found_and_refused_in_every_kind_of_file(whole, others, tmp_pa
                     read(root, path)
                 path.write_bytes(content)
         assert not verify(Store(root))
+    assert {("stages", "train", "kept", name) for names in KEPT.values() for name in names} <= known
+    assert {("probes", name) for name in PROBED} <= known
+    assert ("stages", "gradient", "gradients.safetensors") in known
+    assert {kind[1] for kind in known if kind[0] == "stages"} == {"score", "train", "evaluate", "gradient"}
