@@ -173,17 +173,6 @@ def remains(store: Store) -> list[Path]:
     return [*folders, *strays]
 
 
-def test_only_stages_of_no_finished_run_are_listed(store):
-    (run,) = (store.root / "stages").glob(f"train/{stages_of_run(store)[0]['key']}")
-    trained = next(key for key in keys(store) if key != run.name and (run.parent / key).exists())
-    (scored,) = (path.name for path in (store.root / "stages" / "score").iterdir())
-    assert lost(store) == {trained, scored}
-    assert referred(store) == {stage["key"] for stage in stages_of_run(store)}
-    checkpoint = store.checkpoints(LOST)  # to go on from
-    checkpoint.mkdir(parents=True)
-    assert lost(store) == {trained, scored, LOST}
-
-
 def test_remains_go_and_everything_else_stays(store):
     paths = remains(store)
     locks = store.root / "locks"
@@ -194,7 +183,10 @@ def test_remains_go_and_everything_else_stays(store):
     # What is no lock is held by nobody, and blocks nothing.
     (locks / "link.lock").symlink_to(store.root / "elsewhere")
     (locks / "folder.lock").mkdir()
-    before = keys(store)
+    before, of_run = keys(store), {stage["key"] for stage in stages_of_run(store)}
+    assert referred(store) == of_run
+    (evaluated,) = (key for key in before - of_run - lost(store))  # in the run's state
+    assert store.find("evaluate", evaluated)
     items = [item for item in leftovers(store) if not item.is_of_no_run]
     assert {item.path for item in items} == {*paths, *locks.iterdir()} - {locks / "gc.lock"}
     assert {item.bytes for item in items if item.path in paths[:-1]} == {5}
@@ -205,9 +197,10 @@ def test_remains_go_and_everything_else_stays(store):
     assert not list(locks.iterdir())
     assert keys(store) == before
     assert leftovers(store) == [item for item in leftovers(store) if item.is_of_no_run]
-    kept = before - lost(store)
+    store.checkpoints(LOST).mkdir()  # to go on from
+    assert lost(store) == before - of_run - {evaluated} | {LOST}
     collect(store, leftovers(store))  # when asked for, stages of no run go, too
-    assert (keys(store), leftovers(store)) == (kept, [])
+    assert (keys(store), leftovers(store)) == (of_run | {evaluated}, [])
 
 
 def test_a_symlink_in_the_place_of_a_lock_does_not_stop_a_command(store):
