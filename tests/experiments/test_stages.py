@@ -6,7 +6,7 @@ import pytest
 
 from sapo.conf.load import load_one
 from sapo.conf.schema import Config, MethodConfig, ModelConfig, PolicyConfig, TrainerConfig, settings
-from sapo.data.benchmarks import load_tasks
+from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.data.tasks import Example, Task
 from sapo.experiments.model import identity
@@ -58,27 +58,22 @@ GOLDEN = {
 }
 
 
-def stages(config: Config):
-    (task, *_), _ = load_tasks(config)
-    prompt = Prompt(task.instruction)
+TASK = generate("mini_city", 8, 4, 0)
+PROMPTS = (Prompt("a", 0), Prompt("b", 1))
+
+
+def stages(config, task=TASK, prompts=PROMPTS, state="a" * 64):
+    """A stage of each kind; all but the scoring read the first prompt alone."""
     return {
-        "score": Score(config, BASE, task, task.train[:4], (prompt, Prompt("b", 0))),
-        "train": Train(config, "a" * 64, 1, (TrainingTask(task, (prompt,)),)),
-        "evaluate": Evaluate(config, BASE, task, prompt),
-        "gradient": Gradient(config, BASE, task, task.train[:4], prompt),
+        "score": Score(config, state, task, task.train[:4], prompts),
+        "train": Train(config, state, 1, (TrainingTask(task, prompts[:1]),)),
+        "evaluate": Evaluate(config, state, task, prompts[0]),
+        "gradient": Gradient(config, state, task, task.train[:4], prompts[0]),
     }
 
 
-def with_task(stage, task: Task):
-    if stage.kind == "train":
-        return replace(stage, tasks=(replace(stage.tasks[0], task=task),))
-    return replace(stage, task=task)
-
-
-def with_prompt(stage, prompt: Prompt):
-    if stage.kind == "train":
-        return replace(stage, tasks=(replace(stage.tasks[0], prompts=(prompt,)),))
-    return replace(stage, prompt=prompt)
+def keys(config, **changes):
+    return {kind: stage.key for kind, stage in stages(config, **changes).items()}
 
 
 def changed(config: Config, key: str, tokenizer) -> Config:
@@ -120,44 +115,38 @@ def config():
 def test_every_setting_changes_exactly_the_keys_of_the_stages_that_read_it(config, tmp_path, key):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    before = stages(config)
-    other = changed(config, key, tmp_path)
-    after = {kind: replace(stage, config=other) for kind, stage in before.items()}
+    before, after = keys(config), keys(changed(config, key, tmp_path))
     reads = {kind for kind, names in READS.items() if key in names or key == "model.path"}
-    assert {kind for kind in READS if before[kind].key != after[kind].key} == reads
+    assert {kind for kind in READS if before[kind] != after[kind]} == reads
 
 
-def test_state_prompt_rows_and_task_frame_are_part_of_the_key(tiny_config):
-    config = tiny_config()
-    for stage in stages(config).values():
-        task = stage.readings[0][0]
-        variants = [replace(stage, state="f" * 64), with_task(stage, replace(task, suffix="Other."))]
-        if stage.kind == "score":
-            variants.append(replace(stage, prompts=(Prompt("other", 0),)))
-        else:
-            variants.append(with_prompt(stage, Prompt("other")))
-        if stage.kind in {"score", "gradient"}:
-            variants.append(replace(stage, examples=stage.examples[:3]))
-        else:
-            rows = (Example("other", "row"),)
-            variants.append(with_task(stage, replace(task, train=rows, test=rows)))
-        keys = {variant.key for variant in (stage, *variants)}
-        assert len(keys) == len(variants) + 1
+ROWS = (Example("other", "row"),)
+EVERY = set(READS)
 
 
-def test_a_stage_does_not_read_the_other_split_nor_the_pool_place_of_its_prompt(tiny_config):
-    found = stages(tiny_config())
-    train, evaluate = found["train"], found["evaluate"]
-    none = (Example("other", "row"),)
-    assert with_task(train, replace(train.tasks[0].task, test=none)).key == train.key
-    assert with_task(evaluate, replace(evaluate.task, train=none)).key == evaluate.key
-    text = train.tasks[0].prompts[0].text
-    assert with_prompt(train, Prompt(text, 7)).key == train.key
+@pytest.mark.parametrize(
+    ("changes", "reads"),
+    [
+        ({"state": "f" * 64}, EVERY),
+        ({"prompts": (Prompt("other", 0), Prompt("b", 1))}, EVERY),
+        ({"prompts": (Prompt("a", 7), Prompt("b", 1))}, {"score"}),  # the place in its pool
+        ({"prompts": (Prompt("a", 0),)}, {"score"}),
+        ({"task": replace(TASK, suffix="Other.")}, EVERY),
+        ({"task": replace(TASK, train=ROWS)}, EVERY - {"evaluate"}),
+        ({"task": replace(TASK, test=ROWS)}, {"evaluate"}),
+        ({"task": replace(TASK, train=TASK.train[:4])}, {"train"}),
+    ],
+)
+def test_state_prompts_rows_and_task_frame_are_part_of_the_keys_of_stages_that_read_them(
+    config, changes, reads
+):
+    before, after = keys(config), keys(config, **changes)
+    assert {kind for kind in READS if before[kind] != after[kind]} == reads
 
 
-def test_drawn_prompts_and_how_often_they_are_drawn_are_part_of_the_key(tiny_config):
-    train = stages(tiny_config())["train"]
-    drawn = replace(train, tasks=(replace(train.tasks[0], prompts=(Prompt("a", 0), Prompt("b", 1))),))
+def test_drawn_prompts_and_how_often_they_are_drawn_are_part_of_the_key(config):
+    train = stages(config)["train"]
+    drawn = replace(train, tasks=(replace(train.tasks[0], prompts=PROMPTS),))
     often = replace(drawn, config=replace(drawn.config, policy=PolicyConfig("paft", redraw=4)))
     assert len({stage.key for stage in (train, drawn, often)}) == 3
 
@@ -173,17 +162,14 @@ def test_a_stage_holds_no_setting_that_it_does_not_hash_but_how_it_is_computed(t
 def test_earlier_adapters_that_count_less_do_so_by_their_rank(tiny_config):
     """`scorer.state=shrunk` divides a task's rank by that of all adapters."""
     ranks = [tiny_config("scorer.state=shrunk", f"method.rank={rank}") for rank in (2, 4)]
-    assert len({stages(config)["score"].key for config in ranks}) == 2
+    assert len({keys(config)["score"] for config in ranks}) == 2
 
 
 def test_the_first_training_of_methods_that_keep_only_an_adapter_is_one(tiny_config):
     plain = ("lorainc", "sequential", "single", "multitask", "olora")
     for state, kinds in ((BASE, 1), ("a" * 64, 5)):
-        trains = [
-            replace(stages(tiny_config(f"method={name}", "method.weight=1"))["train"], state=state)
-            for name in plain
-        ]
-        assert len({train.key for train in trains}) == kinds
+        configs = (tiny_config(f"method={name}", "method.weight=1") for name in plain)
+        assert len({keys(config, state=state)["train"] for config in configs}) == kinds
 
 
 def test_keys_stay_what_they_were(monkeypatch):
