@@ -28,9 +28,6 @@ from sapo.experiments.model.load import LanguageModel
 from sapo.experiments.model.rows import TrainingTask, training_rows
 from sapo.experiments.model.scoring import pool_losses
 
-# The means that an evaluation's result holds, those of them that it has measured.
-MEASURED = ("rougeL", "exact_match", "nll", "kl")
-
 
 @dataclass(frozen=True)
 class Score(Stage):
@@ -206,8 +203,9 @@ class Evaluate(Stage):
             if self.config.evaluator.answers:
                 table.loc[table["is_shortened"], ["rougeL", "exact_match"]] = 0.0
         table.to_parquet(folder / EXAMPLES)
+        measures = ("rougeL", "exact_match", "nll", "kl")
         return {
-            **{name: float(table[name].mean()) for name in MEASURED if table[name].notna().all()},
+            **{name: float(table[name].mean()) for name in measures if table[name].notna().all()},
             "examples": len(table),
             "tokens": sum(len(row.input_ids) for row in rendered),
             "shortened": int(table["is_shortened"].sum()),

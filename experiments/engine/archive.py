@@ -33,8 +33,6 @@ from sapo.experiments.engine.store import KINDS, PROBE_FILES, RUN_FILES, Store, 
 FORMAT = 1
 INDEX = "index.json"
 LARGEST_INDEX = 2**26
-_PIECE = 2**20
-_RESULTS = (".parquet", ".safetensors")
 _STAGE = re.compile(
     rf"stages/(?:{'|'.join(KINDS)})/[0-9a-f]{{64}}/(?:\w[\w.-]*/){{0,3}}\w[\w.-]*\.(?:json|yaml|parquet|safetensors|md)",
     re.ASCII,
@@ -65,10 +63,10 @@ def export_runs(folders: Sequence[Path], target: Path, with_stages: bool = True)
     if target.exists():
         raise UserError(f"{target} exists already. Name a new file; nothing is overwritten.")
     probes = [folder for folder in folders if (folder / ProbeRecord.FILE).is_file()]
-    of_probes = [
+    of_probes = (
         f.parent.parent / "runs" / name for f in probes for name in read_record(ProbeRecord, f).runs.values()
-    ]
-    runs = list(dict.fromkeys([*of_probes, *(folder for folder in folders if folder not in probes)]))
+    )
+    runs = [*dict.fromkeys([*of_probes, *(folder for folder in folders if folder not in probes)])]
     folders = [*runs, *probes]
     with ExitStack() as held:
         for root in dict.fromkeys(folder.parent.parent for folder in folders):
@@ -92,10 +90,8 @@ def _listed(folders: Sequence[Path], with_stages: bool) -> tuple[dict[str, tuple
         for stage in record.stages if with_stages else ():
             stored = store.find(stage.kind, stage.key)
             if stored is None:
-                raise UserError(
-                    f"Stage {stage.kind}/{stage.key[:12]} of {record.WHAT} {folder.name} is not in "
-                    f"{store.root}. {mend(folder)}"
-                )
+                what = f"Stage {stage.kind}/{stage.key[:12]} of {record.WHAT} {folder.name}"
+                raise UserError(f"{what} is not in {store.root}. {mend(folder)}")
             parts[f"stages/{stage.kind}/{stage.key}"] = stored.folder
     files: dict[str, tuple[Path, FileFacts]] = {}
     for name, folder in parts.items():
@@ -157,7 +153,7 @@ def import_archive(file: Path, store: Store) -> Archived:
                 if sizes.pop(member.name, None) != member.size:
                     raise UserError(f"{file}: {member.name} is not as its index says, or comes twice.")
                 tar.extract(member, scratch, set_attrs=False, filter="data")
-            if stream.read(_PIECE).strip(b"\0") or stream.read(1):  # its end, where the sum is checked
+            if stream.read(2**20).strip(b"\0") or stream.read(1):  # its end, where the sum is checked
                 raise ValueError("more follows its end")
         if sizes:
             raise UserError(f"{file} is not whole: {next(iter(sizes))} is missing.")
@@ -180,9 +176,7 @@ def import_archive(file: Path, store: Store) -> Archived:
             with store.lock(record.name):
                 if not (final / RECORDS[final.parent.name].FILE).is_file():
                     put_record(record, final)
-    runs, probes = (
-        [path.name for path in records if path.parent.name == kind] for kind in ("runs", "probes")
-    )
+    runs, probes = ([path.name for path in records if path.parent.name == kind] for kind in RECORDS)
     return Archived(runs, probes, len(stages), len(stages) - n_new, n_bytes)
 
 
@@ -260,9 +254,9 @@ def _has_already(store: Store, stage: Path) -> bool:
     stored = store.find(stage.parent.name, stage.name)
     if stored is None:
         return False
-    # Seconds and environment differ from one time to the next.
+    results = (".parquet", ".safetensors")  # seconds and environment differ from one time to the next
     there, here = (
-        {name: facts.sha256 for name, facts in read_manifest(folder).items() if name.endswith(_RESULTS)}
+        {name: facts.sha256 for name, facts in read_manifest(folder).items() if name.endswith(results)}
         for folder in (stored.folder, stage)
     )
     if there != here:
