@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import tarfile
-import threading
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -318,28 +317,20 @@ def test_a_stage_that_a_run_computes_meanwhile_stays(file, there, monkeypatch):
     assert [path.stat().st_ino for path in there.root.glob("stages/evaluate/*")] == computed
 
 
-def test_an_import_and_the_collection_of_what_no_run_refers_to_wait_for_each_other(
-    store, file, there, monkeypatch
-):
+def test_whoever_imports_keeps_collections_away_and_what_they_have_listed_stays(file, there, monkeypatch):
     """Its stages are in place and its run is not, when another command lists and deletes."""
-    placed, go_on, put_record = threading.Event(), threading.Event(), archive.put_record
+    put_record, found = archive.put_record, []
 
-    def slow(*arguments):
-        placed.set()
-        assert go_on.wait(60)
+    def beside(*arguments):
+        found.extend(leftovers(Store(there.root)))
+        with pytest.raises(UserError, match="At work"):
+            collect(Store(there.root), found)
         put_record(*arguments)
 
-    monkeypatch.setattr(archive, "put_record", slow)
-    importing = threading.Thread(target=import_archive, args=(file, there))
-    importing.start()
-    assert placed.wait(60)
-    found = leftovers(Store(there.root))
-    with pytest.raises(UserError, match="At work"):
-        collect(Store(there.root), found)
-    go_on.set()
-    importing.join(60)
+    monkeypatch.setattr(archive, "put_record", beside)
+    import_archive(file, there)
     assert {item.path.name for item in found if item.is_of_no_run} == {s.key for _, s in there.stages()}
-    collect(Store(there.root), found)  # listed before the run was there
+    collect(Store(there.root), found)
     assert verify(there) == []
     assert len(list(there.stages())) == 3
 
