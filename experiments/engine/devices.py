@@ -1,9 +1,8 @@
 """Computing one stage: in this process, or on several devices of this machine, a process each.
 
 Every process runs the whole stage on its share of the rows (`model/ranks.py`), and the first one writes. They
-live as long as this one and keep the base model loaded, as a single one does, which is why PyTorch starts
-them here as it does for Accelerate's launchers: those end with the one function that they were started for,
-and would load the model anew for each stage.
+live as long as this one and keep the base model loaded, as a single one does: those of PyTorch's and
+Accelerate's launchers end with the one function that they were started for, and would load it for each stage.
 """
 
 import atexit
@@ -15,18 +14,18 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 from contextlib import ExitStack
 from datetime import timedelta
 from logging.handlers import QueueHandler
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import distributed
-from torch.multiprocessing import get_context, start_processes
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.data.files import write_json
@@ -40,7 +39,6 @@ from sapo.experiments.model.load import load_model
 
 # A process that is waited for is watched from here: nobody has to give up waiting.
 _PATIENCE = timedelta(days=30)
-_END = 5.0  # seconds that a process has to end in before it is killed
 _log = logging.getLogger(__name__)
 
 
@@ -89,53 +87,56 @@ class _DiedError(Exception):
 
 
 class _Group:
-    """The processes, waiting for a stage or at one."""
+    """The processes by the pipes to them, waiting for a stage or at one."""
 
     def __init__(self, size: int, device: str) -> None:
         self._held = ExitStack()
         meeting = self._held.enter_context(own_folder("sapo-devices-", tempfile.gettempdir()))
-        pairs = [get_context("spawn").Pipe() for _ in range(size)]
-        self._pipes, theirs = [ours for ours, _ in pairs], [end for _, end in pairs]
-        given = (size, device, meeting, theirs, logging.getLogger("sapo").getEffectiveLevel())
-        self._context = start_processes(_work, given, nprocs=size, join=False, daemon=True)
-        for end in theirs:  # so that the end of a process is the end of its pipe
-            end.close()
+        context, level = get_context("spawn"), logging.getLogger("sapo").getEffectiveLevel()
+        self.processes: dict[Any, Any] = {}
+        for rank in range(size):
+            pipe, theirs = context.Pipe()
+            given = (rank, size, device, meeting, theirs, level)
+            self.processes[pipe] = context.Process(target=_work, args=given, daemon=True)
+            self.processes[pipe].start()
+            theirs.close()  # so that the end of a process is the end of its pipe
 
     def compute(self, stage: Stage, folder: Path, root: Path) -> None:
         """Has all of them compute the stage; on any error none of them is left."""
-        said, waiting = set(), list(self._pipes)
-        with ExitStack() as unless_done:
-            unless_done.callback(close)
-            try:
-                for pipe in self._pipes:
-                    pipe.send((stage, folder, root))
-                while waiting:
-                    ready: list[Any] = connection.wait(waiting)
-                    for pipe in ready:
-                        found = pipe.recv()
-                        if found is None:
-                            waiting.remove(pipe)
-                        elif isinstance(found, UserError):
-                            raise found
-                        elif (text := found.getMessage()) not in said:
-                            said.add(text)
-                            logging.getLogger(found.name).handle(found)
-            except (EOFError, ConnectionError):
-                time.sleep(0.2)  # where one was killed, the others fail in what they exchange with it
-                killed = [p for p in self._context.processes if (p.exitcode or 0) < 0]
-                if killed:
-                    name = signal.Signals(-killed[0].exitcode).name
-                    raise _DiedError(f"process {killed[0].pid} ended by {name}.") from None
-                # Raises what a process has raised, with its traceback.
-                self._context.join(_END, grace_period=_END)
-                raise _DiedError("a process ended.") from None
-            unless_done.pop_all()
+        said, waiting = set(), [*self.processes]
+        try:
+            for pipe in self.processes:
+                pipe.send((stage, folder, root))
+            while waiting:
+                ready: list[Any] = connection.wait(waiting)
+                for pipe in ready:
+                    found = pipe.recv()
+                    if found is None:
+                        waiting.remove(pipe)
+                    elif isinstance(found, Exception):
+                        raise found
+                    elif (text := found.getMessage()) not in said:
+                        said.add(text)
+                        logging.getLogger(found.name).handle(found)
+        except UserError:
+            raise
+        except Exception as error:
+            time.sleep(0.2)  # where one was killed, the others fail in what they exchange with it
+            for process in self.processes.values():
+                if (process.exitcode or 0) < 0:
+                    name = signal.Signals(-process.exitcode).name
+                    raise _DiedError(f"process {process.pid} ended by {name}.") from error
+            if isinstance(error, EOFError | ConnectionError):
+                raise _DiedError("a process ended.") from error
+            raise
+        finally:
+            if waiting:
+                close()
 
     def close(self) -> None:
         """Ends the processes."""
-        for pipe in self._pipes:
+        for pipe, process in self.processes.items():
             pipe.close()
-        for process in self._context.processes:
             process.kill()  # nothing of theirs is half done: what they write lies aside until it is whole
             process.join()
         self._held.close()
@@ -161,12 +162,9 @@ def close() -> None:
         _groups.popitem()[1].close()
 
 
-def _work(rank: int, size: int, device: str, meeting: Path, pipes: list[Any], level: int) -> None:
+def _work(rank: int, size: int, device: str, meeting: Path, pipe: Any, level: int) -> None:
     """What each process does: joins the others, and computes what it is sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    pipe = pipes.pop(rank)
-    for other in pipes:
-        other.close()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore")  # libraries', as in every command
     sender, logger = QueueHandler(pipe), logging.getLogger("sapo")
@@ -201,7 +199,8 @@ def _work(rank: int, size: int, device: str, meeting: Path, pipes: list[Any], le
         with tempfile.TemporaryDirectory(dir=meeting) as aside:
             try:
                 _compute_here(stage, Store(root), Path(aside) if rank else folder)
-            except UserError as error:
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # it is raised elsewhere
                 answer = error
         pipe.send(answer)
 

@@ -28,12 +28,12 @@ def add_stage(
         table = folder / TABLES.get(kind, "examples.parquet")
         table.parent.mkdir(exist_ok=True)
         table.write_bytes(content)
-    return {"kind": kind, "key": key, "task": "t", "device": "cpu", "seconds": 1.0, "tokens": 3}
+    return {"kind": kind, "key": key, "task": "t"}
 
 
 def record(name: str, stages: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """What `run.json` says of a run of some stages."""
-    states = [{"after": 1, "key": s["key"], "tasks": ["t"]} for s in stages if s["kind"] == "train"]
+    states = [{"after": 1, "key": s["key"], "tasks": ["t"]} for s in stages if s.get("kind") == "train"]
     return record_of(name, ["t"], **{"stages": stages, "states": states} | changes)
 
 

@@ -227,12 +227,6 @@ def forged(store: Store, path: Path, part: str, name: str, content: Any, fits: b
     return pack(path, files, {"format": 1, "files": {name: len(data) for name, data in files.items()}})
 
 
-def of_stage(**changes: Any) -> dict[str, Any]:
-    """The record of a run of one stage."""
-    stage = {"kind": "train", "key": KEY, "task": "t", "device": "cpu", "seconds": 1.0, "tokens": 1}
-    return record(RUN, [stage | changes])
-
-
 # Settings that are few lines, and nine to the power of thirty values.
 BOMB = "a0: &a0 [x]" + "".join(f"\na{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 31))
 SETTINGS = [
@@ -245,9 +239,9 @@ SETTINGS = [
 ]
 FORGED = [
     ("run.json: sequence: Field required", "run", "run.json", {"id": RUN}, True),
-    ("run.json: stages.0.kind: ", "run", "run.json", of_stage(kind="../.."), True),
-    ("run.json: stages.0.key: ", "run", "run.json", of_stage(key="/" + "a" * 63), True),
-    ("Run .* lacks train .*is gone", "run", "run.json", of_stage(), True),
+    ("run.json: stages.0.kind: ", "run", "run.json", record(RUN, [{"kind": "../.."}]), True),
+    ("run.json: stages.0.key: ", "run", "run.json", record(RUN, [{"key": "/" + "a" * 63}]), True),
+    ("Run .* lacks train .*is gone", "run", "run.json", record(RUN, [{}]), True),
     ("holds another run than its name says", "run", "run.json", record("b", []), True),
     ("Damaged: runs/.*run.json", "run", "run.json", {}, False),
     ("/dev/zero, which does not lie in", "run", "/dev/zero", None, True),

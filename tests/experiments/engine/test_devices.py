@@ -95,7 +95,8 @@ def learn_and_kill(config, root, number=None):
         manifests = lambda: store.checkpoints(stage.key).glob("checkpoint-*/manifest.json")  # noqa: E731
         while not any(int(path.parent.name[11:]) >= number for path in manifests()):
             time.sleep(0.002)
-        killed.extend(next(iter(devices._groups.values()))._context.pids())
+        (group,) = devices._groups.values()
+        killed.extend(process.pid for process in group.processes.values())
         os.kill(killed[1], signal.SIGKILL)
 
     if number:
@@ -161,7 +162,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     code = (
         "from sapo.experiments.engine import devices\n"
         "if __name__ == '__main__':\n"
-        "    group = devices._Group(2, 'cpu'); print(*group._context.pids(), flush=True); input()"
+        "    group = devices._Group(2, 'cpu')\n"
+        "    print(*(process.pid for process in group.processes.values()), flush=True); input()"
     )
     (tmp_path / "start.py").write_text(code)
     (tmp_path / "temporary").mkdir()
