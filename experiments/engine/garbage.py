@@ -4,10 +4,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +49,20 @@ def verify(store: Store, with_stages: bool = True) -> list[Problem]:
                 found.append(Problem(str(unreadable(store.root / part, error))))
                 continue
             for folder in folders:
-                if folder.is_dir() and not folder.name.startswith("."):
-                    found += _settled(store, folder.name, partial(_problems, folder))
-                    found += _missing(store, folder, with_stages) if part in RECORDS else ()
+                if not folder.is_dir() or folder.name.startswith("."):
+                    continue
+                if _problems(folder):
+                    with _unwritten(store, folder.name) as is_so:
+                        found += _problems(folder) if is_so else []
+                found += _missing(store, folder, with_stages) if part in RECORDS else []
     return found
 
 
-def _settled(store: Store, lock: str, look: Callable[[], list[Problem]]) -> list[Problem]:
-    """The problems of a folder, looked for again under its lock; none while another command writes it."""
-    if not look():
-        return []
+def _unwritten(store: Store, lock: str) -> AbstractContextManager[bool]:
+    """Whether no command writes what the lock is for; inside, none does."""
     path = store.root / "locks" / f"{lock}.lock"
     # Where it cannot be opened nobody holds it, or nobody may write here.
-    with try_lock(path) if os.access(path, os.W_OK) else nullcontext(True) as is_free:
-        return look() if is_free else []
+    return try_lock(path) if os.access(path, os.W_OK) else nullcontext(True)
 
 
 def _problems(folder: Path) -> list[Problem]:
@@ -95,7 +94,7 @@ def _problems(folder: Path) -> list[Problem]:
 
 def _missing(store: Store, folder: Path, with_stages: bool) -> list[Problem]:
     """Stages and runs that a run or probe is made of and that are not there."""
-    kind, remedy, found = RECORDS[folder.parent.name], records.mend(folder), []
+    kind, remedy, found = RECORDS[folder.parent.name], records.mend(folder), list[Problem]()
     try:
         record = records.parse(kind, folder / kind.FILE, remedy)
     except UserError:  # it is damaged, or being written again
@@ -109,15 +108,11 @@ def _missing(store: Store, folder: Path, with_stages: bool) -> list[Problem]:
         parts[f"runs/{run}/{RunRecord.FILE}"] = f"run {run}"
     for name, what in parts.items():
         path = store.root / name
-        lack = Problem(
-            f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {remedy}"
-        )
-        found += _settled(store, path.parent.name, partial(_unless_there, path, lack))
+        if not path.exists():
+            with _unwritten(store, path.parent.name) as is_so:
+                line = f"{kind.WHAT.capitalize()} {folder.name} lacks {what}: {path.parent} is gone. {remedy}"
+                found += [Problem(line)] if is_so and not path.exists() else []
     return found
-
-
-def _unless_there(path: Path, lack: Problem) -> list[Problem]:
-    return [] if path.exists() else [lack]
 
 
 def delete_damaged(store: Store, problems: Sequence[Problem]) -> list[Path]:
