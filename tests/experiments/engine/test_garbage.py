@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from made_up import seal
+from made_up import seal, write_probe
 from making import RUN, add_run, add_stage, record
 
 from sapo.conf.errors import UserError, WorkError
@@ -101,26 +101,15 @@ def test_copies_of_runs_are_no_damage(store):
 
 
 def test_a_probe_has_its_stages_and_runs(store):
-    folder, stage = store.root / "probes" / "p", add_stage(store, "gradient")
-    folder.mkdir(parents=True)
-    content = record("p", [stage]) | {
-        "tasks": ["a", "b"],
-        "prompts": {"-1": "x"},
-        "runs": {"-1": RUN},
-        "missing": [],
-        "n_scored": 1,
-        "n_cut": 0,
-        "identity": {"scorer": {"reduction": "token", "include_original": False}},
-    }
-    write_json(folder / "probe.json", content)
-    seal(folder)
+    stage = add_stage(store, "gradient")
+    write_probe(store.root, "p", 3, unseen=["u"], n=3, stages=[stage])
     assert verify(store) == []
     assert stage["key"] in referred(store)
     shutil.rmtree(store.root / "stages" / "gradient")
-    shutil.rmtree(store.run_folder(RUN))
+    shutil.rmtree(store.run_folder("p-0"))
     assert [problem.line.split(":")[0] for problem in verify(store)] == [
         f"Probe p lacks gradient {stage['key'][:12]} of t",
-        f"Probe p lacks run {RUN}",
+        "Probe p lacks run p-0",
     ]
 
 
