@@ -38,17 +38,9 @@ OTHER_VALUES = {
     "model.template_options": {"enable_thinking": False},
     "model.dtype": "bfloat16",
     "model.lora_targets": ["q_proj"],
-    "method.name": "sequential",
-    "trainer.schedule": "linear",
     "engine.device": "cuda",
-    "data.truncation": "end",
     "data.separator": "prompt",
     "data.layout": "plain",
-    "data.label_blanks": "keep",
-    "scorer.state": "shrunk",
-    "evaluator.scores": "published",
-    "trainer.seeding": "run",
-    "trainer.step_count": "floor",
 }
 GOLDEN = {
     "score": "88b050e9e2bff388",
@@ -85,6 +77,8 @@ def changed(config: Config, key: str, tokenizer) -> Config:
         new = OTHER_VALUES[key]
     elif key in {"model.tokenizer", "model.path"}:
         new = str(tokenizer)
+    elif choices := settings()[key].metadata.get("choices"):
+        new = next(choice for choice in choices if choice != old)
     elif isinstance(old, bool):
         new = not old
     elif isinstance(old, int | float):
