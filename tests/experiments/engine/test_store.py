@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -67,7 +68,7 @@ def test_damage_is_looked_for_once_a_process_and_refused_by_name(store, read):
     put(store, "a")
     weights = store.find("train", "a").folder / "adapter" / "weights"
     assert store.find("train", "a")
-    assert sorted(read) == ["result.json", "weights"] * 2  # when it was stored, and now
+    assert Counter(read) == {"result.json": 2, "weights": 2}  # when it was stored, and now
     for damage in (lambda: weights.write_text("Content"), weights.unlink):
         damage()
         with pytest.raises(WorkError, match=r"Damaged: .*weights.*sapo store verify --delete"):
