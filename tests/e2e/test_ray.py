@@ -47,8 +47,7 @@ def test_runs_on_workers_share_stages_keep_strangers_out_and_leave_nothing_runni
     assert told == []
     # Both runs test the untouched model in the same way: computed for one, stored for the other.
     assert events["evaluate stored"] >= 2
-    assert messages[:2] == ["", ""]
-    assert "finite" in messages[2]  # one that fails fails alone
+    assert messages == ["", "", "ValueError: Invalid learning rate: nan"]  # one that fails fails alone
     # It listens on this machine only, and turns away who has no token.
     assert address.startswith("127.0.0.1:")
     assert joined != 0
