@@ -81,8 +81,8 @@ class PrefixLayer(DynamicLayer):
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys and values so far, the prefix's in every row."""
-        own: Any = zip(self.prefix, (self.keys, self.values), strict=True)
-        keys, values = (torch.cat([all_.expand(len(rest), -1, -1, -1), rest], dim=-2) for all_, rest in own)
+        pairs: Any = zip(self.prefix, (self.keys, self.values), strict=True)
+        keys, values = (torch.cat([once.expand(len(own), -1, -1, -1), own], dim=-2) for once, own in pairs)
         return keys, values
 
     def get_seq_length(self) -> int:

@@ -119,9 +119,9 @@ def answer_and_nll(
     """
     if not forward.takes_positions(model) and len(batch) > 1:  # padding would be counted
         return [answer_and_nll(model, [row], max_new_tokens, stop_ids)[0] for row in batch]
-    lengths, parts = [len(example.input_ids) - prefix.length for example in batch], [list(range(len(batch)))]
-    keeps_all = forward.can_share_prefix(model)
+    keeps_all, parts = forward.can_share_prefix(model), [list(range(len(batch)))]
     if keeps_all:
+        lengths = [len(example.input_ids) - prefix.length for example in batch]
         parts = by_tokens(lengths, sum(lengths), forward.pass_tokens(model))
     read = [_read(model, [batch[i] for i in part], prefix) for part in parts]
     readings, begun, nll = zip(*read, strict=True)

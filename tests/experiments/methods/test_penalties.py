@@ -170,10 +170,8 @@ def test_ewc_of_weight_zero_is_sequential_to_the_bit_and_so_is_its_first_task(st
 def test_what_ewc_keeps_is_of_the_size_of_its_adapter(states):
     _, second = states("method=ewc")
     kept = second.result.kept
-    assert set(kept) == {
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-        "kept/anchor.safetensors", "kept/fisher.safetensors",
-    }  # fmt: skip
+    files = [f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")]
+    assert [*kept] == [*files, "kept/anchor.safetensors", "kept/fisher.safetensors"]
     assert kept["kept/fisher.safetensors"] == kept["kept/anchor.safetensors"]
     assert same(load_file(second.folder / KEPT / ANCHOR), adapter(second))
     fisher = load_file(second.folder / KEPT / FISHER)
@@ -198,8 +196,8 @@ def test_a_killed_training_goes_on_with_its_penalty(method, states, tmp_path, ki
     resumed, other = learn(method(*second), tmp_path / "killed")
     assert len(expected["penalties"]) == 4
     assert expected["penalties"][-1] > 0
-    assert resumed["penalties"] == expected["penalties"]
-    assert resumed["losses"] == expected["losses"]
+    assert resumed.pop("earlier_seconds") > 0
+    assert resumed == expected
     assert same(other, weights)
 
 

@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 
-from sapo.conf.load import load_one
+from sapo.conf.schema import ModelConfig
 from sapo.experiments.model.fetch import model_folder
 
 
-@pytest.fixture(scope="session")
-def tiny_source() -> Path:
-    """The tiny Llama's own folder, not to be changed."""
-    return model_folder(load_one(["model=tiny_llama"]).model)
-
-
 @pytest.fixture
-def tiny_folder(tmp_path: Path, tiny_source: Path) -> Path:
+def tiny_folder(tmp_path: Path) -> Path:
     """A copy of the tiny Llama's folder."""
-    return Path(shutil.copytree(tiny_source, tmp_path / "model"))
+    return Path(shutil.copytree(model_folder(ModelConfig("tiny", "tiny:llama")), tmp_path / "model"))
 
 
 @pytest.fixture
