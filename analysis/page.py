@@ -149,6 +149,7 @@ _ENVIRONMENT.filters |= {
     "digest": lambda text: hashlib.sha256(text.encode()).digest(),
     "are_numbers": render.are_numbers,
     "dash": lambda text: NONE if text == "-" else text,
+    "score": lambda score: NONE if pd.isna(score) else f"{score:.1f}",
 }
 _ENVIRONMENT.tests |= {"missing": pd.isna, "hash": lambda text: re.fullmatch("[0-9a-f]{64}", text)}
 

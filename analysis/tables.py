@@ -99,7 +99,6 @@ def score_table(
     lines: list[dict[str, Any]] = []
     for (model, sequence, method, parity), variants in groups.items():
         members = [run for variant in variants for run in variant.runs]
-        _require_same_tasks(members)
         title = [model, sequence, method, "" if parity in ("paper", "") else f"parity {parity}"]
         title += [] if "policy" in settings else policies
         theirs = published(paper, model, sequence, method) if with_paper else pd.DataFrame()
@@ -141,13 +140,21 @@ Group = tuple[str, str, str, str]  # model, sequence, method, parity; empty wher
 
 
 def grouped(runs: Sequence[RunResult]) -> dict[Group, list[Variant]]:
-    """The variants of each model, sequence, method and parity: `static` first, else in the runs' order."""
+    """The variants of each model, sequence, method and parity: `static` first, else in the runs' order.
+
+    Raises UserError if runs of one group train different tasks.
+    """
     differing = varying(runs)
     values = dict(zip(runs, map(tuple, differing.to_numpy()), strict=True))
     keys = {run: (run.model, run.sequence, run.method, run.record.parity) for run in runs}
     shows_policy = differing.empty or len({run.policy for run in runs}) > 1
     found: dict[Group, dict[str, list[RunResult]]] = {}
     for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
+        both = (next(other for other in runs if keys[other] == keys[run]), run)
+        if both[0].tasks != run.tasks:
+            trained = "; ".join(f"{each.id} {', '.join(map(short_name, each.tasks))}" for each in both)
+            why = f"Runs that train different tasks cannot stand in one table: {trained}"
+            raise UserError(f"{why}. Analyze them apart.")
         alike = [other for other in runs if (keys[other], other.policy) == (keys[run], run.policy)]
         are_several = [len(set(facts)) > 1 for facts in zip(*map(_pool_of, alike), strict=True)]
         which = ", ".join(filter(None, compress(_pool_of(run), are_several)))
@@ -213,16 +220,6 @@ def _merged(groups: dict[Group, list[Variant]]) -> tuple[dict[Group, list[Varian
         common = tuple("" if place in apart else part for place, part in enumerate(key))
         found.setdefault(common, []).append(replace(variant, name=", ".join(own)))  # type: ignore[arg-type]
     return found, [("model", "sequence", "method", "parity")[place] for place in apart]
-
-
-def _require_same_tasks(runs: Sequence[RunResult]) -> None:
-    for other in runs[1:]:
-        if other.tasks != runs[0].tasks:
-            both = (f"{run.id} {', '.join(map(short_name, run.tasks))}" for run in (runs[0], other))
-            raise UserError(
-                f"Runs that train different tasks cannot stand in one table: {'; '.join(both)}. "
-                "Analyze them apart."
-            )
 
 
 def base_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
@@ -396,21 +393,19 @@ def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame
     `n_seeds` where the paper does not say.
     """
     rows: list[dict[str, Any]] = []
-    warnings = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
+    left: dict[str, list[str]] = {}
     for (model, sequence, method, _), variants in grouped(runs).items():
         for variant in variants:
-            base = base_of(variant, variants)
+            base, pairs = base_of(variant, variants), []
             bases = {run.seed: run for run in base.runs} if base and base.policy == BASE else {}
-            scored = [run for run in variant.runs if len(_seconds(run, "score"))]
-            alone = [run.id for run in scored if run.seed not in bases]
-            pairs = [(bases[run.seed], run) for run in scored if run.seed in bases]
-            mixed = [run.id for base, run in pairs if len(_hardware(base, run)) > 1]
-            for left, reason in (
-                (alone, f"no {BASE} run has their seed"),
-                (mixed, f"they or their {BASE} run were computed on several kinds of hardware"),
-            ):
-                warnings += [f"Left out, since {reason}: {', '.join(left)}."] if left else []
-            pairs = [(base, run) for base, run in pairs if run.id not in mixed]
+            for run in (run for run in variant.runs if len(_seconds(run, "score"))):
+                if run.seed not in bases:
+                    left.setdefault(f"no {BASE} run has their seed", []).append(run.id)
+                elif len(_hardware(bases[run.seed], run)) > 1:
+                    why = f"they or their {BASE} run were computed on several kinds of hardware"
+                    left.setdefault(why, []).append(run.id)
+                else:
+                    pairs.append((bases[run.seed], run))
             if pairs:
                 names = {"model": model, "sequence": sequence, "method": method, "policy": variant.name}
                 rows.append({"source": "ours", **names, **_times(pairs, draws)})
@@ -420,6 +415,8 @@ def timings(runs: Sequence[RunResult], draws: int = DRAWS) -> tuple[pd.DataFrame
         seconds = {name: of_paper * HOUR for name, of_paper in hours.items()}
         rows += paper.assign(source="paper", policy="sapo", **seconds).to_dict("records")
     frame = pd.DataFrame(rows, columns=TIMING_COLUMNS).drop_duplicates(ignore_index=True)
+    warnings = [DEMONSTRATION] if any(run.demonstration for run in runs) else []
+    warnings += [f"Left out, since {why}: {', '.join(ids)}." for why, ids in left.items()]
     if "ours" not in set(frame["source"]):
         warnings.append("No run here has both a scoring policy's times and those of a `static` run.")
     hardware = "; ".join(sorted({device for run in runs for device in run.devices()}))

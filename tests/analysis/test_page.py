@@ -278,8 +278,14 @@ def test_the_page_says_how_many_of_how_many_are_shown(two, page, monkeypatch):
     assert len([row for row in short.all("tr") if "data-change" in row]) == 2 * 3 * 10
 
 
-def test_long_answers_are_cut_and_say_so(run_folder):
-    text = html(report_of(edit_run(run_folder(n=1), lambda frame: frame.assign(prediction="x" * 1000))))
+def test_long_answers_are_cut_and_say_so_and_scores_that_are_not_there_are_dashes(run_folder):
+    facts = {"prediction": "x" * 1000, "rougeL": np.nan, "exact_match": np.nan}
+    folder = edit_run(
+        run_folder(n=1), lambda f: f.assign(**facts), identity={"evaluator": {"answers": False}}
+    )
+    text = html(Report([load_run(folder)], measure="nll"))
+    assert ">–</td>" in text.partition('id="answers"')[2]
+    assert "nan" not in text.partition('id="answers"')[2]
     assert "x" * 600 + "… (1000 letters)" in text
     assert "x" * 601 not in text
 
