@@ -128,14 +128,8 @@ def test_the_page_needs_nothing_but_itself(two, page):
 def test_the_policy_of_the_page_lets_only_its_own_script_run(page):
     (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
-    assert dict(rule.strip().split(" ", 1) for rule in policy.split(";")) == {
-        "default-src": "'none'",
-        "img-src": "data:",
-        "style-src": "'unsafe-inline'",
-        "script-src": f"'sha256-{digest}'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
+    nothing = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-"
+    assert policy == f"{nothing}{digest}'; base-uri 'none'; form-action 'none'"
 
 
 # --- what it holds -----------------------------------------------------------------------------------------
