@@ -87,8 +87,8 @@ def size_figure(points: pd.DataFrame, measure: str, title: str) -> Figure:
             bars = [own["estimate"] - own["low"], own["high"] - own["estimate"]]
             # Lines stand beside each other, so that bars of one size do not hide each other.
             beside = (number - (len(lines) - 1) / 2) * 0.02 * (sizes[-1] - sizes[0] or 1)
-            style = {"color": colour, "marker": marker, "label": " · ".join(names)}
-            axes.errorbar(own["pool_size"] + beside, own["estimate"], bars, capsize=3, **style)
+            places, label = own["pool_size"] + beside, " · ".join(names)
+            axes.errorbar(places, own["estimate"], bars, label=label, color=colour, marker=marker, capsize=3)
         counts = points.loc[points["metric"] == metric, "n_examples"]
         most = f" to {counts.max()}" if counts.min() < counts.max() else ""
         axes.set_title(f"{metric} (n = {counts.min()}{most})", fontsize=10)

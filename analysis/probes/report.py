@@ -301,7 +301,7 @@ def _pool(
             report.warnings.append(f"Figure 3, over the pairs of {both}: {reason}.")
     rows: dict[str, Row] = {}
     for cell in pool:
-        about = {"model, method": both, "measure": measure_name(measure), "indicator": cell.indicator}
+        about: Row = {"model, method": both, "measure": measure_name(measure), "indicator": cell.indicator}
         row = rows.setdefault(cell.indicator, about | {name.capitalize(): "" for name in COEFFICIENTS})
         row[cell.coefficient.capitalize()] = cell.mean.text()
         own = [p for p in powers if (p.indicator, p.coefficient) == (cell.indicator, cell.coefficient)]
