@@ -30,8 +30,8 @@ from sapo.data.losses import prompt_losses
 from sapo.data.prompts import ORIGINAL, Prompt, PromptPool, pool_of
 from sapo.data.render import control_tokens
 from sapo.data.tasks import Example, Task, own_task
-from sapo.experiments import plan
 from sapo.experiments.continual import Engine, by_prompt, stages_asked
+from sapo.experiments.costs import priced, total_range
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model.evaluation import label_matches
@@ -39,6 +39,7 @@ from sapo.experiments.model.load import load_tokenizer
 from sapo.experiments.model.memory import require_memory
 from sapo.experiments.model.preflight import preflight
 from sapo.experiments.model.rows import TrainingTask
+from sapo.experiments.plan import PlanEngine
 from sapo.experiments.policies import by_loss
 from sapo.experiments.runs import Planned
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
@@ -267,12 +268,12 @@ async def _of_seed(
 
 def cost(setting: Setting, engine: LocalEngine) -> dict[str, Any]:
     """What a comparison would compute, and its least and most seconds, None where nothing was measured."""
-    planned = plan.PlanEngine(engine.store)
+    planned = PlanEngine(engine.store)
     asyncio.run(measure(setting, planned))
-    costs, notes = plan.priced(planned.to_do.values())
+    costs, notes = priced(planned.to_do.values())
     kinds = [each.stage.kind for each in costs]
     counts = {"trainings": kinds.count("train"), "evaluations": kinds.count("evaluate")}
-    return {**counts, "seconds": plan.total_range(each.seconds for each in costs), "notes": notes}
+    return {**counts, "seconds": total_range(each.seconds for each in costs), "notes": notes}
 
 
 def compare(setting: Setting, engine: LocalEngine) -> tuple[Wordings, Comparison]:

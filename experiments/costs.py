@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,13 +40,13 @@ from sapo.experiments.methods import METHODS
 from sapo.experiments.model import budgets, preflight
 from sapo.experiments.model.fetch import cache_folder, model_folder
 from sapo.experiments.model.forward import pass_tokens, prefix_length
-from sapo.experiments.model.identity import device_of, model_identity
+from sapo.experiments.model.identity import device_of, looked_at_once, model_identity
 from sapo.experiments.model.load import load_model
-from sapo.experiments.model.memory import sizes_of
+from sapo.experiments.model.memory import adapter_bytes, sizes_of
 from sapo.experiments.model.rows import TrainingTask
 from sapo.experiments.model.scoring import FIRST_ROUND
 from sapo.experiments.model.training import optimizer_steps
-from sapo.experiments.stages import BASE, Evaluate, Score, Stage, Train
+from sapo.experiments.stages import BASE, Evaluate, Gradient, Score, Stage, Train
 
 # Rules of thumb where a model is not here: English text in subword tokens, and the template's part of a turn.
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 4.0, 40
@@ -67,6 +67,10 @@ _READ, _TRAINED = 2, 4  # operations a parameter and token: forward; and back th
 SECONDS = 60.0  # of a measurement, after the model is loaded
 _SHARES = {"train": 0.45, "score": 0.2, "evaluate": 0.35}
 _GROWTH = 4
+
+# In the store of the mini Table 1 a scoring's folder has 15 kB, an evaluation's 10 kB, a training's 5 kB
+# beside its adapter: config, identity, environment, result and manifest of a stage, and a table's frame.
+_FILES = 12_000
 
 Range = tuple[float, float]
 
@@ -309,6 +313,82 @@ def stated_hours(stage: Stage, tokens: float, work: Work) -> dict[str, float | N
     operations *= devices_of(stage.config) * (billions - inner) * 1e9
     peak = operations / (PEAK * SHARE) / 3600
     return {"paper": paper if billions > 0 else None, "peak": peak if billions > inner else None}
+
+
+# --- what stages cost ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage that is to do takes and leaves: tokens, seconds at measured rates, hours at stated ones.
+
+    Seconds are the least and the most, `hours` those of one GPU: `paper` at the paper's rates, `peak` at a
+    share of a card's peak. None for what is not known: nothing measured here, the model's size.
+    """
+
+    stage: Stage
+    tokens: int
+    seconds: Range | None
+    hours: dict[str, float | None]
+    disk_bytes: int
+
+
+def priced(stages: Iterable[Stage]) -> tuple[list[Cost], list[str]]:
+    """What stages cost that come one after another, by the rates measured here; and lines for people."""
+    found: list[Cost] = []
+    known: dict[str, tuple[Rates | None, str]] = {}
+    untouched: Untouched = set()
+    with looked_at_once():
+        for stage in stages:
+            key = repr((stage.config.model, stage.config.engine))
+            if key not in known:
+                known[key] = find_rates(stage.config)
+            rates, tokens, (least, most) = known[key][0], estimated_tokens(stage), work_of(stage, untouched)
+            low, high = (rates.seconds(stage, work) if rates else 0.0 for work in (least, most))
+            seconds = (low * (1 - MARGIN), high * (1 + MARGIN)) if rates else None
+            hours = stated_hours(stage, tokens, most)
+            found.append(Cost(stage, tokens, seconds, hours, stage_bytes(stage)))
+    return found, list(dict.fromkeys(note for _, note in known.values() if note))
+
+
+def estimated_tokens(stage: Stage) -> int:
+    """Tokens of all that a stage reads, prompts in every row, from the characters of its texts."""
+    tokens = 0.0
+    for task, rows, prompt, times in stage.readings:
+        characters = _characters(rows) + (len(prompt.text) + len(task.suffix)) * len(rows)
+        tokens += times * int(characters / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS * len(rows))
+    return round(tokens)
+
+
+@remembered(1024)
+def _characters(rows: tuple[Example, ...]) -> int:
+    return sum(len(example.input) + len(example.target) for example in rows)
+
+
+def stage_bytes(stage: Stage) -> int:
+    """Bytes that a stage leaves: its table, or its adapter or gradient and what the method keeps."""
+    if isinstance(stage, Score):
+        return _FILES + 20 * len(stage.prompts) * len(stage.examples)
+    if isinstance(stage, Evaluate):
+        return _FILES + table_bytes(stage.task.test)
+    if isinstance(stage, Gradient):
+        return _FILES + round(adapter_bytes(stage.config))
+    assert isinstance(stage, Train)  # noqa: S101 (the one kind that is left)
+    adapters = METHODS[stage.config.method.name].stored_adapters(stage.position)
+    return _FILES + round(adapter_bytes(stage.config)) * adapters
+
+
+@remembered(1024)
+def table_bytes(rows: tuple[Example, ...]) -> int:
+    """Answers about as long as the targets, and five numbers a row."""
+    return 2 * sum(len(example.target.encode()) for example in rows) + 40 * len(rows)
+
+
+def total_range(ranges: Iterable[Range | None]) -> Range | None:
+    """The sums of the least and of the most, None if one of the ranges is not known."""
+    found = list(ranges)
+    known = [each for each in found if each is not None]
+    return (sum(low for low, _ in known), sum(high for _, high in known)) if found == known else None
 
 
 # --- measuring ---------------------------------------------------------------------------------------------

@@ -8,36 +8,23 @@ from typing import Any
 
 from sapo.conf.errors import UserError
 from sapo.conf.schema import Config
-from sapo.data.remembering import remembered
-from sapo.data.tasks import Example, digest
+from sapo.data.tasks import digest
 from sapo.experiments import targets
 from sapo.experiments.continual import run_sequence
-from sapo.experiments.costs import (
-    CHARACTERS_A_TOKEN,
-    MARGIN,
-    TEMPLATE_TOKENS,
-    Range,
-    Rates,
-    Untouched,
-    find_rates,
-    stated_hours,
-    work_of,
-)
+from sapo.experiments.costs import Cost, priced, table_bytes, total_range
 from sapo.experiments.engine.store import KINDS, Store, Stored
 from sapo.experiments.jobs import Job
-from sapo.experiments.methods import METHODS, earlier_adapters
+from sapo.experiments.methods import earlier_adapters
 from sapo.experiments.model.identity import looked_at_once
-from sapo.experiments.model.memory import adapter_bytes, device_memory, training_memory, ways_to_fit
+from sapo.experiments.model.memory import device_memory, training_memory, ways_to_fit
 from sapo.experiments.probe import measure as measure_probe
 from sapo.experiments.probe import probes_of
 from sapo.experiments.ready import plannable
 from sapo.experiments.runs import Planned
-from sapo.experiments.stages import Evaluate, Gradient, Score, Stage, Train
+from sapo.experiments.stages import Stage, Train
 
-# In the store of the mini Table 1 a scoring's folder has 15 kB, an evaluation's 10 kB, a training's 5 kB
-# beside its adapter; a run's folder has 305 to 325 kB, nearly all of it figures.
-_FILES = 12_000  # config, identity, environment, result and manifest of a stage, and a table's frame
-_RUN_FILES = 310_000  # run.json, matrices and figures of a run
+# `run.json`, matrices and figures: in the store of the mini Table 1 a run's folder has 305 to 325 kB.
+_RUN_FILES = 310_000
 
 
 @dataclass
@@ -62,39 +49,6 @@ class PlanEngine:
         return Planned(key)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a stage that is to do takes and leaves: tokens, seconds at measured rates, hours at stated ones.
-
-    Seconds are the least and the most, `hours` those of one GPU: `paper` at the paper's rates, `peak` at a
-    share of a card's peak. None for what is not known: nothing measured here, the model's size.
-    """
-
-    stage: Stage
-    tokens: int
-    seconds: Range | None
-    hours: dict[str, float | None]
-    disk_bytes: int
-
-
-def priced(stages: Iterable[Stage]) -> tuple[list[Cost], list[str]]:
-    """What stages cost that come one after another, by the rates measured here; and lines for people."""
-    found: list[Cost] = []
-    known: dict[str, tuple[Rates | None, str]] = {}
-    untouched: Untouched = set()
-    with looked_at_once():
-        for stage in stages:
-            key = repr((stage.config.model, stage.config.engine))
-            if key not in known:
-                known[key] = find_rates(stage.config)
-            rates, tokens, (least, most) = known[key][0], estimated_tokens(stage), work_of(stage, untouched)
-            low, high = (rates.seconds(stage, work) if rates else 0.0 for work in (least, most))
-            seconds = (low * (1 - MARGIN), high * (1 + MARGIN)) if rates else None
-            hours = stated_hours(stage, tokens, most)
-            found.append(Cost(stage, tokens, seconds, hours, stage_bytes(stage)))
-    return found, list(dict.fromkeys(note for _, note in known.values() if note))
-
-
 def plan_jobs(
     jobs: Sequence[Job], probes: Sequence[tuple[Sequence[Job], bool]] = (), card_gb: float | None = None
 ) -> dict[str, Any]:
@@ -112,7 +66,7 @@ def plan_jobs(
         for job in possible:  # one after another, so that one at a time is held
             run = asyncio.run(run_sequence(job.config, engine))
             # A run's folder repeats the tables of the tests that it asked for.
-            run_bytes += _RUN_FILES + sum(_table_bytes(each.task.test) for each in run.evaluations)
+            run_bytes += _RUN_FILES + sum(table_bytes(each.task.test) for each in run.evaluations)
         for of_probe, gradients in probes:
             for probe in probes_of([job for job in of_probe if job.key in kept]):
                 asyncio.run(measure_probe(probe, engine, gradients))
@@ -203,46 +157,6 @@ def _sums(costs: Sequence[Cost]) -> dict[str, Any]:
         "gpu_hours": {n: None if None in own else sum(filter(None, own), 0.0) for n, own in hours.items()},
         "disk_bytes": sum(cost.disk_bytes for cost in costs),
     }
-
-
-def total_range(ranges: Iterable[Range | None]) -> Range | None:
-    """The sums of the least and of the most, None if one of the ranges is not known."""
-    found = list(ranges)
-    known = [each for each in found if each is not None]
-    return (sum(low for low, _ in known), sum(high for _, high in known)) if found == known else None
-
-
-def estimated_tokens(stage: Stage) -> int:
-    """Tokens of all that a stage reads, prompts in every row, from the characters of its texts."""
-    tokens = 0.0
-    for task, rows, prompt, times in stage.readings:
-        characters = _characters(rows) + (len(prompt.text) + len(task.suffix)) * len(rows)
-        tokens += times * int(characters / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS * len(rows))
-    return round(tokens)
-
-
-@remembered(1024)
-def _characters(rows: tuple[Example, ...]) -> int:
-    return sum(len(example.input) + len(example.target) for example in rows)
-
-
-def stage_bytes(stage: Stage) -> int:
-    """Bytes that a stage leaves: its table, or its adapter or gradient and what the method keeps."""
-    if isinstance(stage, Score):
-        return _FILES + 20 * len(stage.prompts) * len(stage.examples)
-    if isinstance(stage, Evaluate):
-        return _FILES + _table_bytes(stage.task.test)
-    if isinstance(stage, Gradient):
-        return _FILES + round(adapter_bytes(stage.config))
-    assert isinstance(stage, Train)  # noqa: S101 (the one kind that is left)
-    adapters = METHODS[stage.config.method.name].stored_adapters(stage.position)
-    return _FILES + round(adapter_bytes(stage.config)) * adapters
-
-
-@remembered(1024)
-def _table_bytes(rows: tuple[Example, ...]) -> int:
-    """Answers about as long as the targets, and five numbers a row."""
-    return 2 * sum(len(example.target.encode()) for example in rows) + 40 * len(rows)
 
 
 def _memory(configs: Iterable[Config], card_gb: float | None) -> dict[str, Any]:

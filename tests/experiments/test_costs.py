@@ -12,14 +12,13 @@ import torch
 from sapo.data.mini import generate
 from sapo.data.prompts import Prompt
 from sapo.experiments import costs
-from sapo.experiments.costs import Rates, Work, find_rates, stated_hours, work_of
+from sapo.experiments.costs import Rates, Work, find_rates, priced, stage_bytes, stated_hours, work_of
 from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.store import Store
 from sapo.experiments.model import budgets
 from sapo.experiments.model.budgets import CPU_PASS
 from sapo.experiments.model.load import load_model
 from sapo.experiments.model.rows import TrainingTask
-from sapo.experiments.plan import priced, stage_bytes
 from sapo.experiments.stages import BASE, Evaluate, Score, Train
 
 TASK = generate("mini_city", 24, 12, 0)
