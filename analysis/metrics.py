@@ -168,16 +168,15 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): a matrix is a CSV file.") from error
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}).") from error
-    if not rows:
-        raise UserError(f"{path} is empty: a matrix has a header `after,<task>,…` and a row a state.")
-    first, *tasks = rows[0][1]
+    first, *tasks = header = rows[0][1] if rows else [""]
     if first != "after" or not tasks:
         form = "the header is `after,<task>,<task>,…` with commas"
-        raise UserError(f"{path}, line 1: {form}; this one is '{','.join(rows[0][1])}'.")
+        raise UserError(f"{path}, line 1: {form}; this one is '{','.join(header)}'.")
     for place, task in enumerate(tasks):
         if not task or task in tasks[:place]:
-            problem = f"task '{task}' is named twice" if task else "a task without a name"
-            raise UserError(f"{path}, line 1, column {place + 2}: {problem}.")
+            raise UserError(
+                f"{path}, line 1, column {place + 2}: task '{task}' is named twice, or not at all."
+            )
     return rows
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import textstat
 
 from sapo.analysis import intervals
-from sapo.analysis.intervals import Array, Interval, interval_of, jackknife_interval, mean_interval
+from sapo.analysis.intervals import Array, Interval, interval_of, jackknife_interval, mean_interval, nan_mean
 from sapo.analysis.probes.results import ProbeResult, sign_of
 from sapo.analysis.results import row_numbers
 from sapo.data.losses import prompt_losses
@@ -225,7 +225,7 @@ def powers(probe: ProbeResult, measure: str) -> list[Power]:
     for coefficient in intervals.COEFFICIENTS:
         correlations = intervals.column_correlations(stack[..., :k], stack[..., k:], coefficient)
         for place, indicator in enumerate(table):
-            (values, *_), draws = correlations[:, place], correlations[1:, place]
+            values, draws = correlations[0, place], correlations[1:, place]
             reasons = [intervals.why_undefined(table[indicator], scores[task]) for task in scores]
             cells = {
                 task: Interval(None, n=n, reason=reason)
@@ -236,9 +236,7 @@ def powers(probe: ProbeResult, measure: str) -> list[Power]:
             usable = np.array([reason is None for reason in reasons])
             mean = Interval(None, n=n, reason=intervals.joined(reasons))
             if usable.any():
-                mean = interval_of(
-                    float(intervals.nan_mean(values[usable])), intervals.nan_mean(draws[:, usable]), n
-                )
+                mean = interval_of(float(nan_mean(values[usable])), nan_mean(draws[:, usable]), n)
             found.append(Power(probe.pair, measure, indicator, coefficient, cells, mean))
     return found
 

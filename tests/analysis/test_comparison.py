@@ -42,10 +42,10 @@ def test_what_was_planted_is_said():
     found = made_up(effect)
     by_question = {sentence.about: sentence for sentence in found.verdict}
     assert found.chosen == "chosen"
-    signs = {"training": 1, "train chosen": 1, "forget chosen": 1, "serve none original": -1}
-    signs |= {"serve none chosen": -1, "train mixed": 0, "serve unseen original": 0, "forget mixed": 0}
-    signs |= {"serve original chosen": 0}
-    for question, sign in signs.items():
+    signs = {"training": 1, "train chosen": 1, "forget chosen": 1}
+    signs |= dict.fromkeys(("serve none original", "serve none chosen"), -1)
+    noise = ("train mixed", "serve unseen original", "serve original chosen", "forget mixed")
+    for question, sign in (signs | dict.fromkeys(noise, 0)).items():
         sentence = by_question[question]
         assert sentence.is_noise == (sign == 0) == ("noise" in sentence.text), question
         assert sentence.estimate * sign > 0 or not sign

@@ -139,13 +139,13 @@ def test_nats_may_exceed_100(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is empty"),
-        ("\n\n", "is empty"),
+        ("", "line 1: the header is `after,"),
+        ("\n\n", "line 1: the header is `after,"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", r"not UTF-8 text \(byte 0\)"),
         ("0,40,40\n1,70,41\n", "line 1: the header is `after,"),
         ("after;a;b\n0;1;2\n", "with commas"),
         ("after\n0\n", "line 1: the header is `after,"),
-        ("after,a,\n0,1,2\n", "line 1, column 3: a task without a name"),
+        ("after,a,\n0,1,2\n", "line 1, column 3: task '' is named twice, or not at all"),
         ("after,a,a\n0,1,2\n", "line 1, column 3: task 'a' is named twice"),
         ("after,a\n", "no row with `after` 1"),
         ("after,a\n0,4\n", "no row with `after` 1"),
