@@ -70,9 +70,7 @@ def test_every_figure_is_there_as_png_pdf_and_csv_and_tables_are_ready_to_print(
     notes = " ".join([*report.warnings, *report.notes])
     for part in ("Demonstration", "Holm", "Brown-Forsythe", "permuted", "sign flipped"):
         assert part in notes
-
-
-def test_data_files_hold_every_point(report):
+    # Data files hold every point.
     assert len(pd.read_csv(report.output / "figure1_probe_nll.csv")) == 6 * 5
     cells = pd.read_csv(report.output / "figure3_probe_nll.csv")
     assert len(cells) == 10 * 2 * (4 + 1)
@@ -112,8 +110,8 @@ def test_choices_are_averaged_over_seeds_within_a_pair_and_never_over_models(who
         found[probe, "nll"] = replace(choice, probe=probe, regret=replace(choice.regret, value=regret))
     *rows, last = choice_rows(found)
     assert [row["prompts"] for row in rows] == ["21"] * 4
-    assert (last["probe"], last["model, method"]) == ("3 probes of 2 pairs", "m, lorainc")
-    assert last["regret"] == "5.000"  # ((1 + 3) / 2 + 8) / 2
+    names = ("probe", "model, method", "regret")  # ((1 + 3) / 2 + 8) / 2
+    assert [last[name] for name in names] == ["3 probes of 2 pairs", "m, lorainc", "5.000"]
     (none,) = choice_rows({(whole, "nll"): "all prompts score alike"})
     assert none["best"] == "all prompts score alike"
 
@@ -188,11 +186,9 @@ def test_an_interval_far_wider_than_others_is_cut_and_who_makes_one_alone_is_sai
     assert ": original alone makes" in second
     assert second.endswith("nothing varies without it.")
     effects = probe_effects(probe, "rougeL")
-    panel = correlation_heatmap(effects).axes[0]
-    marked = [text.get_position() for text in panel.texts if text.get_text() == "no\nvariance"]
-    assert marked == [(2, 2), (4, 4)]
-    matrix = effects.matrix("pearson")
-    assert np.isnan(matrix[whole.unseen[1]]).all()
+    texts = correlation_heatmap(effects).axes[0].texts
+    assert [text.get_position() for text in texts if text.get_text() == "no\nvariance"] == [(2, 2), (4, 4)]
+    assert np.isnan(effects.matrix("pearson")[whole.unseen[1]]).all()
 
     finals.loc[finals["task"].isin(probe.others), "rougeL"] = 40 + 0.1 * (finals["prompt"] % 3)
     finals.loc[broken & (finals["prompt"] == 3), "rougeL"] = 10.0
