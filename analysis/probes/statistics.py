@@ -255,12 +255,12 @@ def pooled(all_powers: Sequence[Power]) -> list[Power]:
         for power in members:
             if power.mean.value is not None:
                 by_pair.setdefault(power.pair, []).append(power.mean.value)
-        cells = {pair: Interval(float(np.mean(values))) for pair, values in by_pair.items()}
+        means = {pair: float(np.mean(values)) for pair, values in by_pair.items()}
         mean = members[0].mean
         if len(members) > 1:
             none = Interval(None, reason=intervals.joined(power.mean.reason for power in members))
-            mean = mean_interval([np.mean(values) for values in by_pair.values()], "pairs") if cells else none
-        found.append(Power("", *key, cells, mean))
+            mean = mean_interval(means.values(), "pairs") if means else none
+        found.append(Power("", *key, {pair: Interval(value) for pair, value in means.items()}, mean))
     return found
 
 

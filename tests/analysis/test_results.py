@@ -114,8 +114,3 @@ def test_runs_and_probes_are_found_by_folder_id_pattern_and_parent(
     ):
         with pytest.raises(UserError, match=message):
             find_runs([name], tmp_path)
-
-
-def test_the_hardware_of_stages(run_folder):
-    run = load_run(run_folder(stages=[{"device": "a"}, {"kind": "score", "device": "b"}]))
-    assert (run.devices("train"), run.devices("score"), run.devices()) == ({"a"}, {"b"}, {"a", "b"})
