@@ -50,6 +50,10 @@ class StageWorker:
         if os.path.isdir(folder):  # so that relative paths mean what they mean to the driver
             os.chdir(folder)
         self.store = Store(Path(root))
+        # Ray has a worker's own output in a file that nobody looks at.
+        self.warnings = BufferingHandler(10_000)
+        self.warnings.setLevel(logging.WARNING)
+        logging.getLogger("sapo").addHandler(self.warnings)
 
     def where(self) -> str:
         """Machine and process, for people."""
@@ -68,16 +72,11 @@ class StageWorker:
             )
         if stage.state != "base":
             asyncio.run(in_sight(self.store, "train", stage.state))
-        # Ray has a worker's own output in a file that nobody looks at.
-        warnings, logger = BufferingHandler(10_000), logging.getLogger("sapo")
-        warnings.setLevel(logging.WARNING)
-        logger.addHandler(warnings)
-        try:
-            engine = LocalEngine(self.store, force=again)
-            asyncio.run(engine.run(stage))
-        finally:
-            logger.removeHandler(warnings)
-        return key in engine.computed, [f"{self.where()}: {line.getMessage()}" for line in warnings.buffer]
+        self.warnings.flush()
+        engine = LocalEngine(self.store, force=again)
+        asyncio.run(engine.run(stage))
+        said = [f"{self.where()}: {line.getMessage()}" for line in self.warnings.buffer]
+        return key in engine.computed, said
 
 
 class RayEngine(LocalEngine):

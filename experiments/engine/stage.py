@@ -12,8 +12,6 @@ from sapo.experiments.engine.store import Store
 from sapo.experiments.model.identity import model_identity
 from sapo.experiments.model.load import LanguageModel
 
-# Raised when a change of the code changes what a stage computes.
-VERSIONS = {"score": 2, "train": 2, "evaluate": 2, "gradient": 2}
 # Groups whose settings that cannot change a result say how every stage is computed.
 _RUNTIME = ("engine", "trainer", "evaluator")
 
@@ -35,6 +33,7 @@ class Stage(ABC):
 
     kind: ClassVar[str]
     verb: ClassVar[str]
+    version: ClassVar[int] = 2  # raised when a change of the code changes what a stage computes
     settings: ClassVar[tuple[str, ...]]
     """Groups and settings of the config that can change the result."""
 
@@ -65,7 +64,7 @@ class Stage(ABC):
         """Everything that can change the result."""
         return {
             "kind": self.kind,
-            "version": VERSIONS[self.kind],
+            "version": self.version,
             "state": self.state,
             "model": model_identity(self.config),
             "data": identity_values(self.config.data),

@@ -167,7 +167,7 @@ def test_the_first_training_of_methods_that_keep_only_an_adapter_is_one(tiny_con
 
 
 def test_keys_stay_what_they_were(monkeypatch):
-    """If these change, all that people have stored is computed again: raise VERSIONS on purpose only."""
+    """If these change, all that people have stored is computed again: raise a version on purpose only."""
     monkeypatch.setattr(identity, "folder_digest", lambda folder: "of its files")
     config = Config(
         model=ModelConfig("tiny_llama", "tiny:llama", dtype="float32"),
