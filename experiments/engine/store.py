@@ -17,7 +17,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -127,9 +127,9 @@ class Store:
 
         Whoever waits longer than PATIENCE says for whom.
         """
-        self._make(self.root / "locks")
         path = self.root / "locks" / f"{key}.lock"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock = _file_lock(path)
             try:
                 lock.acquire(timeout=PATIENCE)
@@ -162,13 +162,9 @@ class Store:
         """
         name = f"driver-{uuid.uuid4().hex}"
         with ExitStack() as held:
-            try:
-                with self.lock(GC):
-                    held.enter_context(self.lock(name))
+            with nullcontext() if required else suppress(UserError), self.lock(GC):
+                held.enter_context(self.lock(name))
                 held.callback((self.root / "locks" / f"{name}.lock").unlink, missing_ok=True)
-            except UserError:
-                if required:
-                    raise
             yield
 
     @contextmanager
@@ -199,8 +195,8 @@ class Store:
             shutil.rmtree(leftover, ignore_errors=True)
         # Not `tempfile`, which keeps others out whatever the umask is.
         folder = building / f"{mark}-{uuid.uuid4().hex[:8]}"
-        self._make(folder)
         try:
+            folder.mkdir(parents=True)
             yield folder
         except (OSError, SafetensorError) as error:
             if is_full(error) or isinstance(error, PermissionError) or not building.is_dir():
@@ -226,12 +222,6 @@ class Store:
     def runs(self) -> Iterator[Path]:
         """The folder of every finished run; those with a leading dot are being written."""
         yield from sorted(path.parent for path in self.root.glob("runs/[!.]*/run.json"))
-
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._not_writable(error) from error
 
     def _not_writable(self, error: Exception) -> UserError:
         failure = f"Cannot write to the store {self.root}: {error}."
