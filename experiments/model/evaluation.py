@@ -207,23 +207,21 @@ def rouge_l(prediction: str, target: str, scores: str = "strict") -> float:
 
 @lru_cache(maxsize=2)
 def _scorer(scores: str) -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=AnyScript() if scores == "strict" else None)
+    own = AnyScript(use_stemmer=True) if scores == "strict" else None
+    return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=own)
 
 
-class AnyScript:
+class AnyScript(DefaultTokenizer):
     """ROUGE's tokens of Latin letters and digits, and those of other scripts between them."""
-
-    def __init__(self) -> None:
-        self._latin = DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens in the order of the text."""
         if text.isascii():
-            return list(self._latin.tokenize(text))
+            return list(super().tokenize(text))
         tokens: list[str] = []
         for is_other, group in groupby(text.lower(), _is_of_other_script):
             part = "".join(group)
-            tokens += _UNSPACED.split(part) if is_other else self._latin.tokenize(part)
+            tokens += _UNSPACED.split(part) if is_other else super().tokenize(part)
         return [token for token in tokens if token]
 
 
