@@ -30,7 +30,7 @@ NO_VARIANCE = "no variance"
 
 def axis_label(measure: str, task: str, good_up: bool = False) -> str:
     """An axis label for a task's scores; where good is up, NLL has its sign flipped, and that is said."""
-    name, unit = MEASURES[measure].removesuffix(")").split(" (")
+    name, unit = MEASURES[measure].replace("target ", "").removesuffix(")").split(" (")  # room for short ones
     if measure in LOWER_IS_BETTER:
         name, unit = (f"-{name}", f"{unit}; up is better") if good_up else (name, f"{unit}; higher is worse")
     return f"{name} of {short_name(task)}\n({unit})"
