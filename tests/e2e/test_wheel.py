@@ -14,7 +14,6 @@ import pytest
 from tiny import SMALL, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-EXAMPLES = REPOSITORY / "docs" / "examples"
 
 
 def said(*command, **options):
@@ -82,12 +81,3 @@ def test_from_training_to_the_table(document, tmp_path):
     assert {row["source"] for row in reproduced["tables"]["table1"]} == {"ours", "paper"}
     assert all((tmp_path / file).is_file() for file in reproduced["files"])
     assert stages() == before
-
-
-def test_a_wording_is_chosen(document, tmp_path):
-    for name in ("tickets.csv", "tickets.yaml"):
-        (tmp_path / name).write_bytes((EXAMPLES / name).read_bytes())
-    rows = ("data=tickets.csv", "paraphrases.file=tickets.yaml", "labels=[billing,account,bug,feature]")
-    few = ("model=tiny_llama", "scorer.examples=4", "paraphrases.count=2")
-    document("select", *rows, *few, "--write", "out.jsonl")
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 96

@@ -9,13 +9,12 @@ from tiny import Answering
 
 from sapo.experiments.paraphrase import Reply
 
-# What becomes of a chat's turns, of the text that the template makes of them, or of its tokens.
+# What becomes of a chat's turns; other faults are of the text that the template makes of them, or its tokens.
 TURNS: dict[str, Callable[[list], list]] = {
     "system": lambda turns: [{"role": "system", "content": "You are a helpful assistant."}, *turns],
     "bare": lambda turns: [{**turn, "content": only_input(turn["content"])} for turn in turns],
     "part": lambda turns: [{**turn, "content": turn["content"].partition("\n\n")[2]} for turn in turns],
 }
-TEXTS: dict[str, Callable[[str], str]] = {"think": lambda text: f"{text}<think>\n"}
 
 
 def only_input(content: str) -> str:
@@ -36,17 +35,11 @@ class StandIn:
 
     def text(self, body: dict) -> str:
         turns = TURNS.get(self.fault, list)(body["messages"])
-        options = body.get("chat_template_kwargs", {})
-
-        def applied(turns: list) -> str:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **options
-            )
-
-        text = applied(turns)
+        options = body.get("chat_template_kwargs", {}) | {"tokenize": False, "add_generation_prompt": True}
+        text = self.tokenizer.apply_chat_template(turns, **options)
         if self.fault == "twice":
-            text = applied([{"role": "user", "content": text}])
-        return TEXTS.get(self.fault, str)(text)
+            text = self.tokenizer.apply_chat_template([{"role": "user", "content": text}], **options)
+        return text + "<think>\n" if self.fault == "think" else text
 
     def ids(self, text: str) -> list[int]:
         bos = [self.tokenizer.bos_token_id] if self.fault == "bos" else []
