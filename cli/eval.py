@@ -28,6 +28,7 @@ def command(
 
     Where a state has not learned a task, the original stands for the trained prompt.
     """
+    from sapo.experiments.engine.local import LocalEngine
     from sapo.experiments.reevaluation import evaluate, open_run
 
     own, rest = take(tasks, ["tasks"])
@@ -40,12 +41,14 @@ def command(
     folder = find_run(run, overrides)
     with Progress() as progress:
         opened = open_run(folder, overrides)
+        engine = LocalEngine(opened.store, progress)
+        engine.expect = progress.expect
         if is_harness:
             from sapo.experiments import harness
 
-            rows = harness.evaluate(opened, names, state, progress, progress.expect)
+            rows = harness.evaluate(opened, names, state, engine)
         else:
-            rows = evaluate(opened, names, prompt, state, progress, progress.expect)
+            rows = evaluate(opened, names, prompt, state, engine)
     document = {"run": folder.name, "dir": str(folder), "evaluations": rows}
     emit(document, json, _metrics(rows) if is_harness else _scores(rows))
 

@@ -6,7 +6,7 @@ around our state. What it says is a stage like an evaluation of ours.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +17,7 @@ import pandas as pd
 
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.data.tasks import digest
-from sapo.experiments.engine.local import Watcher, ignore
+from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stage import Reading, Stage
 from sapo.experiments.engine.store import EXAMPLES, Store, Stored
 from sapo.experiments.model.load import LanguageModel
@@ -121,11 +121,7 @@ def _loaded(task: str) -> dict[str, Any]:
 
 
 def evaluate(
-    run: FinishedRun,
-    names: Sequence[str],
-    state: str = "all",
-    watch: Watcher = ignore,
-    expect: Callable[[int], object] = ignore,
+    run: FinishedRun, names: Sequence[str], state: str = "all", engine: LocalEngine | None = None
 ) -> list[dict[str, Any]]:
     """The harness's metrics of a run's states on its tasks, a row for each state and task.
 
@@ -145,4 +141,4 @@ def evaluate(
     def scores(_: Harness, stored: Stored) -> dict[str, Any]:
         return {"metrics": (stored.result.model_extra or {})["metrics"]}
 
-    return measured(run, asked, scores, watch, expect)
+    return measured(run, asked, scores, engine)

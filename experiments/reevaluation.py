@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sapo.data.pools import load_pool
 from sapo.data.prompts import Prompt
 from sapo.data.records import BASE, ChoiceRecord, RunRecord, StateRecord, read_record
 from sapo.data.tasks import Task
-from sapo.experiments.engine.local import LocalEngine, Watcher, ignore
+from sapo.experiments.engine.local import LocalEngine
 from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import Store, Stored
 from sapo.experiments.model.evaluation import mean_label_match
@@ -131,15 +132,13 @@ def evaluate(
     names: Sequence[str] = (),
     prompt: str = "trained",
     state: str = "all",
-    watch: Watcher = ignore,
-    expect: Callable[[int], object] = ignore,
+    engine: LocalEngine | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates states of a finished run on tasks, and returns a row of scores for each pair.
 
     `names` are tasks, also ones that the run does not have; the run's own if there are none. `prompt` is
     `original`, `trained` (the original where a state has not learned the task), or an index into the task's
-    pool; `state` is `all`, `base`, `last`, or a number of trained tasks. `expect` is told how many stages are
-    asked for, `watch` a stage and what becomes of it.
+    pool; `state` is `all`, `base`, `last`, or a number of trained tasks.
 
     Raises UserError for what is not there: a task, a prompt, a state, or the model that was trained.
     """
@@ -166,15 +165,14 @@ def evaluate(
             "label_match": mean_label_match(stored.examples(), stage.task.labels),
         }
 
-    return measured(run, asked, scores, watch, expect)
+    return measured(run, asked, scores, engine)
 
 
 def measured(
     run: FinishedRun,
     asked: Sequence[tuple[StateRecord, AnyStage]],
     scores: Callable[[AnyStage, Stored], dict[str, Any]],
-    watch: Watcher,
-    expect: Callable[[int], object],
+    engine: LocalEngine | None,
 ) -> list[dict[str, Any]]:
     """A row of `scores` for each stage in a state, those that the store has not computed now.
 
@@ -184,8 +182,8 @@ def measured(
         if key != BASE and run.store.find("train", key) is None:
             raise run.missing(after)
     run.require_same_base()
-    expect(len(asked))
-    engine, rows = LocalEngine(run.store, watch), []
+    engine, rows = engine or LocalEngine(run.store), []
+    engine.expect(Counter(evaluate=len(asked)))
     with run.store.at_work():  # nothing is deleted until it is read
         for each, stage in asked:
             stored = asyncio.run(engine.run(stage))
