@@ -159,7 +159,7 @@ COMMANDS = [
     (("compare", *POOLED, "compare.unseen=0"), "compare.unseen"),
     (("compare", *POOLED, "adapter=x"), "adapter"),
     (("metrics", "{tmp}/none.csv"), "No such file"),
-    (("metrics", FILE), "begins with 'input'"),
+    (("metrics", FILE), "this one is 'input,output'"),
     (("analyze", "{run}", "--output", FILE), FILE),
 ]
 
