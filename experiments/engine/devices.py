@@ -103,7 +103,7 @@ class _Group:
 
     def compute(self, stage: Stage, folder: Path, root: Path) -> None:
         """Has all of them compute the stage; on any error none of them is left."""
-        said, waiting = set(), [*self.processes]
+        said, waiting = set[str](), [*self.processes]
         try:
             for pipe in self.processes:
                 pipe.send((stage, folder, root))
