@@ -68,6 +68,8 @@ def save_adapter(config: Config, weights: dict[str, Tensor], folder: Path) -> No
     rank = next(len(value) for key, value in weights.items() if "lora_A" in key)
     own.lora_alpha = own.lora_alpha / own.r * rank
     own.r, own.inference_mode = rank, True
+    if isinstance(own.target_modules, set):  # whose order is another in every process
+        own.target_modules = sorted(own.target_modules)
     folder.mkdir(parents=True)
     own.save_pretrained(str(folder))
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / WEIGHTS)

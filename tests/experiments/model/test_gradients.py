@@ -1,5 +1,7 @@
 """Gradients of a fresh adapter against a plain computation, and the angles between them."""
 
+import json
+
 import pytest
 import torch
 from trainings import plain_nll
@@ -37,6 +39,14 @@ def state(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("state")
     save_adapter(config, weights, folder / FOLDER)
     return folder
+
+
+def test_adapters_say_their_modules_in_one_order(tmp_path):
+    targets = "[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
+    config = load_one(["model=tiny_llama", f"model.lora_targets={targets}"])
+    save_adapter(config, {"lora_A": torch.zeros(4, 1)}, tmp_path / FOLDER)
+    modules = json.loads((tmp_path / FOLDER / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(targets.strip("[]").split(","))
 
 
 def plainly(model, config, rows):
