@@ -15,6 +15,7 @@ NAMED: dict[str | None, dict[str, str]] = {
     "plain": {"user": "{instruction}\n\n{input}\n\n{suffix}"},
     "system": {"system": "{instruction}", "user": "{input}\n\n{suffix}"},
 }
+PARTS = "instruction", "input", "suffix", "separator"
 _HOW = (
     "Say plain, system, a text with {instruction}, {input} and where wanted {suffix} and {separator}, the "
     "same as Jinja ({{ input }}), or turns: {system: '{instruction}', user: '{input}'}"
@@ -61,7 +62,7 @@ def layout_of(setting: str | None) -> Layout:
         raise UserError(f"data.layout has the turns {', '.join(turns)}: it takes system, then user, or user.")
     found = tuple((role, _as_jinja(text)) for role, text in turns.items())
     named = {part for _, text in found for part in _parts_of(text)}
-    if unknown := sorted(named - {"instruction", "input", "suffix", "separator"}):
+    if unknown := sorted(named.difference(PARTS)):
         raise UserError(f"data.layout: there is no part {unknown[0]!r}. {_HOW}.")
     for part in ("input", "instruction"):
         if part not in named:
@@ -96,8 +97,13 @@ def _as_jinja(text: str) -> str:
     text = text.replace("\\n", "\n").replace("\\t", "\t")
     if "{{" in text or "{%" in text:
         return text
+    # `{1}` or `{none}` would be no part, but a value of Jinja's.
+    if unknown := sorted(set(re.findall(r"\{(\w+)\}", text)).difference(PARTS)):
+        raise UserError(f"data.layout: there is no part {unknown[0]!r}. {_HOW}.")
     text = re.sub(r"(\s*)\{suffix\}", r"{% if suffix %}\1{{ suffix }}{% endif %}", text)
-    return re.sub(r"(?<!\{)\{(\w+)\}", r"{{ \1 }}", text)
+    text = re.sub(r"\{(\w+)\}", r"{{ \1 }}", text)
+    # What begins a comment of Jinja's, and the line ends that it would rewrite, are texts here.
+    return re.sub(r"\{#|\r", lambda found: f"{{{{ {found[0]!r} }}}}", text)
 
 
 @lru_cache(64)

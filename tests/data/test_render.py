@@ -131,6 +131,7 @@ LAYOUTS = {
         ("user", "Text: a\nb"),
     ],
     '{"text": "{input}", "do": "{instruction}"}': [("user", '{"text": "a\nb", "do": "Say {x}."}')],
+    "{# 1 #} {}\r\n{instruction}{#{input}": [("user", "{# 1 #} {}\r\nSay {x}.{#a\nb")],  # no Jinja
 }
 
 
@@ -163,6 +164,7 @@ NO_LAYOUTS = [
     ("sytem", "data.layout=sytem: it does not hold the input. Say plain, system"),
     ("{input}", "it does not hold the instruction"),
     ("{instruction} {text}", "there is no part 'text'"),
+    ("{instruction} {input} {1}", "there is no part '1'"),  # nor {none}, which are values of Jinja's
     ("{{ instruction }} {{ input", "(Jinja)"),
     ("{{ instruction }} {{ input.x.y }} {{ no }}", "there is no part 'no'"),
     ("{user: '{input}', system: '{instruction}'}", "it takes system, then user"),
