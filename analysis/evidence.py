@@ -21,7 +21,7 @@ from sapo.conf.errors import UserError
 from sapo.data.files import read_yaml
 from sapo.data.prompts import ORIGINAL
 from sapo.data.records import RunRecord, read_record, require_same
-from sapo.data.tasks import short_name
+from sapo.data.tasks import digest, short_name
 
 POLICIES, BOUNDS = ("sapo", "static", "random"), ("multitask", "single")  # runs of others stand in no claim
 BY_NAME = ("data", "train", "sizes", "test examples", "tasks")  # what both have of these must agree
@@ -122,7 +122,10 @@ def _facts(run: RunResult) -> dict[str, Any]:
 
 def _require_alike(labelled: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """UserError with every difference between two whose facts are not the same."""
-    for (first, facts), (other, others) in combinations(labelled, 2):
+    distinct: dict[str, tuple[str, dict[str, Any]]] = {}
+    for label, facts in labelled:  # most have the same: of hundreds of runs few pairs are left to compare
+        distinct.setdefault(digest(facts), (label, facts))
+    for (first, facts), (other, others) in combinations(distinct.values(), 2):
         sides = results.shared(facts, others, BY_NAME), results.shared(others, facts, BY_NAME)
         way = "Name those of one kind: `sapo claims` takes folders, ids and patterns."
         require_same(f"{first} and {other}", *sides, way)
