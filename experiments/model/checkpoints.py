@@ -103,13 +103,16 @@ def resume(
     """
     if not (folder := ranks.gathered(newest(scratch) if ranks.rank() == 0 else None)[0]):
         return [], 0.0
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    if "random" not in state:
+        _log.warning("%s is of an earlier version of sapo. The training begins anew.", folder)
+        return [], 0.0
     saved = load_file(folder / WEIGHTS)
     if {key: value.shape for key, value in saved.items()} != {key: p.shape for key, p in weights.items()}:
         raise WorkError(f"The checkpoint in {folder} is of other weights. Delete it.")
     with torch.no_grad():
         for key, value in saved.items():
             weights[key].copy_(value)
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if ranks.rank() < len(state["random"]):  # of more ranks than before, the new ones begin at their seeds

@@ -134,3 +134,16 @@ def test_weights_and_random_numbers_go_on_and_other_weights_are_refused(tmp_path
     for weights in ({"b": torch.zeros(3)}, {"a": torch.zeros(2)}):
         with pytest.raises(WorkError, match="of other weights"):
             checkpoints.resume(tmp_path, weights, *rest)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_gone_on_from(tmp_path, caplog):
+    weight, *rest = new(1.0)
+    checkpoints.save(tmp_path, {"a": weight}, *rest, [{"loss": 0.1}], 2.5)
+    folder = tmp_path / "checkpoint-1"
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(state | state.pop("random")[0], folder / "state.pt")
+    (folder / "manifest.json").write_text(json.dumps(checkpoints.manifest_of(folder)))
+    other, *rest = new(2.0)
+    assert checkpoints.resume(tmp_path, {"a": other}, *rest) == ([], 0.0)
+    assert other.tolist() == [2.0] * 3
+    assert "is of an earlier version of sapo. The training begins anew." in caplog.text
