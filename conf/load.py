@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache, lru_cache, reduce
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,8 @@ def _choice_files(group: str) -> list[Path]:
 def _compose_all(overrides: list[str]) -> list[Config]:
     """The config of every combination of the overrides' sweeps and the experiment's; overrides win.
 
-    Composing takes a tenth of a second. So what only decides its own part of the config, a group or a whole
-    number, is composed once for each of its values, not with every value of the others.
+    Composing takes a tenth of a second. So what only decides its own part of the config is not composed with
+    every value of the others: of a group each member once, and a whole number is put in its place.
     """
     compose_once = cache(_compose)
     axes = _axes(overrides)
@@ -139,9 +139,12 @@ def _compose_all(overrides: list[str]) -> list[Config]:
         plain = [axes[place][0] if place in apart else value for place, value in enumerate(combination)]
         config = compose_once(tuple(plain))
         for place, key in apart.items():
-            alone = compose_once((*plain[:place], combination[place], *plain[place + 1 :]))
-            value: Any = reduce(getattr, key.split("."), alone)
             group, _, setting = key.partition(".")
+            if key in GROUPS:
+                alone = compose_once((*plain[:place], combination[place], *plain[place + 1 :]))
+                value: Any = getattr(alone, group)
+            else:
+                value = int(combination[place].partition("=")[2])
             if setting:
                 value = replace(getattr(config, group), **{setting: value})
             config = replace(config, **{group: value})
@@ -165,7 +168,8 @@ def _apart(axes: list[list[str]]) -> dict[int, str]:
             files = [_text_of(path) for path in _choice_files(key) if path.stem in values]
             if not any(word in text for text in files for word in ("@package", "defaults:", _OWN)):
                 groups[place] = key
-        if len(axis) > 1 and key in _SETTINGS and _SETTINGS[key].type is int:
+        is_number = key in _SETTINGS and _SETTINGS[key].type is int
+        if len(axis) > 1 and is_number and all(re.fullmatch(r"-?[0-9]+", value) for value in values):
             numbers[place] = key
     return groups | numbers
 

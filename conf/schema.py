@@ -170,7 +170,9 @@ class ParaphrasesConfig:
 class ScorerConfig:
     """How the pre-update loss of each prompt is measured (paper, Algorithm 1)."""
 
-    name: str = identity("full: each prompt on all rows; race: losers drop out", "full", choices="full race")
+    name: str = identity(
+        "full: each prompt on the whole subset; race: losers drop out", "full", choices="full race"
+    )
     examples: int = runtime("Training examples in the subset", 250, least=1)
     subset: str = runtime(
         "random: drawn by the seed; first: the first rows (D7)", "random", choices="random first"
@@ -181,7 +183,9 @@ class ScorerConfig:
         "token",
         choices="token example batch",
     )
-    state: str = identity("exact: as it is; shrunk: adapters / tasks (D1)", "exact", choices="exact shrunk")
+    state: str = identity(
+        "exact: the model as it is; shrunk: earlier adapters / tasks (D1)", "exact", choices="exact shrunk"
+    )
     include_original: bool = runtime("Whether the original instruction can be chosen (D6)", True)
     confidence: float = identity("race: probability that the subset's winner stays", 0.95, above=0, below=1)
 
@@ -243,7 +247,9 @@ class DataConfig:
         pattern=(r"tab|\\t|[^\w\s\"]", "be one character that is no letter, digit, blank or quote, or tab"),
     )
     max_input_tokens: int = identity("Longest prompt; inputs are cut, never the instruction", 1536, least=16)
-    truncation: str = identity("input: as above; end: even the target (D17)", "input", choices="input end")
+    truncation: str = identity(
+        "input: as above; end: the text's end, target included (D17)", "input", choices="input end"
+    )
     separator: str = identity(
         "The line before an input: by the language of the task's own instruction (task), by the words of the "
         "prompt that takes its place (prompt, D46), or the line itself, also as {en: LINE, zh: LINE}",
@@ -256,7 +262,9 @@ class DataConfig:
         None,
         is_later=True,
     )
-    label_blanks: str = identity("Blanks around labels: strip or keep (D47)", "strip", choices="strip keep")
+    label_blanks: str = identity(
+        "Blanks around a benchmark's labels: strip or keep (D47)", "strip", choices="strip keep"
+    )
 
 
 @dataclass
@@ -270,7 +278,9 @@ class ScaleConfig:
 class EngineConfig:
     """Where stages run."""
 
-    name: str = runtime("local: this process; ray: many others (docs/scale.md)", "local", choices="local ray")
+    name: str = runtime(
+        "local: in this process; ray: on many devices (docs/scale.md)", "local", choices="local ray"
+    )
     device: str = runtime("Where models run; GPU: CUDA_VISIBLE_DEVICES", "auto", choices="auto cuda cpu mps")
     devices: int = runtime(
         "Devices that compute one stage together, a process each; of a CPU, cores (docs/scale.md)", 1, least=1
@@ -294,7 +304,9 @@ class ParityConfig:
     """Whether the paper's text or its published code is followed where they differ."""
 
     name: str = runtime("paper or reference")
-    definition: str = runtime("The BWT and FWT that lead (D2)", "reference", choices="reference paper gem")
+    definition: str = runtime(
+        "Which BWT and FWT reports lead with (D2)", "reference", choices="reference paper gem"
+    )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import Field, is_dataclass
 from functools import reduce
 from pathlib import Path
@@ -28,12 +28,14 @@ def problems(config: Config) -> Iterator[str]:
             if not re.fullmatch(r"[\w.,:=/+@%-]{1,60}", typed):
                 typed = shown(typed)  # in quotes, as it could not be read otherwise
             yield f"{key}: {reason}" if "is_secret" in setting.metadata else f"{key}={typed}: {reason}"
-    try:
-        if config.data.layout is not None:  # the default one is right, and looking at it takes a while
-            layout_of(config.data.layout)
-        separators_of(config.data.separator)
-    except UserError as error:
-        yield str(error)
+    checks: list[tuple[Callable[[Any], Any], str | None]] = [(separators_of, config.data.separator)]
+    if config.data.layout is not None:  # the default one is right, and looking at it takes a while
+        checks.insert(0, (layout_of, config.data.layout))
+    for check, value in checks:
+        try:
+            check(value)
+        except UserError as error:
+            yield str(error)
     yield from _of_engine_and_method(config)
     yield from _of_tasks_and_prompts(config)
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from tiny import refusal as refusal_of
 
+from sapo.conf import load as conf_load
 from sapo.conf.errors import UserError, WorkError, unknown
 from sapo.conf.load import load, load_one
 from sapo.conf.names import run_name
@@ -146,6 +147,8 @@ def test_an_experiment_expands_its_sweep_and_the_user_wins(own_conf):
         ("seed=a=b", "quote a value with special characters twice"),
         ("seed=range(0)", "seed=range(0): this sweep has no values."),
         ("seed=interval(0,1)", "sweep with a comma list, choice(…) or range(…)."),
+        ("trainer.learning_rate=nan", "trainer.learning_rate=nan: must be a finite number"),
+        ("method.dropout=1", "method.dropout=1.0: must be at least 0 and below 1"),
         ("data.delimiter=ab", "data.delimiter=ab: must be one character that is no letter"),
         ("paraphrases.allow=[nothing]", "paraphrases.allow=nothing: must be one of empty, size, labels"),
         ("data.root='~no such user/x'", "data.root='~no such user/x': there is no such user"),
@@ -158,8 +161,11 @@ def test_refusals_say_what_and_how_to_mend(override, said):
 
 
 def test_all_problems_are_named_at_once_and_each_once():
-    message = refusal("trainer.epochs=0", "method.rank=0", "policy.index=-5", "seed=0,1")
-    assert message.splitlines() == [
+    data = ("data.layout=sytem", "data.separator='{en: 1}'")
+    message = refusal("trainer.epochs=0", "method.rank=0", "policy.index=-5", "seed=0,1", *data)
+    head, *of_data, rank, index, epochs = message.splitlines()
+    assert [line.partition("=")[0] for line in of_data] == ["  - data.layout", "  - data.separator"]
+    assert [head, rank, index, epochs] == [
         "The configuration cannot run:",
         "  - method.rank=0: must be at least 1",
         "  - policy.index=-5: must be at least -1",
@@ -208,6 +214,13 @@ def test_sweeps_put_together_from_parts_equal_configs_composed_one_by_one(axes):
     for place in {len(swept) // 2 - 1, 5 % len(swept), len(swept) - 1}:
         chosen = zip(axes, combinations[place], strict=True)
         assert swept[place] == load_one([f"{key}={value}" for key, value in chosen])
+
+
+def test_a_sweep_composes_no_config_for_each_of_its_numbers(monkeypatch):
+    composed, compose = [], conf_load._compose
+    monkeypatch.setattr(conf_load, "_compose", lambda given: composed.append(given) or compose(given))
+    assert [config.seed for config in load(["seed=range(50)", "policy=static"])] == [*range(50)]
+    assert len(composed) == 1
 
 
 def test_an_own_file_that_reaches_into_other_groups_is_composed_with_them(own_conf):
