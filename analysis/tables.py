@@ -59,10 +59,13 @@ class ScoreTable:
     def long(self) -> pd.DataFrame:
         """A row a line and metric: `estimate`, `low` and `high` of `metric`, over `n` test rows."""
         quantity = ("difference from " + self.lines["base"]).where(self.lines["difference"], "score")
-        is_demonstration = (self.lines["source"] == "ours") & (DEMONSTRATION in self.notes)
-        facts = {"quantity": quantity, "definition": self.definition, "demonstration": is_demonstration}
-        lines = self.lines.assign(**facts).to_dict("records")
-        rows = [{**vars(line[metric]), **line, "metric": metric} for line in lines for metric in METRICS]
+        is_demo = (self.lines["source"] == "ours") & (DEMONSTRATION in self.notes)
+        lines = self.lines.assign(quantity=quantity, definition=self.definition, demonstration=is_demo)
+        rows = [
+            {**vars(line[metric]), **line, "metric": metric}
+            for line in lines.to_dict("records")
+            for metric in METRICS
+        ]
         return pd.DataFrame(rows).rename(columns={"value": "estimate"}).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
