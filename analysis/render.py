@@ -77,7 +77,7 @@ def latex(frame: pd.DataFrame, columns: str | None = None, notes: Sequence[str] 
 def csv(frame: pd.DataFrame) -> str:
     """A table as CSV, in full precision; no spreadsheet takes a cell for a formula."""
     safe = frame.copy()
-    for name in frame.select_dtypes(["object", "str"]):
+    for name in frame.select_dtypes(exclude=["number", "bool"]):
         safe[name] = [v if isinstance(v, str) and _is_own(v) else csv_safe(v) for v in frame[name]]
     return safe.to_csv(index=False, lineterminator="\n")
 

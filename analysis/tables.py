@@ -151,7 +151,7 @@ def grouped(runs: Sequence[RunResult]) -> dict[Group, list[Variant]]:
     values = dict(zip(runs, map(tuple, differing.to_numpy()), strict=True))
     keys = {run: (run.model, run.sequence, run.method, run.record.parity) for run in runs}
     shows_policy = differing.empty or len({run.policy for run in runs}) > 1
-    found: dict[Group, dict[str, list[RunResult]]] = {}
+    found: dict[Group, dict[tuple[str, tuple[str, ...]], dict[str, list[RunResult]]]] = {}
     for run in sorted(runs, key=lambda run: (run.policy != BASE, run.pool_size or 0)):
         both = (next(other for other in runs if keys[other] == keys[run]), run)
         if both[0].tasks != run.tasks:
@@ -161,15 +161,18 @@ def grouped(runs: Sequence[RunResult]) -> dict[Group, list[Variant]]:
         alike = [other for other in runs if (keys[other], other.policy) == (keys[run], run.policy)]
         are_several = [len(set(facts)) > 1 for facts in zip(*map(_pool_of, alike), strict=True)]
         which = ", ".join(filter(None, compress(_pool_of(run), are_several)))
-        name = [f"{run.policy} ({which})" if which else run.policy] if shows_policy or which else []
-        found.setdefault(keys[run], {}).setdefault(", ".join([*name, *values[run]]), []).append(run)
+        shown = [f"{run.policy} ({which})" if which else run.policy] if shows_policy or which else []
+        pools = found.setdefault(keys[run], {}).setdefault((run.policy, values[run]), {})
+        pools.setdefault(", ".join([*shown, *values[run]]), []).append(run)
     groups: dict[Group, list[Variant]] = {key: [] for key in found}
-    for key, variants in found.items():
-        for label, members in variants.items():
-            is_once = len({run.seed for run in members}) == len(members)
-            # Of the same settings: other prompts, or rows.
-            each = [(label, members)] if is_once else [(f"{label}, {r.id[-DIGEST:]}", [r]) for r in members]
-            groups[key] += [Variant(n, same[0].policy, values[same[0]], same) for n, same in each]
+    for key, settings in found.items():
+        for (policy, own), pools in settings.items():  # the sizes of a policy's pool stay together
+            for label, members in pools.items():
+                is_once = len({run.seed for run in members}) == len(members)
+                # Of the same settings: other prompts, or rows.
+                apart = [(f"{label}, {run.id[-DIGEST:]}", [run]) for run in members]
+                each = [(label, members)] if is_once else apart
+                groups[key] += [Variant(name, policy, own, same) for name, same in each]
     return groups
 
 
@@ -369,7 +372,7 @@ def size_points(table: ScoreTable, measure: str) -> pd.DataFrame:
     points = long[
         ["group", "policy", "pool_size", "base", "metric", "estimate", "low", "high", "n", "n_seeds"]
     ]
-    policies = long["policy"].str.replace(r", K=\d+(?=\)$)| \(K=\d+\)$", "", regex=True)
+    policies = long["policy"].str.replace(r", K=\d+(?=\))| \(K=\d+\)", "", regex=True)
     points = points.assign(policy=policies).rename(columns={"n": "n_examples"})
     return points.astype({"pool_size": int}).reset_index(drop=True)
 

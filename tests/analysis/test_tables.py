@@ -343,6 +343,14 @@ def test_pools_and_sizes_are_told_apart_where_they_differ(run_folder):
         assert [variant.name for variant in variants] == names
     table = score_table([runs[2], runs[3]], draws=20)
     assert any(note.startswith("K: ") for note in table.notes)
+    others = [
+        load_run(run_folder(f"o{k}", policy="random", pool={"name": "terse", "size": k})) for k in (3, 20)
+    ]
+    (variants,) = grouped([runs[4], runs[3], *others]).values()  # sizes of one policy follow each other
+    policies = [variant.policy for variant in variants]
+    assert [variant.name for variant in variants] == [
+        f"{p} (K={k})" for p in dict.fromkeys(policies) for k in (3, 20)
+    ]
 
 
 def test_a_frame_for_the_terminal_says_what_is_the_same_once():
@@ -393,6 +401,23 @@ def test_points_are_differences_by_size_with_a_line_a_pool(sizes, table):
     assert (points["low"] <= points["estimate"]).all()
     assert (points["estimate"] <= points["high"]).all()
     assert size_points(table, "rougeL").empty  # runs without pools
+
+
+def test_sizes_keep_a_line_where_other_settings_differ_too(run_folder):
+    runs = []
+    for rank in (4, 8):
+        facts = {"identity": {"trainer": {"rank": rank}}}
+        runs.append(run_folder(f"static{rank}", **facts))
+        for size in (10, 20):
+            pool = {"name": "bank", "size": size}
+            runs.append(run_folder(f"sapo{rank}_{size}", policy="sapo", pool=pool, **facts))
+    points = size_points(table_of(*runs), "nll").query("metric == 'AP'")
+    assert list(zip(points["policy"], points["pool_size"], strict=True)) == [
+        ("sapo, 4", 10),
+        ("sapo, 4", 20),
+        ("sapo, 8", 10),
+        ("sapo, 8", 20),
+    ]
 
 
 def test_the_figure_has_a_panel_a_metric_and_a_tick_a_size(sizes):
