@@ -252,7 +252,8 @@ def select(
     if adapter and (base := _other_base(adapter, config)):
         here = model_folder(config.model)
         tell(f"sapo: the adapter in {adapter} says it was trained on {base}; it is used on {here}.")
-    task, prompts = material.task, material.pool.candidates(include_original=True)
+    task, every = material.task, material.pool.candidates(include_original=True)
+    prompts = _prompts([prompt.text for prompt in every], None)  # an empty instruction has no paraphrases
     preflight(config, [(task, prompts)], trains=False, answers=False)
     tell("Loading the model …")
     expect(len(prompts))

@@ -67,6 +67,12 @@ def test_all_rows_are_there_to_draw_from_unless_said(sapo):
     assert (few["data"]["rows"], few["data"]["scored"]) == (3, 3)
 
 
+def test_an_instruction_of_blanks_has_nothing_to_choose_from(sapo):
+    """It has no paraphrases either, whatever the pool file holds."""
+    done = sapo("select", MINE[0], "instruction= ", *MINE[2:])
+    assert (done.code, done.err.splitlines()[-1]) == (2, "sapo: candidate 0 is empty or no text.")
+
+
 @pytest.mark.parametrize("said", ["columns=[asked,said]", "columns=asked,said"])
 def test_columns_by_name(sapo, rows_file, said):
     data = rows_file([{"asked": f"x{i}", "said": "bug"} for i in range(6)])

@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 from hashlib import sha256
@@ -73,6 +74,16 @@ def test_a_run_arrives_with_all_its_stages_and_nothing_else(store, file, there):
     assert not list(there.root.glob("building/*"))
     for kind in KINDS:
         assert there.find(kind, digest({"kind": kind, "state": "base", "seed": 0}))
+
+
+def test_imported_files_are_as_open_as_the_umask_says(file, there):
+    before = os.umask(0o002)
+    try:
+        import_archive(file, there)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in there.root.glob("[sr]*/**/*") if path.is_file()}
+    assert modes == {0o664}
 
 
 def test_what_is_there_already_stays_and_what_only_took_another_time_is_the_same(file, there):
