@@ -306,6 +306,7 @@ def without_answers(run: Path, **identity) -> None:
 def test_runs_without_answers_speak_in_nll_alone(tmp_path):
     for policy in ("static", "sapo"):
         without_answers(add(tmp_path, policy, policy=policy), common_prompt=True)
+    add(tmp_path, "bound", policy="static", method="multitask")  # which stands in no claim
     evidence = load_evidence(find([], tmp_path, both=True), "reference")
     found = [each for each in decided([], evidence.contrasts) if each.id == "d-static-AP"]
     reasons = {each.measure: each.reason for each in found if each.column == "trained"}

@@ -16,7 +16,8 @@ def folder(tmp_path):
 
     def made(name: str, family: str, template: str = "{{ messages }}") -> Path:
         (path := tmp_path / name).mkdir(parents=True)
-        (path / "config.json").write_text(json.dumps({"model_type": family, "dtype": "bfloat16"}))
+        sizes = {"vocab_size": 1000, "hidden_size": 2000, "tie_word_embeddings": family != "qwen3"}
+        (path / "config.json").write_text(json.dumps({"model_type": family, "dtype": "bfloat16"} | sizes))
         (path / "chat_template.jinja").write_text(template)
         (path / "model.safetensors").write_bytes(b"0" * 4_000_000)
         return path
@@ -30,7 +31,7 @@ def test_a_folder_gives_name_targets_switches_and_size(folder, key):
     model = load_one([f"{key}={'path:' if key == 'model.source' else ''}{path}"]).model
     assert (model.name, model.source, model.path) == ("Qwen3_mine", f"path:{path}", str(path))
     assert (model.template_options, model.lora_targets) == ({"enable_thinking": False}, ["q_proj", "v_proj"])
-    assert (model.parameters, argument_of(model)) == (0.002, str(path))
+    assert (model.parameters, model.embeddings, argument_of(model)) == (0.002, 0.004, str(path))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_a_text_replaces_what_was_there(tmp_path):
         (errno.EFBIG, WorkError, "Make room"),
         (errno.EACCES, UserError, "Name a folder that you may write"),
         (errno.EROFS, UserError, "Name a folder that you may write"),
+        (errno.ENOTDIR, UserError, "Choose another folder"),
     ],
 )
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch, number, kind, mend):
