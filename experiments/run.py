@@ -151,8 +151,9 @@ def reproduce(
     probes, unmeasured = write_probes(of_probes, folders, engine, what.gradients)
     failed += unmeasured
     in_probes = {folders.get(job.key) for job in of_probes}
-    # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run.
-    drawn = [*probes, *dict.fromkeys(folder for folder in folders.values() if folder not in in_probes)]
+    others = (folder for folder in folders.values() if folder not in in_probes)
+    # Runs whose pools hold fewer paraphrases than asked for may turn out to be the same run, or probe.
+    drawn = [*dict.fromkeys([*probes, *others])]
     if not drawn:
         raise WorkError("\n".join(f"{name}: {message}" for name, message in failed))
     return Reproduction(target, [*finished.values()], drawn, failed, time.monotonic() - begun)

@@ -8,6 +8,7 @@ Accelerate's launchers end with the one function that they were started for, and
 import atexit
 import logging
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -200,9 +201,20 @@ def _work(rank: int, size: int, device: str, meeting: Path, pipe: Any, level: in
             try:
                 _compute_here(stage, Store(root), Path(aside) if rank else folder)
             except Exception as error:
-                error.add_note(traceback.format_exc())  # it is raised elsewhere
-                answer = error
+                answer = portable(error)
         pipe.send(answer)
+
+
+def portable(error: Exception) -> Exception:
+    """The error as another process can raise it, with its traceback: what cannot be sent goes as its text."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (what has just been written)
+    except Exception:
+        found: Exception = RuntimeError(f"{type(error).__name__}: {error}")
+    else:
+        found = error
+    found.add_note("".join(traceback.format_exception(error)))
+    return found
 
 
 def _end_with_parent(timeout: float | None = None) -> None:

@@ -143,7 +143,7 @@ def test_figures_of_one_probe_compute_its_stages_once_by_force(sapo, small, only
 def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
     settings = ["policy.index=-1,0,1", "seed=0,1", "model=tiny_llama", f"store.root='{tmp_path}'"]
     jobs = targets.jobs_of("figure2", "mini", settings)
-    written = ([Path("folder")], [("a probe", "why")])
+    written = ([Path("folder")] * 2, [("a probe", "why")])  # two that turn out to be one
 
     def outcomes(jobs, engine):
         error = WorkError("It broke.")
@@ -154,7 +154,7 @@ def test_a_figure_is_drawn_without_a_probe_that_failed(tmp_path, monkeypatch):
     found = run.reproduce("figure2", "mini", settings)
     lost = [(str(job), "It broke.") for job in jobs if job.config.seed]
     assert lost[0][0] == "mini_probe tiny_llama lorainc fixed seed 1"
-    assert (found.folders, found.failed, len(found.finished)) == (written[0], [*lost, *written[1]], 3)
+    assert (found.folders, found.failed, len(found.finished)) == ([Path("folder")], [*lost, *written[1]], 3)
     written = ([], [("a probe", "too many of its runs failed")])
     with pytest.raises(WorkError, match="a probe: too many of its runs failed"):
         run.reproduce("figure2", "mini", settings)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -114,6 +115,25 @@ def are_gone(pids):
             return False
         time.sleep(0.05)
     return True
+
+
+class OfTwoError(Exception):
+    """What pickle writes, and cannot read again."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+@pytest.mark.parametrize("known", [WorkError("no room"), OfTwoError("rows", "none"), RuntimeError(lambda: 0)])
+def test_every_error_can_be_sent_and_says_where_it_was_raised(known):
+    try:
+        raise known
+    except Exception as error:
+        found = pickle.loads(pickle.dumps(devices.portable(error)))  # noqa: S301
+    assert isinstance(found, WorkError) == isinstance(known, WorkError)
+    assert str(known) in str(found)
+    (note,) = found.__notes__
+    assert "test_devices.py" in note
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
