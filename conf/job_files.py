@@ -54,11 +54,11 @@ def settings_in(path: Path, what: str = "") -> dict[str, Any]:
     """The nested settings in a YAML file; UserError if it cannot be read, or holds something else."""
     try:
         text = path.read_text(encoding="utf-8")
-        if not isinstance(yaml.safe_load(text), dict | None):
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict | None) or not all(isinstance(key, str) for key in content or ()):
             raise ValueError("it holds no settings, which are lines of KEY: VALUE.")
         # Refuses a name given twice, and a value that holds itself.
-        values = OmegaConf.to_container(OmegaConf.create(text))
-        return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
+        return OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[return-value]
     except FileNotFoundError as error:
         raise UserError(f"No job file {path}. A job file holds overrides as lines of KEY: VALUE.") from error
     except _BROKEN as error:

@@ -41,6 +41,7 @@ def test_what_stands_beside_a_job_file_wins(job):
     [
         ("policy: [static", "Cannot read the job file"),
         ("- static", "it holds no settings"),
+        ("1: static", "it holds no settings"),
         ("seed: 1\nseed: 2", "found duplicate key seed"),
         ("sequence.name: 7", "sequence.name is a text, and YAML reads a number: put it in quotes."),
         ("polcy: static", "Unknown setting polcy. Did you mean policy?"),
