@@ -171,7 +171,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     first, *tasks = header = rows[0][1] if rows else [""]
     if first != "after" or not tasks:
         form = "the header is `after,<task>,<task>,…` with commas"
-        raise UserError(f"{path}, line 1: {form}; this one is '{','.join(header)}'.")
+        raise UserError(f"{path}, line 1: {form}; this one is '{','.join(header)[:60]}'.")
     for place, task in enumerate(tasks):
         if not task or task in tasks[:place]:
             raise UserError(
