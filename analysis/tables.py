@@ -107,8 +107,12 @@ def score_table(
         theirs = published(paper, model, sequence, method) if with_paper else pd.DataFrame()
         for name, column in _scores(measure, members, notes):
             score = score_name(name, column) + " (lower is better)" * (name in results.LOWER_IS_BETTER)
-            about = {"group": " · ".join(filter(None, title)), "score": score, "measure": name}
-            about |= {"tested_with": column, "is_first": (name, column) == (measure, "trained")}
+            about: dict[str, Any] = {"group": " · ".join(filter(None, title)), "score": score}
+            about |= {
+                "measure": name,
+                "tested_with": column,
+                "is_first": (name, column) == (measure, "trained"),
+            }
             lines += [about | line for line in _lines(variants, name, column, definition, draws, notes)]
             for row in theirs.to_dict("records") if (name, column) == ("rougeL", "trained") else ():
                 cells = {metric: Interval(row[metric]) for metric in METRICS}

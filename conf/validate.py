@@ -31,9 +31,9 @@ def problems(config: Config) -> Iterator[str]:
     checks: list[tuple[Callable[[Any], Any], str | None]] = [(separators_of, config.data.separator)]
     if config.data.layout is not None:  # the default one is right, and looking at it takes a while
         checks.insert(0, (layout_of, config.data.layout))
-    for check, value in checks:
+    for check, text in checks:
         try:
-            check(value)
+            check(text)
         except UserError as error:
             yield str(error)
     yield from _of_engine_and_method(config)
