@@ -290,8 +290,11 @@ def in_state(
             yield base.eval()
             return
         model = load_adapter(base, folder / FOLDER).eval()
+        if shrunk_from_rank is None:  # of an adapter from outside, which may have no rank
+            yield model
+            return
         rank = model.peft_config["default"].r  # type: ignore[attr-defined]
-        with rescale_adapter_scale(model, (shrunk_from_rank or rank) / rank):
+        with rescale_adapter_scale(model, shrunk_from_rank / rank):
             yield model
 
 
