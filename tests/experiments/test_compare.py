@@ -193,6 +193,14 @@ def test_the_commands_that_train_for_good_name_the_prompt_and_the_data(given, co
     assert export == "sapo export RUN --to FOLDER"
     (task,), _ = load_tasks(config("sequence=own", "sequence.tasks=[parity]", f"data.root='{folder}'"))
     assert (task.instruction, task.labels) == (ORIGINAL, ("odd", "even"))
+    none, _ = write_task(setting, given, asked, [NO_INSTRUCTION], tmp_path / "none")
+    assert " policy=static " in none
+    (task,), _ = load_tasks(
+        config("sequence=own", "sequence.tasks=[parity]", f"data.root='{tmp_path / 'none'}'")
+    )
+    assert task.instruction == ""
+    mixed, _ = write_task(setting, given, asked, setting.pool.candidates(include_original=True), folder)
+    assert " policy=paft model=tiny_llama" in mixed
 
 
 def test_every_stage_of_a_comparison_has_the_layout_and_the_command_names_it(given, config, tmp_path):

@@ -82,6 +82,7 @@ def test_seconds_are_what_a_stage_takes_anyway_and_its_work_at_its_rates(tiny_co
     ("change", "reason"),
     [
         ({"place": {"machine": "cpu: another", "torch": "1.0", "model": "m"}}, "measured elsewhere.*another"),
+        ({"a_pass": 7}, f"measured elsewhere.*tokens a pass 7, here {CPU_PASS}"),
         ({"training": 0}, "greater than 0"),
         ({"reading": float("nan")}, "reading: Input should be"),
         ({"beside": {"train": 1.0}}, "beside: .*at least 3 items"),

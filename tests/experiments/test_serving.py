@@ -16,6 +16,7 @@ from sapo.conf.schema import ModelConfig
 from sapo.data.benchmarks import load_task
 from sapo.data.prompts import Prompt
 from sapo.data.render import Renderer
+from sapo.data.tasks import Example
 from sapo.experiments.engine.garbage import locked
 from sapo.experiments.engine.store import Stored
 from sapo.experiments.export import exportable
@@ -113,6 +114,15 @@ def test_the_untouched_model_in_place_of_the_state_is_named(checked, style):
 def test_a_program_that_loses_the_layout_is_told_from_what_it_sends(checked):
     sent = {"messages": [{"role": "user", "content": "{input}"}]}
     assert BARE in checked("vllm", sent=sent)["tokens"].detail
+
+
+def test_an_input_stands_in_what_a_program_sends_to_the_letter():
+    """Quotes and line breaks, wherever a text of the body names it, whatever the input says itself."""
+    text = 'say "yes"\n\\ or {input} \u00fc'
+    sent = {"messages": [{"role": "user", "content": "Q: {input}!"}], "n": [1, None, "{input}"]}
+    row = SimpleNamespace(example=Example(text, "yes"))
+    content = {"role": "user", "content": f"Q: {text}!"}
+    assert Served.body(SimpleNamespace(sent=sent), row) == {"messages": [content], "n": [1, None, text]}
 
 
 def test_a_whole_text_is_checked_as_it_is_read_there(checked, source):

@@ -153,6 +153,7 @@ def remains(store: Store) -> list[Path]:
         root / "building" / f"train-{LOST[:12]}-x1",
         root / "stages" / "evaluate" / LOST,
         root / "runs" / "half",
+        root / "probes" / "half",
         root / "checkpoints" / key,
     ]
     strays = [root / "building" / "x.txt", root / "stages/train/.DS_Store", root / "checkpoints/.DS_Store"]
@@ -179,7 +180,7 @@ def test_remains_go_and_everything_else_stays(store):
     items = [item for item in leftovers(store) if not item.is_of_no_run]
     assert {item.path for item in items} == {*paths, *locks.iterdir()} - {locks / "gc.lock"}
     assert {item.bytes for item in items if item.path in paths[:-1]} == {5}
-    assert {item.what for item in items if item.path in paths[4:-1]} == {"stray file"}
+    assert {item.what for item in items if item.path in paths[5:-1]} == {"stray file"}
     assert len(collect(store, items)) == len(items)
     assert not any(path.exists() for path in paths)
     assert not list(store.root.glob("building/*"))
