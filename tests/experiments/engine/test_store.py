@@ -185,6 +185,12 @@ def test_a_stage_that_is_computed_again_is_never_there_in_parts(store, tmp_path,
 # --- several processes, several users ----------------------------------------------------------------------
 
 
+def test_a_lock_that_says_nothing_is_another_command_s(tmp_path):
+    (tmp_path / "a.lock").touch()  # a full disk takes locks, and no text
+    for name in ("a.lock", "none.lock"):
+        assert store_module.holder(tmp_path / name) == "another command"
+
+
 def test_whoever_waits_for_a_lock_says_for_whom_and_since_when(store, monkeypatch):
     monkeypatch.setattr(store_module, "PATIENCE", 0)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sapo", "train", "secret=1"])
