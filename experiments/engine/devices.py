@@ -8,7 +8,6 @@ Accelerate's launchers end with the one function that they were started for, and
 import atexit
 import logging
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -17,7 +16,8 @@ import threading
 import time
 import traceback
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from logging.handlers import QueueHandler
 from multiprocessing import connection, get_context, parent_process
@@ -28,7 +28,7 @@ import torch
 import yaml
 from torch import distributed
 
-from sapo.conf.errors import UserError, WorkError
+from sapo.conf.errors import UserError, WorkError, message_of
 from sapo.data.files import write_json
 from sapo.data.records import StageResult, write_record
 from sapo.experiments.engine.environment import environment
@@ -36,7 +36,7 @@ from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import Store, own_folder
 from sapo.experiments.model.budgets import DoesNotFitError
 from sapo.experiments.model.identity import device_of, require_devices
-from sapo.experiments.model.load import load_model
+from sapo.experiments.model.load import LanguageModel, load_model
 
 # A process that is waited for is watched from here: nobody has to give up waiting.
 _PATIENCE = timedelta(days=30)
@@ -44,15 +44,12 @@ _log = logging.getLogger(__name__)
 
 
 def compute(stage: Stage, store: Store, folder: Path) -> None:
-    """Computes a stage into a folder, on as many devices as `engine.devices` says.
+    """Computes a stage into a folder, on several devices (`engine.devices`).
 
     If one of several processes dies, the stage begins again, `engine.retries` times, a training from its last
     checkpoint. Whatever else ends it is raised; the processes are then gone.
     """
     engine = stage.config.engine
-    if engine.devices == 1:
-        _compute_here(stage, store, folder)
-        return
     for left in range(engine.retries, -1, -1):
         try:
             _group(stage).compute(stage, folder, store.root.absolute())
@@ -66,12 +63,17 @@ def compute(stage: Stage, store: Store, folder: Path) -> None:
             folder.mkdir()
 
 
-def _compute_here(stage: Stage, store: Store, folder: Path) -> None:
-    """In this process; writes what was measured, what the stage is, and with what it was made."""
+@contextmanager
+def described(stage: Stage, folder: Path) -> Iterator[tuple[LanguageModel, dict[str, Any]]]:
+    """The model to compute a stage with in this process, and a dict for what it measures.
+
+    Writes these beside the result, what the stage is, and with what it was made.
+    """
+    facts: dict[str, Any] = {}
     model = load_model(stage.config)
     begun = time.monotonic()
     try:
-        facts = stage.compute(store, model, folder)
+        yield model, facts
     except DoesNotFitError as error:
         raise WorkError(f"Task {stage.name} ({stage.kind}): {error}") from error
     seconds = round(time.monotonic() - begun + facts.get("earlier_seconds", 0.0), 3)
@@ -199,20 +201,18 @@ def _work(rank: int, size: int, device: str, meeting: Path, pipe: Any, level: in
         answer = None
         with tempfile.TemporaryDirectory(dir=meeting) as aside:
             try:
-                _compute_here(stage, Store(root), Path(aside) if rank else folder)
+                target = Path(aside) if rank else folder
+                with described(stage, target) as (model, facts):
+                    facts |= stage.compute(Store(root), model, target)
             except Exception as error:
                 answer = portable(error)
         pipe.send(answer)
 
 
 def portable(error: Exception) -> Exception:
-    """The error as another process can raise it, with its traceback: what cannot be sent goes as its text."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 (what has just been written)
-    except Exception:
-        found: Exception = RuntimeError(f"{type(error).__name__}: {error}")
-    else:
-        found = error
+    """The error as another process can raise it, with its traceback; what is not ours goes as its text."""
+    ours = next((kind for kind in (WorkError, UserError) if isinstance(error, kind)), RuntimeError)
+    found = ours(message_of(error))
     found.add_note("".join(traceback.format_exception(error)))
     return found
 
