@@ -207,7 +207,7 @@ def _with_text(override: str) -> str:
     is_plain = not re.search(r"[][(){}'\"]", value.removeprefix("[").removesuffix("]"))
     if kind == list[str] and is_plain and value[0] == "[" and value[-1] == "]" and value[1:-1].strip():
         return f"{key}=[{','.join(map(quoted, value[1:-1].split(',')))}]"
-    if kind not in (str, str | None):
+    if kind not in TEXTS:
         return override
     is_sweep = is_plain and value[0] != "[" and "," in value
     return f"{key}={','.join(map(quoted, value.split(','))) if is_sweep else quoted(value)}"

@@ -22,11 +22,7 @@ HEAD = 1 << 16  # characters of a file in which its definition stands
 
 def task_files(root: Path) -> dict[str, Path]:
     """The task files in a folder, or in its folder `tasks`, by their short names: `NI195`."""
-    return _task_files(root / FOLDER if (root / FOLDER).is_dir() else root)
-
-
-@while_unchanged(lambda folder: [folder])
-def _task_files(folder: Path) -> dict[str, Path]:
+    folder = root / FOLDER if (root / FOLDER).is_dir() else root
     return {short_name(path.stem): path for path in sorted(folder.glob("task[0-9]*_*.json"))}
 
 

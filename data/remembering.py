@@ -33,11 +33,11 @@ def remembered(size: int) -> Callable[[Asked], Asked]:
     return decorate
 
 
-def while_unchanged(files: Callable[..., Iterable[Path]], size: int = 64) -> Callable[[Asked], Asked]:
+def while_unchanged(files: Callable[..., Iterable[Path]]) -> Callable[[Asked], Asked]:
     """Decorates a function of hashable values: its last answers are kept until their `files` change."""
 
     def decorate(function: Asked) -> Asked:
-        kept = lru_cache(size)(lambda _stamp, *args: function(*args))
+        kept = lru_cache(64)(lambda _stamp, *args: function(*args))
         return wraps(function)(lambda *args: kept(stamp(*files(*args)), *args))  # type: ignore[return-value]
 
     return decorate

@@ -96,7 +96,7 @@ def exportable(run: FinishedRun, wanted: str) -> Exportable:
         if stored is None:
             raise run.missing(after)
         trained.append(stored)
-        identity = stored_json(stored.folder / "identity.json")
+        identity = stored.identity
         shown = [learned["task"] for learned in identity["tasks"]] + shown
         after, key = identity["position"], identity["state"]
     preflight(run.config, trains=False, answers=False)

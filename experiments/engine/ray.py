@@ -28,9 +28,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from sapo.conf.errors import UserError, WorkError
 from sapo.conf.schema import EngineConfig
+from sapo.data.records import BASE
 from sapo.experiments.engine.local import TURN, LocalEngine, Turn, Watcher, ignore
 from sapo.experiments.engine.stage import Stage
 from sapo.experiments.engine.store import OWNED, Store, Stored, own_folder
+from sapo.experiments.model.identity import cpu_cores
 
 START_NOTICE = 60.0  # seconds without any worker after which the user is told what is waited for
 SIGHT = 60.0  # seconds in which a network file system shows here what was written elsewhere
@@ -70,7 +72,7 @@ class StageWorker:
                 f"{stage.identity()['model']['dtype']}), model files or sapo's version differ from the "
                 "driver's. Set model.dtype and engine.device, and install the same version on all machines."
             )
-        if stage.state != "base":
+        if stage.state != BASE:
             asyncio.run(in_sight(self.store, "train", stage.state))
         self.warnings.flush()
         engine = LocalEngine(self.store, force=again)
@@ -273,10 +275,9 @@ class Cluster:
         AuthenticationTokenLoader.instance().reset_cache()
         # Otherwise all else on the machine would go before the workers, as it does not with engine=local.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return {
             "address": "local",
-            "num_cpus": max(cores, math.ceil((self.config.workers or 1) * self.config.cpus)),
+            "num_cpus": max(cpu_cores(), math.ceil((self.config.workers or 1) * self.config.cpus)),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_MEMORY,
             "_temp_dir": str(self._folder),

@@ -43,6 +43,11 @@ def device_of(config: Config) -> torch.device:
     return torch.device(name)
 
 
+def cpu_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_devices(config: Config) -> None:
     """UserError unless `engine.devices` devices of one kind are here."""
     wanted, device = config.engine.devices, device_of(config).type
@@ -52,7 +57,7 @@ def require_devices(config: Config) -> None:
     if device == "cuda":
         names = list(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
     elif device == "cpu":
-        names *= len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        names *= cpu_cores()
     if wanted > len(names):
         there = f"{len(names)} cores" if device == "cpu" else f"{len(names)} of kind {device}"
         raise UserError(f"engine.devices={wanted}: here are only {there}. Set engine.devices={len(names)}.")

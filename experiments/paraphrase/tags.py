@@ -62,15 +62,18 @@ def write_tags(config: Config, path: Path, on_answer: Callable[[int, int], None]
             raise UserError(f"{path} has tags of {known.writer}, or of another question. Name another file.")
         file.truncate(content.rfind(b"\n") + 1)  # a line that a killed process left half-written
         missing = [key for key in documents if key not in known.tags]
+        done = len(documents) - len(missing)
 
         def note(place: int, reply: Reply) -> None:
+            nonlocal done
             if reply.error is not None:
                 errors[reply.error] += 1
                 return
             line = json.dumps({"document": missing[place], "tags": tags_in(reply.text)}, ensure_ascii=False)
             file.write(f"{line}\n".encode())
             file.flush()
-            on_answer(len(documents) - len(missing) + place + 1, len(documents))
+            done += 1
+            on_answer(done, len(documents))
 
         chat.ask([QUESTION.replace("{request}", documents[key]) for key in missing], note)
     found = read_tags(path).tags
