@@ -15,7 +15,7 @@ from sapo.analysis.probes import figures, statistics
 from sapo.analysis.probes.results import ProbeResult, load_probe, prompt_name, require_poolable
 from sapo.analysis.probes.statistics import INDICATORS, Choice, Power
 from sapo.analysis.published import paper_csv, plain
-from sapo.analysis.render import terminal
+from sapo.analysis.render import NONE, terminal
 from sapo.analysis.results import DRAWN, LOWER_IS_BETTER, check_measure, leading_measure, measure_name
 from sapo.analysis.tables import DEMONSTRATION, NLL_LEADS
 from sapo.conf.errors import UserError
@@ -23,7 +23,6 @@ from sapo.data.prompts import ORIGINAL
 from sapo.data.tasks import short_name
 
 Row = dict[str, object]
-NONE = "-"
 PAPER_NOTE = (
     "The paper's coefficients are of ROUGE-L, for some pairs of tasks and models, and stand beside the "
     "same pair whatever our model; it does not name its three unseen tasks: ours are the first listed."
